@@ -1,0 +1,33 @@
+# `make demo` and `make test` each set up everything a fresh machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN = demo/run
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test check bench clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[demo,test,check]"
+	touch $@
+
+demo: $(VENV)/.installed  ## rendered scenes and real footage -> trained model -> report page
+	$(BIN)/python -m jobs.demo_videos demo/videos
+	$(BIN)/recaption run --videos demo/videos --out $(RUN) --recipe quickstart
+	$(BIN)/recaption verify --run $(RUN)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,0 +1,215 @@
+"""`recaption caption`: kept clips -> RUN/captions/<set>. A caption set is a version; shards made from another one stay.
+
+A part of captions belongs to the part of clips of the same number. A part is complete when its file is there with the
+same settings and the same kept clips; where only the kept clips changed (a threshold moved), captions that exist are
+kept and only the missing ones are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import posixpath
+import re
+from typing import Any
+
+import numpy as np
+
+from jobs.cluster import Cluster
+from jobs.recipes import CaptionSettings, Recipe, stage_hashes
+from jobs.run_state import kept_clips, part_name, part_number, write_recipe
+from recaption.captions import clean
+from recaption.errors import UsageError, VideoError
+from recaption.records import Caption, Clip, from_table, to_table
+from recaption.run_folder import RunFolder, recipe_hash
+from recaption.inputs import read_side_text
+from recaption.video_io import DecodeLimits, read_frames
+
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> dict[str, Any]:
+    """Caption every kept clip that this set does not have yet.
+
+    Raises:
+        UsageError: unknown captioner, weights out of reach, no clips in the run folder.
+    """
+    from recaption.captioners import load_captioner
+
+    if not SET_NAME.fullmatch(set_name):
+        raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
+    kept = kept_clips(run, recipe)
+    stage_hash = stage_hashes(recipe)["caption"]
+    folder = f"captions/{set_name}"
+    parts = [
+        {"part": number, "clips": [dataclasses.asdict(c) for c in clips], "clips_hash": _clips_hash(clips)}
+        for number, clips in kept.items()
+        if not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
+    ]
+    if parts:
+        load_captioner(recipe.caption.captioner)  # a wrong SPEC is one sentence here, not a stack of worker errors
+    write_recipe(run, recipe)
+    settings = {
+        "run_uri": run.uri,
+        "folder": folder,
+        "settings": recipe.caption,
+        "decode": recipe.prepare.decode,
+        "stage_hash": stage_hash,
+    }
+    seconds = 0.0
+    made = 0
+    on_gpu = 1.0 if recipe.caption.device.startswith("cuda") else 0.0
+    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", num_gpus=on_gpu):
+        seconds += summary["seconds"]
+        made += summary["captions"]
+    return {**summarise(run, set_name), "clips_per_second": made / seconds if seconds else 0.0,
+            "computed_parts": len(parts), "skipped_parts": len(kept) - len(parts)}
+
+
+def _clips_hash(clips: list[Clip]) -> str:
+    return recipe_hash([clip.clip_id for clip in clips])
+
+
+def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str) -> bool:
+    if not run.exists(name):
+        return False
+    metadata = run.table_metadata(name)
+    return metadata.get("recipe_hash") == stage_hash and metadata.get("clips_hash") == clips_hash
+
+
+def summarise(run: RunFolder, set_name: str) -> dict[str, Any]:
+    """Counts of a whole caption set, and its shuffled-pair check: own clip against another clip of the same batch."""
+    bad: dict[str, int] = {}
+    num_captions = num_pairs = 0
+    matched = mismatched = 0.0
+    for name in run.list(f"captions/{set_name}/part-*.parquet"):
+        metadata = run.table_metadata(name)
+        num_pairs += int(metadata["num_pairs"])
+        matched += float(metadata["matched_sum"])
+        mismatched += float(metadata["mismatched_sum"])
+        for row in from_table(run.read_table(name), Caption):
+            if row.source != "model":
+                continue
+            num_captions += row.reason is None
+            if row.reason is not None:
+                bad[row.reason] = bad.get(row.reason, 0) + 1
+    return {
+        "captions": num_captions,
+        "retried": 0,
+        "bad": bad,
+        "matched_score": matched / num_pairs if num_pairs else None,
+        "mismatched_score": mismatched / num_pairs if num_pairs else None,
+    }
+
+
+class CaptionWorker:
+    """One per actor: the captioner is loaded once."""
+
+    def __init__(
+        self, run_uri: str, folder: str, settings: CaptionSettings, decode: DecodeLimits, stage_hash: str
+    ) -> None:
+        import torch
+
+        from recaption.captioners import load_captioner
+        from train.distributed import choose_device
+
+        torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
+        self.run = RunFolder(run_uri)
+        self.folder = folder
+        self.settings = settings
+        self.decode = decode
+        self.stage_hash = stage_hash
+        self.captioner = load_captioner(settings.captioner, device=str(choose_device(settings.device)))
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        import time
+
+        started = time.perf_counter()
+        name = part_name(self.folder, part["part"])
+        clips = [Clip(**row) for row in part["clips"]]
+        existing, pairs = self._existing(name, {clip.clip_id for clip in clips})
+        new = [clip for clip in clips if clip.clip_id not in existing]
+        for first in range(0, len(new), self.settings.batch_size):
+            for row in self._caption_batch(new[first : first + self.settings.batch_size], pairs):
+                existing.setdefault(row.clip_id, []).append(row)
+        rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
+        metadata = {
+            "recipe_hash": self.stage_hash,
+            "clips_hash": part["clips_hash"],
+            **{key: repr(value) for key, value in pairs.items()},
+        }
+        self.run.write_table(name, to_table(rows, Caption), metadata)
+        return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
+
+    def _existing(self, name: str, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, float]]:
+        """Captions of the same settings that an earlier run of this part left, and its shuffled-pair sums."""
+        pairs: dict[str, float] = {"num_pairs": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
+        found: dict[str, list[Caption]] = {}
+        if self.run.exists(name):
+            metadata = self.run.table_metadata(name)
+            if metadata.get("recipe_hash") == self.stage_hash:
+                pairs = {"num_pairs": int(metadata["num_pairs"]), **{k: float(metadata[k]) for k in list(pairs)[1:]}}
+                for row in from_table(self.run.read_table(name), Caption):
+                    if row.clip_id in wanted:
+                        found.setdefault(row.clip_id, []).append(row)
+        return found, pairs
+
+    def _caption_batch(self, clips: list[Clip], pairs: dict[str, float]) -> list[Caption]:
+        rows: list[Caption] = []
+        seen: list[Clip] = []
+        frames: list[np.ndarray] = []
+        for clip in clips:
+            original = read_side_text(clip.uri)
+            if original:
+                rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
+            try:
+                frames.append(self._frames_of(clip))
+            except VideoError as error:
+                rows.append(self._bound(Caption(reason=error.reason), clip))
+            else:
+                seen.append(clip)
+        if not frames:
+            return rows
+        captions = self.captioner.caption(
+            frames,
+            max_tokens=self.settings.max_tokens,
+            num_beams=self.settings.num_beams,
+            seed=self.settings.seed,
+        )
+        scores = self.captioner.score(frames, [c.text for c in captions])
+        _add_pairs(scores, pairs)
+        for clip, pixels, text, score in zip(seen, frames, captions, np.diag(scores), strict=True):
+            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+            rows.append(dataclasses.replace(self._bound(text, clip), clip_sha256=digest, clip_score=float(score)))
+        return rows
+
+    def _frames_of(self, clip: Clip) -> np.ndarray:
+        """`captioner.num_frames` frames, spread evenly: the middle of each of as many equal spans."""
+        count = min(self.captioner.num_frames, clip.num_frames)
+        indices = clip.start_frame + ((np.arange(count) + 0.5) * clip.num_frames / count).astype(np.int64)
+        short_side = min(self.captioner.frame_px, clip.width_px, clip.height_px)
+        return read_frames(clip.uri, indices, short_side_px=short_side, limits=self.decode).pixels_THWC
+
+    def _bound(self, text: Caption, clip: Clip) -> Caption:
+        return dataclasses.replace(
+            text,
+            clip_id=clip.clip_id,
+            start_seconds=clip.start_seconds,
+            end_seconds=clip.end_seconds,
+            recipe_hash=self.stage_hash,
+        )
+
+
+def _add_pairs(scores: np.ndarray, pairs: dict[str, float]) -> None:
+    """Add each clip's score with its own caption, and with the next clip's caption, to the running sums."""
+    count = len(scores)
+    if count < 2:
+        return
+    pairs["num_pairs"] += count
+    pairs["matched_sum"] += float(np.trace(scores))
+    pairs["mismatched_sum"] += float(sum(scores[i, (i + 1) % count] for i in range(count)))
+
+
+def set_names(run: RunFolder) -> list[str]:
+    """Names of the caption sets in a run folder."""
+    return sorted({posixpath.basename(posixpath.dirname(p)) for p in run.list("captions/*/part-*.parquet")})

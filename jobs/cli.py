@@ -1,0 +1,375 @@
+"""The console script `recaption`: one dataclass per verb, flags from its fields, one summary at the end.
+
+Exit codes: 0 all good, 1 finished but some inputs failed (they are listed), 2 wrong use (one sentence on stderr),
+3 `verify` found damage. With `--json` stdout carries exactly one JSON object; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import tyro
+
+from jobs import recipes
+from jobs.cluster import Cluster
+from jobs.recipes import Recipe
+from jobs.run_state import open_run
+from jobs.summary import exit_code, print_summary
+from recaption.errors import RecaptionError
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags of every verb."""
+
+    json: bool = False
+    """Print one machine-readable JSON object on stdout."""
+    address: str | None = None
+    """Ray cluster to run on (`auto`, `ray://host:10001`); default: a local Ray, started and stopped here."""
+    num_workers: int | None = None
+    """Worker processes; default: one per core."""
+    progress: bool = True
+    """Progress bars on stderr."""
+
+    def cluster(self) -> Cluster:
+        return Cluster(address=self.address, num_workers=self.num_workers, progress=self.progress)
+
+
+STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Common):
+    """The whole chain: raw videos to a trained, sampled model and a report page."""
+
+    example: ClassVar[str] = "recaption run --videos clips/ --out runs/a --recipe quickstart"
+    videos: tuple[str, ...]
+    """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
+    out: str
+    """The run folder: a local path or a fsspec URI."""
+    recipe: str = "quickstart"
+    """quickstart, small, base, or the path of a run.yaml."""
+    stop_after: str | None = None
+    """Last stage to run: prepare, caption, shard, encode, plan, train or sample."""
+    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.run import run
+
+        with self.cluster() as cluster:
+            return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(Common):
+    """Probe the videos, find shots, cut clips, score them."""
+
+    example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
+    videos: tuple[str, ...]
+    """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
+    out: str
+    """The run folder: a local path or a fsspec URI."""
+    recipe: str = "quickstart"
+    """quickstart, small, base, or the path of a run.yaml."""
+    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.prepare import prepare
+
+        with self.cluster() as cluster:
+            return prepare(self.videos, self.out, self.settings, cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRun(Common):
+    """Flags of the verbs that work on an existing run folder; its run.yaml gives the defaults."""
+
+    run: str
+    """The run folder."""
+    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionVerb(OnRun):
+    """Caption the kept clips into a caption set."""
+
+    example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
+    captioner: str | None = None
+    """SPEC: tiny, open_clip:MODEL/PRETRAINED, or the folder of a captioner trained here; default: the recipe's."""
+    set: str = "main"
+    """Name of the caption set: re-captioning under a new name leaves the old captions as they are."""
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.caption import caption
+
+        recipe = self.settings
+        if self.captioner:
+            recipe = dataclasses.replace(recipe, caption=dataclasses.replace(recipe.caption, captioner=self.captioner))
+        with self.cluster() as cluster:
+            return caption(open_run(self.run)[0], recipe, self.set, cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(OnRun):
+    """Transcode captioned clips into bucketed WebDataset shards."""
+
+    example: ClassVar[str] = "recaption shard --run runs/a --captions main"
+    captions: str = "main"
+    """The caption set whose texts go into the shards."""
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.shard import shard
+
+        with self.cluster() as cluster:
+            return shard(open_run(self.run)[0], self.settings, self.captions, cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode(OnRun):
+    """Compress the shards' clips into latents."""
+
+    example: ClassVar[str] = "recaption encode --run runs/a --compressor patch"
+    compressor: str | None = None
+    """SPEC: patch, the folder of a compressor trained here, or diffusers:ID[#subfolder]; default: the recipe's."""
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.encode import encode
+
+        recipe = self.settings
+        if self.compressor:
+            recipe = dataclasses.replace(recipe, encode=dataclasses.replace(recipe.encode, compressor=self.compressor))
+        with self.cluster() as cluster:
+            return encode(open_run(self.run)[0], recipe, cluster)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Common):
+    """Which clips share a pack, and what that costs, before any GPU is booked."""
+
+    example: ClassVar[str] = "recaption plan --lengths lengths.npy --ranks 64 --capacity 16384"
+    run: str | None = None
+    """The run folder; or pass --lengths."""
+    lengths: str | None = None
+    """A .npy file with the number of tokens of each sample."""
+    ranks: int = 1
+    """Ranks that train together."""
+    capacity: int | None = None
+    """Tokens per pack; default: the recipe's."""
+    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.plan import plan
+
+        recipe = self.settings
+        if self.capacity:
+            recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, capacity=self.capacity))
+        return plan(recipe, run_uri=self.run, lengths=self.lengths, num_ranks=self.ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Common):
+    """Train the captioner, the compressor or the diffusion transformer."""
+
+    example: ClassVar[str] = "recaption train dit --run runs/a --name first"
+    model: Positional[str]
+    """captioner, compressor or dit."""
+    run: str
+    """The run folder; the captioner and the compressor also train without data in it, on rendered scenes."""
+    name: str = "main"
+    """Name of this training: RUN/train/NAME."""
+    recipe: str | None = None
+    """Recipe to take the settings from; default: the run folder's, or quickstart where it has none."""
+    steps: int | None = None
+    """Shorthand for the model's trainer.num-steps."""
+    resume: bool = True
+    """Go on from the newest checkpoint of this name."""
+    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.train import train_model
+
+        with self.cluster() as cluster:
+            return train_model(
+                self.model,
+                self.run,
+                self.name,
+                self.settings,
+                cluster,
+                num_steps=self.steps,
+                resume=self.resume,
+                progress=self.progress,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Common):
+    """Make video from a prompt with a trained diffusion transformer."""
+
+    example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
+    checkpoint: str
+    """A step folder, or RUN/train/NAME for its newest step."""
+    prompt: tuple[str, ...]
+    """One or more texts."""
+    out: str | None = None
+    """Folder for mp4s and contact sheet; default: RUN/samples/NAME-STEP beside the checkpoint's run, else ./samples."""
+    num_frames: int | None = None
+    """4k+1; default: the recipe's."""
+    height_px: int | None = None
+    width_px: int | None = None
+    seed: int | None = None
+    num_steps: int | None = None
+    """Solver steps."""
+    guidance: float | None = None
+    device: str = "auto"
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.sample import sample_videos
+
+        overrides = {
+            name: getattr(self, name)
+            for name in ("num_frames", "height_px", "width_px", "seed", "num_steps", "guidance")
+            if getattr(self, name) is not None
+        }
+        return sample_videos(
+            self.checkpoint, list(self.prompt), overrides, out=self.out, device=self.device, progress=self.progress
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(OnRun):
+    """Write RUN/report/index.html: everything a person wants to look at."""
+
+    example: ClassVar[str] = "recaption report --run runs/a"
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.report import write_report
+
+        return {"report": write_report(open_run(self.run)[0], self.settings.filters)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(OnRun):
+    """Prove that nothing is lost, doubled or damaged."""
+
+    example: ClassVar[str] = "recaption verify --run runs/a"
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.verify import verify_run
+
+        return verify_run(open_run(self.run)[0], self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Common):
+    """What this machine can do: decoders, codecs, GPU, Ray, weights."""
+
+    example: ClassVar[str] = "recaption doctor"
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.doctor import doctor
+
+        return doctor()
+
+
+VERBS: dict[str, type[Common]] = {
+    "run": Run,
+    "prepare": Prepare,
+    "caption": CaptionVerb,
+    "shard": Shard,
+    "encode": Encode,
+    "plan": Plan,
+    "train": Train,
+    "sample": Sample,
+    "report": Report,
+    "verify": Verify,
+    "doctor": Doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if argv else 2
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        return _refuse(f"no command {verb!r}: there are {', '.join(VERBS)}")
+    try:
+        command = parse(verb, rest)
+        summary = command()  # type: ignore[operator]
+    except RecaptionError as error:
+        return _refuse(str(error))
+    except SystemExit as stop:  # tyro: --help, or flags it does not know (already explained on stderr)
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _refuse("interrupted: finished parts are safe, run the same command again to go on")
+    if command.json:
+        print(json.dumps(summary))
+    else:
+        print_summary(verb, summary)
+    return exit_code(verb, summary)
+
+
+def parse(verb: str, arguments: Sequence[str]) -> Any:
+    """The verb's dataclass, filled from the flags; settings not named come from the recipe or the run folder.
+
+    Raises:
+        UsageError: unknown recipe, or no such run folder.
+    """
+    cls: Any = VERBS[verb]
+    defaults: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        if f.name == "settings":
+            defaults["settings"] = _recipe_for(verb, arguments)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            defaults[f.name] = tyro.MISSING
+    return tyro.cli(
+        cls,
+        args=list(arguments),
+        default=cls(**defaults),
+        prog=f"recaption {verb}",
+        description=f"{cls.__doc__}\n\nExample: {cls.example}",
+    )
+
+
+def _recipe_for(verb: str, arguments: Sequence[str]) -> Recipe:
+    """Flags refine a recipe, so the recipe has to be known before the flags are read."""
+    asked = _flag(arguments, "--recipe")
+    run_uri = _flag(arguments, "--run")
+    if asked or not run_uri or any(a in ("-h", "--help") for a in arguments):
+        return recipes.load_recipe(asked or "quickstart")
+    from jobs.run_state import RUN_YAML
+    from recaption.run_folder import RunFolder
+
+    if verb == "train" and not RunFolder(run_uri).exists(RUN_YAML):
+        return recipes.quickstart()
+    return open_run(run_uri)[1]
+
+
+def _flag(arguments: Sequence[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(name + "="):
+            return argument[len(name) + 1 :]
+    return None
+
+
+def _overview() -> str:
+    lines = ["recaption: raw video to a re-captioned, packed training set and a diffusion transformer.", ""]
+    lines += [f"  recaption {verb:<9} {(cls.__doc__ or '').splitlines()[0]}" for verb, cls in VERBS.items()]
+    lines += ["", "recaption VERB --help explains a command. Start with:", f"  {Run.example}"]
+    return "\n".join(lines)
+
+
+def _refuse(sentence: str) -> int:
+    print(f"recaption: {sentence}", file=sys.stderr)
+    return 2

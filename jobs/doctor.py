@@ -1,0 +1,62 @@
+"""`recaption doctor`: what this machine can do, before a night is spent finding out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+from typing import Any
+
+from jobs.cluster import ray_report
+
+HUB = ("huggingface.co", 443)
+HUB_TIMEOUT_SECONDS = 3.0
+
+
+def doctor() -> dict[str, Any]:
+    """Decoders, codecs, FFmpeg libraries, GPUs, Ray, and which weights can be reached."""
+    import torch
+
+    from recaption.captioners import load_captioner
+    from recaption.errors import RecaptionError
+    from recaption.video_io import codecs_report
+
+    try:
+        tiny = load_captioner("tiny")
+        tiny_state = f"{tiny.name}@{tiny.weights_hash}"
+    except RecaptionError as error:
+        tiny_state = f"missing: {error}"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "free_disk_bytes": shutil.disk_usage(".").free,
+        "torch": torch.__version__,
+        "gpus": gpus,
+        "bf16": bool(gpus) and torch.cuda.is_bf16_supported(),
+        "ray": ray_report()["version"],
+        **codecs_report(),
+        "weights": {"tiny": tiny_state, "hub": _hub_state()},
+        "extras": {name: _is_installed(module) for name, module in EXTRAS.items()},
+    }
+
+
+EXTRAS = {"vae (diffusers)": "diffusers", "cloud (s3fs)": "s3fs", "cloud (gcsfs)": "gcsfs", "demo (scikit-video)": "skvideo"}
+
+
+def _is_installed(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def _hub_state() -> str:
+    """Whether weights named by their hub id can be downloaded; files already in the cache work without."""
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return "offline by HF_HUB_OFFLINE: only cached or local weights"
+    try:
+        with socket.create_connection(HUB, timeout=HUB_TIMEOUT_SECONDS):
+            return "reachable"
+    except OSError as error:
+        return f"not reachable ({error}): use `tiny`, cached weights, or local files (open_clip:MODEL//path/to/weights)"

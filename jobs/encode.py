@@ -1,0 +1,123 @@
+"""`recaption encode`: shards -> RUN/latents/<compressor>/<bucket>/<nnnnnn>.tar, so that training never touches pixels.
+
+One shard of video is one part and one shard of latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jobs.cluster import Cluster
+from jobs.recipes import Recipe, grid_of, stage_hashes
+from jobs.run_state import write_recipe
+from packing.grid import Grid
+from packing.reader import read_sample
+from packing.shards import (
+    Entry,
+    build_latents_index,
+    is_committed,
+    latent_entry,
+    latent_shard_name,
+    remove_stale,
+    write_latents_shard,
+)
+from recaption.errors import UsageError
+from recaption.records import Sample, from_table
+from recaption.run_folder import RunFolder, recipe_hash
+from recaption.video_io import decode_bytes
+
+
+def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+    """Encode every shard whose latents are not there yet.
+
+    Raises:
+        UsageError: no shards, or a compressor that cannot be loaded.
+    """
+    from train.compressors import load
+
+    if not run.exists("index.parquet"):
+        raise UsageError(f"{run.uri} has no shards: run `recaption shard --run {run.uri}` first")
+    spec = recipe.encode.compressor
+    compressor = load(spec)
+    _check_strides(compressor, recipe)
+    write_recipe(run, recipe)
+    names = sorted({row.shard for row in from_table(run.read_table("index.parquet"), Sample)})
+    parts = []
+    planned = []
+    for shard in names:
+        made_from = run.table_metadata(shard.removesuffix(".tar") + ".parquet")["tar_sha256"]
+        key = recipe_hash([stage_hashes(recipe)["encode"], compressor.name, made_from])
+        name = latent_shard_name(compressor.name, shard)
+        planned.append(name)
+        if not is_committed(run, name, key):
+            parts.append({"shard": shard, "name": name, "plan_hash": key})
+    settings = {"run_uri": run.uri, "spec": spec, "device": recipe.encode.device, "grid": grid_of(recipe)}
+    on_gpu = 1.0 if recipe.encode.device.startswith("cuda") else 0.0
+    for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", num_gpus=on_gpu):
+        pass
+    remove_stale(run, planned, folder=f"latents/{compressor.name}")
+    index = build_latents_index(run, compressor.name)
+    return {
+        "latents": compressor.name,
+        "samples": index.num_rows,
+        "tokens": int(np.sum(index["num_latent_tokens"].to_numpy())) if index.num_rows else 0,
+        "computed_parts": len(parts),
+        "skipped_parts": len(planned) - len(parts),
+    }
+
+
+def _check_strides(compressor: Any, recipe: Recipe) -> None:
+    promised = recipe.encode.frame_stride, recipe.encode.spatial_stride
+    found = compressor.frame_stride, compressor.spatial_stride
+    if promised != found:
+        raise UsageError(
+            f"compressor {compressor.name} has strides {found} (frames, pixels), the recipe counts tokens with {promised}: "
+            "set --encode.frame-stride and --encode.spatial-stride"
+        )
+
+
+class EncodeWorker:
+    """One per actor: the compressor is loaded once."""
+
+    def __init__(self, run_uri: str, spec: str, device: str, grid: Grid) -> None:
+        import torch
+
+        from train.compressors import load
+        from train.distributed import choose_device
+
+        torch.set_num_threads(1)
+        self.run = RunFolder(run_uri)
+        self.device = choose_device(device)
+        self.compressor = load(spec, device=str(self.device))
+        self.grid = grid
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        table = self.run.read_table(part["shard"].removesuffix(".tar") + ".parquet")
+        rows = [s for s, status in zip(from_table(table, Sample), table["status"].to_pylist()) if status == "ok"]
+        report = write_latents_shard(self.run, part["name"], self._entries(rows), plan_hash=part["plan_hash"])
+        return {"name": report.name, "samples": report.num_samples}
+
+    def _entries(self, rows: list[Sample]) -> Iterator[Entry]:
+        import torch
+
+        for row in rows:
+            pixels_THWC = decode_bytes(read_sample(self.run, row)["mp4"]).pixels_THWC
+            pixels_BCTHW = torch.from_numpy(pixels_THWC).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            with torch.inference_mode():
+                latent_BCthw = self.compressor.encode(pixels_BCTHW)
+                psnr_db = _psnr_db(self.compressor.decode(latent_BCthw), pixels_BCTHW)
+            yield latent_entry(
+                row,
+                latent_BCthw[0].float().cpu().numpy(),
+                num_latent_tokens=self.grid.num_tokens(row.num_frames, row.height_px, row.width_px),
+                details={"compressor": self.compressor.name, "round_trip_psnr_db": round(psnr_db, 2)},
+            )
+
+
+def _psnr_db(decoded: Any, pixels: Any) -> float:
+    """Peak signal to noise ratio of the round trip; pixels lie in -1..1, so the peak is 2."""
+    error = (decoded.clamp(-1, 1) - pixels).square().mean().item()
+    return float(10 * np.log10(4.0 / max(error, 1e-10)))

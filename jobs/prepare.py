@@ -1,0 +1,188 @@
+"""`recaption prepare`: raw videos -> RUN/videos, RUN/clips, RUN/previews. The first stretch of the river.
+
+Every input becomes one row of videos/, readable or not; the clips of a readable one tile it, so that seconds add up.
+A part is three files; videos/part-*.parquet is written last and says that the part is complete.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from jobs.cluster import Cluster
+from jobs.recipes import PrepareSettings, Recipe, stage_hashes
+from jobs.run_state import CLIPS_SCHEMA, check_same_recipe, part_name, plan_inputs, write_recipe
+from recaption.errors import ErrorBudgetError, VideoError
+from recaption.filters import score_clip
+from recaption.inputs import expand
+from recaption.ledger import account
+from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
+from recaption.run_folder import RunFolder, recipe_hash
+from recaption.shots import cut_to_clips, find_shots_in
+from recaption.video_io import Frames, Scan, scan
+
+JPEG_QUALITY = 82
+
+
+def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+    """Probe, cut and score all inputs that are not yet in the run folder.
+
+    Raises:
+        UsageError: a path leads nowhere, or the folder belongs to another recipe.
+        ErrorBudgetError: more than `max_failed_share` of the inputs failed.
+    """
+    uris = expand(videos)
+    run = RunFolder(out)
+    check_same_recipe(run, recipe)
+    run.remove_temporary_files()
+    write_recipe(run, recipe)
+    stage_hash = stage_hashes(recipe)["prepare"]
+    planned = plan_inputs(run, uris, recipe.prepare.part_size)
+    parts = [
+        {"part": part, "uris": members, "inputs_hash": recipe_hash(members)}
+        for part, members in sorted(planned.items())
+        if not _is_done(run, part, members, stage_hash)
+    ]
+    settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
+    for _ in cluster.run_parts(PrepareWorker, settings, parts, title="prepare"):
+        pass
+    ledger = account(run, recipe.filters)
+    summary = {**ledger.to_json(), "computed_parts": len(parts), "skipped_parts": len(planned) - len(parts)}
+    _check_error_budget(summary, recipe.prepare.max_failed_share)
+    return summary
+
+
+def _is_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> bool:
+    name = part_name("videos", part)
+    if not run.exists(name):
+        return False
+    metadata = run.table_metadata(name)
+    return metadata.get("recipe_hash") == stage_hash and metadata.get("inputs_hash") == recipe_hash(uris)
+
+
+def _check_error_budget(summary: dict[str, Any], max_failed_share: float) -> None:
+    total, failed = summary["videos"]["total"], summary["videos"]["failed"]
+    if total and failed / total > max_failed_share:
+        raise ErrorBudgetError(
+            f"{failed} of {total} inputs failed, more than max_failed_share = {max_failed_share:g} allows; "
+            "the rows with their reasons are in the run folder"
+        )
+
+
+class PrepareWorker:
+    """One per actor: keeps its decoder process between parts."""
+
+    def __init__(self, run_uri: str, settings: PrepareSettings, stage_hash: str) -> None:
+        self.run = RunFolder(run_uri)
+        self.settings = settings
+        self.stage_hash = stage_hash
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        videos: list[Video] = []
+        clips: list[dict[str, Any]] = []
+        previews: list[ClipPreview] = []
+        for uri in part["uris"]:
+            try:
+                found = scan(uri, detail_px=self.settings.scores.detail_px, limits=self.settings.decode)
+            except VideoError as error:
+                videos.append(failed_video(uri, error))
+                continue
+            if found.video.status != "ok":
+                videos.append(found.video)
+                continue
+            videos.append(found.video)
+            for clip, scores, preview in clips_of(found, self.settings):
+                clips.append({**_columns(clip), **_columns(scores)})
+                previews.append(preview)
+        metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
+        number = part["part"]
+        self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
+        self.run.write_table(
+            part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata
+        )
+        self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
+        return {"part": number, "videos": len(videos), "clips": len(clips)}
+
+
+def _columns(record: Clip | ClipScores) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def failed_video(uri: str, error: VideoError) -> Video:
+    """The row of an input that not even a probe could describe."""
+    from recaption.video_io import probe
+
+    described = probe(uri)
+    return Video(
+        video_id=described.video_id,
+        uri=uri,
+        num_bytes=described.num_bytes,
+        width_px=described.width_px,
+        height_px=described.height_px,
+        codec=described.codec,
+        duration_seconds=described.duration_seconds if described.status == "ok" else 0.0,
+        status="failed",
+        reason=error.reason,
+        detail=error.detail,
+    )
+
+
+def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipScores, ClipPreview]]:
+    """Shots of one scanned video, cut to length, each with scores and a picture."""
+    video, pts_seconds = found.video, found.pts_seconds
+    end_of_video = float(pts_seconds[0] + video.duration_seconds)
+    shots = find_shots_in(found.small.pixels_THWC, pts_seconds, settings.shots)
+    spans = cut_to_clips(
+        shots,
+        pts_seconds,
+        end_of_video,
+        min_seconds=settings.min_clip_seconds,
+        max_seconds=settings.max_clip_seconds,
+    )
+    result = []
+    for shot_index, start, end in spans:
+        start_seconds = float(pts_seconds[start])
+        end_seconds = float(pts_seconds[end]) if end < len(pts_seconds) else end_of_video
+        clip = Clip(
+            clip_id=f"{video.video_id}-{start:07d}-{end:07d}",
+            video_id=video.video_id,
+            uri=video.uri,
+            shot_index=shot_index,
+            start_frame=start,
+            end_frame=end,
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            width_px=video.width_px,
+            height_px=video.height_px,
+            fps=(end - start) / max(end_seconds - start_seconds, 1e-9),
+        )
+        small, detail = _window(found.small, start, end), _window(found.detail, start, end)
+        scores = score_clip(clip.clip_id, small, detail, settings.scores)
+        result.append((clip, scores, _preview(clip.clip_id, detail, small, settings.preview_px)))
+    return result
+
+
+def _window(frames: Frames, start: int, end: int) -> Frames:
+    """The frames whose source index lies in [start, end)."""
+    chosen = (frames.indices >= start) & (frames.indices < end)
+    return Frames(
+        pixels_THWC=frames.pixels_THWC[chosen],
+        pts_seconds=frames.pts_seconds[chosen],
+        indices=frames.indices[chosen],
+    )
+
+
+def _preview(clip_id: str, detail: Frames, small: Frames, short_side_px: int) -> ClipPreview:
+    frames = detail.pixels_THWC if len(detail.pixels_THWC) else small.pixels_THWC
+    middle: np.ndarray = frames[len(frames) // 2]
+    picture = Image.fromarray(middle)
+    scale = min(1.0, short_side_px / min(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    encoded = io.BytesIO()
+    picture.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return ClipPreview(clip_id=clip_id, jpeg=encoded.getvalue())

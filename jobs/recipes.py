@@ -1,0 +1,252 @@
+"""Every setting of every stage, as one tree of frozen dataclasses; a recipe is a function that returns one.
+
+    recipe = load_recipe("quickstart")            # or "small", "base", or the path of a run.yaml
+    recipe.shard.buckets.num_frames               # (9, 17)
+    stage_hashes(recipe)["caption"]               # changes with the prompt, not with a filter threshold
+
+Flags are these fields: `--shard.buckets.fps 12`. `run.yaml` in every run folder is the resolved tree and is accepted
+wherever a recipe name is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+from packing.buckets import BucketTable
+from packing.grid import Grid
+from packing.plan import PlanSettings
+from recaption.errors import UsageError
+from recaption.filters import FilterThresholds, ScoreSettings
+from recaption.run_folder import recipe_hash
+from recaption.shots import ShotSettings
+from recaption.video_io import DecodeLimits
+from train.captioner_task import CaptionerSettings
+from train.compressor_task import CompressorSettings
+from train.dit_task import DitSettings
+from train.trainer import TrainerSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Raw videos -> clips with scores."""
+
+    part_size: int = 16
+    """Inputs per part: one part is one commit, and what a kill can cost."""
+    min_clip_seconds: float = 1.0
+    """Shots are cut so that no piece is shorter, unless the shot itself is."""
+    max_clip_seconds: float = 10.0
+    preview_px: int = 240
+    """Short side of the picture kept per clip for the report."""
+    max_failed_share: float = 1.0
+    """Stop with an error where a larger share of the inputs failed; 1 never stops."""
+    shots: ShotSettings = field(default_factory=ShotSettings)
+    scores: ScoreSettings = field(default_factory=ScoreSettings)
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Clips -> captions."""
+
+    captioner: str = "tiny"
+    """SPEC: `tiny`, `open_clip:MODEL/PRETRAINED`, or the folder of a captioner trained here."""
+    max_tokens: int = 76
+    num_beams: int = 1
+    batch_size: int = 16
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """Captioned clips -> WebDataset shards."""
+
+    buckets: BucketTable = field(default_factory=BucketTable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """Shards -> latents."""
+
+    compressor: str = "patch"
+    """SPEC: `patch`, the folder of a compressor trained here, or `diffusers:ID[#subfolder]`."""
+    frame_stride: int = 4
+    """Frames per latent frame after the first; with `spatial_stride` what sharding needs to count tokens before any
+    compressor is loaded. `encode` refuses a compressor with other strides."""
+    spatial_stride: int = 8
+    """Pixels per latent position."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """Checkpoint + prompt -> video."""
+
+    num_steps: int = 30
+    guidance: float = 4.0
+    num_frames: int = 17
+    height_px: int = 96
+    width_px: int = 96
+    seed: int = 0
+    prompts: tuple[str, ...] = ()
+    """What `recaption run` samples at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCaptioner:
+    """Settings of `recaption train captioner`."""
+
+    captioner: CaptionerSettings = field(default_factory=CaptionerSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCompressor:
+    """Settings of `recaption train compressor`."""
+
+    compressor: CompressorSettings = field(default_factory=CompressorSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDit:
+    """Settings of `recaption train dit`."""
+
+    dit: DitSettings = field(default_factory=DitSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole chain, stage by stage in the order of the river."""
+
+    name: str
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    filters: FilterThresholds = field(default_factory=FilterThresholds)
+    """Verdicts are queries over stored scores: changing these re-computes no stage."""
+    caption: CaptionSettings = field(default_factory=CaptionSettings)
+    shard: ShardSettings = field(default_factory=ShardSettings)
+    encode: EncodeSettings = field(default_factory=EncodeSettings)
+    plan: PlanSettings = field(default_factory=lambda: PlanSettings(capacity=4096))
+    train_captioner: TrainCaptioner = field(default_factory=TrainCaptioner)
+    train_compressor: TrainCompressor = field(default_factory=TrainCompressor)
+    train_dit: TrainDit = field(default_factory=TrainDit)
+    sample: SampleSettings = field(default_factory=SampleSettings)
+
+
+# --- the recipes ------------------------------------------------------------------------------------------------------
+
+
+def quickstart() -> Recipe:
+    """A laptop CPU, minutes: the captioner inside the package, a fixed compressor, a 5 M transformer at about 64 px."""
+    return Recipe(name="quickstart")
+
+
+def small() -> Recipe:
+    """One GPU, hours."""
+    return Recipe(name="small")
+
+
+def base() -> Recipe:
+    """A GPU cluster, days."""
+    return Recipe(name="base")
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "small": small, "base": base}
+
+
+# --- reading, writing, hashing ----------------------------------------------------------------------------------------
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe by name, or the resolved recipe inside a run.yaml.
+
+    Raises:
+        UsageError: no such recipe or file, or a file with settings that this version does not know.
+    """
+    if name_or_path in RECIPES:
+        return RECIPES[name_or_path]()
+    if not name_or_path.endswith((".yaml", ".yml")):
+        raise UsageError(f"no recipe {name_or_path!r}: known are {', '.join(RECIPES)}, or the path of a run.yaml")
+    import fsspec
+
+    fs, path = fsspec.url_to_fs(name_or_path)
+    if not fs.exists(path):
+        raise UsageError(f"no such recipe file: {name_or_path}")
+    document = yaml.safe_load(fs.cat_file(path))
+    if not isinstance(document, dict) or "recipe" not in document:
+        raise UsageError(f"{name_or_path} is not a run.yaml: it has no `recipe` key")
+    return from_dict(document["recipe"])
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain dicts, lists and numbers, as run.yaml holds them."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def from_dict(tree: dict[str, Any]) -> Recipe:
+    return _build(Recipe, tree, "recipe")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _build(cls: type[T], tree: dict[str, Any], where: str) -> T:
+    """A settings dataclass from plain values; an unknown key is an error, a missing one takes its default."""
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(tree) - names)
+    if unknown:
+        raise UsageError(f"{where}: unknown setting {unknown[0]!r} (known: {', '.join(sorted(names))})")
+    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.UnionType) and value is not None:
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is tuple and value is not None:
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if hint is float and isinstance(value, int):
+        return float(value)
+    return value
+
+
+PARALLELISM_ONLY = ("device", "decode")
+"""Settings that change how a stage runs, not what it makes: left out of the hashes."""
+
+
+def stage_hashes(recipe: Recipe) -> dict[str, str]:
+    """Hash of the settings that made each stage's outputs. Filter thresholds are in none of them."""
+    tree = to_dict(recipe)
+    return {stage: recipe_hash(_without_parallelism(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")}
+
+
+def _without_parallelism(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {k: _without_parallelism(v) for k, v in value.items() if k not in PARALLELISM_ONLY}
+
+
+def grid_of(recipe: Recipe) -> Grid:
+    """The token grid that the recipe's compressor and patch give."""
+    return Grid(
+        frame_stride=recipe.encode.frame_stride,
+        spatial_stride=recipe.encode.spatial_stride,
+        patch=recipe.train_dit.dit.patch,
+    )

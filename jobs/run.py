@@ -1,0 +1,71 @@
+"""`recaption run`: the whole chain. Each stage finds what it needs in the run folder, so a killed run goes on from there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jobs.caption import caption
+from jobs.cluster import Cluster
+from jobs.encode import encode
+from jobs.plan import plan
+from jobs.prepare import prepare
+from jobs.recipes import Recipe
+from jobs.report import write_report
+from jobs.sample import sample_run
+from jobs.shard import shard
+from jobs.train import train_model
+from recaption.errors import UsageError
+from recaption.ledger import account
+from recaption.run_folder import RunFolder
+
+CAPTION_SET = "main"
+TRAINING = "main"
+STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
+
+
+def run(
+    videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, stop_after: str | None = None
+) -> dict[str, Any]:
+    """Raw videos -> trained, sampled model and report page.
+
+    Raises:
+        UsageError: see the stages; or an unknown `stop_after`.
+    """
+    if stop_after is not None and stop_after not in STAGES:
+        raise UsageError(f"--stop-after {stop_after!r}: the stages are {', '.join(STAGES)}")
+    folder = RunFolder(out)
+    stages: dict[str, Callable[[], dict[str, Any]]] = {
+        "prepare": lambda: prepare(videos, out, recipe, cluster),
+        "caption": lambda: caption(folder, recipe, CAPTION_SET, cluster),
+        "shard": lambda: shard(folder, recipe, CAPTION_SET, cluster),
+        "encode": lambda: encode(folder, recipe, cluster),
+        "plan": lambda: plan(recipe, run_uri=out),
+        "train": lambda: train_model("dit", out, TRAINING, recipe, cluster, progress=cluster.progress),
+        "sample": lambda: sample_run(folder, TRAINING, recipe, progress=cluster.progress),
+    }
+    done: dict[str, dict[str, Any]] = {}
+    for name, stage in stages.items():
+        started = time.perf_counter()
+        done[name] = stage()
+        _record_timing(folder, name, time.perf_counter() - started, done[name])
+        if name == "shard" and not done[name]["samples"]:
+            break  # nothing to train on: the report says why
+        if name == stop_after:
+            break
+    report = write_report(folder, recipe.filters)
+    ledger = account(folder, recipe.filters).summary()
+    computed = {key: done["prepare"][key] for key in ("computed_parts", "skipped_parts")}
+    videos_made = done.get("sample", {}).get("videos", [])
+    return {**ledger, **computed, "stages": done, "samples": videos_made, "report": report}
+
+
+def _record_timing(folder: RunFolder, stage: str, seconds: float, summary: dict[str, Any]) -> None:
+    """Seconds of the last time that a stage did any work; a stage that found all done keeps its old figure."""
+    if summary.get("computed_parts") == 0:
+        return
+    name = "report/timings.json"
+    timings = json.loads(folder.read_bytes(name)) if folder.exists(name) else {}
+    folder.write_bytes(name, json.dumps({**timings, stage: round(seconds, 1)}, indent=1).encode())

@@ -1,0 +1,158 @@
+"""`recaption shard`: captioned clips -> RUN/shards/<bucket>/<nnnnnn>.tar + .parquet and RUN/index.parquet.
+
+Which clip lies in which shard is fixed before anything is decoded; a shard is one part, and is skipped where it lies
+there already, made from the same plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.cluster import Cluster
+from jobs.recipes import Recipe, grid_of, stage_hashes
+from jobs.run_state import kept_clips, write_recipe
+from packing.buckets import Bucket, BucketTable
+from packing.grid import Grid
+from packing.shards import (
+    Entry,
+    PlannedShard,
+    ShardClip,
+    build_index,
+    failed_entry,
+    is_committed,
+    plan_hash,
+    plan_shards,
+    remove_stale,
+    video_entry,
+    write_shard,
+)
+from recaption.errors import FAILURE_REASONS, UsageError, VideoError
+from recaption.records import Caption, from_table, schema_of
+from recaption.run_folder import RunFolder
+from recaption.video_io import DecodeLimits, encode_video, read_clip
+
+REJECTED = "shards/rejected.parquet"
+REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def shard(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> dict[str, Any]:
+    """Write every planned shard that is not there yet, remove what the plan no longer names, rebuild the index.
+
+    Raises:
+        UsageError: no such caption set.
+    """
+    clips = _captioned(run, recipe, set_name)
+    planned, rejects = plan_shards(clips, recipe.shard.buckets)
+    write_recipe(run, recipe)
+    grid = grid_of(recipe)
+    recipe_hash = f"{stage_hashes(recipe)['shard']}/{set_name}/{grid}"
+    hashes = {s.name: plan_hash(s, recipe_hash) for s in planned}
+    open_shards = [s for s in planned if not is_committed(run, s.name, hashes[s.name])]
+    parts = [_part(s, hashes[s.name]) for s in open_shards]
+    settings = {"run_uri": run.uri, "table": recipe.shard.buckets, "decode": recipe.prepare.decode, "grid": grid}
+    reject_rows = [dataclasses.asdict(r) for r in rejects]
+    run.write_table(REJECTED, pa.Table.from_pylist(reject_rows, schema=REJECTED_SCHEMA), {"set": set_name})
+    for _ in cluster.run_parts(ShardWorker, settings, parts, title="shard"):
+        pass
+    removed = remove_stale(run, hashes)
+    index = build_index(run)
+    buckets: dict[str, int] = {}
+    for name in index["bucket"].to_pylist():
+        buckets[name] = buckets.get(name, 0) + 1
+    return {
+        "shards": sum(run.exists(f"{name}.tar") for name in hashes),
+        "samples": index.num_rows,
+        "buckets": buckets,
+        "rejected": _rejected(run, len(rejects)),
+        "computed_parts": len(parts),
+        "skipped_parts": len(planned) - len(parts),
+        "removed_shards": len(removed),
+    }
+
+
+def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]:
+    """Kept clips whose model caption passed its gates."""
+    if not run.list(f"captions/{set_name}/part-*.parquet"):
+        raise UsageError(f"{run.uri} has no caption set {set_name!r}: run `recaption caption --set {set_name}` first")
+    captions = {
+        row.clip_id: row
+        for row in from_table(run.read_tables(f"captions/{set_name}/part-*.parquet", schema_of(Caption)), Caption)
+        if row.source == "model" and row.reason is None
+    }
+    return [
+        ShardClip(
+            clip_id=clip.clip_id,
+            uri=clip.uri,
+            start_frame=clip.start_frame,
+            end_frame=clip.end_frame,
+            start_seconds=clip.start_seconds,
+            end_seconds=clip.end_seconds,
+            width_px=clip.width_px,
+            height_px=clip.height_px,
+            caption=captions[clip.clip_id].text,
+            num_caption_tokens=captions[clip.clip_id].num_tokens,
+        )
+        for clips in kept_clips(run, recipe).values()
+        for clip in clips
+        if clip.clip_id in captions
+    ]
+
+
+def _part(planned: PlannedShard, key: str) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "plan_hash": key,
+        "bucket": dataclasses.asdict(planned.bucket),
+        "clips": [dataclasses.asdict(c) for c in planned.clips],
+    }
+
+
+def _rejected(run: RunFolder, num_without_bucket: int) -> dict[str, int]:
+    """Reason -> clips that no shard holds: without a bucket, or failed while they were transcoded."""
+    rejected = {"no_bucket": num_without_bucket} if num_without_bucket else {}
+    for name in run.list("shards/*/*.parquet"):
+        for reason in run.read_table(name)["reason"].to_pylist():
+            if reason in FAILURE_REASONS:
+                rejected[reason] = rejected.get(reason, 0) + 1
+    return rejected
+
+
+class ShardWorker:
+    """One per actor."""
+
+    def __init__(self, run_uri: str, table: BucketTable, decode: DecodeLimits, grid: Grid) -> None:
+        self.run = RunFolder(run_uri)
+        self.table = table
+        self.decode = decode
+        self.grid = grid
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        bucket = Bucket(**part["bucket"])
+        clips = [ShardClip(**row) for row in part["clips"]]
+        report = write_shard(self.run, part["name"], self._entries(clips, bucket), plan_hash=part["plan_hash"])
+        return dataclasses.asdict(report)
+
+    def _entries(self, clips: list[ShardClip], bucket: Bucket) -> Iterator[Entry]:
+        num_tokens = self.grid.num_tokens(bucket.num_frames, bucket.height_px, bucket.width_px)
+        for clip in clips:
+            try:
+                frames = read_clip(
+                    clip.uri,
+                    clip.start_seconds,
+                    num_frames=bucket.num_frames,
+                    fps=bucket.fps,
+                    height_px=bucket.height_px,
+                    width_px=bucket.width_px,
+                    start_frame=clip.start_frame,
+                    end_frame=clip.end_frame,
+                    limits=self.decode,
+                )
+            except VideoError as error:
+                yield failed_entry(clip, bucket, reason=error.reason, detail=error.detail)
+                continue
+            mp4 = encode_video(frames, fps=bucket.fps, codec=self.table.codec, crf=self.table.crf)
+            yield video_entry(clip, bucket, mp4, num_latent_tokens=num_tokens)

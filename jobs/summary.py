@@ -1,0 +1,51 @@
+"""What a command says at its end, to people; and its exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+MAX_FAILURES_SHOWN = 20
+
+
+def exit_code(verb: str, summary: dict[str, Any]) -> int:
+    """0 all good, 1 finished but some inputs failed, 3 `verify` found damage."""
+    if verb == "verify":
+        return 0 if summary["ok"] else 3
+    return 1 if summary.get("failures") or summary.get("videos_failed") else 0
+
+
+def print_summary(verb: str, summary: dict[str, Any]) -> None:
+    """A few lines on stdout: counts first, then what went wrong, then where to look."""
+    for key, value in summary.items():
+        if key in ("failures", "problems", "stages"):
+            continue
+        print(f"{key.replace('_', ' ')}: {_readable(value)}")
+    for name, stage in summary.get("stages", {}).items():
+        print(f"{name}:")
+        for key, value in stage.items():
+            if key not in ("failures", "problems"):
+                print(f"  {key.replace('_', ' ')}: {_readable(value)}")
+    _print_rows("failures", [f"{row['uri']}: {row['reason']}" for row in summary.get("failures", [])])
+    _print_rows("problems", [f"{p['kind']}: {p['where']}: {p['detail']}" for p in summary.get("problems", [])])
+    sys.stdout.flush()
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _print_rows(title: str, rows: list[str]) -> None:
+    if not rows:
+        return
+    print(f"{title}:")
+    for row in rows[:MAX_FAILURES_SHOWN]:
+        print(f"  {row}")
+    if len(rows) > MAX_FAILURES_SHOWN:
+        print(f"  ... and {len(rows) - MAX_FAILURES_SHOWN} more; --json lists them all")

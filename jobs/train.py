@@ -1,0 +1,98 @@
+"""`recaption train captioner|compressor|dit`: build the task, hand it to the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jobs.cluster import Cluster
+from jobs.recipes import Recipe, TrainCaptioner, TrainCompressor, TrainDit
+from recaption.errors import UsageError
+from recaption.run_folder import RunFolder
+from train.trainer import Task, TrainerSettings, TrainResult, train
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def train_model(
+    model: str,
+    run_uri: str,
+    name: str,
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    num_steps: int | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train one model into RUN/train/NAME. With `--address` the training runs on that Ray cluster, else here.
+
+    Under torchrun every rank calls this.
+
+    Raises:
+        UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
+        CheckpointMismatchError: RUN/train/NAME holds another model.
+    """
+    if model not in TASKS:
+        raise UsageError(f"train {model!r}: there are {', '.join(TASKS)}")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: use letters, digits, - and _ only")
+    run = RunFolder(run_uri)
+    if not run.is_local:
+        raise UsageError(f"--run {run_uri}: training writes its checkpoints to a folder on disk (mount the bucket)")
+    settings: TrainCaptioner | TrainCompressor | TrainDit = getattr(recipe, f"train_{model}")
+    trainer = settings.trainer
+    if num_steps is not None:
+        trainer = dataclasses.replace(trainer, num_steps=num_steps)
+    arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
+    if cluster.address:
+        num_gpus = 0 if trainer.device == "cpu" else 1
+        result = cluster.run_once(train_here, *arguments, num_gpus=num_gpus)
+    else:
+        result = train_here(*arguments)
+    return {**dataclasses.asdict(result), "model": model, "name": name}
+
+
+def train_here(
+    model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, resume: bool, progress: bool
+) -> TrainResult:
+    """Build the task on the machine that trains, and train it."""
+    task = TASKS[model](RunFolder(run_uri), recipe, trainer)
+    return train(task, trainer, folder, resume=resume, progress=progress)
+
+
+def _captioner_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+    from train.captioner_task import CaptionerTask
+
+    return CaptionerTask(recipe.train_captioner.captioner)
+
+
+def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+    from train.compressor_task import CompressorTask
+
+    return CompressorTask(recipe.train_compressor.compressor, run=run if run.exists("index.parquet") else None)
+
+
+def _dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+    from train.compressors import load
+    from train.distributed import choose_device
+    from train.dit_task import DitTask
+
+    return DitTask(
+        run,
+        recipe.train_dit.dit,
+        recipe.plan,
+        latents=load(recipe.encode.compressor).name,
+        compressor=recipe.encode.compressor,
+        seed=trainer.seed,
+        device=str(choose_device(trainer.device)),
+    )
+
+
+TASKS: dict[str, Callable[[RunFolder, Recipe, TrainerSettings], Task]] = {
+    "captioner": _captioner_task,
+    "compressor": _compressor_task,
+    "dit": _dit_task,
+}

@@ -1,0 +1,150 @@
+"""One pack as tensors: tokens of several clips end to end, with everything that keeps them apart.
+
+    batch = pack([latent_a, latent_b], clip_ids=("a", "b"), captions=("...", "..."), capacity=4096, patch=(1, 2, 2))
+    batch.tokens_LD, batch.position_L3, batch.cu_seqlens          # what the transformer takes
+    unpack(batch)                                                 # [latent_a, latent_b], bit for bit
+    unpack(batch, velocity_LD)                                    # the same way back for what the transformer gives
+
+Shapes: C channels, t h w of a latent, L tokens of the pack, D channels of a token (C x patch), S samples of the pack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from packing.grid import Shape3, patch_shape, positions
+from recaption.errors import SampleTooLongError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """One pack. Padding, if there is any, comes last and belongs to no segment."""
+
+    tokens_LD: Tensor
+    """Patchified latents, sample after sample."""
+    position_L3: Tensor
+    """int64 (frame, row, column) of each token on its own sample's grid; 0 in padding."""
+    segment_L: Tensor
+    """int64: 1 for the first sample, 2 for the second, ...; 0 = padding."""
+    cu_seqlens: Tensor
+    """int32 (S+1): sample s is tokens_LD[cu_seqlens[s] : cu_seqlens[s+1]]; the last entry counts the real tokens."""
+    grid_S3: Tensor
+    """int64 tokens per sample along (frames, rows, columns)."""
+    token_shapes: tuple[Shape3, ...]
+    """The same as plain integers, for code that must not wait for the device."""
+    clip_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    capacity: int
+    """Most tokens a pack of this plan holds."""
+    patch: Shape3 = (1, 1, 1)
+    """Latent (frames, rows, columns) per token."""
+    epoch: int = 0
+    """Key, with the seed and the clip_id, of every random draw for a sample."""
+    row: int = 0
+    """Place in the endless sequence of rows that all ranks share."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.clip_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, without padding. Known without looking at the device."""
+        return sum(frames * rows * columns for frames, rows, columns in self.token_shapes)
+
+    @property
+    def fill(self) -> float:
+        return self.num_tokens / self.capacity
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
+        """The same pack with its tensors on `device`."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=non_blocking)
+            for name in ("tokens_LD", "position_L3", "segment_L", "cu_seqlens", "grid_S3")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+def patchify(latent_CTHW: Tensor, patch: Shape3) -> Tensor:
+    """tokens_LD of one latent: L over (frame, row, column), columns fastest; D over (channel, place in the patch).
+
+    Raises:
+        UsageError: the latent does not divide into patches.
+    """
+    channels, *latent_shape = latent_CTHW.shape
+    frames, rows, columns = patch_shape((latent_shape[0], latent_shape[1], latent_shape[2]), patch)
+    blocks = latent_CTHW.reshape(channels, frames, patch[0], rows, patch[1], columns, patch[2])
+    return blocks.permute(1, 3, 5, 0, 2, 4, 6).reshape(frames * rows * columns, -1)
+
+
+def unpatchify(tokens_LD: Tensor, token_shape: Shape3, patch: Shape3) -> Tensor:
+    """latent_CTHW: the inverse of `patchify`. `token_shape` counts tokens along (frames, rows, columns)."""
+    frames, rows, columns = token_shape
+    blocks = tokens_LD.reshape(frames, rows, columns, -1, *patch).permute(3, 0, 4, 1, 5, 2, 6)
+    return blocks.reshape(blocks.shape[0], frames * patch[0], rows * patch[1], columns * patch[2])
+
+
+def pack(
+    latents: Sequence[Tensor],
+    *,
+    clip_ids: Sequence[str],
+    captions: Sequence[str],
+    capacity: int,
+    patch: Shape3 = (1, 1, 1),
+    pad_to_capacity: bool = False,
+    epoch: int = 0,
+    row: int = 0,
+) -> PackedBatch:
+    """Lay latents (C, t, h, w) of any sizes end to end.
+
+    Args:
+        pad_to_capacity: zeros after the last sample up to `capacity`, for kernels that need one length; by default
+            there is no padding to compute.
+
+    Raises:
+        SampleTooLongError: together they exceed `capacity`.
+        UsageError: no latents, or not one clip_id and caption for each.
+    """
+    if not latents or not len(latents) == len(clip_ids) == len(captions):
+        raise UsageError(f"{len(latents)} latents, {len(clip_ids)} clip ids and {len(captions)} captions make no pack")
+    tokens = [patchify(latent, patch) for latent in latents]
+    shapes = [patch_shape((x.shape[1], x.shape[2], x.shape[3]), patch) for x in latents]
+    lengths = torch.tensor([len(t) for t in tokens])
+    num_tokens = int(lengths.sum())
+    if num_tokens > capacity:
+        raise SampleTooLongError(f"{num_tokens} tokens of {', '.join(clip_ids)} exceed the capacity of {capacity}")
+    tokens_LD = torch.cat(tokens)
+    position_L3 = torch.cat([torch.from_numpy(positions(shape)) for shape in shapes])
+    segment_L = torch.repeat_interleave(torch.arange(1, len(tokens) + 1), lengths)
+    if pad_to_capacity:
+        num_padding = capacity - num_tokens
+        tokens_LD = torch.cat([tokens_LD, tokens_LD.new_zeros(num_padding, tokens_LD.shape[1])])
+        position_L3 = torch.cat([position_L3, position_L3.new_zeros(num_padding, 3)])
+        segment_L = torch.cat([segment_L, segment_L.new_zeros(num_padding)])
+    return PackedBatch(
+        tokens_LD=tokens_LD,
+        position_L3=position_L3,
+        segment_L=segment_L,
+        cu_seqlens=torch.nn.functional.pad(torch.cumsum(lengths, 0), (1, 0)).to(torch.int32),
+        grid_S3=torch.tensor(shapes, dtype=torch.int64),
+        token_shapes=tuple(shapes),
+        clip_ids=tuple(clip_ids),
+        captions=tuple(captions),
+        capacity=capacity,
+        patch=patch,
+        epoch=epoch,
+        row=row,
+    )
+
+
+def unpack(batch: PackedBatch, tokens_LD: Tensor | None = None) -> list[Tensor]:
+    """Latents (C, t, h, w) of a pack, or of other tokens laid out like it (a predicted velocity, with any C)."""
+    tokens_LD = batch.tokens_LD if tokens_LD is None else tokens_LD
+    real_LD = tokens_LD[: batch.num_tokens]
+    pieces = real_LD.split([frames * rows * columns for frames, rows, columns in batch.token_shapes])
+    return [unpatchify(piece, shape, batch.patch) for piece, shape in zip(pieces, batch.token_shapes)]

@@ -1,0 +1,402 @@
+"""The packing plan: which samples share a pack, and which rank reads which pack at which step.
+
+    plan_packs([5, 4, 3, 3], capacity=8)                      # [array([0, 2]), array([1, 3])]: lengths 5+3 and 4+3
+    plan = plan_steps(num_tokens, num_ranks=8, capacity=16384, policy="best_fit")
+    plan.fill, plan.rank_efficiency, plan.num_steps
+    plan.rows[step * 8 + rank]                                # sample indices of one pack
+
+Computed once for the whole data set from token counts alone, so nothing depends on who reads what when: no rank waits
+for rows that another has, no sample is lost, and a position in training is one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from packing.fit import best_fit, first_fit
+from packing.grid import sample_flops
+from recaption.errors import SampleTooLongError, UsageError
+
+POLICIES = {"first_fit": first_fit, "best_fit": best_fit}
+WINDOW_STEPS = 32
+"""Rows are sorted by cost inside windows of this many steps: wide enough that neighbours cost the same (16 steps give
+0.96 to 0.97 of the ideal at 8 to 1024 ranks, 4 steps 0.88 to 0.91), narrow enough that an epoch stays mixed."""
+MAX_REPACKS = 8
+"""Later epochs shuffle until they need no more rows than the first one; after this many tries its packs are used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """How samples are packed."""
+
+    capacity: int
+    """Most tokens of one pack; what bounds the memory of a step."""
+    policy: str = "first_fit"
+    """`first_fit`: each sample into the first pack with room (NaViT's greedy rule). `best_fit`: the oldest waiting
+    sample opens a pack, then the largest of the waiting ones that fits joins, until none does."""
+    pool: int = 64
+    """Samples that wait at a time under `best_fit`; no effect under `first_fit`, which keeps every pack open."""
+    seed: int = 0
+    global_rows: int = 0
+    """Packs per global batch: ranks x accumulation of the largest job. Every number of ranks that divides it sees the
+    same global batches at equal cost. 0: the largest power of two up to 64 that adds at most 1/16 to the packs."""
+
+    cost_width: int = 1152
+    """Model width of the cost that the ranks of a step are balanced by."""
+
+    def __post_init__(self) -> None:
+        check_policy(self.policy, self.capacity, self.pool)
+        if self.global_rows < 0 or self.cost_width < 1:
+            raise UsageError(f"{self.global_rows=} must be 0 (automatic) or more, {self.cost_width=} at least 1")
+
+
+def check_policy(policy: str, capacity: int, pool: int) -> None:
+    if policy not in POLICIES:
+        raise UsageError(f"there is no packing policy {policy!r}; there are {', '.join(POLICIES)}")
+    if capacity < 1:
+        raise UsageError(f"a pack needs a capacity of at least 1 token, not {capacity}")
+    if pool < 1:
+        raise UsageError(f"best_fit needs a pool of at least 1 sample, not {pool}")
+
+
+class Packs(NamedTuple):
+    """Packs laid end to end: pack i is `samples[starts[i] : starts[i + 1]]`."""
+
+    samples: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.starts) - 1
+
+    def split(self) -> list[np.ndarray]:
+        edges = self.starts.tolist()
+        return [self.samples[start:end] for start, end in pairwise(edges)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One epoch: rows in reading order. Row `step * num_ranks + rank` is what `rank` reads at `step`."""
+
+    samples: np.ndarray
+    """int64: sample indices of all rows laid end to end."""
+    starts: np.ndarray
+    """int64 (num_rows + 1): where each row starts in `samples`."""
+    row_tokens: np.ndarray
+    """int64 (num_rows)."""
+    row_flops: np.ndarray
+    """float64 (num_rows): `grid.sample_flops` summed over the row."""
+    num_samples: int
+    """Planned, without the rejected."""
+    num_ranks: int
+    capacity: int
+    policy: str
+    pool: int
+    seed: int
+    epoch: int
+    rejected: dict[str, np.ndarray]
+    """Reason -> indices of the samples that are in no row."""
+    num_repeated_rows: int
+    """Rows at the end that are in the plan twice, where packs cannot be split into as many rows as the ranks need."""
+
+    @cached_property
+    def rows(self) -> list[np.ndarray]:
+        return Packs(self.samples, self.starts).split()
+
+    @property
+    def num_packs(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_packs // self.num_ranks
+
+    @property
+    def fill(self) -> float:
+        """Real tokens / (rows x capacity)."""
+        return float(self.row_tokens.sum() / (self.num_packs * self.capacity)) if self.num_packs else 0.0
+
+    @property
+    def rank_efficiency(self) -> float:
+        """Mean over steps of mean FLOPs / largest FLOPs among the ranks: the share of time no rank waits."""
+        return self.rank_efficiency_at(self.num_ranks)
+
+    def rank_efficiency_at(self, num_ranks: int) -> float:
+        """`rank_efficiency` if `num_ranks` ranks read these rows; an incomplete last step is left aside."""
+        num_steps = self.num_packs // num_ranks
+        if num_steps == 0:
+            return 0.0
+        flops = self.row_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
+        return float((flops.mean(axis=1) / flops.max(axis=1)).mean())
+
+    @cached_property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 of the rows and what they were made with."""
+        digest = hashlib.sha256(f"{self.capacity} {self.num_ranks} {self.epoch}".encode())
+        digest.update(self.starts.astype("<i8").tobytes())
+        digest.update(self.samples.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def summary(self) -> dict[str, Any]:
+        """What `recaption plan --json` prints, but for the time it took."""
+        return {
+            "num_samples": self.num_samples,
+            "num_packs": self.num_packs,
+            "num_steps": self.num_steps,
+            "fill": self.fill,
+            "rank_efficiency": self.rank_efficiency,
+            "rejected": {reason: len(indices) for reason, indices in self.rejected.items()},
+            "repeated_rows": self.num_repeated_rows,
+            "policy": self.policy,
+            "num_ranks": self.num_ranks,
+            "capacity": self.capacity,
+            "hash": self.hash,
+        }
+
+
+def plan_packs(
+    num_tokens: np.ndarray | Sequence[int],
+    *,
+    capacity: int,
+    policy: str = "first_fit",
+    pool: int = 64,
+    seed: int | None = None,
+) -> list[np.ndarray]:
+    """Choose which samples share a pack so that little of `capacity` is padding.
+
+    Lengths [5, 4, 3, 3] with capacity 8 give packs of 5+3 and 4+3 tokens: fill 1.0 and 0.875.
+
+    Args:
+        num_tokens: tokens of each sample.
+        seed: shuffle the samples first; None takes them as they come.
+
+    Returns:
+        One array of sample indices per pack; every sample is in exactly one.
+
+    Raises:
+        SampleTooLongError: a sample alone exceeds `capacity`; it is named.
+        UsageError: a length below 1, an unknown policy.
+    """
+    check_policy(policy, capacity, pool)
+    tokens = _checked_lengths(num_tokens)
+    _reject(tokens, capacity, "raise")
+    order = np.arange(len(tokens)) if seed is None else _shuffled(len(tokens), seed, 0, "samples")
+    return _packs(tokens, order, capacity, policy, pool).split()
+
+
+def plan_steps(
+    num_tokens: np.ndarray | Sequence[int],
+    *,
+    num_ranks: int,
+    capacity: int,
+    policy: str = "first_fit",
+    pool: int = 64,
+    seed: int = 0,
+    epoch: int = 0,
+    width: int = 1152,
+    too_long: str = "reject",
+    num_rows: int | None = None,
+) -> Plan:
+    """One epoch for `num_ranks` ranks: shuffle all samples, pack them, and lay the packs out so that nobody waits.
+
+    The number of rows is the same in every epoch and divides by `num_ranks`: the rows that lack for it are made by
+    splitting the packs with most samples in two. So every sample is read exactly once per epoch and all ranks read
+    equally many rows. (Only where too few packs hold two samples or more, such as 4 samples of full length on 3 ranks,
+    rows are read twice; `num_repeated_rows` says how many.)
+    The ranks of one step get packs of about equal FLOPs.
+
+    Args:
+        width: model width of the cost model (attention weighs less in wide models).
+        too_long: "reject" lists samples above `capacity` under `Plan.rejected["too_long"]`, "raise" raises.
+        num_rows: rows per epoch where the caller knows them from another epoch; else they are planned from epoch 0.
+
+    Raises:
+        SampleTooLongError: with too_long="raise", naming the first such sample.
+        UsageError: nothing is left to plan, or a setting is out of range.
+    """
+    check_policy(policy, capacity, pool)
+    if num_ranks < 1:
+        raise UsageError(f"num_ranks={num_ranks} must be at least 1")
+    tokens = _checked_lengths(num_tokens)
+    rejected = _reject(tokens, capacity, too_long)
+    kept = np.setdiff1d(np.arange(len(tokens)), rejected, assume_unique=True)
+    if len(kept) == 0:
+        raise UsageError(f"none of {len(tokens)} samples fits into a pack of {capacity} tokens")
+
+    def pack(of_epoch: int, attempt: int = 0) -> Packs:
+        order = kept[_shuffled(len(kept), seed, of_epoch, f"samples{attempt}")]
+        return _packs(tokens, order, capacity, policy, pool)
+
+    packs = pack(epoch)
+    first_epoch = packs if epoch == 0 else None
+    if num_rows is None:
+        first_epoch = first_epoch or pack(0)
+        num_rows = -(-len(first_epoch) // num_ranks) * num_ranks
+    attempt = 0
+    while len(packs) > num_rows:
+        if attempt > MAX_REPACKS:
+            raise UsageError(f"{num_rows = } is too few: epoch 0 needs {len(packs)}")
+        attempt += 1
+        packs = pack(epoch, attempt) if attempt <= MAX_REPACKS else (first_epoch or pack(0))
+    rows = _split_packs(packs.split(), num_rows)
+    num_repeated = num_rows - len(rows)
+    flops = sample_flops(tokens, width=width)
+    row_flops = np.array([flops[row].sum() for row in rows])
+    order = _balanced_order(row_flops, num_ranks, seed, epoch)
+    order = np.concatenate([order, order[np.arange(num_repeated) % len(order)]])
+    rows = [rows[i] for i in order]
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    samples = np.concatenate(rows)
+    return Plan(
+        samples=samples,
+        starts=starts,
+        row_tokens=np.add.reduceat(tokens[samples], starts[:-1]),
+        row_flops=row_flops[order],
+        num_samples=len(kept),
+        num_ranks=num_ranks,
+        capacity=capacity,
+        policy=policy,
+        pool=pool,
+        seed=seed,
+        epoch=epoch,
+        rejected={"too_long": rejected} if len(rejected) else {},
+        num_repeated_rows=num_repeated,
+    )
+
+
+def automatic_global_rows(num_packs: int) -> int:
+    """Largest power of two, at most 64, such that rounding the number of packs up to it adds at most 1/16."""
+    return next(rows for rows in (64, 32, 16, 8, 4, 2, 1) if rows == 1 or num_packs >= 16 * rows)
+
+
+class EpochPlans:
+    """The plans of all epochs of one data set, each with the same number of rows: row g of training lies in epoch
+    g // num_rows at place g % num_rows, whoever reads it.
+
+    They depend on the samples and the settings alone, not on the number of ranks that will read them.
+    """
+
+    def __init__(self, num_tokens: np.ndarray, settings: PlanSettings, *, fingerprint: str = "") -> None:
+        """`fingerprint` stands for the samples themselves; together with lengths and settings it makes `hash`."""
+        self.num_tokens = np.asarray(num_tokens)
+        self.settings = settings
+        self._kept: dict[int, Plan] = {}
+        self.global_rows = settings.global_rows or automatic_global_rows(self._plan(0, 1, None).num_packs)
+        first = self._plan(0, self.global_rows, None)
+        self.num_rows = first.num_packs - first.num_repeated_rows
+        if first.num_repeated_rows:  # an endless sequence needs no repeats: the next epoch fills the step
+            first = self._plan(0, self.global_rows, self.num_rows)
+        self._kept[0] = first
+        digest = hashlib.sha256(repr((settings, fingerprint)).encode())
+        digest.update(self.num_tokens.astype("<i8").tobytes())
+        self.hash = digest.hexdigest()[:16]
+
+    def __getitem__(self, epoch: int) -> Plan:
+        plan = self._kept.get(epoch)
+        if plan is None:
+            plan = self._plan(epoch, self.global_rows, self.num_rows)
+            self._kept = {e: p for e, p in self._kept.items() if e == 0 or e == epoch - 1} | {epoch: plan}
+        return plan
+
+    def row(self, global_row: int) -> tuple[int, np.ndarray]:
+        """Epoch and sample indices of row `global_row` of the endless sequence of epochs."""
+        epoch, place = divmod(global_row, self.num_rows)
+        plan = self[epoch]
+        return epoch, plan.samples[plan.starts[place] : plan.starts[place + 1]]
+
+    def _plan(self, epoch: int, num_ranks: int, num_rows: int | None) -> Plan:
+        return plan_steps(
+            self.num_tokens,
+            num_ranks=num_ranks,
+            capacity=self.settings.capacity,
+            policy=self.settings.policy,
+            pool=self.settings.pool,
+            seed=self.settings.seed,
+            epoch=epoch,
+            width=self.settings.cost_width,
+            num_rows=num_rows,
+        )
+
+
+# --- parts of a plan ------------------------------------------------------------------------------------------------
+
+
+def _checked_lengths(num_tokens: np.ndarray | Sequence[int]) -> np.ndarray:
+    tokens = np.asarray(num_tokens)
+    if tokens.ndim != 1 or (len(tokens) and not np.issubdtype(tokens.dtype, np.integer)):
+        raise UsageError(f"lengths must be one row of whole numbers, not {tokens.dtype} of shape {tokens.shape}")
+    if len(tokens) and tokens.min() < 1:
+        index = int(tokens.argmin())
+        raise UsageError(f"sample {index} has {tokens[index]} tokens; every sample needs at least 1")
+    return tokens.astype(np.int64)
+
+
+def _reject(tokens: np.ndarray, capacity: int, too_long: str) -> np.ndarray:
+    if too_long not in ("reject", "raise"):
+        raise UsageError(f"{too_long = } must be 'reject' or 'raise'")
+    rejected = np.flatnonzero(tokens > capacity)
+    if len(rejected) and too_long == "raise":
+        raise SampleTooLongError(
+            f"sample {rejected[0]} has {tokens[rejected[0]]} tokens, a pack holds {capacity} "
+            f"({len(rejected)} of {len(tokens)} samples are too long)"
+        )
+    return rejected
+
+
+def _packs(tokens: np.ndarray, order: np.ndarray, capacity: int, policy: str, pool: int) -> Packs:
+    lengths = tokens[order].tolist()
+    places, starts = best_fit(lengths, capacity, pool) if policy == "best_fit" else first_fit(lengths, capacity)
+    return Packs(order[places], starts)
+
+
+def _split_packs(packs: list[np.ndarray], num_rows: int) -> list[np.ndarray]:
+    """Halve the packs with most samples until there are `num_rows`, or none is left to halve."""
+    heap = [(-len(pack), i) for i, pack in enumerate(packs)]
+    heapq.heapify(heap)
+    packs = list(packs)
+    while len(packs) < num_rows and heap and heap[0][0] < -1:
+        _, i = heapq.heappop(heap)
+        half = len(packs[i]) // 2
+        packs.append(packs[i][half:])
+        packs[i] = packs[i][:half]
+        heapq.heappush(heap, (-len(packs[i]), i))
+        heapq.heappush(heap, (-len(packs[-1]), len(packs) - 1))
+    return packs
+
+
+def _balanced_order(row_flops: np.ndarray, num_ranks: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of rows in which every `num_ranks` neighbours cost about the same, yet cheap and dear steps are mixed.
+
+    Shuffle all; sort by cost inside windows of WINDOW_STEPS steps; cut into steps; shuffle the steps, and the rows
+    within each step, so that no rank always has the cheapest row.
+    """
+    order = _shuffled(len(row_flops), seed, epoch, "rows")
+    num_steps = len(order) // num_ranks
+    if num_ranks == 1 or num_steps == 0:
+        return order
+    whole, rest = np.split(order, [num_steps * num_ranks])
+    num_windows = max(1, num_steps // WINDOW_STEPS)
+    edges = [num_steps * i // num_windows * num_ranks for i in range(num_windows + 1)]
+    for start, end in pairwise(edges):
+        window = whole[start:end]
+        whole[start:end] = window[np.argsort(row_flops[window], kind="stable")]
+    steps = whole.reshape(num_steps, num_ranks)[_shuffled(num_steps, seed, epoch, "steps")]
+    within = np.argsort(_random_keys(steps.size, seed, epoch, "ranks").reshape(steps.shape), axis=1, kind="stable")
+    return np.concatenate([np.take_along_axis(steps, within, axis=1).ravel(), rest])
+
+
+def _random_keys(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """uint64 keys by (seed, epoch, purpose). Raw Philox output, which numpy promises never to change."""
+    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
+    return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)).random_raw(num)
+
+
+def _shuffled(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    return np.argsort(_random_keys(num, seed, epoch, purpose), kind="stable")

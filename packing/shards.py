@@ -1,0 +1,388 @@
+"""Shards: clips of one bucket in one tar, and beside it the parquet that says what lies where.
+
+    shards, rejects = plan_shards(clips, table)                          # pure: names and contents are fixed here
+    for shard in shards:
+        key = shard_hash(shard, recipe_hash)
+        if not is_committed(run, shard.name, key):
+            write_shard(run, shard.name, entries, plan_hash=key)           # of video_entry(...) or failed_entry(...)
+    remove_stale(run, [s.name for s in shards])
+    build_index(run)
+
+Members `<clip_id>.json .mp4 .txt` (latents: `.json .npy`) lie side by side, plain ustar with mtime 0, so any tar or
+WebDataset reader opens them and the same clips give the same bytes. The parquet is written last and marks the commit:
+a shard without it, or with another `plan_hash` in its metadata, is written anew. The one writer of both kinds of shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from packing.buckets import Bucket, BucketTable, assign_bucket, bucket_name
+from recaption.errors import FAILURE_REASONS, UsageError
+from recaption.records import Sample, schema_of
+from recaption.run_folder import RunFolder, recipe_hash
+
+BYTES_PER_PIXEL = 0.25
+"""Estimate that turns `max_shard_bytes` into a number of samples: H.264 at crf 12 takes 1 to 2 bits per pixel."""
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""Keys end at the first dot for WebDataset, and stay below the 100 bytes of a ustar name with their extension."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentSample(Sample):
+    """One row of RUN/latents/<name>/index.parquet; `sha256` is that of the .npy member."""
+
+    latent_channels: int
+    latent_frames: int
+    latent_height: int
+    latent_width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardClip:
+    """What sharding needs to know of one kept, captioned clip."""
+
+    clip_id: str
+    uri: str
+    start_frame: int
+    end_frame: int
+    """Half-open, in the source's own numbering."""
+    start_seconds: float
+    end_seconds: float
+    width_px: int
+    height_px: int
+    caption: str
+    num_caption_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedShard:
+    """Which clips one tar will hold. `name` is its path in the run folder without extension."""
+
+    name: str
+    bucket: Bucket
+    clips: tuple[ShardClip, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reject:
+    """A clip that no shard takes."""
+
+    clip_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One sample on its way into a tar, or the reason why it does not get there."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    """Extension without dot -> bytes; empty where `reason` is set."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Columns of the parquet row; the writer adds shard, offset_bytes, num_bytes, sha256 and status."""
+    reason: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReport:
+    """What one written shard came to."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    rejected: dict[str, int]
+    """Failure reason -> number of clips."""
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def plan_shards(
+    clips: Iterable[ShardClip], table: BucketTable, *, folder: str = "shards"
+) -> tuple[list[PlannedShard], list[Reject]]:
+    """Divide clips among shards: per bucket, sorted by clip_id, evenly filled. The order of `clips` does not matter.
+
+    Raises:
+        UsageError: two clips share a clip_id, or one cannot be the key of a sample.
+    """
+    per_bucket: dict[Bucket, list[ShardClip]] = {}
+    rejects = []
+    previous = ""
+    for clip in sorted(clips, key=lambda c: c.clip_id):
+        if clip.clip_id == previous:
+            raise UsageError(f"clip {clip.clip_id} is listed twice")
+        check_key(clip.clip_id)
+        previous = clip.clip_id
+        seconds = clip.end_seconds - clip.start_seconds
+        bucket = assign_bucket(seconds, clip.width_px, clip.height_px, table)
+        if bucket is None:
+            detail = f"{seconds:.2f} s of {clip.height_px}x{clip.width_px}"
+            rejects.append(Reject(clip_id=clip.clip_id, reason="no_bucket", detail=detail))
+        else:
+            per_bucket.setdefault(bucket, []).append(clip)
+    shards = []
+    for bucket in sorted(per_bucket):
+        for number, group in enumerate(_even_groups(per_bucket[bucket], _samples_per_shard(bucket, table))):
+            name = f"{folder}/{bucket_name(bucket)}/{number:06d}"
+            shards.append(PlannedShard(name=name, bucket=bucket, clips=tuple(group)))
+    return shards, rejects
+
+
+def _samples_per_shard(bucket: Bucket, table: BucketTable) -> int:
+    estimate = bucket.num_frames * bucket.height_px * bucket.width_px * BYTES_PER_PIXEL
+    return max(1, min(table.max_samples_per_shard, int(table.max_shard_bytes / estimate)))
+
+
+def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
+    num_groups = -(-len(clips) // limit)
+    edges = [len(clips) * i // num_groups for i in range(num_groups + 1)]
+    return [clips[start:end] for start, end in pairwise(edges)]
+
+
+def shard_hash(shard: PlannedShard, recipe: str) -> str:
+    """Changes when the clips of a shard, their spans, captions, bucket or the recipe change; paths do not count."""
+    clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption) for c in shard.clips]
+    return recipe_hash([shard.name, clips, recipe])
+
+
+# --- entries --------------------------------------------------------------------------------------------------------
+
+
+def video_entry(clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_tokens: int) -> Entry:
+    """A transcoded clip as members .mp4 .json .txt. Where the source lay is left out: bytes depend on content only."""
+    description = {
+        "clip_id": clip.clip_id,
+        "caption": clip.caption,
+        "bucket": bucket_name(bucket),
+        **dataclasses.asdict(bucket),
+        "source_start_seconds": clip.start_seconds,
+        "source_end_seconds": clip.end_seconds,
+    }
+    members = {"mp4": mp4, "json": _canonical_json(description), "txt": clip.caption.encode()}
+    return Entry(key=clip.clip_id, members=members, fields=_video_fields(clip, bucket, num_latent_tokens))
+
+
+def failed_entry(clip: ShardClip, bucket: Bucket, *, reason: str, detail: str) -> Entry:
+    """A clip that could not be transcoded: a row with a reason from `errors.FAILURE_REASONS`, no members."""
+    return Entry(key=clip.clip_id, fields=_video_fields(clip, bucket, 0), reason=reason, detail=detail)
+
+
+def _video_fields(clip: ShardClip, bucket: Bucket, num_latent_tokens: int) -> dict[str, Any]:
+    return {
+        "bucket": bucket_name(bucket),
+        **dataclasses.asdict(bucket),
+        "num_latent_tokens": num_latent_tokens,
+        "num_caption_tokens": clip.num_caption_tokens,
+        "caption": clip.caption,
+    }
+
+
+def latent_shard_name(compressor: str, shard: str) -> str:
+    """Latents mirror the video shards one to one: `shards/B/000000.tar` -> `latents/<compressor>/B/000000`.
+
+    Raises:
+        UsageError: `compressor` cannot be the name of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", compressor):
+        raise UsageError(f"{compressor!r} cannot name a folder of latents: use letters, digits, '.', '_' and '-'")
+    bucket, number = shard.removesuffix(".tar").split("/")[-2:]
+    return f"latents/{compressor}/{bucket}/{number}"
+
+
+def latent_entry(
+    sample: Sample, latent: np.ndarray, *, num_latent_tokens: int, details: dict[str, Any] | None = None
+) -> Entry:
+    """A latent (C, t, h, w) as members .npy (float16) and .json; one that float16 cannot hold becomes a failed row.
+
+    Args:
+        details: JSON-simple facts to keep in the .json member (compressor, mean and std, round-trip error).
+    """
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(latent, dtype=np.float16)
+    channels, frames, height, width = half.shape
+    fields = {name: getattr(sample, name) for name in _COPIED} | {
+        "num_latent_tokens": num_latent_tokens,
+        "latent_channels": channels,
+        "latent_frames": frames,
+        "latent_height": height,
+        "latent_width": width,
+    }
+    if not np.isfinite(half).all():
+        detail = "the latent holds values that float16 cannot"
+        return Entry(key=sample.clip_id, fields=fields, reason="write_failed", detail=detail)
+    payload = io.BytesIO()
+    np.save(payload, half, allow_pickle=False)
+    description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, **(details or {})}
+    members = {"npy": payload.getvalue(), "json": _canonical_json(description)}
+    return Entry(key=sample.clip_id, members=members, fields=fields)
+
+
+_COPIED = ("bucket", "num_frames", "height_px", "width_px", "fps", "num_caption_tokens", "caption")
+
+
+def _canonical_json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+
+
+# --- write ----------------------------------------------------------------------------------------------------------
+
+
+def shard_schema(record: type = Sample) -> pa.Schema:
+    """Columns of the parquet beside a tar: the record's, plus status (`ok` or `failed`), reason and detail."""
+    status = pa.field("status", pa.string(), nullable=False)
+    return pa.schema([*schema_of(record), status, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
+
+
+def is_committed(run: RunFolder, name: str, plan_hash: str) -> bool:
+    """Whether the shard lies there whole, made from exactly this plan."""
+    if not run.exists(f"{name}.parquet"):
+        return False
+    metadata = run.table_metadata(f"{name}.parquet")
+    if metadata.get("plan_hash") != plan_hash:
+        return False
+    num_bytes = int(metadata["tar_num_bytes"])
+    if num_bytes == 0:
+        return not run.exists(f"{name}.tar")
+    return run.exists(f"{name}.tar") and run.fs.size(run.path(f"{name}.tar")) == num_bytes
+
+
+def write_shard(
+    run: RunFolder, name: str, entries: Iterable[Entry], *, plan_hash: str, record: type = Sample, payload: str = "mp4"
+) -> ShardReport:
+    """Write `<name>.tar`, then `<name>.parquet`, which commits it. Holds one shard in memory.
+
+    Args:
+        record: `Sample`, or `LatentSample` with payload="npy".
+        payload: extension of the member whose sha256 goes into the row.
+
+    Raises:
+        OSError: the tar does not read back as it was written, or the storage failed; nothing is committed then.
+        UsageError: a key appears twice or is not fit to be one.
+    """
+    tar, rows = _build_tar(f"{name}.tar", entries, record, payload)
+    samples = [row for row in rows if row["status"] == "ok"]
+    _verify_tar(tar, samples, payload)
+    run.remove(f"{name}.parquet")  # from here on the old shard, if any, is no longer committed
+    if samples:
+        run.write_bytes(f"{name}.tar", tar)
+    else:
+        tar = b""  # readers stumble over tars without members, so there is none
+        run.remove(f"{name}.tar")
+    metadata = {
+        "plan_hash": plan_hash,
+        "tar_num_bytes": str(len(tar)),
+        "tar_sha256": hashlib.sha256(tar).hexdigest(),
+        "num_samples": str(len(samples)),
+    }
+    run.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=shard_schema(record)), metadata)
+    rejected: dict[str, int] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            rejected[row["reason"]] = rejected.get(row["reason"], 0) + 1
+    return ShardReport(name=name, num_samples=len(samples), num_bytes=len(tar), rejected=rejected)
+
+
+def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, plan_hash: str) -> ShardReport:
+    """`write_shard` for `latent_entry`s; `name` from `latent_shard_name`."""
+    return write_shard(run, name, entries, plan_hash=plan_hash, record=LatentSample, payload="npy")
+
+
+def check_key(key: str) -> None:
+    if not KEY_PATTERN.fullmatch(key):
+        raise UsageError(f"{key!r} cannot be the key of a sample: up to 80 letters, digits, '_' and '-', no dots")
+
+
+def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str) -> tuple[bytes, list[dict[str, Any]]]:
+    from webdataset import TarWriter  # imports torch: only where it is used
+
+    blank = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema_of(record)}
+    rows: list[dict[str, Any]] = []
+    seen = set()
+    sink = io.BytesIO()
+    # mtime, owner and mode are pinned, members are sorted by extension: the same entries give the same bytes.
+    with TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        for entry in entries:
+            check_key(entry.key)
+            if entry.key in seen:
+                raise UsageError(f"{shard}: {entry.key} comes twice")
+            seen.add(entry.key)
+            row = blank | entry.fields | {"clip_id": entry.key, "shard": shard}
+            if entry.reason is not None:
+                if entry.reason not in FAILURE_REASONS:
+                    raise ValueError(f"{entry.reason = } is not in FAILURE_REASONS")
+                rows.append(row | {"status": "failed", "reason": entry.reason, "detail": entry.detail})
+                continue
+            start = writer.tarstream.offset
+            writer.write({"__key__": entry.key, **entry.members})
+            rows.append(
+                row
+                | {"offset_bytes": start, "num_bytes": writer.tarstream.offset - start}
+                | {"sha256": hashlib.sha256(entry.members[payload]).hexdigest()}
+                | {"status": "ok", "reason": None, "detail": ""}
+            )
+    return sink.getvalue(), rows
+
+
+def _verify_tar(tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
+    """Open the bytes anew and hold them against the rows: every sample where it should be, whole, and nothing else."""
+    found: list[tuple[str, int, str]] = []
+    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            if not found or found[-1][0] != key:
+                found.append((key, member.offset, ""))
+            if extension == payload:
+                file = archive.extractfile(member)
+                digest = hashlib.sha256(file.read() if file else b"").hexdigest()
+                found[-1] = (key, found[-1][1], digest)
+    expected = [(row["clip_id"], row["offset_bytes"], row["sha256"]) for row in samples]
+    if found != expected:
+        raise OSError(f"a tar of {len(expected)} samples does not read back as it was written ({len(found)} found)")
+
+
+# --- index ----------------------------------------------------------------------------------------------------------
+
+
+def build_index(
+    run: RunFolder, pattern: str = "shards/*/*.parquet", *, index: str = "index.parquet", record: type = Sample
+) -> pa.Table:
+    """Gather the rows of whole samples from all committed shards, sorted by (bucket, shard, offset), into `index`."""
+    rows = run.read_tables(pattern, shard_schema(record))
+    ok = pc.equal(rows["status"], "ok")
+    table = rows.filter(ok).sort_by([("bucket", "ascending"), ("shard", "ascending"), ("offset_bytes", "ascending")])
+    table = table.select(schema_of(record).names)
+    run.write_table(index, table, {"num_samples": str(table.num_rows)})
+    return table
+
+
+def build_latents_index(run: RunFolder, compressor: str) -> pa.Table:
+    """RUN/latents/<compressor>/index.parquet with the columns of `LatentSample`."""
+    folder = f"latents/{compressor}"
+    return build_index(run, f"{folder}/*/*.parquet", index=f"{folder}/index.parquet", record=LatentSample)
+
+
+def remove_stale(run: RunFolder, planned_names: Iterable[str], *, folder: str = "shards") -> list[str]:
+    """Delete shards of an earlier plan that this one no longer names; returns their names (without extension)."""
+    planned = set(planned_names)
+    files = [*run.list(f"{folder}/*/*.parquet"), *run.list(f"{folder}/*/*.tar")]  # the commit marks go first
+    stale = [f for f in files if f.rsplit(".", 1)[0] not in planned]
+    for name in stale:
+        run.remove(name)
+    return sorted({f.rsplit(".", 1)[0] for f in stale})

@@ -1,0 +1,299 @@
+"""Captioner weights: opened by tag, by file or from a folder, and written to a folder.
+
+A folder made by `save_captioner` holds `config.json`, `tokenizer.json` and `model.safetensors`. A checkpoint folder of
+`recaption train captioner` (or the run's train/<name>, whose newest checkpoint is taken) opens the same way.
+
+    save_captioner("out/my_captioner", model, vocabulary, config)
+    captioner = open_folder("out/my_captioner", name="my_captioner", device="cpu", dtype=None)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recaption.captioners.coca_captioner import CocaCaptioner
+from recaption.captioners.framing import Framing
+from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
+from recaption.captioners.vocabulary import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
+from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
+from recaption.records import CaptionFields
+
+FORMAT = "videococa-1"
+"""Value of `format` in config.json."""
+RANDOM_SEED = 0
+"""`open_clip:MODEL/random` gives the same weights every time."""
+OPEN_CLIP_NUM_FRAMES = 8
+"""Frames per clip for open_clip's image weights: encoding 8 costs about as much as decoding one caption."""
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+HUB_PROBE_SECONDS = 4.0
+"""A hub that does not answer one small request in this time counts as unreachable; its client would retry for minutes."""
+
+
+def weights_hash(model: nn.Module) -> str:
+    """First 12 hex digits of the sha256 over names, types, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def build_model(config: Mapping[str, Any]) -> VideoCoCa:
+    """The untrained model that a captioner config describes."""
+    return VideoCoCa(build_coca(config["coca"]), max_frames=config["num_frames"] if config["temporal"] else 0)
+
+
+def save_captioner(
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    vocabulary: BytePairVocabulary,
+    config: Mapping[str, Any],
+) -> Path:
+    """Write a captioner folder with fp16 weights.
+
+    Args:
+        state: state dict of the `VideoCoCa` (EMA weights where there are).
+        config: as `read_folder` finds it: format, coca, num_frames, temporal, framing, fields.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
+    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
+    kept = {key: value for key, value in config.items() if key != "merges"}
+    (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """What a captioner folder or training checkpoint holds."""
+
+    config: dict[str, Any]
+    vocabulary: BytePairVocabulary
+    state: dict[str, Tensor]
+    """float32; averaged weights where the folder has both."""
+    weights_path: Path
+
+
+def read_folder(folder: str | Path) -> Saved:
+    """Read a captioner folder, a training checkpoint, or the newest checkpoint of a train/<name> folder.
+
+    Raises:
+        UsageError: no captioner lies there.
+        CheckpointMismatchError: the checkpoint is of another kind of model.
+    """
+    from safetensors.torch import load_file
+
+    folder = _newest_checkpoint(Path(folder))
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} holds no captioner: config.json is missing (a folder from `recaption train captioner` has it)"
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("captioner", config)
+    if config.get("format") != FORMAT:
+        raise CheckpointMismatchError(f"{folder}/config.json is not that of a captioner (no format {FORMAT!r})")
+    weights = next((p for p in (folder / "ema.safetensors", folder / "model.safetensors") if p.is_file()), None)
+    if weights is None:
+        raise UsageError(f"{folder} holds neither model.safetensors nor ema.safetensors")
+    context_length = config["coca"]["text_cfg"]["context_length"]
+    if (folder / "tokenizer.json").is_file():
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        vocabulary = BytePairVocabulary(text, context_length)
+    else:
+        vocabulary = vocabulary_from_merges(config["merges"], context_length=context_length)
+    state = {key: tensor.float() for key, tensor in load_file(weights).items()}
+    return Saved(config=config, vocabulary=vocabulary, state=state, weights_path=weights)
+
+
+def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """A captioner from a folder; raises as `read_folder`, and where the weights do not fit their own config."""
+    saved = read_folder(folder)
+    config = saved.config
+    model = build_model(config)
+    try:
+        model.load_state_dict(saved.state)
+    except RuntimeError as error:
+        raise CheckpointMismatchError(
+            f"{saved.weights_path} does not fit the model in its config.json: {error}"
+        ) from error
+    return _captioner(
+        model,
+        saved.vocabulary,
+        Framing(**config["framing"]),
+        name=name,
+        num_frames=config["num_frames"],
+        device=device,
+        dtype=dtype,
+        fields=config.get("fields", ""),
+    )
+
+
+def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models.
+
+    Args:
+        pretrained: a tag, a file of weights, or `random`.
+
+    Raises:
+        UsageError: no CoCa of that name, or no such tag.
+        WeightsUnreachableError: the weights are neither on disk nor can they be downloaded.
+    """
+    import open_clip
+    from open_clip.factory import load_checkpoint
+
+    config = open_clip.get_model_config(architecture)
+    if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
+        names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
+        raise UsageError(f"open_clip has no CoCa named {architecture!r}; it has {', '.join(names)}")
+    config.pop("custom_text", None)
+    weights = None if pretrained == "random" else _find_weights(architecture, pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        coca = open_clip.CoCa(**config)
+        initialise_decoder(coca)
+    if weights is not None:
+        try:
+            load_checkpoint(coca, str(weights), weights_only=True)
+        except Exception as error:
+            raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained)
+    preprocess = {**vars(open_clip.PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
+    fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
+    framing = Framing(
+        frame_px=coca.visual.image_size[0],
+        fit=fits[preprocess["resize_mode"]],
+        interpolation=preprocess["interpolation"],
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+    )
+    return _captioner(
+        VideoCoCa(coca),
+        ClipVocabulary(coca.text.context_length),
+        framing,
+        name=f"open_clip:{architecture}/{Path(pretrained).name}",
+        num_frames=OPEN_CLIP_NUM_FRAMES,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _captioner(
+    model: VideoCoCa,
+    vocabulary: BytePairVocabulary | ClipVocabulary,
+    framing: Framing,
+    *,
+    name: str,
+    num_frames: int,
+    device: str,
+    dtype: torch.dtype | None,
+    fields: str = "",
+) -> CocaCaptioner:
+    digest = weights_hash(model)
+    return CocaCaptioner(
+        model.to(device=device, dtype=dtype),
+        vocabulary,
+        framing,
+        name=name,
+        weights_hash=digest,
+        num_frames=num_frames,
+        read_fields=_scene_fields if fields == "scenes" else None,
+    )
+
+
+def _scene_fields(text: str) -> CaptionFields:
+    from recaption.scene_captions import fields_in
+
+    return fields_in(text)
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    if (folder / "model.safetensors").is_file() or (folder / "ema.safetensors").is_file():
+        return folder
+    for parent in (folder / "checkpoints", folder):
+        steps = sorted(path for path in parent.glob("step-*") if (path / "config.json").is_file())
+        if steps:
+            return steps[-1]
+    return folder
+
+
+def _find_weights(architecture: str, pretrained: str) -> Path:
+    """The file of weights behind a tag or a path, downloaded where that is possible within seconds of trying."""
+    import open_clip
+
+    if os.path.isfile(pretrained):
+        return Path(pretrained)
+    give_local = f"give a local file: open_clip:{architecture}//path/to/{HUB_FILES[0]}"
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained)
+    if not tag:
+        if "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".bin", ".pt", ".pth"):
+            raise WeightsUnreachableError(f"there is no file {pretrained}; {give_local}")
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise UsageError(f"{architecture} has no weights tagged {pretrained!r} (tags: {tags}); or {give_local}")
+    repository = tag["hf_hub"].rstrip("/")
+    return _cached_in_hub(repository) or _downloaded(repository, f"{architecture}/{pretrained}", give_local)
+
+
+def _cached_in_hub(repository: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in HUB_FILES:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
+
+
+def _downloaded(repository: str, what: str, give_local: str) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+
+    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+    for file in () if problem else HUB_FILES:
+        problem = _probe(f"{constants.ENDPOINT}/{repository}/resolve/main/{file}")
+        if problem == "not there":
+            continue
+        if problem:
+            break
+        try:
+            return Path(hf_hub_download(repository, file))
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            break
+    raise WeightsUnreachableError(
+        f"weights {what} ({HUB_FILES[0]} of {repository} on the Hugging Face hub) are not on this machine "
+        f"and cannot be downloaded ({problem}); {give_local}"
+    )
+
+
+def _probe(url: str) -> str:
+    """"" where the hub offers this file, else why not, within `HUB_PROBE_SECONDS` (name look-up included)."""
+    answer: list[str] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PROBE_SECONDS):
+                answer.append("")
+        except urllib.error.HTTPError as error:
+            answer.append("not there" if error.code == 404 else f"the hub answers {error.code}")
+        except OSError as error:
+            answer.append(f"the hub cannot be reached: {getattr(error, 'reason', error)}")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_PROBE_SECONDS)
+    return answer[0] if answer else f"the hub does not answer within {HUB_PROBE_SECONDS:g} s"

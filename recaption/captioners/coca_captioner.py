@@ -1,0 +1,195 @@
+"""The captioner that pipelines use: frames in, checked captions out, around one VideoCoCa.
+
+    captioner = load_captioner("tiny")
+    captioner.caption([clip_THWC])[0].text
+    captioner.score([clip_THWC], ["a red circle", "a blue star"])        (1, 2) cosines
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recaption.captioners.framing import Framing
+from recaption.captioners.generate import Decoding, Generated, generate
+from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
+from recaption.captioners.vocabulary import Vocabulary
+from recaption.captions import reason_if_bad
+from recaption.errors import UsageError
+from recaption.records import Caption, CaptionFields
+
+CLIPS_PER_BATCH = 8
+"""Clips encoded and decoded together. Decoding 8 costs about twice as much as decoding 1."""
+
+
+class CocaTextTower:
+    """The unimodal text transformer by itself: the text encoder of the diffusion transformer."""
+
+    def __init__(self, model: VideoCoCa, vocabulary: Vocabulary) -> None:
+        self._model = model
+        self._vocabulary = vocabulary
+        text = model.coca.text
+        self.width = int(text.width)
+        self.pooled_width = int(text.output_dim)
+        self.max_tokens = int(vocabulary.context_length)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of texts, padding left out.
+
+        Returns:
+            text_MD: float32, the tokens of all texts one after another (start and end token included), after the
+                tower's final norm.
+            lengths_S: int64, tokens per text; sums to M.
+            pooled_SD: float32, projected CLS token, not normalised.
+        """
+        ids_SM = self._vocabulary.encode(texts).to(self._model.coca.logit_scale.device)
+        lengths_S = token_lengths(ids_SM, self._vocabulary)
+        with torch.inference_mode():
+            embedding = self._model.encode_texts(ids_SM)
+            tokens_SMD = self._model.coca.text.ln_final(embedding.tokens_SMD)
+        parts = [tokens_SMD[row, :length] for row, length in enumerate(lengths_S.tolist())]
+        text_MD = torch.cat(parts) if parts else tokens_SMD.new_zeros((0, self.width))
+        # leaving inference mode: the result enters autograd where a model is trained on it
+        return text_MD.float().clone(), lengths_S.cpu(), embedding.pooled_SD.float().clone()
+
+
+class CocaCaptioner:
+    """Implements `captioners.Captioner`."""
+
+    def __init__(
+        self,
+        model: VideoCoCa,
+        vocabulary: Vocabulary,
+        framing: Framing,
+        *,
+        name: str,
+        weights_hash: str,
+        num_frames: int,
+        read_fields: Callable[[str], CaptionFields] | None = None,
+    ) -> None:
+        """
+        Args:
+            num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
+            read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+        self.framing = framing
+        self.name = name
+        self.weights_hash = weights_hash
+        self.num_frames = num_frames
+        self.frame_px = framing.frame_px
+        self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
+        self.text_tower = CocaTextTower(model, vocabulary)
+        self._read_fields = read_fields
+        self._device = model.coca.logit_scale.device
+        self._dtype = model.coca.visual.conv1.weight.dtype
+
+    def caption(
+        self,
+        clips: Sequence[np.ndarray],
+        *,
+        max_tokens: int | None = None,
+        num_beams: int = 1,
+        seed: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[Caption]:
+        """One caption per clip (uint8 (T,H,W,3), each of its own size), in order.
+
+        Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
+        clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
+        """
+        decoding = Decoding(
+            max_tokens=max_tokens or self.max_tokens,
+            num_beams=num_beams,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        captions: list[Caption] = []
+        for batch in _batches(clips):
+            hashes = [hashlib.sha256(np.ascontiguousarray(clip)).hexdigest() for clip in batch]
+            draws = np.stack([uniform_draws(seed, digest, decoding.max_tokens) for digest in hashes])
+            with torch.inference_mode():
+                embedding = self._encode(batch)
+                generated = generate(
+                    self.model.coca,
+                    embedding.tokens_BND,
+                    special=self.vocabulary.special,
+                    decoding=decoding,
+                    draws_BM=draws,
+                )
+                texts = [self.vocabulary.decode(one.tokens) for one in generated]
+                cosine_BB = embedding.pooled_BD.float() @ self._text_directions(texts).T
+            for row, (text, digest, one) in enumerate(zip(texts, hashes, generated, strict=True)):
+                captions.append(self._record(text, digest, one, float(cosine_BB[row, row]), seed))
+        return captions
+
+    def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+        """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1."""
+        if not clips or not texts:
+            return np.zeros((len(clips), len(texts)), np.float32)
+        with torch.inference_mode():
+            pooled_BD = torch.cat([self._encode(batch).pooled_BD for batch in _batches(clips)])
+            return (pooled_BD.float() @ self._text_directions(texts).T).cpu().numpy()
+
+    def _record(self, text: str, digest: str, generated: Generated, cosine: float, seed: int) -> Caption:
+        return Caption(
+            text=text,
+            fields=self._read_fields(text) if self._read_fields else CaptionFields(),
+            clip_sha256=digest,
+            captioner=f"{self.name}@{self.weights_hash}",
+            num_tokens=len(generated.tokens),
+            mean_logprob=generated.mean_logprob,
+            clip_score=cosine,
+            source="model",
+            seed=seed,
+            reason=reason_if_bad(text, ended=generated.ended),
+        )
+
+    def _encode(self, clips: Sequence[np.ndarray]) -> ClipEmbedding:
+        """Embeddings of a batch; clips with fewer frames than wanted are encoded with what they have."""
+        repeat = self.model.temporal_embedding is not None
+        frames = [self.framing.tensor(clip, num_frames=self.num_frames, repeat=repeat) for clip in clips]
+        parts: dict[int, ClipEmbedding] = {}
+        for count in sorted({len(clip) for clip in frames}):
+            rows = [row for row, clip in enumerate(frames) if len(clip) == count]
+            pixels_BTCHW = torch.stack([frames[row] for row in rows]).to(self._device, self._dtype)
+            whole = self.model.encode_clips(pixels_BTCHW)
+            for place, row in enumerate(rows):
+                parts[row] = ClipEmbedding(pooled_BD=whole.pooled_BD[place], tokens_BND=whole.tokens_BND[place])
+        return ClipEmbedding(
+            pooled_BD=torch.stack([parts[row].pooled_BD for row in range(len(clips))]),
+            tokens_BND=torch.stack([parts[row].tokens_BND for row in range(len(clips))]),
+        )
+
+    def _text_directions(self, texts: Sequence[str]) -> Tensor:
+        ids_SM = self.vocabulary.encode(texts).to(self._device)
+        return F.normalize(self.model.encode_texts(ids_SM).pooled_SD.float(), dim=-1)
+
+
+def token_lengths(ids_SM: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Tokens per text up to and including the end token, whatever follows it."""
+    return (ids_SM == vocabulary.special.end).int().argmax(dim=1).long() + 1
+
+
+def uniform_draws(seed: int, clip_sha256: str, count: int) -> np.ndarray:
+    """Uniform numbers that belong to a clip: a counter-based stream keyed by the seed and the clip's pixels."""
+    key = np.frombuffer(hashlib.sha256(f"{seed}:{clip_sha256}".encode()).digest()[:16], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def _batches(clips: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    for clip in clips:
+        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+            found = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
+            raise UsageError(f"a clip is a uint8 array (frames, height, width, 3), not {found}")
+    for start in range(0, len(clips), CLIPS_PER_BATCH):
+        yield list(clips[start : start + CLIPS_PER_BATCH])

@@ -1,0 +1,411 @@
+"""The decoder child: reads requests on stdin, answers on its original stdout, dies without harm.
+
+    python -m recaption.decode_worker      started by decoder_process.py, never by hand
+
+One of the two files that import PyAV. No torch, no ray, no pyarrow: it must start in a fraction of a second and stay at
+~80 MB. Files are opened by descriptor with every other protocol switched off, so a playlist named .mp4 opens nothing.
+Frames are numbered as a sequential decode shows them; a damaged frame is refused, never handed out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.logging import Capture
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from recaption import animated_webp, decode_answers, orientation
+from recaption.decode_answers import FrameTimes
+from recaption.decode_messages import LENGTHS, pack_header, unpack_lengths
+from recaption.errors import VideoError
+from recaption.orientation import Orientation
+from recaption.packet_index import SEEK_GAIN_FRAMES, Keyframe, PacketIndex, read_packets
+
+NUM_CACHED_TIMES = 16
+"""Files whose frame times are remembered: all clips of a long video cost one demux."""
+
+EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+"""swscale flags under which every processor gives the same bytes; 4 ms per 720p frame at full size, 0.3 ms to 85x48."""
+
+PICTURES_BESIDE_SOUND = Disposition.attached_pic | Disposition.timed_thumbnails
+
+ORPHAN_CHECK_SECONDS = 2.0
+
+
+class OutOfStepError(Exception):
+    """After a seek the decoder did not show the frame that the index expects next."""
+
+
+class VideoFile:
+    """One input, opened as often as needed: by path, or from bytes in an unnamed temporary file."""
+
+    def __init__(self, path: str | None, payload: bytes, limits: dict[str, Any]) -> None:
+        self.limits = limits
+        self.known: dict[str, Any] = {}
+        """What is certain about the video so far (fields of records.Video); travels with an error too."""
+        self.rates: tuple[Fraction | None, ...] = ()
+        """Frame rates that the header claims."""
+        self.was_counted = False
+        """Whether frames had to be counted from the start after a seek went wrong."""
+        self.file: Any = open(path, "rb") if path is not None else tempfile.TemporaryFile()  # noqa: SIM115
+        if path is None:
+            self.file.write(payload)
+            self.file.flush()
+        status = os.fstat(self.file.fileno())
+        self.num_bytes = status.st_size
+        self.key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if path is not None else None
+        self.is_webp = animated_webp.is_animated_webp(self.file)
+
+    def close(self) -> None:
+        self.file.close()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[Any, Any]]:
+        """(container, video stream), at the start of the file."""
+        self.file.seek(0)
+        options = {"fd": str(self.file.fileno()), "protocol_whitelist": "fd"}
+        try:
+            container = av.open("fd:", options=options, metadata_errors="replace")
+        except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise VideoError("unreadable", f"not a video file: {_message(error)}") from None
+        with container:
+            yield container, self._video_stream(container)
+
+    def _video_stream(self, container: Any) -> Any:
+        streams = [s for s in container.streams.video if not s.disposition & PICTURES_BESIDE_SOUND]
+        if not streams:
+            kinds = sorted({s.type for s in container.streams})
+            raise VideoError("no_video_stream", f"kinds of streams in this file: {', '.join(kinds) or 'none'}")
+        best = container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        context = stream.codec_context
+        if context is None:
+            raise VideoError("unreadable", "no decoder for this codec")
+        self.known["codec"] = context.codec.canonical_name
+        self.rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
+        self._check_size(context.height, context.width)
+        context.thread_count = 1
+        context.options = {"max_pixels": str(self.limits["max_pixels"])}
+        return stream
+
+    def _check_size(self, height_px: int, width_px: int) -> None:
+        limit = self.limits["max_pixels"]
+        if height_px * width_px > limit:
+            raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than max_pixels = {limit}")
+
+    def orientation_of(self, frame: Any) -> Orientation:
+        """How a frame is to be laid down. PyAV cannot list side data newer than itself; then the angle alone is read."""
+        try:
+            matrices = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+        except ValueError:
+            return orientation.from_counterclockwise_degrees(frame.rotation)
+        if not matrices:
+            return Orientation()
+        return orientation.from_display_matrix(np.frombuffer(matrices[0], "<i4").tolist())
+
+    def scaler(self, times: FrameTimes, height_px: int, width_px: int) -> Scaler:
+        """For frames of `height_px` x `width_px` as displayed."""
+        self._check_size(height_px, width_px)
+        return Scaler(times.orientation, height_px, width_px)
+
+    # --- numbering --------------------------------------------------------------------------------------------------
+
+    def packet_index(self) -> PacketIndex:
+        """Demux everything once.
+
+        Raises:
+            VideoError: truncated where the container's own table points past the end of the file; zero_frames; too_large.
+        """
+        if self.is_webp:
+            self.known["codec"] = "webp"
+            num_packets = animated_webp.num_pictures(self.file, self.limits["max_pixels"])
+            return PacketIndex(animated_webp.TIME_BASE, np.zeros(0, np.int64), (), num_packets, False, False)
+        with self.opened() as (container, stream), _libav_errors() as logged:
+            try:
+                index = read_packets(
+                    container.demux(stream),
+                    format_name=container.format.name,
+                    codec=self.known["codec"],
+                    time_base=stream.time_base,
+                    max_frames=self.limits["max_frames"],
+                )
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                raise VideoError("truncated", f"packets end in an error: {_message(error)}") from None
+            if container.format.name.startswith("mov"):
+                beyond = sum(entry.pos + entry.size > self.num_bytes for entry in stream.index_entries)
+                if beyond:
+                    raise VideoError("truncated", f"{beyond} of {len(stream.index_entries)} samples lie past the end")
+            is_cut_off = any("ended prematurely" in line for _, _, line in logged)
+            if container.format.name.startswith("matroska") and is_cut_off:
+                raise VideoError("truncated", f"the file ends inside a cluster, after {index.num_packets} packets")
+        self.known["duration_seconds"] = index.seconds
+        if not index.num_packets:
+            raise VideoError("zero_frames", "the video stream holds no frames")
+        limit = self.limits["max_video_seconds"]
+        if index.seconds > limit:
+            raise VideoError("too_large", f"{index.seconds:.1f} s of video, more than max_video_seconds = {limit}")
+        return index
+
+    def times(self) -> FrameTimes:
+        """Number the frames: by packets where they can be trusted, else by decoding everything once."""
+        times = _times_of_files.get(self.key) if self.key is not None else None
+        if times is not None:
+            self._check_size(times.height_px, times.width_px)
+            return times
+        index = self.packet_index()
+        with contextlib.closing(self.decoded(index)) as frames:
+            first = next(frames, None)
+            if first is None:
+                raise VideoError("zero_frames", "packets, but no frame to show")
+            index = index.starting_at(first.pts)
+            ticks = [first.pts] if index.is_seekable else [first.pts, *(frame.pts for frame in frames)]
+        times = FrameTimes.shown(index, ticks, first.height, first.width, self.orientation_of(first))
+        self.remember(times)
+        return times
+
+    def remember(self, times: FrameTimes) -> None:
+        """Keep the times for the next request about the same file."""
+        if self.key is not None:
+            _times_of_files[self.key] = times
+            while len(_times_of_files) > NUM_CACHED_TIMES:
+                _times_of_files.popitem(last=False)
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def decoded(self, index: PacketIndex) -> Iterator[Any]:
+        """All frames from the start, in the order in which they are shown.
+
+        Raises:
+            VideoError: unreadable where no frame comes at all, truncated where damage follows good frames.
+        """
+        if self.is_webp:
+            for picture in animated_webp.pictures(self.file, self.limits["max_pixels"]):
+                frame = av.VideoFrame.from_ndarray(picture.pixels_HWC, format="rgb24")
+                frame.pts, frame.duration, frame.time_base = picture.pts, picture.duration, animated_webp.TIME_BASE
+                yield frame
+            return
+        with self.opened() as (container, stream):
+            yield from self._frames_of(container.demux(stream), index.may_start_anywhere)
+
+    def _frames_of(self, packets: Iterator[Any], may_start_anywhere: bool) -> Iterator[Any]:
+        num_shown, failure = 0, ""
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                failure = _message(error)
+                if num_shown:
+                    raise VideoError("truncated", f"decoding fails after {num_shown} frames: {failure}") from None
+                if may_start_anywhere:
+                    continue
+                break
+            for frame in frames:
+                self._check_size(frame.height, frame.width)
+                if frame.is_corrupt:
+                    raise VideoError("truncated", f"frame {num_shown} is damaged: the decoder had to conceal errors")
+                num_shown += 1
+                yield frame
+        if failure and not num_shown:
+            raise VideoError("unreadable", f"no frame decodes: {failure}")
+
+    def frames_at(self, times: FrameTimes, wanted: np.ndarray) -> Iterator[Any]:
+        """The frames with these numbers (rising, unique), decoding from the nearest keyframe where that is safe."""
+        done = 0
+        if times.index.is_seekable:
+            with self.opened() as (container, stream), contextlib.suppress(OutOfStepError):
+                while done < len(wanted):
+                    with contextlib.closing(self._from_keyframe(container, stream, times, wanted[done])) as numbered:
+                        for number, frame in numbered:
+                            if number != wanted[done]:
+                                continue
+                            yield frame
+                            done += 1
+                            if done == len(wanted) or _should_jump(times.index, number, wanted[done]):
+                                break
+                        else:
+                            raise OutOfStepError
+        if done < len(wanted):
+            self.was_counted = True
+            yield from self._counted_frames(times, wanted[done:])
+
+    def _from_keyframe(self, container: Any, stream: Any, times: FrameTimes, wanted: int) -> Iterator[tuple[int, Any]]:
+        """(number, frame) from the last keyframe before frame `wanted` on, each checked against the index.
+
+        Frames shown before the keyframe itself (leading pictures of an open GOP) lack their references: left out.
+        """
+        keyframe = times.index.keyframe_before(wanted)
+        expected = times.index.first_frame_from(keyframe)
+        target = keyframe or times.index.keyframes[0]
+        try:
+            container.seek(min(target.dts, target.pts), stream=stream)
+            packets = _packets_from(container.demux(stream), target)
+            for frame in self._frames_of(packets, times.index.may_start_anywhere):
+                if keyframe is not None and frame.pts is not None and frame.pts < keyframe.pts:
+                    continue
+                if expected >= len(times.ticks) or frame.pts != times.ticks[expected]:
+                    raise OutOfStepError
+                yield expected, frame
+                expected += 1
+        except (av.error.FFmpegError, VideoError) as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise OutOfStepError from None  # counting from the start will say what is wrong
+
+    def _counted_frames(self, times: FrameTimes, wanted: np.ndarray) -> Iterator[Any]:
+        """The same by decoding everything from the start and counting: right by definition."""
+        remaining = iter(wanted)
+        target = next(remaining)
+        with contextlib.closing(self.decoded(times.index)) as frames:
+            for number, frame in enumerate(frames):
+                if times.index.is_seekable and (number >= len(times.ticks) or frame.pts != times.ticks[number]):
+                    raise VideoError("frame_mismatch", f"frame {number} of the packet index does not come")
+                if number == target:
+                    yield frame
+                    target = next(remaining, None)
+                    if target is None:
+                        return
+        raise VideoError("frame_mismatch", f"frame {target} is promised, but decoding ends before it")
+
+
+class Scaler:
+    """Decoded frames to RGB as displayed, at one size; the conversion is set up once."""
+
+    def __init__(self, turned: Orientation, height_px: int, width_px: int) -> None:
+        self.turned = turned
+        self.stored_height_px, self.stored_width_px = turned.size(height_px, width_px)
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        shrinks = self.stored_height_px * self.stored_width_px < frame.height * frame.width
+        rgb = self.reformatter.reformat(
+            frame,
+            self.stored_width_px,
+            self.stored_height_px,
+            "rgb24",
+            interpolation=(Interpolation.AREA if shrinks else Interpolation.BICUBIC) | EXACT,
+            threads=1,
+        )
+        return self.turned.apply(rgb.to_ndarray())
+
+
+_times_of_files: OrderedDict[tuple[int, ...], FrameTimes] = OrderedDict()
+
+
+def _message(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _should_jump(index: PacketIndex, number: int, wanted: int) -> bool:
+    return index.first_frame_from(index.keyframe_before(wanted)) > number + SEEK_GAIN_FRAMES
+
+
+def _packets_from(packets: Iterator[Any], target: Keyframe) -> Iterator[Any]:
+    """Packets from the keyframe on. A seek may land earlier (MPEG-TS); landing later is an error."""
+    for packet in packets:
+        if packet.is_keyframe and packet.pts == target.pts:
+            yield packet
+            yield from packets
+            return
+        if not packet.size or (packet.dts is not None and packet.dts > target.dts):
+            raise OutOfStepError
+
+
+@contextlib.contextmanager
+def _libav_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """(level, part, line) of what libav logs: it says nowhere else that a Matroska file was cut off."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with Capture() as logged:
+            yield logged
+    finally:
+        av.logging.set_level(None)
+
+
+# --- the child's life ------------------------------------------------------------------------------------------------
+
+
+def answer(request: dict[str, Any], payload: bytes, send: decode_answers.Send) -> None:
+    """Answer one request; whatever goes wrong becomes a reason of the closed list."""
+    limits = request["limits"]
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    video: VideoFile | None = None
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
+        video = VideoFile(request["path"], payload, limits)
+        decode_answers.ANSWERS[request["op"]](video, request, send)
+        return
+    except VideoError as error:
+        reason, detail = error.reason, error.detail
+    except MemoryError:
+        reason, detail = "decode_memory", f"decoding needs more than max_memory_bytes = {limits['max_memory_bytes']}"
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # the boundary of the child: no input may end it without an answer
+        reason, detail = "unreadable", f"{type(error).__name__}: {_message(error)}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        if video is not None:
+            video.close()
+    send({"kind": "error", "reason": reason, "detail": detail, "video": video.known if video else {}})
+
+
+def _end_with_parent() -> None:
+    """A decoder that spins for ever must not outlive the parent that would have killed it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_CHECK_SECONDS)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # a library that prints must not break the message stream
+    _end_with_parent()
+
+    def send(header: dict[str, Any], blob: memoryview | bytes = b"") -> None:
+        view = memoryview(blob).cast("B")
+        for part in (memoryview(pack_header(header, len(view))), view):
+            while part:
+                part = part[os.write(answers, part) :]
+
+    send({"kind": "ready"})
+    stdin = sys.stdin.buffer
+    with contextlib.suppress(BrokenPipeError):
+        while len(prefix := stdin.read(LENGTHS.size)) == LENGTHS.size:
+            num_header_bytes, num_payload_bytes = unpack_lengths(prefix)
+            request = json.loads(stdin.read(num_header_bytes))
+            answer(request, stdin.read(num_payload_bytes), send)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What the stages hand to each other: frozen records and their Arrow schemas.
+
+Each stage returns new records keyed by `clip_id`; nobody adds fields to another stage's record.
+
+    >>> table = to_table([Clip(clip_id="00c0ffee00c0ffee-0000000-0000048", ...)], Clip)
+    >>> from_table(table, Clip)[0].start_frame
+    0
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Video:
+    """One input, readable or not."""
+
+    video_id: str
+    """First 16 hex digits of the sha256 of the file's bytes; empty where not even the bytes could be read."""
+    uri: str
+    num_bytes: int = 0
+    width_px: int = 0
+    """As displayed: rotation applied."""
+    height_px: int = 0
+    num_frames: int = 0
+    """Frames that decode and are displayed, not what the header promises."""
+    fps_num: int = 0
+    fps_den: int = 1
+    duration_seconds: float = 0.0
+    codec: str = ""
+    rotation_degrees: int = 0
+    """Clockwise rotation that the display matrix asks for, already applied to width and height."""
+    status: str = "ok"
+    """`ok` or `failed`."""
+    reason: str | None = None
+    """One of `errors.FAILURE_REASONS` where status is `failed`."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A span of one video with no cut inside it. The clips of a video tile it: seconds add up."""
+
+    clip_id: str
+    """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: it is the WebDataset key, which ends at the first dot."""
+    video_id: str
+    uri: str
+    shot_index: int
+    start_frame: int
+    end_frame: int
+    """One past the last frame, in the source video's own numbering."""
+    start_seconds: float
+    end_seconds: float
+    """Presentation time of the first frame after the clip, or the end of the video."""
+    width_px: int
+    height_px: int
+    fps: float
+    """Average over the clip: frames / seconds."""
+
+    @property
+    def num_frames(self) -> int:
+        return self.end_frame - self.start_frame
+
+    @property
+    def duration_seconds(self) -> float:
+        return self.end_seconds - self.start_seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipScores:
+    """Raw numbers over the whole clip. None = not computed (never 0). Verdicts are computed from them, never baked in."""
+
+    clip_id: str
+    motion: float | None = None
+    """Mean length of optical flow between frames about 1/8 s apart, in frame heights per second."""
+    camera_motion: float | None = None
+    """The part of `motion` that one global affine map explains, same unit."""
+    sharpness: float | None = None
+    """Variance of the Laplacian of the luma (0..255), median over frames resized to 256 px short side."""
+    luma: float | None = None
+    """Mean luma, 0..1."""
+    text_area: float | None = None
+    """Share of the frame covered by drawn or overlaid text, mean over frames, 0..1."""
+    letterbox: float | None = None
+    """Share of the frame that is constant dark bars in every frame, 0..1."""
+    aesthetic: float | None = None
+    nsfw: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipPreview:
+    """One picture per clip, for people: the middle frame."""
+
+    clip_id: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionFields:
+    """The descriptive fields of a caption (DALL-E 3's list plus the action). Empty = not said."""
+
+    main_object: str = ""
+    action: str = ""
+    surroundings: str = ""
+    background: str = ""
+    text: str = ""
+    style: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caption:
+    """One text about one window of one clip, with its proof."""
+
+    clip_id: str = ""
+    text: str = ""
+    fields: CaptionFields = CaptionFields()
+    clip_sha256: str = ""
+    """sha256 of the uint8 frames that the captioner saw: binds the text to the pixels."""
+    start_seconds: float = 0.0
+    """Window described, in the source video's time."""
+    end_seconds: float = 0.0
+    captioner: str = ""
+    """`name@first 12 hex digits of the weights' sha256`."""
+    recipe_hash: str = ""
+    num_tokens: int = 0
+    mean_logprob: float | None = None
+    clip_score: float | None = None
+    """Cosine between text and clip in the captioner's contrastive space."""
+    source: str = "model"
+    """`model` or `original` (text that came with the video)."""
+    seed: int = 0
+    reason: str | None = None
+    """`bad_caption` where the text failed a gate, else None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One row of RUN/index.parquet: where a clip lies in the shards."""
+
+    clip_id: str
+    shard: str
+    """Path of the tar, relative to the run folder."""
+    offset_bytes: int
+    """Where the sample's first tar header starts; its members are contiguous."""
+    num_bytes: int
+    """Headers and padding included: this span alone is readable by `tarfile`."""
+    bucket: str
+    num_frames: int
+    height_px: int
+    width_px: int
+    fps: int
+    num_latent_tokens: int
+    num_caption_tokens: int
+    caption: str
+    sha256: str
+    """Of the .mp4 member's bytes."""
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if dataclasses.is_dataclass(annotation):
+        return pa.struct(list(schema_of(typing.cast(type, annotation))))
+    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}[annotation]
+
+
+@cache
+def schema_of(record: type) -> pa.Schema:
+    """Arrow schema of a record class: same names, same order, None allowed only where the annotation says so."""
+    hints = typing.get_type_hints(record)
+    return pa.schema(
+        [
+            pa.field(f.name, _arrow_type(hints[f.name]), nullable=isinstance(hints[f.name], types.UnionType))
+            for f in dataclasses.fields(record)
+        ]
+    )
+
+
+def to_table(rows: Sequence[Record], record: type[Record]) -> pa.Table:
+    """Rows of one record class as a table with its pinned schema (also when there are none)."""
+    schema = schema_of(record)
+    dicts = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
+    return pa.Table.from_pylist(dicts, schema=schema)
+
+
+def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
+    """The inverse of `to_table`; columns that the record does not know are left aside."""
+    names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
+    nested = {
+        name: hint
+        for name, hint in typing.get_type_hints(record).items()
+        if dataclasses.is_dataclass(hint)
+    }
+    rows = []
+    for row in table.select(names).to_pylist():
+        for name, hint in nested.items():
+            row[name] = hint(**row[name])
+        rows.append(record(**row))
+    return rows

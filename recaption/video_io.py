@@ -1,0 +1,479 @@
+"""The one door to video files: frames out of them, clips into them.
+
+    video = probe("s3://bucket/a.mp4")            # a row for records.Video, failures too; never raises for a bad video
+    frames = read_frames("a.mp4", [0, 10, 20], short_side_px=224)
+    frames.pixels_THWC, frames.pts_seconds        # uint8 RGB as displayed, presentation times
+    payload = encode_video(frames.pixels_THWC, fps=8)
+
+Index i is the i-th frame that a sequential decode shows: hidden pre-roll of edit lists does not count, variable frame
+rates and rotation are honoured, what headers claim is not believed. Decoding runs in a child process with limits on
+time and memory (decoder_process.py, decode_worker.py); every refusal is a `VideoError` with a reason of the closed list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import fsspec
+import numpy as np
+
+from recaption import decoder_process
+from recaption.errors import UsageError, VideoError
+from recaption.records import Video
+
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores", "mjpeg", "theora", "gif", "webp", "vvc")
+"""What `codecs_report` asks about: everything common in the wild."""
+
+ENCODERS = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "vp8": "libvpx", "av1": "libsvtav1", "mpeg4": "mpeg4"}
+
+BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
+"""Tags of what `write_video` writes (ITU-T H.273: 1 = BT.709, range 1 = limited): players then show the colours we put in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """What one untrusted file may cost."""
+
+    max_wall_seconds: float = 60.0
+    """Clock of one call before the length of the video is known."""
+    seconds_per_video_second: float = 4.0
+    """Added to the clock per second of video: 2160p HEVC decodes at about a quarter of real time on one loaded core."""
+    max_memory_bytes: int = 2 << 30
+    """Address space of the decoder child (RLIMIT_AS), 0.4 GB of it for Python and libraries."""
+    max_pixels: int = 8192 * 8192
+    """Per frame. 8K is 33 million; a 16K frame costs 0.4 GB as RGB alone."""
+    max_video_seconds: float = 3600.0
+    """By real presentation times. `scan` keeps every small frame in memory: about 12 kB each."""
+    max_frames: int = 240_000
+    """66 minutes at 60 frames per second."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded frames, in the order in which they were asked for."""
+
+    pixels_THWC: np.ndarray
+    """uint8 RGB, as displayed."""
+    pts_seconds: np.ndarray
+    """(T,) float64 presentation times in the file's own clock (it need not start at 0)."""
+    indices: np.ndarray
+    """(T,) int64 frame numbers within the video."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, span: slice) -> Frames:
+        """A view of some of them: `frames[10:20]`."""
+        return Frames(self.pixels_THWC[span], self.pts_seconds[span], self.indices[span])
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All that `prepare` needs of one video, from one decode."""
+
+    video: Video
+    """Final: `num_frames` is what decodes. Where `video.status` is "failed", the frames below are none."""
+    pts_seconds: np.ndarray
+    """(N,) float64, every frame."""
+    small: Frames
+    """Every frame, short side `small_px`."""
+    detail: Frames
+    """One frame per `detail_every_seconds`, short side `detail_px`."""
+
+
+class _Room:
+    """Memory for the frames of one stream, filled block by block straight from the pipe."""
+
+    def __init__(self, num_frames: int, height_px: int, width_px: int) -> None:
+        self.pixels_THWC = np.empty((num_frames, height_px, width_px, 3), np.uint8)
+        self.num_filled = 0
+
+    def next_block(self, count: int) -> memoryview:
+        end = self.num_filled + count
+        if end > len(self.pixels_THWC):
+            larger = np.empty((max(end, len(self.pixels_THWC) * 3 // 2), *self.pixels_THWC.shape[1:]), np.uint8)
+            larger[: self.num_filled] = self.pixels_THWC[: self.num_filled]
+            self.pixels_THWC = larger
+        block = self.pixels_THWC[self.num_filled : end]
+        self.num_filled = end
+        return memoryview(block.reshape(-1))
+
+    def filled(self) -> np.ndarray:
+        return self.pixels_THWC[: self.num_filled]
+
+
+class _Answer:
+    """One exchange with the decoder child: rooms by stream name, presentation times, the last header."""
+
+    def __init__(self, path: str | None, payload: bytes, limits: DecodeLimits, request: dict[str, Any]) -> None:
+        self.rooms: dict[str, _Room] = {}
+        self.pts_seconds = np.zeros(0)
+        self.header = decoder_process.exchange(
+            request | {"path": path, "limits": dataclasses.asdict(limits)},
+            payload,
+            receive=self._receive,
+            wall_seconds=limits.max_wall_seconds,
+            seconds_per_video_second=limits.seconds_per_video_second,
+        )
+
+    def _receive(self, header: dict[str, Any], num_bytes: int) -> memoryview:
+        if header["kind"] == "length":
+            self.rooms = {name: _Room(*shape) for name, shape in header["streams"].items()}
+            return memoryview(b"")
+        if header["kind"] == "done":
+            self.pts_seconds = np.empty(header["count"], np.float64)
+            block = memoryview(self.pts_seconds).cast("B")
+        else:
+            block = self.rooms[header["stream"]].next_block(header["count"])
+        if len(block) != num_bytes:
+            raise EOFError(f"{num_bytes} bytes where {len(block)} belong")
+        return block
+
+    def raise_refusal(self, uri: str) -> None:
+        if self.header["kind"] == "error":
+            raise VideoError(self.header["reason"], self.header["detail"], uri=uri)
+
+    def frames(self, indices: np.ndarray) -> Frames:
+        pixels_THWC = self.rooms["frames"].filled()
+        if self.header["order"] is not None:
+            pixels_THWC = pixels_THWC[self.header["order"]]
+        return Frames(pixels_THWC, self.pts_seconds, indices)
+
+
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
+
+
+@contextlib.contextmanager
+def local_copy(uri: str | os.PathLike[str]) -> Iterator[str]:
+    """Path of the file on this machine: itself, or a temporary download that is gone afterwards.
+
+    Raises:
+        VideoError: unreadable, where there is no such file or it cannot be fetched.
+    """
+    uri = os.fspath(uri)
+    if not _is_remote(uri):
+        path = uri.removeprefix("file://")
+        try:
+            is_file = stat.S_ISREG(os.stat(path).st_mode)
+        except (OSError, ValueError) as error:
+            raise VideoError("unreadable", getattr(error, "strerror", None) or str(error), uri=uri) from None
+        if not is_file:
+            raise VideoError("unreadable", "not a regular file", uri=uri)
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="recaption-") as folder:
+        path = os.path.join(folder, "input")
+        try:
+            fs, remote_path = fsspec.url_to_fs(uri)
+            fs.get_file(remote_path, path)
+        except Exception as error:  # whatever a storage backend raises: the input cannot be had
+            raise VideoError("unreadable", f"cannot be fetched: {type(error).__name__}: {error}", uri=uri) from error
+        yield path
+
+
+def file_id(path: str | os.PathLike[str]) -> tuple[str, int]:
+    """(video_id, number of bytes): the first 16 hex digits of the sha256 of the file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16], os.fstat(file.fileno()).st_size
+
+
+def _described(uri: str, path: str, answer: _Answer | None, refusal: VideoError | None) -> Video:
+    video_id, num_bytes = file_id(path)
+    known = answer.header["video"] if answer is not None else {}
+    if answer is not None and answer.header["kind"] == "error":
+        refusal = VideoError(answer.header["reason"], answer.header["detail"])
+    if refusal is None:
+        return Video(video_id=video_id, uri=uri, num_bytes=num_bytes, **known)
+    failed = {"status": "failed", "reason": refusal.reason, "detail": refusal.detail}
+    return Video(video_id=video_id, uri=uri, num_bytes=num_bytes, **known, **failed)
+
+
+def _whole(uri: str, limits: DecodeLimits, request: dict[str, Any]) -> tuple[Video, _Answer | None]:
+    """Decode everything; (what became of it, the answer where there was one)."""
+    answer, refusal = None, None
+    try:
+        with local_copy(uri) as path:
+            try:
+                answer = _Answer(path, b"", limits, request)
+            except VideoError as error:
+                refusal = error
+            try:
+                return _described(uri, path, answer, refusal), answer
+            except OSError as error:
+                raise VideoError("unreadable", str(error)) from None
+    except VideoError as error:
+        return Video(video_id="", uri=uri, status="failed", reason=error.reason, detail=error.detail), None
+
+
+def probe(uri: str | os.PathLike[str], *, limits: DecodeLimits | None = None) -> Video:
+    """Size, exact frame rate and the number of frames that really decode: decodes everything, keeps no pixels.
+
+    A bad video is a row with `status="failed"`, a reason and a detail; nothing is raised for it.
+    """
+    video, _ = _whole(os.fspath(uri), limits or DecodeLimits(), {"op": "probe"})
+    return video
+
+
+def scan(
+    uri: str | os.PathLike[str],
+    *,
+    small_px: int = 48,
+    detail_px: int = 256,
+    detail_every_seconds: float = 0.5,
+    limits: DecodeLimits | None = None,
+) -> Scan:
+    """`probe` and the frames that shots and scores look at, in one decode.
+
+    Args:
+        small_px: short side of `small`, every frame. A smaller video is not enlarged.
+        detail_px: short side of `detail`, the first frame of every `detail_every_seconds`.
+
+    A bad video is not raised but returned: `scan(uri).video.status == "failed"`, with a reason and without frames.
+    """
+    request = {"op": "scan", "small_px": small_px, "detail_px": detail_px, "detail_every_seconds": detail_every_seconds}
+    video, answer = _whole(os.fspath(uri), limits or DecodeLimits(), request)
+    if video.status != "ok" or answer is None:
+        none = Frames(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0), np.zeros(0, np.int64))
+        return Scan(video, np.zeros(0), none, none)
+    pts_seconds = answer.pts_seconds
+    small = Frames(answer.rooms["small"].filled(), pts_seconds, np.arange(len(pts_seconds)))
+    numbers = np.array(answer.header["detail"], np.int64)
+    return Scan(video, pts_seconds, small, Frames(answer.rooms["detail"].filled(), pts_seconds[numbers], numbers))
+
+
+def read_frames(
+    uri: str | os.PathLike[str],
+    indices: Sequence[int] | np.ndarray | None,
+    *,
+    short_side_px: int | None = None,
+    limits: DecodeLimits | None = None,
+) -> Frames:
+    """Frames by number, in any order, repeats allowed; all of them for `indices=None`.
+
+    Args:
+        short_side_px: scale so that the shorter side has exactly this size (None = as stored, rotation applied).
+
+    Raises:
+        VideoError: the file is refused, or (frame_mismatch) it does not have a frame of that number.
+    """
+    numbers = None if indices is None else [int(i) for i in indices]
+    if numbers == []:
+        raise UsageError("read_frames: indices is empty; pass None for all frames")
+    with local_copy(uri) as path:
+        request = {"op": "read", "indices": numbers, "short_side_px": short_side_px}
+        return _read(os.fspath(uri), path, b"", limits or DecodeLimits(), request)
+
+
+def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frames:
+    """All frames of an encoded video held in memory, such as an .mp4 member of a shard.
+
+    Raises:
+        VideoError: as `read_frames`.
+    """
+    request = {"op": "read", "indices": None, "short_side_px": None}
+    return _read("<bytes>", None, payload, limits or DecodeLimits(), request)
+
+
+def _read(uri: str, path: str | None, payload: bytes, limits: DecodeLimits, request: dict[str, Any]) -> Frames:
+    try:
+        answer = _Answer(path, payload, limits, request)
+    except VideoError as error:
+        raise VideoError(error.reason, error.detail, uri=uri) from None
+    answer.raise_refusal(uri)
+    asked = request["indices"]
+    return answer.frames(np.arange(len(answer.pts_seconds)) if asked is None else np.array(asked, np.int64))
+
+
+def read_clip(
+    uri: str | os.PathLike[str],
+    start_seconds: float,
+    *,
+    num_frames: int,
+    fps: float,
+    height_px: int,
+    width_px: int,
+    start_frame: int,
+    end_frame: int,
+    limits: DecodeLimits | None = None,
+) -> np.ndarray:
+    """A span at a steady rate and a given size: (num_frames, height_px, width_px, 3) uint8 RGB.
+
+    Frame k is what is on screen at `start_seconds + k / fps` (half a source frame of tolerance), never from outside
+    `[start_frame, end_frame)`. Pictures are scaled to cover the size, then the centre is cropped.
+
+    Raises:
+        VideoError: the file is refused, or (frame_mismatch) it does not have these frames.
+    """
+    limits = limits or DecodeLimits()
+    request = {
+        "op": "clip",
+        "start_seconds": float(start_seconds),
+        "num_frames": num_frames,
+        "fps": float(fps),
+        "height_px": height_px,
+        "width_px": width_px,
+        "start_frame": int(start_frame),
+        "end_frame": int(end_frame),
+    }
+    with local_copy(uri) as path:
+        try:
+            answer = _Answer(path, b"", limits, request)
+        except VideoError as error:
+            raise VideoError(error.reason, error.detail, uri=os.fspath(uri)) from None
+    answer.raise_refusal(os.fspath(uri))
+    return answer.frames(np.zeros(0, np.int64)).pixels_THWC
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def encode_video(
+    frames_THWC: np.ndarray | Iterable[np.ndarray],
+    *,
+    fps: float | Fraction,
+    codec: str = "libx264",
+    crf: int = 12,
+    container: Literal["mp4", "webm"] = "mp4",
+    pixel_format: str = "yuv420p",
+) -> bytes:
+    """`write_video` into memory."""
+    sink = io.BytesIO()
+    write_video(sink, frames_THWC, fps=fps, codec=codec, crf=crf, container=container, pixel_format=pixel_format)
+    return sink.getvalue()
+
+
+def write_video(
+    target: str | os.PathLike[str] | BinaryIO,
+    frames_THWC: np.ndarray | Iterable[np.ndarray],
+    *,
+    fps: float | Fraction,
+    codec: str = "libx264",
+    crf: int = 12,
+    container: Literal["mp4", "webm"] = "mp4",
+    pixel_format: str = "yuv420p",
+) -> None:
+    """Encode uint8 RGB frames; the same frames give the same bytes, every time.
+
+    One thread, no dates, no library versions in the container, index first (a browser can start at once), BT.709.
+
+    Args:
+        crf: constant rate factor of the codec; smaller is better and larger (12 is visually lossless for x264).
+
+    Raises:
+        UsageError: odd sizes with 4:2:0 colour, no frames, frames of another type or of changing size.
+    """
+    with tempfile.TemporaryDirectory(prefix="recaption-") as folder:  # moving the index to the front needs a real file
+        path = Path(folder) / f"video.{container}"
+        _encode(path, frames_THWC, Fraction(fps).limit_denominator(1001), codec, crf, container, pixel_format)
+        payload = path.read_bytes()
+    if isinstance(target, (str, os.PathLike)):
+        temporary = f"{os.fspath(target)}.{os.getpid()}.tmp"
+        Path(temporary).write_bytes(payload)
+        os.replace(temporary, target)
+    else:
+        target.write(payload)
+
+
+def _encode(
+    path: Path,
+    frames_THWC: np.ndarray | Iterable[np.ndarray],
+    fps: Fraction,
+    codec: str,
+    crf: int,
+    container: str,
+    pixel_format: str,
+) -> None:
+    import av
+    from av.video.reformatter import Interpolation, VideoReformatter
+
+    options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if container == "mp4" else {})
+    reformatter = VideoReformatter()
+    exact = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    stream, shape = None, None
+    with av.open(str(path), "w", format=container, options=options) as output:
+        for number, pixels_HWC in enumerate(frames_THWC):
+            if stream is None:
+                shape = pixels_HWC.shape
+                _check_frame(pixels_HWC, shape, number, pixel_format)
+                stream = _new_stream(output, codec, crf, fps, shape, pixel_format)
+            _check_frame(pixels_HWC, shape, number, pixel_format)
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
+            frame = reformatter.reformat(
+                rgb, format=pixel_format, dst_colorspace=BT709["colorspace"], dst_color_range=1, interpolation=exact, threads=1
+            )
+            frame.pts, frame.time_base = number, 1 / fps
+            output.mux(stream.encode(frame))
+        if stream is None:
+            raise UsageError("write_video: there are no frames to write")
+        output.mux(stream.encode(None))
+
+
+def _check_frame(pixels_HWC: np.ndarray, shape: tuple[int, ...] | None, number: int, pixel_format: str) -> None:
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3 or pixels_HWC.shape != shape:
+        raise UsageError(
+            f"write_video: frame {number} is {pixels_HWC.dtype} {pixels_HWC.shape}; every frame must be uint8 {shape}, "
+            "height x width x 3"
+        )
+    height_px, width_px = shape[:2]
+    if "420" in pixel_format and (height_px % 2 or width_px % 2):
+        raise UsageError(
+            f"write_video: {width_px}x{height_px} cannot be {pixel_format}, which stores colour for blocks of 2x2 pixels; "
+            'crop to even sizes or pass pixel_format="yuv444p"'
+        )
+
+
+def _new_stream(output: Any, codec: str, crf: int, fps: Fraction, shape: tuple[int, ...], pixel_format: str) -> Any:
+    try:
+        stream = output.add_stream(codec, rate=fps)
+    except ValueError as error:
+        raise UsageError(f"write_video: {codec = } cannot go into this container: {error}") from None
+    speed = {"libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "5"}, "libvpx": {"b": "0", "deadline": "realtime"}}
+    context = stream.codec_context
+    context.height, context.width = shape[:2]
+    context.pix_fmt = pixel_format
+    context.time_base = 1 / fps
+    context.thread_count = 1
+    context.options = {"crf": str(crf), "flags": "+bitexact"} | speed.get(codec, {})
+    for name, value in BT709.items():
+        setattr(context, name, value)
+    return stream
+
+
+def codecs_report() -> dict[str, Any]:
+    """What this machine's libraries can do, for `recaption doctor`."""
+    import importlib.metadata
+
+    import av
+
+    def can(name: str, mode: str) -> bool:
+        try:
+            av.Codec(name, mode)
+        except ValueError:
+            return False
+        return True
+
+    def version(distribution: str) -> str | None:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "pyav": av.__version__,
+        "ffmpeg_libraries": {name: ".".join(map(str, numbers)) for name, numbers in av.library_versions.items()},
+        "decord2": version("decord2"),
+        "decodes": {name: can(name, "r") for name in CODECS},
+        "encodes": {name: can(encoder, "w") for name, encoder in ENCODERS.items()},
+    }

@@ -1,0 +1,68 @@
+import os
+import uuid
+
+import pyarrow as pa
+import pytest
+
+from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder, recipe_hash
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request, tmp_path):
+    return RunFolder(str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}/run")
+
+
+def test_a_table_comes_back_with_its_metadata(run):
+    table = pa.table({"n": [1, 2]})
+    run.write_table("clips/part-00000.parquet", table, {"recipe_hash": "abc"})
+    assert run.read_table("clips/part-00000.parquet").to_pylist() == table.to_pylist()
+    assert run.table_metadata("clips/part-00000.parquet") == {"recipe_hash": "abc"}
+
+
+def test_the_same_table_gives_the_same_bytes(run):
+    for name in ("a.parquet", "b.parquet"):
+        run.write_table(name, pa.table({"n": [1, 2]}), {"k": "v"})
+    assert run.read_bytes("a.parquet") == run.read_bytes("b.parquet")
+
+
+def test_parts_are_read_in_order_and_none_is_no_error(run):
+    schema = pa.schema([("n", pa.int64())])
+    assert run.read_tables("clips/part-*.parquet", schema).num_rows == 0
+    for part in (1, 0):
+        run.write_table(f"clips/part-{part:05d}.parquet", pa.table({"n": [part]}))
+    assert run.read_tables("clips/part-*.parquet", schema)["n"].to_pylist() == [0, 1]
+
+
+def test_it_survives_pickling(run):
+    import pickle
+
+    assert pickle.loads(pickle.dumps(run)).uri == run.uri
+
+
+def test_a_failed_rename_leaves_neither_file_nor_litter(tmp_path, monkeypatch):
+    run = RunFolder(str(tmp_path))
+    run.write_bytes("a", b"old")
+
+    def refuse(source, target):
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk is gone"):
+        run.write_bytes("a", b"new")
+    assert run.read_bytes("a") == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_killed_run_left_is_neither_listed_nor_kept(tmp_path):
+    run = RunFolder(str(tmp_path))
+    run.write_bytes("clips/part-00000.parquet", b"whole")
+    litter = tmp_path / "clips" / f"part-00001.parquet.1234{TEMPORARY_SUFFIX}"
+    litter.write_bytes(b"half")
+    assert run.list("clips/*") == ["clips/part-00000.parquet"]
+    run.remove_temporary_files()
+    assert not litter.exists()
+
+
+def test_a_recipe_hash_ignores_the_order_of_keys_and_sees_every_value():
+    assert recipe_hash({"a": 1, "b": [2]}) == recipe_hash({"b": [2], "a": 1})
+    assert recipe_hash({"a": 1}) != recipe_hash({"a": 2})

@@ -1,0 +1,261 @@
+"""The packed DiT: a row of samples gives what each sample gives alone, and starts as exactly zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from recaption.errors import UsageError
+from train.attention import Segments
+from train.backbones import build
+from train.backbones.dit import SIZES, rope_angles, rope_axis_widths, rotate
+from train.backbones.modulation import gated_residual, modulated_layer_norm, modulated_layer_norm_reference
+
+TOKEN_WIDTH, TEXT_WIDTH, POOLED_WIDTH = 6, 10, 7
+GRIDS = ((2, 3, 2), (1, 1, 5), (3, 2, 4))
+TEXT_LENGTHS = (3, 1, 4)
+
+
+def make_dit(seed: int = 0, **changes: object) -> nn.Module:
+    """A small DiT whose zero-initialised layers are filled: at init everything would agree with everything."""
+    torch.manual_seed(seed)
+    config = {"token_width": TOKEN_WIDTH, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH}
+    dit = build("dit", **(config | {"width": 24, "depth": 2, "num_heads": 2} | changes))
+    for parameter in dit.parameters():
+        if not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.2)
+    return dit
+
+
+def grid_positions(grid: tuple[int, int, int]) -> torch.Tensor:
+    return torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, 3)
+
+
+def make_row(seed: int = 1) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [f * h * w for f, h, w in GRIDS]
+    return {
+        "tokens_LD": torch.randn(sum(lengths), TOKEN_WIDTH, generator=generator),
+        "position_L3": torch.cat([grid_positions(grid) for grid in GRIDS]),
+        "cu_seqlens": Segments.from_lengths(lengths),
+        "timestep_S": torch.tensor([0.1, 0.5, 0.93]),
+        "text_MC": torch.randn(sum(TEXT_LENGTHS), TEXT_WIDTH, generator=generator),
+        "cu_text": Segments.from_lengths(TEXT_LENGTHS),
+        "pooled_SC": torch.randn(3, POOLED_WIDTH, generator=generator),
+    }
+
+
+def sample_of(row: dict, s: int) -> dict[str, object]:
+    """Sample s of a row as a row of its own."""
+    tokens, text = ([0, *seg.cu_seqlens.tolist()[1:]] for seg in (row["cu_seqlens"], row["cu_text"]))
+    of_tokens, of_text = slice(tokens[s], tokens[s + 1]), slice(text[s], text[s + 1])
+    return {
+        "tokens_LD": row["tokens_LD"][of_tokens],
+        "position_L3": row["position_L3"][of_tokens],
+        "cu_seqlens": Segments.from_lengths([tokens[s + 1] - tokens[s]]),
+        "timestep_S": row["timestep_S"][s : s + 1],
+        "text_MC": row["text_MC"][of_text],
+        "cu_text": Segments.from_lengths([text[s + 1] - text[s]]),
+        "pooled_SC": row["pooled_SC"][s : s + 1],
+    }
+
+
+def gradients(dit: nn.Module, velocity_LD: torch.Tensor) -> dict[str, torch.Tensor]:
+    weights = torch.randn(velocity_LD.shape, generator=torch.Generator().manual_seed(5))
+    dit.zero_grad()
+    (velocity_LD * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in dit.named_parameters() if p.grad is not None}
+
+
+def test_packed_forward_equals_each_samples_own_forward():
+    dit, row = make_dit(), make_row()
+    drop = [False, True, False]
+    packed = dit(**row, drop_text_S=drop)
+    alone = torch.cat([dit(**sample_of(row, s), drop_text_S=[drop[s]]) for s in range(3)])
+    assert packed.abs().mean() > 0.05, "nothing to compare"
+    assert (packed - alone).abs().max() < 1e-5
+
+
+def test_packed_gradients_equal_the_sum_of_each_samples_own():
+    dit, row = make_dit(), make_row()
+    packed = gradients(dit, dit(**row))
+    alone = gradients(dit, torch.cat([dit(**sample_of(row, s)) for s in range(3)]))
+    assert packed.keys() == alone.keys() == dict(dit.named_parameters()).keys()
+    for name, gradient in packed.items():
+        scale = max(1.0, float(alone[name].abs().max()))
+        assert (gradient - alone[name]).abs().max() / scale < 1e-5, name
+
+
+def test_a_leaking_mask_is_caught_by_the_comparison():
+    """The comparison above means something: with attention over the whole row it fails by far."""
+    dit, row = make_dit(), make_row()
+    alone = torch.cat([dit(**sample_of(row, s)) for s in range(3)])
+
+    import train.backbones.dit as module
+
+    honest = module.packed_attention
+
+    def leaking(q, k, v, segments_q, segments_k, *, backend):
+        """Samples keep their timesteps and texts; only self-attention is told that the row is one sample."""
+        if segments_q is segments_k:
+            segments_q = segments_k = Segments.from_lengths([segments_q.num_tokens])
+        return honest(q, k, v, segments_q, segments_k, backend=backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "packed_attention", leaking)
+        leaked = dit(**row)
+    assert (leaked - alone).abs().max() > 1e-2
+
+
+def test_a_text_of_another_sample_is_caught_too():
+    dit, row = make_dit(), make_row()
+    swapped = row | {"text_MC": row["text_MC"].flip(0)}
+    assert (dit(**row) - dit(**swapped)).abs().max() > 1e-2
+
+
+def test_output_is_exactly_zero_and_every_block_the_identity_at_init():
+    torch.manual_seed(0)
+    dit = build("dit", token_width=6, text_width=10, pooled_width=7, width=24, depth=2, num_heads=2)
+    row = make_row()
+    assert torch.count_nonzero(dit(**row)) == 0
+    x = torch.randn(row["cu_seqlens"].num_tokens, 24)
+    for block in dit.blocks:
+        out = block(
+            x,
+            rope_angles(row["position_L3"], 12),
+            row["cu_seqlens"],
+            torch.randn(3, 24),
+            torch.randn(sum(TEXT_LENGTHS), 24),
+            row["cu_text"],
+        )
+        assert torch.equal(out, x)
+
+
+def test_every_parameter_gets_a_gradient_with_and_without_dropped_captions():
+    """DDP waits for all of them, whatever the draw."""
+    dit, row = make_dit(), make_row()
+    for drop in ([False] * 3, [True] * 3):
+        got = gradients(dit, dit(**row, drop_text_S=drop))
+        assert got.keys() == dict(dit.named_parameters()).keys()
+
+
+def test_dropped_captions_give_the_null_caption_whatever_the_text():
+    dit, row = make_dit(), make_row()
+    other = row | {"text_MC": row["text_MC"] + 1, "pooled_SC": row["pooled_SC"] - 1}
+    everything = [True] * 3
+    assert torch.equal(dit(**row, drop_text_S=everything), dit(**other, drop_text_S=everything))
+    assert not torch.equal(dit(**row), dit(**other))
+    no_text = row | {"text_MC": row["text_MC"][:0], "cu_text": Segments.from_lengths([0, 0, 0])}
+    assert torch.equal(dit(**no_text), dit(**row, drop_text_S=everything))
+
+
+def test_timestep_and_prompt_act_on_their_own_sample_only():
+    dit, row = make_dit(), make_row()
+    base = dit(**row)
+    later = dit(**(row | {"timestep_S": torch.tensor([0.1, 0.6, 0.93])}))
+    moved = (base - later).abs().amax(-1) > 1e-6
+    assert moved.tolist() == (row["cu_seqlens"].index_L == 1).tolist()
+
+
+def test_modulation_functions_equal_the_plain_gather_and_pass_gradcheck():
+    segments = Segments.from_lengths([3, 1, 4])
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(8, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    a, b = (torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expected = modulated_layer_norm_reference(x, a, b, segments.index_L)
+    torch.testing.assert_close(modulated_layer_norm(x, a, b, segments), expected)
+    torch.testing.assert_close(gated_residual(x, y, a, segments), x + a[segments.index_L] * y)
+    assert torch.autograd.gradcheck(lambda *p: modulated_layer_norm(*p, segments), (x, a, b))
+    assert torch.autograd.gradcheck(lambda *p: gated_residual(*p, segments), (x, y, a))
+
+
+def saved_bytes(function) -> int:
+    """Bytes that autograd keeps for backward, each storage once."""
+    sizes: dict[int, int] = {}
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)  # held, so that a storage's address is not used twice
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        function()
+    return sum(sizes.values())
+
+
+def test_a_packed_block_saves_at_most_1_06x_the_memory_of_a_plain_batch():
+    """One segment is the plain batch: its modulation broadcasts. A gather would cost 1.45x."""
+    from train.backbones.dit import DitBlock
+
+    torch.manual_seed(0)
+    width, num_samples, length = 64, 4, 128
+    block = DitBlock(width, 2, 4.0, "loop")
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    position_L3 = torch.cat([grid_positions((2, 8, 8))] * num_samples)
+    x = torch.randn(num_samples * length, width, requires_grad=True)
+    text = torch.randn(num_samples * 4, width)
+    segments, text_segments = (Segments.from_lengths([n] * num_samples) for n in (length, 4))
+
+    def packed():
+        return block(x, rope_angles(position_L3, 32), segments, torch.randn(num_samples, width), text, text_segments)
+
+    def plain():
+        """The block's arithmetic with one (1, D) modulation that broadcasts, as a batch of one timestep has it."""
+        rope = rope_angles(position_L3, 32)
+        shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(torch.randn(1, width)).chunk(6, -1)
+        norm = torch.nn.functional.layer_norm
+        h = x + gate1 * block.attention(norm(x, (width,), eps=1e-6) * (1 + scale1) + shift1, rope, segments)
+        h = h + block.cross_attention(block.cross_norm(h), segments, text, text_segments)
+        return h + gate2 * block.mlp(norm(h, (width,), eps=1e-6) * (1 + scale2) + shift2)
+
+    assert saved_bytes(packed) <= 1.06 * saved_bytes(plain)
+
+
+def test_rope_sees_distances_only_and_takes_any_size():
+    assert rope_axis_widths(64) == (24, 20, 20)
+    assert rope_axis_widths(128) == (44, 42, 42)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 32, generator=generator) for _ in range(2))
+
+    def product(query_position, key_position):
+        a = rotate(q, rope_angles(torch.tensor([query_position]), 32))
+        b = rotate(k, rope_angles(torch.tensor([key_position]), 32))
+        return float((a * b).sum())
+
+    assert product([2, 5, 9], [1, 3, 4]) == pytest.approx(product([12, 105, 39], [11, 103, 34]), abs=1e-4)
+    assert product([2, 5, 9], [1, 3, 4]) != pytest.approx(product([2, 5, 9], [1, 4, 4]), abs=1e-3)
+
+
+def test_autocast_keeps_the_output_float32_and_near_the_exact_one():
+    dit, row = make_dit(), make_row()
+    exact = dit(**row)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = dit(**row)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    gradients(dit, rounded)
+
+
+def test_config_rebuilds_the_same_backbone():
+    dit = make_dit()
+    again = build("dit", **dit.config)
+    again.load_state_dict(dit.state_dict())
+    row = make_row()
+    assert torch.equal(dit(**row), again(**row))
+
+
+def test_bad_settings_get_one_sentence():
+    sizes = {"token_width": 6, "text_width": 10, "pooled_width": 7}
+    with pytest.raises(UsageError, match="does not divide"):
+        build("dit", **sizes, width=25, depth=1, num_heads=2)
+    with pytest.raises(UsageError, match="must be even and at least 6"):
+        build("dit", **sizes, width=8, depth=1, num_heads=2)
+    with pytest.raises(UsageError, match="unknown backbone 'unet': choose one of dit"):
+        build("unet")
+    with pytest.raises(UsageError, match="cannot be built"):
+        build("dit", **sizes, width=24, depth=1, num_heads=2, dropout=0.5)
+    for size in SIZES.values():
+        assert sum(rope_axis_widths(size["width"] // size["num_heads"])) == size["width"] // size["num_heads"]

@@ -1,0 +1,119 @@
+"""Text encoders: packed captions, each encoded once, and weights that cannot be reached are said so at once."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+from recaption.errors import UsageError, WeightsUnreachableError
+from train.text_encoder import TextEncoder, load
+
+
+class WordTower:
+    """One token per word; its numbers are the word's letters."""
+
+    width, pooled_width = 4, 3
+
+    def __init__(self):
+        self.seen: list[str] = []
+
+    def encode(self, texts):
+        self.seen += texts
+        words = [text.split() for text in texts]
+        tokens = [[float(ord(w[i % len(w)])) for i in range(4)] for ws in words for w in ws]
+        pooled = [[float(len(text))] * 3 for text in texts]
+        return torch.tensor(tokens), torch.tensor([len(ws) for ws in words]), torch.tensor(pooled)
+
+
+def make_encoder(tower: WordTower, **settings: int) -> TextEncoder:
+    return TextEncoder(tower, spec="words", weights_hash="feedc0ffee00", **settings)
+
+
+def test_captions_are_packed_in_order_and_blank_ones_have_no_token():
+    text = make_encoder(WordTower()).encode(["red circle moves", "", "blue"])
+    assert text.segments.lengths == (3, 0, 1)
+    assert text.text_MC.shape == (4, 4)
+    assert text.text_MC[3].tolist() == [98.0, 108.0, 117.0, 101.0]
+    assert text.pooled_SC[:, 0].tolist() == [16.0, 0.0, 4.0]
+    assert not text.text_MC.requires_grad
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_each_caption_is_encoded_once(batch_size):
+    tower = WordTower()
+    encoder = make_encoder(tower, batch_size=batch_size)
+    first = encoder.encode(["red one", "blue", "red one"])
+    again = encoder.encode(["blue", "green", "red one"])
+    assert sorted(tower.seen) == ["blue", "green", "red one"]
+    assert torch.equal(again.text_MC[-2:], first.text_MC[:2])
+
+
+def test_memory_forgets_the_caption_unused_longest():
+    tower = WordTower()
+    one_caption_bytes = 4 * (4 + 3)
+    encoder = make_encoder(tower, cache_bytes=2 * one_caption_bytes)
+    for text in ("a", "b", "a", "c", "a", "b"):
+        encoder.encode([text])
+    assert tower.seen == ["a", "b", "c", "b"]
+
+
+@pytest.fixture(scope="module", params=["T5", "UMT5"])
+def t5_folder(request, tmp_path_factory):
+    """A T5 with random weights and a word-level tokenizer, as a folder that `from_pretrained` takes."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp(request.param)
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "red": 3, "blue": 4, "circle": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config_class = getattr(transformers, f"{request.param}Config")
+    config = config_class(vocab_size=6, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    getattr(transformers, f"{request.param}EncoderModel")(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_t5_folder_encodes_and_padding_does_not_show(t5_folder):
+    encoder = load(f"t5:{t5_folder}")
+    assert (encoder.width, encoder.pooled_width) == (16, 16)
+    short, together = encoder.encode(["red"]), load(f"t5:{t5_folder}").tower.encode(["red", "blue circle red"])
+    assert short.segments.lengths == (2,)
+    torch.testing.assert_close(together[0][:2], short.text_MC)
+    torch.testing.assert_close(together[2][0], short.text_MC.mean(0))
+    assert load(f"t5:{t5_folder}", weights_hash=encoder.weights_hash).weights_hash == encoder.weights_hash
+    with pytest.raises(UsageError, match="trained with 000000000000"):
+        load(f"t5:{t5_folder}", weights_hash="000000000000")
+
+
+def test_weights_that_cannot_be_reached_are_refused_quickly_and_say_how_to_mend_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.HfApi.__init__", lambda self: None)
+
+    def refused(self, model_id, timeout):
+        assert timeout <= 10
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    start = time.monotonic()
+    with pytest.raises(WeightsUnreachableError, match=r"t5:nobody/no-such-t5.*connection refused.*t5:FOLDER"):
+        load("t5:nobody/no-such-t5")
+    assert time.monotonic() - start < 10
+    with pytest.raises(WeightsUnreachableError, match="t5:FOLDER"):
+        load(f"t5:{tmp_path}")
+
+
+def test_other_models_and_other_specs_get_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UsageError, match="is a 'gpt2' model; t5: takes t5, mt5, umt5"):
+        load(f"t5:{tmp_path}")
+    for spec in ("clip:x", "t5:", "captioner", ""):
+        with pytest.raises(UsageError, match="unknown text encoder"):
+            load(spec)

@@ -1,0 +1,264 @@
+"""The diffusion transformer over packed rows: adaLN-Zero with a timestep per sample, 3-D RoPE, text by cross-attention.
+
+    dit = Dit(token_width=96, text_width=256, pooled_width=256, **SIZES["tiny"])
+    velocity_LD = dit(tokens_LD, position_L3, segments, timestep_S, text_MC, text_segments, pooled_SC)
+
+Shape suffixes: L tokens of a row, S samples of a row, M text tokens of a row, D width, C width of the text encoder,
+H heads, F rotation frequencies of a head.
+
+Architecture after "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), with rotary positions per axis and
+RMS-normed queries and keys as current video transformers have them. Every block starts as the identity and the output
+as exactly 0 (adaLN-Zero), the text path included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recaption.errors import UsageError
+from train.attention import Segments, packed_attention
+from train.backbones.modulation import gated_residual, modulated_layer_norm
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 192, "depth": 6, "num_heads": 6},
+    "S": {"width": 384, "depth": 12, "num_heads": 6},
+    "B": {"width": 768, "depth": 12, "num_heads": 12},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"width": 1152, "depth": 28, "num_heads": 16},
+}
+"""S to XL as in the paper (33 M to 675 M parameters there, more here: cross-attention); tiny trains on a laptop."""
+
+ROPE_THETA = 10_000.0
+TIME_FREQUENCIES = 256
+NULL_TOKENS = 1
+
+
+class Dit(nn.Module):
+    """Predicts the velocity of every token of a packed row."""
+
+    def __init__(
+        self,
+        *,
+        token_width: int,
+        text_width: int,
+        pooled_width: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        attention_backend: str = "auto",
+    ) -> None:
+        """
+        Args:
+            token_width: numbers per token: latent channels x patch volume; in and out.
+            text_width, pooled_width: what the text encoder gives per token and per caption.
+
+        Raises:
+            UsageError: `width` does not divide into heads, or a head is too narrow for three axes of positions.
+        """
+        super().__init__()
+        if width % num_heads:
+            raise UsageError(f"{width = } does not divide into {num_heads = }")
+        head_width = width // num_heads
+        if head_width % 2 or head_width < 6:
+            raise UsageError(f"{head_width = } (width / num_heads) must be even and at least 6 to hold three positions")
+        self.config: dict[str, Any] = {
+            "token_width": token_width,
+            "text_width": text_width,
+            "pooled_width": pooled_width,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "attention_backend": attention_backend,
+        }
+        self.head_width = head_width
+        self.token_embedding = nn.Linear(token_width, width)
+        self.timestep_embedding = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.text_embedding = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
+        self.pooled_embedding = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, width))
+        self.null_text_embedding_MC = nn.Parameter(torch.randn(NULL_TOKENS, text_width))
+        self.null_pooled_embedding_C = nn.Parameter(torch.randn(pooled_width))
+        self.blocks = nn.ModuleList(DitBlock(width, num_heads, mlp_ratio, attention_backend) for _ in range(depth))
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final_projection = nn.Linear(width, token_width)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for index in (0, 2):
+            nn.init.normal_(self.timestep_embedding[index].weight, std=0.02)
+        for block in self.blocks:
+            for layer in (block.modulation[1], block.cross_attention.out):
+                nn.init.zeros_(layer.weight)
+        for layer in (self.final_modulation[1], self.final_projection):
+            nn.init.zeros_(layer.weight)
+
+    def forward(
+        self,
+        tokens_LD: Tensor,
+        position_L3: Tensor,
+        cu_seqlens: Segments | Tensor,
+        timestep_S: Tensor,
+        text_MC: Tensor,
+        cu_text: Segments | Tensor,
+        pooled_SC: Tensor,
+        *,
+        drop_text_S: Sequence[bool] | None = None,
+    ) -> Tensor:
+        """Velocity of every token, float32.
+
+        Args:
+            position_L3: int, (frame, row, column) of each token in its own sample's grid; any size.
+            cu_seqlens, cu_text: `Segments`, or bare cu_seqlens tensors.
+            timestep_S: 0 (clean) to 1 (noise), one per sample.
+            drop_text_S: samples that get the learned null caption; so does every sample with no text token at all.
+        """
+        segments, text_segments = Segments.of(cu_seqlens), Segments.of(cu_text)
+        text_MC, text_segments, pooled_SC = self._with_null_captions(text_MC, text_segments, pooled_SC, drop_text_S)
+        condition_SD = self.timestep_embedding(timestep_frequencies(timestep_S)) + self.pooled_embedding(pooled_SC)
+        text_MD = self.text_embedding(text_MC)
+        rope = rope_angles(position_L3, self.head_width)
+        # The residual stream stays float32, also under autocast: depth adds up rounding errors there.
+        x_LD = self.token_embedding(tokens_LD).float()
+        for block in self.blocks:
+            x_LD = block(x_LD, rope, segments, condition_SD, text_MD, text_segments)
+        shift_SD, scale_SD = self.final_modulation(condition_SD).chunk(2, dim=-1)
+        return self.final_projection(modulated_layer_norm(x_LD, shift_SD, scale_SD, segments)).float()
+
+    def _with_null_captions(
+        self, text_MC: Tensor, text_segments: Segments, pooled_SC: Tensor, drop_text_S: Sequence[bool] | None
+    ) -> tuple[Tensor, Segments, Tensor]:
+        """Text with the null caption where asked. The null caption takes part in every graph, dropped or not: DDP
+        waits for the gradient of every parameter."""
+        drop = list(drop_text_S) if drop_text_S is not None else [False] * len(text_segments)
+        if len(drop) != len(text_segments):
+            raise ValueError(f"{len(drop)} entries of drop_text_S for {len(text_segments)} samples")
+        drop = [dropped or not length for dropped, length in zip(drop, text_segments.lengths)]
+        num_text = text_segments.num_tokens
+        rows: list[int] = []
+        start = 0
+        for dropped, length in zip(drop, text_segments.lengths):
+            rows += range(num_text, num_text + NULL_TOKENS) if dropped else range(start, start + length)
+            start += length
+        device = text_MC.device
+        lengths = [NULL_TOKENS if dropped else length for dropped, length in zip(drop, text_segments.lengths)]
+        text_MC = torch.cat([text_MC.to(self.null_text_embedding_MC.dtype), self.null_text_embedding_MC])
+        pooled_SC = torch.cat([pooled_SC.to(self.null_pooled_embedding_C.dtype), self.null_pooled_embedding_C[None]])
+        pooled_rows = [len(drop) if dropped else sample for sample, dropped in enumerate(drop)]
+        return (
+            text_MC[torch.tensor(rows, device=device)],
+            Segments.from_lengths(lengths, device),
+            pooled_SC[torch.tensor(pooled_rows, device=device)],
+        )
+
+
+class DitBlock(nn.Module):
+    """Self-attention and MLP under adaLN-Zero; between them, attention to the sample's own text."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, attention_backend: str) -> None:
+        super().__init__()
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.attention = SelfAttention(width, num_heads, attention_backend)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = CrossAttention(width, num_heads, attention_backend)
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+
+    def forward(
+        self,
+        x_LD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        segments: Segments,
+        condition_SD: Tensor,
+        text_MD: Tensor,
+        text_segments: Segments,
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition_SD).chunk(6, dim=-1)
+        h_LD = self.attention(modulated_layer_norm(x_LD, shift1, scale1, segments), rope, segments)
+        x_LD = gated_residual(x_LD, h_LD, gate1, segments)
+        x_LD = x_LD + self.cross_attention(self.cross_norm(x_LD), segments, text_MD, text_segments)
+        h_LD = self.mlp(modulated_layer_norm(x_LD, shift2, scale2, segments))
+        return gated_residual(x_LD, h_LD, gate2, segments)
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm in the dtype of its input: torch's fused kernel wants the weight in that dtype, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int, backend: str) -> None:
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = HeadNorm(width // num_heads, eps=1e-6)
+        self.k_norm = HeadNorm(width // num_heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_LD: Tensor, rope: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
+        q_LHD, k_LHD, v_LHD = self.qkv(x_LD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        q_LHD = rotate(self.q_norm(q_LHD), rope).to(v_LHD.dtype)
+        k_LHD = rotate(self.k_norm(k_LHD), rope).to(v_LHD.dtype)
+        return self.out(packed_attention(q_LHD, k_LHD, v_LHD, segments, segments, backend=self.backend).flatten(1))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int, backend: str) -> None:
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = HeadNorm(width // num_heads, eps=1e-6)
+        self.k_norm = HeadNorm(width // num_heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_LD: Tensor, segments: Segments, text_MD: Tensor, text_segments: Segments) -> Tensor:
+        q_LHD = self.q(x_LD).unflatten(-1, (self.num_heads, -1))
+        k_MHD, v_MHD = self.kv(text_MD).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
+        q_LHD = self.q_norm(q_LHD).to(v_MHD.dtype)
+        k_MHD = self.k_norm(k_MHD).to(v_MHD.dtype)
+        return self.out(packed_attention(q_LHD, k_MHD, v_MHD, segments, text_segments, backend=self.backend).flatten(1))
+
+
+def timestep_frequencies(timestep_S: Tensor, num_frequencies: int = TIME_FREQUENCIES) -> Tensor:
+    """Cosines and sines of 1000 t at geometric frequencies (period 2 pi to 2 pi * 1e4), as DDPM's integer steps had."""
+    half = num_frequencies // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timestep_S.device) / half
+    angles = 1000.0 * timestep_S.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rope_axis_widths(head_width: int) -> tuple[int, int, int]:
+    """How many of a head's numbers turn with (frame, row, column): 64 gives (24, 20, 20), as in Wan."""
+    spatial = 2 * (head_width // 6)
+    return head_width - 2 * spatial, spatial, spatial
+
+
+def rope_angles(position_L3: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (L, F), F = head_width / 2, of each token's rotation: absolute turns whose product in attention
+    depends on the distance along each axis only, so that any grid size is as valid as another."""
+    angles = []
+    for axis, axis_width in enumerate(rope_axis_widths(head_width)):
+        exponents = torch.arange(0, axis_width, 2, dtype=torch.float32, device=position_L3.device) / axis_width
+        angles.append(position_L3[:, axis, None].float() * ROPE_THETA**-exponents)
+    angle_LF = torch.cat(angles, dim=-1)
+    return angle_LF.cos(), angle_LF.sin()
+
+
+def rotate(x_LHD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + D/2) of every head by its token's angle."""
+    cos, sin = rope[0][:, None], rope[1][:, None]
+    a, b = x_LHD.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

@@ -1,0 +1,263 @@
+"""What a training run leaves behind: whole folders, or none.
+
+    checkpoints/step-000500/model.safetensors   weights as trained
+                            ema.safetensors     their running average in float32: what samples and validation use
+                            optimizer.pt        moments
+                            state.json          step, settings, the log window, sizes of the files beside it
+                            config.json         what rebuilds the model, with the name of the task
+
+    config, weights = load_model("RUN/train/dit", task="dit")
+
+A checkpoint is written under a temporary name, flushed to disk and renamed: a folder called step-* is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.run_folder import TEMPORARY_SUFFIX
+
+MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.pt",
+    "state.json",
+    "config.json",
+)
+STEP_FOLDER = re.compile(r"step-(\d{6,})$")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One whole step folder. Weights are read when asked for."""
+
+    path: str
+    step: int
+    config: dict[str, Any]
+    state: dict[str, Any]
+
+    @property
+    def has_ema(self) -> bool:
+        return os.path.exists(os.path.join(self.path, EMA))
+
+    def weights(self, *, ema: bool) -> dict[str, Tensor]:
+        return _load_weights(os.path.join(self.path, EMA if ema else MODEL))
+
+    def optimizer(self) -> dict[str, Any]:
+        """The optimizer's state dict, on the CPU; tensors and plain numbers only."""
+        return torch.load(os.path.join(self.path, OPTIMIZER), map_location="cpu", weights_only=True)
+
+
+def write(
+    folder: str,
+    *,
+    step: int,
+    config: dict[str, Any],
+    state: dict[str, Any],
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor] | None,
+    optimizer: dict[str, Any],
+    keep: int,
+) -> str:
+    """Write `folder`/step-<step> and remove all but the newest `keep` of its kind. Returns the step folder's path."""
+    final = os.path.join(folder, f"step-{step:06d}")
+    if os.path.exists(final):
+        return final
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
+    os.mkdir(temporary)
+    try:
+        save_file(_separate(model), os.path.join(temporary, MODEL))
+        if ema is not None:
+            save_file(_separate(ema), os.path.join(temporary, EMA))
+        torch.save(optimizer, os.path.join(temporary, OPTIMIZER))
+        _write_json(os.path.join(temporary, CONFIG), config)
+        sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}
+        _write_json(os.path.join(temporary, STATE), {"step": step, **state, "num_bytes": sizes})
+        for name in os.listdir(temporary):
+            _flush_to_disk(os.path.join(temporary, name))
+        _flush_to_disk(temporary)
+        os.replace(temporary, final)
+        _flush_to_disk(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _step_folders(folder)[: -max(1, keep)]:
+        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under its final name.
+        doomed = f"{old}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
+    return final
+
+
+def remove_temporary(folder: str) -> None:
+    """Clear what a killed run left half-written or half-removed."""
+    if os.path.isdir(folder):
+        for name in os.listdir(folder):
+            if name.startswith("step-") and name.endswith(TEMPORARY_SUFFIX):
+                shutil.rmtree(os.path.join(folder, name))
+
+
+def newest(folder: str) -> Checkpoint | None:
+    """The whole checkpoint with the highest step in a `checkpoints` folder; damaged ones are passed over, and said."""
+    for path in reversed(_step_folders(folder)):
+        try:
+            return read(path)
+        except CheckpointMismatchError as error:
+            logger.warning("%s; trying the one before", error)
+    return None
+
+
+def read(path: str) -> Checkpoint:
+    """One step folder.
+
+    Raises:
+        CheckpointMismatchError: a file is missing, cut off, or not ours.
+    """
+    try:
+        with open(os.path.join(path, STATE), encoding="utf-8") as file:
+            state = json.load(file)
+        with open(os.path.join(path, CONFIG), encoding="utf-8") as file:
+            config = json.load(file)
+        step, num_bytes = int(state["step"]), dict(state["num_bytes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointMismatchError(f"{path} is not a whole checkpoint of this project: {error}") from error
+    for name, expected in num_bytes.items():
+        file_path = os.path.join(path, name)
+        found = os.path.getsize(file_path) if os.path.exists(file_path) else None
+        if found != expected:
+            raise CheckpointMismatchError(f"{file_path} is damaged: {found} bytes on disk, {expected} were written")
+    return Checkpoint(path=path, step=step, config=config, state=state)
+
+
+def find(path: str) -> Checkpoint:
+    """The checkpoint meant by `path`: a step folder, or the newest of a train/<name> or `checkpoints` folder.
+
+    Raises:
+        UsageError: no such folder, or no checkpoint in it.
+        CheckpointMismatchError: the step folder named is not whole.
+    """
+    path = os.path.normpath(path)
+    if not os.path.isdir(path):
+        raise UsageError(f"{path} is not a folder; pass a step-NNNNNN folder or the train/NAME folder that holds them")
+    if STEP_FOLDER.search(path) or os.path.exists(os.path.join(path, STATE)):
+        return read(path)
+    for folder in (os.path.join(path, "checkpoints"), path):
+        found = newest(folder)
+        if found is not None:
+            return found
+    raise UsageError(f"{path} holds no checkpoint (no whole checkpoints/step-NNNNNN); has this training saved one yet?")
+
+
+def load_model(path: str, *, ema: bool = True, task: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of a trained model, on the CPU. Averaged weights unless the run had none or `ema` is False.
+
+    Args:
+        task: the kind of model that the caller can rebuild (`captioner`, `compressor`, `dit`); None accepts any.
+
+    Raises:
+        UsageError: nothing there.
+        CheckpointMismatchError: a checkpoint of another task, or a damaged one.
+    """
+    found = find(path)
+    trained = found.config.get("task")
+    if task is not None and trained != task:
+        raise CheckpointMismatchError(f"{found.path} is a checkpoint of task {trained!r}, where {task!r} is needed")
+    return found.config, found.weights(ema=ema and found.has_ema)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load by name, all of them.
+
+    Raises:
+        CheckpointMismatchError: names or shapes differ; `source` is named.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointMismatchError(f"{source} does not fit the model: {reason}") from error
+
+
+def check_same_config(found: Checkpoint, config: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of something else.
+
+    Raises:
+        CheckpointMismatchError: names what differs.
+    """
+    differing = _differences(found.config, plain(config))
+    if differing:
+        shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
+        raise CheckpointMismatchError(
+            f"{found.path} was trained with other settings ({shown}); use the old ones or another --name"
+        )
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(config))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        rows = []
+        for key in sorted(old.keys() | new.keys()):
+            rows += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        return rows
+    return [] if old == new else [f"{name}: {old!r} there, {new!r} now"]
+
+
+def _step_folders(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    steps = {int(m.group(1)): name for name in os.listdir(folder) if (m := STEP_FOLDER.fullmatch(name))}
+    return [os.path.join(folder, steps[step]) for step in sorted(steps)]
+
+
+def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them (tied weights are stored twice)."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        shares = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+        separate[name] = tensor.clone() if shares else tensor
+        seen.add(storage.data_ptr())
+    return separate
+
+
+def _load_weights(path: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointMismatchError(f"{path} cannot be read: {error}") from error
+
+
+def _write_json(path: str, value: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+
+
+def _flush_to_disk(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

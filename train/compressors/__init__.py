@@ -1,0 +1,111 @@
+"""Pixels to latents and back.
+
+    compressor = load("patch")                        # or a checkpoint trained here, or "diffusers:ID#vae"
+    latents_BCthw = compressor.encode(pixels_BCTHW)   # (1, 3, 17, 96, 160) in -1..1 -> (1, 48, 5, 12, 20)
+    pixels_BCTHW = compressor.decode(latents_BCthw)
+
+All are causal in time: a video of 4k+1 frames gives k+1 latent frames, an image is a video of one frame, and what comes
+later never changes the latents of what came before. Latents come out about as large as unit noise, which is what a
+diffusion model is trained against.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from recaption.errors import UsageError
+
+__all__ = ["Compressor", "check_pixels", "latent_shape", "load"]
+
+
+class Compressor(Protocol):
+    """Shapes: B clips, C channels, T frames, H rows, W columns; small letters are sizes in the latent grid."""
+
+    name: str
+    """Fit for a folder name (`RUN/latents/<name>`): letters, digits, dots and dashes."""
+    config: dict[str, Any]
+    """JSON-simple; two compressors with the same config give the same latents."""
+    num_channels: int
+    frame_stride: int
+    spatial_stride: int
+
+    def encode(self, pixels_BCTHW: Tensor) -> Tensor:
+        """RGB in -1..1 to normalised latents (B, num_channels, 1 + (T-1)/frame_stride, H/stride, W/stride).
+
+        Raises:
+            UsageError: a length or size that the strides do not divide.
+        """
+        ...
+
+    def decode(self, latents_BCthw: Tensor) -> Tensor:
+        """The inverse of `encode`, clamped to -1..1."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+
+def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
+    """A compressor by its spec, without gradients, ready on `device`.
+
+    Args:
+        spec: `patch` or `patch:NUM_CHANNELS` (a fixed transform, nothing to train or download); the path of a
+            checkpoint made by `recaption train compressor`; `diffusers:ID[#subfolder]` (a pretrained video VAE).
+
+    Raises:
+        UsageError: no such compressor; a missing extra; weights that cannot be reached.
+    """
+    kind, _, rest = spec.partition(":")
+    compressor: Any
+    if kind == "patch":
+        from train.compressors.patch_transform import PatchTransform, parse_options
+
+        compressor = PatchTransform(**parse_options(rest))
+    elif kind == "diffusers":
+        from train.compressors.pretrained import PretrainedCompressor
+
+        compressor = PretrainedCompressor.from_pretrained(rest)
+    elif os.path.isdir(spec):
+        from train.compressors.causal3d import load_trained
+
+        compressor = load_trained(spec)
+    else:
+        raise UsageError(
+            f"compressor {spec!r} is neither a folder with a checkpoint nor one of: patch, patch:NUM_CHANNELS, diffusers:ID"
+        )
+    return compressor.to(device).eval().requires_grad_(False)
+
+
+def check_pixels(pixels_BCTHW: Tensor, *, frame_stride: int, spatial_stride: int, name: str) -> None:
+    """Raises UsageError unless this is a batch of RGB clips whose length and size the strides divide."""
+    if pixels_BCTHW.ndim != 5 or pixels_BCTHW.shape[1] != 3 or not pixels_BCTHW.is_floating_point():
+        raise UsageError(
+            f"compressor {name} takes float RGB clips (clips, 3, frames, height, width) in -1..1, "
+            f"not {tuple(pixels_BCTHW.shape)} of {pixels_BCTHW.dtype}"
+        )
+    num_frames, height_px, width_px = pixels_BCTHW.shape[2:]
+    latent_shape(num_frames, height_px, width_px, frame_stride=frame_stride, spatial_stride=spatial_stride, name=name)
+
+
+def latent_shape(
+    num_frames: int, height_px: int, width_px: int, *, frame_stride: int, spatial_stride: int, name: str
+) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a clip.
+
+    Raises:
+        UsageError: the strides do not divide it; says the nearest that they do.
+    """
+    if num_frames < 1 or (num_frames - 1) % frame_stride:
+        fitting = max(1, (num_frames - 1) // frame_stride * frame_stride + 1)
+        raise UsageError(
+            f"compressor {name} takes {frame_stride}k+1 frames (1, {frame_stride + 1}, {2 * frame_stride + 1}, ...), "
+            f"not {num_frames}; cut the clip to {fitting}"
+        )
+    if min(height_px, width_px) < spatial_stride or height_px % spatial_stride or width_px % spatial_stride:
+        raise UsageError(
+            f"compressor {name} takes sizes that are multiples of {spatial_stride} px, not {width_px}x{height_px}"
+        )
+    return 1 + (num_frames - 1) // frame_stride, height_px // spatial_stride, width_px // spatial_stride

@@ -1,0 +1,320 @@
+"""Packs of latents to a trained diffusion transformer: the task that `train.trainer` runs for `recaption train dit`.
+
+    task = DitTask(RunFolder("RUN"), DitSettings(), PlanSettings(capacity=4096), compressor="patch")
+    train(task, TrainerSettings(num_steps=2000), "RUN/train/dit")
+    sample("RUN/train/dit", ["a red circle moves left"])
+
+Every clip of a row has its own timestep, noise, shift, caption dropout and weight in the loss. All of them are drawn
+from (seed, epoch, clip_id), so neither the number of ranks nor the arrangement into rows changes what is learned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from packing.batch import PackedBatch
+from packing.buckets import Bucket, bucket_name, parse_bucket
+from packing.grid import Grid
+from packing.loader import LatentShards, PackLoader, Source
+from packing.plan import PlanSettings
+from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.run_folder import RunFolder
+from train import backbones, compressors, text_encoder
+from train.attention import Segments, choose_backend
+from train.flow import LOSS_NORMS, PathSettings, chance, draw_path, flow_loss, path_point
+from train.sampler import Sampler
+from train.text_encoder import EncodedText, TextEncoder
+from train.trainer import LossParts
+
+VALIDATION_DRAWS = 4
+"""Noise levels per clip of the validation rows: one draw alone would be mostly luck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitSettings:
+    """The transformer and what it learns. `train.backbones.dit.SIZES` has the sizes of the literature."""
+
+    backbone: str = "dit"
+    width: int = 192
+    depth: int = 6
+    num_heads: int = 6
+    attention_backend: str = "auto"
+    """`auto`, `loop`, `varlen` or `flex`; auto is the fastest that runs on the device."""
+    patch: tuple[int, int, int] = (1, 1, 1)
+    """Latent (frames, rows, columns) per token."""
+    text_encoder: str = "captioner:tiny"
+    """`captioner:SPEC` or `t5:ID`."""
+    caption_dropout: float = 0.1
+    """Share of clips trained with the null caption, which guidance needs."""
+    loss_norm: str = "sample"
+    """`sample`: every clip counts the same; `token`: every token does."""
+    path: PathSettings = field(default_factory=PathSettings)
+    """Which noise levels are trained and sampled."""
+    validation_rows: int = 2
+    """Rows of the first epoch on which the loss is measured with fixed noise."""
+    sample_prompts: tuple[str, ...] = ()
+    """Sampled at each validation, for TensorBoard."""
+
+    def check(self) -> None:
+        """Raises UsageError where a setting makes no sense."""
+        if not 0 <= self.caption_dropout <= 1:
+            raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
+        if self.loss_norm not in LOSS_NORMS:
+            raise UsageError(f"unknown loss_norm {self.loss_norm!r}: choose one of {', '.join(LOSS_NORMS)}")
+        if self.path.timestep_std <= 0 or self.path.shift <= 0 or self.path.shift_tokens < 0:
+            raise UsageError(f"{self.path}: timestep_std and shift must be positive, shift_tokens at least 0")
+
+
+@dataclass(frozen=True)
+class DitBatch:
+    """One row, its text encoded."""
+
+    tokens_LD: Tensor
+    position_L3: Tensor
+    segments: Segments
+    text: EncodedText
+    clip_ids: tuple[str, ...]
+    epoch: int
+    capacity: int
+
+    @classmethod
+    def of(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
+        """Padding is left behind: nothing here needs rows of one length."""
+        lengths = batch.grid_S3.prod(dim=1).tolist()
+        return cls(
+            tokens_LD=batch.tokens_LD[: sum(lengths)],
+            position_L3=batch.position_L3[: sum(lengths)],
+            segments=Segments.from_lengths(lengths),
+            text=encoder.encode(batch.captions),
+            clip_ids=batch.clip_ids,
+            epoch=batch.epoch,
+            capacity=batch.capacity,
+        )
+
+    def to(self, device: torch.device | str) -> DitBatch:
+        return dataclasses.replace(
+            self,
+            tokens_LD=self.tokens_LD.to(device, non_blocking=True),
+            position_L3=self.position_L3.to(device, non_blocking=True),
+            segments=self.segments.to(device),
+            text=self.text.to(device),
+        )
+
+
+class DitTask:
+    """Implements `train.trainer.Task`, with a state and samples."""
+
+    name = "dit"
+
+    def __init__(
+        self,
+        run: RunFolder | Source,
+        settings: DitSettings,
+        plan: PlanSettings,
+        *,
+        latents: str = "patch",
+        compressor: str = "patch",
+        buckets: Sequence[Bucket] = (),
+        encoder: TextEncoder | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """
+        Args:
+            run: a run folder with RUN/latents/<latents>, or any other source of samples.
+            compressor: spec of what made the latents; samples are decoded with it.
+            buckets: sizes of the samples, the most frequent first; read from the run folder where that is given.
+            encoder: in place of the one that `settings.text_encoder` names.
+            seed: of the initial weights.
+            device: of the text encoder.
+
+        Raises:
+            UsageError: no latents, latents that the compressor does not make, or settings that make no sense.
+        """
+        settings.check()
+        choose_backend(settings.attention_backend, device, torch.bfloat16)
+        self.settings, self.plan = settings, plan
+        self.source: Source = LatentShards(run, latents) if isinstance(run, RunFolder) else run
+        self.buckets = list(buckets) or _buckets_of(self.source)
+        self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
+        self.compressor = compressors.load(compressor)
+        self.grid = Grid(
+            frame_stride=self.compressor.frame_stride,
+            spatial_stride=self.compressor.spatial_stride,
+            patch=settings.patch,
+        )
+        self._check_latents(compressor)
+        backbone = {
+            "token_width": self.compressor.num_channels * settings.patch[0] * settings.patch[1] * settings.patch[2],
+            "text_width": self.encoder.width,
+            "pooled_width": self.encoder.pooled_width,
+            "width": settings.width,
+            "depth": settings.depth,
+            "num_heads": settings.num_heads,
+            "attention_backend": settings.attention_backend,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = backbones.build(settings.backbone, **backbone)
+        self.config: dict[str, Any] = {
+            "backbone": {"name": settings.backbone, **self.model.config},
+            "text_encoder": self.encoder.config,
+            "compressor": {"spec": compressor, "config": self.compressor.config},
+            "patch": list(settings.patch),
+            "path": dataclasses.asdict(settings.path),
+            "buckets": [bucket_name(bucket) for bucket in self.buckets],
+            "caption_dropout": settings.caption_dropout,
+            "loss_norm": settings.loss_norm,
+            "plan": dataclasses.asdict(plan),
+        }
+        self._loader: PackLoader | None = None
+        self._num_ranks = 1
+        self._restored: dict[str, Any] | None = None
+        self._validation: list[DitBatch] | None = None
+
+    def _check_latents(self, compressor: str) -> None:
+        """The first latent has the compressor's channels, and the first bucket its size."""
+        channels = self.source.read(0).shape[0]
+        if channels != self.compressor.num_channels:
+            raise UsageError(
+                f"the latents have {channels} channels, compressor {compressor!r} makes "
+                f"{self.compressor.num_channels}; name the compressor that encoded them"
+            )
+        shapes = {self.grid.latent_shape(b.num_frames, b.height_px, b.width_px) for b in self.buckets}
+        strangers = set(self.source.latent_shapes) - shapes
+        if strangers:
+            raise UsageError(
+                f"latents of shape {sorted(strangers)[0]} are not what compressor {compressor!r} makes of the sizes in "
+                "the index: name the compressor that encoded them"
+            )
+
+    def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[DitBatch]:
+        loader = PackLoader(
+            self.source, settings=self.plan, grid=self.grid, rank=rank, num_ranks=num_ranks, start_step=start_step
+        )
+        if self._restored is not None:
+            loader.load_state_dict(self._position_at(start_step))
+        self._loader, self._num_ranks = loader, num_ranks
+        for batch in loader:
+            yield DitBatch.of(batch, self.encoder)
+
+    def _position_at(self, step: int) -> dict[str, Any]:
+        """The saved position, moved to `step` in rows of the saved number of ranks."""
+        assert self._restored is not None
+        state = dict(self._restored)
+        num_ranks = state.pop("num_ranks")
+        moved = step - state["next_step"]
+        return state | {"next_step": step, "next_row": state["next_row"] + moved * num_ranks}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from; restores on any number of ranks."""
+        if self._loader is None:
+            return self._restored or {}
+        return self._loader.state_dict() | {"num_ranks": self._num_ranks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointMismatchError where the samples or the plan are others than then."""
+        loader = PackLoader(self.source, settings=self.plan, grid=self.grid, prefetch=0)
+        try:
+            loader.load_state_dict(state)
+        except UsageError as error:
+            raise CheckpointMismatchError(str(error)) from error
+        self._restored = state
+
+    def loss(self, batch: DitBatch, *, step: int, seed: int) -> LossParts:
+        draws = draw_path(
+            batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=(seed, batch.epoch)
+        )
+        drop_text_S = [
+            chance(self.settings.caption_dropout, seed, batch.epoch, "caption dropout", clip_id)
+            for clip_id in batch.clip_ids
+        ]
+        point = path_point(batch.tokens_LD, draws, batch.segments)
+        velocity_LD = _velocity(self.model, batch, point.x_LD, draws.timestep_S, drop_text_S)
+        loss_sum, weight = flow_loss(velocity_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm)
+        return LossParts(
+            loss_sum=loss_sum,
+            weight=weight,
+            num_tokens=batch.segments.num_tokens,
+            capacity_tokens=batch.capacity,
+        )
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Loss on fixed rows of the training set with fixed noise, and how much of it the captions take away.
+
+        `prompt_gain` is loss without captions / loss with them - 1: at 0 the model does not listen to its prompt.
+        """
+        sums = {"loss": 0.0, "loss_without_prompt": 0.0}
+        total_weight = 0.0
+        device = next(model.parameters()).device
+        for batch in self._validation_batches():
+            batch = batch.to(device)
+            for number in range(VALIDATION_DRAWS):
+                key = ("validation", number)
+                draws = draw_path(batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=key)
+                point = path_point(batch.tokens_LD, draws, batch.segments)
+                for name, drop in (("loss", False), ("loss_without_prompt", True)):
+                    drop_text_S = [drop] * len(batch.segments)
+                    velocity_LD = _velocity(model, batch, point.x_LD, draws.timestep_S, drop_text_S)
+                    loss_sum, weight = flow_loss(
+                        velocity_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm
+                    )
+                    sums[name] += float(loss_sum)
+                total_weight += float(weight)
+        found = {name: value / total_weight for name, value in sums.items()}
+        return found | {"prompt_gain": found["loss_without_prompt"] / found["loss"] - 1}
+
+    def _validation_batches(self) -> list[DitBatch]:
+        if self._validation is None:
+            loader = PackLoader(self.source, settings=self.plan, grid=self.grid, prefetch=0)
+            rows = zip(range(min(self.settings.validation_rows, loader.num_rows_per_epoch)), loader)
+            self._validation = [DitBatch.of(batch, self.encoder) for _, batch in rows]
+        return self._validation
+
+    def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
+        """The prompts of the settings at the most frequent size."""
+        prompts = self.settings.sample_prompts
+        if not prompts:
+            return {}
+        sampler = Sampler(
+            model,
+            encoder=self.encoder,
+            compressor=self.compressor,
+            patch=self.settings.patch,
+            path=self.settings.path,
+            buckets=self.buckets,
+            device=next(model.parameters()).device,
+        )
+        videos = sampler.sample(prompts, size=sampler.size(None, None, None))
+        return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def _velocity(
+    model: nn.Module, batch: DitBatch, x_LD: Tensor, timestep_S: Tensor, drop_text_S: Sequence[bool]
+) -> Tensor:
+    return model(
+        x_LD,
+        batch.position_L3,
+        batch.segments,
+        timestep_S,
+        batch.text.text_MC,
+        batch.text.segments,
+        batch.text.pooled_SC,
+        drop_text_S=drop_text_S,
+    )
+
+
+def _buckets_of(source: Source) -> list[Bucket]:
+    """Buckets of the samples, the most frequent first."""
+    if not isinstance(source, LatentShards):
+        raise UsageError("a source other than a run folder needs its buckets named")
+    counts = Counter(row.bucket for row in source.rows)
+    return [parse_bucket(name) for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]

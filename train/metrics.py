@@ -1,0 +1,188 @@
+"""What a run says about itself while it trains: metrics.jsonl, TensorBoard, and the sums behind each line.
+
+    {"step": 20, "loss": 0.41, "lr": 0.001, "grad_norm": 0.9, "tokens_per_second": 8100.0, "fill": 0.97,
+     "data_wait_share": 0.02, "seconds": 31.5}
+
+One line per logged step, in step order, each step once: lines after the checkpoint that a run resumes from are cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recaption.run_folder import TEMPORARY_SUFFIX
+from train.distributed import Agreement
+
+
+def psnr_db(one: Tensor, other: Tensor, *, data_range: float = 2.0) -> float:
+    """Peak signal-to-noise ratio of two tensors in dB; `data_range` is largest minus smallest possible value."""
+    mean_square = (one.double() - other.double()).square().mean().item()
+    return math.inf if mean_square == 0 else 10 * math.log10(data_range**2 / mean_square)
+
+
+class Window:
+    """Sums over the steps since the last logged one. Tensors stay on the device until the line is written."""
+
+    STEP_SUMS = ("loss", "weight", "tokens", "capacity", "skipped")
+
+    def __init__(self, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(len(self.STEP_SUMS), dtype=dtype, device=device)
+        self._logs: dict[str, Tensor] = {}
+        self._num_logs: dict[str, int] = {}
+
+    def zeros(self) -> Tensor:
+        """For the sums of one step."""
+        return torch.zeros_like(self._sums)
+
+    def add_step(self, step_sums: Tensor) -> None:
+        """`step_sums` in the order of STEP_SUMS, already summed over accumulation and ranks."""
+        self._sums += step_sums
+
+    def add_logs(self, logs: Mapping[str, Any]) -> None:
+        """Numbers of one batch of this rank that the log line shows averaged."""
+        for name, value in logs.items():
+            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self._logs[name] = self._logs[name] + value if name in self._logs else value.double().clone()
+            self._num_logs[name] = self._num_logs.get(name, 0) + 1
+
+    def read(self, agreement: Agreement) -> dict[str, float]:
+        """The sums by name, and `logs` averaged over the batches of all ranks as `log/<name>`. Waits for the device."""
+        read = dict(zip(self.STEP_SUMS, self._sums.tolist()))
+        mine = {name: (float(total), self._num_logs[name]) for name, total in self._logs.items()}
+        totals: dict[str, tuple[float, int]] = {}
+        for theirs in agreement.gather(mine):
+            assert isinstance(theirs, dict)
+            for name, (total, count) in theirs.items():
+                before = totals.get(name, (0.0, 0))
+                totals[name] = (before[0] + total, before[1] + count)
+        return read | {f"log/{name}": total / count for name, (total, count) in sorted(totals.items())}
+
+    def clear(self) -> None:
+        self._sums.zero_()
+        self._logs.clear()
+        self._num_logs.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-simple, exact: a window that a checkpoint cuts in two goes on as if it had not."""
+        return {
+            "sums": self._sums.tolist(),
+            "logs": {name: [float(total), self._num_logs[name]] for name, total in self._logs.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums.copy_(torch.tensor(state["sums"], dtype=self._sums.dtype))
+        self._logs = {
+            name: torch.tensor(total, dtype=self._sums.dtype, device=self._sums.device)
+            for name, (total, _) in state["logs"].items()
+        }
+        self._num_logs = {name: count for name, (_, count) in state["logs"].items()}
+
+
+class Watch:
+    """Seconds spent in steps, earlier calls included; what goes to validation and saving is left out."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._since: float | None = None
+        self._waited = 0.0
+        self.window_start = 0.0
+        """What `seconds()` said when the window under way began."""
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._total + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._total, self._since = self.seconds(), None
+        yield
+        self.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in here is time in which the data was not there yet."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def end_window(self) -> tuple[float, float]:
+        """Seconds of the window and how many of them were spent waiting for data; the next window starts."""
+        now = self.seconds()
+        seconds, waited = now - self.window_start, self._waited
+        self.window_start, self._waited = now, 0.0
+        return seconds, waited
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.seconds(), "window_start": self.window_start, "waited": self._waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._total, self.window_start, self._waited = state["total"], state["window_start"], state["waited"]
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a killed process left half-written is dropped."""
+    if not os.path.exists(path):
+        return []
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for text in file:
+            if not text.endswith("\n"):
+                break
+            lines.append(json.loads(text))
+    return lines
+
+
+class MetricsLog:
+    """metrics.jsonl and the TensorBoard events of one train/<name> folder. Only rank 0 has one."""
+
+    def __init__(self, folder: str, *, from_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds of import, needed only while training
+
+        os.makedirs(folder, exist_ok=True)
+        self.path = os.path.join(folder, "metrics.jsonl")
+        kept = [line for line in read_lines(self.path) if line["step"] <= from_step]
+        self.last_line: dict[str, Any] = kept[-1] if kept else {}
+        temporary = self.path + TEMPORARY_SUFFIX
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(_to_json(line) for line in kept)
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._events = SummaryWriter(
+            os.path.join(folder, "tensorboard"), purge_step=from_step + 1 if from_step else None
+        )
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(_to_json(line))
+        self._file.flush()
+        self.last_line = line
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self._events.add_scalar(name, value, line["step"])
+        self._events.flush()
+
+    def write_video(self, name: str, pixels_THWC: Any, *, step: int, fps: int) -> None:
+        """A sampled video as a TensorBoard animation; uint8 RGB."""
+        video = torch.as_tensor(pixels_THWC).permute(0, 3, 1, 2)[None]
+        self._events.add_video(name, video, step, fps=fps)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def _to_json(line: dict[str, Any]) -> str:
+    """NaN and infinity become null: JSON has no name for them."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(plain) + "\n"
