@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -23,6 +23,8 @@ from jobs.summary import exit_code, print_summary
 from recaption.errors import RecaptionError
 
 Positional = tyro.conf.Positional
+Settings = Annotated[Recipe, tyro.conf.arg(name="")]
+"""The recipe's own tree as flags: `--shard.buckets.fps 12`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Run(Common):
     """quickstart, small, base, or the path of a run.yaml."""
     stop_after: str | None = None
     """Last stage to run: prepare, caption, shard, encode, plan, train or sample."""
-    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+    settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.run import run
@@ -78,7 +80,7 @@ class Prepare(Common):
     """The run folder: a local path or a fsspec URI."""
     recipe: str = "quickstart"
     """quickstart, small, base, or the path of a run.yaml."""
-    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+    settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.prepare import prepare
@@ -93,7 +95,7 @@ class OnRun(Common):
 
     run: str
     """The run folder."""
-    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+    settings: Settings = field(default_factory=recipes.quickstart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class Plan(Common):
     """Ranks that train together."""
     capacity: int | None = None
     """Tokens per pack; default: the recipe's."""
-    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+    settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.plan import plan
@@ -190,7 +192,7 @@ class Train(Common):
     """Shorthand for the model's trainer.num-steps."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
-    settings: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=recipes.quickstart)
+    settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.train import train_model

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs.cluster import Cluster
 from jobs.recipes import PrepareSettings, Recipe, stage_hashes
 from jobs.run_state import CLIPS_SCHEMA, check_same_recipe, part_name, plan_inputs, write_recipe
-from recaption.errors import ErrorBudgetError, VideoError
+from recaption.errors import ErrorBudgetError
 from recaption.filters import score_clip
 from recaption.inputs import expand
 from recaption.ledger import account
@@ -52,7 +52,7 @@ def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -
     for _ in cluster.run_parts(PrepareWorker, settings, parts, title="prepare"):
         pass
     ledger = account(run, recipe.filters)
-    summary = {**ledger.to_json(), "computed_parts": len(parts), "skipped_parts": len(planned) - len(parts)}
+    summary = {**ledger.summary(), "computed_parts": len(parts), "skipped_parts": len(planned) - len(parts)}
     _check_error_budget(summary, recipe.prepare.max_failed_share)
     return summary
 
@@ -87,15 +87,10 @@ class PrepareWorker:
         clips: list[dict[str, Any]] = []
         previews: list[ClipPreview] = []
         for uri in part["uris"]:
-            try:
-                found = scan(uri, detail_px=self.settings.scores.detail_px, limits=self.settings.decode)
-            except VideoError as error:
-                videos.append(failed_video(uri, error))
-                continue
-            if found.video.status != "ok":
-                videos.append(found.video)
-                continue
+            found = scan(uri, limits=self.settings.decode)
             videos.append(found.video)
+            if found.video.status != "ok":
+                continue
             for clip, scores, preview in clips_of(found, self.settings):
                 clips.append({**_columns(clip), **_columns(scores)})
                 previews.append(preview)
@@ -111,25 +106,6 @@ class PrepareWorker:
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
-
-
-def failed_video(uri: str, error: VideoError) -> Video:
-    """The row of an input that not even a probe could describe."""
-    from recaption.video_io import probe
-
-    described = probe(uri)
-    return Video(
-        video_id=described.video_id,
-        uri=uri,
-        num_bytes=described.num_bytes,
-        width_px=described.width_px,
-        height_px=described.height_px,
-        codec=described.codec,
-        duration_seconds=described.duration_seconds if described.status == "ok" else 0.0,
-        status="failed",
-        reason=error.reason,
-        detail=error.detail,
-    )
 
 
 def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipScores, ClipPreview]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import tyro
 import yaml
 
 from packing.buckets import BucketTable
@@ -27,9 +28,11 @@ from recaption.filters import FilterThresholds, ScoreSettings
 from recaption.run_folder import recipe_hash
 from recaption.shots import ShotSettings
 from recaption.video_io import DecodeLimits
+from train.backbones.dit import SIZES
 from train.captioner_task import CaptionerSettings
 from train.compressor_task import CompressorSettings
 from train.dit_task import DitSettings
+from train.flow import PathSettings
 from train.trainer import TrainerSettings
 
 T = TypeVar("T")
@@ -129,7 +132,7 @@ class TrainDit:
 class Recipe:
     """The whole chain, stage by stage in the order of the river."""
 
-    name: str
+    name: tyro.conf.Suppress[str]
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     filters: FilterThresholds = field(default_factory=FilterThresholds)
     """Verdicts are queries over stored scores: changing these re-computes no stage."""
@@ -143,22 +146,109 @@ class Recipe:
     sample: SampleSettings = field(default_factory=SampleSettings)
 
 
+COCA_L14 = "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
+WAN_VAE = "diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae"
+
 # --- the recipes ------------------------------------------------------------------------------------------------------
 
 
 def quickstart() -> Recipe:
-    """A laptop CPU, minutes: the captioner inside the package, a fixed compressor, a 5 M transformer at about 64 px."""
-    return Recipe(name="quickstart")
+    """A laptop CPU, minutes: the captioner inside the package, a fixed compressor, a small transformer at about 64 px."""
+    return Recipe(
+        name="quickstart",
+        prepare=PrepareSettings(max_clip_seconds=4.0),
+        shard=ShardSettings(buckets=BucketTable(fps=8, num_frames=(9, 17), max_areas_px=(64 * 64,), size_multiple_px=16)),
+        plan=PlanSettings(capacity=2048),
+        train_dit=TrainDit(
+            trainer=TrainerSettings(num_steps=700, lr=1e-3, warmup_steps=50, ema_decay=0.99, checkpoint_every=100),
+        ),
+        sample=SampleSettings(
+            num_frames=9,
+            height_px=64,
+            width_px=64,
+            prompts=("a red circle moves left over the sea", "a yellow circle moves left over the sea"),
+        ),
+    )
 
 
 def small() -> Recipe:
-    """One GPU, hours."""
-    return Recipe(name="small")
+    """One GPU, a day: real captioner, T5 text, a pretrained video VAE, DiT-B at 256 px."""
+    return Recipe(
+        name="small",
+        prepare=PrepareSettings(max_clip_seconds=10.0),
+        caption=CaptionSettings(captioner=COCA_L14),
+        shard=ShardSettings(
+            buckets=BucketTable(fps=8, num_frames=(1, 17, 33, 49), max_areas_px=(192 * 320, 256 * 448), crf=14)
+        ),
+        encode=EncodeSettings(compressor=WAN_VAE),
+        plan=PlanSettings(capacity=8192, policy="best_fit"),
+        train_dit=TrainDit(
+            dit=DitSettings(
+                **SIZES["B"],
+                patch=(1, 2, 2),
+                text_encoder="t5:google/t5-v1_1-base",
+                path=PathSettings(shift=3.0, shift_tokens=4096),
+            ),
+            trainer=TrainerSettings(
+                num_steps=100_000,
+                lr=2e-4,
+                warmup_steps=1000,
+                weight_decay=0.0,
+                betas=(0.9, 0.95),
+                ema_decay=0.9995,
+                precision="bf16",
+                schedule="constant",
+                checkpoint_every=1000,
+                validate_every=1000,
+            ),
+        ),
+        sample=SampleSettings(num_steps=40, guidance=5.0, num_frames=33, height_px=256, width_px=448),
+    )
 
 
 def base() -> Recipe:
-    """A GPU cluster, days."""
-    return Recipe(name="base")
+    """A GPU cluster, weeks: DiT-XL at up to 480p and 81 frames (5 s at 16 frames per second), the values Wan and Open-Sora
+    start from."""
+    return Recipe(
+        name="base",
+        prepare=PrepareSettings(part_size=64, max_clip_seconds=10.0, max_failed_share=0.2),
+        caption=CaptionSettings(captioner=COCA_L14, batch_size=32),
+        shard=ShardSettings(
+            buckets=BucketTable(
+                fps=16,
+                num_frames=(1, 17, 33, 49, 81),
+                max_areas_px=(256 * 448, 480 * 832),
+                crf=16,
+                max_samples_per_shard=512,
+                max_shard_bytes=1 << 30,
+            )
+        ),
+        encode=EncodeSettings(compressor=WAN_VAE),
+        plan=PlanSettings(capacity=65_536, policy="best_fit", pool=128),
+        train_dit=TrainDit(
+            dit=DitSettings(
+                **SIZES["XL"],
+                patch=(1, 2, 2),
+                text_encoder="t5:google/t5-v1_1-xxl",
+                path=PathSettings(shift=3.0, shift_tokens=4096),
+            ),
+            trainer=TrainerSettings(
+                num_steps=500_000,
+                lr=1e-4,
+                warmup_steps=2000,
+                weight_decay=0.0,
+                betas=(0.9, 0.95),
+                ema_decay=0.9999,
+                precision="bf16",
+                schedule="constant",
+                compile=True,
+                checkpoint_every=1000,
+                keep_checkpoints=3,
+                validate_every=5000,
+            ),
+        ),
+        sample=SampleSettings(num_steps=50, guidance=5.0, num_frames=81, height_px=480, width_px=832),
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "small": small, "base": base}

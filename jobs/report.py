@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,18 @@ from markupsafe import Markup
 
 from jobs.report_charts import (
     FunnelRow,
-    Group,
-    Marker,
     Segment,
     Series,
     frame_outline,
     funnel,
-    histogram,
     line,
     number,
     pack_columns,
     smooth,
     stacked_bar,
 )
-from jobs.report_gallery import SCORES, Card, Media, cards, filter_buttons, sampled
+from jobs.report_distributions import distributions, score_charts
+from jobs.report_gallery import Media, cards, filter_buttons, sampled
 from jobs.report_tables import RunTables, duration, read_run
 from packing.buckets import parse_bucket
 from recaption.filters import FilterThresholds
@@ -45,7 +43,6 @@ from recaption.ledger import ClipState
 from recaption.run_folder import RunFolder
 
 MAX_FAILURES_SHOWN = 200
-MAX_BARS = 8
 COMMANDS = {
     "prepare": "recaption prepare --videos PATH --out RUN",
     "caption": "recaption caption --run RUN --set NAME",
@@ -56,15 +53,6 @@ COMMANDS = {
 }
 LATER_REASONS = ("bad_caption", "no_bucket")
 """Drop reasons that later stages reach; all others are verdicts of the filters."""
-SCORE_TITLES = {
-    "motion": ("Motion", "frame heights / s"),
-    "sharpness": ("Sharpness", "variance of the Laplacian"),
-    "luma": ("Brightness", "mean luma"),
-    "text_area": ("Drawn text", "share of the frame"),
-    "letterbox": ("Letterbox", "share of the frame"),
-    "aesthetic": ("Aesthetic", ""),
-    "nsfw": ("NSFW", ""),
-}
 
 
 def write_report(
@@ -90,7 +78,7 @@ def write_report(
         "title": run.root.rstrip("/").rpartition("/")[2],
         "summary": tables.ledger.summary(),
         "tables": tables,
-        "tiles": _tiles(run, tables, plan, trainings, galleries),
+        "tiles": _tiles(tables, plan, trainings, galleries),
         "funnel": _funnel(tables),
         "failures": [
             {"uri": tables.short_uri(v.uri), "reason": v.reason, "detail": v.detail, "seconds": v.duration_seconds}
@@ -100,8 +88,8 @@ def write_report(
         "max_failures": MAX_FAILURES_SHOWN,
         "cards": shown,
         "buttons": filter_buttons(shown),
-        "charts": _distributions(tables),
-        "score_charts": _score_charts(tables),
+        "charts": distributions(tables),
+        "score_charts": score_charts(tables),
         "buckets": _buckets(tables),
         "plan": _plan(plan),
         "trainings": [training for training in trainings if training["steps"]],
@@ -110,7 +98,6 @@ def write_report(
         "versions": _versions(run),
         "timings": _timings(run),
         "commands": COMMANDS,
-        "max_seconds_off": 1e-3,
     }
     run.write_bytes("report/index.html", _render(context).encode())
     media.remove_others()
@@ -142,7 +129,6 @@ def _csp_hash(text: str) -> str:
 
 
 def _tiles(
-    run: RunFolder,
     tables: RunTables,
     plan: dict[str, Any] | None,
     trainings: list[dict[str, Any]],
@@ -184,7 +170,7 @@ def _tiles(
 
 
 def _funnel(tables: RunTables) -> list[dict[str, Any]]:
-    """Seconds of footage after each step, and where the others went. Each row's left + lost is the row before's left."""
+    """Seconds of footage after each step, and where the others went: left + lost is what the row before has left."""
     videos, clips = tables.ledger.videos, tables.ledger.clips
     by_step: dict[str, list[ClipState]] = defaultdict(list)
     for clip in clips:
@@ -197,7 +183,9 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
         ("Captioned", "clips", 0, _lost_clips(by_step["caption"])),
         ("In shards", "clips", 0, _lost_clips(by_step["shard"])),
     ]
-    rows = [{"title": "Given", "count": len(videos), "unit": "videos", "seconds": total, "lost": []}]
+    rows: list[dict[str, Any]] = [
+        {"title": "Given", "count": len(videos), "unit": "videos", "seconds": total, "lost": []}
+    ]
     left, num_left = total, len(clips)
     for title, unit, count, lost in losses:
         left -= math.fsum(loss["seconds"] for loss in lost)
@@ -251,109 +239,11 @@ def _lost(rows: Iterable[tuple[str | None, str, float]]) -> list[dict[str, Any]]
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     for reason, style, length in rows:
         seconds[str(reason).replace("_", " "), style].append(length)
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"label": label, "style": style, "count": len(lengths), "seconds": math.fsum(lengths)}
         for (label, style), lengths in seconds.items()
     ]
     return sorted(entries, key=lambda entry: (-entry["seconds"], entry["label"]))
-
-
-# --- distributions ----------------------------------------------------------------------------------------------------
-
-
-def _groups(tables: RunTables, values: Sequence[float | None]) -> list[Group]:
-    """`values` (one per clip) divided into those of kept clips and the others."""
-    is_kept = [clip.state in ("in_shard", "waiting") for clip in tables.ledger.clips]
-    kept = [v for v, k in zip(values, is_kept) if k and v is not None]
-    return [
-        Group("kept", "kept", kept),
-        Group("left out", "dropped", [v for v, k in zip(values, is_kept) if not k and v is not None]),
-    ]
-
-
-def _spread(values: Iterable[float | None], unit: str = "") -> str:
-    finite = [v for v in values if v is not None and math.isfinite(v)]
-    if not finite:
-        return ""
-    low, middle, high = (number(float(q)) for q in np.quantile(finite, [0, 0.5, 1]))
-    return f"median {middle}{unit}, from {low} to {high}{unit}"
-
-
-def _limits(thresholds: FilterThresholds, name: str) -> list[Marker]:
-    """Markers for `min_<name>` and `max_<name>`, where such thresholds exist and are on."""
-    markers = []
-    for side in ("min", "max"):
-        value = getattr(thresholds, f"{side}_{name}", None)
-        if value is not None:
-            markers.append(Marker(float(value), f"{side}_{name} = {number(float(value))}"))
-    return markers
-
-
-def _distributions(tables: RunTables) -> list[dict[str, Any]]:
-    if not tables.clips.num_rows:
-        return []
-    columns = {name: tables.clips[name].to_pylist() for name in ("width_px", "height_px", "fps")}
-    seconds = [clip.seconds for clip in tables.ledger.clips]
-    aspects = [w / h if h else None for w, h in zip(columns["width_px"], columns["height_px"])]
-    sizes = [f"{w} × {h}" for w, h in zip(columns["width_px"], columns["height_px"])]
-    rates = [f"{number(round(fps, 2))} fps" for fps in columns["fps"]]
-    limits = _limits(tables.thresholds, "seconds")
-    charts = [
-        {
-            "title": "Clip length",
-            "note": _spread(seconds, " s"),
-            "svg": histogram(_groups(tables, seconds), label="Clip length", unit="s", markers=limits),
-            "markers": limits,
-        },
-        {"title": "Size", "note": f"{len(set(sizes))} different", "bars": _bars(tables, sizes)},
-        {"title": "Frame rate", "note": f"{len(set(rates))} different", "bars": _bars(tables, rates)},
-        {
-            "title": "Aspect ratio",
-            "note": f"{_spread(aspects)} (width / height)",
-            "svg": histogram(_groups(tables, aspects), label="Aspect ratio"),
-        },
-    ]
-    after = [float(len(row["text"].split())) for row in tables.captions.values() if row["reason"] is None]
-    before = [float(len(text.split())) for text in tables.originals.values()]
-    if after:
-        groups = [Group("captions", "kept", after), Group("texts that came with the video", "waiting", before)]
-        groups = groups if before else groups[:1]
-        svg = histogram(groups, label="Caption length", unit="words")
-        charts.append({"title": "Caption length", "note": _spread(after, " words"), "svg": svg, "legend": groups})
-    return charts
-
-
-def _bars(tables: RunTables, labels: Sequence[str]) -> list[tuple[str, Markup, int]]:
-    """(label, bar, clips) of the most frequent labels; the rest in one row."""
-    counts = Counter(labels)
-    kept = Counter(label for label, clip in zip(labels, tables.ledger.clips) if clip.state in ("in_shard", "waiting"))
-    most = sorted(counts, key=lambda label: (-counts[label], label))
-    named = most[:MAX_BARS] if len(most) <= MAX_BARS else most[: MAX_BARS - 1]
-    rest = most[len(named) :]
-    rows = [(label, kept[label], counts[label]) for label in named]
-    if rest:
-        rows.append((f"{len(rest)} others", sum(kept[x] for x in rest), sum(counts[x] for x in rest)))
-    largest = max(count for _, _, count in rows)
-    bars = []
-    for label, num_kept, count in rows:
-        segments = [Segment("kept", "kept", num_kept), Segment("left out", "dropped", count - num_kept)]
-        said = f"{label}: {count} clips, {num_kept} kept"
-        bars.append((label, stacked_bar(segments, total=largest, label=said, height_px=12), count))
-    return bars
-
-
-def _score_charts(tables: RunTables) -> list[dict[str, Any]]:
-    charts = []
-    for name in SCORES:
-        values = tables.clips[name].to_pylist()
-        if all(value is None for value in values):
-            continue
-        title, unit = SCORE_TITLES[name]
-        markers = _limits(tables.thresholds, name)
-        svg = histogram(_groups(tables, values), label=title, markers=markers, logarithmic=name == "sharpness")
-        note = f"{unit}; {_spread(values)}" if unit else _spread(values)
-        charts.append({"title": title, "note": note, "svg": svg, "markers": markers})
-    return charts
 
 
 # --- buckets, packs, training -----------------------------------------------------------------------------------------
@@ -414,16 +304,17 @@ def _training(run: RunFolder, name: str) -> dict[str, Any]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     losses = _series(rows, "loss")
-    smoothed = smooth(losses[1])
-    lines = [Series("each logged step", "faint", *losses), Series("running mean", "accent", losses[0], smoothed)]
+    last = losses[1][-max(len(losses[1]) // 20, 1) :]
+    lines = [Series("each logged step", "faint", *losses), Series("mean", "accent", losses[0], smooth(losses[1]))]
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
     lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
-    charts = [{"title": "Loss", "svg": line(lines, label="Loss"), "legend": lines}]
+    charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
     for key in [key for key in others if not key.endswith("loss")][:5]:
         one = [Series(key, "accent", *_series(rows, key))]
         charts.append(
             {
-                "title": key.removeprefix("val/").replace("_", " ") + " (held out)",
+                "title": key.removeprefix("val/").replace("_", " ").capitalize(),
+                "note": "held out, by step",
                 "svg": line(one, label=key),
                 "legend": [],
             }
@@ -440,8 +331,7 @@ def _training(run: RunFolder, name: str) -> dict[str, Any]:
     return {
         "name": name.split("/")[1],
         "steps": rows[-1]["step"] if rows else 0,
-        "loss": smoothed[-1] if smoothed else None,
-        "first_loss": losses[1][0] if losses[1] else None,
+        "loss": math.fsum(last) / len(last) if last else None,
         "charts": charts,
         "named": named,
     }
@@ -487,6 +377,3 @@ def _timings(run: RunFolder) -> list[tuple[str, Markup, str]]:
         rows.append((stage, bar, duration(seconds)))
         start += seconds
     return rows
-
-
-__all__ = ["Card", "write_report"]

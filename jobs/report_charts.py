@@ -165,7 +165,7 @@ def histogram(
     if logarithmic:
         ticks = [float(t) for t in range(math.ceil(low), math.floor(high) + 1)][:6] or [low, high]
     for tick in ticks:
-        body.append(_x_label(percent(tick), bottom + 16, f"{number(real(tick))} {unit}".strip()))
+        body.append(_x_label(percent(tick), bottom + 16, number(real(tick))))
     for marker in markers:
         if real(low) <= marker.x <= real(high):
             at = percent(math.log10(marker.x) if logarithmic else marker.x)
@@ -226,19 +226,19 @@ def _thin(series: Series, num_points: int = 400) -> tuple[np.ndarray, np.ndarray
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
-def smooth(ys: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Running mean in which each earlier point counts `weight` times the next one; started without bias."""
-    smoothed, total, norm = [], 0.0, 0.0
-    for y in ys:
-        if not math.isfinite(y):
-            smoothed.append(math.nan)
-            continue
-        total, norm = weight * total + (1 - weight) * y, weight * norm + (1 - weight)
-        smoothed.append(total / norm)
+def smooth(ys: Sequence[float], share: float = 0.05) -> list[float]:
+    """Mean over a window of `share` of the points, centred: it neither lags nor leads. Narrower at both ends."""
+    values = np.asarray(ys, float)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    half = max(int(len(values) * share / 2), 1)
+    smoothed = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        smoothed.append(float((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
     return smoothed
 
 
-def line(series: Sequence[Series], *, label: str, x_unit: str = "step") -> Markup:
+def line(series: Sequence[Series], *, label: str) -> Markup:
     """Lines over a common axis. The vertical axis spans the data; its lowest and highest ticks say so."""
     thin = [(s, *_thin(s)) for s in series]
     thin = [t for t in thin if len(t[1])]
@@ -252,9 +252,12 @@ def line(series: Sequence[Series], *, label: str, x_unit: str = "step") -> Marku
     x_span = (x_high - x_low) or 1.0
     height = PLOT_HEIGHT_PX + 40
     bottom = PLOT_TOP_PX + height
+    labels = []
     body = []
     for tick in nice_ticks(y_low, y_high, 4):
-        body += _grid_line(bottom - height * (tick - y_low) / (y_high - y_low), number(tick))
+        rule, text = _grid_line(bottom - height * (tick - y_low) / (y_high - y_low), number(tick))
+        body.append(rule)
+        labels.append(text)  # after the lines: on top of them
     inner = '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
     body.append(Markup(inner).format(PLOT_TOP_PX, height))
     for one, xs, ys in thin:
@@ -263,12 +266,11 @@ def line(series: Sequence[Series], *, label: str, x_unit: str = "step") -> Marku
         )
         tag = '<polyline class="line {}" points="{}" vector-effect="non-scaling-stroke"><title>{}</title></polyline>'
         body.append(Markup(tag).format(one.style, points, one.label))
-    body.append(Markup("</svg>"))
+    body += [Markup("</svg>"), *labels]
     body.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(bottom))
-    ticks = nice_ticks(x_low, x_high, 5)
+    ticks = nice_ticks(x_low, x_high, 4)
     for tick in ticks:
-        unit = f" {x_unit}" if tick == ticks[-1] else ""
-        body.append(_x_label(100 * (tick - x_low) / x_span, bottom + 16, number(tick) + unit))
+        body.append(_x_label(100 * (tick - x_low) / x_span, bottom + 16, number(tick)))
     said = ", ".join(f"{one.label} from {number(ys[0])} to {number(ys[-1])}" for one, _, ys in thin)
     return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {said}", body)
 

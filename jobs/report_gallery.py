@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from jobs.report_charts import number
 from jobs.report_tables import RunTables, clock
@@ -28,6 +29,7 @@ from packing.reader import read_sample
 from recaption.errors import VideoError
 from recaption.ledger import ClipState
 from recaption.run_folder import RunFolder
+from recaption.video_io import decode_bytes
 
 CAUSE = {
     "low_motion": "motion",
@@ -213,16 +215,20 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
     for name in run.list("samples/*/samples.json"):
         listed = json.loads(run.read_bytes(name))
         folder = posixpath.dirname(name)
-        prompts = listed.get("prompts", [])
-        videos = [_beside(run, media, folder, v) for v in listed.get("videos", [])[:MAX_SAMPLED_VIDEOS]]
+        prompts = [str(prompt) for prompt in listed.get("prompts", [])]
+        videos = []
+        for i, relative in enumerate(listed.get("videos", [])[:MAX_SAMPLED_VIDEOS]):
+            payload, extension = _beside(run, folder, relative)
+            if payload:
+                link = media.add(payload, extension)
+                videos.append((link, _poster(payload, media), prompts[i] if i < len(prompts) else ""))
+        sheet, extension = _beside(run, folder, listed.get("contact_sheet") or "")
         galleries.append(
             {
                 "name": posixpath.basename(folder),
-                "videos": [
-                    (link, str(prompts[i]) if i < len(prompts) else "") for i, link in enumerate(videos) if link
-                ],
+                "videos": videos,
                 "num_hidden": max(len(listed.get("videos", [])) - MAX_SAMPLED_VIDEOS, 0),
-                "sheet": _beside(run, media, folder, listed.get("contact_sheet") or ""),
+                "sheet": media.add(sheet, extension) if sheet else "",
                 "made_with": [
                     (key.replace("_", " "), number(listed[key]))
                     for key in ("num_frames", "height_px", "width_px", "fps", "num_steps", "guidance", "seed")
@@ -233,10 +239,21 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
     return galleries
 
 
-def _beside(run: RunFolder, media: Media, folder: str, relative: str) -> str:
-    """Link to a file that a samples.json names; empty where it leads out of the run folder or to nothing."""
-    name = posixpath.normpath(posixpath.join(folder, relative.replace("\\", "/")))
+def _beside(run: RunFolder, folder: str, relative: str) -> tuple[bytes, str]:
+    """Bytes and extension of a file that a samples.json names; none where it leads out of RUN/samples or to nothing."""
+    name = posixpath.normpath(posixpath.join(folder, str(relative).replace("\\", "/")))
     extension = name.rpartition(".")[2].lower()
-    if not name.startswith("samples/") or extension not in ("mp4", "webm", "png", "jpg", "gif") or not run.exists(name):
+    if not name.startswith("samples/") or extension not in ("mp4", "webm", "png") or not run.exists(name):
+        return b"", ""
+    return run.read_bytes(name), extension
+
+
+def _poster(video: bytes, media: Media) -> str:
+    """Link to a picture of the video's middle frame; empty where it does not decode."""
+    try:
+        frames = decode_bytes(video).pixels_THWC
+    except VideoError:
         return ""
-    return media.add(run.read_bytes(name), extension)
+    picture = io.BytesIO()
+    Image.fromarray(frames[len(frames) // 2]).save(picture, "JPEG", quality=88)
+    return media.add(picture.getvalue(), "jpg")

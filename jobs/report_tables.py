@@ -27,7 +27,8 @@ def duration(seconds: float) -> str:
     """A length of footage in its two largest units: 8.4 s, 3 min 12 s, 5 h 20 min, 12 d 4 h."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    left, parts = round(seconds), []
+    left = round(seconds)
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
         if count or parts:

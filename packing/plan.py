@@ -27,8 +27,8 @@ from recaption.errors import SampleTooLongError, UsageError
 
 POLICIES = {"first_fit": first_fit, "best_fit": best_fit}
 WINDOW_STEPS = 32
-"""Rows are sorted by cost inside windows of this many steps: wide enough that neighbours cost the same (16 steps give
-0.96 to 0.97 of the ideal at 8 to 1024 ranks, 4 steps 0.88 to 0.91), narrow enough that an epoch stays mixed."""
+"""Rows are sorted by cost inside windows of this many steps: wide enough that neighbours cost the same (rank efficiency
+0.985 at 8 and 64 ranks on tests/benchmarks/bench_plan.py), narrow enough that an epoch stays mixed."""
 MAX_REPACKS = 8
 """Later epochs shuffle until they need no more rows than the first one; after this many tries its packs are used."""
 

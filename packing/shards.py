@@ -2,7 +2,7 @@
 
     shards, rejects = plan_shards(clips, table)                          # pure: names and contents are fixed here
     for shard in shards:
-        key = shard_hash(shard, recipe_hash)
+        key = plan_hash(shard, recipe_hash)
         if not is_committed(run, shard.name, key):
             write_shard(run, shard.name, entries, plan_hash=key)           # of video_entry(...) or failed_entry(...)
     remove_stale(run, [s.name for s in shards])
@@ -156,7 +156,7 @@ def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
     return [clips[start:end] for start, end in pairwise(edges)]
 
 
-def shard_hash(shard: PlannedShard, recipe: str) -> str:
+def plan_hash(shard: PlannedShard, recipe: str) -> str:
     """Changes when the clips of a shard, their spans, captions, bucket or the recipe change; paths do not count."""
     clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption) for c in shard.clips]
     return recipe_hash([shard.name, clips, recipe])

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -174,13 +174,16 @@ def caption_problems(rows: Rows, known: set[str], made_with: Mapping[str, str]) 
     Args:
         made_with: part name -> its `recipe_hash` metadata.
     """
+    strangers: Counter[str] = Counter()
     for name, row in rows:
-        where = f"{name}:{row['clip_id']}"
         if row["clip_id"] not in known:
-            yield Problem(kind="caption_without_clip", where=where, detail="RUN/clips does not have this clip")
+            detail = "RUN/clips does not have this clip"
+            yield Problem(kind="caption_without_clip", where=f"{name}:{row['clip_id']}", detail=detail)
         elif row["source"] == "model" and row["recipe_hash"] != made_with[name]:
-            detail = f"recipe_hash is {row['recipe_hash']!r}, its part has {made_with[name]!r}"
-            yield Problem(kind="recipe_mixed", where=where, detail=detail)
+            strangers[name] += 1
+    for name, count in strangers.items():
+        detail = f"{count} of its captions were made with another recipe_hash than its own, {made_with[name]!r}"
+        yield Problem(kind="recipe_mixed", where=name, detail=detail)
 
 
 # --- tars -----------------------------------------------------------------------------------------------------------

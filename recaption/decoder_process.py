@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -29,6 +30,9 @@ from recaption.errors import RecaptionError, VideoError
 
 START_SECONDS = 120.0
 """How long a child may take to import PyAV; 0.3 s on an idle machine, seconds on a loaded one."""
+
+PIPE_BYTES = 1 << 20
+"""The most that Linux grants without privileges."""
 
 MAX_EXCHANGES = 512
 """A child is replaced after so many files, whatever leaks in a decoder."""
@@ -75,6 +79,8 @@ class _Child:
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self.stdin.fileno(), False)
+        with contextlib.suppress(OSError, AttributeError):  # 64 KiB by default: too many switches between processes
+            fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.num_exchanges = 0
         try:
             header, _ = self.read_header(_Deadline(START_SECONDS))

@@ -89,25 +89,25 @@ def constant_rate(ticks: np.ndarray, time_base: Fraction, proposed: Iterable[Fra
     return even[0] if even else None
 
 
-def end_tick(ticks: np.ndarray, last_duration: int, time_base: Fraction, rate: Fraction) -> Fraction:
-    """When the last frame ends. Its own claim counts unless it is absurd beside the steps before it."""
-    step = median_step(ticks) or float(1 / (rate * time_base))
-    longest = max(float(np.diff(ticks).max()) if len(ticks) > 1 else 0.0, float(1 / time_base))
-    believable = 0 < last_duration <= 4 * longest
-    return int(ticks[-1]) + (Fraction(last_duration) if believable else Fraction(step))
-
-
 def rate_and_duration(
     ticks: np.ndarray, last_duration: int, time_base: Fraction, proposed: Sequence[Fraction | None]
 ) -> tuple[Fraction, Fraction]:
-    """(frames per second, seconds) of all frames: the exact rate where it is constant, else frames / seconds."""
+    """(frames per second, seconds) of all frames: the exact rate where it is constant, else frames / seconds.
+
+    The last frame lasts as long as the others at a constant rate; otherwise as long as it claims, unless that is absurd
+    beside the steps before it (mkv claims one tick, some fragmented mp4 claim days), then the usual step.
+    """
     rate = constant_rate(ticks, time_base, proposed)
     claims = [Fraction(r) for r in proposed if r and 0 < r <= MAX_RATE]
-    end = end_tick(ticks, last_duration, time_base, rate or (claims[0] if claims else FALLBACK_RATE))
-    seconds = (end - int(ticks[0])) * time_base
-    if rate is None:
-        rate = len(ticks) / seconds if len(ticks) > 1 else (claims[0] if claims else FALLBACK_RATE)
-    return rate, seconds
+    if rate is not None:
+        return rate, len(ticks) / rate
+    step = Fraction(median_step(ticks)) or 1 / (time_base * (claims[0] if claims else FALLBACK_RATE))
+    longest = max([step, 1 / time_base, *np.diff(ticks).tolist()])
+    believable = step / 4 <= last_duration <= 4 * longest
+    seconds = (int(ticks[-1]) - int(ticks[0]) + (last_duration if believable else step)) * time_base
+    if len(ticks) == 1:
+        return (claims[0] if claims else FALLBACK_RATE), seconds
+    return len(ticks) / seconds, seconds
 
 
 def frames_at_rate(pts_seconds: np.ndarray, start_seconds: float, *, num_frames: int, fps: float) -> np.ndarray:

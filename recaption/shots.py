@@ -32,6 +32,8 @@ class ShotSettings:
     """Histogram distance (0..1) between neighbouring frames from which they may be a hard cut."""
     cut_ratio: float = 3.0
     """How many times that distance must exceed the mean of the frames around it."""
+    min_change: float = 0.04
+    """Mean change of the pixels (0..1) across any boundary: an even wall in changing light moves histograms, not this."""
     flash_seconds: float = 0.35
     """A change that goes back within this time is a flash, not a cut."""
     gradual_distance: float = 0.35
@@ -101,10 +103,10 @@ def find_shots_in(
     steps = np.diff(pts_seconds)
     fps = 1.0 / max(float(np.median(steps[steps > 0], axis=0)) if (steps > 0).any() else 0.04, 1e-3)
     histograms = _histograms(small_THWC)
-    cuts = _hard_cuts(histograms, fps, settings)
+    tiny_NP = _tiny_pictures(small_THWC)
+    cuts = _hard_cuts(histograms, tiny_NP, fps, settings)
     found = [_Found(frame, 2.0) for frame in cuts]
     if settings.max_gradual_seconds > 0:
-        tiny_NP = _tiny_pictures(small_THWC)
         for start, end in pairwise([0, *cuts, num_frames]):
             found += _gradual(histograms[start:end], tiny_NP[start:end], start, fps, settings)
     boundaries = _spread(found, max(1, round(settings.min_shot_seconds * fps)), num_frames)
@@ -176,19 +178,22 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b).sum(-1) * (_HISTOGRAM_BINS / 2.0 / a.shape[-1])
 
 
-def _hard_cuts(histograms: np.ndarray, fps: float, settings: ShotSettings) -> list[int]:
+def _hard_cuts(histograms: np.ndarray, tiny_NP: np.ndarray, fps: float, settings: ShotSettings) -> list[int]:
     num_frames = len(histograms)
     jump = np.zeros(num_frames)
     jump[1:] = _distance(histograms[1:], histograms[:-1])
     around = max(3, round(0.35 * fps))
-    padded = np.pad(jump, around)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(jump, around), 2 * around + 1)
     counts = np.convolve(np.ones(num_frames), np.ones(2 * around + 1), "same")
     mean_around = (windows.sum(1) - jump) / np.maximum(counts - 1, 1)
-    strong = (jump >= settings.cut_distance) & (jump >= settings.cut_ratio * (mean_around + 0.01))
-    # two cuts close together raise each other's mean: a jump far above all but one neighbour stands out as well
-    third = np.sort(windows, axis=1)[:, -3]
-    strong |= (jump >= 2.5 * settings.cut_distance) & (jump >= 2.0 * settings.cut_ratio * (third + 0.01))
+    third, second = np.partition(windows, (-3, -2), axis=1)[:, -3:-1].T
+    alone = (jump >= settings.cut_distance) & (jump >= settings.cut_ratio * (mean_around + 0.01))
+    alone &= (jump >= 1.5 * second) | (jump >= 3.0 * settings.cut_distance)
+    # two cuts close together: each stands far above everything but the other
+    paired = (jump >= 2.5 * settings.cut_distance) & (jump >= 2.0 * settings.cut_ratio * (third + 0.01))
+    change = np.zeros(num_frames)
+    change[1:] = np.abs(np.diff(tiny_NP, axis=0)).mean(1)
+    strong = (alone | paired) & (change >= settings.min_change)
     back = max(2, round(settings.flash_seconds * fps))
     return [int(t) for t in np.flatnonzero(strong) if not _is_flash(histograms, int(t), float(jump[t]), back)]
 
@@ -257,7 +262,8 @@ def _blends(
     blended_C = np.where(mixed_CS, share_CS, 0).sum(1) / np.maximum(mixed_CS.sum(1), 1)
     falling_C = (np.diff(a_CS, axis=1).max(1) < 0.12) & (np.diff(b_CS, axis=1).min(1) > -0.12)
     good_C = (blended_C >= settings.blend_share) & falling_C & (mixed_CS.sum(1) >= 2)
-    good_C &= (changed_CP.mean(1) > 0.3) & (_unlikeness(first_CP, last_CP) > 0.15)
+    good_C &= (changed_CP.mean(1) > 0.3) & (change_CP.mean(1) >= 2 * settings.min_change)
+    good_C &= _share_in_other_light(first_CP, last_CP, changed_CP) < 0.85
     good_C &= _is_quiet_outside(tiny_NP, starts, length, change_CP, changed_CP)
     found = []
     for index in np.flatnonzero(good_C):
@@ -287,11 +293,12 @@ def _is_quiet_outside(
     return quiet_C
 
 
-def _unlikeness(first_CP: np.ndarray, last_CP: np.ndarray) -> np.ndarray:
-    """Sine of the angle between two pictures, (C,): 0 where one is the other made darker."""
-    lengths = np.linalg.norm(first_CP, axis=1) * np.linalg.norm(last_CP, axis=1)
-    cosine = (first_CP * last_CP).sum(1) / np.maximum(lengths, 1e-6)
-    return np.sqrt(np.clip(1.0 - cosine * cosine, 0.0, 1.0))
+def _share_in_other_light(first_CP: np.ndarray, last_CP: np.ndarray, changed_CP: np.ndarray) -> np.ndarray:
+    """Share of the changed picture, (C,), that one common gain explains: high where only the light changes."""
+    ratio_CP = (last_CP + 0.02) / (first_CP + 0.02)
+    gain_C = np.median(ratio_CP, axis=1)[:, None]
+    explained_CP = np.abs(last_CP - gain_C * first_CP) < 0.25 * np.abs(last_CP - first_CP) + 0.02
+    return (explained_CP & changed_CP).sum(1) / np.maximum(changed_CP.sum(1), 1)
 
 
 def _mixture(span_CSP: np.ndarray, first_CP: np.ndarray, last_CP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

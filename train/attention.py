@@ -41,7 +41,7 @@ class Segments:
     """int32 (S+1): 0, then the running sum of `lengths`; on the device of the row."""
     index_L: Tensor
     """int64 (L): the 0-based sample that each token belongs to."""
-    _block_masks: dict[int, tuple[Segments, Any]] = field(default_factory=dict, repr=False)
+    _block_masks: dict[int, tuple[Segments | None, Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
@@ -110,7 +110,8 @@ class Segments:
             mask = create_block_mask(
                 mask_of, B=None, H=None, Q_LEN=self.num_tokens, KV_LEN=keys.num_tokens, device=self.index_L.device
             )
-            known = self._block_masks[id(keys)] = (keys, mask)  # `keys` is held so that its id stays its own
+            # `keys` is held so that its id stays its own; itself it does not hold, so that it dies with its batch.
+            known = self._block_masks[id(keys)] = (None if keys is self else keys, mask)
         return known[1]
 
 

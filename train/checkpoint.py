@@ -13,6 +13,7 @@ A checkpoint is written under a temporary name, flushed to disk and renamed: a f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -180,6 +181,16 @@ def load_model(path: str, *, ema: bool = True, task: str | None = None) -> tuple
     if task is not None and trained != task:
         raise CheckpointMismatchError(f"{found.path} is a checkpoint of task {trained!r}, where {task!r} is needed")
     return found.config, found.weights(ema=ema and found.has_ema)
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """First 12 hex digits of the sha256 of names, types, shapes and values: the same weights, the same hash."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

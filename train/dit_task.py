@@ -66,6 +66,8 @@ class DitSettings:
         """Raises UsageError where a setting makes no sense."""
         if not 0 <= self.caption_dropout <= 1:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
+        if self.validation_rows < 0:
+            raise UsageError(f"validation_rows = {self.validation_rows} is negative")
         if self.loss_norm not in LOSS_NORMS:
             raise UsageError(f"unknown loss_norm {self.loss_norm!r}: choose one of {', '.join(LOSS_NORMS)}")
         if self.path.timestep_std <= 0 or self.path.shift <= 0 or self.path.shift_tokens < 0:
@@ -252,6 +254,8 @@ class DitTask:
 
         `prompt_gain` is loss without captions / loss with them - 1: at 0 the model does not listen to its prompt.
         """
+        if not self.settings.validation_rows:
+            return {}
         sums = {"loss": 0.0, "loss_without_prompt": 0.0}
         total_weight = 0.0
         device = next(model.parameters()).device

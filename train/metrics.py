@@ -8,6 +8,7 @@ One line per logged step, in step order, each step once: lines after the checkpo
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,7 +17,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from recaption.run_folder import TEMPORARY_SUFFIX
@@ -172,10 +175,18 @@ class MetricsLog:
                 self._events.add_scalar(name, value, line["step"])
         self._events.flush()
 
-    def write_video(self, name: str, pixels_THWC: Any, *, step: int, fps: int) -> None:
-        """A sampled video as a TensorBoard animation; uint8 RGB."""
-        video = torch.as_tensor(pixels_THWC).permute(0, 3, 1, 2)[None]
-        self._events.add_video(name, video, step, fps=fps)
+    def write_video(self, name: str, pixels_THWC: np.ndarray, *, step: int, fps: int) -> None:
+        """A sampled video (uint8 RGB) as an animation among TensorBoard's images."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        first, *rest = [Image.fromarray(frame) for frame in pixels_THWC]
+        gif = io.BytesIO()
+        first.save(gif, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+        picture = Summary.Image(
+            height=first.height, width=first.width, colorspace=3, encoded_image_string=gif.getvalue()
+        )
+        # SummaryWriter.add_video needs moviepy for the same GIF.
+        self._events.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
 
     def close(self) -> None:
         self._file.close()

@@ -35,12 +35,12 @@ HELD_OUT_PAIRS = (
 
 _SEED_SPREAD = 524_287
 """Prime: consecutive clip numbers walk through all training seeds before one comes again."""
-_SHORT_SIDES_PX = (72, 96, 144)
+_SHORT_SIDES_PX = (72, 72, 96, 144)
 _ASPECTS = (16 / 9, 16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 """Width over height."""
 _FPS = 8
-_NUM_FRAMES = (9, 17, 25, 33, 41)
-"""Clips last 1 to 5 seconds."""
+_NUM_FRAMES = (9, 17, 25, 33)
+"""Clips last 1 to 4 seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -156,6 +156,7 @@ def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: to
     """
     import open_clip
     from open_clip.factory import load_checkpoint
+    from open_clip.transform import PreprocessCfg
 
     config = open_clip.get_model_config(architecture)
     if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
@@ -173,7 +174,7 @@ def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: to
         except Exception as error:
             raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
-    preprocess = {**vars(open_clip.PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
+    preprocess = {**vars(PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
     fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
     framing = Framing(
         frame_px=coca.visual.image_size[0],

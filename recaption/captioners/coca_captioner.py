@@ -47,13 +47,14 @@ class CocaTextTower:
             lengths_S: int64, tokens per text; sums to M.
             pooled_SD: float32, projected CLS token, not normalised.
         """
+        if not texts:
+            return torch.zeros(0, self.width), torch.zeros(0, dtype=torch.long), torch.zeros(0, self.pooled_width)
         ids_SM = self._vocabulary.encode(texts).to(self._model.coca.logit_scale.device)
         lengths_S = token_lengths(ids_SM, self._vocabulary)
         with torch.inference_mode():
             embedding = self._model.encode_texts(ids_SM)
             tokens_SMD = self._model.coca.text.ln_final(embedding.tokens_SMD)
-        parts = [tokens_SMD[row, :length] for row, length in enumerate(lengths_S.tolist())]
-        text_MD = torch.cat(parts) if parts else tokens_SMD.new_zeros((0, self.width))
+        text_MD = torch.cat([tokens_SMD[row, :length] for row, length in enumerate(lengths_S.tolist())])
         # leaving inference mode: the result enters autograd where a model is trained on it
         return text_MD.float().clone(), lengths_S.cpu(), embedding.pooled_SD.float().clone()
 

@@ -170,6 +170,14 @@ def test_epoch_plans_do_not_know_how_many_ranks_read_them() -> None:
         assert sorted(np.concatenate([r for _, r in rows]).tolist()) == list(range(4000))
 
 
+def test_epochs_never_repeat_rows_even_where_ranks_outnumber_samples() -> None:
+    plans = EpochPlans(np.full(33, 90), PlanSettings(capacity=100, global_rows=8))  # no two share a pack
+    assert plans.num_rows == 33
+    for epoch in range(3):
+        assert plans[epoch].num_repeated_rows == 0
+        assert sorted(plans[epoch].samples.tolist()) == list(range(33))
+
+
 def test_epoch_plan_is_the_same_whichever_epoch_was_asked_for_before() -> None:
     settings = PlanSettings(capacity=100, pool=4)
     lengths = np.random.default_rng(1).integers(1, 100, 300)

@@ -74,7 +74,8 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
         compressor = load_trained(spec)
     else:
         raise UsageError(
-            f"compressor {spec!r} is neither a folder with a checkpoint nor one of: patch, patch:NUM_CHANNELS, diffusers:ID"
+            f"compressor {spec!r} is neither a folder with a checkpoint nor one of: "
+            "patch, patch:NUM_CHANNELS, diffusers:ID"
         )
     return compressor.to(device).eval().requires_grad_(False)
 

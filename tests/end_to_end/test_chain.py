@@ -1,0 +1,120 @@
+"""From raw videos to a sampled one, through the commands people type."""
+
+import hashlib
+import io
+import json
+import tarfile
+
+import pytest
+
+from jobs.cli import main
+from recaption.run_folder import RunFolder
+from recaption.video_io import decode_bytes, read_frames
+from tests.end_to_end.conftest import SHORT_TRAINING, command
+
+
+def digests(run, pattern):
+    return {p.relative_to(run).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in run.glob(pattern)}
+
+
+def test_every_input_is_accounted_for(finished_run, capsys):
+    code, summary = command(capsys, "verify", "--run", str(finished_run))
+    assert code == 0, summary["problems"]
+    assert summary["videos"]["total"] == 9
+    assert summary["videos"]["failed"] == 1
+    clips = summary["clips"]
+    assert clips["total"] == clips["kept"] + sum(clips["dropped"].values()) + sum(clips["failed"].values())
+    assert clips["dropped"]["duplicate"] == 1
+    seconds = summary["seconds"]
+    assert seconds["total"] == pytest.approx(seconds["kept"] + seconds["dropped"] + seconds["failed"], abs=1e-3)
+
+
+def test_shards_open_with_webdataset_and_with_tarfile(finished_run):
+    import webdataset
+
+    run = RunFolder(str(finished_run))
+    index = run.read_table("index.parquet").to_pylist()
+    tars = sorted(str(p) for p in finished_run.glob("shards/*/*.tar"))
+    samples = {s["__key__"]: s for s in webdataset.WebDataset(tars, shardshuffle=False)}
+    assert samples.keys() == {row["clip_id"] for row in index}
+    for row in index:
+        sample = samples[row["clip_id"]]
+        assert sample["txt"].decode() == row["caption"]
+        frames = decode_bytes(sample["mp4"]).pixels_THWC
+        assert frames.shape == (row["num_frames"], row["height_px"], row["width_px"], 3)
+        span = run.read_bytes(row["shard"])[row["offset_bytes"] : row["offset_bytes"] + row["num_bytes"]]
+        with tarfile.open(fileobj=io.BytesIO(span)) as tar:
+            assert {name.partition(".")[0] for name in tar.getnames()} == {row["clip_id"]}
+
+
+def test_the_end_of_the_chain_is_a_video_and_a_page(finished_run):
+    samples = json.loads(next(finished_run.glob("samples/*/samples.json")).read_text())
+    video = finished_run / "samples" / next(p.parent.name for p in finished_run.glob("samples/*/samples.json"))
+    frames = read_frames(str(video / samples["videos"][0]), None)
+    assert len(frames) == samples["num_frames"]
+    assert (video / samples["contact_sheet"]).stat().st_size > 1000
+    assert "what a person wrote" in (finished_run / "report" / "index.html").read_text()
+    steps = [json.loads(line)["step"] for line in (finished_run / "train/main/metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 6
+
+
+def test_the_same_command_again_computes_nothing(finished_run, videos, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished_run.glob("shards/*/*.tar")}
+    code, summary = command(
+        capsys, "run", "--videos", str(videos), "--out", str(finished_run), "--num-workers", "2", *SHORT_TRAINING
+    )
+    assert code == 1
+    assert summary["computed_parts"] == 0
+    for stage in ("caption", "shard", "encode"):
+        assert summary["stages"][stage]["computed_parts"] == 0, stage
+    assert summary["stages"]["train"]["resumed_from"] == 6
+    assert {p: p.stat().st_mtime_ns for p in finished_run.glob("shards/*/*.tar")} == before
+
+
+def test_one_worker_writes_the_same_bytes_as_two(finished_run, videos, tmp_path):
+    out = tmp_path / "one-worker"
+    arguments = ["--videos", str(videos), "--out", str(out), "--num-workers", "1", "--stop-after", "encode"]
+    assert main(["run", *arguments, "--no-progress", *SHORT_TRAINING]) == 1
+    for pattern in ("clips/*.parquet", "captions/main/*.parquet", "shards/*/*.tar", "latents/*/*/*.tar", "index.parquet"):
+        assert digests(out, pattern) == digests(finished_run, pattern), pattern
+
+
+def test_run_yaml_replays_the_run(finished_run, videos, tmp_path, capsys):
+    code, summary = command(
+        capsys, "prepare", "--videos", str(videos), "--out", str(tmp_path / "again"),
+        "--recipe", str(finished_run / "run.yaml"), "--num-workers", "2",
+    )  # fmt: skip
+    assert code == 1
+    assert digests(tmp_path / "again", "clips/*.parquet") == digests(finished_run, "clips/*.parquet")
+    assert summary["computed_parts"] == 3
+
+
+def test_a_moved_threshold_drops_clips_without_preparing_anything(finished_run, videos, capsys):
+    arguments = ["prepare", "--videos", str(videos), "--out", str(finished_run), *SHORT_TRAINING]
+    _, before = command(capsys, *arguments)
+    _, after = command(capsys, *arguments, "--filters.min-luma", "0.99")
+    command(capsys, *arguments)  # back to the old thresholds, for the tests that follow
+    assert after["computed_parts"] == 0
+    assert after["clips"]["dropped"]["dark"] > before["clips"]["dropped"].get("dark", 0)
+
+
+def test_a_second_caption_set_leaves_the_first_alone(finished_run, capsys):
+    before = digests(finished_run, "captions/main/*.parquet")
+    code, summary = command(
+        capsys, "caption", "--run", str(finished_run), "--set", "short", "--caption.max-tokens", "5", "--num-workers", "2"
+    )
+    assert code == 0
+    assert sum(summary["bad"].values()) > 0  # five tokens end no sentence: the gate sees that
+    assert digests(finished_run, "captions/main/*.parquet") == before
+
+
+def test_a_damaged_shard_is_found(finished_run, capsys, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    tar = next(copy.glob("shards/*/*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-2048])
+    code, summary = command(capsys, "verify", "--run", str(copy))
+    assert code == 3
+    assert any(tar.name in problem["where"] for problem in summary["problems"])

@@ -1,0 +1,69 @@
+"""A wrong call is one clear sentence and exit code 2."""
+
+import pytest
+
+from jobs.cli import VERBS, main
+
+
+@pytest.fixture
+def places(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("prepare --videos {}/nowhere --out {}/run", "nowhere: no such file or folder"),
+        ("prepare --videos {}/empty --out {}/run", "empty: no video file there"),
+        ("run --videos {}/clip.mp4 --out {}/run --recipe huge", "no recipe 'huge': known are quickstart, small, base"),
+        ("run --videos {}/clip.mp4 --out {}/run --stop-after lunch", "--stop-after 'lunch'"),
+        ("caption --run {}/empty", "is not a run folder"),
+        ("plan --lengths {}/clip.mp4 --ranks 2 --capacity 10", "not a .npy file of token counts"),
+        ("plan --ranks 2 --capacity 10", "pass either --run RUN or --lengths"),
+        ("train sculptor --run {}/empty", "train 'sculptor': there are captioner, compressor, dit"),
+        ("sample --checkpoint {}/nowhere --prompt hello", "nowhere is not a folder"),
+        ("sing --loud", "no command 'sing'"),
+    ],
+)
+def test_wrong_use_is_one_sentence(places, capsys, arguments, sentence):
+    code = main(arguments.replace("{}", str(places)).split())
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_of_another_recipe_is_refused(finished_run, videos, capsys):
+    code = main(["prepare", "--videos", str(videos), "--out", str(finished_run), "--prepare.max-clip-seconds", "1.5"])
+    assert code == 2
+    assert "was prepared by recipe 'quickstart' with other prepare settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [("magic", "magic"), ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "open_clip:coca_ViT-B-32/"), ("/no/such/folder", "/no/such/folder")],
+)
+def test_a_captioner_out_of_reach_is_one_sentence(finished_run, capsys, monkeypatch, spec, sentence):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = main(["caption", "--run", str(finished_run), "--captioner", spec, "--set", "other"])
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert sentence in error
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished_run, capsys):
+    code = main(["caption", "--run", str(finished_run), "--set", "other", "--captioner", str(finished_run / "train/main")])
+    assert code == 2
+    assert "dit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_command_explains_itself_with_an_example(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert f"recaption {verb}" in capsys.readouterr().out
+
+
+def test_flags_may_be_misspelt(capsys):
+    assert main(["verify", "--rum", "x"]) == 2
