@@ -17,7 +17,7 @@ import tyro
 
 from jobs import recipes
 from jobs.cluster import Cluster
-from jobs.recipes import Recipe
+from jobs.recipes import Recipe, SampleSettings
 from jobs.run_state import open_run
 from jobs.summary import exit_code, print_summary
 from recaption.errors import RecaptionError
@@ -221,26 +221,14 @@ class Sample(Common):
     """One or more texts."""
     out: str | None = None
     """Folder for mp4s and contact sheet; default: RUN/samples/NAME-STEP beside the checkpoint's run, else ./samples."""
-    num_frames: int | None = None
-    """4k+1; default: the recipe's."""
-    height_px: int | None = None
-    width_px: int | None = None
-    seed: int | None = None
-    num_steps: int | None = None
-    """Solver steps."""
-    guidance: float | None = None
     device: str = "auto"
+    settings: Annotated[SampleSettings, tyro.conf.arg(name="")] = field(default_factory=SampleSettings)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.sample import sample_videos
 
-        overrides = {
-            name: getattr(self, name)
-            for name in ("num_frames", "height_px", "width_px", "seed", "num_steps", "guidance")
-            if getattr(self, name) is not None
-        }
         return sample_videos(
-            self.checkpoint, list(self.prompt), overrides, out=self.out, device=self.device, progress=self.progress
+            self.checkpoint, self.prompt, self.settings, out=self.out, device=self.device, progress=self.progress
         )
 
 
@@ -329,7 +317,7 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
     cls: Any = VERBS[verb]
     defaults: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
-        if f.name == "settings":
+        if f.name == "settings" and verb != "sample":
             defaults["settings"] = _recipe_for(verb, arguments)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             defaults[f.name] = tyro.MISSING

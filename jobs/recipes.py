@@ -96,9 +96,10 @@ class SampleSettings:
 
     num_steps: int = 30
     guidance: float = 4.0
-    num_frames: int = 17
-    height_px: int = 96
-    width_px: int = 96
+    num_frames: int = 0
+    """4k+1; 0, here and in the two below: the size that most samples were trained at."""
+    height_px: int = 0
+    width_px: int = 0
     seed: int = 0
     prompts: tuple[str, ...] = ()
     """What `recaption run` samples at its end."""

@@ -147,7 +147,10 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
 
 def _length(index: PacketIndex, streams: dict[str, _Shrunk], detail_every_seconds: float) -> dict[str, Any]:
     """How much will come: exact for `small` where packets can be trusted, a first guess for `detail`."""
-    guesses = {"small": index.num_packets, "detail": min(index.num_packets, int(index.seconds / detail_every_seconds) + 2)}
+    guesses = {
+        "small": index.num_packets,
+        "detail": min(index.num_packets, int(index.seconds / detail_every_seconds) + 2),
+    }
     return {
         "kind": "length",
         "seconds": index.seconds,
@@ -203,13 +206,20 @@ def clip(video: VideoFile, request: dict[str, Any], send: Send) -> None:
     times = video.times()
     start, end = request["start_frame"], min(request["end_frame"], len(times.ticks))
     if not 0 <= start < end:
-        raise VideoError("frame_mismatch", f"frames {start}:{end} were asked for, the video has {len(times.ticks)} frames")
+        raise VideoError(
+            "frame_mismatch", f"frames {start}:{end} were asked for, the video has {len(times.ticks)} frames"
+        )
     asked = start + frame_times.frames_at_rate(
         times.pts_seconds[start:end], request["start_seconds"], num_frames=request["num_frames"], fps=request["fps"]
     )
     cropped = (request["height_px"], request["width_px"])
     _send_frames(
-        video, times, asked, send, scaled=orientation.size_to_cover(times.height_px, times.width_px, *cropped), cropped=cropped
+        video,
+        times,
+        asked,
+        send,
+        scaled=orientation.size_to_cover(times.height_px, times.width_px, *cropped),
+        cropped=cropped,
     )
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from recaption.filters import FilterThresholds, verdicts
 
 from recaption.damage import (
     LATENT_MEMBERS,
@@ -31,6 +30,7 @@ from recaption.damage import (
     tiling_problems,
 )
 from recaption.errors import DROP_REASONS
+from recaption.filters import FilterThresholds, verdicts
 from recaption.records import Caption, Clip, ClipPreview, ClipScores, Sample, Video, from_table, schema_of
 from recaption.run_folder import RunFolder
 

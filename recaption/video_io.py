@@ -35,7 +35,12 @@ from recaption.records import Video
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores", "mjpeg", "theora", "gif", "webp", "vvc")
 """What `codecs_report` asks about: everything common in the wild."""
 
-ENCODERS = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "vp8": "libvpx", "av1": "libsvtav1", "mpeg4": "mpeg4"}
+ENCODERS = {
+    "libx264": {},
+    "libx265": {"x265-params": "log-level=none:pools=none:frame-threads=1"},
+    "libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "5"},
+}
+"""What `write_video` offers, with the options that keep each to one thread, silent and repeatable."""
 
 BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
 """Tags of what `write_video` writes (ITU-T H.273: 1 = BT.709, range 1 = limited): players then show the colours we put in."""
@@ -411,7 +416,12 @@ def _encode(
             _check_frame(pixels_HWC, shape, number, pixel_format)
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
             frame = reformatter.reformat(
-                rgb, format=pixel_format, dst_colorspace=BT709["colorspace"], dst_color_range=1, interpolation=exact, threads=1
+                rgb,
+                format=pixel_format,
+                dst_colorspace=BT709["colorspace"],
+                dst_color_range=1,
+                interpolation=exact,
+                threads=1,
             )
             frame.pts, frame.time_base = number, 1 / fps
             output.mux(stream.encode(frame))
@@ -435,17 +445,18 @@ def _check_frame(pixels_HWC: np.ndarray, shape: tuple[int, ...] | None, number: 
 
 
 def _new_stream(output: Any, codec: str, crf: int, fps: Fraction, shape: tuple[int, ...], pixel_format: str) -> Any:
+    if codec not in ENCODERS:
+        raise UsageError(f"write_video: {codec = } is not one of {', '.join(ENCODERS)}")
     try:
         stream = output.add_stream(codec, rate=fps)
     except ValueError as error:
         raise UsageError(f"write_video: {codec = } cannot go into this container: {error}") from None
-    speed = {"libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "5"}, "libvpx": {"b": "0", "deadline": "realtime"}}
     context = stream.codec_context
     context.height, context.width = shape[:2]
     context.pix_fmt = pixel_format
     context.time_base = 1 / fps
     context.thread_count = 1
-    context.options = {"crf": str(crf), "flags": "+bitexact"} | speed.get(codec, {})
+    context.options = {"crf": str(crf), "flags": "+bitexact"} | ENCODERS[codec]
     for name, value in BT709.items():
         setattr(context, name, value)
     return stream
@@ -475,5 +486,5 @@ def codecs_report() -> dict[str, Any]:
         "ffmpeg_libraries": {name: ".".join(map(str, numbers)) for name, numbers in av.library_versions.items()},
         "decord2": version("decord2"),
         "decodes": {name: can(name, "r") for name in CODECS},
-        "encodes": {name: can(encoder, "w") for name, encoder in ENCODERS.items()},
+        "encodes": {name: can(name, "w") for name in ENCODERS},
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recaption.errors import UsageError
 
-__all__ = ["Compressor", "check_pixels", "latent_shape", "load"]
+__all__ = ["Compressor", "check_latents", "check_pixels", "latent_shape", "load"]
 
 
 class Compressor(Protocol):
@@ -89,6 +89,15 @@ def check_pixels(pixels_BCTHW: Tensor, *, frame_stride: int, spatial_stride: int
         )
     num_frames, height_px, width_px = pixels_BCTHW.shape[2:]
     latent_shape(num_frames, height_px, width_px, frame_stride=frame_stride, spatial_stride=spatial_stride, name=name)
+
+
+def check_latents(latents_BCthw: Tensor, *, num_channels: int, name: str) -> None:
+    """Raises UsageError unless these can be latents of the compressor."""
+    if latents_BCthw.ndim != 5 or latents_BCthw.shape[1] != num_channels:
+        raise UsageError(
+            f"compressor {name} decodes latents (clips, {num_channels}, frames, rows, columns), "
+            f"not {tuple(latents_BCthw.shape)}"
+        )
 
 
 def latent_shape(

@@ -3,6 +3,9 @@
     model = Causal3d(width=32, latent_channels=16)
     model.encode(torch.zeros(1, 3, 9, 96, 96)).shape       # (1, 16, 3, 12, 12): 4 frames x 8 x 8 px per latent
 
+Encoder and decoder are corrections to the fixed transform of patch_transform.py with as many channels: training starts
+where that stands instead of at noise, which on a CPU is most of the way.
+
 Causal: convolutions look back in time, never forward, and norms see one frame at a time, so the latents of the first
 4k+1 frames do not depend on what follows and an image is a video of one frame. The latents' mean and standard deviation
 per channel are recorded while it trains and travel in the checkpoint; encode and decode normalise by them.
@@ -21,10 +24,9 @@ from torch import Tensor, nn
 
 from recaption.errors import CheckpointMismatchError, UsageError
 from train import checkpoint
-from train.compressors import check_pixels
+from train.compressors import check_latents, check_pixels
+from train.compressors.patch_transform import FRAME_STRIDE, SPATIAL_STRIDE, PatchTransform
 
-FRAME_STRIDE = 4
-SPATIAL_STRIDE = 8
 PIXEL_BLOCK_PX = 2
 """Squares of 2x2 px enter as 12 channels: the widest layers then run on a quarter of the places."""
 INITIAL_LOGVAR = -6.0
@@ -82,19 +84,6 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-
-
-class Head(nn.Module):
-    """Norm, SiLU, convolution, and a direct linear path: the norm alone would wipe out a frame's overall colour."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm = FrameNorm(in_channels)
-        self.conv = CausalConv3d(in_channels, out_channels)
-        self.direct = CausalConv3d(in_channels, out_channels, (1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.silu(self.norm(x))) + self.direct(x)
 
 
 class Downsample(nn.Module):
@@ -171,7 +160,9 @@ class Causal3d(nn.Module):
             *blocks(wide),
             Downsample(wide, wider),
             *blocks(wider),
-            Head(wider, 2 * latent_channels),
+            FrameNorm(wider),
+            nn.SiLU(),
+            CausalConv3d(wider, 2 * latent_channels),
         )
         self.decoder = nn.Sequential(
             CausalConv3d(latent_channels, wider),
@@ -180,13 +171,16 @@ class Causal3d(nn.Module):
             *blocks(wide),
             Upsample(wide, width),
             *blocks(width),
-            Head(width, pixels),
+            FrameNorm(width),
+            nn.SiLU(),
+            CausalConv3d(width, pixels),
         )
+        self.linear = PatchTransform(latent_channels, whitening=1.0)
+        for last in (self.encoder[-1], self.decoder[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         # Little noise on the latents at first: at a standard deviation of 1 the decoder learns to ignore them.
-        head = self.encoder[-1]
-        for layer in (head.conv, head.direct):
-            nn.init.zeros_(layer.weight[latent_channels:])
-            nn.init.constant_(layer.bias[latent_channels:], INITIAL_LOGVAR / 2)
+        nn.init.constant_(self.encoder[-1].bias[latent_channels:], INITIAL_LOGVAR)
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_var", torch.ones(latent_channels))
         self.register_buffer("num_recorded", torch.zeros(()))
@@ -208,12 +202,12 @@ class Causal3d(nn.Module):
         block = PIXEL_BLOCK_PX
         x = pixels_BCTHW.unflatten(4, (-1, block)).unflatten(3, (-1, block))  # (B, C, T, H, 2, W, 2)
         mean, logvar = self.encoder(x.permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3)).chunk(2, dim=1)
-        return mean, logvar.clamp(-20, 10)
+        return self.linear.analyse(pixels_BCTHW) + mean, logvar.clamp(-20, 10)
 
     def _to_pixels(self, latents_BCthw: Tensor) -> Tensor:
         block = PIXEL_BLOCK_PX
         x = self.decoder(latents_BCthw).unflatten(1, (3, block, block))  # (B, C, 2, 2, T, H, W)
-        return x.permute(0, 1, 4, 5, 2, 6, 3).flatten(5, 6).flatten(3, 4)
+        return self.linear.synthesise(latents_BCthw) + x.permute(0, 1, 4, 5, 2, 6, 3).flatten(5, 6).flatten(3, 4)
 
     @torch.no_grad()
     def _record(self, mean_BCthw: Tensor) -> None:
@@ -235,11 +229,7 @@ class Causal3d(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents_BCthw: Tensor) -> Tensor:
-        if latents_BCthw.ndim != 5 or latents_BCthw.shape[1] != self.num_channels:
-            raise UsageError(
-                f"compressor {self.name} decodes latents (clips, {self.num_channels}, frames, rows, columns), "
-                f"not {tuple(latents_BCthw.shape)}"
-            )
+        check_latents(latents_BCthw, num_channels=self.num_channels, name=self.name)
         centre, spread = self._statistics()
         return self._to_pixels(latents_BCthw * spread + centre).clamp(-1, 1)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
-from train.compressors import check_pixels
+from train.compressors import check_latents, check_pixels
 
 FRAME_STRIDE = 4
 SPATIAL_STRIDE = 8
@@ -105,35 +105,38 @@ class PatchTransform(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
+        return self.analyse(pixels_BCTHW)
+
+    @torch.no_grad()
+    def decode(self, latents_BCthw: Tensor) -> Tensor:
+        return self.synthesise(latents_BCthw).clamp(-1, 1)
+
+    def analyse(self, pixels_BCTHW: Tensor) -> Tensor:
+        """`encode` that gradients pass through."""
         check_pixels(pixels_BCTHW, frame_stride=FRAME_STRIDE, spatial_stride=SPATIAL_STRIDE, name=self.name)
         x = pixels_BCTHW.float()
         x = torch.cat([x[:, :, :1].expand(-1, -1, FRAME_STRIDE - 1, -1, -1), x], dim=2)
         x = torch.einsum("bcthw,dc->bdthw", x, self.colour)
         x = torch.einsum("bdnthw,st->bdsnhw", x.unflatten(2, (-1, FRAME_STRIDE)), self.temporal)
         # (B, colour, temporal, t, H, W) -> (.., H, w, u) -> (.., w, u, h, v)
-        x = self._analyse(self._analyse(x).movedim(4, -1))
+        x = self._to_frequencies(self._to_frequencies(x).movedim(4, -1))
         x = x.permute(0, 1, 2, 7, 5, 3, 6, 4).flatten(1, 4)
         return x[:, self.kept] * self.scale.view(-1, 1, 1, 1)
 
-    @torch.no_grad()
-    def decode(self, latents_BCthw: Tensor) -> Tensor:
-        if latents_BCthw.ndim != 5 or latents_BCthw.shape[1] != self.num_channels:
-            raise UsageError(
-                f"compressor {self.name} decodes latents (clips, {self.num_channels}, frames, rows, columns), "
-                f"not {tuple(latents_BCthw.shape)}"
-            )
+    def synthesise(self, latents_BCthw: Tensor) -> Tensor:
+        """`decode` that gradients pass through: not clamped."""
+        check_latents(latents_BCthw, num_channels=self.num_channels, name=self.name)
         batch, _, frames, rows, columns = latents_BCthw.shape
         num_coefficients = 3 * FRAME_STRIDE * SPATIAL_STRIDE**2
         x = torch.zeros(batch, num_coefficients, frames, rows, columns, device=latents_BCthw.device)
         x[:, self.kept] = latents_BCthw.float() / self.scale.view(-1, 1, 1, 1)
         x = x.unflatten(1, (3, FRAME_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE))
         # (B, colour, temporal, v, u, t, h, w) -> (.., w, u, h, v) -> (.., w, u, H) -> (.., H, w, u) -> (.., H, W)
-        x = self._synthesise(self._synthesise(x.permute(0, 1, 2, 5, 7, 4, 6, 3)).movedim(-1, 4))
+        x = self._to_pixels(self._to_pixels(x.permute(0, 1, 2, 5, 7, 4, 6, 3)).movedim(-1, 4))
         x = torch.einsum("bdsnhw,st->bdnthw", x, self.temporal).flatten(2, 3)
-        x = torch.einsum("bdthw,dc->bcthw", x, self.colour)
-        return x[:, :, FRAME_STRIDE - 1 :].clamp(-1, 1)
+        return torch.einsum("bdthw,dc->bcthw", x, self.colour)[:, :, FRAME_STRIDE - 1 :]
 
-    def _analyse(self, x: Tensor) -> Tensor:
+    def _to_frequencies(self, x: Tensor) -> Tensor:
         """Pixels along the last axis (n) to squares and their frequencies (n/8, 8)."""
         half = SPATIAL_STRIDE // 2
         if x.shape[-1] > SPATIAL_STRIDE:
@@ -141,7 +144,7 @@ class PatchTransform(nn.Module):
             x = torch.cat([x[..., :half], across.flatten(-2), x[..., -half:]], dim=-1)
         return x.unflatten(-1, (-1, SPATIAL_STRIDE)) @ self.spatial.T
 
-    def _synthesise(self, x: Tensor) -> Tensor:
+    def _to_pixels(self, x: Tensor) -> Tensor:
         """The inverse, which for an orthonormal transform is the transpose: (n/8, 8) to (n,)."""
         half = SPATIAL_STRIDE // 2
         x = (x @ self.spatial).flatten(-2)
