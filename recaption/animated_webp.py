@@ -36,6 +36,8 @@ def _opened(file: Any, max_pixels: int) -> Any:
     file.seek(0)
     try:
         picture = Image.open(file, formats=["WEBP"])
+    except Image.DecompressionBombError as error:
+        raise VideoError("too_large", str(error)) from None
     except (OSError, ValueError, SyntaxError) as error:
         raise VideoError("unreadable", f"not a WebP file: {error}") from None
     width_px, height_px = picture.size

@@ -1,8 +1,8 @@
 """Caption text: made clean, then judged. Nothing here looks at pixels.
 
-    clean("a red  circle moves left .<end_of_text>")        "a red circle moves left."
-    fault_in("a a a a a a")                                  "looping"
-    reason_if_bad("a red circle moves left.", ended=True)    None
+clean("a red  circle moves left .<end_of_text>")        "a red circle moves left."
+fault_in("a a a a a a")                                  "looping"
+reason_if_bad("a red circle moves left.", ended=True)    None
 """
 
 from __future__ import annotations

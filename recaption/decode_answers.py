@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recaption import frame_times, orientation
+from recaption import frame_times
 from recaption.errors import VideoError
+from recaption.orientation import Orientation, crop_centre, size_to_cover, size_with_short_side
 from recaption.packet_index import PacketIndex
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class FrameTimes:
     height_px: int
     """As displayed, of the first frame; later frames of other sizes are scaled to it."""
     width_px: int
-    orientation: orientation.Orientation
+    orientation: Orientation
 
     @classmethod
     def shown(
@@ -48,7 +49,7 @@ class FrameTimes:
         ticks: list[int | None],
         stored_height_px: int,
         stored_width_px: int,
-        turned: orientation.Orientation,
+        turned: Orientation,
     ) -> FrameTimes:
         """From the packet index where it is trusted, else from the timestamps that a whole decode showed."""
         height_px, width_px = turned.size(stored_height_px, stored_width_px)
@@ -79,7 +80,7 @@ class FrameBlocks:
     def flush(self) -> None:
         if self.frames:
             block = np.stack(self.frames) if len(self.frames) > 1 else np.ascontiguousarray(self.frames[0])
-            self.send({"kind": "frames", "stream": self.stream, "count": len(self.frames)}, memoryview(block))
+            self.send({"kind": "frames", "stream": self.stream, "count": len(self.frames)}, block.data)
         self.frames, self.num_bytes = [], 0
 
 
@@ -88,7 +89,7 @@ class _Shrunk:
 
     def __init__(self, video: VideoFile, times: FrameTimes, send: Send, stream: str, short_side_px: int) -> None:
         short = min(short_side_px, times.height_px, times.width_px)
-        self.size = orientation.size_with_short_side(times.height_px, times.width_px, short)
+        self.size = size_with_short_side(times.height_px, times.width_px, short)
         self.scaler = video.scaler(times, *self.size)
         self.blocks = FrameBlocks(send, stream)
 
@@ -142,7 +143,7 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
     video.remember(times)
     _describe(video, times, last_duration)
     pts = times.pts_seconds
-    send({"kind": "done", "video": video.known, "detail": detail_numbers, "count": len(pts)}, memoryview(pts))
+    send({"kind": "done", "video": video.known, "detail": detail_numbers, "count": len(pts)}, pts.data)
 
 
 def _length(index: PacketIndex, streams: dict[str, _Shrunk], detail_every_seconds: float) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def read(video: VideoFile, request: dict[str, Any], send: Send) -> None:
         raise VideoError("frame_mismatch", f"frame {outside[0]} was asked for, the video has {num_frames} frames")
     size = (times.height_px, times.width_px)
     if request["short_side_px"] is not None:
-        size = orientation.size_with_short_side(*size, request["short_side_px"])
+        size = size_with_short_side(*size, request["short_side_px"])
     _send_frames(video, times, asked, send, scaled=size, cropped=size)
 
 
@@ -218,7 +219,7 @@ def clip(video: VideoFile, request: dict[str, Any], send: Send) -> None:
         times,
         asked,
         send,
-        scaled=orientation.size_to_cover(times.height_px, times.width_px, *cropped),
+        scaled=size_to_cover(times.height_px, times.width_px, *cropped),
         cropped=cropped,
     )
 
@@ -241,10 +242,10 @@ def _send_frames(
     scaler, blocks = video.scaler(times, *scaled), FrameBlocks(send, "frames")
     with contextlib.closing(video.frames_at(times, wanted)) as frames:
         for frame in frames:
-            blocks.add(orientation.crop_centre(scaler(frame), *cropped))
+            blocks.add(crop_centre(scaler(frame), *cropped))
     blocks.flush()
     done = {"kind": "done", "order": None if is_rising else order.tolist(), "was_counted": video.was_counted}
-    send(done | {"count": len(asked)}, memoryview(np.ascontiguousarray(seconds[asked])))
+    send(done | {"count": len(asked)}, np.ascontiguousarray(seconds[asked]).data)
 
 
 ANSWERS: dict[str, Callable[[VideoFile, dict[str, Any], Send], None]] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -19,13 +20,12 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
-from av.logging import Capture
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -45,6 +45,26 @@ EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL
 PICTURES_BESIDE_SOUND = Disposition.attached_pic | Disposition.timed_thumbnails
 
 ORPHAN_CHECK_SECONDS = 2.0
+
+
+CODECS_THAT_HIDE_DAMAGE = frozenset({"ffv1", "hevc", "mjpeg"})
+"""Their decoders fill in what is missing without marking the frame; they only log an error."""
+
+
+class LibavErrors(logging.Handler):
+    """What libav logs as an error: the only place where it says some things that matter."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.lines) < 1000:
+            self.lines.append(record.getMessage().strip())
+
+
+libav_errors = LibavErrors()
+"""Emptied before every request."""
 
 
 class OutOfStepError(Exception):
@@ -110,7 +130,7 @@ class VideoFile:
             raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than max_pixels = {limit}")
 
     def orientation_of(self, frame: Any) -> Orientation:
-        """How a frame is to be laid down. PyAV cannot list side data newer than itself; then the angle alone is read."""
+        """How to lay a frame down. PyAV cannot list side data newer than itself; then the angle alone is read."""
         try:
             matrices = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
         except ValueError:
@@ -130,13 +150,14 @@ class VideoFile:
         """Demux everything once.
 
         Raises:
-            VideoError: truncated where the container's own table points past the end of the file; zero_frames; too_large.
+            VideoError: truncated where the container's own table points past the end of the file; zero_frames;
+                too_large.
         """
         if self.is_webp:
             self.known["codec"] = "webp"
             num_packets = animated_webp.num_pictures(self.file, self.limits["max_pixels"])
             return PacketIndex(animated_webp.TIME_BASE, np.zeros(0, np.int64), (), num_packets, False, False)
-        with self.opened() as (container, stream), _libav_errors() as logged:
+        with self.opened() as (container, stream):
             try:
                 index = read_packets(
                     container.demux(stream),
@@ -153,7 +174,7 @@ class VideoFile:
                 beyond = sum(entry.pos + entry.size > self.num_bytes for entry in stream.index_entries)
                 if beyond:
                     raise VideoError("truncated", f"{beyond} of {len(stream.index_entries)} samples lie past the end")
-            is_cut_off = any("ended prematurely" in line for _, _, line in logged)
+            is_cut_off = any("ended prematurely" in line for line in libav_errors.lines)
             if container.format.name.startswith("matroska") and is_cut_off:
                 raise VideoError("truncated", f"the file ends inside a cluster, after {index.num_packets} packets")
         self.known["duration_seconds"] = index.seconds
@@ -190,7 +211,7 @@ class VideoFile:
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 
-    def decoded(self, index: PacketIndex) -> Iterator[Any]:
+    def decoded(self, index: PacketIndex) -> Generator[Any]:
         """All frames from the start, in the order in which they are shown.
 
         Raises:
@@ -205,8 +226,10 @@ class VideoFile:
         with self.opened() as (container, stream):
             yield from self._frames_of(container.demux(stream), index.may_start_anywhere)
 
-    def _frames_of(self, packets: Iterator[Any], may_start_anywhere: bool) -> Iterator[Any]:
+    def _frames_of(self, packets: Iterator[Any], may_start_anywhere: bool) -> Generator[Any]:
         num_shown, failure = 0, ""
+        hides_damage = self.known["codec"] in CODECS_THAT_HIDE_DAMAGE
+        libav_errors.lines.clear()
         while True:
             try:
                 packet = next(packets, None)
@@ -222,6 +245,10 @@ class VideoFile:
                 if may_start_anywhere:
                     continue
                 break
+            if may_start_anywhere and not num_shown:
+                libav_errors.lines.clear()
+            elif hides_damage and libav_errors.lines:
+                raise VideoError("truncated", f"damage near frame {num_shown}: {libav_errors.lines[0]}")
             for frame in frames:
                 self._check_size(frame.height, frame.width)
                 if frame.is_corrupt:
@@ -231,7 +258,7 @@ class VideoFile:
         if failure and not num_shown:
             raise VideoError("unreadable", f"no frame decodes: {failure}")
 
-    def frames_at(self, times: FrameTimes, wanted: np.ndarray) -> Iterator[Any]:
+    def frames_at(self, times: FrameTimes, wanted: np.ndarray) -> Generator[Any]:
         """The frames with these numbers (rising, unique), decoding from the nearest keyframe where that is safe."""
         done = 0
         if times.index.is_seekable:
@@ -251,7 +278,7 @@ class VideoFile:
             self.was_counted = True
             yield from self._counted_frames(times, wanted[done:])
 
-    def _from_keyframe(self, container: Any, stream: Any, times: FrameTimes, wanted: int) -> Iterator[tuple[int, Any]]:
+    def _from_keyframe(self, container: Any, stream: Any, times: FrameTimes, wanted: int) -> Generator[tuple[int, Any]]:
         """(number, frame) from the last keyframe before frame `wanted` on, each checked against the index.
 
         Frames shown before the keyframe itself (leading pictures of an open GOP) lack their references: left out.
@@ -274,7 +301,7 @@ class VideoFile:
                 raise
             raise OutOfStepError from None  # counting from the start will say what is wrong
 
-    def _counted_frames(self, times: FrameTimes, wanted: np.ndarray) -> Iterator[Any]:
+    def _counted_frames(self, times: FrameTimes, wanted: np.ndarray) -> Generator[Any]:
         """The same by decoding everything from the start and counting: right by definition."""
         remaining = iter(wanted)
         target = next(remaining)
@@ -339,18 +366,6 @@ def _packets_from(packets: Iterator[Any], target: Keyframe) -> Iterator[Any]:
             raise OutOfStepError
 
 
-@contextlib.contextmanager
-def _libav_errors() -> Iterator[list[tuple[int, str, str]]]:
-    """(level, part, line) of what libav logs: it says nowhere else that a Matroska file was cut off."""
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # the second file cut off must say so too
-    try:
-        with Capture() as logged:
-            yield logged
-    finally:
-        av.logging.set_level(None)
-
-
 # --- the child's life ------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +374,7 @@ def answer(request: dict[str, Any], payload: bytes, send: decode_answers.Send) -
     limits = request["limits"]
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     video: VideoFile | None = None
+    libav_errors.lines.clear()
     try:
         resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
         video = VideoFile(request["path"], payload, limits)
@@ -397,6 +413,10 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not break the message stream
     _end_with_parent()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # the second damaged file must say so too
+    logging.getLogger("libav").addHandler(libav_errors)
+    logging.getLogger("libav").propagate = False
 
     def send(header: dict[str, Any], blob: memoryview | bytes = b"") -> None:
         view = memoryview(blob).cast("B")

@@ -3,7 +3,7 @@
     header = exchange({"op": "probe", ...}, limits=limits, receive=room_for)      # or VideoError
 
 Decoding runs outside because bytes of strangers can do anything to a decoder: a lie of four bytes aborts decord, others
-never return (both are in the tests' rear view: issue reports of 38 h hangs). The child holds neither torch nor ray; a
+never return (dmlc/decord issue 373: 38 hours). The child holds neither torch nor ray; a
 crash costs one video and 0.3 s. Safe with threads (one exchange at a time) and with fork (each process has its own).
 """
 
@@ -247,7 +247,7 @@ def exchange(
 ) -> dict[str, Any]:
     """Send one request, hand every payload of the answer to `receive`, return the last header ("done" or "error").
 
-    The clock is `wall_seconds`, and `seconds_per_video_second` more per second of video once the child knows its length.
+    The clock is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
 
     Raises:
         VideoError: decode_timeout, decode_memory, or unreadable where the decoder crashed.

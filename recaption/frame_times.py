@@ -51,6 +51,13 @@ STANDARD_RATES = tuple(
 COARSE_TICK = Fraction(1, 2000)
 """Time bases at or above this (Matroska, FLV: 1/1000) round every timestamp visibly."""
 
+MIN_TICKS_PER_FRAME = 8
+"""Below this, "within one tick" would call any timestamps constant."""
+
+TOLERANCE_FRAMES = 0.4
+"""How much too early, in source frames, a frame may be shown: timestamps rounded to a millisecond then neither double
+nor skip one. Not one half: when a rate is doubled every second time lies exactly between two frames."""
+
 MAX_RATE = 1000
 """Higher claims come from time bases mistaken for rates (mkv and flv that say 1000)."""
 
@@ -68,8 +75,8 @@ def median_step(ticks: np.ndarray) -> float:
 def retime(ticks: Sequence[int | None], fallback_step: int) -> np.ndarray:
     """Strictly increasing times for frames in the order in which they are shown.
 
-    Timestamps that already rise stay as they are. Decode-order timestamps (AVI) are the right set in the wrong order and
-    are sorted. Missing ones and those that jump back (two recordings joined in one MPEG-TS) go on one usual step later.
+    Timestamps that already rise stay as they are. Decode-order timestamps (AVI) are the right set in the wrong order:
+    they are sorted. Missing ones and those that jump back (two recordings joined in one MPEG-TS) go on one step later.
     """
     known = np.array([t for t in ticks if t is not None], np.int64)
     if len(known) == len(ticks):
@@ -78,7 +85,8 @@ def retime(ticks: Sequence[int | None], fallback_step: int) -> np.ndarray:
         if len(np.unique(known)) == len(known):
             return np.sort(known)
     step = max(1, round(median_step(known)) or fallback_step)
-    shown, offset = [], 0
+    shown: list[int] = []
+    offset = 0
     for tick in ticks:
         earliest = shown[-1] + 1 if shown else None
         time = None if tick is None else tick + offset
@@ -107,6 +115,8 @@ def constant_rate(ticks: np.ndarray, time_base: Fraction, proposed: Iterable[Fra
     even = [1 / (int(steps[0]) * time_base)] if np.all(steps == steps[0]) else []
     if even and time_base < COARSE_TICK:
         return even[0]
+    if median_step(ticks) < MIN_TICKS_PER_FRAME:
+        return even[0] if even else None
     for candidates in (claims, STANDARD_RATES):
         errors = [(_lies_on(ticks, time_base, rate), order) for order, rate in enumerate(candidates)]
         fitting = [e for e in errors if e[0] <= 1.0]
@@ -139,9 +149,8 @@ def rate_and_duration(
 def frames_at_rate(pts_seconds: np.ndarray, start_seconds: float, *, num_frames: int, fps: float) -> np.ndarray:
     """Which source frame is on screen at start, start + 1/fps, ...: positions into `pts_seconds`, repeats allowed.
 
-    Half a source frame of tolerance, so that timestamps rounded to a millisecond do not double or skip a frame; times
-    before the first frame show the first, times after the last show the last.
+    Times before the first frame show the first, times after the last show the last.
     """
-    tolerance = median_step(pts_seconds) / 2
+    tolerance = TOLERANCE_FRAMES * median_step(pts_seconds)
     times = start_seconds + np.arange(num_frames) / fps + tolerance
     return np.clip(np.searchsorted(pts_seconds, times, side="right") - 1, 0, len(pts_seconds) - 1)

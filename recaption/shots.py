@@ -24,7 +24,7 @@ from recaption.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class ShotSettings:
-    """Defaults were set on 150 rendered scenes (seed 1) and checked on others; see tests/recaption/test_shots.py."""
+    """Defaults were set on rendered scenes and a dozen real clips, and measured on other scenes (test_shots.py)."""
 
     detector: str = "histogram"
     """How shots are found; `histogram` is the only one so far."""
@@ -33,15 +33,18 @@ class ShotSettings:
     cut_ratio: float = 3.0
     """How many times that distance must exceed the mean of the frames around it."""
     min_change: float = 0.04
-    """Mean change of the pixels (0..1) across any boundary: an even wall in changing light moves histograms, not this."""
+    """Mean change of the pixels (0..1) across a hard cut, and twice that across a gradual transition: an even wall in
+    changing light moves its histogram far, its pixels little."""
     flash_seconds: float = 0.35
     """A change that goes back within this time is a flash, not a cut."""
-    gradual_distance: float = 0.35
+    gradual_distance: float = 0.45
     """Histogram distance between the two sides of a gradual transition."""
     max_gradual_seconds: float = 2.0
     """Longest dissolve or fade looked for; 0 = look for hard cuts only."""
     blend_share: float = 0.7
     """Share of the changed picture that must be a blend of the two sides."""
+    max_light_share: float = 0.7
+    """A gradual change of which one common gain explains more than this share is light, not a new shot."""
     min_shot_seconds: float = 0.25
     """Boundaries closer than this are one."""
 
@@ -133,7 +136,7 @@ def cut_to_clips(
     for index, (start, end) in enumerate(shots):
         seconds = edges[end] - edges[start]
         parts = max(1, int(np.ceil(seconds / max_seconds - 1e-6)))
-        if min_seconds > 0:
+        if min_seconds > 1e-6:
             parts = max(1, min(parts, int(seconds / min_seconds + 1e-6)))
         parts = min(parts, end - start)
         ideal = edges[start] + seconds * np.arange(1, parts) / parts
@@ -148,7 +151,7 @@ def cut_to_clips(
 
 
 def _histograms(small_THWC: np.ndarray) -> np.ndarray:
-    """(N, quadrants x channels x bins) float32, each histogram of sum 1; values between two bin centres count for both."""
+    """(N, quadrants x channels x bins) float32, each histogram of sum 1; values between two centres count for both."""
     num_frames, height, width, _ = small_THWC.shape
     rows = (slice(0, max(height // 2, 1)), slice(height // 2, height))
     columns = (slice(0, max(width // 2, 1)), slice(width // 2, width))
@@ -184,7 +187,8 @@ def _hard_cuts(histograms: np.ndarray, tiny_NP: np.ndarray, fps: float, settings
     jump[1:] = _distance(histograms[1:], histograms[:-1])
     around = max(3, round(0.35 * fps))
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(jump, around), 2 * around + 1)
-    counts = np.convolve(np.ones(num_frames), np.ones(2 * around + 1), "same")
+    frames = np.arange(num_frames)
+    counts = np.minimum(frames + around, num_frames - 1) - np.maximum(frames - around, 0) + 1
     mean_around = (windows.sum(1) - jump) / np.maximum(counts - 1, 1)
     third, second = np.partition(windows, (-3, -2), axis=1)[:, -3:-1].T
     alone = (jump >= settings.cut_distance) & (jump >= settings.cut_ratio * (mean_around + 0.01))
@@ -194,16 +198,23 @@ def _hard_cuts(histograms: np.ndarray, tiny_NP: np.ndarray, fps: float, settings
     change = np.zeros(num_frames)
     change[1:] = np.abs(np.diff(tiny_NP, axis=0)).mean(1)
     strong = (alone | paired) & (change >= settings.min_change)
-    back = max(2, round(settings.flash_seconds * fps))
-    return [int(t) for t in np.flatnonzero(strong) if not _is_flash(histograms, int(t), float(jump[t]), back)]
+    back = _flash_frames(fps, settings)
+    return [int(t) for t in np.flatnonzero(strong) if not _is_flash(histograms, t - 1, t, float(jump[t]), back)]
 
 
-def _is_flash(histograms: np.ndarray, frame: int, jump: float, back: int) -> bool:
-    """Whether what came before `frame` is there again soon after it, or what begins here was there shortly before."""
-    after = histograms[frame + 1 : frame + 1 + back]
-    before = histograms[max(frame - 1 - back, 0) : frame - 1]
-    returns = len(after) and _distance(after, histograms[frame - 1]).min() < 0.4 * jump
-    returned = len(before) and _distance(before, histograms[frame]).min() < 0.4 * jump
+def _flash_frames(fps: float, settings: ShotSettings) -> int:
+    return max(2, round(settings.flash_seconds * fps))
+
+
+def _is_flash(histograms: np.ndarray, start: int, end: int, apart: float, back: int) -> bool:
+    """Whether the picture of `start` is there again soon after `end`, or that of `end` was there shortly before `start`.
+
+    `apart` is the distance between the two.
+    """
+    after = histograms[end + 1 : end + 1 + back]
+    before = histograms[max(start - back, 0) : start]
+    returns = len(after) and _distance(after, histograms[start]).min() < 0.4 * apart
+    returned = len(before) and _distance(before, histograms[end]).min() < 0.4 * apart
     return bool(returns or returned)
 
 
@@ -233,10 +244,14 @@ def _gradual(
         for first in range(0, len(starts), 64):
             some = starts[first : first + 64]
             apart = _distance(histograms[some], histograms[some + length])
-            found += _blends(tiny_NP, some, length, apart, settings)
+            for pictures_NP in (tiny_NP, 1.0 - tiny_NP):  # in the negative a fade through white is one through black
+                found += _blends(pictures_NP, some, length, apart, settings)
     apart_frames = 0.25 * settings.max_gradual_seconds * fps
     best: list[_Blend] = []
     for candidate in sorted(found, key=lambda f: (-f.score, f.end - f.start, f.start)):
+        apart_by = float(_distance(histograms[candidate.start], histograms[candidate.end]))
+        if _is_flash(histograms, candidate.start, candidate.end, apart_by, _flash_frames(fps, settings)):
+            continue
         if all(
             abs(candidate.frame - other.frame) > apart_frames
             and (candidate.start >= other.mixed_end or other.mixed_start >= candidate.end)
@@ -263,7 +278,8 @@ def _blends(
     falling_C = (np.diff(a_CS, axis=1).max(1) < 0.12) & (np.diff(b_CS, axis=1).min(1) > -0.12)
     good_C = (blended_C >= settings.blend_share) & falling_C & (mixed_CS.sum(1) >= 2)
     good_C &= (changed_CP.mean(1) > 0.3) & (change_CP.mean(1) >= 2 * settings.min_change)
-    good_C &= _share_in_other_light(first_CP, last_CP, changed_CP) < 0.85
+    for first, last in ((first_CP, last_CP), (1.0 - first_CP, 1.0 - last_CP)):
+        good_C &= _share_in_other_light(first, last, changed_CP) < settings.max_light_share
     good_C &= _is_quiet_outside(tiny_NP, starts, length, change_CP, changed_CP)
     found = []
     for index in np.flatnonzero(good_C):

@@ -6,31 +6,44 @@
     payload = encode_video(frames.pixels_THWC, fps=8)
 
 Index i is the i-th frame that a sequential decode shows: hidden pre-roll of edit lists does not count, variable frame
-rates and rotation are honoured, what headers claim is not believed. Decoding runs in a child process with limits on
-time and memory (decoder_process.py, decode_worker.py); every refusal is a `VideoError` with a reason of the closed list.
+rates and rotation are honoured, what headers claim is not believed; of several video streams the first counts. Decoding
+runs in a child process with limits on time and memory (decoder_process.py, decode_worker.py); every refusal is a
+`VideoError` with a reason of the closed list.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
 import io
 import os
-import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import fsspec
 import numpy as np
 
-from recaption import decoder_process
+from recaption.decoded_frames import Answer, DecodeLimits, Frames
 from recaption.errors import UsageError, VideoError
+from recaption.local_files import file_id, local_copy
 from recaption.records import Video
+
+__all__ = [
+    "DecodeLimits",
+    "Frames",
+    "Scan",
+    "codecs_report",
+    "decode_bytes",
+    "encode_video",
+    "file_id",
+    "local_copy",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "scan",
+    "write_video",
+]
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores", "mjpeg", "theora", "gif", "webp", "vvc")
 """What `codecs_report` asks about: everything common in the wild."""
@@ -43,44 +56,7 @@ ENCODERS = {
 """What `write_video` offers, with the options that keep each to one thread, silent and repeatable."""
 
 BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
-"""Tags of what `write_video` writes (ITU-T H.273: 1 = BT.709, range 1 = limited): players then show the colours we put in."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeLimits:
-    """What one untrusted file may cost."""
-
-    max_wall_seconds: float = 60.0
-    """Clock of one call before the length of the video is known."""
-    seconds_per_video_second: float = 4.0
-    """Added to the clock per second of video: 2160p HEVC decodes at about a quarter of real time on one loaded core."""
-    max_memory_bytes: int = 2 << 30
-    """Address space of the decoder child (RLIMIT_AS), 0.4 GB of it for Python and libraries."""
-    max_pixels: int = 8192 * 8192
-    """Per frame. 8K is 33 million; a 16K frame costs 0.4 GB as RGB alone."""
-    max_video_seconds: float = 3600.0
-    """By real presentation times. `scan` keeps every small frame in memory: about 12 kB each."""
-    max_frames: int = 240_000
-    """66 minutes at 60 frames per second."""
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Decoded frames, in the order in which they were asked for."""
-
-    pixels_THWC: np.ndarray
-    """uint8 RGB, as displayed."""
-    pts_seconds: np.ndarray
-    """(T,) float64 presentation times in the file's own clock (it need not start at 0)."""
-    indices: np.ndarray
-    """(T,) int64 frame numbers within the video."""
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, span: slice) -> Frames:
-        """A view of some of them: `frames[10:20]`."""
-        return Frames(self.pixels_THWC[span], self.pts_seconds[span], self.indices[span])
+"""Tags of what `write_video` writes (ITU-T H.273: 1 = BT.709; range 1 = limited): players show the colours put in."""
 
 
 @dataclass(frozen=True)
@@ -97,121 +73,24 @@ class Scan:
     """One frame per `detail_every_seconds`, short side `detail_px`."""
 
 
-class _Room:
-    """Memory for the frames of one stream, filled block by block straight from the pipe."""
-
-    def __init__(self, num_frames: int, height_px: int, width_px: int) -> None:
-        self.pixels_THWC = np.empty((num_frames, height_px, width_px, 3), np.uint8)
-        self.num_filled = 0
-
-    def next_block(self, count: int) -> memoryview:
-        end = self.num_filled + count
-        if end > len(self.pixels_THWC):
-            larger = np.empty((max(end, len(self.pixels_THWC) * 3 // 2), *self.pixels_THWC.shape[1:]), np.uint8)
-            larger[: self.num_filled] = self.pixels_THWC[: self.num_filled]
-            self.pixels_THWC = larger
-        block = self.pixels_THWC[self.num_filled : end]
-        self.num_filled = end
-        return memoryview(block.reshape(-1))
-
-    def filled(self) -> np.ndarray:
-        return self.pixels_THWC[: self.num_filled]
-
-
-class _Answer:
-    """One exchange with the decoder child: rooms by stream name, presentation times, the last header."""
-
-    def __init__(self, path: str | None, payload: bytes, limits: DecodeLimits, request: dict[str, Any]) -> None:
-        self.rooms: dict[str, _Room] = {}
-        self.pts_seconds = np.zeros(0)
-        self.header = decoder_process.exchange(
-            request | {"path": path, "limits": dataclasses.asdict(limits)},
-            payload,
-            receive=self._receive,
-            wall_seconds=limits.max_wall_seconds,
-            seconds_per_video_second=limits.seconds_per_video_second,
-        )
-
-    def _receive(self, header: dict[str, Any], num_bytes: int) -> memoryview:
-        if header["kind"] == "length":
-            self.rooms = {name: _Room(*shape) for name, shape in header["streams"].items()}
-            return memoryview(b"")
-        if header["kind"] == "done":
-            self.pts_seconds = np.empty(header["count"], np.float64)
-            block = memoryview(self.pts_seconds).cast("B")
-        else:
-            block = self.rooms[header["stream"]].next_block(header["count"])
-        if len(block) != num_bytes:
-            raise EOFError(f"{num_bytes} bytes where {len(block)} belong")
-        return block
-
-    def raise_refusal(self, uri: str) -> None:
-        if self.header["kind"] == "error":
-            raise VideoError(self.header["reason"], self.header["detail"], uri=uri)
-
-    def frames(self, indices: np.ndarray) -> Frames:
-        pixels_THWC = self.rooms["frames"].filled()
-        if self.header["order"] is not None:
-            pixels_THWC = pixels_THWC[self.header["order"]]
-        return Frames(pixels_THWC, self.pts_seconds, indices)
-
-
-def _is_remote(uri: str) -> bool:
-    return "://" in uri and not uri.startswith("file://")
-
-
-@contextlib.contextmanager
-def local_copy(uri: str | os.PathLike[str]) -> Iterator[str]:
-    """Path of the file on this machine: itself, or a temporary download that is gone afterwards.
-
-    Raises:
-        VideoError: unreadable, where there is no such file or it cannot be fetched.
-    """
-    uri = os.fspath(uri)
-    if not _is_remote(uri):
-        path = uri.removeprefix("file://")
-        try:
-            is_file = stat.S_ISREG(os.stat(path).st_mode)
-        except (OSError, ValueError) as error:
-            raise VideoError("unreadable", getattr(error, "strerror", None) or str(error), uri=uri) from None
-        if not is_file:
-            raise VideoError("unreadable", "not a regular file", uri=uri)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="recaption-") as folder:
-        path = os.path.join(folder, "input")
-        try:
-            fs, remote_path = fsspec.url_to_fs(uri)
-            fs.get_file(remote_path, path)
-        except Exception as error:  # whatever a storage backend raises: the input cannot be had
-            raise VideoError("unreadable", f"cannot be fetched: {type(error).__name__}: {error}", uri=uri) from error
-        yield path
-
-
-def file_id(path: str | os.PathLike[str]) -> tuple[str, int]:
-    """(video_id, number of bytes): the first 16 hex digits of the sha256 of the file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16], os.fstat(file.fileno()).st_size
-
-
-def _described(uri: str, path: str, answer: _Answer | None, refusal: VideoError | None) -> Video:
+def _described(uri: str, path: str, answer: Answer | None, refusal: VideoError | None) -> Video:
     video_id, num_bytes = file_id(path)
     known = answer.header["video"] if answer is not None else {}
     if answer is not None and answer.header["kind"] == "error":
         refusal = VideoError(answer.header["reason"], answer.header["detail"])
     if refusal is None:
         return Video(video_id=video_id, uri=uri, num_bytes=num_bytes, **known)
-    failed = {"status": "failed", "reason": refusal.reason, "detail": refusal.detail}
+    failed: dict[str, Any] = {"status": "failed", "reason": refusal.reason, "detail": refusal.detail}
     return Video(video_id=video_id, uri=uri, num_bytes=num_bytes, **known, **failed)
 
 
-def _whole(uri: str, limits: DecodeLimits, request: dict[str, Any]) -> tuple[Video, _Answer | None]:
+def _whole(uri: str, limits: DecodeLimits, request: dict[str, Any]) -> tuple[Video, Answer | None]:
     """Decode everything; (what became of it, the answer where there was one)."""
     answer, refusal = None, None
     try:
         with local_copy(uri) as path:
             try:
-                answer = _Answer(path, b"", limits, request)
+                answer = Answer(path, b"", limits, request)
             except VideoError as error:
                 refusal = error
             try:
@@ -293,7 +172,7 @@ def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frame
 
 def _read(uri: str, path: str | None, payload: bytes, limits: DecodeLimits, request: dict[str, Any]) -> Frames:
     try:
-        answer = _Answer(path, payload, limits, request)
+        answer = Answer(path, payload, limits, request)
     except VideoError as error:
         raise VideoError(error.reason, error.detail, uri=uri) from None
     answer.raise_refusal(uri)
@@ -315,7 +194,7 @@ def read_clip(
 ) -> np.ndarray:
     """A span at a steady rate and a given size: (num_frames, height_px, width_px, 3) uint8 RGB.
 
-    Frame k is what is on screen at `start_seconds + k / fps` (half a source frame of tolerance), never from outside
+    Frame k is what is on screen at `start_seconds + k / fps` (not quite half a source frame of tolerance), never from outside
     `[start_frame, end_frame)`. Pictures are scaled to cover the size, then the centre is cropped.
 
     Raises:
@@ -334,7 +213,7 @@ def read_clip(
     }
     with local_copy(uri) as path:
         try:
-            answer = _Answer(path, b"", limits, request)
+            answer = Answer(path, b"", limits, request)
         except VideoError as error:
             raise VideoError(error.reason, error.detail, uri=os.fspath(uri)) from None
     answer.raise_refusal(os.fspath(uri))
@@ -439,7 +318,7 @@ def _check_frame(pixels_HWC: np.ndarray, shape: tuple[int, ...] | None, number: 
     height_px, width_px = shape[:2]
     if "420" in pixel_format and (height_px % 2 or width_px % 2):
         raise UsageError(
-            f"write_video: {width_px}x{height_px} cannot be {pixel_format}, which stores colour for blocks of 2x2 pixels; "
+            f"write_video: {width_px}x{height_px} cannot be {pixel_format}, which stores colour per 2x2 pixels; "
             'crop to even sizes or pass pixel_format="yuv444p"'
         )
 

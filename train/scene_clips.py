@@ -3,13 +3,14 @@
     clip = training_clip(7, framing, num_frames=8)
     clip.pixels_THWC, clip.long_caption, clip.short_caption, clip.truth
 
-Training scenes have seeds below `FIRST_HELD_OUT_SEED` and never show one of `HELD_OUT_PAIRS`; held-out scenes have seeds
-from there on, and show any pair, or only those pairs.
+Training scenes have seeds below `FIRST_HELD_OUT_SEED` and never show one of `HELD_OUT_PAIRS`; held-out scenes have
+seeds from there on, and show any pair, or only those pairs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def some_captions(count: int, *, seed: int = 0) -> list[str]:
     return captions
 
 
-def _varied_scene(seed: int, **only: str | tuple[str, ...]) -> Scene:
+def _varied_scene(seed: int, **only: Any) -> Scene:
     """A one-shot scene whose size and length follow from the seed too."""
     rng = np.random.default_rng([seed, 2])
     short_side = int(rng.choice(_SHORT_SIDES_PX))

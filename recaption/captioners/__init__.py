@@ -1,10 +1,10 @@
 """Captioners: clips in, captions out. One interface, several models.
 
-    from recaption.captioners import load_captioner
+from recaption.captioners import load_captioner
 
-    captioner = load_captioner("tiny")
-    captions = captioner.caption([clip_THWC])          # uint8 (T, H, W, 3), any size
-    captioner.score([clip_THWC], ["a red circle moves left"])
+captioner = load_captioner("tiny")
+captions = captioner.caption([clip_THWC])          # uint8 (T, H, W, 3), any size
+captioner.score([clip_THWC], ["a red circle moves left"])
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Captioner(Protocol):
     frame_px: int
     """Side of the square it looks at; larger frames are only more work to read."""
     max_tokens: int
-    text_tower: TextTower
+
+    @property
+    def text_tower(self) -> TextTower: ...
 
     def caption(
         self, clips: Sequence[np.ndarray], *, max_tokens: int | None = None, num_beams: int = 1, seed: int = 0

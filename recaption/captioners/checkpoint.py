@@ -38,7 +38,7 @@ OPEN_CLIP_NUM_FRAMES = 8
 """Frames per clip for open_clip's image weights: encoding 8 costs about as much as decoding one caption."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 HUB_PROBE_SECONDS = 4.0
-"""A hub that does not answer one small request in this time counts as unreachable; its client would retry for minutes."""
+"""A hub that leaves one small request unanswered this long is unreachable; its own client would retry for minutes."""
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -282,7 +282,7 @@ def _downloaded(repository: str, what: str, give_local: str) -> Path:
 
 
 def _probe(url: str) -> str:
-    """"" where the hub offers this file, else why not, within `HUB_PROBE_SECONDS` (name look-up included)."""
+    """ "" where the hub offers this file, else why not, within `HUB_PROBE_SECONDS` (name look-up included)."""
     answer: list[str] = []
 
     def ask() -> None:

@@ -74,7 +74,7 @@ class Framing:
 
 
 def choose_frames(num_present: int, num_wanted: int, *, repeat: bool) -> np.ndarray:
-    """Indices of frames spread evenly from the first to the last one.
+    """Indices of frames spread evenly over the clip: the middle of each of as many equal spans.
 
     Args:
         repeat: a clip shorter than wanted shows frames twice (a captioner with a temporal embedding needs its full
@@ -83,6 +83,4 @@ def choose_frames(num_present: int, num_wanted: int, *, repeat: bool) -> np.ndar
     if num_present < 1:
         raise UsageError("a clip without frames cannot be captioned")
     count = num_wanted if repeat else min(num_wanted, num_present)
-    if count == 1:
-        return np.array([(num_present - 1) // 2])
-    return np.rint(np.linspace(0, num_present - 1, count)).astype(np.int64)
+    return ((np.arange(count) + 0.5) * num_present / count).astype(np.int64)

@@ -154,7 +154,7 @@ class DecodingSteps:
         return out_RD.float()
 
     def keep(self, rows: list[int], clips: list[int]) -> None:
-        """Go on with these clips (indices among the present ones); their row i continues what row `rows[i]` has said."""
+        """Go on with these clips (indices among the present ones); row i of them continues what row `rows[i]` said."""
         if rows == list(range(self.num_clips * self.rows_per_clip)):
             return
         device = self.text.positional_embedding.device
@@ -361,7 +361,10 @@ class _Beams:
         # each beam can end in two ways (end, pad): among 3K continuations at least K are live
         best = total_KV.flatten().topk(min(3 * self.num_beams, total_KV.numel()))
         own = logprob_KV.flatten()[best.indices].tolist()
-        said, logprobs, scores, parents = [], [], [], []
+        said: list[list[int]] = []
+        logprobs: list[list[float]] = []
+        scores: list[float] = []
+        parents: list[int] = []
         for rank, (score, index, logprob) in enumerate(
             zip(best.values.tolist(), best.indices.tolist(), own, strict=True)
         ):

@@ -1,8 +1,8 @@
 """From caption text to token ids and back, the way CoCa's text tower wants them: start, words, end, then padding.
 
-    vocabulary = train_vocabulary(captions, context_length=96)
-    vocabulary.encode(["a red circle"])       LongTensor (1, 96): start, ids, end, 0, 0, ...
-    vocabulary.decode([17, 4, 230])           "A red circle"
+vocabulary = train_vocabulary(captions, context_length=96)
+vocabulary.encode(["a red circle"])       LongTensor (1, 96): start, ids, end, 0, 0, ...
+vocabulary.decode([17, 4, 230])           "A red circle"
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class BytePairVocabulary:
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self.context_length = context_length
-        ids = [self._tokenizer.token_to_id(token) for token in (START, END, PAD)]
-        if None in ids:
+        ids = self._tokenizer.get_vocab()
+        if not {START, END, PAD} <= ids.keys():
             raise ValueError(f"tokenizer.json lacks one of {START}, {END}, {PAD}")
-        self.special = SpecialTokens(start=ids[0], end=ids[1], pad=ids[2])
+        self.special = SpecialTokens(start=ids[START], end=ids[END], pad=ids[PAD])
         self.num_tokens = self._tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> Tensor:

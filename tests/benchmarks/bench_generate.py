@@ -69,9 +69,7 @@ def main() -> None:
                     lambda embs=embs: generate(coca, embs, special=special, decoding=decoding)
                 )
                 cached_times.append(seconds)
-                seconds, full = cpu_seconds(
-                    lambda embs=embs: full_greedy(coca, embs, special.start, arguments.tokens)
-                )
+                seconds, full = cpu_seconds(lambda embs=embs: full_greedy(coca, embs, special.start, arguments.tokens))
                 full_times.append(seconds)
                 same = same and [list(caption.tokens) for caption in cached] == full.tolist()
         full_s, cached_s = statistics.median(full_times), statistics.median(cached_times)

@@ -179,7 +179,7 @@ def test_merges_are_the_whole_vocabulary(vocabulary):
 @pytest.mark.parametrize(
     ("present", "wanted", "repeat", "expected"),
     [
-        (9, 3, False, [0, 4, 8]),
+        (9, 3, False, [1, 4, 7]),
         (2, 4, False, [0, 1]),
         (2, 4, True, [0, 0, 1, 1]),
         (1, 3, True, [0, 0, 0]),

@@ -11,7 +11,7 @@ from recaption.errors import DROP_REASONS
 from recaption.scene_captions import fields_in
 
 GOOD = (
-    'A flat clip shows a small plain red heart that stays still. It is sunny. Around it there are flowers. '
+    "A flat clip shows a small plain red heart that stays still. It is sunny. Around it there are flowers. "
     'Further back there is a grey road with dashed lane lines. The text reads "STOP". All along, the camera is fixed.'
 )
 

@@ -163,8 +163,8 @@ def test_context_length_bounds_the_caption():
         assert not any(caption.ended for caption in captions)
         with pytest.raises(UsageError, match="context"):
             generate(coca, tokens_BND, special=SPECIAL, prompt=range(7))
+        steps = DecodingSteps(coca, tokens_BND)
         with pytest.raises(UsageError, match="context"):
-            steps = DecodingSteps(coca, tokens_BND)
             steps.step(torch.ones(3, 7, dtype=torch.long))
 
 
@@ -177,7 +177,9 @@ def test_min_tokens_bars_the_end_token():
     tokens_BND = image_tokens(coca, 2)
     with torch.inference_mode():
         at_once = generate(coca, tokens_BND, special=SPECIAL)
-        later = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=Decoding(min_tokens=4))
+        later = generate(
+            coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=Decoding(min_tokens=4)
+        )
     assert {caption.tokens for caption in at_once} == {(SPECIAL.end,)}
     assert {len(caption.tokens) for caption in later} == {5}
 

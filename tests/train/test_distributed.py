@@ -16,9 +16,10 @@ from torch import nn
 
 from recaption.errors import UsageError
 from train import checkpoint, distributed
+from train.metrics import read_lines
 from train.trainer import LossParts, TrainerSettings, train
 
-NUM_SAMPLES = (5, 1, 2, 4)
+NUM_SAMPLES = (5, 3, 2, 1)
 """Of the four quarters of every step: unequal, so that a mean of means would be wrong."""
 
 
@@ -101,6 +102,10 @@ def test_two_ranks_train_the_model_of_one(tmp_path):
         _, two = checkpoint.load_model(str(tmp_path / "two"), ema=ema)
         for name in one:
             torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
+    for one_line, two_line in zip(*(read_lines(str(tmp_path / name / "metrics.jsonl")) for name in ("one", "two"))):
+        assert one_line["loss"] == pytest.approx(two_line["loss"], rel=1e-5)
+        assert one_line["grad_norm"] == pytest.approx(two_line["grad_norm"], rel=1e-5)
+        assert one_line["log/rows"] == two_line["log/rows"] == 5.5
     assert not list(Path(tmp_path / "two" / "checkpoints").glob("*.tmp"))
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -277,6 +278,17 @@ def test_state_of_the_data_order_is_kept_and_checked(tmp_path):
     task.plan = "b2"
     with pytest.raises(CheckpointMismatchError, match="plan a1 there, b2 now"):
         train(task, SETTINGS, str(tmp_path), progress=False)
+
+
+def test_videos_drawn_while_training_become_tensorboard_animations(tmp_path):
+    class Drawing(ToyTask):
+        def sample(self, model, step):
+            return {"sample/0": (np.full((3, 8, 16, 3), step, np.uint8), 8)}
+
+    settings = TrainerSettings(num_steps=4, validate_every=2, device="cpu")
+    train(Drawing(), settings, str(tmp_path), progress=False)
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert events.read_bytes().count(b"GIF89a") == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,224 @@
+"""Scores of a clip, and verdicts over scores. Scores are stored; a verdict is a query that is asked anew each time.
+
+    scores = score_clip(clip_id, small, detail)                  # ClipScores(motion=0.31, sharpness=412.0, ...)
+    verdicts(clips_table, FilterThresholds(min_motion=0.01))     # [None, "low_motion", None, ...]
+
+Scores look at the whole clip: motion and brightness at every frame or eight times a second on small frames, sharpness,
+text and bars on larger frames twice a second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from recaption.records import ClipScores
+from recaption.video_io import Frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """What the scores look at."""
+
+    motion_fps: float = 8.0
+    """Optical flow is measured between frames about this far apart."""
+    max_flow_pairs: int = 40
+    """Pairs of frames per clip, spread evenly: flow is the dearest score."""
+    dark_bar_luma: float = 24.0
+    """A row or column whose luma (0..255) never exceeds this is a bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterThresholds:
+    """A clip outside any of these is dropped. None = this filter is off; a score not computed drops nothing."""
+
+    min_seconds: float | None = 1.0
+    max_seconds: float | None = None
+    min_motion: float | None = None
+    """Frame heights per second."""
+    min_sharpness: float | None = 2.0
+    """Variance of the Laplacian; a flat colour has 0, footage in focus some hundreds."""
+    min_luma: float | None = 0.03
+    max_luma: float | None = 0.98
+    max_text_area: float | None = 0.3
+    """Share of the frame."""
+    max_letterbox: float | None = 0.35
+    """Share of the frame. 21:9 inside 4:3 has 0.43, 2.39:1 inside 16:9 has 0.26."""
+    max_nsfw: float | None = None
+    min_aesthetic: float | None = None
+    drop_duplicates: bool = True
+    """Keep the first of clips with the same id: the same bytes given twice."""
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def score_clip(
+    clip_id: str, small: Frames, detail: Frames, settings: ScoreSettings = ScoreSettings()
+) -> ClipScores:
+    """All scores that need no model.
+
+    Args:
+        small: every frame of the clip, short side about 48 px.
+        detail: about two frames a second, short side up to 256 px; may be empty for very short clips.
+    """
+    if len(small) == 0:
+        return ClipScores(clip_id=clip_id)
+    luma_NHW = _luma(small.pixels_THWC)
+    motion, camera = _motion(luma_NHW, small.pts_seconds, settings)
+    large_NHW = _luma(detail.pixels_THWC) if len(detail) else luma_NHW
+    return ClipScores(
+        clip_id=clip_id,
+        motion=motion,
+        camera_motion=camera,
+        sharpness=float(np.median([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in large_NHW])),
+        luma=float(luma_NHW.mean(dtype=np.float64) / 255.0),
+        text_area=float(np.mean([text_share(frame) for frame in large_NHW])),
+        letterbox=bar_share(large_NHW, settings.dark_bar_luma),
+    )
+
+
+def _luma(pixels_THWC: np.ndarray) -> np.ndarray:
+    return np.stack([cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in pixels_THWC])
+
+
+def _motion(luma_NHW: np.ndarray, pts_seconds: np.ndarray, settings: ScoreSettings) -> tuple[float, float]:
+    """(motion, camera_motion): mean flow length and mean length of its global affine part, frame heights per second."""
+    pairs = _frame_pairs(pts_seconds, settings)
+    if not pairs:
+        return 0.0, 0.0
+    height = luma_NHW.shape[1]
+    lengths, camera_lengths = [], []
+    for first, second in pairs:
+        flow_HW2 = cv2.calcOpticalFlowFarneback(
+            luma_NHW[first], luma_NHW[second], None, 0.5, 3, 11, 3, 5, 1.1, 0  # type: ignore[call-overload]
+        )
+        per_second = height * max(float(pts_seconds[second] - pts_seconds[first]), 1e-3)
+        lengths.append(float(np.linalg.norm(flow_HW2, axis=2).mean()) / per_second)
+        camera_lengths.append(float(np.linalg.norm(_affine_part(flow_HW2), axis=2).mean()) / per_second)
+    return float(np.mean(lengths)), float(np.mean(camera_lengths))
+
+
+def _frame_pairs(pts_seconds: np.ndarray, settings: ScoreSettings) -> list[tuple[int, int]]:
+    """Neighbours about 1 / motion_fps apart, at most `max_flow_pairs` of them, spread evenly."""
+    chosen = [0]
+    for number in range(1, len(pts_seconds)):
+        if pts_seconds[number] - pts_seconds[chosen[-1]] >= 1.0 / settings.motion_fps - 1e-3:
+            chosen.append(number)
+    pairs = list(pairwise(chosen))
+    if len(pairs) > settings.max_flow_pairs:
+        places = np.linspace(0, len(pairs) - 1, settings.max_flow_pairs).round().astype(int)
+        pairs = [pairs[i] for i in places]
+    return pairs
+
+
+def _affine_part(flow_HW2: np.ndarray) -> np.ndarray:
+    """The flow that one affine map of the whole picture explains: least squares, refitted on the nearer half so that a
+    moving object does not pull it along."""
+    height, width = flow_HW2.shape[:2]
+    rows, columns = np.mgrid[0:height, 0:width].reshape(2, -1).astype(np.float32)
+    basis = np.stack([np.ones_like(rows), rows, columns], axis=1)
+    flow = flow_HW2.reshape(-1, 2)
+    near = np.ones(len(flow), bool)
+    for _ in range(3):
+        solution = np.linalg.lstsq(basis[near], flow[near], rcond=None)[0]
+        error = np.linalg.norm(flow - basis @ solution, axis=1)
+        near = error <= np.median(error)
+    return (basis @ solution).reshape(height, width, 2)
+
+
+def text_share(luma_HW: np.ndarray) -> float:
+    """Share of the frame inside boxes that look like lines of drawn text: dense strong edges in a wide, low strip.
+
+    Morphological gradient, Otsu threshold, closing along rows; a box counts where its size, shape and share of edge
+    pixels are those of letters in a row.
+    """
+    height, width = luma_HW.shape
+    edges = cv2.morphologyEx(luma_HW, cv2.MORPH_GRADIENT, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
+    level, strong = cv2.threshold(edges, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    if level < 40:  # no edge here is as strong as that of a letter
+        return 0.0
+    reach = max(3, width // 24)
+    joined = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_RECT, (reach, 1)))
+    num_boxes, _, boxes, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
+    covered = np.zeros((height, width), bool)
+    for left, top, box_width, box_height, _ in boxes[1:num_boxes]:
+        if box_height < max(5, height // 40) or box_height > height // 3 or box_width < 1.5 * box_height:
+            continue
+        inside = strong[top : top + box_height, left : left + box_width] > 0
+        crossings = np.abs(np.diff(inside.astype(np.int8), axis=1)).sum(axis=1)
+        letters = np.median(crossings) / 2 * box_height / box_width  # strokes per box height along a row
+        if 0.35 <= inside.mean() <= 0.9 and letters >= 0.7:
+            covered[top : top + box_height, left : left + box_width] = True
+    return float(covered.mean())
+
+
+def bar_share(luma_NHW: np.ndarray, dark: float) -> float:
+    """Share of the frame in border rows and columns that stay dark in every frame; 0 where all of it is dark."""
+    brightest_HW = luma_NHW.max(axis=0)
+    rows = brightest_HW.max(axis=1) > dark
+    columns = brightest_HW.max(axis=0) > dark
+    if not rows.any():
+        return 0.0
+    lit_rows = len(rows) - int(rows.argmax()) - int(rows[::-1].argmax())
+    lit_columns = len(columns) - int(columns.argmax()) - int(columns[::-1].argmax())
+    return 1.0 - lit_rows * lit_columns / brightest_HW.size
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def verdicts(clips: pa.Table, thresholds: FilterThresholds) -> list[str | None]:
+    """The first reason of `errors.DROP_REASONS` that applies to each clip, or None for a clip that is kept.
+
+    Args:
+        clips: columns of `Clip` and `ClipScores`; of clips with the same id the first row is the original.
+    """
+    limits = (
+        ("too_short", "seconds", thresholds.min_seconds, None),
+        ("too_long", "seconds", None, thresholds.max_seconds),
+        ("low_motion", "motion", thresholds.min_motion, None),
+        ("blurry", "sharpness", thresholds.min_sharpness, None),
+        ("dark", "luma", thresholds.min_luma, None),
+        ("bright", "luma", None, thresholds.max_luma),
+        ("text", "text_area", None, thresholds.max_text_area),
+        ("letterbox", "letterbox", None, thresholds.max_letterbox),
+        ("nsfw", "nsfw", None, thresholds.max_nsfw),
+        ("low_aesthetic", "aesthetic", thresholds.min_aesthetic, None),
+    )
+    columns = {name: _numbers(clips, name) for name in {column for _, column, _, _ in limits} - {"seconds"}}
+    # Times are sums of frame durations; a clip cut at exactly one second must not fall to rounding.
+    columns["seconds"] = _numbers(clips, "end_seconds") - _numbers(clips, "start_seconds")
+    slack = {"seconds": 1e-6}
+    reasons: list[str | None] = [None] * clips.num_rows
+    for reason, column, lowest, highest in limits:
+        values = columns[column]
+        outside = np.zeros(len(values), bool)
+        if lowest is not None:
+            outside |= values < lowest - slack.get(column, 0.0)  # NaN compares false: an absent score drops nothing
+        if highest is not None:
+            outside |= values > highest + slack.get(column, 0.0)
+        for row in np.flatnonzero(outside):
+            reasons[row] = reasons[row] or reason
+    if thresholds.drop_duplicates:
+        _mark_duplicates(clips, reasons)
+    return reasons
+
+
+def _numbers(clips: pa.Table, name: str) -> np.ndarray:
+    values: Any = clips[name].to_pylist()
+    return np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _mark_duplicates(clips: pa.Table, reasons: list[str | None]) -> None:
+    seen: set[str] = set()
+    for row, clip_id in enumerate(clips["clip_id"].to_pylist()):
+        if clip_id in seen and reasons[row] is None:
+            reasons[row] = "duplicate"
+        seen.add(clip_id)

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
+from recaption.scenes import render
+from train import checkpoint, compressors
+from train.compressors.causal3d import Causal3d
+from train.compressors.patch_transform import PatchTransform
+from train.metrics import psnr_db
+
+MAX_PATCH_CHANNELS = 193
+
+
+def scene_BCTHW(seed: int, *, num_frames: int = 9, height_px: int = 96, width_px: int = 96) -> torch.Tensor:
+    frames = render(seed, num_frames=num_frames, height_px=height_px, width_px=width_px, fps=8).frames_THWC
+    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+def noise_BCTHW(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def small_vae() -> Causal3d:
+    """With random corrections, so that tests see more than the transform it starts from."""
+    torch.manual_seed(0)
+    model = Causal3d(width=8, latent_channels=4)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+@pytest.fixture(params=["patch", "causal3d"])
+def compressor(request):
+    return PatchTransform() if request.param == "patch" else small_vae()
+
+
+# --- what every compressor promises -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (1, 40, 16), (5, 16, 24), (9, 24, 8)])
+def test_latents_have_the_promised_shape_and_come_back(compressor, size):
+    num_frames, height_px, width_px = size
+    pixels = noise_BCTHW(2, 3, *size)
+    latents = compressor.encode(pixels)
+    expected = (2, compressor.num_channels, 1 + (num_frames - 1) // 4, height_px // 8, width_px // 8)
+    assert tuple(latents.shape) == expected
+    back = compressor.decode(latents)
+    assert back.shape == pixels.shape
+    assert back.abs().max() <= 1
+
+
+def test_later_frames_do_not_change_earlier_latents(compressor):
+    pixels = noise_BCTHW(1, 3, 13, 16, 16)
+    changed = pixels.clone()
+    changed[:, :, 5:] = noise_BCTHW(1, 3, 8, 16, 16, seed=1)
+    one, other = compressor.encode(pixels), compressor.encode(changed)
+    torch.testing.assert_close(one[:, :, :2], other[:, :, :2], rtol=0, atol=1e-5)
+    assert (one[:, :, 2] - other[:, :, 2]).abs().max() > 0.1
+    # ... nor do later latents change earlier frames.
+    torch.testing.assert_close(compressor.decode(one)[:, :, :5], compressor.decode(one[:, :, :2]), rtol=0, atol=1e-5)
+
+
+def test_an_image_is_the_first_frame_of_a_video(compressor):
+    pixels = noise_BCTHW(1, 3, 5, 16, 24)
+    torch.testing.assert_close(
+        compressor.encode(pixels[:, :, :1]), compressor.encode(pixels)[:, :, :1], rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 10, 16, 16), r"takes 4k\+1 frames .* not 10; cut the clip to 9"),
+        ((1, 3, 3, 16, 16), r"cut the clip to 1"),
+        ((1, 3, 5, 20, 16), r"multiples of 8 px, not 16x20"),
+        ((1, 3, 5, 0, 16), r"multiples of 8 px"),
+        ((1, 4, 5, 16, 16), r"takes float RGB clips"),
+        ((3, 5, 16, 16), r"takes float RGB clips"),
+    ],
+)
+def test_clips_that_do_not_fit_are_refused_with_what_would(compressor, shape, message):
+    with pytest.raises(UsageError, match=message):
+        compressor.encode(torch.zeros(shape))
+
+
+def test_wrong_kinds_of_tensors_are_refused(compressor):
+    with pytest.raises(UsageError, match="takes float RGB clips"):
+        compressor.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8))
+    with pytest.raises(UsageError, match="decodes latents"):
+        compressor.decode(torch.zeros(1, 3, 2, 2, 2))
+
+
+# --- patch ------------------------------------------------------------------------------------------------------------
+
+
+@given(rows=st.integers(1, 4), columns=st.integers(1, 4), latent_frames=st.integers(1, 3), seed=st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_patch_transform_is_orthonormal_at_any_size(rows, columns, latent_frames, seed):
+    """What the latents hold, decoding and encoding again gives back: without clamping the round trip is exact."""
+    compressor = PatchTransform(MAX_PATCH_CHANNELS, whitening=0.0)
+    shape = (1, MAX_PATCH_CHANNELS, latent_frames, rows, columns)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    temporal = (compressor.kept // 64) % 4
+    latents[:, temporal > 0, 0] = 0  # the first frame stands still
+    pixels = compressor.synthesise(latents)
+    torch.testing.assert_close(compressor.analyse(pixels), latents, rtol=1e-4, atol=1e-4)
+    # Energy is kept: whitening 0 scales all channels alike, and the first frame stands for four.
+    energy = pixels.square().sum() + 3 * pixels[:, :, 0].square().sum()
+    assert float(energy * compressor.scale[0] ** 2) == pytest.approx(float(latents.square().sum()), rel=1e-3)
+
+
+def test_patch_keeps_rendered_scenes_recognisable():
+    scenes = [scene_BCTHW(seed) for seed in range(6)]
+    means = []
+    for spec in ("patch:24", "patch", "patch:96", "patch:193"):
+        compressor = compressors.load(spec)
+        means.append(np.mean([psnr_db(compressor.decode(compressor.encode(x)), x) for x in scenes]))
+    assert means[1] > 23.5
+    assert means[3] > 30
+    assert means == sorted(means)
+
+
+def test_patch_latents_are_about_unit_size():
+    scenes = [scene_BCTHW(seed) for seed in range(8)]
+    for spec in ("patch", "patch:96", "patch:48,whitening=1.0"):
+        compressor = compressors.load(spec)
+        latents = torch.cat([compressor.encode(scene)[:, :, 1:] for scene in scenes])
+        assert 0.7 < float(latents.square().mean().sqrt()) < 1.5
+        per_channel = latents.square().mean((0, 2, 3, 4)).sqrt()
+        assert float(per_channel.min()) > 0.3
+        assert float(per_channel.max()) < 3
+
+
+def test_whitening_moves_weight_between_colour_and_detail():
+    scene = scene_BCTHW(3)
+    white, plain = (compressors.load(f"patch:48,whitening={w}") for w in (1.0, 0.5))
+    ratio = [float(c.scale[0] / c.scale[-1]) for c in (white, plain)]
+    assert ratio[0] < ratio[1]
+    torch.testing.assert_close(white.decode(white.encode(scene)), plain.decode(plain.encode(scene)), rtol=0, atol=1e-4)
+
+
+def test_plain_colour_uses_one_number_per_colour_axis():
+    compressor = PatchTransform()
+    pixels = torch.tensor([0.3, -0.2, 0.9]).view(1, 3, 1, 1, 1).expand(1, 3, 5, 32, 24)
+    latents = compressor.encode(pixels)
+    used = (latents.abs() > 1e-4).flatten(2).any(2)[0]
+    assert compressor.kept[used].tolist() == [0, 256, 512]
+    torch.testing.assert_close(compressor.decode(latents), pixels, rtol=0, atol=1e-5)
+
+
+def test_squares_overlap_so_that_errors_draw_no_borders():
+    """A wrong number in one square fades out over its neighbours instead of ending at its border."""
+    compressor = PatchTransform()
+    latents = torch.zeros(1, 48, 1, 5, 5)
+    latents[0, 0, 0, 2, 2] = 1.0
+    row = compressor.decode(latents)[0, 0, 0, 20]
+    steps = row.diff().abs()
+    assert steps[15] < 0.5 * row.abs().max()
+    assert row[13].abs() > 0.05 * row.abs().max()
+
+
+def test_names_tell_settings_apart():
+    specs = ("patch", "patch:64", "patch:64,whitening=1.0", "patch:48")
+    names = [compressors.load(spec).name for spec in specs]
+    assert names == ["patch", "patch-64", "patch-64-w1", "patch"]
+    configs = [compressors.load(spec).config for spec in specs]
+    assert configs[0] == configs[3]
+    assert configs[1] != configs[2]
+
+
+# --- trained here -----------------------------------------------------------------------------------------------------
+
+
+def save_vae(folder, model, **config) -> str:
+    return checkpoint.write(
+        str(folder / "checkpoints"), step=7, config={"task": "compressor", "model": model.config, **config}, state={},
+        model=model.state_dict(), ema=model.state_dict(), optimizer={}, keep=1,
+    )  # fmt: skip
+
+
+def test_trained_compressor_opens_with_its_statistics(tmp_path):
+    model = small_vae()
+    model.train()
+    for seed in range(3):
+        model(noise_BCTHW(1, 3, 5, 16, 16, seed=seed))
+    model.eval()
+    save_vae(tmp_path, model)
+    loaded = compressors.load(str(tmp_path))
+    pixels = noise_BCTHW(1, 3, 5, 16, 16, seed=1)
+    assert torch.equal(loaded.encode(pixels), model.encode(pixels))
+    assert 0.5 < float(loaded.encode(pixels).std()) < 2
+    assert loaded.name.startswith("causal3d-")
+    assert loaded.config["weights_sha256"][:8] == loaded.name[-8:]
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_untrained_vae_starts_as_the_fixed_transform():
+    scene = scene_BCTHW(5, num_frames=5, height_px=32, width_px=32)
+    vae, patch = Causal3d(width=8, latent_channels=8).eval(), PatchTransform(8)
+    torch.testing.assert_close(vae.decode(vae.encode(scene)), patch.decode(patch.encode(scene)), rtol=0, atol=1e-4)
+
+
+def test_gradients_reach_every_weight():
+    model = small_vae().train()
+    made = model(noise_BCTHW(1, 3, 5, 16, 16))
+    (made.pixels_BCTHW.abs().mean() + made.logvar_BCthw.mean()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path):
+    model = small_vae()
+    save_vae(tmp_path / "dit", model, task="dit")
+    with pytest.raises(CheckpointMismatchError, match="task 'dit', where 'compressor' is needed"):
+        compressors.load(str(tmp_path / "dit"))
+    model.config = {"kind": "vq"}
+    save_vae(tmp_path / "vq", model)
+    with pytest.raises(CheckpointMismatchError, match="names no compressor that this version can build"):
+        compressors.load(str(tmp_path / "vq"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("vqgan", "neither a folder with a checkpoint nor one of: patch"),
+        ("/nowhere/at/all", "neither a folder with a checkpoint"),
+        ("patch:2", "choose 4 to 193 channels"),
+        ("patch:many", "write patch, patch:64 or"),
+        ("patch:48,sharpness=3", "write patch, patch:64 or"),
+        ("patch:48,whitening=2", "whitening of 0 to 1"),
+    ],
+)
+def test_unknown_specs_get_one_clear_sentence(spec, message):
+    with pytest.raises(UsageError, match=message):
+        compressors.load(spec)
+
+
+def test_missing_diffusers_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match=r"pip install 'recaption\[vae\]'"):
+        compressors.load("diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae")
+
+
+# --- diffusers --------------------------------------------------------------------------------------------------------
+
+
+def tiny_autoencoder(diffusers, kind: str):
+    torch.manual_seed(0)
+    if kind == "AutoencoderKLWan":
+        return diffusers.AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+            latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0],
+        )  # fmt: skip
+    if kind == "AutoencoderKLCogVideoX":
+        return diffusers.AutoencoderKLCogVideoX(
+            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+            scaling_factor=1.5,
+        )  # fmt: skip
+    if kind == "AutoencoderKLHunyuanVideo":
+        return diffusers.AutoencoderKLHunyuanVideo(
+            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+        )
+    return diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "strides"),
+    [
+        ("AutoencoderKLWan", (4, 8)),
+        ("AutoencoderKLCogVideoX", (4, 8)),
+        ("AutoencoderKLHunyuanVideo", (4, 8)),
+        ("AutoencoderKLLTXVideo", (8, 32)),
+    ],
+)
+def test_pretrained_autoencoders_open_from_a_folder(kind, strides, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    autoencoder = tiny_autoencoder(diffusers, kind)
+    autoencoder.save_pretrained(tmp_path / "vae")
+    compressor = compressors.load(f"diffusers:{tmp_path}#vae")
+    assert (compressor.frame_stride, compressor.spatial_stride) == strides
+    frame_stride, spatial_stride = strides
+    pixels = noise_BCTHW(1, 3, 1 + 2 * frame_stride, 2 * spatial_stride, spatial_stride)
+    latents = compressor.encode(pixels)
+    assert tuple(latents.shape) == (1, compressor.num_channels, 3, 2, 1)
+    assert compressor.decode(latents).shape == pixels.shape
+    assert compressor.encode(pixels[:, :, :1]).shape[2] == 1
+    if kind == "AutoencoderKLWan":
+        raw = autoencoder.encode(pixels).latent_dist.mode()[:, 3]
+        torch.testing.assert_close(latents[:, 3], (raw - 0.4) / 4.0, rtol=1e-4, atol=1e-5)
+    if kind == "AutoencoderKLCogVideoX":
+        raw = autoencoder.eval().encode(pixels).latent_dist.mode()
+        torch.testing.assert_close(latents, raw * 1.5, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UsageError, match=rf"takes {frame_stride}k\+1 frames"):
+        compressor.encode(pixels[:, :, :-1])
+
+
+def test_pretrained_weights_out_of_reach_say_how_to_give_a_folder(tmp_path, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    hub = pytest.importorskip("huggingface_hub")
+
+    def no_answer(*args: object, **options: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(hub.HfApi, "model_info", no_answer)
+    with pytest.raises(WeightsUnreachableError, match=r"no route to host.*pass diffusers:/path/of/a/folder"):
+        compressors.load("diffusers:nobody/nothing#vae")
+    tiny_autoencoder(diffusers, "AutoencoderKLWan").save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsUnreachableError, match=r"download the folder with config\.json"):
+        compressors.load(f"diffusers:{tmp_path}")
+    with pytest.raises(UsageError, match="has no config of a model"):
+        compressors.load(f"diffusers:{tmp_path}#vae")

@@ -1,0 +1,162 @@
+"""Pretrained video autoencoders of the diffusers package: Wan, CogVideoX, HunyuanVideo, LTX-Video.
+
+    load("diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae")     # a hub id, `#`, the subfolder with the weights
+    load("diffusers:/models/wan-vae")                           # or a folder on disk
+
+Needs the extra: pip install 'recaption[vae]'. Latents are the posterior's mean, normalised by what the model's own
+config records: (z - mean) / std, times the scaling factor.
+
+Shapes: B clips, C channels, T frames, H rows, W columns; small letters in the latent grid.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
+from train.compressors import check_latents, check_pixels
+
+CLASSES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo", "AutoencoderKLLTXVideo")
+HUB_TIMEOUT_SECONDS = 5.0
+"""One small request that takes longer means unreachable; a download would go on retrying for minutes."""
+
+
+class PretrainedCompressor(nn.Module):
+    """One diffusers autoencoder behind the interface of `train.compressors`.
+
+    Args:
+        autoencoder: an instance of one of CLASSES.
+        source: where it is from; part of the name and the config.
+
+    Raises:
+        UsageError: another class.
+    """
+
+    latent_mean: Tensor
+    latent_scale: Tensor
+
+    def __init__(self, autoencoder: Any, *, source: str) -> None:
+        super().__init__()
+        kind = type(autoencoder).__name__
+        if kind not in CLASSES:
+            raise UsageError(f"diffusers:{source} is a {kind}; compressors can be: {', '.join(CLASSES)}")
+        settings = autoencoder.config
+        self.autoencoder = autoencoder
+        self.num_channels = int(settings.z_dim if kind == "AutoencoderKLWan" else settings.latent_channels)
+        self.frame_stride, self.spatial_stride = _strides(autoencoder)
+        self.needs_timestep = bool(settings.get("timestep_conditioning", False))
+        self.name = re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")[-64:]
+        self.config: dict[str, Any] = {"kind": kind, "source": source}
+
+        # LTX-Video keeps mean and std as buffers of the model, the others in their config, or not at all.
+        mean = getattr(autoencoder, "latents_mean", settings.get("latents_mean"))
+        std = getattr(autoencoder, "latents_std", settings.get("latents_std"))
+        mean = torch.zeros(self.num_channels) if mean is None else torch.as_tensor(mean).detach().float().clone()
+        std = torch.ones(self.num_channels) if std is None else torch.as_tensor(std).detach().float().clone()
+        factor = float(settings.get("scaling_factor") or 1.0)
+        shift = float(settings.get("shift_factor") or 0.0)
+        self.register_buffer("latent_mean", mean + shift, persistent=False)
+        self.register_buffer("latent_scale", factor / std, persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> PretrainedCompressor:
+        """Open `ID`, `ID#SUBFOLDER` or a folder on disk.
+
+        Raises:
+            UsageError: diffusers is not installed; a folder or an id without a video autoencoder.
+            WeightsUnreachableError: not on disk, and the hub does not answer or does not have it; within seconds.
+        """
+        try:
+            import diffusers
+        except ImportError as error:
+            raise UsageError(
+                f"compressor diffusers:{source} needs the diffusers package: pip install 'recaption[vae]'"
+            ) from error
+        place, _, subfolder = source.partition("#")
+        if not place:
+            raise UsageError("write diffusers:ID, diffusers:ID#SUBFOLDER or diffusers:/path/of/a/folder")
+        is_local = os.path.isdir(place)
+        if is_local:
+            # diffusers itself would take a config.json beside the subfolder for the one inside.
+            place, subfolder = os.path.join(place, subfolder), ""
+        options = {"subfolder": subfolder} if subfolder else {}
+        is_local = is_local or not _must_download(place, subfolder)
+        try:
+            kind = diffusers.AutoencoderKLWan.load_config(place, local_files_only=is_local, **options)["_class_name"]
+        except (OSError, KeyError, ValueError) as error:
+            hint = "" if "#" in source else "; pipelines keep theirs in a subfolder: write #vae behind it"
+            raise UsageError(f"diffusers:{source} has no config of a model{hint}") from error
+        if kind not in CLASSES:
+            raise UsageError(f"diffusers:{source} is a {kind}; compressors can be: {', '.join(CLASSES)}")
+        try:
+            model = getattr(diffusers, kind).from_pretrained(
+                place, local_files_only=is_local, use_safetensors=True, torch_dtype=torch.float32, **options
+            )
+        except (OSError, ValueError) as error:
+            raise WeightsUnreachableError(
+                f"the weights of diffusers:{source} cannot be loaded ({_first_line(error)}); download the folder with "
+                "config.json and diffusion_pytorch_model.safetensors and pass diffusers:/path/of/that/folder"
+            ) from error
+        except RuntimeError as error:
+            raise CheckpointMismatchError(
+                f"the weights of diffusers:{source} do not fit its config: {_first_line(error)}"
+            ) from error
+        return cls(model, source=source)
+
+    @torch.no_grad()
+    def encode(self, pixels_BCTHW: Tensor) -> Tensor:
+        check_pixels(pixels_BCTHW, frame_stride=self.frame_stride, spatial_stride=self.spatial_stride, name=self.name)
+        mean = self.autoencoder.encode(pixels_BCTHW).latent_dist.mode()
+        return (mean - self._per_channel(self.latent_mean)) * self._per_channel(self.latent_scale)
+
+    @torch.no_grad()
+    def decode(self, latents_BCthw: Tensor) -> Tensor:
+        check_latents(latents_BCthw, num_channels=self.num_channels, name=self.name)
+        latents = latents_BCthw / self._per_channel(self.latent_scale) + self._per_channel(self.latent_mean)
+        # Decoders that also denoise are told that no noise is left.
+        options = {"temb": latents.new_zeros(len(latents))} if self.needs_timestep else {}
+        return self.autoencoder.decode(latents, **options).sample.clamp(-1, 1)
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1, 1)
+
+
+def _strides(autoencoder: Any) -> tuple[int, int]:
+    """Frames per latent frame and pixels per latent row, as the four classes say it."""
+    settings = autoencoder.config
+    kind = type(autoencoder).__name__
+    if kind == "AutoencoderKLWan":
+        return int(settings.scale_factor_temporal), int(settings.scale_factor_spatial)
+    if kind == "AutoencoderKLCogVideoX":
+        return int(settings.temporal_compression_ratio), 2 ** (len(settings.block_out_channels) - 1)
+    return int(autoencoder.temporal_compression_ratio), int(autoencoder.spatial_compression_ratio)
+
+
+def _must_download(hub_id: str, subfolder: str) -> bool:
+    """False where the hub's cache on disk has the model; True where the hub offers it.
+
+    Raises:
+        WeightsUnreachableError: neither.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(hub_id, f"{subfolder}/config.json" if subfolder else "config.json"), str):
+        return False
+    try:
+        HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # the hub's client passes on whatever its network layer raises
+        raise WeightsUnreachableError(
+            f"the weights of diffusers:{hub_id} are not on this machine and the hub does not hand them out "
+            f"({type(error).__name__}: {_first_line(error)}); pass diffusers:/path/of/a/folder with config.json and "
+            "diffusion_pytorch_model.safetensors"
+        ) from error
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]
