@@ -1,1 +1,1 @@
-"""The commands. `recaption VERB` runs `jobs/VERB.py`; `recipes.py` holds every setting; only `cluster.py` imports ray."""
+"""The commands: `recaption VERB` runs `jobs/VERB.py`, `recipes.py` holds all settings, `cluster.py` alone imports ray."""

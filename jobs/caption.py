@@ -20,9 +20,9 @@ from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
 from recaption.captions import clean
 from recaption.errors import UsageError, VideoError
+from recaption.inputs import read_side_text
 from recaption.records import Caption, Clip, from_table, to_table
 from recaption.run_folder import RunFolder, recipe_hash
-from recaption.inputs import read_side_text
 from recaption.video_io import DecodeLimits, read_frames
 
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -62,8 +62,12 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
     for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", num_gpus=on_gpu):
         seconds += summary["seconds"]
         made += summary["captions"]
-    return {**summarise(run, set_name), "clips_per_second": made / seconds if seconds else 0.0,
-            "computed_parts": len(parts), "skipped_parts": len(kept) - len(parts)}
+    return {
+        **summarise(run, set_name),
+        "clips_per_second": made / seconds if seconds else 0.0,
+        "computed_parts": len(parts),
+        "skipped_parts": len(kept) - len(parts),
+    }
 
 
 def _clips_hash(clips: list[Clip]) -> str:

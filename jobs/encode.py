@@ -74,8 +74,8 @@ def _check_strides(compressor: Any, recipe: Recipe) -> None:
     found = compressor.frame_stride, compressor.spatial_stride
     if promised != found:
         raise UsageError(
-            f"compressor {compressor.name} has strides {found} (frames, pixels), the recipe counts tokens with {promised}: "
-            "set --encode.frame-stride and --encode.spatial-stride"
+            f"compressor {compressor.name} has strides {found} (frames, pixels), the recipe counts tokens with "
+            f"{promised}: set --encode.frame-stride and --encode.spatial-stride"
         )
 
 

@@ -97,9 +97,7 @@ class PrepareWorker:
         metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
         number = part["part"]
         self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
-        self.run.write_table(
-            part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata
-        )
+        self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
         self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
         return {"part": number, "videos": len(videos), "clips": len(clips)}
 

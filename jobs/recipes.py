@@ -28,7 +28,6 @@ from recaption.filters import FilterThresholds, ScoreSettings
 from recaption.run_folder import recipe_hash
 from recaption.shots import ShotSettings
 from recaption.video_io import DecodeLimits
-from train.backbones.dit import SIZES
 from train.captioner_task import CaptionerSettings
 from train.compressor_task import CompressorSettings
 from train.dit_task import DitSettings
@@ -154,11 +153,13 @@ WAN_VAE = "diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae"
 
 
 def quickstart() -> Recipe:
-    """A laptop CPU, minutes: the captioner inside the package, a fixed compressor, a small transformer at about 64 px."""
+    """A laptop CPU, minutes: the captioner inside the package, a fixed compressor, a small transformer at 64 px."""
     return Recipe(
         name="quickstart",
         prepare=PrepareSettings(max_clip_seconds=4.0),
-        shard=ShardSettings(buckets=BucketTable(fps=8, num_frames=(9, 17), max_areas_px=(64 * 64,), size_multiple_px=16)),
+        shard=ShardSettings(
+            buckets=BucketTable(fps=8, num_frames=(9, 17), max_areas_px=(64 * 64,), size_multiple_px=16)
+        ),
         plan=PlanSettings(capacity=2048),
         train_dit=TrainDit(
             trainer=TrainerSettings(num_steps=700, lr=1e-3, warmup_steps=50, ema_decay=0.99, checkpoint_every=100),
@@ -185,7 +186,9 @@ def small() -> Recipe:
         plan=PlanSettings(capacity=8192, policy="best_fit"),
         train_dit=TrainDit(
             dit=DitSettings(
-                **SIZES["B"],
+                width=768,
+                depth=12,
+                num_heads=12,
                 patch=(1, 2, 2),
                 text_encoder="t5:google/t5-v1_1-base",
                 path=PathSettings(shift=3.0, shift_tokens=4096),
@@ -208,8 +211,7 @@ def small() -> Recipe:
 
 
 def base() -> Recipe:
-    """A GPU cluster, weeks: DiT-XL at up to 480p and 81 frames (5 s at 16 frames per second), the values Wan and Open-Sora
-    start from."""
+    """A GPU cluster, weeks: DiT-XL at up to 480p and 81 frames, 5 s at 16 frames per second."""
     return Recipe(
         name="base",
         prepare=PrepareSettings(part_size=64, max_clip_seconds=10.0, max_failed_share=0.2),
@@ -228,7 +230,9 @@ def base() -> Recipe:
         plan=PlanSettings(capacity=65_536, policy="best_fit", pool=128),
         train_dit=TrainDit(
             dit=DitSettings(
-                **SIZES["XL"],
+                width=1152,
+                depth=28,
+                num_heads=16,
                 patch=(1, 2, 2),
                 text_encoder="t5:google/t5-v1_1-xxl",
                 path=PathSettings(shift=3.0, shift_tokens=4096),
@@ -325,7 +329,9 @@ PARALLELISM_ONLY = ("device", "decode")
 def stage_hashes(recipe: Recipe) -> dict[str, str]:
     """Hash of the settings that made each stage's outputs. Filter thresholds are in none of them."""
     tree = to_dict(recipe)
-    return {stage: recipe_hash(_without_parallelism(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")}
+    return {
+        stage: recipe_hash(_without_parallelism(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")
+    }
 
 
 def _without_parallelism(value: Any) -> Any:

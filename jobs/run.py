@@ -1,4 +1,4 @@
-"""`recaption run`: the whole chain. Each stage finds what it needs in the run folder, so a killed run goes on from there."""
+"""`recaption run`: the whole chain. Each stage finds what it needs in the run folder, so a killed run goes on."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def open_run(uri: str) -> tuple[RunFolder, Recipe]:
     """
     run = RunFolder(uri)
     if not run.exists(RUN_YAML):
-        raise UsageError(f"{uri} is not a run folder: it has no {RUN_YAML} (make one with `recaption prepare --out {uri}`)")
+        raise UsageError(
+            f"{uri} is not a run folder: it has no {RUN_YAML} (make one with `recaption prepare --out {uri}`)"
+        )
     return run, from_dict(run.read_yaml(RUN_YAML)["recipe"])
 
 
@@ -104,6 +106,4 @@ def kept_clips(run: RunFolder, recipe: Recipe) -> dict[int, list[Clip]]:
     if not tables:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
     reasons = iter(verdicts(pa.concat_tables(tables.values()), recipe.filters))
-    return {
-        part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()
-    }
+    return {part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()}

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any
@@ -56,11 +56,15 @@ class LibavErrors(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.lines: list[str] = []
+        self.lines: deque[str] = deque(maxlen=1000)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self.lines) < 1000:
-            self.lines.append(record.getMessage().strip())
+        self.lines.append(record.getMessage().strip())
+
+    def say_out_of_memory(self) -> bool:
+        """H.264 turns a frame buffer that cannot be had into "invalid data"; so would a picture of absurd size."""
+        lines = list(self.lines)
+        return any("get_buffer() failed" in x for x in lines) and not any("Picture size" in x for x in lines)
 
 
 libav_errors = LibavErrors()
@@ -237,8 +241,8 @@ class VideoFile:
                     break
                 frames = packet.decode()
             except av.error.FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
+                if isinstance(error, MemoryError) or libav_errors.say_out_of_memory():
+                    raise MemoryError from None
                 failure = _message(error)
                 if num_shown:
                     raise VideoError("truncated", f"decoding fails after {num_shown} frames: {failure}") from None

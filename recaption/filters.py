@@ -59,9 +59,7 @@ class FilterThresholds:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def score_clip(
-    clip_id: str, small: Frames, detail: Frames, settings: ScoreSettings = ScoreSettings()
-) -> ClipScores:
+def score_clip(clip_id: str, small: Frames, detail: Frames, settings: ScoreSettings = ScoreSettings()) -> ClipScores:
     """All scores that need no model.
 
     Args:
@@ -97,7 +95,16 @@ def _motion(luma_NHW: np.ndarray, pts_seconds: np.ndarray, settings: ScoreSettin
     lengths, camera_lengths = [], []
     for first, second in pairs:
         flow_HW2 = cv2.calcOpticalFlowFarneback(
-            luma_NHW[first], luma_NHW[second], None, 0.5, 3, 11, 3, 5, 1.1, 0  # type: ignore[call-overload]
+            luma_NHW[first],
+            luma_NHW[second],
+            None,
+            0.5,
+            3,
+            11,
+            3,
+            5,
+            1.1,
+            0,  # type: ignore[call-overload]
         )
         per_second = height * max(float(pts_seconds[second] - pts_seconds[first]), 1e-3)
         lengths.append(float(np.linalg.norm(flow_HW2, axis=2).mean()) / per_second)

@@ -18,7 +18,31 @@ import pyarrow.parquet as pq
 from recaption.errors import UsageError
 
 SIDE_FILES = frozenset(
-    [".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".md", ".yaml", ".yml", ".srt", ".vtt", ".ass", ".nfo", ".log", ".html", ".htm", ".xml", ".py", ".sh", ".tar", ".zip", ".gz", ".license"]
+    [
+        ".json",
+        ".jsonl",
+        ".txt",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".md",
+        ".yaml",
+        ".yml",
+        ".srt",
+        ".vtt",
+        ".ass",
+        ".nfo",
+        ".log",
+        ".html",
+        ".htm",
+        ".xml",
+        ".py",
+        ".sh",
+        ".tar",
+        ".zip",
+        ".gz",
+        ".license",
+    ]
 )
 LISTS = (".txt", ".parquet")
 URI_COLUMNS = ("uri", "path", "url", "video", "file")

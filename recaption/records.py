@@ -53,7 +53,7 @@ class Clip:
     """A span of one video with no cut inside it. The clips of a video tile it: seconds add up."""
 
     clip_id: str
-    """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: it is the WebDataset key, which ends at the first dot."""
+    """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: the WebDataset key, which it is, ends at the first one."""
     video_id: str
     uri: str
     shot_index: int
@@ -190,7 +190,7 @@ def schema_of(record: type) -> pa.Schema:
 
 def to_table(rows: Sequence[Record], record: type[Record]) -> pa.Table:
     """Rows of one record class as a table with its pinned schema (also when there are none)."""
-    schema = schema_of(record)
+    schema = schema_of(typing.cast(type, record))
     dicts = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
     return pa.Table.from_pylist(dicts, schema=schema)
 
@@ -198,14 +198,10 @@ def to_table(rows: Sequence[Record], record: type[Record]) -> pa.Table:
 def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
     """The inverse of `to_table`; columns that the record does not know are left aside."""
     names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
-    nested = {
-        name: hint
-        for name, hint in typing.get_type_hints(record).items()
-        if dataclasses.is_dataclass(hint)
-    }
+    nested = {name: hint for name, hint in typing.get_type_hints(record).items() if dataclasses.is_dataclass(hint)}
     rows = []
     for row in table.select(names).to_pylist():
         for name, hint in nested.items():
-            row[name] = hint(**row[name])
+            row[name] = typing.cast(type, hint)(**row[name])
         rows.append(record(**row))
     return rows

@@ -194,7 +194,7 @@ def read_clip(
 ) -> np.ndarray:
     """A span at a steady rate and a given size: (num_frames, height_px, width_px, 3) uint8 RGB.
 
-    Frame k is what is on screen at `start_seconds + k / fps` (not quite half a source frame of tolerance), never from outside
+    Frame k is what is on screen at `start_seconds + k / fps` (with 0.4 source frames of tolerance), never from outside
     `[start_frame, end_frame)`. Pictures are scaled to cover the size, then the centre is cropped.
 
     Raises:

@@ -47,7 +47,12 @@ class CaptionerSettings:
     patch_px: int = 16
     num_frames: int = 8
     vision_width: int = 160
-    vision_layers: int = 4
+    stem_channels: tuple[int, ...] = (24, 48, 96)
+    """Widths of the convolutions of stride 2 before the one that makes the patch tokens; () = patches cut straight."""
+    vision_layers: int = 2
+    """Layers that see one frame."""
+    joint_layers: int = 2
+    """Layers that see the tokens of all frames; motion is read there."""
     num_queries: int = 33
     """Of the attentional pooler; one is the contrastive token, the others are what the decoder reads."""
     width: int = 128
@@ -253,6 +258,8 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
             "multimodal_cfg": {**text, "layers": settings.decoder_layers},
             "pad_id": vocabulary.special.pad,
         },
+        "stem_channels": list(settings.stem_channels),
+        "joint_layers": settings.joint_layers,
         "num_frames": settings.num_frames,
         "temporal": True,
         "framing": {"frame_px": settings.frame_px, "fit": "squash", "interpolation": "bilinear"},

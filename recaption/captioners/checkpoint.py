@@ -52,7 +52,11 @@ def weights_hash(model: nn.Module) -> str:
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
     """The untrained model that a captioner config describes."""
-    return VideoCoCa(build_coca(config["coca"]), max_frames=config["num_frames"] if config["temporal"] else 0)
+    return VideoCoCa(
+        build_coca(config["coca"], stem_channels=config.get("stem_channels", ())),
+        max_frames=config["num_frames"] if config["temporal"] else 0,
+        num_joint_layers=config.get("joint_layers", 0),
+    )
 
 
 def save_captioner(
@@ -65,14 +69,15 @@ def save_captioner(
 
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
-        config: as `read_folder` finds it: format, coca, num_frames, temporal, framing, fields.
+        config: as `read_folder` finds it: format, coca, stem_channels, joint_layers, num_frames, temporal, framing,
+            fields.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
-    save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(halves, metadata={"format": "pt"}))
     (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
     kept = {key: value for key, value in config.items() if key != "merges"}
     (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -89,7 +89,7 @@ class CocaCaptioner:
         self.text_tower = CocaTextTower(model, vocabulary)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
-        self._dtype = model.coca.visual.conv1.weight.dtype
+        self._dtype = model.coca.visual.class_embedding.dtype
 
     def caption(
         self,

@@ -46,6 +46,8 @@ def videos(tmp_path_factory):
 def finished_run(videos, tmp_path_factory):
     """The whole chain, run once with two workers."""
     out = tmp_path_factory.mktemp("runs") / "two-workers"
-    code = main(["run", "--videos", str(videos), "--out", str(out), "--num-workers", "2", "--no-progress", *SHORT_TRAINING])
+    code = main(
+        ["run", "--videos", str(videos), "--out", str(out), "--num-workers", "2", "--no-progress", *SHORT_TRAINING]
+    )
     assert code == 1  # page.mp4 is no video
     return out

@@ -75,7 +75,13 @@ def test_one_worker_writes_the_same_bytes_as_two(finished_run, videos, tmp_path)
     out = tmp_path / "one-worker"
     arguments = ["--videos", str(videos), "--out", str(out), "--num-workers", "1", "--stop-after", "encode"]
     assert main(["run", *arguments, "--no-progress", *SHORT_TRAINING]) == 1
-    for pattern in ("clips/*.parquet", "captions/main/*.parquet", "shards/*/*.tar", "latents/*/*/*.tar", "index.parquet"):
+    for pattern in (
+        "clips/*.parquet",
+        "captions/main/*.parquet",
+        "shards/*/*.tar",
+        "latents/*/*/*.tar",
+        "index.parquet",
+    ):
         assert digests(out, pattern) == digests(finished_run, pattern), pattern
 
 
@@ -101,7 +107,16 @@ def test_a_moved_threshold_drops_clips_without_preparing_anything(finished_run, 
 def test_a_second_caption_set_leaves_the_first_alone(finished_run, capsys):
     before = digests(finished_run, "captions/main/*.parquet")
     code, summary = command(
-        capsys, "caption", "--run", str(finished_run), "--set", "short", "--caption.max-tokens", "5", "--num-workers", "2"
+        capsys,
+        "caption",
+        "--run",
+        str(finished_run),
+        "--set",
+        "short",
+        "--caption.max-tokens",
+        "5",
+        "--num-workers",
+        "2",
     )
     assert code == 0
     assert sum(summary["bad"].values()) > 0  # five tokens end no sentence: the gate sees that

@@ -43,7 +43,11 @@ def test_a_folder_of_another_recipe_is_refused(finished_run, videos, capsys):
 
 @pytest.mark.parametrize(
     ("spec", "sentence"),
-    [("magic", "magic"), ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "open_clip:coca_ViT-B-32/"), ("/no/such/folder", "/no/such/folder")],
+    [
+        ("magic", "magic"),
+        ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "open_clip:coca_ViT-B-32/"),
+        ("/no/such/folder", "/no/such/folder"),
+    ],
 )
 def test_a_captioner_out_of_reach_is_one_sentence(finished_run, capsys, monkeypatch, spec, sentence):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -54,7 +58,9 @@ def test_a_captioner_out_of_reach_is_one_sentence(finished_run, capsys, monkeypa
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished_run, capsys):
-    code = main(["caption", "--run", str(finished_run), "--set", "other", "--captioner", str(finished_run / "train/main")])
+    code = main(
+        ["caption", "--run", str(finished_run), "--set", "other", "--captioner", str(finished_run / "train/main")]
+    )
     assert code == 2
     assert "dit" in capsys.readouterr().err
 
