@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import resource
 import signal
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any
@@ -33,6 +32,7 @@ from recaption import animated_webp, decode_answers, orientation
 from recaption.decode_answers import FrameTimes
 from recaption.decode_messages import LENGTHS, pack_header, unpack_lengths
 from recaption.errors import VideoError
+from recaption.libav_errors import CODECS_THAT_HIDE_DAMAGE, LOGGED, is_out_of_memory, listen
 from recaption.orientation import Orientation
 from recaption.packet_index import SEEK_GAIN_FRAMES, Keyframe, PacketIndex, read_packets
 
@@ -45,30 +45,6 @@ EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL
 PICTURES_BESIDE_SOUND = Disposition.attached_pic | Disposition.timed_thumbnails
 
 ORPHAN_CHECK_SECONDS = 2.0
-
-
-CODECS_THAT_HIDE_DAMAGE = frozenset({"ffv1", "hevc", "mjpeg"})
-"""Their decoders fill in what is missing without marking the frame; they only log an error."""
-
-
-class LibavErrors(logging.Handler):
-    """What libav logs as an error: the only place where it says some things that matter."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines: deque[str] = deque(maxlen=1000)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage().strip())
-
-    def say_out_of_memory(self) -> bool:
-        """H.264 turns a frame buffer that cannot be had into "invalid data"; so would a picture of absurd size."""
-        lines = list(self.lines)
-        return any("get_buffer() failed" in x for x in lines) and not any("Picture size" in x for x in lines)
-
-
-libav_errors = LibavErrors()
-"""Emptied before every request."""
 
 
 class OutOfStepError(Exception):
@@ -178,7 +154,7 @@ class VideoFile:
                 beyond = sum(entry.pos + entry.size > self.num_bytes for entry in stream.index_entries)
                 if beyond:
                     raise VideoError("truncated", f"{beyond} of {len(stream.index_entries)} samples lie past the end")
-            is_cut_off = any("ended prematurely" in line for line in libav_errors.lines)
+            is_cut_off = any("ended prematurely" in line for line in LOGGED.lines)
             if container.format.name.startswith("matroska") and is_cut_off:
                 raise VideoError("truncated", f"the file ends inside a cluster, after {index.num_packets} packets")
         self.known["duration_seconds"] = index.seconds
@@ -233,7 +209,7 @@ class VideoFile:
     def _frames_of(self, packets: Iterator[Any], may_start_anywhere: bool) -> Generator[Any]:
         num_shown, failure = 0, ""
         hides_damage = self.known["codec"] in CODECS_THAT_HIDE_DAMAGE
-        libav_errors.lines.clear()
+        LOGGED.lines.clear()
         while True:
             try:
                 packet = next(packets, None)
@@ -241,7 +217,7 @@ class VideoFile:
                     break
                 frames = packet.decode()
             except av.error.FFmpegError as error:
-                if isinstance(error, MemoryError) or libav_errors.say_out_of_memory():
+                if isinstance(error, MemoryError) or is_out_of_memory(self.limits["max_memory_bytes"]):
                     raise MemoryError from None
                 failure = _message(error)
                 if num_shown:
@@ -250,9 +226,9 @@ class VideoFile:
                     continue
                 break
             if may_start_anywhere and not num_shown:
-                libav_errors.lines.clear()
-            elif hides_damage and libav_errors.lines:
-                raise VideoError("truncated", f"damage near frame {num_shown}: {libav_errors.lines[0]}")
+                LOGGED.lines.clear()
+            elif hides_damage and LOGGED.lines:
+                raise VideoError("truncated", f"damage near frame {num_shown}: {LOGGED.lines[0]}")
             for frame in frames:
                 self._check_size(frame.height, frame.width)
                 if frame.is_corrupt:
@@ -331,9 +307,8 @@ class Scaler:
 
     def __call__(self, frame: Any) -> np.ndarray:
         if (frame.height, frame.width) == (self.stored_height_px, self.stored_width_px):
-            flags = (
-                Interpolation.BILINEAR
-            )  # nothing to interpolate: the bytes of PyAV's own conversion, 20 times faster
+            # nothing to interpolate: PyAV's own conversion, byte for byte, and 20 times faster than EXACT
+            flags = Interpolation.BILINEAR
         else:
             shrinks = self.stored_height_px * self.stored_width_px < frame.height * frame.width
             flags = EXACT | (Interpolation.AREA if shrinks else Interpolation.BICUBIC)
@@ -378,7 +353,7 @@ def answer(request: dict[str, Any], payload: bytes, send: decode_answers.Send) -
     limits = request["limits"]
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     video: VideoFile | None = None
-    libav_errors.lines.clear()
+    LOGGED.lines.clear()
     try:
         resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
         video = VideoFile(request["path"], payload, limits)
@@ -419,8 +394,7 @@ def main() -> None:
     _end_with_parent()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # the second damaged file must say so too
-    logging.getLogger("libav").addHandler(libav_errors)
-    logging.getLogger("libav").propagate = False
+    listen()
 
     def send(header: dict[str, Any], blob: memoryview | bytes = b"") -> None:
         view = memoryview(blob).cast("B")

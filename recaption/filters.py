@@ -41,13 +41,15 @@ class FilterThresholds:
     min_seconds: float | None = 1.0
     max_seconds: float | None = None
     min_motion: float | None = None
-    """Frame heights per second."""
+    """Frame heights per second. Off: a still clip trains a model too. Measured: stills 0.000, hand-held signing 0.02 to
+    0.05, action 0.1 to 0.3; 0.005 drops stills alone."""
     min_sharpness: float | None = 2.0
-    """Variance of the Laplacian; a flat colour has 0, footage in focus some hundreds."""
+    """Variance of the Laplacian. Measured: a flat colour has 0, scenes blurred by 4 px 1 to 4, 40 real clips 34 to 5600."""
     min_luma: float | None = 0.03
     max_luma: float | None = 0.98
     max_text_area: float | None = 0.3
-    """Share of the frame."""
+    """Share of the frame; 0.3 drops title cards and slides. One drawn word takes 0.035 to 0.24: to drop any drawn text
+    set 0.03 (precision 0.92, recall 0.99 on 400 rendered scenes, half of them with a word)."""
     max_letterbox: float | None = 0.35
     """Share of the frame. 21:9 inside 4:3 has 0.43, 2.39:1 inside 16:9 has 0.26."""
     max_nsfw: float | None = None
@@ -86,11 +88,16 @@ def _luma(pixels_THWC: np.ndarray) -> np.ndarray:
     return np.stack([cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in pixels_THWC])
 
 
-def _motion(luma_NHW: np.ndarray, pts_seconds: np.ndarray, settings: ScoreSettings) -> tuple[float, float]:
-    """(motion, camera_motion): mean flow length and mean length of its global affine part, frame heights per second."""
+def _motion(
+    luma_NHW: np.ndarray, pts_seconds: np.ndarray, settings: ScoreSettings
+) -> tuple[float | None, float | None]:
+    """(motion, camera_motion): mean flow length and mean length of its global affine part, frame heights per second.
+
+    None for a clip too short to hold two frames `1 / motion_fps` apart.
+    """
     pairs = _frame_pairs(pts_seconds, settings)
     if not pairs:
-        return 0.0, 0.0
+        return None, None
     height = luma_NHW.shape[1]
     lengths, camera_lengths = [], []
     for first, second in pairs:
@@ -140,30 +147,41 @@ def _affine_part(flow_HW2: np.ndarray) -> np.ndarray:
     return (basis @ solution).reshape(height, width, 2)
 
 
-def text_share(luma_HW: np.ndarray) -> float:
-    """Share of the frame inside boxes that look like lines of drawn text: dense strong edges in a wide, low strip.
+LETTER_EDGE = 120
+"""Least gradient (0..255) of a drawn letter's edge; outlined captions and title cards have 150 and more."""
+LETTER_REACH = 0.1
+"""Gap between letters that is closed, in short sides of the frame."""
+LEAST_EDGE_SHARE = 0.25
+"""Of the pixels of a line of text, those on an edge."""
+LEAST_LETTERS = 0.9
+"""Strokes per square of a line of text along its rows."""
 
-    Morphological gradient, Otsu threshold, closing along rows; a box counts where its size, shape and share of edge
-    pixels are those of letters in a row.
+
+def text_share(luma_HW: np.ndarray) -> float:
+    """Share of the frame inside boxes that look like lines of drawn text: strong edges, densely crossed along rows.
+
+    The constants were chosen on 130 rendered scenes of 256x400 px: at a share of 0.01, all of 50 scenes with a drawn word
+    are found, 5 of 80 without are too, and none of 24 clips of real footage. Text without contrast to its surroundings
+    (thin white letters on a picture in daylight) is missed.
     """
     height, width = luma_HW.shape
-    edges = cv2.morphologyEx(luma_HW, cv2.MORPH_GRADIENT, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    level, strong = cv2.threshold(edges, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    if level < 40:  # no edge here is as strong as that of a letter
-        return 0.0
-    reach = max(3, width // 24)
-    joined = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_RECT, (reach, 1)))
-    num_boxes, _, boxes, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
-    covered = np.zeros((height, width), bool)
-    for left, top, box_width, box_height, _ in boxes[1:num_boxes]:
-        if box_height < max(5, height // 40) or box_height > height // 3 or box_width < 1.5 * box_height:
+    reach = max(3, int(min(height, width) * LETTER_REACH))
+    edges_HW = cv2.morphologyEx(luma_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    strong_HW = ((edges_HW > LETTER_EDGE) * 255).astype(np.uint8)
+    lines_HW = cv2.morphologyEx(strong_HW, cv2.MORPH_CLOSE, np.ones((1, reach), np.uint8))
+    lines_HW = cv2.morphologyEx(lines_HW, cv2.MORPH_OPEN, np.ones((max(3, height // 50), reach), np.uint8))
+    num_boxes, _, boxes, _ = cv2.connectedComponentsWithStats(lines_HW, connectivity=8)
+    covered_HW = np.zeros((height, width), bool)
+    for left, top, box_width, box_height, area in boxes[1:num_boxes]:
+        if box_height < max(6, height // 40) or box_height > 0.3 * height or box_width < 1.5 * box_height:
             continue
-        inside = strong[top : top + box_height, left : left + box_width] > 0
+        inside = strong_HW[top : top + box_height, left : left + box_width] > 0
         crossings = np.abs(np.diff(inside.astype(np.int8), axis=1)).sum(axis=1)
-        letters = np.median(crossings) / 2 * box_height / box_width  # strokes per box height along a row
-        if 0.35 <= inside.mean() <= 0.9 and letters >= 0.7:
-            covered[top : top + box_height, left : left + box_width] = True
-    return float(covered.mean())
+        letters = float(np.median(crossings)) / 2 * box_height / box_width
+        is_solid = area >= 0.5 * box_width * box_height
+        if is_solid and LEAST_EDGE_SHARE <= inside.mean() <= 0.95 and letters >= LEAST_LETTERS:
+            covered_HW[top : top + box_height, left : left + box_width] = True
+    return float(covered_HW.mean())
 
 
 def bar_share(luma_NHW: np.ndarray, dark: float) -> float:

@@ -123,6 +123,6 @@ def read_packets(
         ticks=rising,
         keyframes=tuple(sorted(keyframes)),
         num_packets=num_packets,
-        is_seekable=is_complete and is_in_order and first_name in FORMATS_WITH_PRESENTATION_TIMES,
+        is_seekable=is_complete and is_in_order and bool(keyframes) and first_name in FORMATS_WITH_PRESENTATION_TIMES,
         may_start_anywhere=first_name in FORMATS_THAT_MAY_START_ANYWHERE,
     )

@@ -42,7 +42,7 @@ __all__ = ["SIMPLE", "VOCABULARY", "Scene", "Shot", "Transition", "fields_in", "
 Only = str | Sequence[str]
 """One value of `VOCABULARY[key]`, or those to choose from."""
 
-SIMPLE: Mapping[str, Only] = {
+SIMPLE: Mapping[str, Any] = {
     "surroundings": "empty",
     "text": "",
     "style": "flat",
@@ -123,10 +123,12 @@ class Scene:
         from recaption.video_io import write_video
 
         suffix = Path(path).suffix.lower()
-        if suffix not in (".mp4", ".webm"):
+        if suffix == ".mp4":
+            write_video(str(path), self.frames_THWC, fps=self.fps, codec="libx264", crf=crf, container="mp4")
+        elif suffix == ".webm":
+            write_video(str(path), self.frames_THWC, fps=self.fps, codec="libvpx-vp9", crf=crf, container="webm")
+        else:
             raise UsageError(f"{path}: a scene is written as .mp4 or .webm, not {suffix!r}")
-        codec = "libx264" if suffix == ".mp4" else "libvpx-vp9"
-        write_video(str(path), self.frames_THWC, fps=self.fps, codec=codec, crf=crf, container=suffix[1:])
 
     def truth(self) -> dict[str, object]:
         """Everything but the pixels, JSON-simple."""

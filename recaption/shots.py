@@ -108,7 +108,7 @@ def find_shots_in(
     histograms = _histograms(small_THWC)
     tiny_NP = _tiny_pictures(small_THWC)
     cuts = _hard_cuts(histograms, tiny_NP, fps, settings)
-    found = [_Found(frame, 2.0) for frame in cuts]
+    found = [_Found(frame, np.inf) for frame in cuts]
     if settings.max_gradual_seconds > 0:
         for start, end in pairwise([0, *cuts, num_frames]):
             found += _gradual(histograms[start:end], tiny_NP[start:end], start, fps, settings)
@@ -199,7 +199,8 @@ def _hard_cuts(histograms: np.ndarray, tiny_NP: np.ndarray, fps: float, settings
     change[1:] = np.abs(np.diff(tiny_NP, axis=0)).mean(1)
     strong = (alone | paired) & (change >= settings.min_change)
     back = _flash_frames(fps, settings)
-    return [int(t) for t in np.flatnonzero(strong) if not _is_flash(histograms, t - 1, t, float(jump[t]), back)]
+    cuts = (int(frame) for frame in np.flatnonzero(strong))
+    return [cut for cut in cuts if not _is_flash(histograms, cut - 1, cut, float(jump[cut]), back)]
 
 
 def _flash_frames(fps: float, settings: ShotSettings) -> int:
@@ -244,8 +245,8 @@ def _gradual(
         for first in range(0, len(starts), 64):
             some = starts[first : first + 64]
             apart = _distance(histograms[some], histograms[some + length])
-            for pictures_NP in (tiny_NP, 1.0 - tiny_NP):  # in the negative a fade through white is one through black
-                found += _blends(pictures_NP, some, length, apart, settings)
+            found += _blends(tiny_NP, some, length, apart, settings)
+            found += _blends(1.0 - tiny_NP, some, length, apart, settings, negative=True)
     apart_frames = 0.25 * settings.max_gradual_seconds * fps
     best: list[_Blend] = []
     for candidate in sorted(found, key=lambda f: (-f.score, f.end - f.start, f.start)):
@@ -262,9 +263,18 @@ def _gradual(
 
 
 def _blends(
-    tiny_NP: np.ndarray, starts: np.ndarray, length: int, apart_C: np.ndarray, settings: ShotSettings
+    tiny_NP: np.ndarray,
+    starts: np.ndarray,
+    length: int,
+    apart_C: np.ndarray,
+    settings: ShotSettings,
+    *,
+    negative: bool = False,
 ) -> list[_Blend]:
-    """Which spans [start, start + length] are blends `a * first + b * last` with a falling and b rising."""
+    """Which spans [start, start + length] are blends `a * first + b * last` with a falling and b rising.
+
+    A fade through black is one with a + b < 1 in its middle; one through white is that in the `negative`.
+    """
     span_CSP = tiny_NP[starts[:, None] + np.arange(length + 1)]
     first_CP, last_CP = span_CSP[:, 0], span_CSP[:, -1]
     a_CS, b_CS = _mixture(span_CSP, first_CP, last_CP)
@@ -278,15 +288,17 @@ def _blends(
     falling_C = (np.diff(a_CS, axis=1).max(1) < 0.12) & (np.diff(b_CS, axis=1).min(1) > -0.12)
     good_C = (blended_C >= settings.blend_share) & falling_C & (mixed_CS.sum(1) >= 2)
     good_C &= (changed_CP.mean(1) > 0.3) & (change_CP.mean(1) >= 2 * settings.min_change)
-    for first, last in ((first_CP, last_CP), (1.0 - first_CP, 1.0 - last_CP)):
-        good_C &= _share_in_other_light(first, last, changed_CP) < settings.max_light_share
+    first_light_CP, last_light_CP = (1.0 - first_CP, 1.0 - last_CP) if negative else (first_CP, last_CP)
+    good_C &= _share_in_other_light(first_light_CP, last_light_CP, changed_CP) < settings.max_light_share
     good_C &= _is_quiet_outside(tiny_NP, starts, length, change_CP, changed_CP)
+    is_flat_C = np.minimum(first_CP.std(1), last_CP.std(1)) < 0.05
     found = []
     for index in np.flatnonzero(good_C):
         mixed = np.flatnonzero(mixed_CS[index])
         start = int(starts[index])
-        # part of a transition is a blend of its own ends, too: the whole one changes most
-        score = float(blended_C[index] * apart_C[index])
+        # part of a transition is a blend of its own ends, too: the whole one changes most, but for the black or white
+        # in the middle of a fade, which is no shot
+        score = float(blended_C[index] * apart_C[index] * (0.5 if is_flat_C[index] else 1.0))
         found.append(_Blend(start, start + length, start + int(mixed[0]), start + int(mixed[-1]) + 1, score))
     return found
 
@@ -300,12 +312,13 @@ def _is_quiet_outside(
     """
     beside = max(1, length // 4)
     limit_CP = 0.5 * (beside / length) * change_CP + 0.01
+    num_changed_C = np.maximum(changed_CP.sum(1), 1)
     quiet_C = np.ones(len(starts), bool)
-    for edges, step in ((starts, -beside), (starts + length, beside)):
-        outside = np.clip(edges + step, 0, len(tiny_NP) - 1)
-        still_CP = np.abs(tiny_NP[outside] - tiny_NP[edges]) <= limit_CP
-        share_C = (still_CP & changed_CP).sum(1) / np.maximum(changed_CP.sum(1), 1)
-        quiet_C &= share_C >= 0.5
+    for edges, step in ((starts, -1), (starts + length, 1)):
+        for distance in range(1, beside + 1):
+            outside = np.clip(edges + step * distance, 0, len(tiny_NP) - 1)
+            still_CP = np.abs(tiny_NP[outside] - tiny_NP[edges]) <= limit_CP
+            quiet_C &= (still_CP & changed_CP).sum(1) >= 0.5 * num_changed_C
     return quiet_C
 
 
@@ -330,7 +343,7 @@ def _mixture(span_CSP: np.ndarray, first_CP: np.ndarray, last_CP: np.ndarray) ->
 
 
 def _spread(found: Iterable[_Found], min_frames: int, num_frames: int) -> list[int]:
-    """Boundary frames, the surest first, none closer than `min_frames` to another or to either end."""
+    """Boundary frames, the surest first, none closer than `min_frames` to another."""
     kept: list[int] = []
     for candidate in sorted(found, key=lambda f: (-f.score, f.frame)):
         frame = candidate.frame

@@ -47,12 +47,16 @@ class CaptionerSettings:
     patch_px: int = 16
     num_frames: int = 8
     vision_width: int = 160
-    stem_channels: tuple[int, ...] = (24, 48, 96)
+    stem_channels: tuple[int, ...] = ()
     """Widths of the convolutions of stride 2 before the one that makes the patch tokens; () = patches cut straight."""
-    vision_layers: int = 2
+    vision_layers: int = 4
     """Layers that see one frame."""
-    joint_layers: int = 2
-    """Layers that see the tokens of all frames; motion is read there."""
+    joint_layers: int = 0
+    """Further layers, which see the tokens of all frames before they are pooled."""
+    fixed_positions: bool = False
+    """Sine-cosine positions of the patches, about as loud as the patches, instead of learned ones that start quiet."""
+    temporal_std: float = 0.1
+    """Of the first values of the temporal embedding; the tokens it is added to have values of about 1."""
     num_queries: int = 33
     """Of the attentional pooler; one is the contrastive token, the others are what the decoder reads."""
     width: int = 128
@@ -65,6 +69,7 @@ class CaptionerSettings:
     vocabulary_tokens: int = 1000
     """Upper bound; the closed language of the scenes needs fewer."""
     caption_weight: float = 2.0
+    """Of the mean cross-entropy per token, CoCa's value."""
     contrastive_weight: float = 1.0
     batch_size: int = 32
     """Clips per rank and batch."""
@@ -104,8 +109,8 @@ class CaptionerTask:
             torch.manual_seed(self.settings.seed)
             self.model: nn.Module = build_model(self.captioner_config)
             assert isinstance(self.model.temporal_embedding, nn.Parameter)
-            # zero would leave the order of frames invisible until its first gradients; small values start it off
-            nn.init.normal_(self.model.temporal_embedding, std=0.1)
+            # zero would hide the order of frames until its first gradients
+            nn.init.normal_(self.model.temporal_embedding, std=self.settings.temporal_std)
         self.config: dict[str, Any] = {
             "captioner": self.captioner_config,
             "data": {"name": "scenes", "batch_size": self.settings.batch_size, "seed": self.settings.seed},
@@ -243,6 +248,7 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
                 "width": settings.vision_width,
                 "head_width": settings.head_width,
                 "layers": settings.vision_layers,
+                **({"pos_embed_type": "sin_cos_2d"} if settings.fixed_positions else {}),
                 "attentional_pool": True,
                 "attn_pooler_queries": settings.num_queries,
                 "attn_pooler_heads": settings.width // settings.head_width,
@@ -258,8 +264,8 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
             "multimodal_cfg": {**text, "layers": settings.decoder_layers},
             "pad_id": vocabulary.special.pad,
         },
-        "stem_channels": list(settings.stem_channels),
-        "joint_layers": settings.joint_layers,
+        **({"stem_channels": list(settings.stem_channels)} if settings.stem_channels else {}),
+        **({"joint_layers": settings.joint_layers} if settings.joint_layers else {}),
         "num_frames": settings.num_frames,
         "temporal": True,
         "framing": {"frame_px": settings.frame_px, "fit": "squash", "interpolation": "bilinear"},

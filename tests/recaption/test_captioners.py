@@ -122,6 +122,27 @@ def test_frames_are_pooled_together_and_their_order_shows_only_through_the_tempo
         assert (backwards - with_time.encode_clips(pixels).pooled_BD).abs().max() > 1e-3
 
 
+def test_joint_layers_start_as_the_identity_and_then_mix_frames():
+    coca = small_image_coca()
+    pixels = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    joint = VideoCoCa(coca, num_joint_layers=2)
+    with torch.inference_mode():
+        first = VideoCoCa(coca).encode_clips(pixels)
+        assert torch.equal(joint.encode_clips(pixels).tokens_BND, first.tokens_BND)
+        for block in joint.joint.resblocks:
+            torch.nn.init.normal_(block.attn.out_proj.weight)
+        assert (joint.encode_clips(pixels).tokens_BND - first.tokens_BND).abs().max() > 1e-2
+
+
+def test_a_stem_of_convolutions_gives_the_same_number_of_tokens(vocabulary):
+    config = small_config(vocabulary)["coca"]
+    pixels = torch.zeros(2, 3, 16, 16)
+    plain, with_stem = build_coca(config).visual, build_coca(config, stem_channels=(4, 8)).visual
+    assert with_stem.conv1(pixels).shape == plain.conv1(pixels).shape
+    with pytest.raises(UsageError, match="halvings"):
+        build_coca(config, stem_channels=(4,))
+
+
 def test_decoder_starts_with_finite_values_even_where_empty_memory_is_not():
     was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN

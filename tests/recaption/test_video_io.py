@@ -583,6 +583,7 @@ def test_numbered_fixtures_are_exact(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @needs_fixtures
 def test_all_numbered_fixtures_are_exact() -> None:
     files = sorted(p.with_suffix("") for p in (FIXTURES / "numbered").glob("*.json"))
@@ -603,6 +604,7 @@ def _manifest() -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @needs_fixtures
 def test_every_fixture_is_read_right_or_refused_with_a_reason() -> None:
     manifest = _manifest()
@@ -633,3 +635,16 @@ def test_every_fixture_is_read_right_or_refused_with_a_reason() -> None:
     assert [w[0] for w in wrong] == ["odd/androidx/black_large.webp", "odd/androidx/sample_vvc.mp4"], wrong
     assert reasons["ok"] > 180
     assert set(reasons) == {"ok", "unreadable", "truncated", "no_video_stream", "zero_frames", "too_large"}
+
+
+def test_small_pictures_encode_to_the_same_bytes_whatever_the_memory_held_before():
+    from recaption.scenes import SIMPLE, render
+
+    rng = np.random.default_rng(0)
+    frames = render(5005, num_frames=17, height_px=80, width_px=48, fps=8, **SIMPLE).frames_THWC
+    payloads = set()
+    for _ in range(12):
+        litter = [rng.integers(0, 255, rng.integers(1000, 60000), dtype=np.uint8) for _ in range(30)]
+        payloads.add(video_io.encode_video(frames, fps=8))
+        del litter
+    assert len(payloads) == 1

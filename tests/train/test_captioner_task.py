@@ -123,6 +123,16 @@ def test_loss_reaches_every_weight_and_ignores_padding():
     assert longer.loss(batch, step=0, seed=0).loss_sum.detach() == 0
 
 
+def test_every_variant_of_the_architecture_trains_and_opens(tmp_path):
+    settings = CaptionerSettings(
+        **{**vars(SMALL), "stem_channels": (4, 4, 8), "joint_layers": 1, "fixed_positions": True, "temporal_std": 0.5}
+    )
+    steps = TrainerSettings(**{**vars(SHORT_RUN), "num_steps": 1})
+    train(CaptionerTask(settings), steps, str(tmp_path), progress=False)
+    opened = load_captioner(str(tmp_path))
+    assert opened.score([held_out_scene(0).frames_THWC], ["a red circle"]).shape == (1, 1)
+
+
 def test_trained_checkpoint_resumes_exports_and_captions(tmp_path):
     whole = train(CaptionerTask(SMALL), SHORT_RUN, str(tmp_path / "whole"), progress=False)
     assert whole.steps == 4
