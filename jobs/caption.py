@@ -25,6 +25,7 @@ from recaption.records import Caption, Clip, from_table, to_table
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io import DecodeLimits, read_frames
 
+RETRY_TEMPERATURE = 0.7
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -84,11 +85,12 @@ def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str) -> boo
 def summarise(run: RunFolder, set_name: str) -> dict[str, Any]:
     """Counts of a whole caption set, and its shuffled-pair check: own clip against another clip of the same batch."""
     bad: dict[str, int] = {}
-    num_captions = num_pairs = 0
+    num_captions = num_pairs = num_retried = 0
     matched = mismatched = 0.0
     for name in run.list(f"captions/{set_name}/part-*.parquet"):
         metadata = run.table_metadata(name)
         num_pairs += int(metadata["num_pairs"])
+        num_retried += int(metadata["num_retried"])
         matched += float(metadata["matched_sum"])
         mismatched += float(metadata["mismatched_sum"])
         for row in from_table(run.read_table(name), Caption):
@@ -99,7 +101,7 @@ def summarise(run: RunFolder, set_name: str) -> dict[str, Any]:
                 bad[row.reason] = bad.get(row.reason, 0) + 1
     return {
         "captions": num_captions,
-        "retried": 0,
+        "retried": num_retried,
         "bad": bad,
         "matched_score": matched / num_pairs if num_pairs else None,
         "mismatched_score": mismatched / num_pairs if num_pairs else None,
@@ -131,34 +133,34 @@ class CaptionWorker:
         started = time.perf_counter()
         name = part_name(self.folder, part["part"])
         clips = [Clip(**row) for row in part["clips"]]
-        existing, pairs = self._existing(name, {clip.clip_id for clip in clips})
+        existing, sums = self._existing(name, {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
         for first in range(0, len(new), self.settings.batch_size):
-            for row in self._caption_batch(new[first : first + self.settings.batch_size], pairs):
+            for row in self._caption_batch(new[first : first + self.settings.batch_size], sums):
                 existing.setdefault(row.clip_id, []).append(row)
         rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
         metadata = {
             "recipe_hash": self.stage_hash,
             "clips_hash": part["clips_hash"],
-            **{key: repr(value) for key, value in pairs.items()},
+            **{key: repr(value) for key, value in sums.items()},
         }
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
 
     def _existing(self, name: str, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, float]]:
-        """Captions of the same settings that an earlier run of this part left, and its shuffled-pair sums."""
-        pairs: dict[str, float] = {"num_pairs": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
+        """Captions of the same settings that an earlier run of this part left, and the sums that go with them."""
+        sums: dict[str, float] = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
         found: dict[str, list[Caption]] = {}
         if self.run.exists(name):
             metadata = self.run.table_metadata(name)
             if metadata.get("recipe_hash") == self.stage_hash:
-                pairs = {"num_pairs": int(metadata["num_pairs"]), **{k: float(metadata[k]) for k in list(pairs)[1:]}}
+                sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
                 for row in from_table(self.run.read_table(name), Caption):
                     if row.clip_id in wanted:
                         found.setdefault(row.clip_id, []).append(row)
-        return found, pairs
+        return found, sums
 
-    def _caption_batch(self, clips: list[Clip], pairs: dict[str, float]) -> list[Caption]:
+    def _caption_batch(self, clips: list[Clip], sums: dict[str, float]) -> list[Caption]:
         rows: list[Caption] = []
         seen: list[Clip] = []
         frames: list[np.ndarray] = []
@@ -174,18 +176,33 @@ class CaptionWorker:
                 seen.append(clip)
         if not frames:
             return rows
-        captions = self.captioner.caption(
-            frames,
-            max_tokens=self.settings.max_tokens,
-            num_beams=self.settings.num_beams,
-            seed=self.settings.seed,
-        )
+        captions = self._captions(frames, sums)
         scores = self.captioner.score(frames, [c.text for c in captions])
-        _add_pairs(scores, pairs)
+        _add_pairs(scores, sums)
         for clip, pixels, text, score in zip(seen, frames, captions, np.diag(scores), strict=True):
             digest = hashlib.sha256(pixels.tobytes()).hexdigest()
             rows.append(dataclasses.replace(self._bound(text, clip), clip_sha256=digest, clip_score=float(score)))
         return rows
+
+    def _captions(self, frames: list[np.ndarray], sums: dict[str, float]) -> list[Caption]:
+        """One caption per clip; what fails a gate is tried once more, drawn at random with another seed."""
+        settings = self.settings
+        captions = self.captioner.caption(
+            frames, max_tokens=settings.max_tokens, num_beams=settings.num_beams, seed=settings.seed
+        )
+        failed = [i for i, caption in enumerate(captions) if caption.reason is not None]
+        if failed:
+            again = self.captioner.caption(
+                [frames[i] for i in failed],
+                max_tokens=settings.max_tokens,
+                temperature=RETRY_TEMPERATURE,
+                seed=settings.seed + 1,
+            )
+            sums["num_retried"] += len(failed)
+            for i, caption in zip(failed, again, strict=True):
+                if caption.reason is None:
+                    captions[i] = caption
+        return captions
 
     def _frames_of(self, clip: Clip) -> np.ndarray:
         """`captioner.num_frames` frames, spread evenly: the middle of each of as many equal spans."""
@@ -204,14 +221,14 @@ class CaptionWorker:
         )
 
 
-def _add_pairs(scores: np.ndarray, pairs: dict[str, float]) -> None:
+def _add_pairs(scores: np.ndarray, sums: dict[str, float]) -> None:
     """Add each clip's score with its own caption, and with the next clip's caption, to the running sums."""
     count = len(scores)
     if count < 2:
         return
-    pairs["num_pairs"] += count
-    pairs["matched_sum"] += float(np.trace(scores))
-    pairs["mismatched_sum"] += float(sum(scores[i, (i + 1) % count] for i in range(count)))
+    sums["num_pairs"] += count
+    sums["matched_sum"] += float(np.trace(scores))
+    sums["mismatched_sum"] += float(sum(scores[i, (i + 1) % count] for i in range(count)))
 
 
 def set_names(run: RunFolder) -> list[str]:

@@ -56,9 +56,15 @@ class Captioner(Protocol):
     def text_tower(self) -> TextTower: ...
 
     def caption(
-        self, clips: Sequence[np.ndarray], *, max_tokens: int | None = None, num_beams: int = 1, seed: int = 0
+        self,
+        clips: Sequence[np.ndarray],
+        *,
+        max_tokens: int | None = None,
+        num_beams: int = 1,
+        seed: int = 0,
+        temperature: float = 0.0,
     ) -> list[Caption]:
-        """One caption per clip; `reason` is set on those that fail a gate."""
+        """One caption per clip; `reason` is set on those that fail a gate. With a temperature, words are drawn."""
         ...
 
     def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
