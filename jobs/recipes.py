@@ -176,7 +176,12 @@ def quickstart() -> Recipe:
             num_frames=17,
             height_px=64,
             width_px=64,
-            prompts=tuple(f"a {colour} circle moves left on the sand" for colour in ("red", "blue", "yellow", "green")),
+            prompts=(
+                "a red circle moves left over the sea",
+                "a yellow circle moves left over the sea",
+                "a red circle moves left on the sand",
+                "a blue circle moves left on the sand",
+            ),
         ),
     )
 

@@ -48,6 +48,9 @@ STANDARD_RATES = tuple(
 )
 """Rates that cameras and encoders use, tried where timestamps are too coarse to spell one out."""
 
+SAME_RATE = Fraction(1, 10_000)
+"""A claim this close to a standard rate is that rate, rounded: 2997/100 means 30000/1001."""
+
 COARSE_TICK = Fraction(1, 2000)
 """Time bases at or above this (Matroska, FLV: 1/1000) round every timestamp visibly."""
 
@@ -121,7 +124,8 @@ def constant_rate(ticks: np.ndarray, time_base: Fraction, proposed: Iterable[Fra
         errors = [(_lies_on(ticks, time_base, rate), order) for order, rate in enumerate(candidates)]
         fitting = [e for e in errors if e[0] <= 1.0]
         if fitting:
-            return candidates[min(fitting)[1]]
+            rate = candidates[min(fitting)[1]]
+            return next((r for r in STANDARD_RATES if abs(r / rate - 1) < SAME_RATE), rate)
     return even[0] if even else None
 
 

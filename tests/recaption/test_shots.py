@@ -1,6 +1,6 @@
 """Shots: cuts, dissolves and fades are found where they are, and nothing else is taken for one.
 
-`PYTHONPATH=. python tests/recaption/test_shots.py` prints precision, recall and F1 on 300 scenes that set no default (a minute).
+`PYTHONPATH=. python tests/recaption/test_shots.py` prints recall and F1 on 300 scenes that set no default.
 """
 
 from __future__ import annotations

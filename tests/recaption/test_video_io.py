@@ -524,6 +524,11 @@ def test_rates_survive_rounding_to_milliseconds(rate: Fraction, num_frames: int,
         assert found == rate
 
 
+def test_a_rounded_claim_means_the_standard_rate() -> None:
+    ticks = np.array([round(n * 1001 / 30) for n in range(300)])
+    assert frame_times.constant_rate(ticks, Fraction(1, 1000), proposed=(Fraction(2997, 100),)) == Fraction(30000, 1001)
+
+
 def test_a_claimed_rate_that_timestamps_deny_is_not_believed() -> None:
     ticks = np.array([0, 1, 4, 5, 9, 10])
     assert frame_times.constant_rate(ticks, Fraction(1, 30), proposed=(Fraction(30),)) is None
