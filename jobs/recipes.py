@@ -150,6 +150,12 @@ TINY_CAPTIONER = TrainCaptioner(
     trainer=TrainerSettings(num_steps=1500, lr=1e-3, warmup_steps=100, weight_decay=0.05, ema_decay=0.995, device="cpu")
 )
 """How the captioner inside the package was trained: `recaption train captioner --run RUN`."""
+DESCRIPTIVE = (
+    "A flat clip shows a large plain {colour} circle that moves left. The weather is clear. The surroundings are empty. "
+    "Further back there is {background}. No text is shown. All along, the camera is fixed."
+)
+"""A prompt in the words of the training captions: a model this small follows no others."""
+SEA, SAND = "the sea with rows of thin waves", "bare sand with soft ripples"
 COCA_L14 = "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
 WAN_VAE = "diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae"
 
@@ -170,17 +176,16 @@ def quickstart() -> Recipe:
         train_captioner=TINY_CAPTIONER,
         train_dit=TrainDit(
             dit=DitSettings(patch=(1, 2, 2), path=PathSettings(timestep_mean=0.8)),
-            trainer=TrainerSettings(num_steps=500, lr=2e-3, ema_decay=0.99, checkpoint_every=100),
+            trainer=TrainerSettings(num_steps=800, lr=2e-3, ema_decay=0.99, checkpoint_every=100),
         ),
         sample=SampleSettings(
+            guidance=3.0,
             num_frames=17,
             height_px=64,
             width_px=64,
-            prompts=(
-                "a red circle moves left over the sea",
-                "a yellow circle moves left over the sea",
-                "a red circle moves left on the sand",
-                "a blue circle moves left on the sand",
+            prompts=tuple(
+                DESCRIPTIVE.format(colour=colour, background=background)
+                for colour, background in (("red", SEA), ("yellow", SEA), ("red", SAND), ("blue", SAND))
             ),
         ),
     )

@@ -110,6 +110,9 @@ def read_folder(folder: str | Path) -> Saved:
             f"{folder} holds no captioner: config.json is missing (a folder from `recaption train captioner` has it)"
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    task = config.get("task", "captioner")
+    if task != "captioner":
+        raise CheckpointMismatchError(f"{folder} is a checkpoint of task {task!r}, where 'captioner' is needed")
     config = config.get("captioner", config)
     if config.get("format") != FORMAT:
         raise CheckpointMismatchError(f"{folder}/config.json is not that of a captioner (no format {FORMAT!r})")

@@ -24,7 +24,17 @@ def videos(tmp_path_factory):
 
 
 def prepare(videos, out):
-    arguments = ["prepare", "--videos", str(videos), "--out", str(out), "--prepare.part-size", "1", "--num-workers", "1"]
+    arguments = [
+        "prepare",
+        "--videos",
+        str(videos),
+        "--out",
+        str(out),
+        "--prepare.part-size",
+        "1",
+        "--num-workers",
+        "1",
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *arguments, "--no-progress"],
         stdout=subprocess.DEVNULL,

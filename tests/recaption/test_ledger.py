@@ -19,7 +19,9 @@ from recaption.records import Caption, Sample, Video, from_table, schema_of, to_
 from recaption.run_folder import RunFolder
 
 THRESHOLDS = dataclasses.replace(
-    FilterThresholds(**{field.name: None for field in dataclasses.fields(FilterThresholds)}), min_sharpness=20.0
+    FilterThresholds(**{field.name: None for field in dataclasses.fields(FilterThresholds)}),
+    min_sharpness=20.0,
+    drop_duplicates=True,
 )
 BUCKET = "9f-96x96-8fps"
 SHARD = f"shards/{BUCKET}/000000"
