@@ -59,8 +59,7 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
     }
     seconds = 0.0
     made = 0
-    on_gpu = 1.0 if recipe.caption.device.startswith("cuda") else 0.0
-    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", num_gpus=on_gpu):
+    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device):
         seconds += summary["seconds"]
         made += summary["captions"]
     return {

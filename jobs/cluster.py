@@ -80,7 +80,7 @@ class Cluster:
             try:
                 ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
             except ConnectionError as error:
-                raise UsageError(f"no Ray cluster answers at {self.address = }: {error}") from error
+                raise UsageError(f"no Ray cluster answers at --address {self.address}: {error}") from error
             self._started = True
         else:
             # One logical CPU more than workers: Ray Data's read task needs one, and would wait for ever without it.
@@ -102,11 +102,28 @@ class Cluster:
     def local_workers(self) -> int:
         return self.num_workers or os.cpu_count() or 1
 
-    def _pool_size(self, num_parts: int) -> int:
+    def _num_gpus(self, device: str) -> int:
+        """GPUs that one actor on `device` (`cpu`, `auto`, `cuda`) is given: Ray hides the others from it.
+
+        Raises:
+            UsageError: a GPU is asked for by name and the cluster has none; Ray would wait for one for ever.
+        """
+        import ray
+
+        if device == "cpu":
+            return 0
+        has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
+        if not has_gpus and device != "auto":
+            raise UsageError(f"device {device!r} asked for, but no node of this Ray cluster has a GPU; use cpu or auto")
+        return int(has_gpus)
+
+    def _pool_size(self, num_parts: int, num_gpus: int) -> int:
         import ray
 
         if self.num_workers:
             limit = self.num_workers
+        elif num_gpus:
+            limit = int(ray.cluster_resources()["GPU"])
         elif self.address:
             limit = max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
         else:
@@ -120,17 +137,18 @@ class Cluster:
         parts: Sequence[dict[str, Any]],
         *,
         title: str,
-        num_gpus: float = 0,
+        device: str = "cpu",
     ) -> Iterator[dict[str, Any]]:
         """Give each part to `worker(**settings)` in a pool of actors; yield the summaries as they come.
 
         Args:
             worker: a class; one instance per actor, so that models load once. Called with one part (JSON-able), it
                 commits the part's outputs itself and returns a JSON-able summary.
-            num_gpus: share of a GPU per actor.
+            device: what the actors compute on: `cpu`, `cuda`, or `auto` for GPUs where the cluster has any.
 
         Raises:
             WorkerError: an actor raised, or died more often than it may.
+            UsageError: no GPU for `cuda`; or what the worker raised as one.
         """
         if not parts:
             return
@@ -139,13 +157,14 @@ class Cluster:
         import ray.data
         from ray.data import ActorPoolStrategy
 
+        num_gpus = self._num_gpus(device)
         rows = [{"part": json.dumps(part)} for part in parts]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to bound restarts yet
             summaries = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PartRunner,
                 fn_constructor_kwargs={"worker": worker, "settings": settings},
-                compute=ActorPoolStrategy(size=self._pool_size(len(parts))),
+                compute=ActorPoolStrategy(size=self._pool_size(len(parts), num_gpus)),
                 num_cpus=1,
                 num_gpus=num_gpus or None,
                 max_restarts=RESTARTS_OF_A_DEAD_WORKER,
@@ -162,12 +181,12 @@ class Cluster:
             except ray.exceptions.RayError as error:
                 raise WorkerError(f"{title}: a worker died: {error}; finished parts are safe, run it again") from error
 
-    def run_once(self, function: Callable[..., Any], *arguments: Any, num_cpus: float = 1, num_gpus: float = 0) -> Any:
+    def run_once(self, function: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Any:
         """Run one function on the cluster and return what it returns: training and sampling with `--address`."""
         self._start()
         import ray
 
-        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)(function)
+        remote = ray.remote(num_cpus=1, num_gpus=self._num_gpus(device), max_retries=0)(function)
         try:
             return ray.get(remote.remote(*arguments))
         except ray.exceptions.RayTaskError as error:

@@ -55,8 +55,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         if not is_committed(run, name, key):
             parts.append({"shard": shard, "name": name, "plan_hash": key})
     settings = {"run_uri": run.uri, "spec": spec, "device": recipe.encode.device, "grid": grid_of(recipe)}
-    on_gpu = 1.0 if recipe.encode.device.startswith("cuda") else 0.0
-    for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", num_gpus=on_gpu):
+    for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=recipe.encode.device):
         pass
     remove_stale(run, planned, folder=f"latents/{compressor.name}")
     index = build_latents_index(run, compressor.name)

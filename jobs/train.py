@@ -48,8 +48,7 @@ def train_model(
         trainer = dataclasses.replace(trainer, num_steps=num_steps)
     arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
     if cluster.address:
-        num_gpus = 0 if trainer.device == "cpu" else 1
-        result = cluster.run_once(train_here, *arguments, num_gpus=num_gpus)
+        result = cluster.run_once(train_here, *arguments, device=trainer.device)
     else:
         result = train_here(*arguments)
     return {**dataclasses.asdict(result), "model": model, "name": name}

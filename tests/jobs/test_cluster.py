@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from jobs.cluster import Cluster, WorkerError
 from recaption.errors import UsageError, WeightsUnreachableError
@@ -47,3 +48,10 @@ def test_a_users_mistake_comes_back_as_itself(cluster):
 def test_any_other_error_names_stage_and_cause(cluster):
     with pytest.raises(WorkerError, match="double: a worker failed: ZeroDivisionError: fourteen"):
         list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 14}], title="double"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(cluster):
+    with pytest.raises(UsageError, match="no node of this Ray cluster has a GPU"):
+        list(cluster.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double", device="cuda"))
+    assert cluster.run_once(abs, -3, device="auto") == 3
