@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import posixpath
 import re
 from typing import Any
 
@@ -228,8 +227,3 @@ def _add_pairs(scores: np.ndarray, sums: dict[str, float]) -> None:
     sums["num_pairs"] += count
     sums["matched_sum"] += float(np.trace(scores))
     sums["mismatched_sum"] += float(sum(scores[i, (i + 1) % count] for i in range(count)))
-
-
-def set_names(run: RunFolder) -> list[str]:
-    """Names of the caption sets in a run folder."""
-    return sorted({posixpath.basename(posixpath.dirname(p)) for p in run.list("captions/*/part-*.parquet")})

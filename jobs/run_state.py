@@ -14,15 +14,14 @@ import pyarrow as pa
 from jobs.recipes import Recipe, from_dict, stage_hashes, to_dict
 from recaption.errors import RecipeMismatchError, UsageError
 from recaption.filters import verdicts
-from recaption.records import Clip, ClipScores, from_table, schema_of
+from recaption.ledger import CLIPS_SCHEMA
+from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
 INPUTS = "inputs.parquet"
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
-CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
-"""One row per clip: span, then scores."""
 
 
 def part_name(folder: str, part: int) -> str:
