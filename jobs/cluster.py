@@ -84,7 +84,9 @@ class Cluster:
             self._started = True
         else:
             # One logical CPU more than workers: Ray Data's read task needs one, and would wait for ever without it.
+            # `local`: without it Ray joins any cluster that happens to run on this machine.
             ray.init(
+                address="local",
                 num_cpus=self.local_workers() + 1,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
