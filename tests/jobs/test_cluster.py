@@ -5,6 +5,10 @@ from jobs.cluster import Cluster, WorkerError
 from recaption.errors import UsageError, WeightsUnreachableError
 
 
+def tripled(number):
+    return 3 * number
+
+
 class Doubler:
     def __init__(self, factor):
         self.factor = factor
@@ -54,4 +58,4 @@ def test_any_other_error_names_stage_and_cause(cluster):
 def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(cluster):
     with pytest.raises(UsageError, match="no node of this Ray cluster has a GPU"):
         list(cluster.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double", device="cuda"))
-    assert cluster.run_once(abs, -3, device="auto") == 3
+    assert cluster.run_once(tripled, 3, device="auto") == 9
