@@ -16,6 +16,8 @@ demo: $(VENV)/.installed  ## rendered scenes and real footage -> trained model -
 	$(BIN)/python -m jobs.demo_videos demo/videos
 	$(BIN)/recaption run --videos demo/videos --out $(RUN) --recipe quickstart
 	$(BIN)/recaption verify --run $(RUN)
+	@echo "sampled video: $$(ls -d $(RUN)/samples/*/sample-0000.mp4 | tail -n 1)"
+	@echo "report page:   $(RUN)/report/index.html"
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q
