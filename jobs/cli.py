@@ -43,9 +43,6 @@ class Common:
         return Cluster(address=self.address, num_workers=self.num_workers, progress=self.progress)
 
 
-STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run(Common):
     """The whole chain: raw videos to a trained, sampled model and a report page."""
