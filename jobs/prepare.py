@@ -18,11 +18,11 @@ from jobs.cluster import Cluster
 from jobs.recipes import PrepareSettings, Recipe, stage_hashes
 from jobs.run_state import check_same_recipe, part_name, plan_inputs, write_recipe
 from recaption.errors import ErrorBudgetError
-from recaption.filters import score_clip
 from recaption.inputs import expand
 from recaption.ledger import CLIPS_SCHEMA, account
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
 from recaption.run_folder import RunFolder, recipe_hash
+from recaption.scores import score_clip
 from recaption.shots import cut_to_clips, find_shots_in
 from recaption.video_io import Frames, Scan, scan
 

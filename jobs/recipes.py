@@ -24,8 +24,9 @@ from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan import PlanSettings
 from recaption.errors import UsageError
-from recaption.filters import FilterThresholds, ScoreSettings
+from recaption.filters import FilterThresholds
 from recaption.run_folder import recipe_hash
+from recaption.scores import ScoreSettings
 from recaption.shots import ShotSettings
 from recaption.video_io import DecodeLimits
 from train.captioner_task import CaptionerSettings

@@ -1,0 +1,104 @@
+"""Scores mean what their unit says."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from recaption.records import ClipScores
+from recaption.scenes import VOCABULARY, render
+from recaption.scores import ScoreSettings, bar_share, score_clip, text_share
+from recaption.video_io import Frames
+
+
+def as_frames(pixels_THWC: np.ndarray, fps: float) -> Frames:
+    return Frames(pixels_THWC, np.arange(len(pixels_THWC)) / fps, np.arange(len(pixels_THWC)))
+
+
+def shrunk(pixels_THWC: np.ndarray, px: int = 48) -> np.ndarray:
+    height, width = pixels_THWC.shape[1:3]
+    size = (round(width * px / min(height, width)), round(height * px / min(height, width)))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in pixels_THWC])
+
+
+def scores_of(pixels_THWC: np.ndarray, fps: float = 8) -> ClipScores:
+    every = max(1, round(fps / 2))
+    return score_clip("clip", as_frames(shrunk(pixels_THWC), fps), as_frames(pixels_THWC[::every], fps / every))
+
+
+def scene(seed: int, *, fps: int = 8, **only) -> np.ndarray:
+    calm = {"weather": "clear", "style": "flat"} | only
+    return render(seed, num_frames=2 * fps + 1, height_px=120, width_px=200, fps=fps, **calm).frames_THWC
+
+
+@pytest.mark.parametrize("fps", [8, 24, 30])
+def test_a_pan_is_measured_in_frame_heights_per_second_at_any_rate(fps):
+    pixels = scene(3, fps=fps, camera="pans left", action="stays still", text="")
+    seconds = (len(pixels) - 1) / fps
+    expected = min(0.45 * 200, 120) / seconds / 120
+    scores = scores_of(pixels, fps)
+    assert scores.motion == pytest.approx(expected, rel=0.25)
+    assert scores.camera_motion == pytest.approx(expected, rel=0.25)
+
+
+def test_a_moving_object_is_motion_but_no_camera_motion():
+    for seed in range(4):
+        scores = scores_of(scene(seed, action="moves left", camera="fixed", size="large", texture="striped"))
+        assert scores.motion > 0.01
+        assert scores.camera_motion < 0.4 * scores.motion
+
+
+def test_a_still_clip_has_no_motion_and_one_frame_has_none_computed():
+    pixels = scene(2, action="stays still", camera="fixed")
+    assert scores_of(pixels).motion == pytest.approx(0.0, abs=1e-3)
+    assert scores_of(pixels[:1]).motion is None
+    assert scores_of(pixels[:1]).sharpness > 0
+    nothing = score_clip("clip", as_frames(pixels[:0], 8), as_frames(pixels[:0], 8))
+    assert nothing == ClipScores(clip_id="clip")
+
+
+def test_long_clips_cost_no_more_flow_than_the_setting_allows():
+    pixels = np.zeros((900, 48, 48, 3), np.uint8)
+    frames = as_frames(pixels, 30)
+    few = score_clip("clip", frames, as_frames(pixels[::15], 2), ScoreSettings(max_flow_pairs=5))
+    assert few.motion == 0.0
+
+
+def test_sharpness_falls_with_blur():
+    pixels = scene(1)
+    values = [scores_of(pixels).sharpness]
+    for sigma in (1, 2, 4):
+        values.append(scores_of(np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in pixels])).sharpness)
+    assert values == sorted(values, reverse=True)
+    assert values[0] > 50 * values[-1]
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_luma_is_a_share_of_white(level):
+    assert scores_of(np.full((4, 64, 64, 3), level, np.uint8)).luma == pytest.approx(level / 255, abs=1e-3)
+
+
+def test_bars_count_only_where_they_stay_dark():
+    pixels = np.maximum(scene(1), 60)
+    pixels[:, :15] = pixels[:, -15:] = 4
+    assert scores_of(pixels).letterbox == pytest.approx(0.25, abs=0.02)
+    pixels[3, :15] = 200
+    luma_NHW = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pixels])
+    assert bar_share(luma_NHW, 24.0) == pytest.approx(0.125, abs=0.02)
+    assert scores_of(np.zeros((4, 64, 64, 3), np.uint8)).letterbox == 0.0
+
+
+def test_drawn_words_are_told_from_scenes_without():
+    limit, right, wrong, missed = 0.03, 0, 0, 0
+    for seed in range(40):
+        has_text = seed % 2 == 0
+        pixels = render(
+            seed + 500, num_frames=6, height_px=180, width_px=240, text=VOCABULARY["text"] if has_text else ""
+        ).frames_THWC
+        share = np.mean([text_share(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in pixels[::3]])
+        right += has_text and share > limit
+        missed += has_text and share <= limit
+        wrong += not has_text and share > limit
+    assert right / (right + missed) >= 0.9
+    assert right / max(right + wrong, 1) >= 0.8
