@@ -24,6 +24,8 @@ from recaption.run_folder import RunFolder, recipe_hash
 from recaption.semantic_pairs import semantic_pairs
 
 FINGERPRINTS = "fingerprints/part-*.parquet"
+METHOD = 1
+"""Raised when the same fingerprints and settings give other pairs: tables made before are then made anew."""
 RANK_COLUMNS = ("clip_id", "num_pixels", "seconds", "bytes_per_second")
 PAIRS_AT_A_TIME = 4096
 """Their pictures are in memory: 4096 pairs of clips of 6 s take 75 MB."""
@@ -102,7 +104,7 @@ def find_semantic(run: RunFolder, settings: DuplicateSettings, set_name: str) ->
 
 
 def _settings_hash(settings: DuplicateSettings) -> str:
-    return recipe_hash(asdict(settings))
+    return recipe_hash([METHOD, asdict(settings)])
 
 
 def _inputs_hash(run: RunFolder, names: list[str]) -> str:

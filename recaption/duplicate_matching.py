@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 
 import numpy as np
 
@@ -39,7 +40,7 @@ MAX_SCALE, MAX_SHIFT = 0.16, 0.16
 """Largest crop looked for: how much one picture is larger than the other, and how far its centre lies off, in halves of
 the frame. A crop of 7 % on each side has 0.16, as has one of 15 % on one side."""
 REGISTERED_SAMPLES = 12
-NEWTON_STEPS = 6
+BLURRED_STEPS, SHARP_STEPS = 3, 3
 FINE_SHIFTS = (0.0, -0.25, 0.25, -0.5, 0.5)
 """Of a sample, tried around each whole shift."""
 OVERLAP_WEIGHTS = (0.1, 1.0)
@@ -198,27 +199,67 @@ def _register(
     at_PK = np.floor(first[:, None] + spread * np.maximum(last - first, 1)[:, None]).astype(np.int64)
     a_PKX = _taken(a_PNX[..., :LUMA_VALUES], at_PK)
     b_PKX = _taken(b_PMX[..., :LUMA_VALUES], at_PK + shift_P[:, None].astype(np.int64))
+    weights_PK = _likeness(a_PKX, b_PKX)
+    registration = np.zeros((len(a_PKX), 4))
+    for is_blurred, num_steps in ((True, BLURRED_STEPS), (False, SHARP_STEPS)):
+        a_level, b_level = (_blurred(x) if is_blurred else x for x in (a_PKX, b_PKX))
+        registration = _refine(a_level, b_level, weights_PK, registration, num_steps)
+    return registration
+
+
+def _likeness(a_PKX: np.ndarray, b_PKX: np.ndarray) -> np.ndarray:
+    """(P, K): how much each sample says about the crop, near 0 where the two show something else."""
+    a, b = (x - x.mean(-1, keepdims=True) for x in (a_PKX, b_PKX))
+    correlation = (a * b).sum(-1) / np.sqrt(((a * a).sum(-1) + 1.0) * ((b * b).sum(-1) + 1.0))
+    return np.maximum(correlation, 0.05) ** 4
+
+
+def _blurred(x_PKX: np.ndarray) -> np.ndarray:
+    """Details smaller than the crop pull the steps the wrong way."""
+    square = x_PKX.reshape(*x_PKX.shape[:-1], LUMA_PX, LUMA_PX)
+    return (_blur_matrix() @ square @ _blur_matrix().T).reshape(x_PKX.shape)
+
+
+@cache
+def _blur_matrix() -> np.ndarray:
+    """Weights 1 4 6 4 1, those beyond the edge left out."""
+    distance = np.abs(np.subtract.outer(np.arange(LUMA_PX), np.arange(LUMA_PX)))
+    weights = np.select([distance == 0, distance == 1, distance == 2], [6.0, 4.0, 1.0], 0.0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _refine(
+    a_PKX: np.ndarray, b_PKX: np.ndarray, weights_PK: np.ndarray, registration: np.ndarray, num_steps: int
+) -> np.ndarray:
+    """Of all steps the registration of the least difference, the first one included."""
     num_pairs = len(a_PKX)
     place = _places(LUMA_PX)
     rows, columns = np.repeat(place, LUMA_PX), np.tile(place, LUMA_PX)
-    registration = np.zeros((num_pairs, 4))
     gain = np.ones((num_pairs, 1, 1), np.float32)
-    for _ in range(NEWTON_STEPS):
+    offset = np.zeros((num_pairs, 1, 1), np.float32)
+    best, least = registration.copy(), np.full(num_pairs, np.inf)
+    for number in range(num_steps + 1):
         warped_PKX, inside_PX = _warp(b_PKX, registration, LUMA_PX)
+        weights = inside_PX[:, None] * weights_PK[..., None]
+        wanted = a_PKX - gain * warped_PKX - offset
+        error = (wanted**2 * weights).sum((1, 2)) / np.maximum(weights.sum((1, 2)), 1e-9)
+        if number:  # before the first step neither gain nor offset is known
+            best[error < least], least = registration[error < least], np.minimum(error, least)
+        if number == num_steps:
+            break
         down, across = _slopes(warped_PKX)
         unknowns = [gain * down * rows, gain * down, gain * across * columns, gain * across, warped_PKX]
-        jacobian = np.stack([*unknowns, np.ones_like(warped_PKX)], axis=-1) * inside_PX[:, None, :, None]
-        jacobian = jacobian.reshape(num_pairs, -1, 6).astype(np.float64)
-        wanted = (a_PKX - gain * warped_PKX) * inside_PX[:, None]
-        wanted = wanted.reshape(num_pairs, -1, 1).astype(np.float64)
-        normal = jacobian.swapaxes(1, 2) @ jacobian
-        ridge = 1e-3 * np.einsum("pii->pi", normal) + 1e-3 * wanted.shape[1]
-        step = np.linalg.solve(normal + np.eye(6) * ridge[:, None], jacobian.swapaxes(1, 2) @ wanted)[..., 0]
-        registration += np.clip(step[:, :4], -0.08, 0.08)
+        jacobian = np.stack([*unknowns, np.ones_like(warped_PKX)], axis=-1).reshape(num_pairs, -1, 6)
+        weighted = (jacobian * weights.reshape(num_pairs, -1, 1)).swapaxes(1, 2).astype(np.float64)
+        normal = weighted @ jacobian
+        ridge = 1e-3 * np.einsum("pii->pi", normal) + 1e-3 * weights.sum((1, 2))[:, None]
+        step = np.linalg.solve(normal + np.eye(6) * ridge[:, None], weighted @ wanted.reshape(num_pairs, -1, 1))[..., 0]
+        registration = registration + np.clip(step[:, :4], -0.08, 0.08)
         registration[:, 0::2] = np.clip(registration[:, 0::2], -MAX_SCALE, MAX_SCALE)
         registration[:, 1::2] = np.clip(registration[:, 1::2], -MAX_SHIFT, MAX_SHIFT)
         gain = np.clip(gain + step[:, 4, None, None].astype(np.float32), 0.5, 2.0)
-    return registration
+        offset = offset + step[:, 5, None, None].astype(np.float32)
+    return best
 
 
 def _common(num_a: np.ndarray, num_b: np.ndarray, shift_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

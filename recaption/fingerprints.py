@@ -39,8 +39,8 @@ NO_HASH = np.uint64(0)
 MIN_CONTRAST = 6.0
 """Standard deviation of the luma (0..255) of a sample from which it is hashed. A black or plain frame has 0 to 2 after
 encoding; the flattest of 49 real clips has 20."""
-DARK_BAR_LUMA = 32
-"""A border row or column that never exceeds this is a bar: black is 16 in most decoders' eyes, and codecs ring."""
+DARK_BAR = 32
+"""A border row or column is a bar where no colour of it ever exceeds this: codecs ring at its edge."""
 MAX_BAR_DEVIATION = 4.0
 """Standard deviation within a bar, over its pixels and over time: night sky is dark, too, and has more."""
 
@@ -72,14 +72,16 @@ def fingerprint_clip(clip: Clip, small: Frames, *, bytes_per_second: float) -> C
     shown = _frames_shown(small.pts_seconds - clip.start_seconds, clip.duration_seconds)
     used, place_NM = np.unique(shown, return_inverse=True)
     frames_THWC = small.pixels_THWC[used]
-    top, bottom, left, right = lit_box(_luma(frames_THWC))
+    top, bottom, left, right = lit_box(frames_THWC.max(axis=3))  # of the brightest colour: blue is no bar
     pictures_TP = np.stack([_picture(frame[top:bottom, left:right]) for frame in frames_THWC])
     samples_NP = _mean_over_time(pictures_TP, place_NM.reshape(shown.shape))
     height, width = frames_THWC.shape[1:3]
-    lit_share = (bottom - top) * (right - left) / (height * width)
+    # The row or column beside a bar is partly bar: not counted, or a copy in bars would pass for the larger one.
+    lit_rows = bottom - top - (top > 0) - (bottom < height)
+    lit_columns = right - left - (left > 0) - (right < width)
     return ClipFingerprint(
         clip_id=clip.clip_id,
-        num_pixels=round(clip.width_px * clip.height_px * lit_share),
+        num_pixels=round(clip.width_px * lit_columns / width * (clip.height_px * lit_rows / height)),
         seconds=clip.duration_seconds,
         bytes_per_second=bytes_per_second,
         num_samples=len(samples_NP),
@@ -114,10 +116,6 @@ def _mean_over_time(pictures_TP: np.ndarray, place_NM: np.ndarray) -> np.ndarray
     return np.clip(np.rint(mean_NP), 0, 255).astype(np.uint8)
 
 
-def _luma(frames_THWC: np.ndarray) -> np.ndarray:
-    return np.stack([cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames_THWC])
-
-
 def _picture(frame_HWC: np.ndarray) -> np.ndarray:
     """(PICTURE_VALUES,) float32. The lit part is squeezed into a square, whatever its shape: so are its copies."""
     colours = cv2.cvtColor(np.ascontiguousarray(frame_HWC), cv2.COLOR_RGB2YCrCb)
@@ -126,13 +124,13 @@ def _picture(frame_HWC: np.ndarray) -> np.ndarray:
     return np.concatenate([luma.ravel(), rest[..., 1].ravel(), rest[..., 0].ravel()])
 
 
-def lit_box(luma_THW: np.ndarray) -> tuple[int, int, int, int]:
+def lit_box(bright_THW: np.ndarray) -> tuple[int, int, int, int]:
     """(top, bottom, left, right), half-open: the frame without its dark bars; all of it where nothing is left."""
-    height, width = luma_THW.shape[1:]
-    top, bottom = _lit_span(luma_THW.max(axis=(0, 2)), luma_THW.std(axis=(0, 2)))
+    height, width = bright_THW.shape[1:]
+    top, bottom = _lit_span(bright_THW.max(axis=(0, 2)), bright_THW.std(axis=(0, 2)))
     if bottom - top < height / 4:
         return 0, height, 0, width
-    lit_THW = luma_THW[:, top:bottom]
+    lit_THW = bright_THW[:, top:bottom]
     left, right = _lit_span(lit_THW.max(axis=(0, 1)), lit_THW.std(axis=(0, 1)))
     if right - left < width / 4:
         return 0, height, 0, width
@@ -140,7 +138,7 @@ def lit_box(luma_THW: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _lit_span(brightest: np.ndarray, deviation: np.ndarray) -> tuple[int, int]:
-    is_lit = (brightest > DARK_BAR_LUMA) | (deviation > MAX_BAR_DEVIATION)
+    is_lit = (brightest > DARK_BAR) | (deviation > MAX_BAR_DEVIATION)
     if not is_lit.any():
         return 0, 0
     return int(is_lit.argmax()), len(is_lit) - int(is_lit[::-1].argmax())
