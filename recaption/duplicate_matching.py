@@ -25,9 +25,9 @@ MIN_SAMPLES = 3
 """Of common footage: under this, 0.75 s, a match would be luck."""
 STILL_LUMA = 1.5
 """Motion (deviation from the mean picture, 0..255) below about this is noise of the codec."""
-QUIET_LUMA = 2.1
+QUIET_LUMA = 3.0
 """Motion below this may be a change of light or the wind: not enough to tell a copy by."""
-STILL_OF_COMMON, STILL_OF_SHORTER = 0.9, 0.75
+STILL_OF_COMMON, STILL_OF_SHORTER = 0.92, 0.75
 """Where as little moves in what two clips share it must be this much of all they could share at that shift, and of the
 shorter one. An empty street looks the same before one car and after the next; a still picture does so all the time."""
 FLAT_LUMA = 2.0
@@ -353,8 +353,9 @@ def _compare(
     motion, is_quiet = _motion_alike(a_centred, b_centred, alike_PN, count_P, area[:, 0])
     colour = _colour_alike(a_PNX, b_PNX, weights_PX, alike_PN, count_P)
     num_alike = alike_PN.sum(1)
-    whole_P = num_alike >= np.maximum(STILL_OF_COMMON * (last - first), STILL_OF_SHORTER * np.minimum(num_a, num_b))
-    counts = (num_alike >= MIN_SAMPLES) & (whole_P | ~is_quiet)
+    least_P = np.maximum(STILL_OF_COMMON * (last - first), STILL_OF_SHORTER * np.minimum(num_a, num_b))
+    is_whole = num_alike >= least_P - 0.5  # ends of clips seldom fall on whole samples
+    counts = (num_alike >= MIN_SAMPLES) & (is_whole | ~is_quiet)
     similarity = np.where(counts, np.minimum(np.minimum(picture, motion), colour), 0.0)
     seconds = num_alike / SAMPLES_PER_SECOND
     start_a = alike_PN.argmax(1) / SAMPLES_PER_SECOND

@@ -60,7 +60,7 @@ class DuplicateSettings:
     """Bits of a hash that must agree for two clips to be compared, in any of the tables. Of 660 true pairs of copies of
     real clips all agree with 24, one in 80 does not with 28, one in 20 with 32 (bench_duplicates.py)."""
     num_tables: int = 8
-    max_hash_distance: int = 12
+    max_hash_distance: int = 6
     """Of 64 bits, at samples that agree in the key."""
     max_links: int = 64
     """Of the clips under one key each is compared with this many of the best. Keys of many clips are those of common

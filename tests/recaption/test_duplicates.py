@@ -152,7 +152,7 @@ def test_simple_scenes_of_one_world_are_not_called_copies():
 
 
 def search(hashes: list[np.ndarray], **changes: int) -> np.ndarray:
-    settings = {"num_tables": 8, "key_bits": 24, "max_hash_distance": 12, "max_links": 64} | changes
+    settings = {"num_tables": 8, "key_bits": 24, "max_hash_distance": 6, "max_links": 64} | changes
     owners = np.repeat(np.arange(len(hashes)), [h.size for h in hashes])
     return candidate_pairs(np.concatenate([h.ravel() for h in hashes]).astype(np.uint64), owners, **settings)
 
