@@ -1,7 +1,7 @@
-"""`recaption prepare`: raw videos -> RUN/videos, RUN/clips, RUN/previews. The first stretch of the river.
+"""`recaption prepare`: raw videos -> RUN/videos, RUN/clips, RUN/fingerprints, RUN/previews. The first stretch of the river.
 
 Every input becomes one row of videos/, readable or not; the clips of a readable one tile it, so that seconds add up.
-A part is three files; videos/part-*.parquet is written last and says that the part is complete.
+A part is four files; videos/part-*.parquet is written last and says that the part is complete.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import pyarrow as pa
 from PIL import Image
 
 from jobs.cluster import Cluster
+from jobs.duplicates import find_perceptual
 from jobs.recipes import PrepareSettings, Recipe, stage_hashes
 from jobs.run_state import check_same_recipe, part_name, plan_inputs, write_recipe
 from recaption.errors import ErrorBudgetError
+from recaption.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.inputs import expand
 from recaption.ledger import CLIPS_SCHEMA, account
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
@@ -51,6 +53,8 @@ def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     for _ in cluster.run_parts(PrepareWorker, settings, parts, title="prepare"):
         pass
+    if recipe.prepare.duplicates.perceptual:
+        find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
     ledger = account(run, recipe.filters)
     summary = {**ledger.summary(), "computed_parts": len(parts), "skipped_parts": len(planned) - len(parts)}
     _check_error_budget(summary, recipe.prepare.max_failed_share)
@@ -85,18 +89,21 @@ class PrepareWorker:
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         videos: list[Video] = []
         clips: list[dict[str, Any]] = []
+        fingerprints: list[ClipFingerprint] = []
         previews: list[ClipPreview] = []
         for uri in part["uris"]:
             found = scan(uri, limits=self.settings.decode)
             videos.append(found.video)
             if found.video.status != "ok":
                 continue
-            for clip, scores, preview in clips_of(found, self.settings):
+            for clip, scores, fingerprint, preview in clips_of(found, self.settings):
                 clips.append({**_columns(clip), **_columns(scores)})
+                fingerprints.append(fingerprint)
                 previews.append(preview)
         metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
         number = part["part"]
         self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
+        self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
         self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
         self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
         return {"part": number, "videos": len(videos), "clips": len(clips)}
@@ -106,8 +113,8 @@ def _columns(record: Clip | ClipScores) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipScores, ClipPreview]]:
-    """Shots of one scanned video, cut to length, each with scores and a picture."""
+def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipScores, ClipFingerprint, ClipPreview]]:
+    """Shots of one scanned video, cut to length, each with scores, a fingerprint and a picture."""
     video, pts_seconds = found.video, found.pts_seconds
     end_of_video = float(pts_seconds[0] + video.duration_seconds)
     shots = find_shots_in(found.small.pixels_THWC, pts_seconds, settings.shots)
@@ -137,7 +144,10 @@ def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipSco
         )
         small, detail = _window(found.small, start, end), _window(found.detail, start, end)
         scores = score_clip(clip.clip_id, small, detail, settings.scores)
-        result.append((clip, scores, _preview(clip.clip_id, detail, small, settings.preview_px)))
+        fingerprint = fingerprint_clip(
+            clip, small, bytes_per_second=video.num_bytes / max(video.duration_seconds, 1e-9)
+        )
+        result.append((clip, scores, fingerprint, _preview(clip.clip_id, detail, small, settings.preview_px)))
     return result
 
 

@@ -23,6 +23,7 @@ import yaml
 from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan import PlanSettings
+from recaption.duplicates import DuplicateSettings
 from recaption.errors import UsageError
 from recaption.filters import FilterThresholds
 from recaption.run_folder import recipe_hash
@@ -54,6 +55,7 @@ class PrepareSettings:
     shots: ShotSettings = field(default_factory=ShotSettings)
     scores: ScoreSettings = field(default_factory=ScoreSettings)
     decode: DecodeLimits = field(default_factory=DecodeLimits)
+    duplicates: DuplicateSettings = field(default_factory=DuplicateSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +345,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 PARALLELISM_ONLY = ("device", "decode")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
+HASHED_BY_THEMSELVES = ("duplicates",)
+"""What RUN/duplicates/ is made with; its tables carry a hash of their own, and no clip depends on it."""
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:
@@ -356,7 +360,7 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
 def _without_parallelism(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {k: _without_parallelism(v) for k, v in value.items() if k not in PARALLELISM_ONLY}
+    return {k: _without_parallelism(v) for k, v in value.items() if k not in PARALLELISM_ONLY + HASHED_BY_THEMSELVES}
 
 
 def grid_of(recipe: Recipe) -> Grid:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.recipes import Recipe, from_dict, stage_hashes, to_dict
+from recaption.duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, UsageError
 from recaption.filters import verdicts
 from recaption.ledger import CLIPS_SCHEMA
@@ -104,5 +105,5 @@ def kept_clips(run: RunFolder, recipe: Recipe) -> dict[int, list[Clip]]:
     tables = {part_number(name): run.read_table(name).select(CLIPS_SCHEMA.names).cast(CLIPS_SCHEMA) for name in names}
     if not tables:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
-    reasons = iter(verdicts(pa.concat_tables(tables.values()), recipe.filters))
+    reasons = iter(verdicts(pa.concat_tables(tables.values()), recipe.filters, read_pairs(run)))
     return {part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()}

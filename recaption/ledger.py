@@ -29,8 +29,10 @@ from recaption.damage import (
     temporary_files,
     tiling_problems,
 )
+from recaption.duplicates import PAIRS_SCHEMA, read_pairs
 from recaption.errors import DROP_REASONS
-from recaption.filters import FilterThresholds, verdicts
+from recaption.filters import FilterThresholds, judge
+from recaption.fingerprints import ClipFingerprint
 from recaption.records import Caption, Clip, ClipPreview, ClipScores, Sample, Video, from_table, schema_of
 from recaption.run_folder import RunFolder
 
@@ -59,6 +61,8 @@ class ClipState:
     `shard`."""
     shard: str | None = None
     """in_shard: the tar; its key there is the clip id."""
+    duplicate_of: str | None = None
+    """dropped as a duplicate: the clip that stays in its place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +127,7 @@ def account(run: RunFolder, thresholds: FilterThresholds, set_name: str | None =
     captions = _caption_reasons(_read_captions(run, set_name or chosen_set(run)))
     shards = run.read_tables("shards/*/*.parquet", SHARD_SCHEMA)
     rejected = run.read_table(REJECTED) if run.exists(REJECTED) else None
-    states = _clip_states(clips, thresholds, captions, shards, rejected)
+    states = _clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
     return Ledger(videos=tuple(videos), clips=tuple(states), num_waiting_inputs=len(_waiting_inputs(run, videos)))
 
 
@@ -186,6 +190,7 @@ def _waiting_inputs(run: RunFolder, videos: Iterable[Video]) -> list[str]:
 def _clip_states(
     clips: pa.Table,
     thresholds: FilterThresholds,
+    pairs: pa.Table,
     captions: dict[str, str | None],
     shards: pa.Table,
     rejected: pa.Table | None,
@@ -195,7 +200,8 @@ def _clip_states(
     turned_away = {row["clip_id"]: row["reason"] for row in shards.to_pylist() if row["status"] == "failed"}
     turned_away |= {row["clip_id"]: row["reason"] for row in (rejected.to_pylist() if rejected is not None else ())}
     spans = clips.select(["clip_id", "uri", "start_seconds", "end_seconds"]).to_pylist()
-    for row, verdict in zip(spans, verdicts(clips, thresholds), strict=True):
+    judged = judge(clips, thresholds, pairs)
+    for row, verdict, original in zip(spans, judged.reasons, judged.duplicate_of, strict=True):
         clip_id = row["clip_id"]
         state, reason = "waiting", verdict
         if verdict is not None:
@@ -213,6 +219,7 @@ def _clip_states(
             state=state,
             reason=reason,
             shard=in_shard[clip_id] if state == "in_shard" else None,
+            duplicate_of=original,
         )
 
 
@@ -233,6 +240,8 @@ def verify(run: RunFolder, thresholds: FilterThresholds, set_name: str | None = 
         "rejected": (REJECTED, REJECTED_SCHEMA),
         "index": ("index.parquet", schema_of(Sample)),
         "inputs": ("inputs.parquet", INPUTS_SCHEMA),
+        "fingerprints": ("fingerprints/part-*.parquet", pa.schema([schema_of(ClipFingerprint).field("clip_id")])),
+        "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA),
         "previews": ("previews/part-*.parquet", pa.schema([schema_of(ClipPreview).field("clip_id")])),
         "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA),
         "latents index": ("latents/*/index.parquet", schema_of(Sample)),
@@ -245,7 +254,7 @@ def verify(run: RunFolder, thresholds: FilterThresholds, set_name: str | None = 
         problems += unreadable
         if not unreadable:
             files[stage] = tables
-            if not stage.startswith("latents"):
+            if not stage.startswith("latents") and stage != "duplicates":
                 problems += mixed_recipes(run, tables)
 
     rows = {stage: _rows(tables) for stage, tables in files.items()}
@@ -263,7 +272,7 @@ def verify(run: RunFolder, thresholds: FilterThresholds, set_name: str | None = 
         if stage.startswith("captions/") and "clips" in rows:
             made_with = {name: run.table_metadata(name).get("recipe_hash", "") for name in files[stage]}
             problems += caption_problems(rows[stage], {row["clip_id"] for _, row in rows["clips"]}, made_with)
-    if {"clips", "shards", "rejected", "index"} <= files.keys():
+    if {"clips", "duplicates", "shards", "rejected", "index"} <= files.keys():
         set_name = set_name or chosen_set(run)
         captions = files.get(f"captions/{set_name}", {} if set_name is None else None)
         if captions is not None:
@@ -337,17 +346,19 @@ def _state_problems(
     clips = _concat(files["clips"].values(), CLIPS_SCHEMA)
     shards = _concat(files["shards"].values(), SHARD_SCHEMA)
     rejected = _concat(files["rejected"].values(), REJECTED_SCHEMA)
+    pairs = _concat(files["duplicates"].values(), PAIRS_SCHEMA)
     texts = _concat(captions.values(), CAPTION_STATE_SCHEMA)
     states: dict[str, ClipState] = {}
-    for clip in _clip_states(clips, thresholds, _caption_reasons(texts), shards, rejected):
-        if clip.reason != "duplicate":
+    for clip in _clip_states(clips, thresholds, pairs, _caption_reasons(texts), shards, rejected):
+        if clip.duplicate_of != clip.clip_id:  # the same bytes twice: the first row speaks for both
             states.setdefault(clip.clip_id, clip)
     for name, row in _rows(files["shards"]):
         where = f"{name}:{row['clip_id']}"
         if row["clip_id"] not in states:
             yield Problem(kind="unknown_clip_in_shard", where=where, detail="RUN/clips does not have this clip")
         elif row["status"] == "ok" and (state := states[row["clip_id"]]).state == "dropped":
-            detail = f"the filters drop this clip ({state.reason}); were thresholds changed after sharding?"
+            why = f"duplicate of {state.duplicate_of}" if state.duplicate_of else state.reason
+            detail = f"the filters drop this clip ({why}); were thresholds changed after sharding?"
             yield Problem(kind="dropped_clip_in_shard", where=where, detail=detail)
     if not run.exists("index.parquet"):
         return

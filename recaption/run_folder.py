@@ -17,6 +17,7 @@ import os
 import posixpath
 import shutil
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec
@@ -117,6 +118,11 @@ class RunFolder:
 
     def read_table(self, name: str) -> pa.Table:
         return pq.read_table(io.BytesIO(self.read_bytes(name)))
+
+    def read_columns(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of one file; the others are not fetched from storage."""
+        with self.fs.open(self.path(name), "rb") as file:
+            return pq.read_table(file, columns=[*columns])
 
     def table_metadata(self, name: str) -> dict[str, str]:
         with self.fs.open(self.path(name), "rb") as file:
