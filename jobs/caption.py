@@ -18,11 +18,12 @@ from jobs.cluster import Cluster
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
 from recaption.captions import clean
+from recaption.clip_frames import frames_of
 from recaption.errors import UsageError, VideoError
 from recaption.inputs import read_side_text
 from recaption.records import Caption, Clip, from_table, to_table
 from recaption.run_folder import RunFolder, recipe_hash
-from recaption.video_io import DecodeLimits, read_frames
+from recaption.video_io import DecodeLimits
 
 RETRY_TEMPERATURE = 0.7
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -167,7 +168,7 @@ class CaptionWorker:
             if original:
                 rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
             try:
-                frames.append(self._frames_of(clip))
+                frames.append(frames_of(clip, self.captioner, self.decode))
             except VideoError as error:
                 rows.append(self._bound(Caption(reason=error.reason), clip))
             else:
@@ -201,13 +202,6 @@ class CaptionWorker:
                 if caption.reason is None:
                     captions[i] = caption
         return captions
-
-    def _frames_of(self, clip: Clip) -> np.ndarray:
-        """`captioner.num_frames` frames, spread evenly: the middle of each of as many equal spans."""
-        count = min(self.captioner.num_frames, clip.num_frames)
-        indices = clip.start_frame + ((np.arange(count) + 0.5) * clip.num_frames / count).astype(np.int64)
-        short_side = min(self.captioner.frame_px, clip.width_px, clip.height_px)
-        return read_frames(clip.uri, indices, short_side_px=short_side, limits=self.decode).pixels_THWC
 
     def _bound(self, text: Caption, clip: Clip) -> Caption:
         return dataclasses.replace(
