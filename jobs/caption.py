@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -37,17 +38,37 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
     Raises:
         UsageError: unknown captioner, weights out of reach, no clips in the run folder.
     """
-    from recaption.captioners import load_captioner
-
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
+    made = caption_parts(run, recipe, set_name, cluster)
+    seconds = sum(part["seconds"] for part in made["computed"])
+    num_captions = sum(part["captions"] for part in made["computed"])
+    return {
+        **summarise(run, set_name),
+        "clips_per_second": num_captions / seconds if seconds else 0.0,
+        "computed_parts": len(made["computed"]),
+        "skipped_parts": made["num_parts"] - len(made["computed"]),
+    }
+
+
+def caption_parts(
+    run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Caption the parts that are not done; returns their summaries as `computed`, and `num_parts` in all.
+
+    Args:
+        only: parts that may be computed; default: all.
+    """
+    from recaption.captioners import load_captioner
+
     kept = kept_clips(run, recipe)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
     parts = [
         {"part": number, "clips": [dataclasses.asdict(c) for c in clips], "clips_hash": _clips_hash(clips)}
         for number, clips in kept.items()
-        if not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
+        if (only is None or number in only)
+        and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
     ]
     if parts:
         load_captioner(recipe.caption.captioner)  # a wrong SPEC is one sentence here, not a stack of worker errors
@@ -59,17 +80,8 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    seconds = 0.0
-    made = 0
-    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device):
-        seconds += summary["seconds"]
-        made += summary["captions"]
-    return {
-        **summarise(run, set_name),
-        "clips_per_second": made / seconds if seconds else 0.0,
-        "computed_parts": len(parts),
-        "skipped_parts": len(kept) - len(parts),
-    }
+    made = cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device)
+    return {"computed": list(made), "num_parts": len(kept)}
 
 
 def _clips_hash(clips: list[Clip]) -> str:

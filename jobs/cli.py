@@ -244,12 +244,21 @@ class Report(OnRun):
 class Verify(OnRun):
     """Prove that nothing is lost, doubled or damaged."""
 
-    example: ClassVar[str] = "recaption verify --run runs/a"
+    example: ClassVar[str] = "recaption verify --run runs/a --repair"
+    pairs: str = "32"
+    """Captions per set that are held against the pixels of their clips, decoded anew; 0 for none, or all."""
+    repair: bool = False
+    """Make anew what is damaged, and only that, then verify again."""
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.verify import verify_run
+        from jobs.repair import repair_run
+        from jobs.verify import parse_pairs, verify_run
 
-        return verify_run(open_run(self.run)[0], self.settings)
+        run, num_pairs = open_run(self.run)[0], parse_pairs(self.pairs)
+        if not self.repair:
+            return verify_run(run, self.settings, num_pairs=num_pairs, progress=self.progress)
+        with self.cluster() as cluster:
+            return repair_run(run, self.settings, cluster, num_pairs=num_pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

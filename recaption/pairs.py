@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from recaption.clip_frames import frames_of
-from recaption.damage import Problem
+from recaption.damage import Problem, open_parts
 from recaption.errors import VideoError
 from recaption.local_files import file_id, local_copy
 from recaption.records import Caption, Clip, schema_of
@@ -47,7 +47,10 @@ SCORE_TOLERANCE = 0.05
 """Cosines of the same pair on other hardware or in another precision differ by less than 0.01."""
 
 PAIR_SCHEMA = pa.schema(
-    [schema_of(Caption).field(n) for n in ("clip_id", "text", "clip_sha256", "captioner", "clip_score", "source", "reason")]
+    [
+        schema_of(Caption).field(n)
+        for n in ("clip_id", "text", "clip_sha256", "captioner", "clip_score", "source", "reason")
+    ]
 )
 
 
@@ -108,7 +111,8 @@ def sample_pairs(
     kept: list[tuple[tuple[bool, int], str, dict[str, Any]]] = []
     total = 0
     for name in run.list(f"captions/{set_name}/part-*.parquet"):
-        for row in run.read_table(name).select(PAIR_SCHEMA.names).to_pylist():
+        tables, _ = open_parts(run, [name], PAIR_SCHEMA)  # what does not open is `verify`'s to report
+        for row in (row for table in tables.values() for row in table.to_pylist()):
             if row["source"] != "model" or not row["clip_sha256"]:
                 continue
             total += 1
@@ -186,7 +190,9 @@ def _frames_or_why(clip: Clip, captioner: Captioner, decode: DecodeLimits) -> np
     try:
         return frames_of(clip, captioner, decode)
     except VideoError as error:
-        return "the source video has other bytes now" if _is_changed(clip) else f"the clip does not decode: {error.reason}"
+        return (
+            "the source video has other bytes now" if _is_changed(clip) else f"the clip does not decode: {error.reason}"
+        )
 
 
 def _is_changed(clip: Clip) -> bool:
@@ -203,7 +209,9 @@ def _score(batch: list[tuple[Pair, np.ndarray]], captioner: Captioner, check: Pa
     for (pair, _), score in zip(batch, np.diag(scores), strict=True):
         where = f"{pair.part}:{pair.clip_id}"
         if pair.clip_score is not None and abs(score - pair.clip_score) > SCORE_TOLERANCE:
-            detail = f"its text scores {score:.3f} against its clip, {pair.clip_score:.3f} was noted when it was written"
+            detail = (
+                f"its text scores {score:.3f} against its clip, {pair.clip_score:.3f} was noted when it was written"
+            )
             check.problems.append(Problem(kind="clip_score_differs", where=where, detail=detail))
     return scores
 

@@ -14,9 +14,10 @@ import pytest
 
 from recaption.damage import PROBLEM_KINDS
 from recaption.filters import FilterThresholds
-from recaption.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account, chosen_set, verify
+from recaption.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account, chosen_set
 from recaption.records import Caption, Sample, Video, from_table, schema_of, to_table
 from recaption.run_folder import RunFolder
+from recaption.verification import verify
 
 THRESHOLDS = dataclasses.replace(
     FilterThresholds(**{field.name: None for field in dataclasses.fields(FilterThresholds)}),
