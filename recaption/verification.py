@@ -298,6 +298,11 @@ def _state_problems(
     waiting = originals.filter(pc.equal(originals["state"], "waiting"))
     # Where the shard of an indexed clip is gone, that is reported once for the shard.
     waiting = waiting.filter(pc.invert(pc.is_in(waiting["clip_id"], value_set=_ids(index))))
+    is_good = pc.and_(pc.equal(texts["source"], "model"), pc.is_null(texts["reason"]))
+    inside = originals.filter(pc.equal(originals["state"], "in_shard"))
+    lost = inside.filter(pc.invert(pc.is_in(inside["clip_id"], value_set=_ids(texts.filter(is_good)))))
+    lost = lost.set_column(lost.schema.get_field_index("reason"), "reason", pa.array(["caption"] * lost.num_rows))
+    waiting = pa.concat_tables([waiting, lost.cast(waiting.schema)]) if set_name is not None else waiting
     part_of = _parts_of(found.tables["clips"], _ids(waiting))
     for row in waiting.to_pylist():
         if row["reason"] == "caption":
@@ -305,7 +310,7 @@ def _state_problems(
             if part not in texts_by_part and texts_by_part:
                 continue  # reported once for the part
             where = f"{part}:{row['clip_id']}"
-            detail = f"kept, and caption set {set_name!r} has no text for it although the shards are finished"
+            detail = f"kept, and caption set {set_name!r} has no good text for it although the shards are finished"
             yield Problem(kind="caption_missing", where=where, detail=detail)
         else:
             detail = "kept, with a good caption, in no shard and not rejected although the shards are finished"

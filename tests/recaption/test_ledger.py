@@ -375,6 +375,7 @@ DAMAGE = {
     "seconds_do_not_add_up": lambda run: rewrite(run, "clips/part-00000.parquet", set_value(2, "end_seconds", 3.002)),
     "caption_without_clip": lambda run: second_captions_part(run, "c1", clip_id="f" * 16 + "-0000000-0000001"),
     "caption_missing": caption_lost,
+    "caption_missing: of a sample": lambda run: rewrite(run, CAPTIONS, drop_row(3)),
     "caption_missing: a whole part": caption_part_lost,
     "embedding_missing: a row": lambda run: embeddings(run, 0, ["aaaaaaaaaaaaaaaa-0000000-0000024"]),
     "embedding_missing: a part": lambda run: embeddings(run, 1, []),
@@ -404,6 +405,7 @@ DAMAGE = {
         ),
         rewrite(run, "index.parquet", lambda rows: [*rows, rows[0] | {"clip_id": "aaaaaaaaaaaaaaaa-0000048-0000072"}]),
         rewrite(run, "clips/part-00000.parquet", set_value(2, "sharpness", 99.0)),
+        rewrite(run, CAPTIONS, lambda rows: [*rows, {**rows[0], "clip_id": "aaaaaaaaaaaaaaaa-0000048-0000072"}]),
     ),
     "sample_unlisted": extra_sample,
     "offset_wrong": lambda run: [
