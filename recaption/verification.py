@@ -5,7 +5,7 @@
 Whether captions describe what their clips show is asked of the pixels: `recaption.pairs`.
 
 Memory: tables of one shard, or of one part, at a time; of the whole run only what joins files: scores and ids of the
-clips, states of the captions, the index. About 1.5 kB per clip (tests/benchmarks/bench_verify.py).
+clips, states of the captions, the index. About 1.3 kB per clip (tests/benchmarks/bench_verify.py).
 """
 
 from __future__ import annotations
