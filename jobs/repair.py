@@ -23,7 +23,7 @@ from jobs.cluster import Cluster
 from jobs.encode import encode, planned_latents
 from jobs.prepare import prepare_parts
 from jobs.recipes import Recipe, stage_hashes
-from jobs.run_state import INPUTS, INPUTS_SCHEMA, part_name, part_number
+from jobs.run_state import INPUTS, INPUTS_SCHEMA, check_same_recipe, part_name, part_number
 from jobs.shard import REJECTED, planned_shards, shard
 from jobs.verify import as_summary, find_problems
 from packing.shards import is_committed
@@ -82,19 +82,25 @@ class _Repair:
 
 
 def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: int | None) -> dict[str, Any]:
-    """Verify, make anew what is damaged, verify again. `problems` of the summary are those that are left."""
+    """Verify, make anew what is damaged, verify again. `problems` of the summary are those that are left.
+
+    Raises:
+        UsageError: the recipe is not the one that the folder was prepared with.
+    """
+    check_same_recipe(run, recipe)
     job = _Repair(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(MAX_ROUNDS if problems else 0):
         job.refused.clear()
-        if not problems:
-            break
         num_remade = len(job.remade)
         _one_round(job, problems, num_pairs)
         if len(job.remade) == num_remade:
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
+        if not problems:
+            job.refused.clear()
+            break
     summary = as_summary(run, recipe, problems, pairs)
     return {**summary, "found": num_found, "repaired": sorted(set(job.remade)), "refused": job.refused}
 
@@ -103,10 +109,9 @@ def _one_round(job: _Repair, problems: list[Problem], num_pairs: int | None) -> 
     for problem in problems:
         if problem.kind in STALE:
             job.refused[problem.where] = STALE[problem.kind]
-    # A problem of a whole file has no `:`; it has no other cause.
-    later = [p for p in problems if p.kind in CONSEQUENCES and (":" in p.where or "/" not in p.where)]
-    own = [p for p in problems if p not in later and p.kind not in STALE]
-    damage = _locate(job, own or later, num_pairs)
+    fresh = [p for p in problems if p.kind not in STALE]
+    own = [p for p in fresh if not _may_be_consequence(p)]
+    damage = _locate(job, own or fresh, num_pairs)
     for name in damage.temporary:
         job.run.remove(name)
         job.remade.append(f"{name} (removed)")
@@ -122,6 +127,11 @@ def _one_round(job: _Repair, problems: list[Problem], num_pairs: int | None) -> 
         _remake_shards(job, damage)
     for compressor, names in damage.latents.items():
         _remake_latents(job, compressor, names)
+
+
+def _may_be_consequence(problem: Problem) -> bool:
+    """A file that is gone as a whole (it has no `:` and is no clip) is a cause."""
+    return problem.kind in CONSEQUENCES and (":" in problem.where or "/" not in problem.where)
 
 
 def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Damage:
@@ -155,8 +165,10 @@ def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Da
             damage.index = True
         elif folder == "shards":
             damage.shards.add(re.sub(r"\.(tar|parquet)$", "", name))
-        else:
+        elif "/" not in name:
             damage.lost_clips.add(name)
+        else:
+            job.refused[name] = "no stage is known that makes this file alone"
     return damage
 
 
@@ -278,6 +290,9 @@ def _remake_captions(job: _Repair, set_name: str, numbers: set[int]) -> None:
         why = f"set {set_name!r} was made with other settings than run.yaml has now: run `recaption caption` with them"
         job.refused |= {part_name(folder, number): why for number in numbers}
         return
+    if why := _why_another_captioner(job, whole):
+        job.refused |= {part_name(folder, number): why for number in numbers}
+        return
     open_numbers = []
     for number in sorted(numbers):
         rows = _rows_of(job.run, part_name("clips", number))
@@ -292,6 +307,24 @@ def _remake_captions(job: _Repair, set_name: str, numbers: set[int]) -> None:
             job.remade.append(name)
     if open_numbers:
         caption_parts(job.run, job.recipe, set_name, job.cluster, only=open_numbers)
+
+
+def _why_another_captioner(job: _Repair, whole: list[str]) -> str:
+    """Why the captioner cannot be had, or is not the one that wrote the parts that are whole; empty where it is."""
+    from recaption.captioners import load_captioner
+
+    try:
+        captioner = load_captioner(job.recipe.caption.captioner)
+    except UsageError as error:
+        return f"no captioner: {error}"
+    name = f"{captioner.name}@{captioner.weights_hash}"
+    for part in whole:
+        made_by = {row["captioner"] for row in job.run.read_table(part).to_pylist() if row["source"] == "model"} - {""}
+        if made_by:
+            return (
+                "" if made_by == {name} else f"its other parts were made by {', '.join(sorted(made_by))}, not by {name}"
+            )
+    return ""
 
 
 def _rows_of(run: RunFolder, name: str) -> list[dict[str, Any]]:

@@ -41,7 +41,14 @@ from recaption.run_folder import RunFolder
 
 Link = Callable[[bytes], str]
 """Bytes of a JPEG -> what the page's `src` says."""
-FIELD_OF_REASON = {one.reason: [name for name in (one.lowest, one.highest) if name] for one in FILTERS}
+
+
+def fields_of(reason: str) -> list[str]:
+    """Names of the thresholds that can give this verdict."""
+    if reason == "duplicate":
+        return ["drop_duplicates"]
+    filters = [one for one in FILTERS if one.reason == reason]
+    return [name for one in filters for name in (one.lowest, one.highest) if name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +115,10 @@ def threshold_text(value: float | bool | None) -> str:
 
 
 def setting_text(reason: str, thresholds: FilterThresholds) -> str:
-    """The threshold that gives this verdict, as a person reads it."""
-    fields = ["drop_duplicates"] if reason == "duplicate" else FIELD_OF_REASON.get(reason, [])
-    return ", ".join(f"{name} = {threshold_text(getattr(thresholds, name))}" for name in fields)
+    """The thresholds that give this verdict, as a person reads them; those that are off only where all are."""
+    values = {name: threshold_text(getattr(thresholds, name)) for name in fields_of(reason)}
+    shown = {name: text for name, text in values.items() if text != "off"} or dict([*values.items()][:1])
+    return ", ".join(f"{name} = {text}" for name, text in shown.items())
 
 
 def waterfall_rows(seen: Seen, thresholds: FilterThresholds) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from jobs.report_thresholds import (
     amount,
     ask_run,
     curve_chart,
+    fields_of,
     picture_rows,
     setting_text,
     threshold_text,
@@ -310,7 +311,6 @@ def _page_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
             said = f"{out['reason']}, {state}: {left} clips left, {lost} dropped"
             out |= {f"{key}_{state}": row[state][key] for key in ("clips", "seconds", "tokens")}
             out[f"bar_{state}"] = stacked_bar(segments, total=total, label=said, height_px=10)
-        fields = [part.partition(" = ")[0] for part in row["setting"].split(", ")]
-        out["is_changed"] = any(field in summary["changes"] for field in fields)
+        out["is_changed"] = any(field in summary["changes"] for field in fields_of(row["reason"]))
         rows.append(out)
     return rows

@@ -27,7 +27,7 @@ PROBLEM_KINDS = (
     "part_unreadable",
     "recipe_mixed",
     "input_missing",
-    "preview_missing",
+    "part_missing",
     "video_twice",
     "clip_id_wrong",
     "clip_without_video",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,8 @@ def _sides() -> dict[str, list[tuple[Filter, str]]]:
 def parse_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterThresholds:
     """Thresholds with some of them moved.
 
-    Each text is `NAME=VALUE`, or several with commas between. NAME is a score (`motion`), or, where a score has a lowest
-    and a highest, the threshold itself (`min_luma`, `max_luma`); VALUE is a number or `off`.
+    Each text is `NAME=VALUE`, or several with commas between. NAME is a score (`motion`) or a threshold by its own name,
+    which a score with a lowest and a highest needs (`min_luma`, `max_luma`); VALUE is a number or `off`.
 
     Raises:
         UsageError: no such score, no number, or a score with two sides; the sentence names what there is.
@@ -57,30 +58,32 @@ def parse_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterT
         name = _field(match[1].replace("-", "_"))
         if name in changes:
             raise UsageError(f"--what-if names {name} twice")
-        changes[name] = _value(name, match[2], thresholds)
+        changes[name] = _value(name, match[2])
     return dataclasses.replace(thresholds, **changes)
 
 
 def _field(name: str) -> str:
     """Name of the threshold that a score, or the threshold's own name, stands for."""
     sides = _sides()
-    known = [*(field for found in sides.values() for _, field in found), "drop_duplicates"]
-    if name in known:
+    if name in {field.name for field in dataclasses.fields(FilterThresholds)}:
         return name
     if name not in sides:
-        raise UsageError(f"--what-if {name}: no such score; there are {', '.join([*sides, 'drop_duplicates'])}")
+        asked = {field for found in sides.values() for _, field in found}
+        others = [field.name for field in dataclasses.fields(FilterThresholds) if field.name not in asked]
+        raise UsageError(f"--what-if {name}: no such score; there are {', '.join([*sides, *others])}")
     fields = [field for _, field in sides[name]]
     if len(fields) > 1:
         raise UsageError(f"--what-if {name}: it has a lowest and a highest, so say {' or '.join(fields)}")
     return fields[0]
 
 
-def _value(name: str, text: str, thresholds: FilterThresholds) -> float | bool | None:
-    if isinstance(getattr(thresholds, name), bool):
+def _value(name: str, text: str) -> float | bool | None:
+    hint = typing.get_type_hints(FilterThresholds)[name]
+    if hint is bool:
         if text not in ("on", "off"):
             raise UsageError(f"--what-if {name}={text}: say on or off")
         return text == "on"
-    if text == "off":
+    if text == "off" and type(None) in typing.get_args(hint):
         return None
     try:
         value = float(text)

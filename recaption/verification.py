@@ -54,6 +54,8 @@ INDEX = "index.parquet"
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 
+WRITTEN_WITH_VIDEOS = ("previews",)
+"""Files of a part of `prepare` that are asked for nothing else; clips are asked for by their videos."""
 VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
 CLIP_ID = pa.schema([("clip_id", pa.string())])
@@ -138,12 +140,12 @@ def _check_rows(run: RunFolder, found: _Found) -> None:
         elif found.tables["videos"]:
             detail = "the list of inputs is gone: whether each has a row cannot be told"
             found.problems.append(Problem(kind="input_missing", where="inputs.parquet", detail=detail))
-    if found.has("videos") and found.tables.get("previews"):
-        for name in found.tables["videos"]:
-            beside = name.replace("videos/", "previews/", 1)
-            if beside not in found.tables["previews"]:
-                detail = f"the pictures of the clips of {name} are gone"
-                found.problems.append(Problem(kind="preview_missing", where=beside, detail=detail))
+    for stage in WRITTEN_WITH_VIDEOS:
+        for name in found.tables.get("videos", ()) if found.tables.get(stage) else ():
+            beside = name.replace("videos/", f"{stage}/", 1)
+            if beside not in found.tables[stage]:
+                detail = f"gone, although {name}, which is written after it, is there"
+                found.problems.append(Problem(kind="part_missing", where=beside, detail=detail))
     for stage, tables in found.tables.items():
         set_name = stage.partition("/")[2]
         if stage.startswith("captions/") and found.has("clips"):

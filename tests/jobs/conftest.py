@@ -19,10 +19,13 @@ class InProcess:
 
     progress = False
 
-    def run_parts(self, worker, settings, parts, *, title, device="cpu"):
+    def run_parts(self, worker, settings, parts, **_):
         if parts:
             one = worker(**settings)
             yield from map(one, parts)
+
+    def throughput(self):
+        return {}
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,11 @@ import pytest
 
 from jobs.caption import caption
 from jobs.prepare import prepare
+from jobs.recipes import stage_hashes
 from jobs.repair import repair_run
+from jobs.run_state import write_recipe
 from jobs.shard import shard
+from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
 WRITTEN_ANEW = {"index.parquet", "shards/rejected.parquet", "latents/patch-24-w0.5/index.parquet"}
@@ -200,10 +203,35 @@ def test_what_a_lost_source_made_is_left_and_named(scene_videos, small_recipe, i
 def test_captions_of_other_settings_are_left_and_named(run_copy, small_recipe, in_process):
     other = dataclasses.replace(small_recipe, caption=dataclasses.replace(small_recipe.caption, max_tokens=5))
     cut(one_of(run_copy, "captions/main/*", 1), 50)
+    write_recipe(run_copy, other)
     before = tree(run_copy)
     summary = repair_run(run_copy, other, in_process, num_pairs=0)
     assert not summary["ok"]
     assert "other settings" in summary["refused"]["captions/main/part-00001.parquet"]
+    assert tree(run_copy) == before
+
+
+def test_a_captioner_out_of_reach_costs_nothing_that_is_there(run_copy, small_recipe, in_process):
+    away = dataclasses.replace(small_recipe, caption=dataclasses.replace(small_recipe.caption, captioner="/no/such"))
+    write_recipe(run_copy, away)
+    for name in run_copy.list("captions/main/part-*.parquet"):  # as if that captioner had written them
+        table = run_copy.read_table(name)
+        run_copy.write_table(
+            name, table, run_copy.table_metadata(name) | {"recipe_hash": stage_hashes(away)["caption"]}
+        )
+    lose_row("captions/main/part-00001.parquet")(run_copy)
+    before = tree(run_copy)
+    summary = repair_run(run_copy, away, in_process, num_pairs=0)
+    assert not summary["ok"]
+    assert "/no/such" in summary["refused"]["captions/main/part-00001.parquet"]
+    assert tree(run_copy) == before
+
+
+def test_another_recipe_is_refused_before_anything_is_touched(run_copy, small_recipe, in_process):
+    other = dataclasses.replace(small_recipe, prepare=dataclasses.replace(small_recipe.prepare, max_clip_seconds=1.5))
+    before = tree(run_copy)
+    with pytest.raises(UsageError, match="other prepare settings"):
+        repair_run(run_copy, other, in_process, num_pairs=0)
     assert tree(run_copy) == before
 
 

@@ -354,7 +354,7 @@ DAMAGE = {
     "input_missing": lambda run: rewrite(run, "videos/part-00000.parquet", drop_row(3)),
     "video_twice": lambda run: rewrite(run, "videos/part-00000.parquet", lambda rows: [*rows, rows[0]]),
     "input_missing: the list": lambda run: run.remove("inputs.parquet"),
-    "preview_missing": lambda run: [
+    "part_missing": lambda run: [
         run.write_table(f"previews/part-0000{part}.parquet", schema_of(ClipPreview).empty_table()) for part in (1,)
     ],
     "clip_id_wrong": lambda run: rewrite(
