@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from jobs.cluster import Cluster
+from jobs.duplicates import find_semantic
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
 from recaption.captioners import Described
 from recaption.captions import clean
+from recaption.clip_frames import frames_of
 from recaption.errors import UsageError, VideoError
 from recaption.inputs import read_side_text
 from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
 from recaption.run_folder import RunFolder, recipe_hash
-from recaption.video_io import DecodeLimits, read_frames
+from recaption.video_io import DecodeLimits
 
 RETRY_TEMPERATURE = 0.7
 Sums = dict[str, float]
@@ -36,17 +39,37 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
     Raises:
         UsageError: unknown captioner, weights out of reach, no clips in the run folder.
     """
-    from recaption.captioners import load_captioner
-
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
-    kept = kept_clips(run, recipe)
+    made = caption_parts(run, recipe, set_name, cluster)
+    seconds = sum(part["seconds"] for part in made["computed"])
+    num_captions = sum(part["captions"] for part in made["computed"])
+    return {
+        **summarise(run, set_name),
+        "clips_per_second": num_captions / seconds if seconds else 0.0,
+        "computed_parts": len(made["computed"]),
+        "skipped_parts": made["num_parts"] - len(made["computed"]),
+    }
+
+
+def caption_parts(
+    run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Caption the parts that are not done; returns their summaries as `computed`, and `num_parts` in all.
+
+    Args:
+        only: parts that may be computed; default: all.
+    """
+    from recaption.captioners import load_captioner
+
+    kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
     parts = [
         {"part": number, "clips": [dataclasses.asdict(c) for c in clips], "clips_hash": _clips_hash(clips)}
         for number, clips in kept.items()
-        if not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
+        if (only is None or number in only)
+        and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
     ]
     if parts:
         load_captioner(recipe.caption.captioner)  # a wrong SPEC is one sentence here, not a stack of worker errors
@@ -58,17 +81,9 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    seconds = 0.0
-    made = 0
-    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device):
-        seconds += summary["seconds"]
-        made += summary["captions"]
-    return {
-        **summarise(run, set_name),
-        "clips_per_second": made / seconds if seconds else 0.0,
-        "computed_parts": len(parts),
-        "skipped_parts": len(kept) - len(parts),
-    }
+    made = list(cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device))
+    find_semantic(run, recipe.prepare.duplicates, set_name)
+    return {"computed": made, "num_parts": len(kept)}
 
 
 def _clips_hash(clips: list[Clip]) -> str:
@@ -180,7 +195,7 @@ class CaptionWorker:
             if original:
                 rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
             try:
-                frames.append(self._frames_of(clip))
+                frames.append(frames_of(clip, self.captioner, self.decode))
             except VideoError as error:
                 rows.append(self._bound(Caption(reason=error.reason), clip))
             else:
@@ -212,13 +227,6 @@ class CaptionWorker:
                 if again.captions[place].reason is None:
                     first.captions[i], first.text_BD[i] = again.captions[place], again.text_BD[place]
         return first
-
-    def _frames_of(self, clip: Clip) -> np.ndarray:
-        """`captioner.num_frames` frames, spread evenly: the middle of each of as many equal spans."""
-        count = min(self.captioner.num_frames, clip.num_frames)
-        indices = clip.start_frame + ((np.arange(count) + 0.5) * clip.num_frames / count).astype(np.int64)
-        short_side = min(self.captioner.frame_px, clip.width_px, clip.height_px)
-        return read_frames(clip.uri, indices, short_side_px=short_side, limits=self.decode).pixels_THWC
 
     def _bound(self, text: Caption, clip: Clip) -> Caption:
         return dataclasses.replace(

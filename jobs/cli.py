@@ -20,7 +20,7 @@ from jobs.cluster import Cluster
 from jobs.recipes import Recipe, SampleSettings
 from jobs.run_state import open_run
 from jobs.summary import exit_code, print_summary
-from recaption.errors import RecaptionError
+from recaption.errors import RecaptionError, UsageError
 
 Settings = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's own tree as flags: `--shard.buckets.fps 12`."""
@@ -70,17 +70,24 @@ class Prepare(Common):
     """Probe the videos, find shots, cut clips, score them."""
 
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
-    videos: tuple[str, ...]
+    videos: tuple[str, ...] = ()
     """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
     out: str
     """The run folder: a local path or a fsspec URI."""
     recipe: str = "quickstart"
     """quickstart, small, base, or the path of a run.yaml."""
+    what_if: tuple[str, ...] = ()
+    """Instead of preparing anything, show what other thresholds would cost: motion=0.02,text_area=0.1,max_luma=off."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.prepare import prepare
+        from jobs.what_if import what_if
 
+        if self.what_if:
+            return what_if(open_run(self.out)[0], self.settings, self.what_if)
+        if not self.videos:
+            raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
         with self.cluster() as cluster:
             return prepare(self.videos, self.out, self.settings, cluster)
 
@@ -237,19 +244,28 @@ class Report(OnRun):
     def __call__(self) -> dict[str, Any]:
         from jobs.report import write_report
 
-        return {"report": write_report(open_run(self.run)[0], self.settings.filters)}
+        return {"report": write_report(open_run(self.run)[0], self.settings.filters, recipe=self.settings)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(OnRun):
     """Prove that nothing is lost, doubled or damaged."""
 
-    example: ClassVar[str] = "recaption verify --run runs/a"
+    example: ClassVar[str] = "recaption verify --run runs/a --repair"
+    pairs: str = "32"
+    """Captions per set that are held against the pixels of their clips, decoded anew; 0 for none, or all."""
+    repair: bool = False
+    """Make anew what is damaged, and only that, then verify again."""
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.verify import verify_run
+        from jobs.repair import repair_run
+        from jobs.verify import parse_pairs, verify_run
 
-        return verify_run(open_run(self.run)[0], self.settings)
+        run, num_pairs = open_run(self.run)[0], parse_pairs(self.pairs)
+        if not self.repair:
+            return verify_run(run, self.settings, num_pairs=num_pairs, progress=self.progress)
+        with self.cluster() as cluster:
+            return repair_run(run, self.settings, cluster, num_pairs=num_pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +346,8 @@ def _recipe_for(verb: str, arguments: Sequence[str]) -> Recipe:
     """Flags refine a recipe, so the recipe has to be known before the flags are read."""
     asked = _flag(arguments, "--recipe")
     run_uri = _flag(arguments, "--run")
+    if verb == "prepare" and _flag(arguments, "--what-if"):
+        run_uri = _flag(arguments, "--out")  # asked of a run folder, so its own recipe counts
     if asked or not run_uri or any(a in ("-h", "--help") for a in arguments):
         return recipes.load_recipe(asked or "quickstart")
     from jobs.run_state import RUN_YAML

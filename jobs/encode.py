@@ -44,16 +44,13 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     compressor = load(spec)
     _check_strides(compressor, recipe)
     write_recipe(run, recipe)
-    names = sorted({row.shard for row in from_table(run.read_table("index.parquet"), Sample)})
-    parts = []
-    planned = []
-    for shard in names:
-        made_from = run.table_metadata(shard.removesuffix(".tar") + ".parquet")["tar_sha256"]
-        key = recipe_hash([stage_hashes(recipe)["encode"], compressor.name, made_from])
-        name = latent_shard_name(compressor.name, shard)
-        planned.append(name)
-        if not is_committed(run, name, key):
-            parts.append({"shard": shard, "name": name, "plan_hash": key})
+    keys = planned_latents(run, recipe, compressor.name)
+    planned = {name: shard for shard, name, _ in keys}
+    parts = [
+        {"shard": shard, "name": name, "plan_hash": key}
+        for shard, name, key in keys
+        if not is_committed(run, name, key)
+    ]
     settings = {"run_uri": run.uri, "spec": spec, "device": recipe.encode.device, "grid": grid_of(recipe)}
     for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=recipe.encode.device):
         pass
@@ -66,6 +63,16 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
     }
+
+
+def planned_latents(run: RunFolder, recipe: Recipe, compressor: str) -> list[tuple[str, str, str]]:
+    """(shard of video, shard of latents, hash of what the latents are made from), for every shard in the index."""
+    planned = []
+    for shard in sorted(set(run.read_table("index.parquet")["shard"].to_pylist())):
+        made_from = run.table_metadata(shard.removesuffix(".tar") + ".parquet")["tar_sha256"]
+        key = recipe_hash([stage_hashes(recipe)["encode"], compressor, made_from])
+        planned.append((shard, latent_shard_name(compressor, shard), key))
+    return planned
 
 
 def _check_strides(compressor: Any, recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ A part is four files; videos/part-*.parquet is written last and says that the pa
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,27 +38,39 @@ def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -
         UsageError: a path leads nowhere, or the folder belongs to another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
-    uris = expand(videos)
     run = RunFolder(out)
+    num_computed, num_parts = prepare_parts(run, expand(videos), recipe, cluster)
+    ledger = account(run, recipe.filters)
+    summary = {**ledger.summary(), "computed_parts": num_computed, "skipped_parts": num_parts - num_computed}
+    _check_error_budget(summary, recipe.prepare.max_failed_share)
+    return summary
+
+
+def prepare_parts(
+    run: RunFolder, uris: Sequence[str], recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
+) -> tuple[int, int]:
+    """Compute the parts that are not done; returns how many those were, and how many parts there are.
+
+    Args:
+        uris: inputs; those that the run folder lists already come without being named.
+        only: parts that may be computed; default: all.
+    """
     check_same_recipe(run, recipe)
     run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    planned = plan_inputs(run, uris, recipe.prepare.part_size)
+    planned = plan_inputs(run, list(uris), recipe.prepare.part_size)
     parts = [
         {"part": part, "uris": members, "inputs_hash": recipe_hash(members)}
         for part, members in sorted(planned.items())
-        if not _is_done(run, part, members, stage_hash)
+        if (only is None or part in only) and not _is_done(run, part, members, stage_hash)
     ]
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     for _ in cluster.run_parts(PrepareWorker, settings, parts, title="prepare"):
         pass
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
-    ledger = account(run, recipe.filters)
-    summary = {**ledger.summary(), "computed_parts": len(parts), "skipped_parts": len(planned) - len(parts)}
-    _check_error_budget(summary, recipe.prepare.max_failed_share)
-    return summary
+    return len(parts), len(planned)
 
 
 def _is_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> bool:

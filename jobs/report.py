@@ -22,6 +22,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from jobs.recipes import Recipe
 from jobs.report_charts import (
     FunnelRow,
     Segment,
@@ -37,6 +38,7 @@ from jobs.report_charts import (
 from jobs.report_distributions import distributions, score_charts
 from jobs.report_gallery import Media, cards, filter_buttons, sampled
 from jobs.report_tables import RunTables, duration, read_run
+from jobs.report_thresholds import amount, ask_run, threshold_figures, waterfall_rows
 from packing.buckets import parse_bucket
 from recaption.filters import FilterThresholds
 from recaption.ledger import ClipState
@@ -56,12 +58,18 @@ LATER_REASONS = ("bad_caption", "no_bucket")
 
 
 def write_report(
-    run: RunFolder, thresholds: FilterThresholds, *, set_name: str | None = None, max_clips: int = 48
+    run: RunFolder,
+    thresholds: FilterThresholds,
+    *,
+    recipe: Recipe | None = None,
+    set_name: str | None = None,
+    max_clips: int = 48,
 ) -> str:
     """Write the page for whatever stages have run.
 
     Args:
         thresholds: give the verdicts.
+        recipe: says how many training tokens a clip is worth; without it the page leaves tokens out.
         set_name: caption set to show as "after"; default: the one in the shards.
         max_clips: cards in the gallery; the page says how many clips it does not show.
 
@@ -71,6 +79,8 @@ def write_report(
     tables = read_run(run, thresholds, set_name)
     media = Media(run)
     shown = cards(run, tables, media, max_clips=max_clips)
+    seen = ask_run(run, recipe)
+    thresholds_shown, not_computed = threshold_figures(seen, thresholds, lambda jpeg: media.add(jpeg, "jpg"))
     galleries = sampled(run, media)
     plan = json.loads(run.read_bytes("plan.json")) if run.exists("plan.json") else None
     trainings = [_training(run, name) for name in run.list("train/*/metrics.jsonl")]
@@ -90,6 +100,10 @@ def write_report(
         "buttons": filter_buttons(shown),
         "charts": distributions(tables),
         "score_charts": score_charts(tables),
+        "waterfall": waterfall_rows(seen, thresholds),
+        "has_tokens": recipe is not None,
+        "threshold_figures": thresholds_shown,
+        "not_computed": not_computed,
         "buckets": _buckets(tables),
         "plan": _plan(plan),
         "trainings": [training for training in trainings if training["steps"]],
@@ -99,20 +113,21 @@ def write_report(
         "timings": _timings(run),
         "commands": COMMANDS,
     }
-    run.write_bytes("report/index.html", _render(context).encode())
+    run.write_bytes("report/index.html", render_page("report.html.j2", **context).encode())
     media.remove_others()
     return run.path("report", "index.html") if run.is_local else f"{run.uri}/report/index.html"
 
 
-def _render(context: dict[str, Any]) -> str:
+def render_page(template: str, **context: Any) -> str:
+    """A page from a template beside this file, with the style sheet and the script inside it."""
     here = Path(__file__).parent
     files = {kind: (here / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")}
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "duration": duration, "percent": lambda share: f"{share:.0%}"}
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    environment.filters["amount"] = amount
+    return environment.get_template(template).render(
         **context,
         css=Markup(files["css"]),
         js=Markup(files["js"]),

@@ -38,6 +38,8 @@ class Marker:
 
     x: float
     label: str
+    style: str = ""
+    """CSS class beside `marker`."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,67 @@ def line(series: Sequence[Series], *, label: str) -> Markup:
         body.append(_x_label(100 * (tick - x_low) / x_span, bottom + 16, number(tick)))
     said = ", ".join(f"{one.label} from {number(ys[0])} to {number(ys[-1])}" for one, _, ys in thin)
     return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {said}", body)
+
+
+# --- retention --------------------------------------------------------------------------------------------------------
+
+
+def shares(
+    xs: Sequence[float],
+    series: Sequence[Series],
+    *,
+    label: str,
+    markers: Sequence[Marker] = (),
+    logarithmic: bool = False,
+) -> Markup:
+    """Shares, 0 to 1, over a common axis, the first series as an area: how much is kept as a threshold moves.
+
+    Args:
+        logarithmic: horizontal axis in powers of ten; only used where all of `xs` are positive.
+    """
+    places = np.asarray(xs, float)
+    logarithmic = logarithmic and bool((places > 0).all())
+    places = np.log10(places) if logarithmic else places
+    low, high = float(places[0]), float(places[-1])
+    if low == high:
+        half = max(abs(low) * 0.05, 0.05)
+        low, high = low - half, high + half
+    bottom = PLOT_TOP_PX + PLOT_HEIGHT_PX
+    rules = [_grid_line(bottom - PLOT_HEIGHT_PX * share, f"{share:.0%}") for share in (0.5, 1.0)]
+    body = [rule for rule, _ in rules]
+    inner = '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
+    body.append(Markup(inner).format(PLOT_TOP_PX, PLOT_HEIGHT_PX))
+    for one in reversed(series):  # the first on top
+        steps = _corners(1000 * (places - low) / (high - low), 1000 * (1 - np.asarray(one.ys, float)))
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in steps)
+        if one is series[0]:
+            area = f"{steps[0][0]:.1f},1000 {points} {steps[-1][0]:.1f},1000"
+            body.append(Markup('<polygon class="area {}" points="{}"/>').format(one.style, area))
+        tag = '<polyline class="line {}" points="{}" vector-effect="non-scaling-stroke"><title>{}</title></polyline>'
+        body.append(Markup(tag).format(one.style, points, one.label))
+    body += [Markup("</svg>"), *(text for _, text in rules)]
+    body.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(bottom))
+    ticks = [float(t) for t in range(math.ceil(low), math.floor(high) + 1)] if logarithmic else nice_ticks(low, high, 4)
+    for tick in ticks or [low, high]:
+        body.append(
+            _x_label(100 * (tick - low) / (high - low), bottom + 16, number(10.0**tick if logarithmic else tick))
+        )
+    for marker in markers:
+        if logarithmic and marker.x <= 0:
+            continue
+        at = 100 * ((math.log10(marker.x) if logarithmic else marker.x) - low) / (high - low)
+        if -1e-6 <= at <= 100 + 1e-6:
+            line_ = '<line class="marker {3}" x1="{0:.2f}%" x2="{0:.2f}%" y1="4" y2="{1}"><title>{2}</title></line>'
+            body.append(Markup(line_).format(at, bottom, marker.label, marker.style))
+    said = ", ".join(f"{one.label} from {one.ys[0]:.0%} to {one.ys[-1]:.0%}" for one in series)
+    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {said}", body)
+
+
+def _corners(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
+    """Corners of the curve; a single one as a level line across."""
+    if len(xs) < 2:
+        return [(0.0, float(ys[0])), (1000.0, float(ys[0]))]
+    return [(float(x), float(y)) for x, y in zip(xs, ys)]
 
 
 # --- packs ------------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def cards(run: RunFolder, tables: RunTables, media: Media, *, max_clips: int) ->
     chosen = choose(tables.ledger.clips, max_clips)
     rows = tables.clips.take(chosen).to_pylist() if chosen else []
     ids = {row["clip_id"] for row in rows}
-    posters = _previews(run, ids)
+    posters = previews(run, ids)
     others = {name: _texts(run, name, ids) for name in tables.other_sets}
     return [_card(run, tables, media, tables.ledger.clips[i], row, posters, others) for i, row in zip(chosen, rows)]
 
@@ -180,7 +180,7 @@ def _video(run: RunFolder, tables: RunTables, media: Media, state: ClipState) ->
         return "", error.detail
 
 
-def _previews(run: RunFolder, clip_ids: set[str]) -> dict[str, bytes]:
+def previews(run: RunFolder, clip_ids: set[str]) -> dict[str, bytes]:
     """Pictures of the wanted clips, one part in memory at a time."""
     found: dict[str, bytes] = {}
     for name in run.list("previews/part-*.parquet"):

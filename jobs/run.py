@@ -55,7 +55,7 @@ def run(
             break  # nothing to train on: the report says why
         if name == stop_after:
             break
-    report = write_report(folder, recipe.filters)
+    report = write_report(folder, recipe.filters, recipe=recipe)
     ledger = account(folder, recipe.filters).summary()
     computed = {key: done["prepare"][key] for key in ("computed_parts", "skipped_parts")}
     videos_made = done.get("sample", {}).get("videos", [])

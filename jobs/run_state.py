@@ -6,6 +6,7 @@ later, never re-numbers what is already there.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from typing import Any
 
@@ -99,11 +100,17 @@ def part_number(name: str) -> int:
     return int(name.rsplit("-", 1)[1].removesuffix(".parquet"))
 
 
-def kept_clips(run: RunFolder, recipe: Recipe) -> dict[int, list[Clip]]:
-    """Part -> its clips that pass every filter of the recipe, asked of the stored scores."""
+def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False) -> dict[int, list[Clip]]:
+    """Part -> its clips that pass every filter of the recipe, asked of the stored scores.
+
+    Args:
+        before_captions: leave out what only captioning can tell, clips that mean the same: those are captioned too, or
+            asked again it would not know of them any more.
+    """
     names = run.list("clips/part-*.parquet")
     tables = {part_number(name): run.read_table(name).select(CLIPS_SCHEMA.names).cast(CLIPS_SCHEMA) for name in names}
     if not tables:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
-    reasons = iter(verdicts(pa.concat_tables(tables.values()), recipe.filters, read_pairs(run)))
+    filters = dataclasses.replace(recipe.filters, max_semantic_similarity=None) if before_captions else recipe.filters
+    reasons = iter(verdicts(pa.concat_tables(tables.values()), filters, read_pairs(run)))
     return {part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()}

@@ -7,7 +7,7 @@ there already, made from the same plan.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from packing.grid import Grid
 from packing.shards import (
     Entry,
     PlannedShard,
+    Reject,
     ShardClip,
     build_index,
     failed_entry,
@@ -39,19 +40,22 @@ REJECTED = "shards/rejected.parquet"
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
-def shard(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> dict[str, Any]:
+def shard(
+    run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[str] | None = None
+) -> dict[str, Any]:
     """Write every planned shard that is not there yet, remove what the plan no longer names, rebuild the index.
+
+    Args:
+        only: names of shards that may be written; default: all.
 
     Raises:
         UsageError: no such caption set.
     """
-    clips = _captioned(run, recipe, set_name)
-    planned, rejects = plan_shards(clips, recipe.shard.buckets)
+    planned, rejects, hashes = planned_shards(run, recipe, set_name)
     write_recipe(run, recipe)
     grid = grid_of(recipe)
-    recipe_hash = f"{stage_hashes(recipe)['shard']}/{set_name}/{grid}"
-    hashes = {s.name: plan_hash(s, recipe_hash) for s in planned}
-    open_shards = [s for s in planned if not is_committed(run, s.name, hashes[s.name])]
+    allowed = [s for s in planned if only is None or s.name in only]
+    open_shards = [s for s in allowed if not is_committed(run, s.name, hashes[s.name])]
     parts = [_part(s, hashes[s.name]) for s in open_shards]
     settings = {"run_uri": run.uri, "table": recipe.shard.buckets, "decode": recipe.prepare.decode, "grid": grid}
     reject_rows = [dataclasses.asdict(r) for r in rejects]
@@ -72,6 +76,15 @@ def shard(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> di
         "skipped_parts": len(planned) - len(parts),
         "removed_shards": len(removed),
     }
+
+
+def planned_shards(
+    run: RunFolder, recipe: Recipe, set_name: str
+) -> tuple[list[PlannedShard], list[Reject], dict[str, str]]:
+    """(shards, clips that no shard takes, shard name -> hash of its plan), from what lies in the run folder now."""
+    planned, rejects = plan_shards(_captioned(run, recipe, set_name), recipe.shard.buckets)
+    recipe_hash = f"{stage_hashes(recipe)['shard']}/{set_name}/{grid_of(recipe)}"
+    return planned, rejects, {s.name: plan_hash(s, recipe_hash) for s in planned}
 
 
 def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]:

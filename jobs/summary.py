@@ -17,6 +17,11 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
 
 def print_summary(verb: str, summary: dict[str, Any]) -> None:
     """A few lines on stdout: counts first, then what went wrong, then where to look."""
+    if "waterfall" in summary:  # of `prepare --what-if`, which is a table
+        from jobs.what_if import as_text
+
+        print(as_text(summary), flush=True)
+        return
     for key, value in summary.items():
         if key in ("failures", "problems", "stages"):
             continue

@@ -1,6 +1,6 @@
 """What can be wrong inside one file of a run folder: parts that do not open, tars that are cut, bytes that changed.
 
-`recaption.ledger.verify` calls these and adds what only shows across files.
+`recaption.verification.verify` calls these and adds what only shows across files.
 
     for problem in tar_problems(run, "shards/17f-96x96-8fps/000000.tar", rows):
         problem.kind, problem.where, problem.detail
@@ -12,12 +12,13 @@ import hashlib
 import json
 import math
 import tarfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder
 
@@ -26,6 +27,7 @@ PROBLEM_KINDS = (
     "part_unreadable",
     "recipe_mixed",
     "input_missing",
+    "part_missing",
     "video_twice",
     "clip_id_wrong",
     "clip_without_video",
@@ -33,6 +35,10 @@ PROBLEM_KINDS = (
     "seconds_do_not_add_up",
     "caption_without_clip",
     "caption_missing",
+    "embedding_missing",
+    "caption_of_other_clip",
+    "clip_score_differs",
+    "captions_shuffled",
     "shard_missing",
     "shard_unlisted",
     "shard_broken",
@@ -45,6 +51,7 @@ PROBLEM_KINDS = (
     "json_unreadable",
     "bytes_differ",
     "text_differs",
+    "caption_changed",
     "clip_in_two_shards",
     "unknown_clip_in_shard",
     "dropped_clip_in_shard",
@@ -61,9 +68,6 @@ LATENT_MEMBERS = frozenset({"npy", "json"})
 
 TOLERANCE_SECONDS = 1e-3
 """Clips of a video add up to its length to this much."""
-
-Rows = list[tuple[str, dict[str, Any]]]
-"""(file name, row as a dict), in file and row order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,13 +92,20 @@ def temporary_files(run: RunFolder) -> Iterator[Problem]:
         yield Problem(kind="temporary_file", where=path.removeprefix(prefix), detail=detail)
 
 
-def open_parts(run: RunFolder, names: Iterable[str], schema: pa.Schema) -> tuple[dict[str, pa.Table], list[Problem]]:
-    """Tables by file name with exactly the columns of `schema`, and the files that do not give them."""
+def open_parts(
+    run: RunFolder, names: Iterable[str], schema: pa.Schema, keep: Sequence[str] | None = None
+) -> tuple[dict[str, pa.Table], list[Problem]]:
+    """Tables by file name with the columns of `schema`, and the files that do not give them.
+
+    Args:
+        keep: columns that stay in memory; default: all of them.
+    """
     tables: dict[str, pa.Table] = {}
     problems = []
     for name in names:
         try:
-            tables[name] = run.read_table(name).select(schema.names).cast(schema)
+            table = run.read_table(name).select(schema.names).cast(schema)
+            tables[name] = table if keep is None else table.select(list(keep))
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             detail = " ".join(str(error).split())[:200]
             problems.append(Problem(kind="part_unreadable", where=name, detail=f"does not open as a table: {detail}"))
@@ -115,40 +126,54 @@ def mixed_recipes(run: RunFolder, names: Iterable[str]) -> Iterator[Problem]:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def input_problems(inputs: Rows, videos: Rows, *, finished: bool) -> Iterator[Problem]:
+def input_problems(inputs: pa.Table, videos: dict[str, pa.Table], *, finished: bool) -> Iterator[Problem]:
     """Rule 2: one row per input. Before there is an index an input without a row may just be waiting for its part."""
-    prepared = {int(name.rsplit("-", 1)[1].removesuffix(".parquet")) for name, _ in videos}
-    seen = {row["uri"] for _, row in videos}
-    for name, row in inputs:
-        if row["uri"] not in seen and (finished or row["part"] in prepared):
-            detail = "this input has no row in RUN/videos"
-            yield Problem(kind="input_missing", where=f"{name}:{row['uri']}", detail=detail)
+    prepared = [int(name.rsplit("-", 1)[1].removesuffix(".parquet")) for name in videos]
+    rows = pa.concat_tables([table.select(["uri"]) for table in videos.values()]) if videos else inputs.slice(0, 0)
+    is_seen = pc.is_in(inputs["uri"], value_set=rows["uri"].combine_chunks())
+    due = pa.scalar(True) if finished else pc.is_in(inputs["part"], value_set=pa.array(prepared, pa.int64()))
+    for row in inputs.filter(pc.and_(pc.invert(is_seen), due)).to_pylist():
+        detail = "this input has no row in RUN/videos"
+        yield Problem(kind="input_missing", where=f"inputs.parquet:{row['uri']}", detail=detail)
+    for name, uri in repeated(videos, "uri"):
+        detail = "this input has another row in RUN/videos"
+        yield Problem(kind="video_twice", where=f"{name}:{uri}", detail=detail)
 
 
-def tiling_problems(videos: Rows, clips: Rows) -> Iterator[Problem]:
-    """Clips cover every frame and every second of every good video once."""
+def repeated(tables: Mapping[str, pa.Table], column: str) -> Iterator[tuple[str, str]]:
+    """(file, value) of every second and later occurrence of a value, over all tables."""
+    if not tables:
+        return
+    counts = pc.value_counts(pa.concat_tables([table.select([column]) for table in tables.values()])[column])
+    often = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    seen: set[str] = set()
+    for name, table in tables.items() if len(often) else ():
+        for value in table[column].filter(pc.is_in(table[column], value_set=often)).to_pylist():
+            if value in seen:
+                yield name, value
+            seen.add(value)
+
+
+def tiling_problems(videos_name: str, videos: pa.Table, clips_name: str, clips: pa.Table) -> Iterator[Problem]:
+    """Clips cover every frame and every second of every good video once. One part: the videos of a part own its clips."""
     by_uri: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name, row in clips:
+    for row in clips.to_pylist():
         by_uri[row["uri"]].append(row)
         expected = f"{row['video_id']}-{row['start_frame']:07d}-{row['end_frame']:07d}"
         if row["clip_id"] != expected:
             detail = f"its video and frames give the id {expected}"
-            yield Problem(kind="clip_id_wrong", where=f"{name}:{row['clip_id']}", detail=detail)
+            yield Problem(kind="clip_id_wrong", where=f"{clips_name}:{row['clip_id']}", detail=detail)
     good: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    for name, row in videos:
-        where = f"{name}:{row['uri']}"
-        if row["uri"] in seen:
-            yield Problem(kind="video_twice", where=where, detail=f"this input also has a row in {seen[row['uri']]}")
-            continue
-        seen[row["uri"]] = name
-        if row["status"] == "ok":
+    for row in videos.to_pylist():
+        if row["status"] == "ok" and row["uri"] not in good:
             good[row["uri"]] = row["video_id"]
-            yield from _video_problems(where, row, sorted(by_uri[row["uri"]], key=lambda c: c["start_frame"]))
-    for name, row in clips:
-        if good.get(row["uri"]) != row["video_id"]:
-            detail = f"no readable video {row['video_id']} in RUN/videos"
-            yield Problem(kind="clip_without_video", where=f"{name}:{row['clip_id']}", detail=detail)
+            of_video = sorted(by_uri[row["uri"]], key=lambda clip: clip["start_frame"])
+            yield from _video_problems(f"{videos_name}:{row['uri']}", row, of_video)
+    for uri, rows in by_uri.items():
+        for row in rows:
+            if good.get(uri) != row["video_id"]:
+                detail = f"no readable video {row['video_id']} in {videos_name}"
+                yield Problem(kind="clip_without_video", where=f"{clips_name}:{row['clip_id']}", detail=detail)
 
 
 def _video_problems(where: str, video: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[Problem]:
@@ -168,21 +193,21 @@ def _video_problems(where: str, video: dict[str, Any], clips: list[dict[str, Any
         yield Problem(kind="seconds_do_not_add_up", where=where, detail=detail)
 
 
-def caption_problems(rows: Rows, known: set[str], made_with: Mapping[str, str]) -> Iterator[Problem]:
+def caption_problems(name: str, rows: pa.Table, known: pa.Array, made_with: str) -> Iterator[Problem]:
     """Captions belong to clips of this run, and to the settings that their part names.
 
     Args:
-        made_with: part name -> its `recipe_hash` metadata.
+        known: ids of all clips.
+        made_with: the part's `recipe_hash` metadata.
     """
-    strangers: Counter[str] = Counter()
-    for name, row in rows:
-        if row["clip_id"] not in known:
-            detail = "RUN/clips does not have this clip"
-            yield Problem(kind="caption_without_clip", where=f"{name}:{row['clip_id']}", detail=detail)
-        elif row["source"] == "model" and row["recipe_hash"] != made_with[name]:
-            strangers[name] += 1
-    for name, count in strangers.items():
-        detail = f"{count} of its captions were made with another recipe_hash than its own, {made_with[name]!r}"
+    is_known = pc.is_in(rows["clip_id"], value_set=known)
+    for clip_id in rows["clip_id"].filter(pc.invert(is_known)).to_pylist():
+        detail = "RUN/clips does not have this clip"
+        yield Problem(kind="caption_without_clip", where=f"{name}:{clip_id}", detail=detail)
+    is_strange = pc.and_(pc.equal(rows["source"], "model"), pc.not_equal(rows["recipe_hash"], made_with))
+    num_strange = pc.sum(pc.and_(is_known, is_strange)).as_py() or 0
+    if num_strange:
+        detail = f"{num_strange} of its captions were made with another recipe_hash than its own, {made_with!r}"
         yield Problem(kind="recipe_mixed", where=name, detail=detail)
 
 
@@ -238,7 +263,6 @@ def tar_problems(
     *,
     extensions: frozenset[str] = SHARD_MEMBERS,
     payload: str = "mp4",
-    keys: dict[str, str] | None = None,
     sha256: str = "",
 ) -> Iterator[Problem]:
     """Compare one tar with its rows (columns of `Sample`, only those that were written).
@@ -246,7 +270,6 @@ def tar_problems(
     Args:
         extensions: members that every sample has.
         payload: the member whose sha256 is in the row.
-        keys: filled with `key -> name of the tar`, for uniqueness across shards.
         sha256: of the whole tar, where its writer noted it; asked last, for what the other checks cannot see.
     """
     listed = {row["clip_id"]: row for row in rows}
@@ -268,11 +291,6 @@ def tar_problems(
             detail = "its bytes are not the ones that were written"
             problems.append(Problem(kind="bytes_differ", where=name, detail=detail))
     yield from problems
-    if keys is not None:
-        for key in samples:
-            if key in keys:
-                yield Problem(kind="clip_in_two_shards", where=f"{name}:{key}", detail=f"also in {keys[key]}")
-            keys.setdefault(key, name)
 
 
 def _sha256_of(file: BinaryIO) -> str:

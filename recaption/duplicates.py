@@ -75,6 +75,11 @@ def semantic_name(set_name: str) -> str:
     return f"duplicates/semantic-{set_name}.parquet"
 
 
+def set_of(name: str) -> str:
+    """The caption set that a table of semantic pairs is about."""
+    return name.removeprefix("duplicates/semantic-").removesuffix(".parquet")
+
+
 def read_pairs(run: RunFolder) -> pa.Table:
     """All pairs of a run folder; none where they have not been looked for."""
     return run.read_tables("duplicates/*.parquet", PAIRS_SCHEMA)

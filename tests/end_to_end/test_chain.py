@@ -123,13 +123,18 @@ def test_a_second_caption_set_leaves_the_first_alone(finished_run, capsys):
     assert digests(finished_run, "captions/main/*.parquet") == before
 
 
-def test_a_damaged_shard_is_found(finished_run, capsys, tmp_path):
+def test_a_damaged_shard_is_found_and_mended(finished_run, capsys, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
     tar = next(copy.glob("shards/*/*.tar"))
+    whole = digests(copy, "**/*.tar") | digests(copy, "*.parquet")
     tar.write_bytes(tar.read_bytes()[:-2048])
-    code, summary = command(capsys, "verify", "--run", str(copy))
+    code, summary = command(capsys, "verify", "--run", str(copy), "--pairs", "0")
     assert code == 3
     assert any(tar.name in problem["where"] for problem in summary["problems"])
+    code, summary = command(capsys, "verify", "--run", str(copy), "--pairs", "0", "--repair", "--num-workers", "1")
+    assert code == 0, summary
+    assert tar.relative_to(copy).as_posix() in summary["repaired"]
+    assert digests(copy, "**/*.tar") | digests(copy, "*.parquet") == whole

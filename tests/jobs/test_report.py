@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from jobs.recipes import quickstart
 from jobs.report import write_report
 from jobs.report_charts import (
     FunnelRow,
@@ -36,11 +37,13 @@ from jobs.report_charts import (
     nice_ticks,
     number,
     pack_columns,
+    shares,
     smooth,
     stacked_bar,
 )
 from jobs.report_gallery import choose
 from jobs.report_tables import clock, duration
+from jobs.what_if import what_if
 from recaption.filters import FilterThresholds
 from recaption.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, ClipState, account
 from recaption.records import Caption, CaptionFields, ClipPreview, Sample, Video, to_table
@@ -473,6 +476,7 @@ class Chromium:
         return answer["result"]
 
     def open(self, path: str) -> None:
+        self.events = [event for event in self.events if event.get("method") != "Page.loadEventFired"]
         self.call("Page.navigate", url=f"file://{path}")
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self.read())
@@ -487,6 +491,33 @@ class Chromium:
         self.process.wait(20)
         os.close(self.commands)
         os.close(self.answers)
+
+
+def test_thresholds_show_what_they_drop_and_the_clips_beside_them(tmp_path: Path) -> None:
+    page = Path(write_report(make_run(tmp_path), THRESHOLDS)).read_text()
+    section = page[page.index('id="thresholds"') : page.index('id="distributions"')]
+    assert "min_sharpness = 20" in section
+    (row,) = re.findall(r"<tr><th scope=.row.>blurry.*?</tr>", section, re.DOTALL)
+    assert re.findall(r'<td class="num">(.*?)</td>', row) == ["1", "5", "7.5 s"]
+    assert "1 of 6 clips lie outside, 1 of them for this reason alone" in " ".join(section.split())
+    assert section.count("<img") == 4 + 1
+    assert "Not computed" in section
+    assert "aesthetic" in section
+    assert "Training tokens" not in section
+    with_tokens = Path(write_report(make_run(tmp_path / "b"), THRESHOLDS, recipe=quickstart())).read_text()
+    assert "Training tokens" in with_tokens
+
+
+def test_curves_fill_the_axis_and_mark_the_threshold() -> None:
+    kept = Series("kept", "accent", [0.0, 1.0, 2.0], [1.0, 0.5, 0.0])
+    svg = shares(kept.xs, [kept], label="x", markers=[Marker(1.0, "now"), Marker(9.0, "beyond")])
+    assert 'points="0.0,0.0 500.0,500.0 1000.0,1000.0"' in svg
+    assert svg.count('class="marker') == 1
+    assert 'x1="50.00%"' in svg
+    assert "kept from 100% to 0%" in svg
+    wide = shares([1.0, 10.0, 100.0], [kept], label="x", markers=[Marker(10.0, "now")], logarithmic=True)
+    assert 'x1="50.00%"' in wide
+    assert "polyline" in shares([5.0], [Series("one", "accent", [5.0], [1.0])], label="x")
 
 
 LOAD_EVERYTHING = """(async () => {
@@ -527,7 +558,10 @@ CLICK_AROUND = """(async () => {
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width_px", [1440, 390])
 def test_in_chromium_all_media_load_without_a_word_in_the_console(tmp_path: Path, width_px: int) -> None:
-    page = write_report(make_run(tmp_path, evil=EVIL), THRESHOLDS)
+    run = make_run(tmp_path, evil=EVIL)
+    page = write_report(run, THRESHOLDS)
+    asked = dataclasses.replace(quickstart(), filters=THRESHOLDS)
+    what_if_page = what_if(run, asked, ["sharpness=off,motion=1.0"])["page"]
     browser = Chromium(str(shutil.which("chromium")), tmp_path / "profile")
     try:
         browser.call(
@@ -536,6 +570,10 @@ def test_in_chromium_all_media_load_without_a_word_in_the_console(tmp_path: Path
         browser.open(page)
         assert browser.evaluate(LOAD_EVERYTHING) == []
         assert browser.evaluate(CLICK_AROUND) == [6, 1, 1]
+        assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways"
+        browser.open(what_if_page)
+        assert browser.evaluate("document.title").startswith("What if")
+        assert browser.evaluate(LOAD_EVERYTHING) == []
         assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways"
         spoken = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed")
         urls = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]

@@ -14,9 +14,10 @@ import pytest
 
 from recaption.damage import PROBLEM_KINDS
 from recaption.filters import FilterThresholds
-from recaption.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account, chosen_set, verify
-from recaption.records import Caption, Sample, Video, from_table, schema_of, to_table
+from recaption.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account, chosen_set
+from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, from_table, schema_of, to_table
 from recaption.run_folder import RunFolder
+from recaption.verification import verify
 
 THRESHOLDS = dataclasses.replace(
     FilterThresholds(**{field.name: None for field in dataclasses.fields(FilterThresholds)}),
@@ -313,6 +314,17 @@ def caption_lost(run: RunFolder) -> None:
     rewrite_shard(run, lambda samples: samples[:3])
 
 
+def caption_part_lost(run: RunFolder) -> None:
+    """The set's other part, of clips that nothing keeps, is still there."""
+    run.write_table("captions/first/part-00001.parquet", schema_of(Caption).empty_table(), {"recipe_hash": "c1"})
+    run.remove(CAPTIONS)
+
+
+def embeddings(run: RunFolder, part: int, clip_ids: list[str]) -> None:
+    rows = [ClipEmbedding(clip_id=clip_id, embedding=b"xx") for clip_id in clip_ids]
+    run.write_table(f"embeddings/first/part-0000{part}.parquet", to_table(rows, ClipEmbedding), {"recipe_hash": "c1"})
+
+
 def latents(run: RunFolder, change) -> None:
     """A shard of latents, with its bytes changed after its table was written."""
     clip_id = "aaaaaaaaaaaaaaaa-0000000-0000024"
@@ -341,6 +353,10 @@ DAMAGE = {
     "recipe_mixed: rows": lambda run: second_captions_part(run, "c1", recipe_hash="c2"),
     "input_missing": lambda run: rewrite(run, "videos/part-00000.parquet", drop_row(3)),
     "video_twice": lambda run: rewrite(run, "videos/part-00000.parquet", lambda rows: [*rows, rows[0]]),
+    "input_missing: the list": lambda run: run.remove("inputs.parquet"),
+    "part_missing": lambda run: [
+        run.write_table(f"previews/part-0000{part}.parquet", schema_of(ClipPreview).empty_table()) for part in (1,)
+    ],
     "clip_id_wrong": lambda run: rewrite(
         run, "clips/part-00000.parquet", set_value(2, "clip_id", "aaaaaaaaaaaaaaaa-0000048-0000071")
     ),
@@ -359,6 +375,11 @@ DAMAGE = {
     "seconds_do_not_add_up": lambda run: rewrite(run, "clips/part-00000.parquet", set_value(2, "end_seconds", 3.002)),
     "caption_without_clip": lambda run: second_captions_part(run, "c1", clip_id="f" * 16 + "-0000000-0000001"),
     "caption_missing": caption_lost,
+    "caption_missing: of a sample": lambda run: rewrite(run, CAPTIONS, drop_row(3)),
+    "caption_missing: a whole part": caption_part_lost,
+    "embedding_missing: a row": lambda run: embeddings(run, 0, ["aaaaaaaaaaaaaaaa-0000000-0000024"]),
+    "embedding_missing: a part": lambda run: embeddings(run, 1, []),
+    "caption_changed": lambda run: rewrite(run, CAPTIONS, set_value(1, "text", "words that came later")),
     "shard_missing: tar": lambda run: run.remove(f"{SHARD}.tar"),
     "shard_missing: tar and table": lambda run: (run.remove(f"{SHARD}.tar"), run.remove(f"{SHARD}.parquet")),
     "shard_unlisted": lambda run: run.write_bytes(f"shards/{BUCKET}/000007.tar", run.read_bytes(f"{SHARD}.tar")),
@@ -384,6 +405,7 @@ DAMAGE = {
         ),
         rewrite(run, "index.parquet", lambda rows: [*rows, rows[0] | {"clip_id": "aaaaaaaaaaaaaaaa-0000048-0000072"}]),
         rewrite(run, "clips/part-00000.parquet", set_value(2, "sharpness", 99.0)),
+        rewrite(run, CAPTIONS, lambda rows: [*rows, {**rows[0], "clip_id": "aaaaaaaaaaaaaaaa-0000048-0000072"}]),
     ),
     "sample_unlisted": extra_sample,
     "offset_wrong": lambda run: [
@@ -410,9 +432,13 @@ def test_damage_is_seen_and_nothing_else(run: RunFolder, damage: str) -> None:
     DAMAGE[damage](run)
     problems = verify(run, THRESHOLDS)
     assert {problem.kind for problem in problems} == {damage.partition(":")[0]}, problems
-    assert len(problems) == 1, problems
+    assert len(problems) == (3 if damage == "embedding_missing: a row" else 1), problems
     assert all(problem.where and problem.detail for problem in problems)
 
 
+ASKED_OF_PIXELS = {"caption_of_other_clip", "clip_score_differs", "captions_shuffled"}
+"""tests/jobs/test_verify.py"""
+
+
 def test_every_kind_of_problem_has_a_damage_above() -> None:
-    assert {name.partition(":")[0] for name in DAMAGE} == set(PROBLEM_KINDS)
+    assert {name.partition(":")[0] for name in DAMAGE} | ASKED_OF_PIXELS == set(PROBLEM_KINDS)

@@ -1,0 +1,72 @@
+"""A small run folder up to latents, made in this process: three parts of four scenes each, one of them twice."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from jobs.caption import caption
+from jobs.encode import encode
+from jobs.prepare import prepare
+from jobs.recipes import quickstart
+from jobs.shard import shard
+from recaption.run_folder import RunFolder
+from recaption.scenes import SIMPLE, render
+
+
+class InProcess:
+    """A cluster of this process alone: the stages need no more, and Ray takes seconds to start."""
+
+    progress = False
+
+    def run_parts(self, worker, settings, parts, **_):
+        if parts:
+            one = worker(**settings)
+            yield from map(one, parts)
+
+    def throughput(self):
+        return {}
+
+
+@pytest.fixture(scope="session")
+def in_process():
+    return InProcess()
+
+
+@pytest.fixture(scope="session")
+def scene_videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in range(11):
+        scene = render(5000 + seed, num_frames=17, height_px=64, width_px=(64, 96)[seed % 2], fps=8, **SIMPLE)
+        scene.write(folder / f"scene-{seed:02d}.mp4")
+    shutil.copyfile(folder / "scene-00.mp4", folder / "the-same-again.mp4")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    recipe = quickstart()
+    buckets = dataclasses.replace(recipe.shard.buckets, max_samples_per_shard=4)
+    return dataclasses.replace(
+        recipe,
+        prepare=dataclasses.replace(recipe.prepare, part_size=4),
+        shard=dataclasses.replace(recipe.shard, buckets=buckets),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(scene_videos, small_recipe, in_process, tmp_path_factory):
+    """Never changed by a test: see `run_copy`."""
+    run = RunFolder(str(tmp_path_factory.mktemp("small") / "run"))
+    prepare([str(scene_videos)], run.uri, small_recipe, in_process)
+    caption(run, small_recipe, "main", in_process)
+    shard(run, small_recipe, "main", in_process)
+    encode(run, small_recipe, in_process)
+    return run
+
+
+@pytest.fixture
+def run_copy(small_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(small_run.root, copy)
+    return RunFolder(str(copy))
