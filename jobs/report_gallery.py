@@ -90,6 +90,8 @@ class Card:
     scores: list[tuple[str, str, bool]]
     """(name, value, whether this one dropped the clip)."""
     shard: str
+    duplicate_of: str = ""
+    """Clip that stays in this one's place."""
     video: str = ""
     poster: str = ""
     unplayable: str = ""
@@ -163,6 +165,7 @@ def _card(
             ),
         ],
         shard=state.shard or "",
+        duplicate_of=state.duplicate_of or "",
         video=video,
         poster=media.add(posters[clip_id], "jpg") if clip_id in posters else "",
         unplayable=unplayable,

@@ -3,7 +3,8 @@
     candidate_pairs(hashes, owners, num_tables=8, key_bits=24, ...)      # (C, 2) rows of clips, no pair twice
 
 Each table asks for agreement in some bits of the hash, so that clips are sorted by them and only neighbours looked at:
-n log n, never n squared. One table is in memory at a time.
+n log n, never n squared. Hashes under one key meet only each other, so that tables, and ranges of keys within a table,
+are tasks of their own: here one range after the other, which bounds memory.
 
 Array names: E hashes of all clips together, C candidates.
 """
@@ -17,6 +18,9 @@ from recaption.fingerprints import NO_HASH, NUM_BITS
 LOW_BITS = 40
 """Keys are drawn from the lowest frequencies: in a copy cropped by 5 % one of the first 40 bits differs in 20, of the
 last 24 one in 11."""
+
+HASHES_AT_A_TIME = 1 << 23
+"""Sorting these takes about 0.5 GB."""
 
 
 def key_masks(num_tables: int, key_bits: int) -> np.ndarray:
@@ -34,6 +38,7 @@ def candidate_pairs(
     key_bits: int,
     max_hash_distance: int,
     max_links: int,
+    hashes_at_a_time: int = HASHES_AT_A_TIME,
 ) -> np.ndarray:
     """(C, 2) of clips that agree in one key, first < second, sorted.
 
@@ -42,13 +47,27 @@ def candidate_pairs(
         owners_E: whose each is: the clip's place in the order of the best copy, 0 the best.
     """
     is_hash = hashes_E != NO_HASH
-    hashes_E, owners_E = hashes_E[is_hash], owners_E[is_hash].astype(np.uint64)
+    hashes_E, owners_E = hashes_E[is_hash], owners_E[is_hash].astype(np.uint32)
     hashes_E, owners_E = _without_repeats(hashes_E, owners_E)
+    num_ranges = 1 << max(0, int(np.ceil(np.log2(max(len(hashes_E), 1) / hashes_at_a_time))))
     found = np.zeros(0, np.uint64)
     for mask in key_masks(num_tables, key_bits):
-        new = _pairs_under_one_key(hashes_E, owners_E, mask, max_hash_distance, max_links)
-        found = np.union1d(found, new)
+        range_E = _range_of(hashes_E & mask, num_ranges)
+        for number in range(num_ranges):
+            chosen = range_E == number
+            new = _pairs_under_one_key(
+                hashes_E[chosen], owners_E[chosen].astype(np.uint64), mask, max_hash_distance, max_links
+            )
+            found = np.union1d(found, new)
     return np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
+
+
+def _range_of(keys_E: np.ndarray, num_ranges: int) -> np.ndarray:
+    """(E,) uint16, the same for equal keys; a multiplication spreads keys that are alike (Knuth's, by the golden ratio)."""
+    if num_ranges == 1:
+        return np.zeros(len(keys_E), np.uint16)
+    spread = keys_E * np.uint64(0x9E3779B97F4A7C15)
+    return (spread >> np.uint64(64 - num_ranges.bit_length() + 1)).astype(np.uint16)
 
 
 def _without_repeats(hashes_E: np.ndarray, owners_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
     made = fingerprint_clip(clip, small, num_bytes_per_second=90_000)
     samples_of(made.pictures).shape             # (N, 384): four samples a second
-    np.frombuffer(made.hashes, HASH_TYPE)       # (3 N) 64-bit hashes, three crops of each sample
+    np.frombuffer(made.hashes, HASH_TYPE)       # (7 N) 64-bit hashes, of seven crops of each sample
 
 A sample is the mean over half a second of the lit part of the frame, 16x16 luma and 8x8 of each colour difference. The
 mean over time makes samples between two others nearly their average, so that copies match whose start is shifted by any
@@ -30,8 +30,17 @@ LUMA_PX = 16
 COLOUR_PX = 8
 LUMA_VALUES = LUMA_PX * LUMA_PX
 PICTURE_VALUES = LUMA_VALUES + 2 * COLOUR_PX * COLOUR_PX
-HASH_CROPS = (0.0, 0.03, 0.06)
-"""Cut off each side before hashing. A copy cropped by 4 % shows what the original shows inside its crop of 3 %."""
+HASH_CROPS = (
+    (0.0, 0.0, 0.0, 0.0),
+    (0.03, 0.03, 0.03, 0.03),
+    (0.06, 0.06, 0.06, 0.06),
+    (0.05, 0.0, 0.05, 0.0),
+    (0.05, 0.0, 0.0, 0.05),
+    (0.0, 0.05, 0.05, 0.0),
+    (0.0, 0.05, 0.0, 0.05),
+)
+"""Cut off top, bottom, left and right before hashing. A copy cropped by 4 % all around shows what the original shows
+inside its crop of 3 %; one that has lost its lower edge is nearest to a crop of a corner."""
 NUM_BITS = 64
 HASH_TYPE = np.dtype("<u8")
 NO_HASH = np.uint64(0)
@@ -155,15 +164,20 @@ def _hash_basis() -> np.ndarray:
         ((u, v) for u in range(LUMA_PX) for v in range(LUMA_PX) if u or v), key=lambda w: (w[0] ** 2 + w[1] ** 2, w)
     )[:NUM_BITS]
     bases = []
-    for crop in HASH_CROPS:
-        inside = (places - crop) / (1 - 2 * crop)
-        window = np.clip((np.minimum(places - crop, 1 - crop - places)) * LUMA_PX + 0.5, 0, 1)
-        rows = np.cos(np.pi * inside[None] * np.arange(LUMA_PX)[:, None]) * window
-        basis_BP = np.stack([np.outer(rows[u], rows[v]).ravel() for u, v in waves])
-        mean_P = np.outer(window, window).ravel()
+    for top, bottom, left, right in HASH_CROPS:
+        (down_UY, inside_Y), (across_UX, inside_X) = (_waves(places, *ends) for ends in ((top, bottom), (left, right)))
+        basis_BP = np.stack([np.outer(down_UY[u], across_UX[v]).ravel() for u, v in waves])
+        mean_P = np.outer(inside_Y, inside_X).ravel()
         basis_BP -= basis_BP.sum(1, keepdims=True) * (mean_P / mean_P.sum())  # blind to brightness
         bases.append(basis_BP.T)
     return np.stack(bases).astype(np.float32)
+
+
+def _waves(places: np.ndarray, before: float, after: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines over what is left of one axis, one row per frequency, and how much of each pixel is left."""
+    length = 1 - before - after
+    inside = np.clip(np.minimum(places - before, 1 - after - places) * LUMA_PX + 0.5, 0, 1)
+    return np.cos(np.pi * (places - before) / length * np.arange(LUMA_PX)[:, None]) * inside, inside
 
 
 def hash_samples(samples_NP: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from recaption.duplicate_candidates import candidate_pairs
 from recaption.duplicate_matching import match
 from recaption.duplicates import PERCEPTUAL, DuplicateSettings, read_pairs
 from recaption.filters import FilterThresholds
-from recaption.fingerprints import LUMA_PX, PICTURE_VALUES, hash_samples
+from recaption.fingerprints import HASH_CROPS, LUMA_PX, PICTURE_VALUES, hash_samples
 from recaption.ledger import read_clips
 from recaption.run_folder import RunFolder
 
@@ -178,11 +178,11 @@ def measure_scale(num_clips: int) -> None:
         count = min(5000, num_clips - start)
         samples = draw_samples(rng, count, samples_per_clip)
         hashes.append(hash_samples(samples.reshape(-1, PICTURE_VALUES)).ravel())
-        owners.append(np.repeat(np.arange(start, start + count), samples_per_clip * 3))
+        owners.append(np.repeat(np.arange(start, start + count), samples_per_clip * len(HASH_CROPS)))
         copies = np.arange(start, start + count)[: max(0, min(count, num_copies - start))]
         noisy = np.clip(samples[: len(copies)] + rng.normal(0, 3, (len(copies), *samples.shape[1:])), 0, 255)
         hashes.append(hash_samples(noisy.astype(np.uint8).reshape(-1, PICTURE_VALUES)).ravel())
-        owners.append(np.repeat(num_clips + copies, samples_per_clip * 3))
+        owners.append(np.repeat(num_clips + copies, samples_per_clip * len(HASH_CROPS)))
         for row in range(min(20, len(copies))):
             kept[start + row] = (samples[row], noisy[row].astype(np.uint8))
     all_hashes, all_owners = np.concatenate(hashes), np.concatenate(owners)
@@ -204,9 +204,12 @@ def measure_scale(num_clips: int) -> None:
     print(
         f"{total} clips of {samples_per_clip} samples, {num_copies} of them copies (drawn in {drawn - started:.0f} s)"
     )
-    print(f"candidates: {is_true.sum()} true, {(~is_true).sum()} others, in {searched - drawn:.1f} s, "
-          f"{1e6 * (searched - drawn) / total:.0f} us per clip; memory per clip {8 * 3 * samples_per_clip} bytes of "
-          f"hashes and {peak_bytes / total:.0f} while searching")  # fmt: skip
+    hash_bytes = 8 * len(HASH_CROPS) * samples_per_clip
+    took = searched - drawn
+    print(
+        f"candidates: {is_true.sum()} true, {(~is_true).sum()} others, in {took:.1f} s, {1e6 * took / total:.0f} us per clip"
+    )
+    print(f"memory per clip: {hash_bytes} bytes of hashes, {peak_bytes / total:.0f} more while searching")
     pairs = list(kept.values())[:500] * 3
     searched = time.process_time()
     similarity = match([a for a, _ in pairs], [b for _, b in pairs]).similarity

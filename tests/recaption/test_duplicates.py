@@ -172,6 +172,15 @@ def test_all_of_many_copies_meet_the_best_and_the_cost_is_bounded():
     assert len(found) <= 8 * 500
 
 
+def test_ranges_of_keys_bound_memory_and_change_nothing():
+    rng = np.random.default_rng(5)
+    hashes = list(rng.integers(1, 2**63, (400, 6)).astype(np.uint64))
+    hashes += [one ^ np.uint64(1 << 40) for one in hashes[:150]]
+    whole = search(hashes)
+    assert whole.tolist() == [[i, 400 + i] for i in range(150)]
+    assert (search(hashes, hashes_at_a_time=100) == whole).all()
+
+
 def test_samples_without_a_hash_meet_nobody():
     nothing = np.full(5, NO_HASH)
     assert search([nothing, nothing]).shape == (0, 2)
