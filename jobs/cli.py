@@ -346,7 +346,7 @@ def _recipe_for(verb: str, arguments: Sequence[str]) -> Recipe:
     """Flags refine a recipe, so the recipe has to be known before the flags are read."""
     asked = _flag(arguments, "--recipe")
     run_uri = _flag(arguments, "--run")
-    if verb == "prepare" and _flag(arguments, "--what-if"):
+    if verb == "prepare" and (_flag(arguments, "--what-if") or _flag(arguments, "--what_if")):
         run_uri = _flag(arguments, "--out")  # asked of a run folder, so its own recipe counts
     if asked or not run_uri or any(a in ("-h", "--help") for a in arguments):
         return recipes.load_recipe(asked or "quickstart")

@@ -23,7 +23,7 @@ def print_summary(verb: str, summary: dict[str, Any]) -> None:
         print(as_text(summary), flush=True)
         return
     for key, value in summary.items():
-        if key in ("failures", "problems", "stages"):
+        if key in ("failures", "problems", "stages", "refused"):
             continue
         print(f"{key.replace('_', ' ')}: {_readable(value)}")
     for name, stage in summary.get("stages", {}).items():
@@ -33,6 +33,7 @@ def print_summary(verb: str, summary: dict[str, Any]) -> None:
                 print(f"  {key.replace('_', ' ')}: {_readable(value)}")
     _print_rows("failures", [f"{row['uri']}: {row['reason']}" for row in summary.get("failures", [])])
     _print_rows("problems", [f"{p['kind']}: {p['where']}: {p['detail']}" for p in summary.get("problems", [])])
+    _print_rows("not repaired", [f"{where}: {why}" for where, why in summary.get("refused", {}).items()])
     sys.stdout.flush()
 
 

@@ -108,7 +108,7 @@ def sample_pairs(
         num_pairs: None = all.
         first: clip ids that are taken before any others.
     """
-    kept: list[tuple[tuple[bool, int], str, dict[str, Any]]] = []
+    kept: list[tuple[tuple[bool, int], int, dict[str, Any]]] = []
     total = 0
     for name in run.list(f"captions/{set_name}/part-*.parquet"):
         tables, _ = open_parts(run, [name], PAIR_SCHEMA)  # what does not open is `verify`'s to report
@@ -117,7 +117,7 @@ def sample_pairs(
                 continue
             total += 1
             draw = int.from_bytes(hashlib.sha256(row["clip_id"].encode()).digest()[:8], "big")
-            entry = ((row["clip_id"] in first, -draw), f"{name}:{row['clip_id']}", {**row, "part": name})
+            entry = ((row["clip_id"] in first, -draw), total, {**row, "part": name})
             if num_pairs is None or len(kept) < num_pairs:
                 heapq.heappush(kept, entry)
             elif num_pairs:
