@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
@@ -58,7 +59,10 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
     }
     seconds = 0.0
     made = 0
-    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device):
+    device = recipe.caption.device
+    for summary in cluster.run_parts(
+        CaptionWorker, settings, parts, title="caption", device=device, unit="captions"
+    ):
         seconds += summary["seconds"]
         made += summary["captions"]
     return {
@@ -66,6 +70,7 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
         "clips_per_second": made / seconds if seconds else 0.0,
         "computed_parts": len(parts),
         "skipped_parts": len(kept) - len(parts),
+        "throughput": cluster.throughput(),
     }
 
 
@@ -133,9 +138,10 @@ class CaptionWorker:
         clips = [Clip(**row) for row in part["clips"]]
         existing, sums = self._existing(name, {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
-        for first in range(0, len(new), self.settings.batch_size):
-            for row in self._caption_batch(new[first : first + self.settings.batch_size], sums):
+        for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
+            for row in self._caption_batch(batch, sums):
                 existing.setdefault(row.clip_id, []).append(row)
+        attempts.begin()
         rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
         metadata = {
             "recipe_hash": self.stage_hash,
@@ -167,6 +173,7 @@ class CaptionWorker:
             if original:
                 rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
             try:
+                attempts.begin(clip.clip_id)
                 frames.append(self._frames_of(clip))
             except VideoError as error:
                 rows.append(self._bound(Caption(reason=error.reason), clip))
@@ -174,6 +181,7 @@ class CaptionWorker:
                 seen.append(clip)
         if not frames:
             return rows
+        attempts.begin(*(clip.clip_id for clip in seen))
         captions = self._captions(frames, sums)
         scores = self.captioner.score(frames, [c.text for c in captions])
         _add_pairs(scores, sums)
