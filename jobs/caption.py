@@ -60,9 +60,7 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
     seconds = 0.0
     made = 0
     device = recipe.caption.device
-    for summary in cluster.run_parts(
-        CaptionWorker, settings, parts, title="caption", device=device, unit="captions"
-    ):
+    for summary in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
         seconds += summary["seconds"]
         made += summary["captions"]
     return {

@@ -290,9 +290,7 @@ def _node_is_alive(node_id: str) -> bool:
 class _PartRunner:
     """JSON in, JSON out: what Ray ships is a few short strings a part."""
 
-    def __init__(
-        self, worker: Callable[..., Any], settings: dict[str, Any], run_id: str, stuck_seconds: float
-    ) -> None:
+    def __init__(self, worker: Callable[..., Any], settings: dict[str, Any], run_id: str, stuck_seconds: float) -> None:
         import ray
 
         context = ray.get_runtime_context()
@@ -358,11 +356,13 @@ def _described(error: Exception) -> dict[str, str]:
 
 
 def _error_of_worker(title: str, *, kind: str, text: str, where: str) -> RecaptionError:
-    """A user's mistake comes back as what it is; anything else names the stage and the lines it came from."""
-    cls = getattr(errors, kind, None)
-    if isinstance(cls, type) and issubclass(cls, errors.UsageError):
+    """A user's mistake comes back as what it is; what was raised on purpose is one sentence; a bug shows its lines."""
+    cls = WorkerError if kind == WorkerError.__name__ else getattr(errors, kind, None)
+    if not (isinstance(cls, type) and issubclass(cls, RecaptionError)):
+        return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
+    if issubclass(cls, UsageError):
         return cls(text)
-    return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
+    return WorkerError(f"{title}: a worker failed: {text}; finished parts are safe, run the same command again")
 
 
 def ray_report() -> dict[str, str]:

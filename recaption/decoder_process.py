@@ -41,6 +41,10 @@ Receive = Callable[[dict[str, Any], int], memoryview]
 """(header, payload bytes) -> writable memory of exactly that many bytes."""
 
 
+class _KilledError(VideoError):
+    """SIGKILL: nothing that a decoder does to itself."""
+
+
 class _Deadline:
     def __init__(self, seconds: float) -> None:
         self.started = time.monotonic()
@@ -88,6 +92,10 @@ class _Child:
         except (EOFError, TimeoutError) as error:
             said = self.last_words()
             self.close()
+            if self.process.returncode == -signal.SIGKILL:
+                raise _KilledError(
+                    "decode_memory", "the decoder was killed twice, the second time as it started"
+                ) from None
             raise RecaptionError(f"the decoder process does not start ({error!r}): {said}") from None
         assert header["kind"] == "ready"
 
@@ -129,6 +137,10 @@ class _Child:
             return VideoError("decode_memory", f"the decoder ran out of memory: {words[-200:]}")
         if code == -signal.SIGXCPU:
             return VideoError("decode_timeout", "the decoder used up its processor time")
+        if code == -signal.SIGKILL:
+            return _KilledError(
+                "decode_memory", "the decoder was killed twice, as the kernel does when memory runs out"
+            )
         if code < 0:
             return VideoError("unreadable", f"decoder crashed with signal {-code}")
         return VideoError("unreadable", f"decoder ended with code {code}: {words[-200:]}")
@@ -255,11 +267,9 @@ def exchange(
         RecaptionError: the child cannot be started at all.
     """
     decoder = _decoder()
+    limits = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
     with decoder.lock:
-        return decoder.exchange(
-            request,
-            payload,
-            receive,
-            wall_seconds=wall_seconds,
-            seconds_per_video_second=seconds_per_video_second,
-        )
+        try:
+            return decoder.exchange(request, payload, receive, **limits)
+        except _KilledError:  # from outside: once more, so that it does not cost the video its row
+            return decoder.exchange(request, payload, receive, **limits)

@@ -135,7 +135,7 @@ def test_a_stage_that_fails_on_everything_is_not_blamed_on_its_inputs():
     def act(key):
         raise NameError("a typing error in the stage")
 
-    with pytest.raises(PartError, match="4 inputs in a row ended their worker and none did not.*NameError"):
+    with pytest.raises(PartError, match=r"4 inputs in a row ended their worker and none did not.*NameError"):
         run(one_by_one("abcdefgh", act))
 
 
