@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -150,7 +149,7 @@ class Attempt:
         self.clock.daemon = True
         self.clock.start()
         # A thread in C: it ends the process even where code holds the interpreter for ever and nothing can be noted.
-        faulthandler.dump_traceback_later(self.stuck_seconds + NOTE_SECONDS, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.stuck_seconds + NOTE_SECONDS, exit=True, file=2)
 
     def _stuck(self) -> None:
         self.record.error = f"its worker made no progress for {self.stuck_seconds:g} s"

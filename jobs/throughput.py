@@ -55,7 +55,8 @@ class Throughput:
         available = self.wall_seconds * len(self.workers)
         return {
             "parts": self.num_parts,
-            self.unit.removeprefix("num_"): self.num_units,
+            "unit": self.unit.removeprefix("num_"),
+            "units": self.num_units,
             "workers": len(self.workers),
             "wall_seconds": round(self.wall_seconds, 3),
             "busy_seconds": round(self.busy_seconds, 3),

@@ -1,7 +1,7 @@
 """Commands that are killed lose nothing: run again, they end with the bytes of ones that were never killed.
 
-One run folder goes through 23 kills at seeded random moments: decoders and workers while the driver goes on, and five
-times everything at once with the driver.
+One run folder goes through its kills at seeded random moments: decoders and workers while the driver goes on, and from
+time to time everything at once with the driver.
 """
 
 import hashlib
@@ -20,8 +20,7 @@ import pytest
 
 from recaption.scenes import SIMPLE, render
 
-NUM_VIDEOS = 26
-KILLS_WITHIN_A_DRIVER = (6, 5, 4, 2, 1)
+NUM_VIDEOS = 44
 MARK = "RECAPTION_FAULT_TEST"
 SECONDS_TO_VANISH = 30.0
 """How long what belongs to a killed driver may outlive it: Ray's parts look for one another every few seconds."""
@@ -118,35 +117,56 @@ def wait_for_parts(command, out, count):
         time.sleep(0.01)
 
 
-def chain(videos, out):
-    arguments = ["run", "--videos", str(videos), "--out", str(out), "--stop-after", "shard"]
-    return Command(*arguments, "--prepare.part-size", "1", "--num-workers", "2", log=out.parent / f"{out.name}.log")
+class Chain:
+    """One verb on one run folder, started again after every kill of its driver."""
+
+    def __init__(self, videos, out, verb):
+        self.out = out
+        self.arguments = [*verb, "--videos", str(videos), "--out", str(out)]
+        self.arguments += ["--prepare.part-size", "1", "--num-workers", "2"]
+
+    def start(self):
+        return Command(*self.arguments, log=self.out.parent / f"{self.out.name}.log")
 
 
-def test_after_more_than_20_kills_at_random_moments_the_tree_is_that_of_an_undisturbed_run(videos, tmp_path):
-    chance = random.Random(20)
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
-    chain(videos, undisturbed).finish()
+def kill_and_go_on(chain, kills_within_a_driver, seed):
+    """Kills by what was killed; after each driver nothing of it is left, and what was finished is never made again."""
+    chance = random.Random(seed)
     kills = Counter()
     finished = {}
-    for kills_within in KILLS_WITHIN_A_DRIVER:
-        command = chain(videos, out)
-        for _ in range(kills_within):
-            wait_for_parts(command, out, chance.randint(1, 2))
-            time.sleep(chance.uniform(0, 0.1))
-            target = chance.choice(["^ray::MapWorker", "recaption.decode_worker"])
-            kills[target] += command.kill_one(target, chance)
-        wait_for_parts(command, out, 1)
-        time.sleep(chance.uniform(0, 0.5))
-        command.kill_all()
-        kills["driver"] += 1
+    for num_kills in (*kills_within_a_driver, None):
+        command = chain.start()
+        if num_kills is None:
+            command.finish()
+        else:
+            for _ in range(num_kills):
+                wait_for_parts(command, chain.out, chance.randint(1, 2))
+                time.sleep(chance.uniform(0, 0.1))
+                target = chance.choice(["^ray::MapWorker", "recaption.decode_worker", "recaption.decode_worker"])
+                kills[target] += command.kill_one(target, chance)
+            wait_for_parts(command, chain.out, 1)
+            time.sleep(chance.uniform(0, 0.5))
+            command.kill_all()
+            kills["driver"] += 1
         assert command.left_behind() == []
         assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was made again"
-        finished |= parts_of(out)
-    last = chain(videos, out)
-    last.finish()
-    assert last.left_behind() == []
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was made again"
+        finished |= parts_of(chain.out)
+    return kills
+
+
+def test_after_20_kills_at_random_moments_the_tree_is_that_of_an_undisturbed_run(videos, tmp_path):
+    Chain(videos, tmp_path / "undisturbed", ["prepare"]).start().finish()
+    kills = kill_and_go_on(Chain(videos, tmp_path / "killed", ["prepare"]), (8, 7, 4), seed=20)
     assert kills.total() >= 20, kills
-    assert min(kills.values()) >= 5, kills
-    assert tree(out) == tree(undisturbed)
+    assert min(kills.values()) >= 3, kills
+    assert tree(tmp_path / "killed") == tree(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_after_kills_in_every_stage_the_tree_is_that_of_an_undisturbed_run(videos, tmp_path):
+    verb = ["run", "--stop-after", "shard"]
+    Chain(videos, tmp_path / "undisturbed", verb).start().finish()
+    kills = kill_and_go_on(Chain(videos, tmp_path / "killed", verb), (8, 7, 4, 4, 1), seed=21)
+    assert kills.total() >= 25, kills
+    assert tree(tmp_path / "killed") == tree(tmp_path / "undisturbed")

@@ -50,7 +50,7 @@ def tree(out):
 
 @pytest.mark.slow
 def test_a_node_killed_midway_costs_only_the_parts_it_was_working_on(videos, nodes, tmp_path):
-    nodes, (first, second) = nodes
+    nodes, (first, _second) = nodes
     arguments = ["prepare", "--videos", str(videos), "--prepare.part-size", "1", "--no-progress"]
     out = tmp_path / "killed"
     finished = {}

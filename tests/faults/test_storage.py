@@ -1,6 +1,7 @@
 """Storage that fails midway: one clear sentence, no half files, and the same command again ends as if nothing had been."""
 
 import builtins
+import contextlib
 import errno
 import os
 import socket
@@ -103,7 +104,9 @@ def test_a_full_disk_ends_a_command_with_one_sentence_and_the_next_one_goes_on(v
     assert main([*arguments, "--out", str(out)]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("recaption: prepare: a worker failed: ")
-    assert error.endswith("cannot be written: No space left on device; finished parts are safe, run the same command again")
+    assert error.endswith(
+        "cannot be written: No space left on device; finished parts are safe, run the same command again"
+    )
     left = tree(out)
     assert not [name for name in left if name.endswith(TEMPORARY_SUFFIX)]
     assert all(content == (tmp_path / "undisturbed" / name).read_bytes() for name, content in left.items())
@@ -154,10 +157,8 @@ class Line:
     def cut(self):
         self.is_cut = True
         for end in list(self.open):
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def mend(self):
         self.is_cut = False

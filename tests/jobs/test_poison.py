@@ -75,7 +75,7 @@ def test_a_pool_of_one_survives_the_death_of_its_only_worker(one_worker):
     rows = rows_of(one_worker, {"13": "exits"})
     assert [n for n, _, _ in rows] == list(range(NUM_ROWS))
     assert [row for row in rows if row[1] != "ok"] == [[13, "unreadable", "its worker process died 3 times on it"]]
-    assert one_worker.throughput()["rows"] == NUM_ROWS
+    assert one_worker.throughput()["units"] == NUM_ROWS
 
 
 def test_a_worker_that_cannot_start_ends_the_job(one_worker):
