@@ -111,11 +111,10 @@ class Cluster:
                 raise UsageError(f"no Ray cluster answers at --address {self.address}: {error}") from error
             self._started = True
         else:
-            # One logical CPU more than workers: Ray Data's read task needs one, and would wait for ever without it.
             # `local`: without it Ray joins any cluster that happens to run on this machine.
             ray.init(
                 address="local",
-                num_cpus=self.local_workers() + 1,
+                num_cpus=self.local_workers(),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,

@@ -37,6 +37,11 @@ PIPE_BYTES = 1 << 20
 MAX_EXCHANGES = 512
 """A child is replaced after so many files, whatever leaks in a decoder."""
 
+MAX_KILLS = 4
+"""SIGKILLs of the decoder in a row, at work or as it starts, until they are taken for the video's own doing."""
+
+KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
+
 Receive = Callable[[dict[str, Any], int], memoryview]
 """(header, payload bytes) -> writable memory of exactly that many bytes."""
 
@@ -93,9 +98,7 @@ class _Child:
             said = self.last_words()
             self.close()
             if self.process.returncode == -signal.SIGKILL:
-                raise _KilledError(
-                    "decode_memory", "the decoder was killed twice, the second time as it started"
-                ) from None
+                raise _KilledError("decode_memory", KILLED) from None
             raise RecaptionError(f"the decoder process does not start ({error!r}): {said}") from None
         assert header["kind"] == "ready"
 
@@ -138,9 +141,7 @@ class _Child:
         if code == -signal.SIGXCPU:
             return VideoError("decode_timeout", "the decoder used up its processor time")
         if code == -signal.SIGKILL:
-            return _KilledError(
-                "decode_memory", "the decoder was killed twice, as the kernel does when memory runs out"
-            )
+            return _KilledError("decode_memory", KILLED)
         if code < 0:
             return VideoError("unreadable", f"decoder crashed with signal {-code}")
         return VideoError("unreadable", f"decoder ended with code {code}: {words[-200:]}")
@@ -269,7 +270,7 @@ def exchange(
     decoder = _decoder()
     limits = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
     with decoder.lock:
-        try:
-            return decoder.exchange(request, payload, receive, **limits)
-        except _KilledError:  # from outside: once more, so that it does not cost the video its row
-            return decoder.exchange(request, payload, receive, **limits)
+        for _ in range(MAX_KILLS - 1):
+            with contextlib.suppress(_KilledError):  # from outside: that should not cost the video its row
+                return decoder.exchange(request, payload, receive, **limits)
+        return decoder.exchange(request, payload, receive, **limits)
