@@ -341,7 +341,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-PARALLELISM_ONLY = ("device", "decode")
+PARALLELISM_ONLY = ("device", "decode", "max_failed_share")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
 
 
