@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.duplicates import find_semantic
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
@@ -49,6 +50,7 @@ def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> 
         "clips_per_second": num_captions / seconds if seconds else 0.0,
         "computed_parts": len(made["computed"]),
         "skipped_parts": made["num_parts"] - len(made["computed"]),
+        "throughput": cluster.throughput(),
     }
 
 
@@ -81,7 +83,8 @@ def caption_parts(
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    made = list(cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=recipe.caption.device))
+    device = recipe.caption.device
+    made = list(cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"))
     find_semantic(run, recipe.prepare.duplicates, set_name)
     return {"computed": made, "num_parts": len(kept)}
 
@@ -151,11 +154,12 @@ class CaptionWorker:
         clips = [Clip(**row) for row in part["clips"]]
         existing, embeddings, sums = self._existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
-        for first in range(0, len(new), self.settings.batch_size):
-            made, made_embeddings = self._caption_batch(new[first : first + self.settings.batch_size], sums)
+        for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
+            made, made_embeddings = self._caption_batch(batch, sums)
             embeddings |= made_embeddings
             for row in made:
                 existing.setdefault(row.clip_id, []).append(row)
+        attempts.begin()
         rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
         metadata = {
             "recipe_hash": self.stage_hash,
@@ -195,6 +199,7 @@ class CaptionWorker:
             if original:
                 rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
             try:
+                attempts.begin(clip.clip_id)
                 frames.append(frames_of(clip, self.captioner, self.decode))
             except VideoError as error:
                 rows.append(self._bound(Caption(reason=error.reason), clip))
@@ -202,6 +207,7 @@ class CaptionWorker:
                 seen.append(clip)
         if not frames:
             return rows, {}
+        attempts.begin(*(clip.clip_id for clip in seen))
         described = self._described(frames, sums)
         _add_pairs(described.clip_BD @ described.text_BD.T, sums)
         rows += [self._bound(text, clip) for text, clip in zip(described.captions, seen, strict=True)]

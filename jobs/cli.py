@@ -6,6 +6,7 @@ Exit codes: 0 all good, 1 finished but some inputs failed (they are listed), 2 w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -306,7 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"no command {verb!r}: there are {', '.join(VERBS)}")
     try:
         command = parse(verb, rest)
-        summary = command()  # type: ignore[operator]
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints every death of a worker there
+            summary = command()  # type: ignore[operator]
     except RecaptionError as error:
         return _refuse(str(error))
     except SystemExit as stop:  # tyro: --help, or flags it does not know (already explained on stderr)

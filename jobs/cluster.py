@@ -3,9 +3,17 @@
     with Cluster(address=None, num_workers=2) as cluster:
         for summary in cluster.run_parts(PrepareWorker, {"run_uri": ...}, parts, title="prepare"):
             ...
+        cluster.throughput()     # what the workers of that stage did with their time
 
 Ray starts at the first part that has to be computed: a run with nothing left to do never pays for it.
-Nothing big passes through the object store: a part is a few names, a summary a few numbers.
+
+Each stage is one Ray Data job: an autoscaling pool of actors, one core or one GPU each. Nothing big passes through the
+object store: a part is a few names, a summary a few numbers, so Ray's back-pressure by bytes never has to act and
+nothing can spill. Frames live and die inside the workers.
+
+Ray retries what dies for ever, and gives up a whole job over one exception. Here both end in attempts.py: actors and
+their parts are restarted without limit (a pool whose actors may not be restarted waits for ever once they are gone),
+and it is the record of a part that decides which of its inputs has cost enough.
 """
 
 from __future__ import annotations
@@ -15,7 +23,9 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -23,12 +33,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jobs import attempts
+from jobs.attempts import STUCK_SECONDS, Attempt, PartError, Record
+from jobs.throughput import Throughput, cpu_seconds
 from recaption import errors
 from recaption.errors import RecaptionError, UsageError
 
-RESTARTS_OF_A_DEAD_WORKER = 3
-"""Ray's default is "for ever": a part that kills its worker each time would never end."""
+DEATHS_WHILE_STARTING = 5
+"""In a row, of one worker, before it has seen any part: weights that do not fit, a library that crashes at import."""
 
+UNDONE_BEFORE_ANY_DONE = 3
+"""So many parts that cannot be done, and none that could: more of the same would follow."""
 
 REACHABLE_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
@@ -41,11 +56,24 @@ class WorkerError(RecaptionError):
 class Cluster:
     """A local Ray that is started and stopped here, or a running one at `address`."""
 
-    def __init__(self, *, address: str | None = None, num_workers: int | None = None, progress: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        num_workers: int | None = None,
+        progress: bool = True,
+        stuck_seconds: float = STUCK_SECONDS,
+    ) -> None:
         self.address = address
         self.num_workers = num_workers
         self.progress = progress
+        self.stuck_seconds = stuck_seconds
         self._started = False
+        self._throughput = Throughput()
+
+    def throughput(self) -> dict[str, Any]:
+        """Of the stage that ran last: parts, units, workers, wall, busy and CPU seconds, utilisation, rate."""
+        return self._throughput.summary()
 
     def __enter__(self) -> Cluster:
         return self
@@ -83,11 +111,10 @@ class Cluster:
                 raise UsageError(f"no Ray cluster answers at --address {self.address}: {error}") from error
             self._started = True
         else:
-            # One logical CPU more than workers: Ray Data's read task needs one, and would wait for ever without it.
             # `local`: without it Ray joins any cluster that happens to run on this machine.
             ray.init(
                 address="local",
-                num_cpus=self.local_workers() + 1,
+                num_cpus=self.local_workers(),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
@@ -96,7 +123,8 @@ class Cluster:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        # Ray fails the whole job after this long without a finished part; decoding has limits of its own.
+        # After 30 minutes without a finished part Ray would fail the job: one part may well hold hours of video.
+        context.execution_no_progress_timeout_s = -1
         context.execution_options.verbose_progress = False
         for name in ("ray.data", "ray.data._internal.execution.streaming_executor", "ray._private.worker"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -119,18 +147,15 @@ class Cluster:
             raise UsageError(f"device {device!r} asked for, but no node of this Ray cluster has a GPU; use cpu or auto")
         return int(has_gpus)
 
-    def _pool_size(self, num_parts: int, num_gpus: int) -> int:
-        import ray
+    def _pool(self, num_parts: int, num_gpus: int) -> Any:
+        """The actors of one stage. On a cluster as many as fit, and more as soon as nodes join; here, one per core."""
+        from ray.data import ActorPoolStrategy
 
-        if self.num_workers:
-            limit = self.num_workers
-        elif num_gpus:
-            limit = int(ray.cluster_resources()["GPU"])
-        elif self.address:
-            limit = max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
-        else:
-            limit = self.local_workers()
-        return max(1, min(limit, num_parts))
+        limit = self.num_workers or (num_parts if self.address else self.local_workers())
+        limit = max(1, min(limit, num_parts))
+        if not self.address and not num_gpus:
+            return ActorPoolStrategy(size=limit)
+        return ActorPoolStrategy(min_size=1, max_size=limit)
 
     def run_parts(
         self,
@@ -140,48 +165,73 @@ class Cluster:
         *,
         title: str,
         device: str = "cpu",
+        unit: str = "parts",
     ) -> Iterator[dict[str, Any]]:
         """Give each part to `worker(**settings)` in a pool of actors; yield the summaries as they come.
 
         Args:
             worker: a class; one instance per actor, so that models load once. Called with one part (JSON-able), it
-                commits the part's outputs itself and returns a JSON-able summary.
+                commits the part's outputs itself and returns a JSON-able summary. It names its inputs with
+                `attempts.begin`: one that kills it, raises or never ends then costs its own row.
             device: what the actors compute on: `cpu`, `cuda`, or `auto` for GPUs where the cluster has any.
+            unit: the count in the summaries that says how much work it was, for `throughput`.
 
         Raises:
-            WorkerError: an actor raised, or died more often than it may.
+            WorkerError: a worker failed on no input in particular (storage, its own start), or a part could not be
+                done although its inputs were given up one by one; in the latter case all other parts are done.
             UsageError: no GPU for `cuda`; or what the worker raised as one.
         """
+        self._throughput = stage = Throughput(unit=unit)
         if not parts:
             return
         self._start()
         import ray
         import ray.data
-        from ray.data import ActorPoolStrategy
 
         num_gpus = self._num_gpus(device)
-        rows = [{"part": json.dumps(part)} for part in parts]
+        run_id = uuid.uuid4().hex
+        rows = [{"part": json.dumps(part), "index": index} for index, part in enumerate(parts)]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to bound restarts yet
+            warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
             summaries = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PartRunner,
-                fn_constructor_kwargs={"worker": worker, "settings": settings},
-                compute=ActorPoolStrategy(size=self._pool_size(len(parts), num_gpus)),
+                fn_constructor_kwargs={
+                    "worker": worker,
+                    "settings": settings,
+                    "run_id": run_id,
+                    "stuck_seconds": self.stuck_seconds,
+                },
+                compute=self._pool(len(parts), num_gpus),
                 num_cpus=1,
                 num_gpus=num_gpus or None,
-                max_restarts=RESTARTS_OF_A_DEAD_WORKER,
-                max_task_retries=RESTARTS_OF_A_DEAD_WORKER,
+                max_restarts=-1,
+                max_task_retries=-1,
             )
         bar = tqdm(total=len(parts), desc=title, unit="part", file=sys.stderr, disable=not self.progress)
-        with bar:
-            try:
+        undone: list[str] = []
+        started = time.perf_counter()
+        try:
+            with bar:
                 for row in summaries.iter_rows():
-                    if row["error"]:
-                        raise _error_of_worker(title, **json.loads(row["error"]))
+                    stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
-                    yield json.loads(row["summary"])
-            except ray.exceptions.RayError as error:
-                raise WorkerError(f"{title}: a worker died: {error}; finished parts are safe, run it again") from error
+                    if row["error"]:
+                        error = json.loads(row["error"])
+                        if error["kind"] != PartError.__name__:
+                            raise _error_of_worker(title, **error)
+                        undone.append(f"part {row['index']}: {error['text']}")
+                        if len(undone) >= UNDONE_BEFORE_ANY_DONE and not stage.num_parts:
+                            break
+                        continue
+                    summary = json.loads(row["summary"])
+                    stage.add(json.loads(row["usage"]), summary.get(unit, 1))
+                    yield summary
+        except ray.exceptions.RayError as error:
+            raise WorkerError(f"{title}: a worker died: {error}; finished parts are safe, run it again") from error
+        _Notes(run_id).clear()
+        if undone:
+            done = f"{stage.num_parts} of {len(parts)} parts are done"
+            raise WorkerError(f"{title}: {done}, {len(undone)} could not be: {'; '.join(undone[:3])}")
 
     def run_once(self, function: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Any:
         """Run one function on the cluster and return what it returns: training and sampling with `--address`."""
@@ -207,29 +257,111 @@ def _check_reachable(address: str) -> None:
         raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from error
 
 
+class _Notes:
+    """A few bytes per part in Ray's own table, which lives as long as the cluster: they outlive a worker."""
+
+    def __init__(self, run_id: str) -> None:
+        self.prefix = f"recaption/{run_id}/"
+
+    def read(self, key: str) -> dict[str, Any]:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        return json.loads(_internal_kv_get(self.prefix + key) or b"{}")
+
+    def write(self, key: str, note: dict[str, Any]) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(self.prefix + key, json.dumps(note).encode())
+
+    def clear(self, key: str | None = None) -> None:
+        """One note, or all of the run."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self.prefix + (key or ""), del_by_prefix=key is None)
+
+
+def _node_is_alive(node_id: str) -> bool:
+    import ray
+
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
 class _PartRunner:
-    """JSON in, JSON out: what Ray ships is two short strings a part."""
+    """JSON in, JSON out: what Ray ships is a few short strings a part."""
 
-    def __init__(self, worker: Callable[..., Any], settings: dict[str, Any]) -> None:
-        self.worker = worker(**settings)
+    def __init__(self, worker: Callable[..., Any], settings: dict[str, Any], run_id: str, stuck_seconds: float) -> None:
+        import ray
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        context = ray.get_runtime_context()
+        self.notes = _Notes(run_id)
+        self.node = context.get_node_id()
+        self.actor = context.get_actor_id()
+        self.stuck_seconds = stuck_seconds
+        self.broken: dict[str, str] | None = None
+        key = f"starting/{self.actor}"
+        num_deaths = self.notes.read(key).get("num_starts", 0)
+        if num_deaths >= DEATHS_WHILE_STARTING:
+            text = f"its process died {num_deaths} times while it started"
+            self.broken = {"kind": "WorkerError", "text": text, "where": ""}
+            return
+        self.notes.write(key, {"num_starts": num_deaths + 1})
         try:
-            return {"summary": json.dumps(self.worker(json.loads(row["part"]))), "error": ""}
+            self.worker = worker(**settings)
+        except Exception as error:  # travels with the first part: Ray would try three times more and print each
+            self.broken = _described(error)
+        self.notes.clear(key)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        usage: dict[str, Any] = {"worker": self.actor}
+        answer = {"index": row["index"], "summary": "", "error": json.dumps(self.broken or ""), "usage": ""}
+        if self.broken:
+            return answer
+        wall_before, cpu_before = time.perf_counter(), cpu_seconds()
+        try:
+            summary = self._run(f"part/{row['index']}", json.loads(row["part"]))
         except Exception as error:  # travels as a row: Ray would print it five times and retry some kinds for ever
-            where = traceback.format_exc(limit=-3)
-            return {
-                "summary": "",
-                "error": json.dumps({"kind": type(error).__name__, "text": str(error), "where": where}),
-            }
+            return {**answer, "error": json.dumps(_described(error))}
+        usage |= {
+            "wall_seconds": time.perf_counter() - wall_before,
+            "cpu_seconds": cpu_seconds() - cpu_before,
+        }
+        return {**answer, "summary": json.dumps(summary), "error": "", "usage": json.dumps(usage)}
+
+    def _run(self, key: str, part: dict[str, Any]) -> Any:
+        record = Record(**self.notes.read(key))
+        record.account_for_last_attempt(_node_is_alive)
+        attempt = Attempt(
+            record, lambda note: self.notes.write(key, note), node=self.node, stuck_seconds=self.stuck_seconds
+        )
+        attempts.start(attempt)
+        try:
+            summary = self.worker(part)
+        except Exception as error:
+            if attempt.raised(error):
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)  # Ray starts a fresh process: this one may hold half a model or a broken CUDA context
+            raise
+        finally:
+            attempts.start(None)
+            attempt.end()
+        self.notes.clear(key)
+        return summary
+
+
+def _described(error: Exception) -> dict[str, str]:
+    where = "".join(traceback.format_exception(error, limit=-3))
+    return {"kind": type(error).__name__, "text": str(error), "where": where}
 
 
 def _error_of_worker(title: str, *, kind: str, text: str, where: str) -> RecaptionError:
-    """A user's mistake comes back as what it is; anything else names the stage and the lines it came from."""
-    cls = getattr(errors, kind, None)
-    if isinstance(cls, type) and issubclass(cls, errors.UsageError):
+    """A user's mistake comes back as what it is; what was raised on purpose is one sentence; a bug shows its lines."""
+    cls = WorkerError if kind == WorkerError.__name__ else getattr(errors, kind, None)
+    if not (isinstance(cls, type) and issubclass(cls, RecaptionError)):
+        return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
+    if issubclass(cls, UsageError):
         return cls(text)
-    return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
+    return WorkerError(f"{title}: a worker failed: {text}; finished parts are safe, run the same command again")
 
 
 def ray_report() -> dict[str, str]:

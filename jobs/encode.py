@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.recipes import Recipe, grid_of, stage_hashes
 from jobs.run_state import write_recipe
@@ -18,13 +19,14 @@ from packing.reader import read_sample
 from packing.shards import (
     Entry,
     build_latents_index,
+    failed_latent,
     is_committed,
     latent_entry,
     latent_shard_name,
     remove_stale,
     write_latents_shard,
 )
-from recaption.errors import UsageError
+from recaption.errors import UsageError, VideoError
 from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io import decode_bytes
@@ -52,7 +54,8 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         if not is_committed(run, name, key)
     ]
     settings = {"run_uri": run.uri, "spec": spec, "device": recipe.encode.device, "grid": grid_of(recipe)}
-    for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=recipe.encode.device):
+    device = recipe.encode.device
+    for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=device, unit="samples"):
         pass
     remove_stale(run, planned, folder=f"latents/{compressor.name}")
     index = build_latents_index(run, compressor.name)
@@ -62,6 +65,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "tokens": int(np.sum(index["num_latent_tokens"].to_numpy())) if index.num_rows else 0,
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
+        "throughput": cluster.throughput(),
     }
 
 
@@ -110,6 +114,11 @@ class EncodeWorker:
         import torch
 
         for row in rows:
+            try:
+                attempts.begin(row.clip_id)
+            except VideoError as error:
+                yield failed_latent(row, reason=error.reason, detail=error.detail)
+                continue
             pixels_THWC = decode_bytes(read_sample(self.run, row)["mp4"]).pixels_THWC
             pixels_BCTHW = torch.from_numpy(pixels_THWC).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.inference_mode():
@@ -121,6 +130,7 @@ class EncodeWorker:
                 num_latent_tokens=self.grid.num_tokens(row.num_frames, row.height_px, row.width_px),
                 details={"compressor": self.compressor.name, "round_trip_psnr_db": round(psnr_db, 2)},
             )
+        attempts.begin()
 
 
 def _psnr_db(decoded: Any, pixels: Any) -> float:

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.duplicates import find_perceptual
 from jobs.recipes import PrepareSettings, Recipe, stage_hashes
 from jobs.run_state import check_same_recipe, part_name, plan_inputs, write_recipe
-from recaption.errors import ErrorBudgetError
+from recaption.errors import ErrorBudgetError, VideoError
 from recaption.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.inputs import expand
 from recaption.ledger import CLIPS_SCHEMA, account
@@ -30,6 +31,9 @@ from recaption.video_io import Frames, Scan, scan
 
 JPEG_QUALITY = 82
 
+BUDGET_AFTER_INPUTS = 50
+"""From so many inputs on `max_failed_share` ends a run before its end; of fewer the share says little."""
+
 
 def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """Probe, cut and score all inputs that are not yet in the run folder.
@@ -40,10 +44,14 @@ def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -
     """
     run = RunFolder(out)
     num_computed, num_parts = prepare_parts(run, expand(videos), recipe, cluster)
-    ledger = account(run, recipe.filters)
-    summary = {**ledger.summary(), "computed_parts": num_computed, "skipped_parts": num_parts - num_computed}
-    _check_error_budget(summary, recipe.prepare.max_failed_share)
-    return summary
+    summary = account(run, recipe.filters).summary()
+    _check_error_budget(summary["videos"]["total"], summary["videos"]["failed"], recipe.prepare.max_failed_share)
+    return {
+        **summary,
+        "computed_parts": num_computed,
+        "skipped_parts": num_parts - num_computed,
+        "throughput": cluster.throughput(),
+    }
 
 
 def prepare_parts(
@@ -66,8 +74,11 @@ def prepare_parts(
         if (only is None or part in only) and not _is_done(run, part, members, stage_hash)
     ]
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
-    for _ in cluster.run_parts(PrepareWorker, settings, parts, title="prepare"):
-        pass
+    seen = failed = 0
+    for done in cluster.run_parts(PrepareWorker, settings, parts, title="prepare", unit="clips"):
+        seen, failed = seen + done["videos"], failed + done["failed"]
+        if seen >= BUDGET_AFTER_INPUTS:
+            _check_error_budget(seen, failed, recipe.prepare.max_failed_share)
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
     return len(parts), len(planned)
@@ -81,8 +92,7 @@ def _is_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> boo
     return metadata.get("recipe_hash") == stage_hash and metadata.get("inputs_hash") == recipe_hash(uris)
 
 
-def _check_error_budget(summary: dict[str, Any], max_failed_share: float) -> None:
-    total, failed = summary["videos"]["total"], summary["videos"]["failed"]
+def _check_error_budget(total: int, failed: int, max_failed_share: float) -> None:
     if total and failed / total > max_failed_share:
         raise ErrorBudgetError(
             f"{failed} of {total} inputs failed, more than max_failed_share = {max_failed_share:g} allows; "
@@ -104,6 +114,11 @@ class PrepareWorker:
         fingerprints: list[ClipFingerprint] = []
         previews: list[ClipPreview] = []
         for uri in part["uris"]:
+            try:
+                attempts.begin(uri)
+            except VideoError as error:
+                videos.append(Video(video_id="", uri=uri, status="failed", reason=error.reason, detail=error.detail))
+                continue
             found = scan(uri, limits=self.settings.decode)
             videos.append(found.video)
             if found.video.status != "ok":
@@ -112,13 +127,15 @@ class PrepareWorker:
                 clips.append({**_columns(clip), **_columns(scores)})
                 fingerprints.append(fingerprint)
                 previews.append(preview)
+        attempts.begin()
         metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
         number = part["part"]
         self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
         self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
         self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
         self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
-        return {"part": number, "videos": len(videos), "clips": len(clips)}
+        failed = sum(video.status == "failed" for video in videos)
+        return {"part": number, "videos": len(videos), "failed": failed, "clips": len(clips)}
 
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:

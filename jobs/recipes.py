@@ -343,7 +343,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-PARALLELISM_ONLY = ("device", "decode")
+PARALLELISM_ONLY = ("device", "decode", "max_failed_share")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
 HASHED_BY_THEMSELVES = ("duplicates",)
 """What RUN/duplicates/ is made with; its tables carry a hash of their own, and no clip depends on it."""

@@ -63,9 +63,14 @@ def run(
 
 
 def _record_timing(folder: RunFolder, stage: str, seconds: float, summary: dict[str, Any]) -> None:
-    """Seconds of the last time that a stage did any work; a stage that found all done keeps its old figure."""
+    """Seconds of the last time that a stage did any work; a stage that found all done keeps its old figure.
+
+    Under "throughput" the same stages with what their workers did meanwhile (jobs/throughput.py).
+    """
     if summary.get("computed_parts") == 0:
         return
     name = "report/timings.json"
     timings = json.loads(folder.read_bytes(name)) if folder.exists(name) else {}
-    folder.write_bytes(name, json.dumps({**timings, stage: round(seconds, 1)}, indent=1).encode())
+    throughput = {**timings.pop("throughput", {}), stage: summary.get("throughput") or {}}
+    timings |= {stage: round(seconds, 1), "throughput": {name: found for name, found in throughput.items() if found}}
+    folder.write_bytes(name, json.dumps(timings, indent=1).encode())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.recipes import Recipe, grid_of, stage_hashes
 from jobs.run_state import kept_clips, write_recipe
@@ -60,7 +61,7 @@ def shard(
     settings = {"run_uri": run.uri, "table": recipe.shard.buckets, "decode": recipe.prepare.decode, "grid": grid}
     reject_rows = [dataclasses.asdict(r) for r in rejects]
     run.write_table(REJECTED, pa.Table.from_pylist(reject_rows, schema=REJECTED_SCHEMA), {"set": set_name})
-    for _ in cluster.run_parts(ShardWorker, settings, parts, title="shard"):
+    for _ in cluster.run_parts(ShardWorker, settings, parts, title="shard", unit="num_samples"):
         pass
     removed = remove_stale(run, hashes)
     index = build_index(run)
@@ -75,6 +76,7 @@ def shard(
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
         "removed_shards": len(removed),
+        "throughput": cluster.throughput(),
     }
 
 
@@ -153,6 +155,7 @@ class ShardWorker:
         num_tokens = self.grid.num_tokens(bucket.num_frames, bucket.height_px, bucket.width_px)
         for clip in clips:
             try:
+                attempts.begin(clip.clip_id)
                 frames = read_clip(
                     clip.uri,
                     clip.start_seconds,
@@ -169,3 +172,4 @@ class ShardWorker:
                 continue
             mp4 = encode_video(frames, fps=bucket.fps, codec=self.table.codec, crf=self.table.crf)
             yield video_entry(clip, bucket, mp4, num_latent_tokens=num_tokens)
+        attempts.begin()

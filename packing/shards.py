@@ -234,6 +234,12 @@ def latent_entry(
     return Entry(key=sample.clip_id, members=members, fields=fields)
 
 
+def failed_latent(sample: Sample, *, reason: str, detail: str) -> Entry:
+    """A sample that could not be encoded: a row with a reason from `errors.FAILURE_REASONS`, no members."""
+    fields = {name: getattr(sample, name) for name in _COPIED}
+    return Entry(key=sample.clip_id, fields=fields, reason=reason, detail=detail)
+
+
 _COPIED = ("bucket", "num_frames", "height_px", "width_px", "fps", "num_caption_tokens", "caption")
 
 

@@ -37,8 +37,17 @@ PIPE_BYTES = 1 << 20
 MAX_EXCHANGES = 512
 """A child is replaced after so many files, whatever leaks in a decoder."""
 
+MAX_KILLS = 4
+"""SIGKILLs of the decoder in a row, at work or as it starts, until they are taken for the video's own doing."""
+
+KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
+
 Receive = Callable[[dict[str, Any], int], memoryview]
 """(header, payload bytes) -> writable memory of exactly that many bytes."""
+
+
+class _KilledError(VideoError):
+    """SIGKILL: nothing that a decoder does to itself."""
 
 
 class _Deadline:
@@ -88,6 +97,8 @@ class _Child:
         except (EOFError, TimeoutError) as error:
             said = self.last_words()
             self.close()
+            if self.process.returncode == -signal.SIGKILL:
+                raise _KilledError("decode_memory", KILLED) from None
             raise RecaptionError(f"the decoder process does not start ({error!r}): {said}") from None
         assert header["kind"] == "ready"
 
@@ -129,6 +140,8 @@ class _Child:
             return VideoError("decode_memory", f"the decoder ran out of memory: {words[-200:]}")
         if code == -signal.SIGXCPU:
             return VideoError("decode_timeout", "the decoder used up its processor time")
+        if code == -signal.SIGKILL:
+            return _KilledError("decode_memory", KILLED)
         if code < 0:
             return VideoError("unreadable", f"decoder crashed with signal {-code}")
         return VideoError("unreadable", f"decoder ended with code {code}: {words[-200:]}")
@@ -255,11 +268,9 @@ def exchange(
         RecaptionError: the child cannot be started at all.
     """
     decoder = _decoder()
+    limits = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
     with decoder.lock:
-        return decoder.exchange(
-            request,
-            payload,
-            receive,
-            wall_seconds=wall_seconds,
-            seconds_per_video_second=seconds_per_video_second,
-        )
+        for _ in range(MAX_KILLS - 1):
+            with contextlib.suppress(_KilledError):  # from outside: that should not cost the video its row
+                return decoder.exchange(request, payload, receive, **limits)
+        return decoder.exchange(request, payload, receive, **limits)

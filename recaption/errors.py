@@ -65,6 +65,10 @@ class ErrorBudgetError(RecaptionError):
     """More inputs failed than the recipe's `max_failed_share` allows."""
 
 
+class StorageError(RecaptionError, OSError):
+    """The run folder's storage failed: full, gone, refusing, or not giving back what was put there."""
+
+
 class VideoError(RecaptionError):
     """One video, or one clip of it, cannot be used; the job goes on without it."""
 

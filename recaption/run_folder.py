@@ -5,7 +5,8 @@
     run.table_metadata("clips/part-00000.parquet")["recipe_hash"]
 
 A local file is written under a temporary name in the same folder, flushed to disk, re-opened and compared, then renamed.
-On object stores a put is atomic by itself. So whatever exists under its final name is complete: stages skip it.
+On object stores a put is atomic by itself; its size is asked for afterwards. So whatever exists under its final name is
+complete: stages skip it. Where the storage fails, that is one `StorageError` with the file and the cause.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import os
 import posixpath
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+from recaption.errors import RecaptionError, StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
 """`<final name>.<random>.tmp`: ignored by every reader, removed by the next run."""
@@ -55,28 +59,58 @@ class RunFolder:
         """Path that `self.fs` understands."""
         return posixpath.join(self.root, *parts)
 
+    @contextmanager
+    def _storage(self, action: str, name: str) -> Iterator[None]:
+        """Whatever a storage backend raises, as one sentence. A file that is missing or broken stays what it is."""
+        try:
+            yield
+        except (FileNotFoundError, RecaptionError, pa.ArrowInvalid):
+            raise
+        except Exception as error:  # botocore, aiohttp, gcsfs and the kernel have no root in common
+            cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise StorageError(f"{self.path(name)} cannot be {action}: {cause}") from error
+
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        with self._storage("looked for", name):
+            self._forget_listings()
+            return bool(self.fs.exists(self.path(name)))
+
+    def _forget_listings(self) -> None:
+        # fsspec remembers what a bucket held; workers in other processes have written since.
+        if not self.is_local:
+            self.fs.invalidate_cache()
 
     def list(self, pattern: str) -> list[str]:
         """Relative names that match a glob pattern (`clips/part-*.parquet`), sorted; temporary files left out."""
         prefix = self.root.rstrip("/") + "/"
-        names = [str(p).removeprefix(prefix) for p in self.fs.glob(self.path(pattern))]
+        with self._storage("listed", pattern):
+            self._forget_listings()
+            names = [str(p).removeprefix(prefix) for p in self.fs.glob(self.path(pattern))]
         return sorted(n for n in names if not n.endswith(TEMPORARY_SUFFIX))
 
     def read_bytes(self, name: str) -> bytes:
-        return bytes(self.fs.cat_file(self.path(name)))
+        with self._storage("read", name):
+            return bytes(self.fs.cat_file(self.path(name)))
 
     def write_bytes(self, name: str, payload: bytes) -> None:
         """Write whole or not at all; an existing file of that name is replaced in one step.
 
         Raises:
-            OSError: the disk is full, the storage is gone, or what was written does not read back the same.
+            StorageError: the disk is full, the storage is gone, or what was written does not read back the same.
         """
-        final = self.path(name)
-        if not self.is_local:
-            self.fs.pipe_file(final, payload)
-            return
+        with self._storage("written", name):
+            if self.is_local:
+                self._write_local(self.path(name), payload)
+            else:
+                self._put(self.path(name), payload)
+
+    def _put(self, final: str, payload: bytes) -> None:
+        self.fs.pipe_file(final, payload)
+        self._forget_listings()
+        if self.fs.size(final) != len(payload):
+            raise OSError(f"{len(payload)} bytes were sent, {self.fs.size(final)} are there")
+
+    def _write_local(self, final: str, payload: bytes) -> None:
         os.makedirs(os.path.dirname(final), exist_ok=True)
         temporary = f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
         try:
@@ -87,24 +121,31 @@ class RunFolder:
             with open(temporary, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != hashlib.sha256(payload).hexdigest():
-                raise OSError(f"{temporary} does not read back as it was written")
+                raise OSError("it does not read back as it was written")
             os.replace(temporary, final)
         except BaseException:
-            if os.path.exists(temporary):
+            with suppress(OSError):  # on a storage that is gone the first error is the one to tell
                 os.remove(temporary)
             raise
 
     def remove(self, name: str) -> None:
         if self.exists(name):
-            self.fs.rm(self.path(name), recursive=True)
+            with self._storage("removed", name):
+                self.fs.rm(self.path(name), recursive=True)
 
     def remove_temporary_files(self) -> None:
-        """Clear what a killed run left behind. Only before workers start."""
+        """Clear what a killed run left behind. Only before workers start. Object stores have none: a put is atomic."""
+        if not self.is_local:
+            return
         for path in self.fs.glob(self.path("**/*" + TEMPORARY_SUFFIX)):
             self.fs.rm(path, recursive=True)
 
     def copy_to_local(self, name: str, local_path: str) -> None:
-        with self.fs.open(self.path(name), "rb") as source, open(local_path, "wb") as target:
+        with (
+            self._storage("read", name),
+            self.fs.open(self.path(name), "rb") as source,
+            open(local_path, "wb") as target,
+        ):
             shutil.copyfileobj(source, target)
 
     # --- tables -----------------------------------------------------------------------------------------------------
@@ -121,11 +162,11 @@ class RunFolder:
 
     def read_columns(self, name: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of one file; the others are not fetched from storage."""
-        with self.fs.open(self.path(name), "rb") as file:
+        with self._storage("read", name), self.fs.open(self.path(name), "rb") as file:
             return pq.read_table(file, columns=[*columns])
 
     def table_metadata(self, name: str) -> dict[str, str]:
-        with self.fs.open(self.path(name), "rb") as file:
+        with self._storage("read", name), self.fs.open(self.path(name), "rb") as file:
             metadata = pq.read_schema(file).metadata or {}
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
 

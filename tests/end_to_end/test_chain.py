@@ -123,6 +123,23 @@ def test_a_second_caption_set_leaves_the_first_alone(finished_run, capsys):
     assert digests(finished_run, "captions/main/*.parquet") == before
 
 
+@pytest.mark.slow
+def test_another_bucket_table_makes_shards_and_nothing_else(finished_run, capsys, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    earlier = {p: p.stat().st_mtime_ns for stage in ("clips", "captions", "videos") for p in copy.rglob(f"{stage}/*")}
+    before = digests(copy, "shards/*/*.tar")
+    code, summary = command(capsys, "shard", "--run", str(copy), "--shard.buckets.crf", "30", "--num-workers", "1")
+    assert code == 0
+    assert (summary["skipped_parts"], summary["computed_parts"]) == (0, len(before))
+    assert digests(copy, "shards/*/*.tar").keys() == before.keys()
+    assert all(digest != before[name] for name, digest in digests(copy, "shards/*/*.tar").items())
+    assert {path: path.stat().st_mtime_ns for path in earlier} == earlier
+    assert command(capsys, "caption", "--run", str(copy), "--set", "main")[1]["computed_parts"] == 0
+
+
 def test_a_damaged_shard_is_found_and_mended(finished_run, capsys, tmp_path):
     import shutil
 

@@ -47,6 +47,14 @@ def test_a_threshold_changes_no_stage_and_a_prompt_its_own_only():
     assert stages_that_differ(recipe, changed(recipe, "prepare", max_clip_seconds=3.0)) == {"prepare"}
 
 
-def test_how_fast_a_stage_runs_is_not_what_it_makes():
+def test_a_bucket_table_changes_the_shards_only():
     recipe = load_recipe("quickstart")
+    tree = to_dict(recipe)
+    tree["shard"]["buckets"]["crf"] += 1
+    assert stages_that_differ(recipe, from_dict(tree)) == {"shard"}
+
+
+def test_how_fast_a_stage_runs_or_when_it_gives_up_is_not_what_it_makes():
+    recipe = load_recipe("quickstart")
+    assert stages_that_differ(recipe, changed(recipe, "prepare", max_failed_share=0.1)) == set()
     assert stages_that_differ(recipe, changed(recipe, "caption", device="cuda")) == set()

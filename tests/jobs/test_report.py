@@ -55,6 +55,24 @@ THRESHOLDS = dataclasses.replace(
 )
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 BUCKET = "9f-32x48-8fps"
+TIMINGS = {
+    "prepare": 2.5,
+    "train": 61.0,
+    "throughput": {
+        "prepare": {
+            "parts": 3,
+            "unit": "clips",
+            "units": 1412,
+            "workers": 2,
+            "wall_seconds": 2.0,
+            "busy_seconds": 3.5,
+            "cpu_seconds": 3.25,
+            "utilisation": 0.875,
+            "per_second": 706.0,
+            "cpu_seconds_each": 0.0023,
+        }
+    },
+}
 STAGES = ("prepare", "caption", "shard", "plan", "train", "sample")
 
 
@@ -159,7 +177,7 @@ def make_run(root: Path, *, up_to: str = "sample", evil: str = "") -> RunFolder:
         lines[20]["val/loss"] = lines[30]["val/loss"] = 0.2
         text = "\n".join(json.dumps(row) for row in lines) + '\n{"step": 41, "lo'
         run.write_bytes("train/main/metrics.jsonl", text.encode())
-        run.write_bytes("report/timings.json", json.dumps({"prepare": 2.5, "train": 61.0}).encode())
+        run.write_bytes("report/timings.json", json.dumps(TIMINGS).encode())
     if "sample" in done:
         run.write_bytes("samples/main/000.mp4", moving_square(3))
         sink = io.BytesIO()
@@ -352,6 +370,11 @@ def test_the_same_run_gives_the_same_bytes_and_old_media_go(tmp_path: Path) -> N
     assert run.exists("report/timings.json")
     again = make_run(tmp_path / "elsewhere")
     assert Path(write_report(again, THRESHOLDS)).read_bytes() == first
+
+
+def test_the_time_of_a_stage_says_what_its_workers_did(tmp_path: Path) -> None:
+    page = Path(write_report(make_run(tmp_path), THRESHOLDS)).read_text()
+    assert "1,412 clips, 706/s, 0.0023 CPU-s each, 2 workers busy 88%" in page
 
 
 # --- charts and words -------------------------------------------------------------------------------------------------

