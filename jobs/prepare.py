@@ -29,35 +29,26 @@ from recaption.video_io import Frames, Scan, scan
 JPEG_QUALITY = 82
 
 
-def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+def prepare(
+    videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
+) -> dict[str, Any]:
     """Probe, cut and score all inputs that are not yet in the run folder.
+
+    Args:
+        videos: paths to look for inputs in; those that the run folder lists already come without being named.
+        only: parts that may be computed; default: all.
 
     Raises:
         UsageError: a path leads nowhere, or the folder belongs to another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
+    uris = expand(videos) if videos else []
     run = RunFolder(out)
-    num_computed, num_parts = prepare_parts(run, expand(videos), recipe, cluster)
-    ledger = account(run, recipe.filters)
-    summary = {**ledger.summary(), "computed_parts": num_computed, "skipped_parts": num_parts - num_computed}
-    _check_error_budget(summary, recipe.prepare.max_failed_share)
-    return summary
-
-
-def prepare_parts(
-    run: RunFolder, uris: Sequence[str], recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
-) -> tuple[int, int]:
-    """Compute the parts that are not done; returns how many those were, and how many parts there are.
-
-    Args:
-        uris: inputs; those that the run folder lists already come without being named.
-        only: parts that may be computed; default: all.
-    """
     check_same_recipe(run, recipe)
     run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    planned = plan_inputs(run, list(uris), recipe.prepare.part_size)
+    planned = plan_inputs(run, uris, recipe.prepare.part_size)
     parts = [
         {"part": part, "uris": members, "inputs_hash": recipe_hash(members)}
         for part, members in sorted(planned.items())
@@ -66,7 +57,10 @@ def prepare_parts(
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     for _ in cluster.run_parts(PrepareWorker, settings, parts, title="prepare"):
         pass
-    return len(parts), len(planned)
+    ledger = account(run, recipe.filters)
+    summary = {**ledger.summary(), "computed_parts": len(parts), "skipped_parts": len(planned) - len(parts)}
+    _check_error_budget(summary, recipe.prepare.max_failed_share)
+    return summary
 
 
 def _is_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> bool:
