@@ -34,36 +34,21 @@ Sums = dict[str, float]
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-def caption(run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster) -> dict[str, Any]:
+def caption(
+    run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[int] | None = None
+) -> dict[str, Any]:
     """Caption every kept clip that this set does not have yet.
+
+    Args:
+        only: parts that may be computed; default: all.
 
     Raises:
         UsageError: unknown captioner, weights out of reach, no clips in the run folder.
     """
-    if not SET_NAME.fullmatch(set_name):
-        raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
-    made = caption_parts(run, recipe, set_name, cluster)
-    seconds = sum(part["seconds"] for part in made["computed"])
-    num_captions = sum(part["captions"] for part in made["computed"])
-    return {
-        **summarise(run, set_name),
-        "clips_per_second": num_captions / seconds if seconds else 0.0,
-        "computed_parts": len(made["computed"]),
-        "skipped_parts": made["num_parts"] - len(made["computed"]),
-        "throughput": cluster.throughput(),
-    }
-
-
-def caption_parts(
-    run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[int] | None = None
-) -> dict[str, Any]:
-    """Caption the parts that are not done; returns their summaries as `computed`, and `num_parts` in all.
-
-    Args:
-        only: parts that may be computed; default: all.
-    """
     from recaption.captioners import load_captioner
 
+    if not SET_NAME.fullmatch(set_name):
+        raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
@@ -86,7 +71,14 @@ def caption_parts(
     device = recipe.caption.device
     made = list(cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"))
     find_semantic(run, recipe.prepare.duplicates, set_name)
-    return {"computed": made, "num_parts": len(kept)}
+    seconds = sum(part["seconds"] for part in made)
+    return {
+        **summarise(run, set_name),
+        "clips_per_second": sum(part["captions"] for part in made) / seconds if seconds else 0.0,
+        "computed_parts": len(parts),
+        "skipped_parts": len(kept) - len(parts),
+        "throughput": cluster.throughput(),
+    }
 
 
 def _clips_hash(clips: list[Clip]) -> str:

@@ -35,39 +35,26 @@ BUDGET_AFTER_INPUTS = 50
 """From so many inputs on `max_failed_share` ends a run before its end; of fewer the share says little."""
 
 
-def prepare(videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+def prepare(
+    videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
+) -> dict[str, Any]:
     """Probe, cut and score all inputs that are not yet in the run folder.
+
+    Args:
+        videos: paths to look for inputs in; those that the run folder lists already come without being named.
+        only: parts that may be computed; default: all.
 
     Raises:
         UsageError: a path leads nowhere, or the folder belongs to another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
+    uris = expand(videos) if videos else []
     run = RunFolder(out)
-    num_computed, num_parts = prepare_parts(run, expand(videos), recipe, cluster)
-    summary = account(run, recipe.filters).summary()
-    _check_error_budget(summary["videos"]["total"], summary["videos"]["failed"], recipe.prepare.max_failed_share)
-    return {
-        **summary,
-        "computed_parts": num_computed,
-        "skipped_parts": num_parts - num_computed,
-        "throughput": cluster.throughput(),
-    }
-
-
-def prepare_parts(
-    run: RunFolder, uris: Sequence[str], recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
-) -> tuple[int, int]:
-    """Compute the parts that are not done; returns how many those were, and how many parts there are.
-
-    Args:
-        uris: inputs; those that the run folder lists already come without being named.
-        only: parts that may be computed; default: all.
-    """
     check_same_recipe(run, recipe)
     run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    planned = plan_inputs(run, list(uris), recipe.prepare.part_size)
+    planned = plan_inputs(run, uris, recipe.prepare.part_size)
     parts = [
         {"part": part, "uris": members, "inputs_hash": recipe_hash(members)}
         for part, members in sorted(planned.items())
@@ -81,7 +68,14 @@ def prepare_parts(
             _check_error_budget(seen, failed, recipe.prepare.max_failed_share)
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
-    return len(parts), len(planned)
+    summary = account(run, recipe.filters).summary()
+    _check_error_budget(summary["videos"]["total"], summary["videos"]["failed"], recipe.prepare.max_failed_share)
+    return {
+        **summary,
+        "computed_parts": len(parts),
+        "skipped_parts": len(planned) - len(parts),
+        "throughput": cluster.throughput(),
+    }
 
 
 def _is_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> bool:

@@ -18,10 +18,11 @@ from recaption.duplicates import PAIRS_SCHEMA, PERCEPTUAL, DuplicateSettings, re
 from recaption.errors import UsageError
 from recaption.filters import FilterThresholds
 from recaption.fingerprints import ClipFingerprint
-from recaption.ledger import CLIPS_SCHEMA, account, verify
+from recaption.ledger import CLIPS_SCHEMA, account
 from recaption.records import Video, to_table
 from recaption.run_folder import RunFolder
 from recaption.scenes import render
+from recaption.verification import verify
 
 _spec = importlib.util.spec_from_file_location(
     "_fingerprints", Path(__file__).parents[1] / "recaption" / "test_fingerprints.py"
