@@ -26,30 +26,38 @@ def free_port():
 
 
 @pytest.fixture
-def head(tmp_path):
-    """(dashboard URL, environment) of a head node of our own; other Rays on this machine are left alone."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
+def head():
+    """(dashboard URL, environment, ray) of a head node of our own; other Rays on this machine are left alone."""
+    pytest.importorskip("aiohttp_cors", reason="job submission takes ray[default]")
+    elsewhere = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p) != REPOSITORY]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    environment |= {"PYTHONPATH": os.pathsep.join(elsewhere)}
     dashboard, sockets = free_port(), tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths have to be short
     ray = str(Path(sys.executable).parent / "ray")
     command = [ray, "start", "--head", "--block", "--num-cpus", "2", "--port", str(free_port())]
     command += ["--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(free_port())]
     command += ["--ray-client-server-port", str(free_port()), "--temp-dir", sockets]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard}", process)
+        yield f"http://127.0.0.1:{dashboard}", environment, ray
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def wait_for(url, process):
     deadline = time.monotonic() + START_SECONDS
-    while True:
+    while time.monotonic() < deadline:
         assert process.poll() is None
-        assert time.monotonic() < deadline
         try:
             urllib.request.urlopen(url, timeout=5).close()
-            break
+            return
         except (OSError, urllib.error.URLError):
             time.sleep(1)
-    yield url, environment, ray
-    process.terminate()
-    process.wait(timeout=60)
-    shutil.rmtree(sockets, ignore_errors=True)
+    raise AssertionError(f"no dashboard at {url} after {START_SECONDS} s")
 
 
 @pytest.mark.slow
