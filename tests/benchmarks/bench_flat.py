@@ -11,8 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from process_tree import cpu_seconds_of
+
 from recaption.scenes import SIMPLE, render
-from tests.benchmarks.process_tree import cpu_seconds_of
 
 
 def write_videos(folder: Path, count: int) -> None:

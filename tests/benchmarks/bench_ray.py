@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.process_tree import cpu_seconds_of
+from process_tree import cpu_seconds_of
 
 
 def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:

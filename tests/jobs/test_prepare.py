@@ -12,6 +12,7 @@ from recaption.scenes import SIMPLE, render
 
 
 class Loop:
+    progress = False
     """A cluster of this process alone."""
 
     def __init__(self):
