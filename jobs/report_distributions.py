@@ -24,7 +24,12 @@ SCORE_TITLES = {
     "sharpness": ("Sharpness", "variance of the Laplacian"),
     "luma": ("Brightness", "mean luma"),
     "text_area": ("Drawn text", "share of the frame"),
+    "text_area_ocr": ("Text by OCR", "share of the frame"),
+    "static_text": ("Text that stays", "share of the frame"),
+    "static_text_ocr": ("Text that stays, by OCR", "share of the frame"),
     "letterbox": ("Letterbox", "share of the frame"),
+    "blockiness": ("Blockiness", "block edges against inside"),
+    "flicker": ("Flicker", "luma"),
     "aesthetic": ("Aesthetic", ""),
     "nsfw": ("NSFW", ""),
 }

@@ -40,9 +40,13 @@ CAUSE = {
     "letterbox": "letterbox",
     "nsfw": "nsfw",
     "low_aesthetic": "aesthetic",
+    "low_quality": "blockiness",
 }
-"""Drop reason -> the score that it was read from."""
-SCORES = ("motion", "sharpness", "luma", "text_area", "letterbox", "aesthetic", "nsfw")
+"""Drop reason -> the score that it was read from, the first of several."""
+SCORES = (
+    *("motion", "sharpness", "luma", "text_area", "text_area_ocr", "static_text", "static_text_ocr", "letterbox"),
+    *("blockiness", "flicker", "aesthetic", "nsfw"),
+)
 FIELDS = ("main_object", "action", "surroundings", "background", "text", "style", "colour")
 MAX_SAMPLED_VIDEOS = 24
 

@@ -30,6 +30,7 @@ DROP_REASONS = (
     "letterbox",
     "nsfw",
     "low_aesthetic",
+    "low_quality",
     "duplicate",
     "bad_caption",
     "no_bucket",

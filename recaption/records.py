@@ -94,8 +94,23 @@ class ClipScores:
     """Share of the frame covered by drawn or overlaid text, mean over frames, 0..1."""
     letterbox: float | None = None
     """Share of the frame that is constant dark bars in every frame, 0..1."""
+    flicker: float | None = None
+    """Amplitude of mean luma (0..1) that goes back within 0.5 s, mean over the clip. Fades and switched lights have none."""
+    blockiness: float | None = None
+    """Change of luma across the edges of 8x8 coding blocks over that inside them, minus 1; None for sources whose blocks
+    cannot be seen at 256 px (more than about 580 lines)."""
+    static_text: float | None = None
+    """Share of the frame in letters or marks (watermarks, logos) that stay while the picture under them moves, 0..1;
+    None where too little moves to tell."""
+    text_area_ocr: float | None = None
+    """As `text_area`, from a text detector (scorer `ocr`): mean over frames, 0..1."""
+    static_text_ocr: float | None = None
+    """Share of the frame in detected text that stays where it is through the clip; text in the scene of a fixed camera
+    counts too, 0..1."""
     aesthetic: float | None = None
+    """Mean over frames of a LAION-style aesthetic head, about 1 to 10 (scorer `aesthetic`)."""
     nsfw: float | None = None
+    """Largest over frames of an NSFW classifier, 0..1 (scorer `nsfw`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

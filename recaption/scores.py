@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from recaption.records import ClipScores
+from recaption.static_text import static_text
 from recaption.video_io import Frames
 
 
@@ -28,14 +29,31 @@ class ScoreSettings:
     """Pairs of frames per clip, spread evenly: flow is the dearest score."""
     dark_bar_luma: float = 24.0
     """A row or column whose luma (0..255) never exceeds this is a bar."""
+    models: tuple[str, ...] = ()
+    """Scorers that need a model, by name: `nsfw`, `ocr` (extra `recaption[scores]`), `aesthetic` (weights of one's own). One
+    that is not there leaves its columns empty and is reported."""
+    model_frames: int = 8
+    """Frames per clip that models look at, spread evenly."""
+    aesthetic_weights: str = ""
+    """File of the head, such as LAION's sac+logos+ava1-l14-linearMSE.pth."""
+    aesthetic_tower: str = ""
+    """open_clip's MODEL/PATH of the CLIP under it, such as `ViT-L-14-quickgelu//models/ViT-L-14.safetensors`."""
 
 
-def score_clip(clip_id: str, small: Frames, detail: Frames, settings: ScoreSettings = ScoreSettings()) -> ClipScores:
-    """All scores that need no model.
+def score_clip(
+    clip_id: str,
+    small: Frames,
+    detail: Frames,
+    settings: ScoreSettings = ScoreSettings(),
+    *,
+    source_size_px: tuple[int, int] | None = None,
+) -> ClipScores:
+    """All scores that need no model; those of `settings.models` are added by `recaption.scorers`.
 
     Args:
         small: every frame of the clip, short side about 48 px.
         detail: about two frames a second, short side up to 256 px; may be empty for very short clips.
+        source_size_px: (height, width) of the video that these frames were made smaller from; None = it was no larger.
     """
     if len(small) == 0:
         return ClipScores(clip_id=clip_id)
@@ -50,6 +68,9 @@ def score_clip(clip_id: str, small: Frames, detail: Frames, settings: ScoreSetti
         luma=float(luma_NHW.mean(dtype=np.float64) / 255.0),
         text_area=float(np.mean([text_share(frame) for frame in large_NHW])),
         letterbox=bar_share(large_NHW, settings.dark_bar_luma),
+        flicker=flicker(luma_NHW, small.pts_seconds),
+        blockiness=blockiness(large_NHW, source_size_px),
+        static_text=static_text(large_NHW) if len(detail) else None,
     )
 
 
@@ -163,3 +184,51 @@ def bar_share(luma_NHW: np.ndarray, dark: float) -> float:
     lit_rows = len(rows) - int(rows.argmax()) - int(rows[::-1].argmax())
     lit_columns = len(columns) - int(columns.argmax()) - int(columns[::-1].argmax())
     return 1.0 - lit_rows * lit_columns / brightest_HW.size
+
+
+FLICKER_SECONDS = 0.5
+
+
+def flicker(luma_NHW: np.ndarray, pts_seconds: np.ndarray) -> float | None:
+    """Amplitude of mean luma (0..1) that goes back within 0.5 s, mean over the clip: half of what the peaks and dips
+    narrower than that rise and fall.
+
+    A fade, a light switched once, a camera that adjusts its exposure have none.
+    """
+    if len(luma_NHW) < 3:
+        return None
+    seconds = float(pts_seconds[-1] - pts_seconds[0]) / (len(pts_seconds) - 1)
+    reach = int(np.clip(round(FLICKER_SECONDS / 2 / max(seconds, 1e-3)), 1, (len(luma_NHW) - 1) // 2))
+    lumas_N1 = luma_NHW.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)[:, None] / 255.0
+    window = np.ones((2 * reach + 1, 1), np.uint8)
+    without_dips, without_peaks = (cv2.morphologyEx(lumas_N1, op, window) for op in (cv2.MORPH_CLOSE, cv2.MORPH_OPEN))
+    # at its ends a clip does not show whether a change goes back
+    return float((without_dips - without_peaks)[reach:-reach].mean() / 2)
+
+
+BLOCK_PX = 8
+"""Side of the blocks of JPEG, MPEG-2 and MPEG-4, and of most transforms of H.264."""
+LEAST_BLOCK_PX = 3.5
+"""Blocks that have become smaller than this leave no measurable edge: sources above 585 lines, seen at 256."""
+
+
+def blockiness(luma_NHW: np.ndarray, source_size_px: tuple[int, int] | None = None) -> float | None:
+    """How much more luma changes across the edges of 8x8 coding blocks than inside them; 0 = no more, 1 = twice as much.
+
+    None where the frames were shrunk so far that blocks can no longer be told.
+    """
+    size_px = luma_NHW.shape[1:]
+    excess = []
+    for axis, (shown_px, source_px) in enumerate(zip(size_px, source_size_px or size_px, strict=True), start=1):
+        block_px = BLOCK_PX * shown_px / max(source_px, 1)
+        num_blocks = int((shown_px - 2) / block_px)
+        if block_px < LEAST_BLOCK_PX or num_blocks < 3:
+            return None
+        steps = np.abs(np.diff(luma_NHW.astype(np.int16), axis=axis)).mean(axis=(0, 3 - axis))
+        # steps[i] lies between pixels i and i + 1: at coordinate i + 1, where block k ends at k * block_px
+        places = np.arange(len(steps)) + 1.0
+        edges = np.arange(1, num_blocks) * block_px
+        on_edges = float(np.interp(edges, places, steps).mean())
+        inside = float(np.interp(edges + block_px / 2, places, steps).mean())
+        excess.append((on_edges - inside) / (inside + 1.0))
+    return max(0.0, float(np.mean(excess)))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from recaption.errors import DROP_REASONS
-from recaption.filters import FilterThresholds, verdicts
+from recaption.filters import FILTERS, FilterThresholds, verdicts
 from recaption.records import Clip, ClipScores, to_table
 from recaption.scenes import render
 from recaption.scores import score_clip
@@ -56,6 +56,11 @@ def test_defaults_keep_rendered_scenes_still_ones_too():
         ({"letterbox": 0.5}, FilterThresholds(max_letterbox=0.35), "letterbox"),
         ({"nsfw": 0.9}, FilterThresholds(max_nsfw=0.5), "nsfw"),
         ({"aesthetic": 2.0}, FilterThresholds(min_aesthetic=3.5), "low_aesthetic"),
+        ({"text_area_ocr": 0.2}, FilterThresholds(max_text_area_ocr=0.1), "text"),
+        ({"static_text": 0.02}, FilterThresholds(max_static_text=0.005), "text"),
+        ({"static_text_ocr": 0.02}, FilterThresholds(max_static_text_ocr=0.005), "text"),
+        ({"blockiness": 0.5}, FilterThresholds(max_blockiness=0.3), "low_quality"),
+        ({"flicker": 0.05}, FilterThresholds(max_flicker=0.02), "low_quality"),
     ],
 )
 def test_each_threshold_drops_with_its_reason_and_keeps_the_rest(row, thresholds, reason):
@@ -72,6 +77,14 @@ def test_first_reason_in_the_closed_order_wins():
         limits[name] = None
     assert reached == ["too_short", "low_motion", "dark", "letterbox"]
     assert [DROP_REASONS.index(reason) for reason in reached] == sorted(DROP_REASONS.index(r) for r in reached)
+
+
+def test_filters_ask_in_the_order_of_the_reasons_and_know_every_score_that_has_a_threshold():
+    places = [DROP_REASONS.index(one.reason) for one in FILTERS]
+    assert places == sorted(places)
+    named = {name for one in FILTERS for name in (one.lowest, one.highest) if name}
+    of_pairs = {"drop_duplicates", "max_copy_similarity", "max_semantic_similarity", "min_copy_share"}
+    assert named == {f.name for f in dataclasses.fields(FilterThresholds)} - of_pairs
 
 
 def test_scores_not_computed_drop_nothing():

@@ -8,7 +8,7 @@ import pytest
 
 from recaption.records import ClipScores
 from recaption.scenes import VOCABULARY, render
-from recaption.scores import ScoreSettings, bar_share, score_clip, text_share
+from recaption.scores import ScoreSettings, bar_share, blockiness, flicker, score_clip, text_share
 from recaption.video_io import Frames
 
 
@@ -102,3 +102,60 @@ def test_drawn_words_are_told_from_scenes_without():
         wrong += not has_text and share > limit
     assert right / (right + missed) >= 0.9
     assert right / max(right + wrong, 1) >= 0.8
+
+
+def lit(lumas: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.asarray(lumas)[:, None, None] * 255, (len(lumas), 8, 8)).round().astype(np.uint8)
+
+
+def test_flicker_is_light_that_goes_back_not_light_that_changes():
+    times = np.arange(60) / 30
+    for lumas in (np.full(60, 0.5), np.linspace(0.1, 0.9, 60), np.where(times < 1, 0.2, 0.8)):
+        assert flicker(lit(lumas), times) == pytest.approx(0.0, abs=1e-6)
+    alternating = flicker(lit(0.5 + 0.05 * (-1.0) ** np.arange(60)), times)
+    assert alternating == pytest.approx(0.05, abs=0.005)
+    flash = np.full(60, 0.2)
+    flash[[20, 41]] = 1.0
+    assert 0.01 < flicker(lit(flash), times) < alternating
+    assert flicker(lit(np.zeros(2)), times[:2]) is None
+
+
+def test_flicker_is_the_same_at_any_frame_rate():
+    values = []
+    for fps in (24, 60):
+        times = np.arange(2 * fps) / fps
+        values.append(flicker(lit(0.5 + 0.1 * np.sin(2 * np.pi * 5 * times)), times))
+    assert values[0] == pytest.approx(values[1], rel=0.2)
+    assert values[0] == pytest.approx(0.1, rel=0.1)
+
+
+def compressed(pixels_THWC: np.ndarray, quality: int) -> np.ndarray:
+    encoded = [cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for frame in pixels_THWC]
+    return np.stack([cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE) for jpeg in encoded])
+
+
+def test_blockiness_rises_with_compression_also_after_shrinking():
+    rng = np.random.default_rng(1)
+    noise = cv2.resize(rng.integers(0, 256, (23, 31, 3)).astype(np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
+    pixels = np.stack([noise, noise[::-1]])
+    for size in ((480, 640), (256, 341), (480, 341)):
+        shrunk_by_quality = []
+        for quality in (100, 20, 5):
+            small = [cv2.resize(f, size[::-1], interpolation=cv2.INTER_AREA) for f in compressed(pixels, quality)]
+            shrunk_by_quality.append(blockiness(np.stack(small), (480, 640)))
+        assert shrunk_by_quality == sorted(shrunk_by_quality)
+        assert shrunk_by_quality[0] < 0.1
+        assert shrunk_by_quality[2] > 0.3
+
+
+def test_blocks_too_small_to_see_give_no_number():
+    luma_NHW = np.zeros((2, 256, 455), np.uint8)
+    assert blockiness(luma_NHW, (1080, 1920)) is None
+    assert blockiness(luma_NHW, (480, 853)) == 0.0
+    assert blockiness(luma_NHW[:, :12, :12]) is None
+
+
+def test_every_score_of_a_clip_without_models_is_filled_but_for_the_models_own():
+    scores = scores_of(scene(3, fps=24, camera="pans left", text=""), fps=24)
+    empty = {name for name in scores.__dataclass_fields__ if getattr(scores, name) is None}
+    assert empty == {"nsfw", "aesthetic", "text_area_ocr", "static_text_ocr"}

@@ -1,11 +1,13 @@
 """Shots: cuts, dissolves and fades are found where they are, and nothing else is taken for one.
 
-`PYTHONPATH=. python tests/recaption/test_shots.py` prints recall and F1 on 300 scenes that set no default.
+`PYTHONPATH=. python tests/benchmarks/bench_shots.py` measures all detectors on more scenes, none of which set a default.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -18,7 +20,7 @@ from recaption.errors import UsageError
 from recaption.scenes import Scene, render
 from recaption.shots import ShotSettings, cut_to_clips, find_shots, find_shots_in
 
-FIXTURES = Path("/work/shared/fixtures")
+FIXTURES = Path(os.environ.get("RECAPTION_FIXTURES", Path(__file__).parents[3] / "shared/fixtures"))
 
 
 def small(frames_THWC: np.ndarray) -> np.ndarray:
@@ -53,22 +55,33 @@ def varied_scene(seed: int, index: int) -> tuple[Scene, float]:
     return scene, float(fps)
 
 
-def count_hits(seed: int, num_scenes: int) -> dict[str, int]:
+def exposed_scene(index: int) -> tuple[np.ndarray, float]:
+    """One shot under a camera that corrects its exposure by up to 16 times, within 0.2 to 1.5 s, clipping to white."""
+    rng = np.random.default_rng([index, 5])
+    fps = (24, 30)[index % 2]
+    num_frames = int(fps * rng.uniform(3, 6))
+    frames = render(900_000 + index, num_frames=num_frames, height_px=96, width_px=170, fps=fps).frames_THWC
+    gains = sorted(rng.uniform(0.25, 4, 2), reverse=bool(index % 3))
+    start = int(num_frames * 0.3)
+    end = min(num_frames - 2, start + int(fps * rng.uniform(0.2, 1.5)))
+    gain = np.interp(np.arange(num_frames), [start, end], gains)[:, None, None, None]
+    return (np.clip((frames / 255.0) ** 2.2 * gain, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8), float(fps)
+
+
+def count_hits(found: list[int], scene: Scene) -> Counter[str]:
     """Hard cuts count within 1 frame, gradual ones within their span and 2 frames; each finding counts once."""
-    counts = dict.fromkeys(("hard", "hard_hit", "gradual", "gradual_hit", "false"), 0)
-    for index in range(num_scenes):
-        scene, fps = varied_scene(seed, index)
-        found = set(boundaries(scene.frames_THWC, fps))
-        for transition in scene.transitions:
-            kind = "hard" if transition.kind == "cut" else "gradual"
-            slack = 1 if kind == "hard" else 2
-            low, high = transition.start_frame - slack, transition.end_frame + slack
-            near = [frame for frame in found if low <= frame <= high]
-            counts[kind] += 1
-            if near:
-                counts[kind + "_hit"] += 1
-                found.discard(min(near, key=lambda frame: abs(frame - transition.cut_frame)))
-        counts["false"] += len(found)
+    counts: Counter[str] = Counter()
+    left = set(found)
+    for transition in scene.transitions:
+        kind = "hard" if transition.kind == "cut" else "gradual"
+        slack = 1 if kind == "hard" else 2
+        low, high = transition.start_frame - slack, transition.end_frame + slack
+        near = [frame for frame in left if low <= frame <= high]
+        counts[kind] += 1
+        if near:
+            counts[kind + "_hit"] += 1
+            left.discard(min(near, key=lambda frame: abs(frame - transition.cut_frame)))
+    counts["false"] += len(left)
     return counts
 
 
@@ -77,7 +90,10 @@ def f1(hits: int, truth: int, false: int) -> float:
 
 
 def test_scenes_reach_the_promised_f1():
-    counts = count_hits(seed=7, num_scenes=100)
+    counts: Counter[str] = Counter()
+    for index in range(100):
+        scene, fps = varied_scene(7, index)
+        counts += count_hits(boundaries(scene.frames_THWC, fps), scene)
     assert counts["hard"] > 30
     assert counts["gradual"] > 60
     # every false finding is charged to both kinds
@@ -98,6 +114,20 @@ def test_one_light_for_all_is_not_a_new_shot():
     frames = render(3, num_frames=72, height_px=96, width_px=96, fps=24, weather="clear").frames_THWC
     light = np.interp(np.arange(72), [0, 30, 42, 72], [1.0, 1.0, 0.35, 0.35])
     assert boundaries((frames * light[:, None, None, None]).astype(np.uint8), 24) == []
+
+
+def test_shots_cut_in_two_by_other_light_are_stitched_and_others_are_not():
+    split = stitched = 0
+    for index in (11, 15, 21, 38, 60):
+        frames, fps = exposed_scene(index)
+        split += len(boundaries(frames, fps, stitch_distance=0))
+        stitched += len(boundaries(frames, fps))
+    assert split >= 4
+    assert stitched <= split / 2
+    scene, fps = varied_scene(3, 2)
+    assert scene.transitions
+    assert boundaries(scene.frames_THWC, fps, stitch_distance=0) == boundaries(scene.frames_THWC, fps)
+    assert boundaries(scene.frames_THWC, fps, stitch_distance=1.01) == []
 
 
 def test_fade_through_white_is_one_boundary_in_its_middle():
@@ -204,10 +234,3 @@ def test_clip_limits_are_kept_on_even_times():
 def test_impossible_clip_limits_are_refused():
     with pytest.raises(UsageError, match="min_seconds"):
         cut_to_clips([(0, 1)], np.zeros(1), 1.0, max_seconds=1.0, min_seconds=2.0)
-
-
-if __name__ == "__main__":
-    result = count_hits(seed=3, num_scenes=300)
-    for name in ("hard", "gradual"):
-        hits, truth, false = result[name + "_hit"], result[name], result["false"]
-        print(f"{name}: recall {hits / truth:.3f}, F1 {f1(hits, truth, false):.3f} ({truth} boundaries, {false} false)")
