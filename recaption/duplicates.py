@@ -1,7 +1,7 @@
 """Near copies: the same footage encoded, scaled, framed, cropped or cut anew, and clips that mean the same.
 
     pairs = read_pairs(run)                       # RUN/duplicates/*.parquet, written by jobs/duplicates.py
-    copies_of(kept, pairs, max_copy_similarity=0.84, ...)      # {clip_id: the better copy that stays in its place}
+    copies_of(kept, pairs, max_copy_similarity=0.86, ...)      # {clip_id: the better copy that stays in its place}
 
 What is stored are pairs with their similarity, down to a loose limit; which clips are dropped is asked of them anew each
 time, as every verdict is (filters.py).
@@ -11,6 +11,20 @@ the smaller clip id. Clips are visited in this order; one is dropped where bette
 given share of it. Only what is kept counts: where A is like B and B like C, but A is not like C, then B goes and C stays.
 A clip that another filter drops replaces nothing.
 
+Flat clips (black, white, one colour) have no fingerprint to agree in and are nobody's copies. Clips in which little moves
+are copies only where nearly all that they could have in common agrees: a still picture is a copy of itself, two moments
+of an empty street are not. Known confusion: two spans of one fixed camera in which the same kind of thing happens at the
+same time, such as a car leaving an empty road.
+
+Cost (tests/benchmarks/bench_duplicates.py scale 400000; clips of 4 s, 16 samples). Candidates: n log n in the number n of
+hashes, 112 a clip; 0.28 ms of one core and 0.9 kB of hashes per clip. Chance candidates grow with the square of the clips:
+3,099 among 440,000, or 3.2e-8 of all pairs, of drawn pictures; real ones are more alike. Comparing takes 3 ms a pair. For
+10^8 clips that is 8 core hours of sorting, 90 GB of hashes, 1.6e8 chance candidates, 1e7 true ones where every tenth clip
+is a copy, and 130 core hours of comparing. Pictures of the samples, 1.5 kB per second of clip before compression, stay
+on disk and are read for candidates only. One machine of 64 GB holds a few million clips. Beyond that each of the 8 tables is
+independent, and so is each range of keys in it (duplicate_candidates.py): with 64 ranges a task sorts 1.4 GB. Candidates
+are compared in lots sorted by the parts they are in. Spreading these tasks over machines is not written:
+`find_perceptual` is one process.
 """
 
 from __future__ import annotations
@@ -57,11 +71,12 @@ class DuplicateSettings:
     perceptual: bool = True
     """Look for copies at the end of `prepare`."""
     key_bits: int = 24
-    """Bits of a hash that must agree for two clips to be compared, in any of the tables. Of 660 true pairs of copies of
-    real clips all agree with 24, one in 80 does not with 28, one in 20 with 32 (bench_duplicates.py)."""
+    """Bits of a hash that must agree for two clips to be compared, in any of the tables. More are cheaper and miss more:
+    with 28 some of the cropped copies of real clips have no key in common."""
     num_tables: int = 8
     max_hash_distance: int = 6
-    """Of 64 bits, at samples that agree in the key."""
+    """Of 64 bits, in any one sample. With 4 a few cropped copies are missed; with 12 there are over 1000 times as many
+    chance candidates."""
     max_links: int = 64
     """Of the clips under one key each is compared with this many of the best. Keys of many clips are those of common
     pictures; without a limit their cost would grow with the square."""
