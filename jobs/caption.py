@@ -1,14 +1,13 @@
 """`recaption caption`: kept clips -> RUN/captions/<set>. A caption set is a version; shards made from another one stay.
 
-A part of captions belongs to the part of clips of the same number. A part is complete when its file is there with the
-same settings and the same kept clips; where only the kept clips changed (a threshold moved), captions that exist are
-kept and only the missing ones are made.
+A part of captions belongs to the part of clips of the same number, as do the clips' embeddings in RUN/embeddings/<set>,
+which are written first. A part is complete when its file is there with the same settings and the same kept clips; where
+only the kept clips changed (a threshold moved), captions that exist are kept and only the missing ones are made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from typing import Any
 
@@ -18,14 +17,17 @@ from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
+from recaption.captioners import Described
 from recaption.captions import clean
 from recaption.errors import UsageError, VideoError
 from recaption.inputs import read_side_text
-from recaption.records import Caption, Clip, from_table, to_table
+from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io import DecodeLimits, read_frames
 
 RETRY_TEMPERATURE = 0.7
+Sums = dict[str, float]
+"""What a part's metadata carries: counts and sums of scores over its clips."""
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -123,6 +125,7 @@ class CaptionWorker:
         torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
         self.run = RunFolder(run_uri)
         self.folder = folder
+        self.embeddings = folder.replace("captions/", "embeddings/", 1)
         self.settings = settings
         self.decode = decode
         self.stage_hash = stage_hash
@@ -134,10 +137,12 @@ class CaptionWorker:
         started = time.perf_counter()
         name = part_name(self.folder, part["part"])
         clips = [Clip(**row) for row in part["clips"]]
-        existing, sums = self._existing(name, {clip.clip_id for clip in clips})
+        existing, embeddings, sums = self._existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
         for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
-            for row in self._caption_batch(batch, sums):
+            made, made_embeddings = self._caption_batch(batch, sums)
+            embeddings |= made_embeddings
+            for row in made:
                 existing.setdefault(row.clip_id, []).append(row)
         attempts.begin()
         rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
@@ -146,23 +151,31 @@ class CaptionWorker:
             "clips_hash": part["clips_hash"],
             **{key: repr(value) for key, value in sums.items()},
         }
+        of_clips = [
+            ClipEmbedding(clip_id=clip.clip_id, embedding=embeddings[clip.clip_id])
+            for clip in clips
+            if clip.clip_id in embeddings
+        ]
+        self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
 
-    def _existing(self, name: str, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, float]]:
-        """Captions of the same settings that an earlier run of this part left, and the sums that go with them."""
-        sums: dict[str, float] = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
+    def _existing(self, number: int, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, bytes], Sums]:
+        """Captions and embeddings of the same settings that an earlier run of this part left, and their sums."""
+        name = part_name(self.folder, number)
+        sums: Sums = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
         found: dict[str, list[Caption]] = {}
-        if self.run.exists(name):
-            metadata = self.run.table_metadata(name)
-            if metadata.get("recipe_hash") == self.stage_hash:
-                sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
-                for row in from_table(self.run.read_table(name), Caption):
-                    if row.clip_id in wanted:
-                        found.setdefault(row.clip_id, []).append(row)
-        return found, sums
+        embeddings: dict[str, bytes] = {}
+        if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
+            sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
+            for row in from_table(self.run.read_table(name), Caption):
+                if row.clip_id in wanted:
+                    found.setdefault(row.clip_id, []).append(row)
+            beside = from_table(self.run.read_table(part_name(self.embeddings, number)), ClipEmbedding)
+            embeddings = {row.clip_id: row.embedding for row in beside if row.clip_id in wanted}
+        return found, embeddings, sums
 
-    def _caption_batch(self, clips: list[Clip], sums: dict[str, float]) -> list[Caption]:
+    def _caption_batch(self, clips: list[Clip], sums: Sums) -> tuple[list[Caption], dict[str, bytes]]:
         rows: list[Caption] = []
         seen: list[Clip] = []
         frames: list[np.ndarray] = []
@@ -178,35 +191,33 @@ class CaptionWorker:
             else:
                 seen.append(clip)
         if not frames:
-            return rows
+            return rows, {}
         attempts.begin(*(clip.clip_id for clip in seen))
-        captions = self._captions(frames, sums)
-        scores = self.captioner.score(frames, [c.text for c in captions])
-        _add_pairs(scores, sums)
-        for clip, pixels, text, score in zip(seen, frames, captions, np.diag(scores), strict=True):
-            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-            rows.append(dataclasses.replace(self._bound(text, clip), clip_sha256=digest, clip_score=float(score)))
-        return rows
+        described = self._described(frames, sums)
+        _add_pairs(described.clip_BD @ described.text_BD.T, sums)
+        rows += [self._bound(text, clip) for text, clip in zip(described.captions, seen, strict=True)]
+        halves_BD = described.clip_BD.astype("<f2")
+        return rows, {clip.clip_id: row.tobytes() for clip, row in zip(seen, halves_BD, strict=True)}
 
-    def _captions(self, frames: list[np.ndarray], sums: dict[str, float]) -> list[Caption]:
+    def _described(self, frames: list[np.ndarray], sums: Sums) -> Described:
         """One caption per clip; what fails a gate is tried once more, drawn at random with another seed."""
         settings = self.settings
-        captions = self.captioner.caption(
+        first = self.captioner.describe(
             frames, max_tokens=settings.max_tokens, num_beams=settings.num_beams, seed=settings.seed
         )
-        failed = [i for i, caption in enumerate(captions) if caption.reason is not None]
+        failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
         if failed:
-            again = self.captioner.caption(
+            again = self.captioner.describe(
                 [frames[i] for i in failed],
                 max_tokens=settings.max_tokens,
                 temperature=RETRY_TEMPERATURE,
                 seed=settings.seed + 1,
             )
             sums["num_retried"] += len(failed)
-            for i, caption in zip(failed, again, strict=True):
-                if caption.reason is None:
-                    captions[i] = caption
-        return captions
+            for place, i in enumerate(failed):
+                if again.captions[place].reason is None:
+                    first.captions[i], first.text_BD[i] = again.captions[place], again.text_BD[place]
+        return first
 
     def _frames_of(self, clip: Clip) -> np.ndarray:
         """`captioner.num_frames` frames, spread evenly: the middle of each of as many equal spans."""
@@ -225,7 +236,7 @@ class CaptionWorker:
         )
 
 
-def _add_pairs(scores: np.ndarray, sums: dict[str, float]) -> None:
+def _add_pairs(scores: np.ndarray, sums: Sums) -> None:
     """Add each clip's score with its own caption, and with the next clip's caption, to the running sums."""
     count = len(scores)
     if count < 2:

@@ -21,7 +21,7 @@ from recaption.orientation import Orientation, crop_centre, size_to_cover, size_
 from recaption.packet_index import PacketIndex
 
 if TYPE_CHECKING:
-    from recaption.decode_worker import VideoFile
+    from recaption.video_file import VideoFile
 
 Send = Callable[..., None]
 """send(header, payload=b"")"""

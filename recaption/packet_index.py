@@ -46,6 +46,8 @@ class PacketIndex:
     """By presentation time, hidden ones too: decoding may have to start before the first frame shown."""
     num_packets: int
     """Upper bound for the frames, hidden packets left out."""
+    num_stored: int
+    """All packets that came, hidden ones too."""
     is_seekable: bool
     may_start_anywhere: bool
 
@@ -98,10 +100,11 @@ def read_packets(
     first_name = format_name.split(",")[0]
     ticks: list[int] = []
     keyframes: list[Keyframe] = []
-    num_packets, last_dts, is_in_order = 0, None, True
+    num_packets, num_stored, last_dts, is_in_order = 0, 0, None, True
     for packet in packets:
         if not packet.size:
             continue
+        num_stored += 1
         if first_name == "mov" and packet.is_corrupt:
             raise VideoError("truncated", f"the file ends inside packet {num_packets}")
         if packet.pts is not None and packet.is_keyframe:
@@ -123,6 +126,7 @@ def read_packets(
         ticks=rising,
         keyframes=tuple(sorted(keyframes)),
         num_packets=num_packets,
+        num_stored=num_stored,
         is_seekable=is_complete and is_in_order and bool(keyframes) and first_name in FORMATS_WITH_PRESENTATION_TIMES,
         may_start_anywhere=first_name in FORMATS_THAT_MAY_START_ANYWHERE,
     )

@@ -146,6 +146,15 @@ class Caption:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClipEmbedding:
+    """Where a clip lies in its captioner's contrastive space: what finds clips that mean the same."""
+
+    clip_id: str
+    embedding: bytes
+    """float16, little endian, unit length."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One row of RUN/index.parquet: where a clip lies in the shards."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,6 +41,17 @@ class TextTower(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Described:
+    """Captions of B clips, and where clips and captions lie in the captioner's contrastive space."""
+
+    captions: list[Caption]
+    clip_BD: np.ndarray
+    """float32, unit length."""
+    text_BD: np.ndarray
+    """float32, unit length: of the captions. `clip_BD @ text_BD.T` is what `score` returns for them."""
+
+
 class Captioner(Protocol):
     """A model that describes clips."""
 
@@ -65,6 +77,18 @@ class Captioner(Protocol):
         temperature: float = 0.0,
     ) -> list[Caption]:
         """One caption per clip; `reason` is set on those that fail a gate. With a temperature, words are drawn."""
+        ...
+
+    def describe(
+        self,
+        clips: Sequence[np.ndarray],
+        *,
+        max_tokens: int | None = None,
+        num_beams: int = 1,
+        seed: int = 0,
+        temperature: float = 0.0,
+    ) -> Described:
+        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it."""
         ...
 
     def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:

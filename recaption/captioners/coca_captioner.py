@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recaption.captioners import Described
 from recaption.captioners.framing import Framing
 from recaption.captioners.generate import Decoding, Generated, generate
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
@@ -107,6 +108,28 @@ class CocaCaptioner:
         Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
         clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
         """
+        return self.describe(
+            clips,
+            max_tokens=max_tokens,
+            num_beams=num_beams,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        ).captions
+
+    def describe(
+        self,
+        clips: Sequence[np.ndarray],
+        *,
+        max_tokens: int | None = None,
+        num_beams: int = 1,
+        seed: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Described:
+        """`caption`, and the embeddings that its clip scores come from: each clip is encoded once for both."""
         decoding = Decoding(
             max_tokens=max_tokens or self.max_tokens,
             num_beams=num_beams,
@@ -115,6 +138,8 @@ class CocaCaptioner:
             top_p=top_p,
         )
         captions: list[Caption] = []
+        none = np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
+        clip_parts, text_parts = [none], [none]
         for batch in _batches(clips):
             hashes = [hashlib.sha256(clip.tobytes()).hexdigest() for clip in batch]
             draws = np.stack([uniform_draws(seed, digest, decoding.max_tokens) for digest in hashes])
@@ -128,10 +153,12 @@ class CocaCaptioner:
                     draws_BM=draws,
                 )
                 texts = [self.vocabulary.decode(one.tokens) for one in generated]
-                cosine_BB = embedding.pooled_BD.float() @ self._text_directions(texts).T
-            for row, (text, digest, one) in enumerate(zip(texts, hashes, generated, strict=True)):
-                captions.append(self._record(text, digest, one, float(cosine_BB[row, row]), seed))
-        return captions
+                clip_parts.append(embedding.pooled_BD.float().cpu().numpy())
+                text_parts.append(self._text_directions(texts).cpu().numpy())
+            cosine_B = (clip_parts[-1] * text_parts[-1]).sum(axis=1)
+            for text, digest, one, cosine in zip(texts, hashes, generated, cosine_B, strict=True):
+                captions.append(self._record(text, digest, one, float(cosine), seed))
+        return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
 
     def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
         """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1."""

@@ -260,6 +260,21 @@ def test_caption_records_carry_their_proof(folder):
         assert caption.reason in (None, "bad_caption")
 
 
+def test_descriptions_carry_the_embeddings_that_scores_are_made_of(folder, monkeypatch):
+    captioner = load_captioner(str(folder))
+    clips = [clip(seed) for seed in range(3)]
+    encodings = []
+    encode = captioner.model.encode_clips
+    monkeypatch.setattr(captioner.model, "encode_clips", lambda pixels: encodings.append(len(pixels)) or encode(pixels))
+    described = captioner.describe(clips, max_tokens=6)
+    assert sum(encodings) == 3  # each clip once, for words and scores alike
+    assert described.captions == captioner.caption(clips, max_tokens=6)
+    scores = captioner.score(clips, [caption.text for caption in described.captions])
+    np.testing.assert_allclose(described.clip_BD @ described.text_BD.T, scores, atol=1e-5)
+    np.testing.assert_allclose([caption.clip_score for caption in described.captions], np.diag(scores), atol=1e-5)
+    assert captioner.describe([]).clip_BD.shape == (0, described.clip_BD.shape[1])
+
+
 def test_a_caption_cut_by_the_limit_is_bad(folder):
     captions = load_captioner(str(folder)).caption([clip(0)], max_tokens=1)
     assert captions[0].reason == "bad_caption"

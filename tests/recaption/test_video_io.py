@@ -287,6 +287,19 @@ def test_bad_files_are_refused_with_a_reason(clips: dict[str, Path], tmp_path: P
     assert str(path) in str(raised.value)
 
 
+def test_a_sample_that_cannot_be_read_is_damage_although_the_file_just_ends_early(
+    clips: dict[str, Path], tmp_path: Path
+) -> None:
+    payload = bytearray(clips["h264.mp4"].read_bytes())
+    sizes = payload.index(b"stsz") + 16  # version and flags, common size (0), count; then one size per sample
+    payload[sizes + 4 * 20 : sizes + 4 * 21] = bytes(4)
+    path = tmp_path / "lost_sample.mp4"
+    path.write_bytes(payload)
+    video = video_io.probe(path)
+    assert (video.status, video.reason) == ("failed", "truncated"), video.detail
+    assert "samples can be read" in video.detail
+
+
 def test_sound_without_pictures_has_no_video_stream(tmp_path: Path) -> None:
     assert video_io.probe(_audio_only(tmp_path / "sound.mp4")).reason == "no_video_stream"
 

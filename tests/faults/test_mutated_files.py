@@ -1,0 +1,71 @@
+"""Damaged files end as a reason or as right frames: never as a hang, a crash or other pictures. The large sweep with
+real footage, held against the `ffmpeg` program, is tests/benchmarks/bench_mutations.py."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from bench_mutations import MUTATIONS, mutate
+
+from recaption.errors import FAILURE_REASONS
+from recaption.scenes import render
+from recaption.video_io import read_frames, scan, write_video
+
+NUM_MUTATIONS = 20
+SIDE_PX = 64
+
+
+def write_vp8(path: Path, frames_THWC: np.ndarray) -> None:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libvpx", rate=Fraction(8))
+        stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "yuv420p"
+        stream.codec_context.options = {"deadline": "realtime", "cpu-used": "8"}
+        stream.codec_context.gop_size = 12
+        for pixels_HWC in frames_THWC:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    frames_THWC = render(900, num_frames=33, height_px=SIDE_PX, width_px=SIDE_PX, fps=8).frames_THWC
+    write_video(folder / "h264.mp4", frames_THWC, fps=8)
+    write_video(folder / "hevc.mp4", frames_THWC, fps=8, codec="libx265")
+    write_video(folder / "vp9.webm", frames_THWC, fps=8, codec="libvpx-vp9", container="webm", crf=30)
+    write_vp8(folder / "vp8.webm", frames_THWC)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "hevc.mp4", "vp9.webm", "vp8.webm"])
+def test_a_mutated_file_is_refused_or_read_the_same_in_any_order(sources, name, tmp_path):
+    whole = tmp_path / name
+    whole.write_bytes(sources[name])
+    num_frames = scan(whole).video.num_frames
+    assert num_frames == 33
+    refused = 0
+    for index in range(NUM_MUTATIONS):
+        kind, payload = mutate(sources[name], index, seed=7)
+        path = tmp_path / f"{index}-{name}"
+        path.write_bytes(payload)
+        found = scan(path)
+        if found.video.status != "ok":
+            assert found.video.reason in FAILURE_REASONS, kind
+            assert found.video.detail, kind
+            refused += 1
+            continue
+        numbers = np.random.default_rng(index).permutation(len(found.small))[:8]
+        again = read_frames(path, numbers, short_side_px=min(found.small.pixels_THWC.shape[1:3]))
+        assert np.array_equal(again.pixels_THWC, found.small.pixels_THWC[numbers]), (index, kind)
+    assert refused >= NUM_MUTATIONS // 3, "the mutations hardly damage anything"
+
+
+def test_mutations_are_the_same_everywhere(sources):
+    for index in range(len(MUTATIONS)):
+        first, second = (mutate(sources["h264.mp4"], index, seed=1) for _ in range(2))
+        assert first == second
+        assert first[1] != sources["h264.mp4"]
