@@ -1,6 +1,6 @@
 """Does an input cost the same in a run of 100, 1,000 and 10,000? `prepare` on tiny videos of distinct bytes.
 
-    PYTHONPATH=. python tests/benchmarks/bench_flat.py 100 1000 10000
+    python tests/benchmarks/bench_flat.py 100 1000 10000
 
 A run has fixed costs (Python, Ray: about 15 CPU-s), so what is compared is the cost of the inputs that one size has more
 than the size before. Driver: CPU seconds per input and the largest resident size of the process that people start.

