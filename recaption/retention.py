@@ -129,11 +129,11 @@ def waterfall(
     Args:
         reasons: of `filters.verdicts`.
         weights: name -> (N,) what each clip weighs.
+        also: reasons beside those of the filters that are steps.
     """
     given = np.array([reason or "" for reason in reasons], object)
-    order = [
-        reason for reason in DROP_REASONS if reason in {one.reason for one in FILTERS} | {"duplicate"} | set(given)
-    ]
+    steps_of = {one.reason for one in FILTERS} | {"duplicate", *also}
+    order = [reason for reason in DROP_REASONS if reason in steps_of]
     is_left = np.ones(len(given), bool)
     steps = []
     for reason in ["", *order]:

@@ -50,6 +50,16 @@ def test_before_is_what_the_shards_hold_and_after_is_what_the_threshold_does(run
     assert len(beside["just_dropped"]) == min(6, index.num_rows - really["clips"]["kept"])
 
 
+def test_clips_without_a_bucket_are_no_training_clips_before_or_after(run_copy, small_recipe):
+    table = dataclasses.replace(small_recipe.shard.buckets, num_frames=(33,))  # longer than any clip
+    longer = dataclasses.replace(small_recipe, shard=dataclasses.replace(small_recipe.shard, buckets=table))
+    summary = what_if(run_copy, longer, ["motion=0.02"])
+    assert summary["kept"]["before"] == summary["kept"]["after"] == {"clips": 0, "seconds": 0.0, "tokens": 0}
+    last = summary["waterfall"][-1]
+    assert (last["reason"], last["before"]["clips"]) == ("no_bucket", 0)
+    assert summary["waterfall"][-2]["before"]["clips"] == 11
+
+
 def test_asking_writes_its_page_and_nothing_else(run_copy, small_recipe, capsys):
     before = tree(run_copy)
     code = main(["prepare", "--out", run_copy.root, "--what-if", "motion=0.02,text_area=0.1", "--json"])
