@@ -73,7 +73,7 @@ def test_asking_writes_its_page_and_nothing_else(run_copy, small_recipe, capsys)
         "max_text_area": {"before": 0.3, "after": 0.1},
     }
     assert summary["page"] == f"{run_copy.root}/report/what-if.html"
-    assert summary["not_computed"] == ["nsfw", "aesthetic"]
+    assert summary["not_computed"] == ["text_area_ocr", "static_text_ocr", "nsfw", "aesthetic"]
 
 
 def test_the_page_is_whole_by_itself(run_copy, small_recipe):

@@ -15,7 +15,7 @@ import pytest
 from recaption.duplicate_candidates import candidate_pairs
 from recaption.duplicate_matching import match
 from recaption.duplicates import PAIRS_SCHEMA, copies_of
-from recaption.filters import FilterThresholds, judge, verdicts
+from recaption.filters import FILTERS, FilterThresholds, judge, verdicts
 from recaption.fingerprints import NO_HASH, samples_of
 from recaption.scenes import SIMPLE, render
 from recaption.semantic_pairs import semantic_pairs
@@ -272,8 +272,7 @@ def test_order_of_pairs_and_clips_changes_nothing():
     )
     assert 5 < len(expected) < 30
     clips = {"clip_id": names, "start_seconds": [0.0] * 30, "end_seconds": [4.0] * 30}
-    scores = {name: [None] * 30 for name in ("motion", "sharpness", "luma", "text_area", "letterbox")}
-    scores |= {name: [None] * 30 for name in ("nsfw", "aesthetic")}
+    scores = {one.score: [None] * 30 for one in FILTERS if one.score != "seconds"}
     table = pa.table(clips | scores)
     for _ in range(5):
         shuffled = pa.Table.from_pylist([rows[i] for i in rng.permutation(len(rows))], schema=PAIRS_SCHEMA)
