@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,31 +93,9 @@ class CocaCaptioner:
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
 
-    def caption(
-        self,
-        clips: Sequence[np.ndarray],
-        *,
-        max_tokens: int | None = None,
-        num_beams: int = 1,
-        seed: int = 0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> list[Caption]:
-        """One caption per clip (uint8 (T,H,W,3), each of its own size), in order.
-
-        Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
-        clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
-        """
-        return self.describe(
-            clips,
-            max_tokens=max_tokens,
-            num_beams=num_beams,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        ).captions
+    def caption(self, clips: Sequence[np.ndarray], **decoding: Any) -> list[Caption]:
+        """One caption per clip, in order; see `describe` for the settings."""
+        return self.describe(clips, **decoding).captions
 
     def describe(
         self,
@@ -129,7 +108,12 @@ class CocaCaptioner:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> Described:
-        """`caption`, and the embeddings that its clip scores come from: each clip is encoded once for both."""
+        """A caption per clip (uint8 (T,H,W,3), each of its own size), in order, and the embeddings that its clip score
+        comes from: each clip is encoded once for both.
+
+        Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
+        clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
+        """
         decoding = Decoding(
             max_tokens=max_tokens or self.max_tokens,
             num_beams=num_beams,
