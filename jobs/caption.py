@@ -45,8 +45,6 @@ def caption(
     Raises:
         UsageError: unknown captioner, weights out of reach, no clips in the run folder.
     """
-    from recaption.captioners import load_captioner
-
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
     kept = kept_clips(run, recipe, before_captions=True)
@@ -58,9 +56,6 @@ def caption(
         if (only is None or number in only)
         and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
     ]
-    if parts:
-        load_captioner(recipe.caption.captioner)  # a wrong SPEC is one sentence here, not a stack of worker errors
-    write_recipe(run, recipe)
     settings = {
         "run_uri": run.uri,
         "folder": folder,
@@ -69,7 +64,12 @@ def caption(
         "stage_hash": stage_hash,
     }
     device = recipe.caption.device
-    made = list(cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"))
+    made: list[dict[str, Any]] = []
+    for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
+        if not made:
+            write_recipe(run, recipe)  # not before: a captioner that cannot be loaded leaves no trace
+        made.append(done)
+    write_recipe(run, recipe)
     find_semantic(run, recipe.prepare.duplicates, set_name)
     seconds = sum(part["seconds"] for part in made)
     return {
@@ -192,7 +192,7 @@ class CaptionWorker:
                 rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
             try:
                 attempts.begin(clip.clip_id)
-                frames.append(frames_of(clip, self.captioner, self.decode))
+                frames.append(frames_of(clip, self.captioner, self.decode, snap_seconds=self.settings.snap_seconds))
             except VideoError as error:
                 rows.append(self._bound(Caption(reason=error.reason), clip))
             else:

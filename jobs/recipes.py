@@ -68,6 +68,8 @@ class CaptionSettings:
     num_beams: int = 1
     batch_size: int = 16
     seed: int = 0
+    snap_seconds: float = 0.0
+    """Look at a keyframe this close instead of the evenly spaced frame: cheaper to read, where keyframes are dense."""
     device: str = "auto"
 
 

@@ -99,7 +99,8 @@ def _check_set(
         return tqdm(rows, desc=f"pairs of {set_name}", unit="clip", file=sys.stderr, disable=not progress)
 
     clips = clips_of(run, {pair.clip_id for pair in pairs})
-    return check_pairs(set_name, pairs, captioner, clips, decode=recipe.prepare.decode, track=track)
+    decode, snap_seconds = recipe.prepare.decode, recipe.caption.snap_seconds
+    return check_pairs(set_name, pairs, captioner, clips, decode=decode, snap_seconds=snap_seconds, track=track)
 
 
 def clips_of(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Clip]:

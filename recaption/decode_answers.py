@@ -196,6 +196,8 @@ def read(video: VideoFile, request: dict[str, Any], send: Send) -> None:
     outside = asked[(asked < 0) | (asked >= num_frames)]
     if len(outside):
         raise VideoError("frame_mismatch", f"frame {outside[0]} was asked for, the video has {num_frames} frames")
+    if request["snap_seconds"]:
+        asked = times.index.near_keyframes(asked, request["snap_seconds"], *request["snap_within"])
     size = (times.height_px, times.width_px)
     if request["short_side_px"] is not None:
         size = size_with_short_side(*size, request["short_side_px"])
@@ -244,7 +246,12 @@ def _send_frames(
         for frame in frames:
             blocks.add(crop_centre(scaler(frame), *cropped))
     blocks.flush()
-    done = {"kind": "done", "order": None if is_rising else order.tolist(), "was_counted": video.was_counted}
+    done = {
+        "kind": "done",
+        "indices": asked.tolist(),
+        "order": None if is_rising else order.tolist(),
+        "was_counted": video.was_counted,
+    }
     send(done | {"count": len(asked)}, np.ascontiguousarray(seconds[asked]).data)
 
 

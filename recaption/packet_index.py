@@ -70,6 +70,21 @@ class PacketIndex:
         position = bisect.bisect_right(self.keyframes, (int(self.ticks[index]), 1 << 62)) - 1
         return self.keyframes[position] if position > 0 else None
 
+    def near_keyframes(self, numbers: np.ndarray, max_seconds: float, start: int, end: int) -> np.ndarray:
+        """Frame numbers, each moved to the nearest keyframe shown within `max_seconds` of it and inside [start, end)."""
+        shown = np.array([k.pts for k in self.keyframes], np.int64)
+        keys = np.searchsorted(self.ticks, shown[np.isin(shown, self.ticks)])
+        keys = keys[(keys >= start) & (keys < end)]
+        if not self.is_seekable or not len(keys):
+            return numbers
+        right = np.clip(np.searchsorted(keys, numbers), 0, len(keys) - 1)
+        left = np.maximum(right - 1, 0)
+        ticks = self.ticks[numbers]
+        is_left = np.abs(self.ticks[keys[left]] - ticks) <= np.abs(self.ticks[keys[right]] - ticks)
+        nearest = np.where(is_left, keys[left], keys[right])
+        is_near = np.abs(self.ticks[nearest] - ticks) * float(self.time_base) <= max_seconds
+        return np.where(is_near, nearest, numbers)
+
     def first_frame_from(self, keyframe: Keyframe | None) -> int:
         """Number of the first frame shown at or after a keyframe."""
         return 0 if keyframe is None else int(np.searchsorted(self.ticks, keyframe.pts))

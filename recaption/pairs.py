@@ -135,6 +135,7 @@ def check_pairs(
     clips: dict[str, Clip],
     *,
     decode: DecodeLimits,
+    snap_seconds: float = 0.0,
     track: Callable[[Sequence[Pair]], Iterable[Pair]] = iter,
 ) -> PairCheck:
     """The three questions of this module. Frames of at most `BATCH` clips are in memory.
@@ -155,7 +156,7 @@ def check_pairs(
             continue
         if pair.clip_id not in clips:
             continue  # reported as caption_without_clip
-        frames = _frames_or_why(clips[pair.clip_id], captioner, decode)
+        frames = _frames_or_why(clips[pair.clip_id], captioner, decode, snap_seconds)
         if isinstance(frames, str):
             unchecked[frames] += 1
             continue
@@ -181,14 +182,14 @@ def check_pairs(
     return check
 
 
-def _frames_or_why(clip: Clip, captioner: Captioner, decode: DecodeLimits) -> np.ndarray | str:
+def _frames_or_why(clip: Clip, captioner: Captioner, decode: DecodeLimits, snap_seconds: float) -> np.ndarray | str:
     try:
         with local_copy(clip.uri):
             pass
     except VideoError:
         return "the source video is gone"
     try:
-        return frames_of(clip, captioner, decode)
+        return frames_of(clip, captioner, decode, snap_seconds=snap_seconds)
     except VideoError as error:
         return (
             "the source video has other bytes now" if _is_changed(clip) else f"the clip does not decode: {error.reason}"

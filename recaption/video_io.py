@@ -143,12 +143,16 @@ def read_frames(
     indices: Sequence[int] | np.ndarray | None,
     *,
     short_side_px: int | None = None,
+    snap_seconds: float = 0.0,
+    snap_within: tuple[int, int] = (0, 1 << 62),
     limits: DecodeLimits | None = None,
 ) -> Frames:
     """Frames by number, in any order, repeats allowed; all of them for `indices=None`.
 
     Args:
         short_side_px: scale so that the shorter side has exactly this size (None = as stored, rotation applied).
+        snap_seconds: a frame with a keyframe this close, and in `snap_within` (half-open), may be that one instead: it
+            decodes alone, where others need all frames since their keyframe. `Frames.indices` says what came.
 
     Raises:
         VideoError: the file is refused, or (frame_mismatch) it does not have a frame of that number.
@@ -157,7 +161,7 @@ def read_frames(
     if numbers == []:
         raise UsageError("read_frames: indices is empty; pass None for all frames")
     with local_copy(uri) as path:
-        request = {"op": "read", "indices": numbers, "short_side_px": short_side_px}
+        request = _read_request(numbers, short_side_px, snap_seconds, snap_within)
         return _read(os.fspath(uri), path, b"", limits or DecodeLimits(), request)
 
 
@@ -167,8 +171,17 @@ def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frame
     Raises:
         VideoError: as `read_frames`.
     """
-    request = {"op": "read", "indices": None, "short_side_px": None}
-    return _read("<bytes>", None, payload, limits or DecodeLimits(), request)
+    return _read("<bytes>", None, payload, limits or DecodeLimits(), _read_request(None, None))
+
+
+def _read_request(
+    indices: list[int] | None,
+    short_side_px: int | None,
+    snap_seconds: float = 0.0,
+    snap_within: tuple[int, int] = (0, 1 << 62),
+) -> dict[str, Any]:
+    snap = {"snap_seconds": snap_seconds, "snap_within": snap_within}
+    return {"op": "read", "indices": indices, "short_side_px": short_side_px, **snap}
 
 
 def _read(uri: str, path: str | None, payload: bytes, limits: DecodeLimits, request: dict[str, Any]) -> Frames:
@@ -177,8 +190,7 @@ def _read(uri: str, path: str | None, payload: bytes, limits: DecodeLimits, requ
     except VideoError as error:
         raise VideoError(error.reason, error.detail, uri=uri) from None
     answer.raise_refusal(uri)
-    asked = request["indices"]
-    return answer.frames(np.arange(len(answer.pts_seconds)) if asked is None else np.array(asked, np.int64))
+    return answer.frames(np.array(answer.header["indices"], np.int64))
 
 
 def read_clip(

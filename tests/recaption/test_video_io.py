@@ -325,6 +325,23 @@ def test_limits_refuse(clips: dict[str, Path], limits: DecodeLimits, reason: str
     assert video_io.probe(clips["h264.mp4"]).status == "ok", "the next file is read as if nothing had happened"
 
 
+def test_frames_snap_to_keyframes_that_are_near_enough_and_inside(clips: dict[str, Path]) -> None:
+    path = clips["h264.mp4"]
+    with av.open(str(path)) as container:
+        keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert len(keys) >= 3
+    asked = list(range(NUM_FRAMES))
+    nearest = [min(keys, key=lambda key, number=number: (abs(key - number), key)) for number in asked]
+    expected = [key if abs(key - number) <= 4 else number for number, key in zip(asked, nearest, strict=True)]
+    near = video_io.read_frames(path, asked, snap_seconds=4.1 / 30)
+    assert near.indices.tolist() == expected != asked
+    assert np.array_equal(near.pixels_THWC, video_io.read_frames(path, expected).pixels_THWC)
+    assert video_io.read_frames(path, [3], snap_seconds=1.0, snap_within=(1, keys[1])).indices.tolist() == [3]
+    assert video_io.read_frames(path, asked).indices.tolist() == asked
+    counted = video_io.read_frames(clips["mpeg4.avi"], asked, snap_seconds=1.0)
+    assert counted.indices.tolist() == asked
+
+
 def test_frames_that_do_not_exist_are_named(clips: dict[str, Path]) -> None:
     for number in (NUM_FRAMES, -1):
         with pytest.raises(VideoError, match=f"frame {number} was asked for, the video has 50 frames"):
