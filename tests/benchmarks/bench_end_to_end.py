@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_end_to_end.py --videos FOLDER
 
 Both sides get the same files, those of FOLDER that are one shot each, several times over, and the same CoCa ViT-B-32;
-both write captioned WebDataset shards. Of the script, whose cost is linear, its start and one round are measured. Ours is the three commands with everything that makes them safe: decoding in limited children, every
-frame checked, shots, scores, captions with gates and scores, transcoded buckets, commits. CPU seconds of all processes of
-a side, Ray's own among them. Then the same without captioners: 8 frames per file at 224 px, read and written by both.
+both write captioned WebDataset shards. Of the script, whose cost is linear, its start and one round are measured. Ours is
+the three commands with everything that makes them safe: decoding in limited children, every frame checked, shots, scores,
+near copies, captions with gates and scores, transcoded buckets, commits. CPU seconds of all processes of a side, Ray's own
+among them. Then the same without captioners: 8 frames per file at 224 px, read and written by both.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch  # before decord: imported after it, torch 2.14 crashes in its first convolution
 import webdataset
 from PIL import Image
 
-import decord  # isort: skip
-
 folder, out, weights, num_tokens = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+if weights != "none":
+    import torch  # before decord: imported after it, torch 2.14 crashes in its first convolution
+import decord  # noqa: E402
+
 NUM_FRAMES, SIDE_PX = 8, 224
 
 
