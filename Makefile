@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[demo,test,check]"
+	$(BIN)/pip install --quiet --editable ".[demo,test,check,cloud-test]"
 	touch $@
 
 demo: $(VENV)/.installed  ## rendered scenes and real footage -> trained model -> report page
