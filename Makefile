@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 RUN = demo/run
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-footage clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,13 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	for bench in attention generate plan shots verify flat ray; do \
+		echo "== $$bench"; $(BIN)/python tests/benchmarks/bench_$$bench.py || exit 1; done
+
+bench-footage: $(VENV)/.installed  ## what needs real videos: make bench-footage VIDEOS=folder
+	for bench in "frame_accuracy $(VIDEOS)" "mutations $(VIDEOS)" "isolation $(VIDEOS)" "scores $(VIDEOS)" \
+		"duplicates copies $(VIDEOS)" "end_to_end --videos $(VIDEOS)"; do set -- $$bench; name=$$1; shift; \
+		echo "== $$name"; $(BIN)/python tests/benchmarks/bench_$$name.py "$$@" || exit 1; done
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache .mypy_cache build *.egg-info
