@@ -6,7 +6,8 @@ Both sides get the same files, those of FOLDER that are one shot each, several t
 both write captioned WebDataset shards. Of the script, whose cost is linear, its start and one round are measured. Ours is
 `recaption run` with everything that makes it safe: decoding in limited children, every frame checked, shots, scores,
 near copies, captions with gates and scores, transcoded buckets, commits. CPU seconds of all processes of a side, Ray's own
-among them. The script needs `pip install "recaption[bench]"`. Then the same without captioners: 8 frames per file at 224 px, read and written by both.
+among them. Then the same without captioners: 8 frames per file at 224 px, read and written by both. The script needs
+`pip install "recaption[bench]"`.
 """
 
 from __future__ import annotations
