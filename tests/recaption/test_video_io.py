@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -447,10 +448,15 @@ def _while_the_child_hangs(path: Path, limits: DecodeLimits, act) -> video_io.Vi
     video_io.probe(path)
     pid = decoder_process.child_pid()
     assert pid is not None
+    child = decoder_process._decoder().child
+    assert child is not None
+    before = child.num_exchanges
     os.kill(pid, signal.SIGSTOP)
     videos: list[video_io.Video] = []
     thread = threading.Thread(target=lambda: videos.append(video_io.probe(path, limits=limits)))
     thread.start()
+    while child.num_exchanges == before:  # a child that died before its next file would just be replaced
+        time.sleep(0.001)
     act(pid)
     thread.join(60)
     return videos[0]
