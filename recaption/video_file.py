@@ -249,7 +249,7 @@ class VideoFile:
                 self._check_size(frame.height, frame.width)
                 if frame.is_corrupt:
                     raise VideoError("truncated", f"frame {num_shown} is damaged: the decoder had to conceal errors")
-                if share := undecoded_share(frame):
+                if hides_damage and (share := undecoded_share(frame)):
                     raise VideoError("truncated", f"{share:.0%} of frame {num_shown} was never decoded")
                 num_shown += 1
                 yield frame
