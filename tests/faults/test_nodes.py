@@ -76,7 +76,7 @@ class Sleeper:
     def __call__(self, part):
         import ray
 
-        time.sleep(0.3)
+        time.sleep(0.8)  # 40 s on two nodes: a third takes up to 20 to start
         return {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
 
 
@@ -85,10 +85,10 @@ def test_the_pool_spreads_over_all_nodes_and_takes_in_one_that_joins_later(nodes
     nodes, _ = nodes
     summaries = []
     with Cluster(address=nodes.address, progress=False) as cluster:
-        for summary in cluster.run_parts(Sleeper, {}, [{"n": n} for n in range(120)], title="sleep"):
+        for summary in cluster.run_parts(Sleeper, {}, [{"n": n} for n in range(100)], title="sleep"):
             summaries.append(summary)
             if len(summaries) == 10:
                 nodes.add_node(num_cpus=1)
-    assert len(summaries) == 120
+    assert len(summaries) == 100
     assert len({summary["node"] for summary in summaries}) == 3
     assert cluster.throughput()["workers"] == 3
