@@ -18,6 +18,7 @@ and it is the record of a part that decides which of its inputs has cost enough.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -98,6 +99,8 @@ class Cluster:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # A forgotten thread that calls Ray after its end would start another one, beside the next of ours.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         import ray
         import ray.data
 
@@ -190,10 +193,10 @@ class Cluster:
 
         num_gpus = self._num_gpus(device)
         run_id = uuid.uuid4().hex
-        rows = [{"part": json.dumps(part), "index": index} for index, part in enumerate(parts)]
+        blocks = [{"part": json.dumps(part), "index": index} for index, part in enumerate(parts)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
-            summaries = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            summaries = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
                 _PartRunner,
                 fn_constructor_kwargs={
                     "worker": worker,
@@ -211,8 +214,8 @@ class Cluster:
         undone: list[str] = []
         started = time.perf_counter()
         try:
-            with bar:
-                for row in summaries.iter_rows():
+            with bar, _rows(summaries) as rows:
+                for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
                     if row["error"]:
@@ -244,6 +247,18 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, RecaptionError) else WorkerError(str(cause)) from error
+
+
+@contextlib.contextmanager
+def _rows(dataset: Any) -> Iterator[Iterator[dict[str, Any]]]:
+    """Of each block as it is done. `iter_rows` is not for runs that may end early.
+
+    Its prefetching thread outlives an iterator that was not exhausted, and calls Ray after its end. And what a traceback
+    still holds would shut down after Ray: hence the `close`.
+    """
+    blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with contextlib.closing(blocks):
+        yield (row for block in blocks for row in block.to_pylist())
 
 
 def _check_reachable(address: str) -> None:

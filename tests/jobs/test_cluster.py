@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -59,3 +62,22 @@ def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(cluster):
     with pytest.raises(UsageError, match="no node of this Ray cluster has a GPU"):
         list(cluster.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double", device="cuda"))
     assert cluster.run_once(tripled, 3, device="auto") == 9
+
+
+def test_after_a_run_that_failed_nothing_starts_ray_again():
+    """Ray's own threads and API start a Ray on first use, which collided with the next one of the same process."""
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import pytest
+from jobs.cluster import Cluster, WorkerError
+from tests.jobs.test_cluster import Doubler
+
+with pytest.raises(WorkerError), Cluster(num_workers=1, progress=False) as cluster:
+    list(cluster.run_parts(Doubler, {{"factor": 1}}, [{{"n": 14}}, {{"n": 1}}, {{"n": 2}}], title="double"))
+import ray
+with pytest.raises(ray.exceptions.RaySystemError):
+    ray.put(1)
+assert not ray.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
