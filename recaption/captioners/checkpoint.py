@@ -12,9 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recaption import hub
 from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.framing import Framing
 from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
@@ -37,8 +35,6 @@ RANDOM_SEED = 0
 OPEN_CLIP_NUM_FRAMES = 8
 """Frames per clip for open_clip's image weights: encoding 8 costs about as much as decoding one caption."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-HUB_PROBE_SECONDS = 4.0
-"""A hub that leaves one small request unanswered this long is unreachable; its own client would retry for minutes."""
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -254,55 +250,5 @@ def _find_weights(architecture: str, pretrained: str) -> Path:
             raise WeightsUnreachableError(f"there is no file {pretrained}; {give_local}")
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UsageError(f"{architecture} has no weights tagged {pretrained!r} (tags: {tags}); or {give_local}")
-    repository = tag["hf_hub"].rstrip("/")
-    return _cached_in_hub(repository) or _downloaded(repository, f"{architecture}/{pretrained}", give_local)
-
-
-def _cached_in_hub(repository: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in HUB_FILES:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    return None
-
-
-def _downloaded(repository: str, what: str, give_local: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-
-    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
-    for file in () if problem else HUB_FILES:
-        problem = _probe(f"{constants.ENDPOINT}/{repository}/resolve/main/{file}")
-        if problem == "not there":
-            continue
-        if problem:
-            break
-        try:
-            return Path(hf_hub_download(repository, file))
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            break
-    raise WeightsUnreachableError(
-        f"weights {what} ({HUB_FILES[0]} of {repository} on the Hugging Face hub) are not on this machine "
-        f"and cannot be downloaded ({problem}); {give_local}"
-    )
-
-
-def _probe(url: str) -> str:
-    """ "" where the hub offers this file, else why not, within `HUB_PROBE_SECONDS` (name look-up included)."""
-    answer: list[str] = []
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PROBE_SECONDS):
-                answer.append("")
-        except urllib.error.HTTPError as error:
-            answer.append("not there" if error.code == 404 else f"the hub answers {error.code}")
-        except OSError as error:
-            answer.append(f"the hub cannot be reached: {getattr(error, 'reason', error)}")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_PROBE_SECONDS)
-    return answer[0] if answer else f"the hub does not answer within {HUB_PROBE_SECONDS:g} s"
+    what = f"weights {architecture}/{pretrained}"
+    return hub.find_file(tag["hf_hub"].rstrip("/"), HUB_FILES, what=what, give=give_local)

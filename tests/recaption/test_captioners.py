@@ -443,17 +443,6 @@ def test_unreachable_hub_is_reported_within_seconds_with_the_way_out(monkeypatch
         load_captioner("open_clip:coca_ViT-B-32/laion2b_s13b_b90k")
 
 
-def test_a_hub_that_never_answers_is_given_up(monkeypatch):
-    import socket
-
-    monkeypatch.setattr(checkpoint, "HUB_PROBE_SECONDS", 0.3)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        port = silent.getsockname()[1]
-        assert checkpoint._probe(f"http://127.0.0.1:{port}/weights") != ""
-
-
 def test_open_clip_weights_from_a_file_behave_like_open_clip(monkeypatch, tmp_path):
     """A small architecture registered with open_clip, its weights in a local file, with CLIP's own vocabulary."""
     import open_clip
