@@ -19,7 +19,7 @@ from jobs.cluster import Cluster
 from jobs.duplicates import find_semantic
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
-from recaption.captioners import Described
+from recaption.captioners import Captioner, Described, check_spec, load_captioner, runs_elsewhere
 from recaption.captions import clean
 from recaption.clip_frames import frames_of
 from recaption.errors import UsageError, VideoError
@@ -47,6 +47,8 @@ def caption(
     """
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
+    for spec in filter(None, (recipe.caption.captioner, recipe.caption.scorer)):
+        check_spec(spec)
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
@@ -63,7 +65,7 @@ def caption(
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    device = recipe.caption.device
+    device = "cpu" if runs_elsewhere(recipe.caption.captioner) else recipe.caption.device
     made: list[dict[str, Any]] = []
     for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
         if not made:
@@ -118,6 +120,18 @@ def summarise(run: RunFolder, set_name: str) -> dict[str, Any]:
     }
 
 
+def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
+    """The captioner that a recipe names, with what it is to be asked."""
+    return load_captioner(
+        settings.captioner,
+        device=device,
+        scorer=settings.scorer,
+        prompt=settings.prompt,
+        num_frames=settings.num_frames,
+        endpoint=settings.endpoint,
+    )
+
+
 class CaptionWorker:
     """One per actor: the captioner is loaded once."""
 
@@ -126,7 +140,6 @@ class CaptionWorker:
     ) -> None:
         import torch
 
-        from recaption.captioners import load_captioner
         from train.distributed import choose_device
 
         torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
@@ -136,7 +149,7 @@ class CaptionWorker:
         self.settings = settings
         self.decode = decode
         self.stage_hash = stage_hash
-        self.captioner = load_captioner(settings.captioner, device=str(choose_device(settings.device)))
+        self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         import time
@@ -201,8 +214,10 @@ class CaptionWorker:
             return rows, {}
         attempts.begin(*(clip.clip_id for clip in seen))
         described = self._described(frames, sums)
-        _add_pairs(described.clip_BD @ described.text_BD.T, sums)
         rows += [self._bound(text, clip) for text, clip in zip(described.captions, seen, strict=True)]
+        if described.clip_BD is None or described.text_BD is None:
+            return rows, {}  # a captioner without contrastive space, and no --caption.scorer
+        _add_pairs(described.clip_BD @ described.text_BD.T, sums)
         halves_BD = described.clip_BD.astype("<f2")
         return rows, {clip.clip_id: row.tobytes() for clip, row in zip(seen, halves_BD, strict=True)}
 
@@ -223,7 +238,9 @@ class CaptionWorker:
             sums["num_retried"] += len(failed)
             for place, i in enumerate(failed):
                 if again.captions[place].reason is None:
-                    first.captions[i], first.text_BD[i] = again.captions[place], again.text_BD[place]
+                    first.captions[i] = again.captions[place]
+                    if first.text_BD is not None and again.text_BD is not None:
+                        first.text_BD[i] = again.text_BD[place]
         return first
 
     def _bound(self, text: Caption, clip: Clip) -> Caption:

@@ -9,7 +9,6 @@ A folder made by `save_captioner` holds `config.json`, `tokenizer.json` and `mod
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recaption import hub
+from recaption import captioners, hub
 from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.framing import Framing
 from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
 from recaption.captioners.vocabulary import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
+from recaption.captioners.weights import weights_hash
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
 
@@ -35,15 +35,6 @@ RANDOM_SEED = 0
 OPEN_CLIP_NUM_FRAMES = 8
 """Frames per clip for open_clip's image weights: encoding 8 costs about as much as decoding one caption."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
-
-def weights_hash(model: nn.Module) -> str:
-    """First 12 hex digits of the sha256 over names, types, shapes and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
@@ -148,11 +139,27 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
     )
 
 
-def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """The captioner inside the package."""
+    folder = captioners.TINY_FOLDER
+    if not (folder / "model.safetensors").is_file():
+        raise WeightsUnreachableError(
+            f"{folder}/model.safetensors is missing from this installation; install the package again, "
+            "or give the path of a checkpoint from `recaption train captioner`"
+        )
+    return open_folder(folder, name="tiny", device=device, dtype=dtype)
+
+
+def open_videococa(folder: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """A captioner that was trained here."""
+    return open_folder(folder, name="videococa", device=device, dtype=dtype)
+
+
+def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
     """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models.
 
     Args:
-        pretrained: a tag, a file of weights, or `random`.
+        place: MODEL/TAG, MODEL/path of a file of weights, or MODEL/random.
 
     Raises:
         UsageError: no CoCa of that name, or no such tag.
@@ -162,6 +169,7 @@ def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: to
     from open_clip.factory import load_checkpoint
     from open_clip.transform import PreprocessCfg
 
+    architecture, _, pretrained = place.partition("/")
     config = open_clip.get_model_config(architecture)
     if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]

@@ -7,26 +7,20 @@ captioner.score([clip_THWC], ["a red circle", "a blue star"])        (1, 2) cosi
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recaption.captioners import Described
+from recaption.captioners import TextTower
+from recaption.captioners.describing import Batch, Describing, Said, Told
 from recaption.captioners.framing import Framing
-from recaption.captioners.generate import Decoding, Generated, generate
+from recaption.captioners.generate import generate
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
 from recaption.captioners.vocabulary import Vocabulary
-from recaption.captions import reason_if_bad
-from recaption.errors import UsageError
-from recaption.records import Caption, CaptionFields
-
-CLIPS_PER_BATCH = 16
-"""Clips encoded and decoded together: decoding 16 costs about four times as much as decoding 1."""
+from recaption.records import CaptionFields
 
 
 class CocaTextTower:
@@ -61,8 +55,10 @@ class CocaTextTower:
         return text_MD.float().clone(), lengths_S.cpu(), embedding.pooled_SD.float().clone()
 
 
-class CocaCaptioner:
-    """Implements `captioners.Captioner`."""
+class CocaCaptioner(Describing):
+    """Frames and decoding settings to words and contrastive embeddings."""
+
+    can_score = True
 
     def __init__(
         self,
@@ -88,83 +84,50 @@ class CocaCaptioner:
         self.num_frames = num_frames
         self.frame_px = framing.frame_px
         self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
-        self.text_tower = CocaTextTower(model, vocabulary)
+        self._text_tower = CocaTextTower(model, vocabulary)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
 
-    def caption(self, clips: Sequence[np.ndarray], **decoding: Any) -> list[Caption]:
-        """One caption per clip, in order; see `describe` for the settings."""
-        return self.describe(clips, **decoding).captions
+    @property
+    def text_tower(self) -> TextTower:
+        return self._text_tower
 
-    def describe(
-        self,
-        clips: Sequence[np.ndarray],
-        *,
-        max_tokens: int | None = None,
-        num_beams: int = 1,
-        seed: int = 0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> Described:
-        """A caption per clip (uint8 (T,H,W,3), each of its own size), in order, and the embeddings that its clip score
-        comes from: each clip is encoded once for both.
-
-        Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
-        clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
-        """
-        decoding = Decoding(
-            max_tokens=max_tokens or self.max_tokens,
-            num_beams=num_beams,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        captions: list[Caption] = []
-        none = np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
-        clip_parts, text_parts = [none], [none]
-        for batch in _batches(clips):
-            hashes = [hashlib.sha256(clip.tobytes()).hexdigest() for clip in batch]
-            draws = np.stack([uniform_draws(seed, digest, decoding.max_tokens) for digest in hashes])
-            with torch.inference_mode():
-                embedding = self._encode(batch)
-                generated = generate(
-                    self.model.coca,
-                    embedding.tokens_BND,
-                    special=self.vocabulary.special,
-                    decoding=decoding,
-                    draws_BM=draws,
-                )
-                texts = [self.vocabulary.decode(one.tokens) for one in generated]
-                clip_parts.append(embedding.pooled_BD.float().cpu().numpy())
-                text_parts.append(self._text_directions(texts).cpu().numpy())
-            cosine_B = (clip_parts[-1] * text_parts[-1]).sum(axis=1)
-            for text, digest, one, cosine in zip(texts, hashes, generated, cosine_B, strict=True):
-                captions.append(self._record(text, digest, one, float(cosine), seed))
-        return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
-
-    def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-        """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1."""
-        if not clips or not texts:
-            return np.zeros((len(clips), len(texts)), np.float32)
+    def tell(self, batch: Batch) -> Told:
         with torch.inference_mode():
-            pooled_BD = torch.cat([self._encode(batch).pooled_BD for batch in _batches(clips)])
-            return (pooled_BD.float() @ self._text_directions(texts).T).cpu().numpy()
+            embedding = self._encode(batch.clips)
+            generated = generate(
+                self.model.coca,
+                embedding.tokens_BND,
+                special=self.vocabulary.special,
+                decoding=batch.decoding,
+                draws_BM=batch.draws_BM,
+            )
+        said = [
+            Said(
+                text=self.vocabulary.decode(one.tokens),
+                num_tokens=len(one.tokens),
+                mean_logprob=one.mean_logprob,
+                ended=one.ended,
+            )
+            for one in generated
+        ]
+        return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy())
 
-    def _record(self, text: str, digest: str, generated: Generated, cosine: float, seed: int) -> Caption:
-        return Caption(
-            text=text,
-            fields=self._read_fields(text) if self._read_fields else CaptionFields(),
-            clip_sha256=digest,
-            captioner=f"{self.name}@{self.weights_hash}",
-            num_tokens=len(generated.tokens),
-            mean_logprob=generated.mean_logprob,
-            clip_score=cosine,
-            source="model",
-            seed=seed,
-            reason=reason_if_bad(text, ended=generated.ended),
-        )
+    def embed_clips(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            parts = [self._encode(batch).pooled_BD.float() for batch in self.batches(clips)]
+            return torch.cat(parts).cpu().numpy() if parts else self.embed_texts([])
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if not texts:
+            return np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
+        ids_SM = self.vocabulary.encode(texts).to(self._device)
+        with torch.inference_mode():
+            return F.normalize(self.model.encode_texts(ids_SM).pooled_SD.float(), dim=-1).cpu().numpy()
+
+    def fields_in(self, text: str) -> CaptionFields:
+        return self._read_fields(text) if self._read_fields else CaptionFields()
 
     def _encode(self, clips: Sequence[np.ndarray]) -> ClipEmbedding:
         """Embeddings of a batch; clips with fewer frames than wanted are encoded with what they have."""
@@ -182,26 +145,7 @@ class CocaCaptioner:
             tokens_BND=torch.stack([parts[row].tokens_BND for row in range(len(clips))]),
         )
 
-    def _text_directions(self, texts: Sequence[str]) -> Tensor:
-        ids_SM = self.vocabulary.encode(texts).to(self._device)
-        return F.normalize(self.model.encode_texts(ids_SM).pooled_SD.float(), dim=-1)
-
 
 def token_lengths(ids_SM: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Tokens per text up to and including the end token, whatever follows it."""
     return (ids_SM == vocabulary.special.end).int().argmax(dim=1).long() + 1
-
-
-def uniform_draws(seed: int, clip_sha256: str, count: int) -> np.ndarray:
-    """Uniform numbers that belong to a clip: a counter-based stream keyed by the seed and the clip's pixels."""
-    key = np.frombuffer(hashlib.sha256(f"{seed}:{clip_sha256}".encode()).digest()[:16], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(count)
-
-
-def _batches(clips: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    for clip in clips:
-        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
-            found = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
-            raise UsageError(f"a clip is a uint8 array (frames, height, width, 3), not {found}")
-    for start in range(0, len(clips), CLIPS_PER_BATCH):
-        yield list(clips[start : start + CLIPS_PER_BATCH])

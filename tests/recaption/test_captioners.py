@@ -11,7 +11,7 @@ import torch
 
 import recaption.captioners as captioners
 from recaption.captioners import checkpoint, load_captioner
-from recaption.captioners.coca_captioner import CLIPS_PER_BATCH, uniform_draws
+from recaption.captioners.describing import CLIPS_PER_BATCH, uniform_draws
 from recaption.captioners.framing import Framing, choose_frames
 from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
 from recaption.captioners.vocabulary import BytePairVocabulary, train_vocabulary, vocabulary_from_merges
@@ -376,7 +376,7 @@ def test_checkpoint_of_another_model_is_named(folder, tmp_path):
         load_captioner(str(tmp_path))
 
 
-@pytest.mark.parametrize("spec", ["nonesuch", "git:microsoft/git-base", "vlm:x", "/no/such/folder", "open_clip:", ""])
+@pytest.mark.parametrize("spec", ["nonesuch", "git:", "tiny:x", "path:x", "/no/such/folder", "open_clip:", ""])
 def test_unknown_captioners_get_the_list(spec):
     with pytest.raises(UsageError, match=r"tiny \| open_clip:MODEL/TAG"):
         load_captioner(spec)
