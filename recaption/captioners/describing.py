@@ -82,6 +82,7 @@ class Describing(ABC):
     max_tokens: int
     kinds: tuple[str, ...] = ("descriptive",)
     can_score = False
+    has_beams = True
     clips_per_batch = CLIPS_PER_BATCH
 
     @abstractmethod
@@ -133,6 +134,8 @@ class Describing(ABC):
 
         if kind not in self.kinds:
             raise UsageError(f"captioner {self.name} has no captions of kind {kind!r}; it has {', '.join(self.kinds)}")
+        if num_beams > 1 and not self.has_beams:
+            raise UsageError(f"captioner {self.name} searches no beams; leave --caption.num-beams at 1")
         decoding = Decoding(
             max_tokens=min(max_tokens or self.max_tokens, self.max_tokens),
             num_beams=num_beams,

@@ -22,7 +22,6 @@ from recaption.captioners.describing import Batch, Describing, Said, Told
 from recaption.captioners.framing import choose_frames
 from recaption.captioners.questions import QUESTIONS, question_for
 from recaption.chat_endpoint import Answer, ChatEndpoint, EndpointSettings, Question
-from recaption.errors import UsageError
 
 NUM_FRAMES = 8
 FRAME_PX = 448
@@ -35,6 +34,7 @@ class HttpCaptioner(Describing):
     """One question per clip, many at a time."""
 
     kinds = tuple(QUESTIONS)
+    has_beams = False
 
     def __init__(self, endpoint: ChatEndpoint, *, prompt: str, num_frames: int, weights_hash: str) -> None:
         """
@@ -49,8 +49,6 @@ class HttpCaptioner(Describing):
         )  # the next ones are encoded while answers are waited for
 
     def tell(self, batch: Batch) -> Told:
-        if batch.decoding.num_beams > 1:
-            raise UsageError("endpoints search no beams; leave --caption.num-beams at 1")
         questions = [
             Question(
                 key=digest,
