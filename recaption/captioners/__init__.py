@@ -40,6 +40,10 @@ class TextTower(Protocol):
         """text_MD float32 (tokens of all texts one after another), lengths_S int64, pooled_SD float32."""
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Of each whole text; what exceeds `max_tokens` is cut by `encode`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Described:

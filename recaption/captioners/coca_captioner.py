@@ -26,6 +26,7 @@ from recaption.captions import fault_in, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedClip:
     """What is kept of a clip's frames once they have been looked at: enough to describe and to score it again."""
@@ -52,6 +53,10 @@ class CocaTextTower:
         self.width = int(text.width)
         self.pooled_width = int(text.output_dim)
         self.max_tokens = int(vocabulary.context_length)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Of each whole text, start and end included; what exceeds `max_tokens` is cut by `encode`."""
+        return self._vocabulary.count(texts)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Features of texts, padding left out.
