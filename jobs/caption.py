@@ -78,7 +78,8 @@ def caption(
             write_recipe(run, recipe)  # not before: a captioner that cannot be loaded leaves no trace
         made.append(done)
     write_recipe(run, recipe)
-    find_semantic(run, recipe.prepare.duplicates, set_name)
+    if run.list(f"embeddings/{set_name}/part-*.parquet"):
+        find_semantic(run, recipe.prepare.duplicates, set_name)
     find_repeated_captions(run, recipe.caption.repeats, set_name)
     seconds = sum(part["seconds"] for part in made)
     return {
@@ -203,7 +204,8 @@ class CaptionWorker:
             for clip in clips
             if clip.clip_id in embeddings
         ]
-        self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
+        if of_clips or getattr(self.captioner, "can_score", True):
+            self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
 
@@ -213,13 +215,16 @@ class CaptionWorker:
         sums: Sums = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
         found: dict[str, list[Caption]] = {}
         embeddings: dict[str, bytes] = {}
+        beside = part_name(self.embeddings, number)
+        if getattr(self.captioner, "can_score", True) and not self.run.exists(beside):
+            return found, embeddings, sums  # half of a part is none
         if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
             sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
             for row in from_table(self.run.read_table(name), Caption):
                 if row.clip_id in wanted:
                     found.setdefault(row.clip_id, []).append(row)
-            beside = from_table(self.run.read_table(part_name(self.embeddings, number)), ClipEmbedding)
-            embeddings = {row.clip_id: row.embedding for row in beside if row.clip_id in wanted}
+            of_clips = from_table(self.run.read_table(beside), ClipEmbedding) if self.run.exists(beside) else []
+            embeddings = {row.clip_id: row.embedding for row in of_clips if row.clip_id in wanted}
         return found, embeddings, sums
 
     def _caption_batch(self, clips: list[Clip], sums: Sums) -> tuple[list[Caption], dict[str, bytes]]:
@@ -241,9 +246,11 @@ class CaptionWorker:
         described = self._described(views, sums)
         main = described["descriptive"]
         whole = [i for i, view in enumerate(views) if view.window == 0]
-        _add_pairs(main.clip_BD[whole] @ main.text_BD[whole].T, sums)
         for i, view in enumerate(views):
-            rows += [self._bound(one.captions[i], view.clip, view) for one in described.values()]
+            rows += [self._bound(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
+        if main.clip_BD is None:  # a captioner without a contrastive space
+            return rows, {}
+        _add_pairs(main.clip_BD[whole] @ main.text_BD[whole].T, sums)
         halves_BD = main.clip_BD[whole].astype("<f2")
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
@@ -300,14 +307,17 @@ class CaptionWorker:
         )
         self._strip(again, [seen[i] for i in rows])
         # Judged among all of the batch, whose captions are what a margin is measured against.
-        captions, text_BD = list(first.captions), first.text_BD.copy()
+        whole = Described(list(first.captions), first.clip_BD, None if first.text_BD is None else first.text_BD.copy())
         for place, i in enumerate(rows):
-            captions[i], text_BD[i] = again.captions[place], again.text_BD[place]
-        whole = Described(captions, first.clip_BD, text_BD)
+            whole.captions[i] = again.captions[place]
+            if whole.text_BD is not None:
+                whole.text_BD[i] = again.text_BD[place]
         self.gates.judge(whole, kind=kind, owners=owners)
         for i in rows:
             if whole.captions[i].reason is None:
-                first.captions[i], first.text_BD[i] = whole.captions[i], whole.text_BD[i]
+                first.captions[i] = whole.captions[i]
+                if whole.text_BD is not None:
+                    first.text_BD[i] = whole.text_BD[i]
 
     def _strip(self, described: Described, seen: list[Any]) -> None:
         """Take off boilerplate that the captioner left, and score what is left of the text."""
@@ -318,9 +328,10 @@ class CaptionWorker:
                 score = None if score is None else float(self.captioner.score([seen[i]], [text])[0, 0])
                 described.captions[i] = dataclasses.replace(caption, text=text, stripped=phrases, clip_score=score)
 
-    def _bound(self, text: Caption, clip: Clip, view: View | None = None) -> Caption:
+    def _bound(self, text: Caption, clip: Clip, view: View | None = None, kind: str | None = None) -> Caption:
         return dataclasses.replace(
             text,
+            kind=text.kind if kind is None else kind,
             clip_id=clip.clip_id,
             start_seconds=view.start_seconds if view else clip.start_seconds,
             end_seconds=view.end_seconds if view else clip.end_seconds,

@@ -123,6 +123,11 @@ class SampleSettings:
     seed: int = 0
     prompts: tuple[str, ...] = ()
     """What `recaption run` samples at its end."""
+    expander: str = "embedded"
+    """What rewrites short prompts in the style of the training captions: none, embedded (no download), transformers:ID or
+    http://HOST/v1#MODEL."""
+    examples: str = ""
+    """Run folder whose captions set that style; default: that of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +205,7 @@ def quickstart() -> Recipe:
             trainer=TrainerSettings(num_steps=800, lr=2e-3, ema_decay=0.99, checkpoint_every=100),
         ),
         sample=SampleSettings(
+            expander="none",  # the prompts below are captions already
             guidance=3.0,
             num_frames=17,
             height_px=64,

@@ -107,6 +107,10 @@ class Card:
     unplayable: str = ""
     """Why there is no video although there should be one."""
 
+    @property
+    def num_window_texts(self) -> int:
+        return sum(len(texts) for _, texts in self.windows)
+
 
 def choose(clips: Sequence[ClipState], max_clips: int) -> list[int]:
     """Row numbers of up to `max_clips` clips: at least half from shards where there are so many, every reason in the
@@ -242,12 +246,15 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
         listed = json.loads(run.read_bytes(name))
         folder = posixpath.dirname(name)
         prompts = [str(prompt) for prompt in listed.get("prompts", [])]
+        expanded = [str(text) for text in listed.get("expanded_prompts", [])]
         videos = []
         for i, relative in enumerate(listed.get("videos", [])[:MAX_SAMPLED_VIDEOS]):
             payload, extension = _beside(run, folder, relative)
             if payload:
                 link = media.add(payload, extension)
-                videos.append((link, _poster(payload, media), prompts[i] if i < len(prompts) else ""))
+                prompt = prompts[i] if i < len(prompts) else ""
+                text = expanded[i] if i < len(expanded) else ""
+                videos.append((link, _poster(payload, media), prompt, text if text != prompt else ""))
         sheet, extension = _beside(run, folder, listed.get("contact_sheet") or "")
         galleries.append(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,6 +59,12 @@ class RunTables:
     further: dict[str, list[dict[str, Any]]]
     """clip_id -> good rows of `Caption` by a model about its windows and of other kinds."""
     index: dict[str, Sample]
+
+    @property
+    def faults(self) -> list[tuple[str, int]]:
+        """(fault, captions refused for it), the most frequent first."""
+        counts = Counter(row["fault"].replace("_", " ") for row in self.captions.values() if row["fault"])
+        return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @cached_property
     def _shared_folder(self) -> str:

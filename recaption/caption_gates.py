@@ -80,6 +80,8 @@ class Gates:
         return [count > self.length.limit for count in self.length.count(texts)]
 
     def _too_low(self, described: Described, owners: Sequence[str]) -> list[bool]:
+        if described.clip_BD is None:
+            return [False] * len(owners)
         own_B = (described.clip_BD * described.text_BD).sum(axis=1)
         is_low = np.zeros(len(own_B), bool)
         if self.min_clip_score is not None:

@@ -163,7 +163,7 @@ class T5Tower:
     """The encoder half of a T5, mT5 or UMT5."""
 
     def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoTokenizer
 
         local_only = os.path.isdir(model_id) or not _ask_hub(model_id)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
@@ -173,7 +173,7 @@ class T5Tower:
             raise _unreachable(model_id, error) from error
         encoder_class = _t5_class(config.model_type, model_id)
         try:
-            self.tokenizer = load_tokenizer(model_id, local_only=local_only)
+            self.tokenizer = AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
             model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
         except (OSError, ValueError) as error:
             raise _unreachable(model_id, error) from error
@@ -192,22 +192,6 @@ class T5Tower:
         mask = tokens.attention_mask.bool()
         pooled_SC = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return states[mask], mask.sum(1), pooled_SC
-
-
-def load_tokenizer(model_id: str, *, local_only: bool | None = None) -> Any:
-    """The tokenizer of a T5 or UMT5.
-
-    Raises:
-        WeightsUnreachableError: neither on disk nor to be downloaded; within seconds.
-    """
-    from transformers import AutoTokenizer
-
-    if local_only is None:
-        local_only = os.path.isdir(model_id) or not _ask_hub(model_id)
-    try:
-        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise _unreachable(model_id, error) from error
 
 
 def _t5_class(model_type: str, model_id: str) -> Any:
