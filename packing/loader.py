@@ -26,6 +26,8 @@ from packing.grid import Grid, Shape3, patch_shape
 from packing.plan import EpochPlans, PlanSettings
 from packing.reader import read_latent
 from packing.shards import LatentSample
+from packing.texts import read_blend
+from recaption.blend import BlendSettings
 from recaption.errors import ErrorBudgetError, UsageError, VideoError
 from recaption.records import from_table
 from recaption.run_folder import RunFolder
@@ -43,6 +45,10 @@ class Source(Protocol):
     @property
     def captions(self) -> Sequence[str]: ...
 
+    def caption(self, index: int, epoch: int) -> str:
+        """The text that a sample shows in an epoch."""
+        ...
+
     @property
     def latent_shapes(self) -> Sequence[Shape3]:
         """(frames, rows, columns) of each latent."""
@@ -59,9 +65,9 @@ class Source(Protocol):
 
 
 class LatentShards:
-    """The latents under RUN/latents/<name>, by ranged reads."""
+    """The latents under RUN/latents/<name>, by ranged reads; texts from the shards, or blended (recaption/blend.py)."""
 
-    def __init__(self, run: RunFolder, name: str) -> None:
+    def __init__(self, run: RunFolder, name: str, *, blend: BlendSettings | None = None) -> None:
         index = f"latents/{name}/index.parquet"
         if not run.exists(index):
             raise UsageError(f"{run.uri} has no {index}; run `recaption encode` first")
@@ -75,7 +81,13 @@ class LatentShards:
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(f"{row.clip_id} {row.sha256} {row.caption}\n".encode())
+        self.blend = read_blend(run, self.rows, blend) if blend else None
+        if self.blend:
+            digest.update(self.blend.fingerprint.encode())
         self.fingerprint = digest.hexdigest()[:16]
+
+    def caption(self, index: int, epoch: int) -> str:
+        return self.blend.text(index, epoch) if self.blend else self.captions[index]
 
     def read(self, index: int) -> np.ndarray:
         return read_latent(self.run, self.rows[index])
@@ -94,12 +106,19 @@ class MemorySource:
             digest.update(np.ascontiguousarray(latent).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
+    def caption(self, index: int, epoch: int) -> str:
+        return self.captions[index]
+
     def read(self, index: int) -> np.ndarray:
         return np.asarray(self.latents[index])
 
 
-def _source(run: RunFolder | Source, latents: str) -> Source:
-    return LatentShards(run, latents) if isinstance(run, RunFolder) else run
+def _source(run: RunFolder | Source, latents: str, blend: BlendSettings | None) -> Source:
+    if isinstance(run, RunFolder):
+        return LatentShards(run, latents, blend=blend)
+    if blend is not None:
+        raise UsageError("blend settings need a run folder, whose caption sets they read")
+    return run
 
 
 class PackLoader:
@@ -119,6 +138,7 @@ class PackLoader:
         *,
         settings: PlanSettings,
         latents: str = "patch",
+        blend: BlendSettings | None = None,
         grid: Grid | None = None,
         rank: int = 0,
         num_ranks: int = 1,
@@ -129,6 +149,7 @@ class PackLoader:
         """
         Args:
             run: a run folder, whose RUN/latents/<latents> is read, or any other source of samples.
+            blend: which texts the samples show; without it those of the shards.
             grid: its `patch` turns latents into tokens.
             prefetch: packs read ahead by a background thread; 0 reads when asked.
 
@@ -137,7 +158,7 @@ class PackLoader:
         """
         if not 0 <= rank < num_ranks:
             raise UsageError(f"{rank = } is not one of {num_ranks} ranks")
-        self.source = _source(run, latents)
+        self.source = _source(run, latents, blend)
         self.patch = (grid or Grid()).patch
         self.settings = settings
         self.rank = rank
@@ -189,7 +210,7 @@ class PackLoader:
         if state["plan_hash"] != self.plan_hash:
             raise UsageError(
                 f"the saved position belongs to plan {state['plan_hash']}, this is plan {self.plan_hash}: "
-                "samples, capacity, policy, seed or patch have changed since"
+                "samples, captions, blend, capacity, policy, seed or patch have changed since"
             )
         self._next_step = state["next_step"]
         self._next_row = state["next_row"]
@@ -232,7 +253,7 @@ class PackLoader:
         batch = pack(
             list(latents.values()),
             clip_ids=[self.source.clip_ids[i] for i in latents],
-            captions=[self.source.captions[i] for i in latents],
+            captions=[self.source.caption(i, epoch) for i in latents],
             capacity=self.settings.capacity,
             patch=self.patch,
             pad_to_capacity=self.pad_to_capacity,

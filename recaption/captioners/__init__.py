@@ -40,6 +40,10 @@ class TextTower(Protocol):
         """text_MD float32 (tokens of all texts one after another), lengths_S int64, pooled_SD float32."""
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Of each whole text; what exceeds `max_tokens` is cut by `encode`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Described:
@@ -65,9 +69,11 @@ class Captioner(Protocol):
     max_tokens: int
     """Most tokens of a caption."""
     kinds: tuple[str, ...]
-    """Ways of speaking that it can be asked for, `descriptive` at least."""
+    """Of `captions.KINDS`, those that it can be asked for; `descriptive` at least."""
     can_score: bool
     """Whether it has a contrastive space; without one, `score` and the embeddings raise `UsageError`."""
+    min_clip_score: float | None
+    """Below this its captions are rather wrong than right, by its own calibration; None where it has none."""
 
     @property
     def text_tower(self) -> TextTower:
@@ -97,7 +103,11 @@ class Captioner(Protocol):
         seed: int = 0,
         temperature: float = 0.0,
     ) -> Described:
-        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it."""
+        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it.
+
+        Raises:
+            UsageError: `kind` is not one of `kinds`.
+        """
         ...
 
     def embed_clips(self, clips: Sequence[np.ndarray]) -> np.ndarray:

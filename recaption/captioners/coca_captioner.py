@@ -7,7 +7,7 @@ captioner.score([clip_THWC], ["a red circle", "a blue star"])        (1, 2) cosi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recaption.captioners import TextTower
-from recaption.captioners.describing import Batch, Describing, Said, Told
+from recaption.captioners.describing import Batch, Describing, EncodedClip, Said, Told, digest
 from recaption.captioners.framing import Framing
 from recaption.captioners.generate import generate
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
@@ -33,6 +33,10 @@ class CocaTextTower:
         self.width = int(text.width)
         self.pooled_width = int(text.output_dim)
         self.max_tokens = int(vocabulary.context_length)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Of each whole text, start and end included; what exceeds `max_tokens` is cut by `encode`."""
+        return self._vocabulary.count(texts)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Features of texts, padding left out.
@@ -70,9 +74,13 @@ class CocaCaptioner(Describing):
         weights_hash: str,
         num_frames: int,
         read_fields: Callable[[str], CaptionFields] | None = None,
+        kinds: Mapping[str, str] | None = None,
+        min_clip_score: float | None = None,
     ) -> None:
         """
         Args:
+            kinds: of caption that it was trained on, each with the words that ask for it.
+            min_clip_score: below this its captions are rather wrong than right, by its own calibration.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
         """
@@ -85,6 +93,9 @@ class CocaCaptioner(Describing):
         self.frame_px = framing.frame_px
         self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
         self._text_tower = CocaTextTower(model, vocabulary)
+        self.min_clip_score = min_clip_score
+        self._prefixes = {"descriptive": "", **(kinds or {})}
+        self.kinds = tuple(self._prefixes)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
@@ -101,6 +112,7 @@ class CocaCaptioner(Describing):
                 embedding.tokens_BND,
                 special=self.vocabulary.special,
                 decoding=batch.decoding,
+                prompt=self._prefix(batch.kind),
                 draws_BM=batch.draws_BM,
             )
         said = [
@@ -114,7 +126,29 @@ class CocaCaptioner(Describing):
         ]
         return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy())
 
-    def embed_clips(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+    def encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> list[EncodedClip]:
+        """Look at the frames once, for any number of `describe`s; what is encoded stays as it is."""
+        made = iter(self._encoded([clip for clip in clips if not isinstance(clip, EncodedClip)]))
+        return [clip if isinstance(clip, EncodedClip) else next(made) for clip in clips]
+
+    def _encoded(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
+        encoded: list[EncodedClip] = []
+        for batch in self.batches(clips):
+            with torch.inference_mode():
+                embedding = self._encode(batch)
+            pooled_BD = embedding.pooled_BD.float().cpu().numpy()
+            tokens_BND = embedding.tokens_BND.to(torch.float16).cpu().numpy()
+            encoded += [
+                EncodedClip(clip_sha256=digest(clip), pooled_D=pooled_BD[row], tokens_ND=tokens_BND[row])
+                for row, clip in enumerate(batch)
+            ]
+        return encoded
+
+    def _prefix(self, kind: str) -> list[int]:
+        ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()
+        return ids[1 : ids.index(self.vocabulary.special.end)]
+
+    def embed_clips(self, clips: Sequence[np.ndarray | EncodedClip]) -> np.ndarray:
         with torch.inference_mode():
             parts = [self._encode(batch).pooled_BD.float() for batch in self.batches(clips)]
             return torch.cat(parts).cpu().numpy() if parts else self.embed_texts([])
@@ -129,13 +163,21 @@ class CocaCaptioner(Describing):
     def fields_in(self, text: str) -> CaptionFields:
         return self._read_fields(text) if self._read_fields else CaptionFields()
 
-    def _encode(self, clips: Sequence[np.ndarray]) -> ClipEmbedding:
+    def _encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> ClipEmbedding:
         """Embeddings of a batch; clips with fewer frames than wanted are encoded with what they have."""
         repeat = self.model.temporal_embedding is not None
-        frames = [self.framing.tensor(clip, num_frames=self.num_frames, repeat=repeat) for clip in clips]
         parts: dict[int, ClipEmbedding] = {}
-        for count in sorted({len(clip) for clip in frames}):
-            rows = [row for row, clip in enumerate(frames) if len(clip) == count]
+        frames: dict[int, Tensor] = {}
+        for row, clip in enumerate(clips):
+            if isinstance(clip, EncodedClip):
+                parts[row] = ClipEmbedding(
+                    pooled_BD=torch.from_numpy(clip.pooled_D).to(self._device, self._dtype),
+                    tokens_BND=torch.from_numpy(clip.tokens_ND).to(self._device, self._dtype),
+                )
+            else:
+                frames[row] = self.framing.tensor(clip, num_frames=self.num_frames, repeat=repeat)
+        for count in sorted({len(clip) for clip in frames.values()}):
+            rows = [row for row, clip in frames.items() if len(clip) == count]
             pixels_BTCHW = torch.stack([frames[row] for row in rows]).to(self._device, self._dtype)
             whole = self.model.encode_clips(pixels_BTCHW)
             for place, row in enumerate(rows):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recaption.captioners import Described, TextTower
-from recaption.captions import clean, reason_if_bad
+from recaption.captions import clean, fault_in, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
 
@@ -33,11 +33,23 @@ CLIPS_PER_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedClip:
+    """What is kept of a clip's frames once they have been looked at: enough to describe and to score it again."""
+
+    clip_sha256: str
+    """Of the uint8 frames."""
+    pooled_D: np.ndarray
+    """float32, unit length."""
+    tokens_ND: np.ndarray
+    """float16."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """A few clips, and how they are to be described."""
 
-    clips: list[np.ndarray]
-    """uint8 (T, H, W, 3), T >= 1, each of its own size."""
+    clips: list[Any]
+    """uint8 (T, H, W, 3), T >= 1, each of its own size; or `EncodedClip`, of a captioner that encodes."""
     digests: list[str]
     kind: str
     decoding: Decoding
@@ -60,7 +72,7 @@ class Said:
     ended: bool = True
     """False where the length limit cut it short."""
     fault: str = ""
-    """Why the model said nothing, where it could not be asked."""
+    """`no_answer` where the model could not be asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +94,7 @@ class Describing(ABC):
     max_tokens: int
     kinds: tuple[str, ...] = ("descriptive",)
     can_score = False
+    min_clip_score: float | None = None
     has_beams = True
     clips_per_batch = CLIPS_PER_BATCH
 
@@ -89,7 +102,7 @@ class Describing(ABC):
     def tell(self, batch: Batch) -> Told:
         """One `Said` per clip, in order."""
 
-    def embed_clips(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+    def embed_clips(self, clips: Sequence[Any]) -> np.ndarray:
         """clip_BD, float32, unit length."""
         raise self._cannot_score()
 
@@ -111,7 +124,7 @@ class Describing(ABC):
 
     def describe(
         self,
-        clips: Sequence[np.ndarray],
+        clips: Sequence[np.ndarray | EncodedClip],
         *,
         kind: str = "descriptive",
         max_tokens: int | None = None,
@@ -149,7 +162,8 @@ class Describing(ABC):
         for some in self.batches(clips):
             batch = Batch(clips=some, digests=[digest(c) for c in some], kind=kind, decoding=decoding, seed=seed)
             told = self.tell(batch)
-            texts = [clean(said.text) for said in told.said]
+            stripped = [strip_boilerplate(clean(said.text)) for said in told.said]
+            texts = [text for text, _ in stripped]
             cosines: Sequence[float | None] = [None] * len(some)
             if told.clip_BD is not None:
                 text_BD = self.embed_texts(texts)
@@ -157,8 +171,8 @@ class Describing(ABC):
                 clip_parts.append(told.clip_BD)
                 text_parts.append(text_BD)
             captions += [
-                self._record(text, clip_sha256, said, cosine, seed)
-                for text, clip_sha256, said, cosine in zip(texts, batch.digests, told.said, cosines, strict=True)
+                self._record(words, said, batch.digests[row], cosines[row], batch)
+                for row, (words, said) in enumerate(zip(stripped, told.said, strict=True))
             ]
         if not self.can_score:
             return Described(captions, None, None)
@@ -167,7 +181,7 @@ class Describing(ABC):
             return Described([], none, none)
         return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
 
-    def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    def score(self, clips: Sequence[np.ndarray | EncodedClip], texts: Sequence[str]) -> np.ndarray:
         """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1.
 
         Raises:
@@ -179,9 +193,11 @@ class Describing(ABC):
             return np.zeros((len(clips), len(texts)), np.float32)
         return self.embed_clips(clips) @ self.embed_texts(texts).T
 
-    def batches(self, clips: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    def batches(self, clips: Sequence[Any]) -> Iterator[list[Any]]:
         """Clips a few at a time, all of them looked at first: one that is none stops everything before it starts."""
         for clip in clips:
+            if isinstance(clip, EncodedClip):
+                continue
             if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
                 found = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
                 raise UsageError(f"a clip is a uint8 array (frames, height, width, 3), not {found}")
@@ -190,7 +206,11 @@ class Describing(ABC):
         for start in range(0, len(clips), self.clips_per_batch):
             yield list(clips[start : start + self.clips_per_batch])
 
-    def _record(self, text: str, clip_sha256: str, said: Said, cosine: float | None, seed: int) -> Caption:
+    def _record(
+        self, stripped: tuple[str, str], said: Said, clip_sha256: str, cosine: float | None, batch: Batch
+    ) -> Caption:
+        text, phrases = stripped
+        fault = said.fault or fault_in(text, ended=said.ended, kind=batch.kind)
         return Caption(
             text=text,
             fields=self.fields_in(text),
@@ -200,8 +220,11 @@ class Describing(ABC):
             mean_logprob=said.mean_logprob,
             clip_score=cosine,
             source="model",
-            seed=seed,
-            reason="bad_caption" if said.fault else reason_if_bad(text, ended=said.ended),
+            seed=batch.seed,
+            reason="bad_caption" if fault else None,
+            kind=batch.kind,
+            fault=fault or "",
+            stripped=phrases,
         )
 
     def _cannot_score(self) -> UsageError:
@@ -210,8 +233,10 @@ class Describing(ABC):
         )
 
 
-def digest(clip: np.ndarray) -> str:
+def digest(clip: np.ndarray | EncodedClip) -> str:
     """sha256 of a clip's frames: binds a caption to the pixels."""
+    if isinstance(clip, EncodedClip):
+        return clip.clip_sha256
     return hashlib.sha256(clip.tobytes()).hexdigest()
 
 

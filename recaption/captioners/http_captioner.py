@@ -92,7 +92,7 @@ def _said(answer: Answer) -> Said:
         num_tokens=answer.num_tokens,
         mean_logprob=answer.mean_logprob,
         ended=answer.ended,
-        fault=answer.fault,
+        fault="no_answer" if answer.fault else "",
     )
 
 
