@@ -165,7 +165,7 @@ class CocaCaptioner:
                     special=self.vocabulary.special,
                     decoding=decoding,
                     prompt=prefix,
-                    draws_BM=draws,
+                    draws_RM=draws,
                 )
                 texts = [strip_boilerplate(self.vocabulary.decode(one.tokens)) for one in generated]
                 clip_parts.append(embedding.pooled_BD.float().cpu().numpy())
