@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from recaption.records import Caption
 
-SPECS = "tiny | open_clip:MODEL/TAG | open_clip:MODEL//path/to/weights | open_clip:MODEL/random | path of a checkpoint"
+SPECS = (
+    "tiny | open_clip:MODEL/TAG[@DESIGN] | open_clip:MODEL//path/to/weights | open_clip:MODEL/random | "
+    "path of a checkpoint"
+)
 """What `load_captioner` accepts, for messages."""
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
@@ -132,9 +135,10 @@ def load_captioner(spec: str, *, device: str = "cpu", dtype: torch.dtype | None 
         from recaption.captioners.checkpoint import open_open_clip
 
         model, slash, pretrained = rest.partition("/")
+        pretrained, _, design = pretrained.partition("@")
         if not (model and slash and pretrained):
             raise UsageError(f"captioner {spec!r} names no weights; write open_clip:MODEL/TAG (available: {SPECS})")
-        return open_open_clip(model, pretrained, device=device, dtype=dtype)
+        return open_open_clip(model, pretrained, device=device, dtype=dtype, design=design or "attentional")
     if os.path.isdir(spec):
         from recaption.captioners.checkpoint import open_folder
 

@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.framing import Framing
-from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
+from recaption.captioners.videococa import (
+    POOLERS,
+    TEMPORAL_LAYERS,
+    VideoCoCa,
+    build_coca,
+    grown_state,
+    initialise_decoder,
+    two_poolers,
+)
 from recaption.captioners.vocabulary import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
@@ -56,6 +64,8 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
         build_coca(config["coca"], stem_channels=config.get("stem_channels", ())),
         max_frames=config["num_frames"] if config["temporal"] else 0,
         num_joint_layers=config.get("joint_layers", 0),
+        design=config.get("design", "attentional"),
+        num_temporal_layers=config.get("temporal_layers", TEMPORAL_LAYERS),
     )
 
 
@@ -69,8 +79,8 @@ def save_captioner(
 
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
-        config: as `read_folder` finds it: format, coca, stem_channels, joint_layers, num_frames, temporal, framing,
-            fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
+        config: as `read_folder` finds it: format, coca, design, stem_channels, joint_layers, num_frames, temporal,
+            framing, fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
     """
     from safetensors.torch import save
 
@@ -154,11 +164,14 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
     )
 
 
-def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+def open_open_clip(
+    architecture: str, pretrained: str, *, device: str, dtype: torch.dtype | None, design: str = "attentional"
+) -> CocaCaptioner:
     """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models.
 
     Args:
         pretrained: a tag, a file of weights, or `random`.
+        design: one of `videococa.DESIGNS` or `POOLERS`; what the weights lack starts without effect.
 
     Raises:
         UsageError: no CoCa of that name, or no such tag.
@@ -193,15 +206,29 @@ def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: to
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
     )
+    suffix = "" if design == "attentional" else f"@{design}"
     return _captioner(
-        VideoCoCa(coca),
+        _in_design(coca, config, design),
         ClipVocabulary(coca.text.context_length),
         framing,
-        name=f"open_clip:{architecture}/{Path(pretrained).name}",
+        name=f"open_clip:{architecture}/{Path(pretrained).name}{suffix}",
         num_frames=OPEN_CLIP_NUM_FRAMES,
         device=device,
         dtype=dtype,
     )
+
+
+def _in_design(coca: nn.Module, config: Mapping[str, Any], design: str) -> VideoCoCa:
+    """An image CoCa over clips; two poolers start as copies of its one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        if design not in POOLERS:
+            return VideoCoCa(coca, design=design)
+        split: Any = build_coca(two_poolers(config, design))
+    split.text.correct_cls_mask = coca.text.correct_cls_mask  # type: ignore[union-attr]
+    model = VideoCoCa(split)
+    model.load_state_dict(grown_state(VideoCoCa(coca).state_dict(), model))
+    return model
 
 
 def _captioner(

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from recaption.captioners import Described
 from recaption.captioners.framing import Framing
-from recaption.captioners.generate import Decoding, Generated, generate
+from recaption.captioners.generate import Decoding, Generated, StepWeights, generate
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
 from recaption.captioners.vocabulary import Vocabulary
 from recaption.captions import fault_in, strip_boilerplate
-from recaption.errors import UsageError
+from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.records import Caption, CaptionFields
 
 
@@ -94,14 +94,25 @@ class CocaCaptioner:
         read_fields: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
+        is_int8: bool = False,
     ) -> None:
         """
         Args:
+            is_int8: decode with matrices rounded to 8 bits; the model must be in bfloat16.
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
+
+        Raises:
+            CheckpointMismatchError: the vocabulary is not the one that the model was trained with.
         """
+        known = int(model.coca.text.token_embedding.num_embeddings)
+        if vocabulary.num_tokens != known:
+            raise CheckpointMismatchError(
+                f"the tokenizer of captioner {name} has {vocabulary.num_tokens} tokens, its model {known}: "
+                "tokenizer.json belongs to other weights"
+            )
         self.model = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.framing = framing
@@ -117,6 +128,8 @@ class CocaCaptioner:
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
+        self._is_int8 = is_int8
+        self._weights: StepWeights | None = None
 
     def caption(self, clips: Sequence[np.ndarray], **decoding: Any) -> list[Caption]:
         """One caption per clip, in order; see `describe` for the settings."""
@@ -133,6 +146,8 @@ class CocaCaptioner:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        num_samples: int = 1,
+        length_penalty: float = 1.0,
     ) -> Described:
         """A caption per clip (uint8 (T,H,W,3), each of its own size), in order, and the embeddings that its clip score
         comes from: each clip is encoded once for both.
@@ -142,6 +157,9 @@ class CocaCaptioner:
 
         Args:
             kind: one of `kinds`. The words that ask for it are no part of the text.
+            num_samples: captions drawn per clip, which needs a temperature; the one without fault whose clip score is
+                best is kept.
+            length_penalty: of beam search; see `Decoding`.
         """
         prefix = self._prefix(kind)
         decoding = Decoding(
@@ -150,13 +168,14 @@ class CocaCaptioner:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            num_samples=num_samples,
+            length_penalty=length_penalty,
         )
         captions: list[Caption] = []
         none = np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
         clip_parts, text_parts = [none], [none]
         for batch in _batches(clips):
             hashes = [_digest(clip) for clip in batch]
-            draws = np.stack([uniform_draws(seed, digest, decoding.max_tokens) for digest in hashes])
             with torch.inference_mode():
                 embedding = self._encode(batch)
                 generated = generate(
@@ -165,14 +184,22 @@ class CocaCaptioner:
                     special=self.vocabulary.special,
                     decoding=decoding,
                     prompt=prefix,
-                    draws_RM=draws,
+                    draws_RM=_draws(seed, hashes, decoding) if temperature > 0 else None,
+                    weights=self._step_weights(),
                 )
                 texts = [strip_boilerplate(self.vocabulary.decode(one.tokens)) for one in generated]
-                clip_parts.append(embedding.pooled_BD.float().cpu().numpy())
-                text_parts.append(self._text_directions([text for text, _ in texts]).cpu().numpy())
-            cosine_B = (clip_parts[-1] * text_parts[-1]).sum(axis=1)
-            for text, digest, one, cosine in zip(texts, hashes, generated, cosine_B, strict=True):
-                captions.append(self._record(text, digest, one, float(cosine), seed, kind))
+                clip_BD = embedding.pooled_BD.float().cpu().numpy()
+                text_RD = self._text_directions([text for text, _ in texts]).cpu().numpy()
+            cosine_R = (clip_BD.repeat(num_samples, axis=0) * text_RD).sum(axis=1)
+            digest_of_row = [digest for digest in hashes for _ in range(num_samples)]
+            drawn = [
+                self._record(text, digest, one, float(cosine), seed, kind)
+                for text, digest, one, cosine in zip(texts, digest_of_row, generated, cosine_R, strict=True)
+            ]
+            best = [_best(drawn, range(row, row + num_samples)) for row in range(0, len(drawn), num_samples)]
+            captions += [drawn[row] for row in best]
+            clip_parts.append(clip_BD)
+            text_parts.append(text_RD[best])
         return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
 
     def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
@@ -188,6 +215,12 @@ class CocaCaptioner:
                 for row, clip in enumerate(batch)
             ]
         return encoded
+
+    def _step_weights(self) -> StepWeights:
+        """Laid out at the first caption: who only scores needs none, and the copy is as large as the text towers."""
+        if self._weights is None:
+            self._weights = StepWeights(self.model.coca, int8=self._is_int8)
+        return self._weights
 
     def _prefix(self, kind: str) -> list[int]:
         if kind not in self._prefixes:
@@ -250,12 +283,22 @@ class CocaCaptioner:
 
     def _text_directions(self, texts: Sequence[str]) -> Tensor:
         ids_SM = self.vocabulary.encode(texts).to(self._device)
-        return F.normalize(self.model.encode_texts(ids_SM).pooled_SD.float(), dim=-1)
+        return F.normalize(self.model.pool_texts(ids_SM).float(), dim=-1)
 
 
 def token_lengths(ids_SM: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Tokens per text up to and including the end token, whatever follows it."""
     return (ids_SM == vocabulary.special.end).int().argmax(dim=1).long() + 1
+
+
+def _draws(seed: int, hashes: Sequence[str], decoding: Decoding) -> np.ndarray:
+    """Of each clip its samples, one after another; the first are those of a single sample."""
+    keys = [f"{digest}/{sample}" if sample else digest for digest in hashes for sample in range(decoding.num_samples)]
+    return np.stack([uniform_draws(seed, key, decoding.max_tokens) for key in keys])
+
+
+def _best(drawn: Sequence[Caption], rows: range) -> int:
+    return max(rows, key=lambda row: (drawn[row].reason is None, drawn[row].clip_score))
 
 
 def uniform_draws(seed: int, clip_sha256: str, count: int) -> np.ndarray:
