@@ -140,7 +140,7 @@ class Backend:
 BACKENDS = {
     "tiny": Backend("tiny", "", "checkpoint:open_tiny"),
     "open_clip": Backend(
-        "open_clip:MODEL/TAG | open_clip:MODEL//path/to/weights | open_clip:MODEL/random",
+        "open_clip:MODEL/TAG[@DESIGN] | open_clip:MODEL//path/to/weights | open_clip:MODEL/random",
         "",
         "checkpoint:open_open_clip",
     ),
@@ -174,7 +174,7 @@ def check_spec(spec: str) -> None:
 
         split_spec(rest)
     elif kind == "open_clip":
-        model, slash, pretrained = rest.partition("/")
+        model, slash, pretrained = rest.partition("@")[0].partition("/")
         if not (model and slash and pretrained):
             raise UsageError(f"captioner {spec!r} names no weights; write open_clip:MODEL/TAG (available: {SPECS})")
         if os.path.isabs(pretrained) and not os.path.isfile(pretrained):

@@ -17,12 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recaption import captioners, hub
 from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.framing import Framing
-from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
+from recaption.captioners.videococa import (
+    POOLERS,
+    TEMPORAL_LAYERS,
+    VideoCoCa,
+    build_coca,
+    grown_state,
+    initialise_decoder,
+    two_poolers,
+)
 from recaption.captioners.vocabulary import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
 from recaption.captioners.weights import weights_hash
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
@@ -43,6 +51,8 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
         build_coca(config["coca"], stem_channels=config.get("stem_channels", ())),
         max_frames=config["num_frames"] if config["temporal"] else 0,
         num_joint_layers=config.get("joint_layers", 0),
+        design=config.get("design", "attentional"),
+        num_temporal_layers=config.get("temporal_layers", TEMPORAL_LAYERS),
     )
 
 
@@ -56,8 +66,8 @@ def save_captioner(
 
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
-        config: as `read_folder` finds it: format, coca, stem_channels, joint_layers, num_frames, temporal, framing,
-            fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
+        config: as `read_folder` finds it: format, coca, design, stem_channels, joint_layers, num_frames, temporal,
+            framing, fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
     """
     from safetensors.torch import save
 
@@ -161,7 +171,8 @@ def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> Coc
     """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models.
 
     Args:
-        place: MODEL/TAG, MODEL/path of a file of weights, or MODEL/random.
+        place: MODEL/TAG, MODEL/path of a file of weights, or MODEL/random; behind an @ one of `videococa.DESIGNS` or
+            `POOLERS`: what the weights lack for it starts without effect.
 
     Raises:
         UsageError: no CoCa of that name, or no such tag.
@@ -171,7 +182,9 @@ def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> Coc
     from open_clip.factory import load_checkpoint
     from open_clip.transform import PreprocessCfg
 
-    architecture, _, pretrained = place.partition("/")
+    weights_named, _, design = place.partition("@")
+    architecture, _, pretrained = weights_named.partition("/")
+    design = design or "attentional"
     config = open_clip.get_model_config(architecture)
     if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
@@ -197,15 +210,29 @@ def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> Coc
         mean=tuple(preprocess["mean"]),
         std=tuple(preprocess["std"]),
     )
+    suffix = "" if design == "attentional" else f"@{design}"
     return _captioner(
-        VideoCoCa(coca),
+        _in_design(coca, config, design),
         ClipVocabulary(coca.text.context_length),
         framing,
-        name=f"open_clip:{architecture}/{Path(pretrained).name}",
+        name=f"open_clip:{architecture}/{Path(pretrained).name}{suffix}",
         num_frames=OPEN_CLIP_NUM_FRAMES,
         device=device,
         dtype=dtype,
     )
+
+
+def _in_design(coca: nn.Module, config: Mapping[str, Any], design: str) -> VideoCoCa:
+    """An image CoCa over clips; two poolers start as copies of its one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        if design not in POOLERS:
+            return VideoCoCa(coca, design=design)
+        split: Any = build_coca(two_poolers(config, design))
+    split.text.correct_cls_mask = coca.text.correct_cls_mask  # type: ignore[union-attr]
+    model = VideoCoCa(split)
+    model.load_state_dict(grown_state(VideoCoCa(coca).state_dict(), model))
+    return model
 
 
 def _captioner(

@@ -17,9 +17,10 @@ from torch import Tensor
 from recaption.captioners import TextTower
 from recaption.captioners.describing import Batch, Describing, EncodedClip, Said, Told, digest
 from recaption.captioners.framing import Framing
-from recaption.captioners.generate import generate
+from recaption.captioners.generate import StepWeights, generate
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
 from recaption.captioners.vocabulary import Vocabulary
+from recaption.errors import CheckpointMismatchError
 from recaption.records import CaptionFields
 
 
@@ -63,6 +64,7 @@ class CocaCaptioner(Describing):
     """Frames and decoding settings to words and contrastive embeddings."""
 
     can_score = True
+    folds_samples = True
 
     def __init__(
         self,
@@ -76,14 +78,25 @@ class CocaCaptioner(Describing):
         read_fields: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
+        is_int8: bool = False,
     ) -> None:
         """
         Args:
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
+            is_int8: decode with matrices rounded to 8 bits; the model must be in bfloat16.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
+
+        Raises:
+            CheckpointMismatchError: the vocabulary is not the one that the model was trained with.
         """
+        known = int(model.coca.text.token_embedding.num_embeddings)
+        if vocabulary.num_tokens != known:
+            raise CheckpointMismatchError(
+                f"the tokenizer of captioner {name} has {vocabulary.num_tokens} tokens, its model {known}: "
+                "tokenizer.json belongs to other weights"
+            )
         self.model = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.framing = framing
@@ -99,6 +112,8 @@ class CocaCaptioner(Describing):
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
+        self._is_int8 = is_int8
+        self._weights: StepWeights | None = None
 
     @property
     def text_tower(self) -> TextTower:
@@ -113,7 +128,8 @@ class CocaCaptioner(Describing):
                 special=self.vocabulary.special,
                 decoding=batch.decoding,
                 prompt=self._prefix(batch.kind),
-                draws_BM=batch.draws_BM,
+                draws_RM=batch.draws_RM if batch.decoding.temperature > 0 else None,
+                weights=self._step_weights(),
             )
         said = [
             Said(
@@ -144,6 +160,12 @@ class CocaCaptioner(Describing):
             ]
         return encoded
 
+    def _step_weights(self) -> StepWeights:
+        """Laid out at the first caption: who only scores needs none, and the copy is as large as the text towers."""
+        if self._weights is None:
+            self._weights = StepWeights(self.model.coca, int8=self._is_int8)
+        return self._weights
+
     def _prefix(self, kind: str) -> list[int]:
         ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()
         return ids[1 : ids.index(self.vocabulary.special.end)]
@@ -158,7 +180,7 @@ class CocaCaptioner(Describing):
             return np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
         ids_SM = self.vocabulary.encode(texts).to(self._device)
         with torch.inference_mode():
-            return F.normalize(self.model.encode_texts(ids_SM).pooled_SD.float(), dim=-1).cpu().numpy()
+            return F.normalize(self.model.pool_texts(ids_SM).float(), dim=-1).cpu().numpy()
 
     def fields_in(self, text: str) -> CaptionFields:
         return self._read_fields(text) if self._read_fields else CaptionFields()

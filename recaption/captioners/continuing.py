@@ -1,6 +1,6 @@
 """Captions from a model of the transformers package that continues a text: its own cache and beams, our draws.
 
-    continuations = continue_rows(model, inputs, decoding=Decoding(max_tokens=40), draws_BM=batch.draws_BM, pad=0)
+    continuations = continue_rows(model, inputs, decoding=Decoding(max_tokens=40), draws_BM=batch.draws_RM, pad=0)
     continuations[0].tokens, continuations[0].mean_logprob, continuations[0].ended
 
 transformers draws all rows of a batch from one stream, so a caption would depend on its neighbours. Here each row's tokens
@@ -70,6 +70,7 @@ def continue_rows(
         max_new_tokens=decoding.max_tokens,
         do_sample=False,
         num_beams=beams,
+        length_penalty=decoding.length_penalty,
         eos_token_id=list(ends),
         pad_token_id=pad,
         use_cache=True,
@@ -78,13 +79,13 @@ def continue_rows(
         output_scores=beams > 1,  # without, no sequences_scores
     )
     new_BM = made.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    # with the default length penalty of 1 a beam's score is the mean over its tokens
     scores_B = made.sequences_scores.tolist() if beams > 1 else None
     continuations = []
     for row, tokens in enumerate(new_BM):
         length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
         ended = bool(length) and tokens[length - 1] in ends
-        mean = scores_B[row] if scores_B else choice.mean_logprob(row, length)
+        # a beam's score is the sum over its tokens by length**penalty
+        mean = scores_B[row] * length ** (decoding.length_penalty - 1) if scores_B else choice.mean_logprob(row, length)
         continuations.append(Continuation(tokens=tuple(tokens[:length]), mean_logprob=mean, ended=ended))
     return continuations
 

@@ -15,18 +15,16 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from recaption.captioners import Described, TextTower
+from recaption.captioners.decoding import Decoding
 from recaption.captions import clean, fault_in, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
-
-if TYPE_CHECKING:
-    from recaption.captioners.generate import Decoding
 
 CLIPS_PER_BATCH = 16
 """Clips encoded and decoded together: decoding 16 costs about four times as much as decoding 1."""
@@ -51,14 +49,23 @@ class Batch:
     clips: list[Any]
     """uint8 (T, H, W, 3), T >= 1, each of its own size; or `EncodedClip`, of a captioner that encodes."""
     digests: list[str]
+    keys: list[str]
+    """By which each of the R rows draws its tokens: B clips times `decoding.num_samples`, samples of a clip neighbours."""
     kind: str
     decoding: Decoding
     seed: int
 
     @property
-    def draws_BM(self) -> np.ndarray:
-        """A uniform number per clip and token, its own for each clip and seed; see `uniform_draws`."""
-        return np.stack([uniform_draws(self.seed, digest, self.decoding.max_tokens) for digest in self.digests])
+    def draws_RM(self) -> np.ndarray:
+        """A uniform number per row and token, its own for each clip, sample and seed; see `uniform_draws`."""
+        return np.stack([uniform_draws(self.seed, key, self.decoding.max_tokens) for key in self.keys])
+
+    def unfolded(self) -> Batch:
+        """Each sample as a clip of its own, for models that know one text per clip."""
+        times = self.decoding.num_samples
+        clips = [clip for clip in self.clips for _ in range(times)]
+        digests = [digest for digest in self.digests for _ in range(times)]
+        return replace(self, clips=clips, digests=digests, decoding=replace(self.decoding, num_samples=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +87,7 @@ class Told:
     """What a model said about a batch."""
 
     said: list[Said]
+    """One for each of the batch's rows."""
     clip_BD: np.ndarray | None = None
     """Contrastive embeddings of the clips, float32, unit length."""
 
@@ -96,11 +104,13 @@ class Describing(ABC):
     can_score = False
     min_clip_score: float | None = None
     has_beams = True
+    folds_samples = False
+    """Whether `tell` draws all samples of a clip itself; otherwise it is given the clip once for each."""
     clips_per_batch = CLIPS_PER_BATCH
 
     @abstractmethod
     def tell(self, batch: Batch) -> Told:
-        """One `Said` per clip, in order."""
+        """One `Said` for each of `batch.keys`, in order."""
 
     def embed_clips(self, clips: Sequence[Any]) -> np.ndarray:
         """clip_BD, float32, unit length."""
@@ -133,6 +143,8 @@ class Describing(ABC):
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        num_samples: int = 1,
+        length_penalty: float = 1.0,
     ) -> Described:
         """A caption per clip (uint8 (T,H,W,3), each of its own size), in order, and the embeddings that its clip score
         comes from: each clip is encoded once for both.
@@ -140,11 +152,15 @@ class Describing(ABC):
         Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
         clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
 
+        Args:
+            kind: one of `kinds`. The words that ask for it are no part of the text.
+            num_samples: captions drawn per clip, which needs a temperature; the best one without fault is kept, by clip
+                score, or by log-probability where there is none.
+            length_penalty: of beam search; see `Decoding`.
+
         Raises:
             UsageError: `kind` is not one of `kinds`; no clips, but something else.
         """
-        from recaption.captioners.generate import Decoding
-
         if kind not in self.kinds:
             raise UsageError(f"captioner {self.name} has no captions of kind {kind!r}; it has {', '.join(self.kinds)}")
         if num_beams > 1 and not self.has_beams:
@@ -155,31 +171,44 @@ class Describing(ABC):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            num_samples=num_samples,
+            length_penalty=length_penalty,
         )
         captions: list[Caption] = []
         clip_parts: list[np.ndarray] = []
         text_parts: list[np.ndarray] = []
         for some in self.batches(clips):
-            batch = Batch(clips=some, digests=[digest(c) for c in some], kind=kind, decoding=decoding, seed=seed)
-            told = self.tell(batch)
-            stripped = [strip_boilerplate(clean(said.text)) for said in told.said]
-            texts = [text for text, _ in stripped]
-            cosines: Sequence[float | None] = [None] * len(some)
-            if told.clip_BD is not None:
-                text_BD = self.embed_texts(texts)
-                cosines = (told.clip_BD * text_BD).sum(axis=1).tolist()
-                clip_parts.append(told.clip_BD)
-                text_parts.append(text_BD)
-            captions += [
-                self._record(words, said, batch.digests[row], cosines[row], batch)
-                for row, (words, said) in enumerate(zip(stripped, told.said, strict=True))
-            ]
+            digests = [digest(clip) for clip in some]
+            keys = [f"{one}/{sample}" if sample else one for one in digests for sample in range(num_samples)]
+            batch = Batch(clips=some, digests=digests, keys=keys, kind=kind, decoding=decoding, seed=seed)
+            drawn, clip_BD, text_RD = self._drawn(batch)
+            best = [_best(drawn, range(row, row + num_samples)) for row in range(0, len(drawn), num_samples)]
+            captions += [drawn[row] for row in best]
+            if clip_BD is not None and text_RD is not None:
+                clip_parts.append(clip_BD)
+                text_parts.append(text_RD[best])
         if not self.can_score:
             return Described(captions, None, None)
         if not captions:
             none = self.embed_texts([])
             return Described([], none, none)
         return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
+
+    def _drawn(self, batch: Batch) -> tuple[list[Caption], np.ndarray | None, np.ndarray | None]:
+        """All captions of a batch, R of them, and where its clips (B) and these captions lie."""
+        told = self.tell(batch if self.folds_samples else batch.unfolded())
+        stripped = [strip_boilerplate(clean(said.text)) for said in told.said]
+        times = batch.decoding.num_samples
+        cosines: Sequence[float | None] = [None] * len(stripped)
+        text_RD = None
+        if told.clip_BD is not None:
+            text_RD = self.embed_texts([text for text, _ in stripped])
+            cosines = (told.clip_BD.repeat(times, axis=0) * text_RD).sum(axis=1).tolist()
+        rows = [
+            self._record(words, said, batch.digests[row // times], cosines[row], batch)
+            for row, (words, said) in enumerate(zip(stripped, told.said, strict=True))
+        ]
+        return rows, told.clip_BD, text_RD
 
     def score(self, clips: Sequence[np.ndarray | EncodedClip], texts: Sequence[str]) -> np.ndarray:
         """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1.
@@ -231,6 +260,14 @@ class Describing(ABC):
         return UsageError(
             f"captioner {self.name} has no contrastive space and scores nothing; name another one as --caption.scorer"
         )
+
+
+def _best(drawn: Sequence[Caption], rows: range) -> int:
+    def worth(row: int) -> tuple[bool, float]:
+        caption = drawn[row]
+        return caption.reason is None, caption.mean_logprob or 0.0 if caption.clip_score is None else caption.clip_score
+
+    return max(rows, key=worth)
 
 
 def digest(clip: np.ndarray | EncodedClip) -> str:

@@ -35,7 +35,7 @@ class FrozenBiLMCaptioner(Describing):
         pixels = stacked(batch.clips, self._framing, self.num_frames).to(weight.device, weight.dtype)
         most = batch.decoding.max_tokens
         lengths = [length for length in self.lengths if length <= most] or [most]
-        draws = [uniform_draws(batch.seed, digest, NUM_ROUNDS * lengths[-1]) for digest in batch.digests]
+        draws = [uniform_draws(batch.seed, key, NUM_ROUNDS * lengths[-1]) for key in batch.keys]
         filled = self.model.fill(
             pixels,
             self.words,

@@ -58,7 +58,7 @@ class GitCaptioner(Describing):
             self.model,
             {"input_ids": prompt_BM, "attention_mask": torch.ones_like(prompt_BM), "pixel_values": states},
             decoding=batch.decoding,
-            draws_BM=batch.draws_BM,
+            draws_BM=batch.draws_RM,
             ends=self._ends,
             pad=self.processor.tokenizer.pad_token_id or 0,
         )

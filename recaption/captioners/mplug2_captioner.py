@@ -53,7 +53,7 @@ class MPlug2Captioner(Describing):
                 "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
             },
             decoding=batch.decoding,
-            draws_BM=batch.draws_BM,
+            draws_BM=batch.draws_RM,
             ends=(self.words.end,),
             pad=self.words.pad,
         )

@@ -55,7 +55,7 @@ class VlmCaptioner(Describing):
         for row, clip in enumerate(chosen):
             of_shape[clip.shape].append(row)  # not all processors take clips of several sizes at once
         question = question_for(batch.kind, self.prompt)
-        draws_BM = batch.draws_BM
+        draws_BM = batch.draws_RM
         continuations: dict[int, Continuation] = {}
         for rows in of_shape.values():
             inputs = self._inputs([chosen[row] for row in rows], question, batch.decoding.max_tokens)
