@@ -23,6 +23,7 @@ from recaption.captioners import load_captioner
 from recaption.chat_endpoint import EndpointSettings
 from recaption.clip_frames import frames_of
 from recaption.errors import EndpointDownError, UsageError
+from recaption.ledger import set_pattern
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder
 from recaption.scenes import SIMPLE, render
@@ -58,7 +59,7 @@ def with_settings(recipe, **settings):
 def rows_of(run, set_name):
     return [
         row
-        for name in run.list(f"captions/{set_name}/*.parquet")
+        for name in run.list(set_pattern(set_name))
         for row in from_table(run.read_table(name), Caption)
         if row.source == "model"
     ]
@@ -139,7 +140,7 @@ def test_words_from_one_captioner_and_scores_from_another(scenes, small_model, i
         assert row.text.startswith("A scene of 3 frames")
         frames = frames_of(clips[row.clip_id], tiny, recipe.prepare.decode)
         assert row.clip_score == pytest.approx(float(tiny.score([frames], [row.text])[0, 0]), abs=1e-5)
-    assert sum(run.read_table(name).num_rows for name in run.list("embeddings/main/*.parquet")) == 3
+    assert sum(run.read_table(name).num_rows for name in run.list("embeddings/main/part-*.parquet")) == 3
 
 
 def test_without_scores_the_frames_are_still_checked(scenes, small_model, in_process):
@@ -164,6 +165,7 @@ def test_one_garbage_answer_is_one_marked_row(scenes, in_process):
         summary = caption(run, with_settings(recipe, captioner=spec), "main", in_process)
     assert summary["captions"] == 2
     assert summary["bad"] == {"bad_caption": 1}
+    assert summary["faults"] == {"no_answer": 1}
     assert sorted(row.text == "" for row in rows_of(run, "main")) == [False, False, True]
 
 
