@@ -55,8 +55,7 @@ def caption(
     """
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
-    for spec in filter(None, (recipe.caption.captioner, recipe.caption.scorer)):
-        check_spec(spec)
+    check_specs(recipe.caption)
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
@@ -157,6 +156,12 @@ def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:
     if num_bad > MANY_BAD_SHARE * (num_bad + summary["captions"]):
         faults = ", ".join(f"{fault} {count}" for fault, count in summary["faults"].items())
         yield f"{num_bad} of {num_bad + summary['captions']} captions failed a gate ({faults})"
+
+
+def check_specs(settings: CaptionSettings) -> None:
+    """Raises UsageError where no worker could open the captioners of a recipe; takes a moment."""
+    for spec in filter(None, (settings.captioner, settings.scorer)):
+        check_spec(spec)
 
 
 def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:

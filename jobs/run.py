@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.caption import caption
+from jobs.caption import caption, check_specs
 from jobs.cluster import Cluster
 from jobs.encode import encode
 from jobs.plan import plan
@@ -36,6 +36,8 @@ def run(
     """
     if stop_after is not None and stop_after not in STAGES:
         raise UsageError(f"--stop-after {stop_after!r}: the stages are {', '.join(STAGES)}")
+    if stop_after != "prepare":
+        check_specs(recipe.caption)  # rather now than after hours of `prepare`
     folder = RunFolder(out)
     stages: dict[str, Callable[[], dict[str, Any]]] = {
         "prepare": lambda: prepare(videos, out, recipe, cluster),

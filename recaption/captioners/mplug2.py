@@ -15,16 +15,35 @@ Shapes: B clips, T frames, N patches of a frame, L = 1 + T*N frame tokens, Q que
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recaption.captioners.own_folder import Lesson, Words
+from recaption import hub
+from recaption.captioners.own_folder import Lesson, Words, write_own
 from recaption.errors import CheckpointMismatchError
 
 FORMAT = "mplug2-1"
+PUBLISHED_LARGE: dict[str, Any] = {
+    "format": FORMAT,
+    "num_frames": 16,
+    "num_universal_layers": 2,
+    "num_queries": 50,
+    "prompt": "a video of",
+    "vision": {"frame_px": 224, "patch_px": 14, "width": 1024, "num_layers": 24, "num_heads": 16},
+    "text": {
+        "vocab_size": 30522,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 512,
+    },
+}
+"""Of the published captioners for MSR-VTT and MSVD."""
 
 
 class LocalTemporal(nn.Module):
@@ -194,6 +213,22 @@ def from_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
         "text_decoder.cls.predictions.decoder.bias": renamed["text_decoder.cls.predictions.bias"],
     }
     return {name: renamed[name] for name in sorted(wanted)}
+
+
+def convert(checkpoint: str | Path, words: Words, folder: str | Path, config: Mapping[str, Any] | None = None) -> Path:
+    """Make a captioner folder of a published checkpoint (a .pth file); `config` is that of the large model by default.
+
+    Raises:
+        CheckpointMismatchError: as `from_published`, or where shapes or the tokenizer do not fit.
+    """
+    config = {**(config or PUBLISHED_LARGE), "num_tokens": (config or PUBLISHED_LARGE)["text"]["vocab_size"]}
+    tree = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = MPlug2(config)
+    try:
+        model.load_state_dict(from_published(tree.get("model", tree.get("module", tree)), config))
+    except RuntimeError as error:
+        raise CheckpointMismatchError(f"{checkpoint} does not fit: {hub.first_line(error)}") from error
+    return write_own(folder, config=config, words=words, model=model)
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

@@ -217,6 +217,14 @@ def test_a_wrong_spec_is_found_before_any_worker_starts(scenes, settings, senten
     assert run.list("captions/main/*") == []
 
 
+def test_the_whole_chain_does_not_start_with_a_wrong_spec(small_recipe, tmp_path):
+    from jobs.run import run
+
+    with pytest.raises(UsageError, match="magic"):
+        run(["nowhere.mp4"], str(tmp_path / "run"), with_settings(small_recipe, captioner="magic"), NoCluster())
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_way_an_endpoint_is_asked_is_not_what_it_says(small_recipe):
     from jobs.recipes import stage_hashes
 

@@ -12,7 +12,7 @@ from small_captioners import OWN_SPECIALS, small_frozenbilm_config, small_mplug2
 
 from recaption.captioners import load_captioner
 from recaption.captioners.frozen_bilm import FrozenBiLM
-from recaption.captioners.mplug2 import MPlug2, from_published
+from recaption.captioners.mplug2 import MPlug2, convert, from_published
 from recaption.captioners.own_folder import clip_framing, lesson, stacked, write_own
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.scenes import SIMPLE, render
@@ -112,7 +112,7 @@ def test_mplug2_sees_the_order_of_frames_only_through_its_temporal_convolutions(
     assert (model.see(pixels)[:, 0] - model.see(pixels.flip(1))[:, 0]).abs().max() > 1e-3
 
 
-def test_a_published_checkpoint_is_renamed_and_the_rest_left_out(words):
+def test_a_published_checkpoint_is_renamed_and_the_rest_left_out(words, tmp_path):
     torch.manual_seed(0)
     config = small_mplug2_config(words.num_tokens)
     model = MPlug2(config)
@@ -134,6 +134,9 @@ def test_a_published_checkpoint_is_renamed_and_the_rest_left_out(words):
     again = MPlug2(config)
     again.load_state_dict(from_published(published, config))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    torch.save({"model": published, "epoch": 3}, tmp_path / "published.pth")
+    captioner = load_captioner(f"mplug2:{convert(tmp_path / 'published.pth', words, tmp_path / 'mine', config)}")
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in captioner.model.state_dict().items())
     del published["visn_emb_norm.weight"]
     with pytest.raises(CheckpointMismatchError, match=r"visn_emb_norm\.weight"):
         from_published(published, config)

@@ -204,3 +204,43 @@ def test_only_an_endpoint_runs_elsewhere(small_model):
     assert runs_elsewhere("http://host/v1#m")
     assert not runs_elsewhere("tiny")
     assert not runs_elsewhere(f"vlm:{small_model(VLMS[0])}")
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl", "smolvlm"])
+def test_a_model_that_takes_no_videos_is_shown_pictures(small_model, name):
+    captioner = load_captioner(f"vlm:{small_model(name)}")
+    captioner.takes_videos = False
+    shown = captioner._inputs([clip(0), clip(2)], "What is it?", 4)
+    assert "pixel_values_videos" not in shown
+    together = captioner.caption(MIXED, max_tokens=4)
+    assert [one.text for one in together] == [captioner.caption([one], max_tokens=4)[0].text for one in MIXED]
+
+
+def test_a_git_of_pictures_looks_at_one_frame(small_model, tmp_path):
+    from transformers import GitConfig, GitForCausalLM
+
+    folder = shutil.copytree(small_model("git"), tmp_path / "picture")
+    config = GitConfig.from_pretrained(folder)
+    config.num_image_with_embedding = None
+    torch.manual_seed(0)
+    GitForCausalLM(config).save_pretrained(folder)
+    captioner = load_captioner(f"git:{folder}")
+    assert captioner.num_frames == 1
+    plain = GitForCausalLM.from_pretrained(folder).eval()
+    pixels = captioner.processor.image_processor(images=[clip(0)[2]], return_tensors="pt")["pixel_values"]
+    ids = torch.tensor([captioner._prompt])
+    with torch.inference_mode():
+        expected = plain(input_ids=ids, pixel_values=pixels).logits
+        got = captioner.model(input_ids=ids, pixel_values=captioner._encode([clip(0)])).logits
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert len(captioner.caption(MIXED, max_tokens=3, num_beams=2)) == len(MIXED)
+
+
+def test_the_best_of_several_samples_is_kept(small_model):
+    captioner = load_captioner(f"git:{small_model('git')}")
+    settings = {"max_tokens": 5, "temperature": 1.0, "seed": 1}
+    one = captioner.caption(MIXED, **settings)
+    best = captioner.caption(MIXED, num_samples=4, **settings)
+    assert all(b.mean_logprob >= o.mean_logprob or b.reason is None for b, o in zip(best, one, strict=True))
+    assert [b.text for b in best] != [o.text for o in one]
+    assert [b.clip_sha256 for b in best] == [o.clip_sha256 for o in one]
