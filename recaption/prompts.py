@@ -171,7 +171,7 @@ def expand(
     answers = writer.rewrite([prompts[row] for row in wanted], examples, style)
     refused: dict[int, str] = {}
     for row, answer in zip(wanted, answers, strict=True):
-        text, _ = strip_boilerplate(clean(answer).strip('"'))
+        text = _unquoted(strip_boilerplate(clean(answer))[0])
         why = why_unusable(prompts[row], text, style)
         if why:
             refused[row] = f"the answer of {writer.name} was not used: {why}"
@@ -246,6 +246,12 @@ def contradiction(prompt: str, text: str) -> tuple[str, str] | None:
 def content_words(text: str) -> frozenset[str]:
     """Words that say something."""
     return frozenset(word for word in words_in(text) if word not in STOP_WORDS)
+
+
+def _unquoted(text: str) -> str:
+    """Without the marks that a model has put around all of its answer."""
+    is_quoted = len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2
+    return text[1:-1].strip() if is_quoted else text
 
 
 def _stem(word: str) -> str:
