@@ -65,8 +65,10 @@ class Gates:
                 described.captions[row] = bad(caption, fault)
 
     def judge_original(self, caption: Caption) -> Caption:
-        """A text that came with the video: it may be of any kind of writing, but not empty, a loop or over-long."""
-        fault = fault_in(caption.text) or ("over_long" if self._too_long([caption.text])[0] else None)
+        """A text that came with the video: people may write anything, but it must not be empty, a loop or over-long."""
+        fault = fault_in(caption.text)
+        fault = fault if fault in ("empty", "looping") else None
+        fault = fault or ("over_long" if self._too_long([caption.text])[0] else None)
         return bad(caption, fault) if fault else caption
 
     def fewer_tokens(self, texts: Sequence[str], max_tokens: int) -> int:
