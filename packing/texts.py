@@ -31,24 +31,26 @@ def read_blend(run: RunFolder, rows: Sequence[Sample], settings: BlendSettings) 
     parts = run.list(set_pattern(set_name)) if set_name else []
     if settings.captions and not parts:
         raise UsageError(f"{run.uri} has no caption set {set_name!r}: run `recaption caption --set {set_name}` first")
-    said = _captions_of(run, parts, pa.array([row.clip_id for row in rows], pa.string()))
-    texts = []
-    for row in rows:
-        captions = said.get(row.clip_id, [])
-        start = min((caption.start_seconds for caption in captions), default=0.0)
-        found = texts_of_sample(captions, {*ratios, "descriptive"}, start, start + row.num_frames / row.fps)
-        texts.append({"descriptive": row.caption} | found)
-    if all(one[kind] == row.caption for row, one in zip(rows, texts, strict=True) for kind in one):
-        return None
-    return Blend([row.clip_id for row in rows], texts, ratios, settings.seed)
-
-
-def _captions_of(run: RunFolder, parts: Sequence[str], wanted: pa.Array) -> dict[str, list[Caption]]:
-    """Clip id -> its good rows; one part in memory at a time."""
-    found: dict[str, list[Caption]] = defaultdict(list)
+    index_of = {row.clip_id: index for index, row in enumerate(rows)}
+    wanted = pa.array(list(index_of), pa.string())
+    others: dict[int, dict[str, str]] = {}
     for name in parts:
-        table = conform(run.read_table(name), schema_of(Caption))
-        is_wanted = pc.and_(pc.is_in(table["clip_id"], value_set=wanted), pc.is_null(table["reason"]))
-        for row in from_table(table.filter(is_wanted), Caption):
-            found[row.clip_id].append(row)
+        for clip_id, captions in _captions_in(run, name, wanted).items():
+            row = rows[index_of[clip_id]]
+            start = min(caption.start_seconds for caption in captions)
+            found = texts_of_sample(captions, {*ratios, "descriptive"}, start, start + row.num_frames / row.fps)
+            if any(text != row.caption for text in found.values()):
+                others.setdefault(index_of[clip_id], found)
+    if not others:
+        return None
+    return Blend([row.clip_id for row in rows], [row.caption for row in rows], others, ratios, settings.seed)
+
+
+def _captions_in(run: RunFolder, name: str, wanted: pa.Array) -> dict[str, list[Caption]]:
+    """Clip id -> its good rows in one part, which holds all of them."""
+    table = conform(run.read_table(name), schema_of(Caption))
+    is_wanted = pc.and_(pc.is_in(table["clip_id"], value_set=wanted), pc.is_null(table["reason"]))
+    found: dict[str, list[Caption]] = defaultdict(list)
+    for row in from_table(table.filter(is_wanted), Caption):
+        found[row.clip_id].append(row)
     return found

@@ -86,22 +86,26 @@ class Blend:
     """The texts of each sample, and which of them it shows when."""
 
     clip_ids: Sequence[str]
-    texts: Sequence[Mapping[str, str]]
-    """Per sample: kind -> text, with "descriptive" always among them."""
+    captions: Sequence[str]
+    """What a sample shows that has no other text."""
+    others: Mapping[int, Mapping[str, str]]
+    """Sample -> kind -> text, where any of them differs from its caption."""
     ratios: Mapping[str, float]
     seed: int
 
     def text(self, index: int, epoch: int) -> str:
-        texts = self.texts[index]
+        others = self.others.get(index)
+        if not others:
+            return self.captions[index]
         kind = choose(self.clip_ids[index], epoch=epoch, ratios=self.ratios, seed=self.seed)
-        return texts.get(kind, texts["descriptive"])
+        return others.get(kind) or others.get("descriptive") or self.captions[index]
 
     @property
     def fingerprint(self) -> str:
         """Changes when what training sees does, in any epoch."""
         digest = hashlib.sha256(json.dumps([list(self.ratios.items()), self.seed]).encode())
-        for clip_id, texts in zip(self.clip_ids, self.texts, strict=True):
-            digest.update(json.dumps([clip_id, sorted(texts.items())]).encode())
+        for index, texts in sorted(self.others.items()):
+            digest.update(json.dumps([self.clip_ids[index], sorted(texts.items())]).encode())
         return digest.hexdigest()[:16]
 
 

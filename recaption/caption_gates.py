@@ -4,11 +4,13 @@
     gates.judge(described, kind="descriptive", owners=["clip-1", "clip-2"])      # described.captions now carry faults
 
 Two rules say that a caption is about something else than its frames, both from the captioner's own contrastive space,
-where a clip stands for all of its sampled frames. The absolute one needs a limit that was measured with this captioner;
-it sees captions of footage that the captioner does not know, which score low with everything (AUC 0.998 of right captions
-of rendered scenes against captions of real footage by the captioner of the package, which are all wrong). The relative
-one needs no calibration: the caption has to beat the captions of other clips with its clip by a margin (AUC 0.978 there;
-0.999 against captions exchanged between scenes). tests/benchmarks/bench_caption_gates.py measures both.
+where a clip stands for all of its sampled frames. The absolute one needs a limit that was measured with this captioner: it
+may stand in its config as `min_clip_score`. It sees captions of footage that the captioner does not know, which score low
+with everything. The relative one needs no calibration: a caption has to beat the captions of other clips with its clip by
+a margin. The captioner of the package at its first version, 120 scenes and 34 real clips whose captions are all wrong
+(tests/benchmarks/bench_caption_gates.py): right captions against those of real clips AUC 0.994 and 0.970, against
+captions exchanged between scenes 1.000 both; the limit that 99 of 100 right ones pass, 0.789, stops 94 % of those of real
+clips, and a margin of 0.777 stops 88 %. The mean log-probability tells little: 0.655 and 0.500.
 """
 
 from __future__ import annotations
@@ -63,8 +65,10 @@ class Gates:
                 described.captions[row] = bad(caption, fault)
 
     def judge_original(self, caption: Caption) -> Caption:
-        """A text that came with the video: it may be of any kind of writing, but not empty, a loop or over-long."""
-        fault = fault_in(caption.text) or ("over_long" if self._too_long([caption.text])[0] else None)
+        """A text that came with the video: people may write anything, but it must not be empty, a loop or over-long."""
+        fault = fault_in(caption.text)
+        fault = fault if fault in ("empty", "looping") else None
+        fault = fault or ("over_long" if self._too_long([caption.text])[0] else None)
         return bad(caption, fault) if fault else caption
 
     def fewer_tokens(self, texts: Sequence[str], max_tokens: int) -> int:

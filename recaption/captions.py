@@ -63,14 +63,18 @@ _BOILERPLATE = re.compile(
 )
 """Only as it stands here: "A flat clip shows" and "A black and white photo of" say how the clip looks."""
 _REFUSAL = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|language model)\b"
-    r"|^(?:i['’]?m|i am) (?:sorry|unable|not able|afraid)\b|^(?:sorry|unfortunately)\b[,.!]? (?:but )?(?:i|no)\b"
-    r"|\bi (?:can ?not|can['’]t|could not|am unable to|['’]m unable to) "
+    r"(?:^|[.!?]\s+)(?:"
+    r"as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|(?:i['’]?m|i am) (?:sorry|unable|not able|afraid)\b"
+    r"|i apologi[sz]e\b"
+    r"|(?:sorry|unfortunately)\b[,.!]? (?:but )?(?:i|no)\b"
+    r"|i (?:can ?not|can['’]t|could not|am unable to|['’]m unable to) "
     r"(?:see|view|help|assist|describe|provide|watch|access|determine|identify|process)\b"
-    r"|\bno (?:video|image|frames?) (?:was|were|is|has been|have been) (?:provided|given|attached|uploaded)\b"
-    r"|^(?:please|could you) (?:provide|upload|share)\b",
+    r"|no (?:video|image|frames?) (?:was|were|is|has been|have been) (?:provided|given|attached|uploaded)\b"
+    r"|(?:please|could you) (?:provide|upload|share)\b)",
     re.IGNORECASE,
 )
+"""At the start of a sentence: what is said or written in a clip may refuse, too."""
 
 
 def clean(text: str) -> str:

@@ -34,6 +34,8 @@ EXPANDERS = "none | embedded | transformers:ID_OR_FOLDER | http://HOST/v1#MODEL"
 
 MAX_EXAMPLES = 2000
 """Captions that a style is learned from."""
+MAX_PARTS = 64
+"""Files of a caption set that they are read from, evenly spread."""
 SHORT_SHARE = 0.1
 """A prompt longer than this share of the captions is one already."""
 MAX_LENGTH_RATIO = 1.5
@@ -171,7 +173,7 @@ def expand(
     answers = writer.rewrite([prompts[row] for row in wanted], examples, style)
     refused: dict[int, str] = {}
     for row, answer in zip(wanted, answers, strict=True):
-        text, _ = strip_boilerplate(clean(answer).strip('"'))
+        text = _unquoted(strip_boilerplate(clean(answer))[0])
         why = why_unusable(prompts[row], text, style)
         if why:
             refused[row] = f"the answer of {writer.name} was not used: {why}"
@@ -248,6 +250,12 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(word for word in words_in(text) if word not in STOP_WORDS)
 
 
+def _unquoted(text: str) -> str:
+    """Without the marks that a model has put around all of its answer."""
+    is_quoted = len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2
+    return text[1:-1].strip() if is_quoted else text
+
+
 def _stem(word: str) -> str:
     """Enough of a word to find it again with another ending."""
     return word[: max(4, len(word) - 3)]
@@ -262,7 +270,8 @@ def read_examples(run: RunFolder, set_name: str = "", *, limit: int = MAX_EXAMPL
     set_name = set_name or chosen_set(run) or ""
     captions: dict[str, str] = {}
     shorts: dict[str, str] = {}
-    for name in run.list(set_pattern(set_name)) if set_name else ():
+    parts = run.list(set_pattern(set_name)) if set_name else []
+    for name in (parts[i * len(parts) // MAX_PARTS] for i in range(MAX_PARTS)) if len(parts) > MAX_PARTS else parts:
         table = conform(run.read_table(name), schema_of(Caption))
         is_of_clip = pc.and_(pc.is_null(table["reason"]), pc.equal(table["window"], 0))
         for row in from_table(table.filter(is_of_clip), Caption):

@@ -41,6 +41,9 @@ def _sides() -> dict[str, list[tuple[Filter, str]]]:
     return found
 
 
+OF_CAPTIONS = "max_clips_per_caption"
+
+
 def parse_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterThresholds:
     """Thresholds with some of them moved.
 
@@ -65,10 +68,13 @@ def parse_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterT
 def _field(name: str) -> str:
     """Name of the threshold that a score, or the threshold's own name, stands for."""
     sides = _sides()
+    if name == OF_CAPTIONS:
+        raise UsageError(f"--what-if {name}: it is asked of captions, which a clip has only once the filters kept it")
     if name in {field.name for field in dataclasses.fields(FilterThresholds)}:
         return name
     if name not in sides:
         asked = {field for found in sides.values() for _, field in found}
+        asked |= {OF_CAPTIONS}
         others = [field.name for field in dataclasses.fields(FilterThresholds) if field.name not in asked]
         raise UsageError(f"--what-if {name}: no such score; there are {', '.join([*sides, *others])}")
     fields = [field for _, field in sides[name]]

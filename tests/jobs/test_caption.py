@@ -22,6 +22,7 @@ from jobs.duplicates import find_repeated_captions
 from jobs.encode import encode
 from jobs.prepare import prepare
 from jobs.recipes import quickstart
+from jobs.repair import repair_run
 from jobs.report import write_report
 from jobs.run_state import kept_clips
 from jobs.shard import shard
@@ -141,6 +142,26 @@ def test_a_clip_is_looked_at_once_for_all_kinds_and_tries(captioned, in_process,
     assert sum(encoded) == len([row for row in rows_of(run) if row.kind == "descriptive" and row.source == "model"])
     of_main, of_again = (rows_of(copy, name) for name in ("main", "again"))
     assert of_main == of_again
+
+
+def test_the_page_shows_kinds_and_windows_of_a_clip(captioned):
+    run, recipe, _ = captioned
+    page = Path(write_report(run, recipe.filters, recipe=recipe)).read_text()
+    assert page.count("5 more captions") == 2  # short, and both kinds of two windows
+    assert page.count("1 more caption<") == 2
+    window = next(row for row in rows_of(run) if row.window == 2 and row.kind == "short")
+    assert f'<p><span class="note">short:</span> {window.text.split(chr(34))[0]}' in page
+
+
+def test_the_table_of_repeated_captions_is_made_anew_where_it_is_damaged(captioned, in_process, tmp_path):
+    run, recipe, _ = captioned
+    copy = RunFolder(str(tmp_path / "run"))
+    shutil.copytree(run.root, copy.root)
+    copy.write_bytes("captions/main/repeated.parquet", b"PAR1 and then nothing")
+    (problem,) = verify_run(copy, recipe, num_pairs=0)["problems"]
+    assert (problem["kind"], problem["where"]) == ("part_unreadable", "captions/main/repeated.parquet")
+    assert repair_run(copy, recipe, in_process, num_pairs=0)["repaired"] == ["captions/main/repeated.parquet"]
+    assert digests(copy) == digests(run)
 
 
 def test_original_texts_are_kept_beside_and_bad_ones_are_marked(captioned):

@@ -45,14 +45,22 @@ def test_the_choice_is_the_same_in_another_process():
 
 def test_a_sample_without_the_drawn_text_shows_its_descriptive_one_and_changes_no_other():
     shares = parse_ratios(["descriptive=0.5", "original=0.5"])
-    full = [{"descriptive": "d", "original": "o"} for _ in IDS]
-    some = [texts if i % 2 else {"descriptive": "d"} for i, texts in enumerate(full)]
-    shown = [Blend(IDS, texts, shares, 0) for texts in (full, some)]
+    said = ["d"] * len(IDS)
+    full = {i: {"original": "o"} for i in range(len(IDS))}
+    some = {i: texts for i, texts in full.items() if i % 2}
+    shown = [Blend(IDS, said, texts, shares, 0) for texts in (full, some)]
     for i in range(1000):
         assert shown[1].text(i, 3) == (shown[0].text(i, 3) if i % 2 else "d")
     assert shown[0].fingerprint != shown[1].fingerprint
-    assert Blend(IDS, full, shares, 1).fingerprint != shown[0].fingerprint
-    assert Blend(IDS, full, parse_ratios(["descriptive=0.4", "original=0.6"]), 0).fingerprint != shown[0].fingerprint
+    others = [(shares, 1), (parse_ratios(["descriptive=0.4", "original=0.6"]), 0)]
+    assert all(Blend(IDS, said, full, *other).fingerprint != shown[0].fingerprint for other in others)
+
+
+def test_descriptive_texts_of_another_set_take_the_place_of_the_captions_in_the_shards():
+    blend = Blend(IDS[:2], ["a", "b"], {0: {"descriptive": "new", "original": "o"}}, parse_ratios(["descriptive=1"]), 0)
+    assert [blend.text(i, 0) for i in range(2)] == ["new", "b"]
+    blend = Blend(IDS[:2], ["a", "b"], {0: {"descriptive": "new"}}, parse_ratios(["original=1"]), 0)
+    assert [blend.text(i, 0) for i in range(2)] == ["new", "b"]
 
 
 def test_a_sample_shows_the_texts_of_its_own_seconds():

@@ -74,6 +74,9 @@ def test_over_long_ones_are_asked_for_fewer_tokens():
     assert Gates().fewer_tokens(["a b c"], 40) == 40
 
 
-@pytest.mark.parametrize(("text", "fault"), [("my holiday", ""), ("x", "empty"), ("a b c d e f g h", "over_long")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("my holiday", ""), ("x", "empty"), ("a b c d e f g h", "over_long"), ("Sorry I was late", "")],
+)
 def test_original_texts_are_judged_too(text, fault):
     assert Gates(length=WORDS).judge_original(Caption(text=text, source="original")).fault == fault

@@ -120,11 +120,14 @@ def test_boilerplate_is_taken_off_and_the_caption_kept(text, caption, phrases):
         "A picture frame of gold hangs on a wall",
         "A man says he cannot see the ball",
         "I can see a dog",
+        'The text reads "I can\'t see you".',
+        "A person dressed as an AI robot waves",
         "The video shows.",
     ],
 )
-def test_how_a_clip_looks_is_no_boilerplate(text):
+def test_how_a_clip_looks_and_what_is_said_in_it_is_no_boilerplate(text):
     assert strip_boilerplate(text) == (text, "")
+    assert fault_in(text) == ("boilerplate" if text == "The video shows." else None)
 
 
 def test_a_field_may_be_one_word():

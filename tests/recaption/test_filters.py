@@ -83,8 +83,14 @@ def test_filters_ask_in_the_order_of_the_reasons_and_know_every_score_that_has_a
     places = [DROP_REASONS.index(one.reason) for one in FILTERS]
     assert places == sorted(places)
     named = {name for one in FILTERS for name in (one.lowest, one.highest) if name}
-    of_pairs = {"drop_duplicates", "max_copy_similarity", "max_semantic_similarity", "min_copy_share"}
-    assert named == {f.name for f in dataclasses.fields(FilterThresholds)} - of_pairs
+    of_sets = {
+        "drop_duplicates",
+        "max_copy_similarity",
+        "max_semantic_similarity",
+        "min_copy_share",
+        "max_clips_per_caption",
+    }
+    assert named == {f.name for f in dataclasses.fields(FilterThresholds)} - of_sets
 
 
 def test_scores_not_computed_drop_nothing():

@@ -117,6 +117,7 @@ def test_changes_are_read_by_score_by_threshold_and_switched_off():
         ("motion=1,min_motion=2", "min_motion twice"),
         ("drop_duplicates=3", "on or off"),
         ("min_speed=3", "no such score"),
+        ("max_clips_per_caption=3", "asked of captions"),
     ],
 )
 def test_a_change_that_means_nothing_is_one_sentence(text, said):
