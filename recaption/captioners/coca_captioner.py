@@ -94,11 +94,9 @@ class CocaCaptioner:
         read_fields: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
-        is_int8: bool = False,
     ) -> None:
         """
         Args:
-            is_int8: decode with matrices rounded to 8 bits; the model must be in bfloat16.
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
@@ -128,7 +126,6 @@ class CocaCaptioner:
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
-        self._is_int8 = is_int8
         self._weights: StepWeights | None = None
 
     def caption(self, clips: Sequence[np.ndarray], **decoding: Any) -> list[Caption]:
@@ -202,8 +199,12 @@ class CocaCaptioner:
             text_parts.append(text_RD[best])
         return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
 
-    def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
-        """Look at the frames once, for any number of `describe`s."""
+    def encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> list[EncodedClip]:
+        """Look at the frames once, for any number of `describe`s; what is encoded stays as it is."""
+        made = iter(self._encoded([clip for clip in clips if not isinstance(clip, EncodedClip)]))
+        return [clip if isinstance(clip, EncodedClip) else next(made) for clip in clips]
+
+    def _encoded(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
         encoded: list[EncodedClip] = []
         for batch in _batches(clips):
             with torch.inference_mode():
@@ -219,8 +220,12 @@ class CocaCaptioner:
     def _step_weights(self) -> StepWeights:
         """Laid out at the first caption: who only scores needs none, and the copy is as large as the text towers."""
         if self._weights is None:
-            self._weights = StepWeights(self.model.coca, int8=self._is_int8)
+            self._weights = StepWeights(self.model.coca)
         return self._weights
+
+    def quantise(self) -> None:
+        """Decode with matrices rounded to 8 bits from now on; raises UsageError where the model is not in bfloat16."""
+        self._weights = StepWeights(self.model.coca, int8=True)
 
     def _prefix(self, kind: str) -> list[int]:
         if kind not in self._prefixes:
