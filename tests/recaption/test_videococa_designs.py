@@ -172,7 +172,7 @@ def test_new_parts_of_a_grown_model_keep_their_first_values():
 
 
 def test_pooled_texts_need_no_padding():
-    """Both with the mask of published weights, which lets the CLS token see one position too many, and with the right one."""
+    """With the mask of published weights, which lets the CLS token see one position too many, and with the right one."""
     model = make()
     torch.nn.init.normal_(model.coca.text.positional_embedding)
     ids = torch.zeros(4, 10, dtype=torch.long)
