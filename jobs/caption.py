@@ -20,10 +20,11 @@ import numpy as np
 from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.duplicates import find_repeated_captions, find_semantic
+from jobs.frame_tokens import FrameTokens
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
 from recaption.caption_gates import Gates, bad
-from recaption.captioners import Captioner, Described, check_spec, load_captioner, runs_elsewhere
+from recaption.captioners import Captioner, Described, check_spec, runs_elsewhere
 from recaption.captions import clean, strip_boilerplate
 from recaption.clip_frames import View, views_of
 from recaption.errors import UsageError, VideoError
@@ -166,9 +167,12 @@ def check_specs(settings: CaptionSettings) -> None:
 
 def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
     """The captioner that a recipe names, with what it is to be asked."""
-    return load_captioner(
+    from recaption.captioners import precision
+
+    return precision.open_captioner(
         settings.captioner,
         device=device,
+        precision=settings.precision,
         scorer=settings.scorer,
         prompt=settings.prompt,
         num_frames=settings.num_frames,
@@ -194,6 +198,7 @@ class CaptionWorker:
         self.decode = decode
         self.stage_hash = stage_hash
         self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
+        self.tokens = FrameTokens(self.run, self.embeddings, settings, self.captioner)
         _check_kinds(settings.kinds, self.captioner)
         self.gates = _gates(settings, self.captioner)
 
@@ -205,6 +210,7 @@ class CaptionWorker:
         clips = [Clip(**row) for row in part["clips"]]
         existing, embeddings, sums = self._existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
+        self.tokens.open(part["part"])
         for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
             made, made_embeddings = self._caption_batch(batch, sums)
             embeddings |= made_embeddings
@@ -222,6 +228,7 @@ class CaptionWorker:
             for clip in clips
             if clip.clip_id in embeddings
         ]
+        self.tokens.write(part["part"], clips)
         if of_clips or self.captioner.can_score:
             self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
         self.run.write_table(name, to_table(rows, Caption), metadata)
@@ -274,7 +281,7 @@ class CaptionWorker:
 
     def _views(self, clip: Clip) -> list[View]:
         settings = self.settings
-        return views_of(
+        return self.tokens.views(clip) or views_of(
             clip,
             self.captioner,
             self.decode,
@@ -286,6 +293,7 @@ class CaptionWorker:
         """Kind -> a caption per view, from one look at its frames."""
         frames = [view.frames_THWC for view in views]
         seen = self.captioner.encode(frames) if hasattr(self.captioner, "encode") else frames
+        self.tokens.add(views, seen)
         owners = [view.clip.clip_id for view in views]
         found = {kind: self._of_kind(kind, seen, owners, sums) for kind in self.settings.kinds}
         is_unknown = [caption.fault == "low_score" for caption in found["descriptive"].captions]
@@ -299,7 +307,12 @@ class CaptionWorker:
         """What fails a gate is tried once more, drawn at random with another seed; over-long ones with fewer tokens."""
         settings = self.settings
         first = self.captioner.describe(
-            seen, kind=kind, max_tokens=settings.max_tokens, num_beams=settings.num_beams, seed=settings.seed
+            seen,
+            kind=kind,
+            max_tokens=settings.max_tokens,
+            num_beams=settings.num_beams,
+            seed=settings.seed,
+            **_samples(settings),
         )
         self._strip(first, seen)
         self.gates.judge(first, kind=kind, owners=owners)
@@ -370,6 +383,13 @@ def _check_kinds(kinds: Sequence[str], captioner: Captioner) -> None:
         raise UsageError(
             f"--caption.kinds {' '.join(kinds)}: each once, and descriptive, which shards hold, among them"
         )
+
+
+def _samples(settings: CaptionSettings) -> dict[str, Any]:
+    """What more a captioner that draws several captions is told; others need not know how."""
+    if settings.num_samples == 1:
+        return {}
+    return {"num_samples": settings.num_samples, "temperature": RETRY_TEMPERATURE}
 
 
 def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:

@@ -77,6 +77,8 @@ class CaptionSettings:
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
     num_beams: int = 1
+    num_samples: int = 1
+    """Above 1, this many captions are drawn per clip, from one look at its frames, and the best by clip score is kept."""
     batch_size: int = 16
     seed: int = 0
     snap_seconds: float = 0.0
@@ -96,6 +98,11 @@ class CaptionSettings:
     max_text_tokens: int = 0
     """Limit in that encoder's tokens; 0: as many as it reads."""
     repeats: RepeatSettings = field(default_factory=RepeatSettings)
+    precision: str = "auto"
+    """`fp32`, `bf16` or `int8` (CPUs only, one clip at a time); auto: fp32 on a CPU, bf16 on a GPU."""
+    keep_embeddings: bool = False
+    """Keep what the captioner saw of each clip (261 kB with CoCa ViT-B/32): captions made later by the same weights, with
+    other settings, read no video. The one vector per clip that finds clips alike is kept anyway."""
     device: str = "auto"
 
 
@@ -377,7 +384,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-PARALLELISM_ONLY = ("device", "decode", "endpoint", "max_failed_share")
+PARALLELISM_ONLY = ("device", "decode", "endpoint", "max_failed_share", "keep_embeddings")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
 HASHED_BY_THEMSELVES = ("duplicates", "repeats")
 """What RUN/duplicates/ and RUN/captions/*/repeated.parquet are made with: these tables carry a hash of their own, and no

@@ -14,6 +14,7 @@ from recaption.video_io import DecodeLimits, read_frames
 
 if TYPE_CHECKING:
     from recaption.captioners import Captioner
+    from recaption.captioners.coca_captioner import EncodedClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class View:
     start_seconds: float
     """In the source video's time."""
     end_seconds: float
-    frames_THWC: np.ndarray
+    frames_THWC: np.ndarray | EncodedClip
+    """Or what the captioner kept of them."""
 
 
 def frames_of(clip: Clip, captioner: Captioner, decode: DecodeLimits, *, snap_seconds: float = 0.0) -> np.ndarray:

@@ -46,6 +46,8 @@ class CaptionerSettings:
     """Side of the square that every frame is squeezed into; nothing is cropped."""
     patch_px: int = 16
     num_frames: int = 8
+    design: str = "attentional"
+    """How frames become one clip: attentional, factorized, joint or mean; see `recaption.captioners.videococa`."""
     vision_width: int = 160
     stem_channels: tuple[int, ...] = ()
     """Widths of the convolutions of stride 2 before the one that makes the patch tokens; () = patches cut straight."""
@@ -108,9 +110,9 @@ class CaptionerTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             self.model: nn.Module = build_model(self.captioner_config)
-            assert isinstance(self.model.temporal_embedding, nn.Parameter)
-            # zero would hide the order of frames until its first gradients
-            nn.init.normal_(self.model.temporal_embedding, std=self.settings.temporal_std)
+            if isinstance(self.model.temporal_embedding, nn.Parameter):
+                # zero would hide the order of frames until its first gradients
+                nn.init.normal_(self.model.temporal_embedding, std=self.settings.temporal_std)
         self.config: dict[str, Any] = {
             "captioner": self.captioner_config,
             "data": {"name": "scenes", "batch_size": self.settings.batch_size, "seed": self.settings.seed},
@@ -267,7 +269,8 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
         **({"stem_channels": list(settings.stem_channels)} if settings.stem_channels else {}),
         **({"joint_layers": settings.joint_layers} if settings.joint_layers else {}),
         "num_frames": settings.num_frames,
-        "temporal": True,
+        "design": settings.design,
+        "temporal": settings.design != "mean",  # a mean over time cannot show it
         "framing": {"frame_px": settings.frame_px, "fit": "squash", "interpolation": "bilinear"},
         "fields": "scenes",
         "merges": vocabulary.merges,

@@ -78,13 +78,11 @@ class CocaCaptioner(Describing):
         read_fields: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
-        is_int8: bool = False,
     ) -> None:
         """
         Args:
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
-            is_int8: decode with matrices rounded to 8 bits; the model must be in bfloat16.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
 
@@ -112,7 +110,6 @@ class CocaCaptioner(Describing):
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.visual.class_embedding.dtype
-        self._is_int8 = is_int8
         self._weights: StepWeights | None = None
 
     @property
@@ -163,8 +160,12 @@ class CocaCaptioner(Describing):
     def _step_weights(self) -> StepWeights:
         """Laid out at the first caption: who only scores needs none, and the copy is as large as the text towers."""
         if self._weights is None:
-            self._weights = StepWeights(self.model.coca, int8=self._is_int8)
+            self._weights = StepWeights(self.model.coca)
         return self._weights
+
+    def quantise(self) -> None:
+        """Decode with matrices rounded to 8 bits from now on; raises UsageError where the model is not in bfloat16."""
+        self._weights = StepWeights(self.model.coca, int8=True)
 
     def _prefix(self, kind: str) -> list[int]:
         ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()

@@ -298,6 +298,50 @@ def test_seed_changes_what_is_drawn(folder):
     assert not np.array_equal(uniform_draws(0, "a", 4), uniform_draws(0, "b", 4))
 
 
+def test_the_best_of_several_samples_is_kept(folder, monkeypatch):
+    captioner = load_captioner(str(folder))
+    clips = [clip(seed) for seed in range(5)]
+    encodings = []
+    encode = captioner.model.encode_clips
+    monkeypatch.setattr(captioner.model, "encode_clips", lambda pixels: encodings.append(len(pixels)) or encode(pixels))
+    settings = {"max_tokens": 8, "temperature": 1.5, "seed": 1}
+    best = captioner.describe(clips, num_samples=6, **settings)
+    assert sum(encodings) == 5
+    one = captioner.describe(clips, **settings)
+    assert len(best.captions) == 5
+    for chosen, first in zip(best.captions, one.captions, strict=True):  # the first sample is what one sample is
+        assert (chosen.reason is None, chosen.clip_score) >= (first.reason is None, first.clip_score - 1e-5)
+    assert any(chosen.text != first.text for chosen, first in zip(best.captions, one.captions, strict=True))
+    np.testing.assert_allclose(
+        (best.clip_BD * best.text_BD).sum(axis=1), [caption.clip_score for caption in best.captions], atol=1e-5
+    )
+    with pytest.raises(UsageError, match="temperature"):
+        captioner.describe(clips, num_samples=2)
+
+
+def test_encoded_clips_are_described_and_scored_as_their_frames(folder):
+    captioner = load_captioner(str(folder))
+    clips = [clip(seed) for seed in range(4)]
+    encoded = captioner.encode(clips)
+    assert encoded[0].tokens_ND.dtype == np.float16
+    assert encoded[0].pooled_D.dtype == np.float32
+    mixed = [encoded[0], clips[1], *encoded[2:]]
+    assert captioner.encode(mixed)[0] is encoded[0]
+    for settings in ({}, {"num_beams": 2}):
+        said = [caption.text for caption in captioner.caption(clips, max_tokens=8, **settings)]
+        assert [caption.text for caption in captioner.caption(mixed, max_tokens=8, **settings)] == said
+    np.testing.assert_allclose(captioner.score(mixed, TEXTS[:2]), captioner.score(clips, TEXTS[:2]), atol=1e-5)
+
+
+def test_a_tokenizer_of_other_weights_is_named(folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    other = train_vocabulary(TEXTS[:1], num_tokens=300, context_length=24)
+    (tmp_path / "tokenizer.json").write_text(other.tokenizer_json)
+    with pytest.raises(CheckpointMismatchError, match=r"tokenizer\.json"):
+        load_captioner(str(tmp_path))
+
+
 def test_wrong_clips_are_refused(folder):
     captioner = load_captioner(str(folder))
     for wrong in (np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), "clip.mp4"):

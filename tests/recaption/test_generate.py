@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recaption.captioners.generate import Decoding, DecodingSteps, SpecialTokens, draw, generate
+from recaption.captioners.generate import Decoding, DecodingSteps, SpecialTokens, StepWeights, draw, generate
 from recaption.captioners.videococa import VideoCoCa, initialise_decoder
 from recaption.errors import UsageError
 
@@ -121,6 +122,99 @@ def test_a_clip_is_captioned_alike_alone_and_in_a_batch():
             for i in range(6)
         ]
     assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
+
+
+@torch.inference_mode()
+def three_samples_each(coca, tokens_BND, draws, rows=slice(None), num_samples=3):
+    """Drawn captions, whose end tokens are two that they say, so that they end at different times."""
+    decoding = Decoding(max_tokens=9, temperature=1.0, num_samples=3)
+    never = SpecialTokens(start=1, end=-1, pad=-1)
+    endless = generate(coca, tokens_BND, special=never, decoding=decoding, draws_RM=draws)
+    special = SpecialTokens(start=1, end=endless[0].tokens[2], pad=endless[-1].tokens[4])
+    clips = tokens_BND if num_samples == 3 else tokens_BND.repeat_interleave(3, dim=0)
+    decoding = dataclasses.replace(decoding, num_samples=num_samples)
+    return generate(coca, clips[rows], special=special, decoding=decoding, draws_RM=draws[rows])
+
+
+def test_samples_of_a_clip_are_folded_and_each_goes_its_own_way():
+    """Several captions per clip from one set of image keys: the same as each drawn by itself, ends at any time."""
+    coca = small_coca(seed=0)
+    tokens_BND = image_tokens(coca, 4)
+    draws = np.random.default_rng(1).random((12, 9))
+    folded = three_samples_each(coca, tokens_BND, draws)
+    alone = [three_samples_each(coca, tokens_BND, draws, [row], num_samples=1)[0] for row in range(12)]
+    assert [caption.tokens for caption in folded] == [caption.tokens for caption in alone]
+    assert len({len(caption.tokens) for caption in folded}) > 2
+    with pytest.raises(UsageError, match="12 captions"):
+        generate(
+            coca,
+            tokens_BND,
+            special=SPECIAL,
+            decoding=Decoding(max_tokens=9, temperature=1.0, num_samples=3),
+            draws_RM=draws[:4],
+        )
+
+
+def test_rows_that_ended_leave(monkeypatch):
+    coca = small_coca(seed=0)
+    rows = []
+    step = DecodingSteps.step
+    monkeypatch.setattr(DecodingSteps, "step", lambda self, tokens: rows.append(len(tokens)) or step(self, tokens))
+    three_samples_each(coca, image_tokens(coca, 4), np.random.default_rng(1).random((12, 9)))
+    rows = rows[9:]  # the first nine steps are those without an end token
+    assert rows[0] == 12
+    assert rows[-1] < 12
+    assert rows == sorted(rows, reverse=True)
+
+
+def wide_coca(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """Wide enough for its matrices to be laid out anew."""
+    from open_clip.coca_model import CoCa
+
+    tower = {"context_length": 12, "vocab_size": 600, "width": 160, "heads": 4, "layers": 1}
+    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 24, "head_width": 8, "attentional_pool": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        coca = CoCa(
+            embed_dim=160,
+            vision_cfg={**vision, "attn_pooler_queries": 5, "attn_pooler_heads": 4, "output_tokens": True},
+            text_cfg={**tower, "embed_cls": True, "output_tokens": True},
+            multimodal_cfg={**tower},
+        )
+        initialise_decoder(coca)
+        with torch.no_grad():
+            coca.text.token_embedding.weight.mul_(20)
+            coca.text.positional_embedding.mul_(40)
+            coca.text_decoder.text_projection.mul_(6)
+    return coca.eval().to(dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
+def test_matrices_laid_out_for_steps_say_the_same(settings):
+    coca = wide_coca()
+    tokens_BND = image_tokens(coca, 5)
+    decoding = Decoding(max_tokens=9, **settings)
+    with torch.inference_mode():
+        plain = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding)
+        packed = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, weights=StepWeights(coca))
+    assert [caption.tokens for caption in packed] == [caption.tokens for caption in plain]
+    assert len({caption.tokens for caption in plain}) > 1
+
+
+def test_int8_is_near_bfloat16_and_does_not_look_at_neighbours():
+    coca = wide_coca(torch.bfloat16)
+    tokens_BND = image_tokens(coca.float(), 4)
+    coca, tokens_BND = coca.bfloat16(), tokens_BND.bfloat16()
+    weights = StepWeights(coca, int8=True)
+    start = torch.full((4, 1), SPECIAL.start)
+    with torch.inference_mode():
+        exact = DecodingSteps(coca, tokens_BND).step(start)
+        rounded = DecodingSteps(coca, tokens_BND, weights=weights).step(start)
+        alone = DecodingSteps(coca, tokens_BND[:1], weights=weights).step(start[:1])
+    assert float((exact - rounded).std() / exact.std()) < 0.05
+    torch.testing.assert_close(alone[0], rounded[0], atol=float(exact.std()) * 0.05, rtol=0)
+    with pytest.raises(UsageError, match="bfloat16"):
+        StepWeights(wide_coca(), int8=True)
 
 
 def test_drawing_follows_the_distribution_and_its_limits():
@@ -248,9 +342,35 @@ def test_beam_search_equals_the_textbook_on_the_full_forward(seed, num_beams):
     assert [caption.tokens for caption in got] == expected
 
 
+def test_length_penalty_decides_between_short_and_long():
+    """0 compares sums, which only fall with length; a high one favours whatever is long."""
+    coca = small_coca(seed=0, spread=1.5)
+    tokens_BND = image_tokens(coca, 5)
+    with torch.inference_mode():
+        decoding = Decoding(max_tokens=9, num_beams=4)
+        endless = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=-1, pad=-1), decoding=decoding)
+    special = SpecialTokens(start=1, end=endless[0].tokens[1], pad=endless[0].tokens[4])  # so that captions do end
+    lengths = {}
+    for penalty in (0.0, 1.0, 4.0):
+        decoding = Decoding(max_tokens=9, num_beams=4, length_penalty=penalty)
+        with torch.inference_mode():
+            captions = generate(coca, tokens_BND, special=special, decoding=decoding)
+        lengths[penalty] = sum(len(caption.tokens) for caption in captions)
+    assert lengths[0.0] <= lengths[1.0] <= lengths[4.0]
+    assert lengths[0.0] < lengths[4.0]
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{"max_tokens": 0}, {"num_beams": 0}, {"top_p": 0}, {"temperature": -1}, {"num_beams": 2, "temperature": 1}],
+    [
+        {"num_samples": 0},
+        {"num_samples": 2},
+        {"max_tokens": 0},
+        {"num_beams": 0},
+        {"top_p": 0},
+        {"temperature": -1},
+        {"num_beams": 2, "temperature": 1},
+    ],
 )
 def test_contradicting_settings_are_refused(settings):
     with pytest.raises(UsageError):
