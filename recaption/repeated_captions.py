@@ -44,6 +44,8 @@ class RepeatSettings:
 
     min_similarity: float = 0.9
     """Of their runs of three words, the share that both have. One word changed among 40 leaves 0.85, among 100 0.94."""
+    min_copy_similarity: float = 0.86
+    """Clips that look as much alike (duplicates.py) are one, and may share a caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
