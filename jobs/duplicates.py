@@ -126,8 +126,12 @@ def find_repeated_captions(run: RunFolder, settings: RepeatSettings, set_name: s
         rows = main_captions(conform(run.read_table(name), REPEATED_INPUT))
         rows = rows.filter(pc.is_null(rows["reason"]))
         text_of |= dict(zip(rows["clip_id"].to_pylist(), rows["text"].to_pylist(), strict=True))
-    columns = [run.read_columns(name, ["clip_id_a", "clip_id_b"]).to_pydict() for name in same]
-    pairs = [pair for one in columns for pair in zip(one["clip_id_a"], one["clip_id_b"], strict=True)]
+    pairs = [
+        (row["clip_id_a"], row["clip_id_b"])
+        for name in same
+        for row in run.read_columns(name, ["clip_id_a", "clip_id_b", "similarity"]).to_pylist()
+        if row["similarity"] >= settings.min_copy_similarity
+    ]
     found = find_repeated(text_of, same_footage=pairs, min_similarity=settings.min_similarity)
     table = [{"clip_id": clip_id, **asdict(repeated)} for clip_id, repeated in found.items()]
     run.write_table(repeated_name(set_name), pa.Table.from_pylist(table, schema=REPEATED_SCHEMA), metadata)
