@@ -15,6 +15,7 @@ default call (which moreover encodes the image 6 times; that is left out). Weigh
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +105,8 @@ def compare(arguments: argparse.Namespace) -> None:
     print(f"{'case':14} {'full s':>8} " + "".join(f"{name + ' s':>9} {'ratio':>7} {'same':>7}" for name in sides))
     for case in arguments.cases:
         num_clips, decoding = CASES[case]
+        if arguments.tokens:
+            decoding = dataclasses.replace(decoding, max_tokens=arguments.tokens)
         pixels = torch.randn(num_clips, 1, 3, side, side, generator=torch.Generator().manual_seed(num_clips))
         full_times: list[float] = []
         times: dict[str, list[float]] = {name: [] for name in sides}
@@ -184,6 +187,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=[*CASES, "overhead"], choices=[*CASES, "overhead"])
     parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16", "int8"])
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the MLPs")
+    parser.add_argument("--tokens", type=int, default=0, help="instead of each case's own; fewer tokens, lower ratios")
     parser.add_argument("--clips", type=int, default=8, help="of the overhead case")
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@
 
 Printed: the share of scenes that get another action phrase when reversed, and the share whose phrase becomes the mirrored
 one (left / right, up / down, grows / shrinks); then the same for the same weights without their temporal embedding, as
-`mean` pooling would have it: these numbers must be 0.
+`mean` pooling would have it: it must call the reversed clip the same.
 """
 
 from __future__ import annotations
@@ -39,13 +39,20 @@ def directional(num_scenes: int) -> list[tuple[str, np.ndarray]]:
 
 
 def report(name: str, captioner: Any, scenes: list[tuple[str, np.ndarray]]) -> None:
-    forwards = [fields_in(one.text).action for one in captioner.caption([frames for _, frames in scenes])]
-    backwards = [fields_in(one.text).action for one in captioner.caption([frames[::-1].copy() for _, frames in scenes])]
+    ahead = captioner.describe([frames for _, frames in scenes])
+    back = captioner.describe([frames[::-1].copy() for _, frames in scenes])
+    forwards, backwards = ([fields_in(one.text).action for one in told.captions] for told in (ahead, back))
+    same_text = np.mean([a.text == b.text for a, b in zip(ahead.captions, back.captions, strict=True)])
+    distance = float(np.mean(1 - (ahead.clip_BD * back.clip_BD).sum(axis=1)))
     pairs = list(zip(forwards, backwards, strict=True))
     right = np.mean([action == truth for action, (truth, _) in zip(forwards, scenes, strict=True)])
     other = np.mean([a != b for a, b in pairs])
     turned = np.mean([mirrored(a, b) for a, b in pairs])
-    print(f"{name:28} right {right:5.2f}   other action reversed {other:5.2f}   mirrored {turned:5.2f}", flush=True)
+    print(
+        f"{name:28} right {right:5.2f}   reversed: other action {other:5.2f}   mirrored {turned:5.2f}   "
+        f"same caption {same_text:5.2f}   embeddings apart {distance:.5f}",
+        flush=True,
+    )
 
 
 def main() -> None:
