@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from packing.batch import PackedBatch, pack
+from packing.epochs import EpochPlans
 from packing.grid import Grid, Shape3, patch_shape
-from packing.plan import EpochPlans, PlanSettings
+from packing.plan import PlanSettings
 from packing.reader import read_latent
 from packing.shards import LatentSample
 from recaption.errors import ErrorBudgetError, UsageError, VideoError
@@ -163,8 +164,7 @@ class PackLoader:
     @property
     def rejected(self) -> dict[str, list[str]]:
         """Reason -> clips that are in no pack."""
-        rejected = self.plans[0].rejected
-        return {reason: [self.source.clip_ids[i] for i in indices] for reason, indices in rejected.items()}
+        return {reason: [self.source.clip_ids[i] for i in at] for reason, at in self.plans.rejected.items()}
 
     def seek(self, step: int) -> None:
         """Make `step` the next, counted with today's `num_ranks`. Takes effect at the next `iter()`."""
