@@ -81,7 +81,7 @@ def test_a_set_in_windows_is_read_once_an_epoch_in_equal_epochs() -> None:
         whole = plans[epoch]
         assert [r.tolist() for _, r in rows] == [r.tolist() for r in whole.rows]
         assert whole.row_tokens.tolist() == [lengths[r].sum() for r in whole.rows]
-    assert plans[0].fill > 0.98
+    assert plans[0].fill > 0.95  # windows of 430 rows: rounding up and the last of each pool show
     assert plans[0].rank_efficiency_at(8) > 0.95
     assert abs(np.corrcoef(np.arange(plans.num_rows), plans[0].row_flops)[0, 1]) < 0.1
 
