@@ -86,7 +86,7 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> f
     counted = [[_ngrams(words) for words in several] for several in referred]
     for several in counted:
         appearances.update({ngram for counts in several for ngram in counts})
-    idf = defaultdict(lambda: math.log(len(texts)))
+    idf: dict[Ngram, float] = defaultdict(lambda: math.log(len(texts)))
     idf |= {ngram: math.log(len(texts) / clips) for ngram, clips in appearances.items()}
     total = 0.0
     for words, several in zip(texts, counted, strict=True):

@@ -63,7 +63,7 @@ def test_scores_agree_with_pycocoevalcap_on_random_texts():
     for num_clips, num_references in ((1, 3), (2, 1), (60, 5)):
         references = [[sentence() for _ in range(num_references)] for _ in range(num_clips)]
         candidates = [rng.choice([sentence(), several[0] + " " + sentence()]) for several in references]
-        wanted = {i: several for i, several in enumerate(references)}
+        wanted = dict(enumerate(references))
         said = {i: [text] for i, text in enumerate(candidates)}
         assert cider_d(candidates, references) == pytest.approx(
             cider_module.Cider().compute_score(wanted, said)[0], abs=1e-6
