@@ -116,7 +116,13 @@ def split_motion(text: str) -> tuple[str, str]:
 
 
 def photo_clip(
-    photos: Sequence[Photo], number: int, *, frame_px: int, num_frames: int, motion: str | None = None, augment: bool = True
+    photos: Sequence[Photo],
+    number: int,
+    *,
+    frame_px: int,
+    num_frames: int,
+    motion: str | None = None,
+    augment: bool = True,
 ) -> PhotoClip:
     """Clip `number` of the endless stream over `photos`: photo number % len(photos), everything else drawn by `number`.
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recaption.captioners.efficientnet import COARSE_CHANNELS, load_tower
@@ -27,7 +28,9 @@ from train.scene_clips import training_clip
 CLIPS_PER_PART = 500
 KEPT_COMPONENTS = 224
 """Of the 1,280 channels of the last map: its principal components; folded back into the trained weights at the end."""
-FRAMING = Framing(frame_px=FRAME_PX, fit="squash", interpolation="bilinear", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+FRAMING = Framing(
+    frame_px=FRAME_PX, fit="squash", interpolation="bilinear", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)
 _BATCH = 10
 
 
@@ -84,8 +87,22 @@ class Looker:
         return fine.float(), coarse.float()
 
 
+def load_components(folder: Path, photos: Sequence[Photo], looker: Looker) -> Components:
+    """From the folder; found in a few hundred clips and written there the first time."""
+    path = folder / "components.safetensors"
+    if path.is_file():
+        return Components(**load_file(path))
+    scenes = [training_clip(3 * i + 1, FRAMING, num_frames=NUM_FRAMES).pixels_THWC for i in range(160)]
+    pictured = range(400 if photos else 0)
+    clips = [photo_clip(photos, 13 * i + 1, frame_px=FRAME_PX, num_frames=NUM_FRAMES).pixels_THWC for i in pictured]
+    components = find_components(np.stack(clips + scenes), looker)
+    save_file({field.name: getattr(components, field.name).contiguous() for field in fields(components)}, path)
+    return components
+
+
 def find_components(clips_BTHWC: np.ndarray, looker: Looker) -> Components:
-    fine, coarse = looker.maps(clips_BTHWC)
+    parts = [looker.maps(clips_BTHWC[i : i + _BATCH]) for i in range(0, len(clips_BTHWC), _BATCH)]
+    fine, coarse = (torch.cat(maps) for maps in zip(*parts, strict=True))
     cells = coarse.reshape(-1, COARSE_CHANNELS).double()
     mean = cells.mean(0)
     spread, basis = torch.linalg.eigh((cells - mean).T @ (cells - mean) / len(cells))

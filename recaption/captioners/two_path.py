@@ -13,7 +13,8 @@ Shapes: B clips, T frames, S frames seen closely, L cells per frame, C channels,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ from torch import Tensor, nn
 
 from recaption.captioners.efficientnet import COARSE_CHANNELS, FINE_CHANNELS, STRIDE_PX, EfficientNetLite0, load_tower
 from recaption.captioners.framing import choose_frames
-from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
+from recaption.captioners.videococa import ClipEmbedding, TextEmbedding, VideoCoCa
+from recaption.errors import UsageError
+
+FROZEN = "efficientnet-lite0"
 
 FRAME_PX = 192
 NUM_FRAMES = 8
@@ -80,9 +84,13 @@ class TwoPathVision(nn.Module):
         self.ln_post = nn.LayerNorm(out_width)
         self.proj = nn.Parameter(out_width**-0.5 * torch.randn(out_width, out_width))
 
-    def forward(self, semantic_BSLC: Tensor, motion_BTCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, semantic_BSLC: Tensor, motion_BTCHW: Tensor, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Contrastive embedding (B, D), pooled tokens (B, N, D), and the mean motion token (B, D)."""
-        cells = self.ln_cells(self.project(semantic_BSLC)) + self.position_LD + self.time_SD[:, None]
+        cells = (
+            self.ln_cells(F.dropout(self.project(semantic_BSLC), dropout)) + self.position_LD + self.time_SD[:, None]
+        )
         motion = self.ln_motion(self.motion(motion_BTCHW))
         x_BLD = torch.cat([cells.flatten(1, 2), motion + self.motion_position_LD], dim=1)
         pooled_BND = self.ln_post(self.pool(self.joint(x_BLD)))
@@ -97,7 +105,7 @@ class MotionPath(nn.Module):
         self.edges = nn.Conv2d(3, EDGES, 5, stride=2, padding=2)
         widths = (EDGES * NUM_FRAMES, 96, 128, width)
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         for layer in (self.edges, *self.layers):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -117,10 +125,19 @@ EDGES = 8
 class TwoPathCoCa(VideoCoCa):
     """CoCa's text tower and caption decoder behind `TwoPathVision`."""
 
-    def __init__(self, coca: nn.Module, *, width: int, num_queries: int, num_joint_layers: int) -> None:
+    def __init__(
+        self,
+        coca: nn.Module,
+        *,
+        width: int,
+        num_queries: int,
+        num_joint_layers: int,
+        semantic_width: int | None = None,
+    ) -> None:
         """
         Args:
             coca: an `open_clip.coca_model.CoCa`; its vision tower is replaced.
+            semantic_width: of the cells, where training gives them reduced.
         """
         nn.Module.__init__(self)
         self.coca: Any = coca
@@ -129,10 +146,15 @@ class TwoPathCoCa(VideoCoCa):
             out_width=coca.text_decoder.width,
             num_queries=num_queries,
             num_joint_layers=num_joint_layers,
+            semantic_width=semantic_width,
         )
-        self.temporal_embedding = coca.visual.time_SD
         self.joint = None
         self._frozen: list[EfficientNetLite0] = []
+
+    @property
+    def temporal_embedding(self) -> nn.Parameter:  # type: ignore[override]
+        """Where in the clip a close frame stands: clips shorter than wanted show frames twice."""
+        return self.coca.visual.time_SD
 
     def frozen_tower(self) -> EfficientNetLite0:
         """The frozen network on this model's device and in its type; opened once, and no part of `state_dict`."""
@@ -152,3 +174,38 @@ class TwoPathCoCa(VideoCoCa):
             small = motion_pixels(pixels_BTCHW)
         pooled_BD, tokens_BND, _ = self.coca.visual(semantic, small)
         return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
+
+    def encode_texts(self, tokens_SM: Tensor) -> TextEmbedding:
+        """As CoCa's own text tower, without the columns that are padding in every text.
+
+        The CLS token keeps the position it has behind a full context: the result is that of the whole tower.
+        """
+        text = self.coca.text
+        longest = max(1, int((tokens_SM != text.pad_id).sum(dim=1).max()))
+        ids_SL = tokens_SM[:, :longest]
+        x_SLD = text.token_embedding(ids_SL) + text.positional_embedding[:longest]
+        cls_D = text.cls_emb + text.positional_embedding[-1]
+        x_SLD = torch.cat([x_SLD, cls_D.expand(len(x_SLD), 1, -1)], dim=1)
+        mask = text.attn_mask[: longest + 1, : longest + 1] + text._build_additive_mask(
+            ids_SL, longest + 1, x_SLD.dtype
+        )
+        x_SLD = text.transformer(x_SLD, attn_mask=mask)
+        pooled_SD = text.ln_final(x_SLD[:, -1]) @ text.text_projection
+        return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=x_SLD[:, :-1])
+
+
+def build_two_path(coca: nn.Module, vision: Mapping[str, Any], *, semantic_width: int | None = None) -> TwoPathCoCa:
+    """From the `vision` part of a captioner's config.
+
+    Raises:
+        UsageError: it asks for another frozen network.
+    """
+    if vision.get("frozen") != FROZEN:
+        raise UsageError(f"this captioner needs the frozen vision network {vision.get('frozen')!r}; known: {FROZEN}")
+    return TwoPathCoCa(
+        coca,
+        width=vision["width"],
+        num_queries=vision["queries"],
+        num_joint_layers=vision["joint_layers"],
+        semantic_width=semantic_width,
+    )
