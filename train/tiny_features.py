@@ -128,8 +128,8 @@ def render_part(part: Part, photos: Sequence[Photo]) -> tuple[np.ndarray, dict[s
         else:
             scene = training_clip(number, FRAMING, num_frames=NUM_FRAMES)
             clips.append(scene.pixels_THWC)
-            long.append([scene.long_caption])
-            short.append([scene.short_caption])
+            long.append(list(scene.captions["descriptive"]))
+            short.append(list(scene.captions["short"]))
             motions.append(scene.truth.action)
     return np.stack(clips), {"long": long, "short": short, "motion": motions}
 
@@ -152,8 +152,11 @@ def make_part(part: Part, photos: Sequence[Photo], folder: Path, components: Com
 def _small(clips_NTHWC: np.ndarray) -> np.ndarray:
     """Every pixel the mean of a square, as the motion path makes them."""
     side = FRAME_PX // MOTION_PX
-    halves = [clips_NTHWC[:, :, y::side, x::side].astype(np.uint16) for y in range(side) for x in range(side)]
-    return ((sum(halves) + side * side // 2) // (side * side)).astype(np.uint8)  # type: ignore[operator]
+    total = np.full((*clips_NTHWC.shape[:2], MOTION_PX, MOTION_PX, 3), side * side // 2, np.uint16)
+    for y in range(side):
+        for x in range(side):
+            total += clips_NTHWC[:, :, y::side, x::side]
+    return (total // (side * side)).astype(np.uint8)
 
 
 def read_part(folder: Path, part: Part) -> SeenClips:
