@@ -7,9 +7,15 @@ reason_if_bad("a red circle moves left.", ended=True)    None
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import unicodedata
 from collections.abc import Sequence
+
+from recaption.records import CaptionFields
+
+KINDS = ("descriptive", "short", *(field.name for field in dataclasses.fields(CaptionFields)))
+"""Ways of captioning a clip. A captioner may know some; one that knows no others speaks `descriptive`."""
 
 FAULTS = ("empty", "looping", "truncated")
 """Why a caption is refused, in the order in which it is looked for."""

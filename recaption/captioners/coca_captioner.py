@@ -91,7 +91,7 @@ class CocaCaptioner:
         self.text_tower = CocaTextTower(model, vocabulary)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
-        self._dtype = model.coca.visual.class_embedding.dtype
+        self._dtype = model.coca.logit_scale.dtype
 
     def caption(self, clips: Sequence[np.ndarray], **decoding: Any) -> list[Caption]:
         """One caption per clip, in order; see `describe` for the settings."""
