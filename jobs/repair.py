@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from jobs.caption import caption
 from jobs.cluster import Cluster
-from jobs.duplicates import find_perceptual, find_semantic
+from jobs.duplicates import find_perceptual, find_repeated_captions, find_semantic
 from jobs.encode import encode, planned_latents
 from jobs.prepare import prepare
 from jobs.recipes import Recipe, stage_hashes
@@ -64,7 +64,7 @@ class _Damage:
     shards: set[str] = field(default_factory=set)
     """Names without extension."""
     pairs: set[str] = field(default_factory=set)
-    """Tables of near copies."""
+    """Tables of near copies, and of captions said of many clips."""
     lost_clips: set[str] = field(default_factory=set)
     """Clips whose shard has to be looked up in the plan."""
     index: bool = False
@@ -156,7 +156,7 @@ def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Da
             damage.parts |= {one["part"] for one in listed if one["uri"] == row}
         elif name == INPUTS:
             damage.inputs_lost = True
-        elif folder == "duplicates":
+        elif folder == "duplicates" or name.endswith("/repeated.parquet"):
             damage.pairs.add(name)
         elif folder in PART_FOLDERS:
             damage.parts.add(part_number(name))
@@ -293,6 +293,8 @@ def _remake_pairs(job: _Repair, name: str) -> None:
     job.run.remove(name)
     if name == PERCEPTUAL:
         find_perceptual(job.run, settings, progress=job.cluster.progress)
+    elif name.endswith("/repeated.parquet"):
+        find_repeated_captions(job.run, job.recipe.caption.repeats, name.split("/")[1])
     else:
         find_semantic(job.run, settings, set_of(name))
     job.remade.append(name)

@@ -98,6 +98,7 @@ def write_report(
         "max_failures": MAX_FAILURES_SHOWN,
         "cards": shown,
         "buttons": filter_buttons(shown),
+        "faults": tables.faults,
         "charts": distributions(tables),
         "score_charts": score_charts(tables),
         "waterfall": waterfall_rows(seen, thresholds),

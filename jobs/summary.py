@@ -23,7 +23,7 @@ def print_summary(verb: str, summary: dict[str, Any]) -> None:
         print(what_if.as_text(summary), flush=True)
         return
     for key, value in summary.items():
-        if key in ("failures", "problems", "stages", "refused", "compared"):
+        if key in ("failures", "problems", "stages", "refused", "warnings", "compared"):
             continue
         print(f"{key.replace('_', ' ')}: {_readable(value)}")
     if "compared" in summary:  # of `plan --compare`
@@ -33,8 +33,14 @@ def print_summary(verb: str, summary: dict[str, Any]) -> None:
     for name, stage in summary.get("stages", {}).items():
         print(f"{name}:")
         for key, value in stage.items():
-            if key not in ("failures", "problems"):
+            if key not in ("failures", "problems", "warnings"):
                 print(f"  {key.replace('_', ' ')}: {_readable(value)}")
+    warnings = [
+        *summary.get("warnings", []),
+        *(w for s in summary.get("stages", {}).values() for w in s.get("warnings", [])),
+    ]
+    for warning in warnings:
+        print(f"WARNING: {warning}")
     _print_rows("failures", [f"{row['uri']}: {row['reason']}" for row in summary.get("failures", [])])
     _print_rows("problems", [f"{p['kind']}: {p['where']}: {p['detail']}" for p in summary.get("problems", [])])
     _print_rows("not repaired", [f"{where}: {why}" for where, why in summary.get("refused", {}).items()])

@@ -24,6 +24,7 @@ from packing.batch import PackedBatch
 from packing.grid import Grid
 from packing.plan import PlanSettings
 from packing.rows import Rows, Source
+from recaption.blend import BlendSettings
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
@@ -46,6 +47,7 @@ class PackLoader:
         settings: PlanSettings,
         latents: str = "patch",
         grid: Grid | None = None,
+        blend: BlendSettings | None = None,
         rank: int = 0,
         num_ranks: int = 1,
         start_step: int = 0,
@@ -58,6 +60,7 @@ class PackLoader:
         Args:
             run: a run folder, whose RUN/latents/<latents> is read, or any other source of samples.
             grid: its `patch` turns latents into tokens.
+            blend: which texts the samples show; without it those of the shards.
             prefetch: packs read ahead, per worker where there are any; 0 reads when asked.
             num_workers: processes that read; 0 reads in a thread of this one.
             start_method: of those processes. `fork` starts faster, but not every storage client survives it.
@@ -69,7 +72,14 @@ class PackLoader:
             raise UsageError(f"{rank = } is not one of {num_ranks} ranks")
         if min(num_workers, prefetch) < 0:
             raise UsageError(f"{num_workers = } and {prefetch = } must be 0 or more")
-        self.rows = Rows(run, settings, latents=latents, patch=(grid or Grid()).patch, pad_to_capacity=pad_to_capacity)
+        self.rows = Rows(
+            run,
+            settings,
+            latents=latents,
+            patch=(grid or Grid()).patch,
+            blend=blend,
+            pad_to_capacity=pad_to_capacity,
+        )
         self.source = self.rows.source
         self.rank = rank
         self.num_ranks = num_ranks
@@ -116,7 +126,7 @@ class PackLoader:
         if state["plan_hash"] != self.plan_hash:
             raise UsageError(
                 f"the saved position belongs to plan {state['plan_hash']}, this is plan {self.plan_hash}: "
-                "samples, capacity, policy, seed or patch have changed since"
+                "samples, captions, blend, capacity, policy, seed or patch have changed since"
             )
         self._next_step = state["next_step"]
         self._next_row = state["next_row"]
@@ -177,6 +187,7 @@ class PackDataset(IterableDataset[PackedBatch]):
         settings: PlanSettings,
         latents: str = "patch",
         grid: Grid | None = None,
+        blend: BlendSettings | None = None,
         rank: int = 0,
         num_ranks: int = 1,
         start_step: int = 0,
@@ -185,7 +196,14 @@ class PackDataset(IterableDataset[PackedBatch]):
         """As `PackLoader`."""
         if not 0 <= rank < num_ranks:
             raise UsageError(f"{rank = } is not one of {num_ranks} ranks")
-        self.rows = Rows(run, settings, latents=latents, patch=(grid or Grid()).patch, pad_to_capacity=pad_to_capacity)
+        self.rows = Rows(
+            run,
+            settings,
+            latents=latents,
+            patch=(grid or Grid()).patch,
+            blend=blend,
+            pad_to_capacity=pad_to_capacity,
+        )
         self.rank = rank
         self.num_ranks = num_ranks
         self.start_step = start_step

@@ -22,6 +22,8 @@ from packing.grid import Shape3, patch_shape
 from packing.plan import PlanSettings
 from packing.reader import read_latent
 from packing.shards import LatentSample
+from packing.texts import read_blend
+from recaption.blend import BlendSettings
 from recaption.errors import ErrorBudgetError, UsageError, VideoError
 from recaption.records import from_table
 from recaption.run_folder import RunFolder
@@ -39,6 +41,10 @@ class Source(Protocol):
     @property
     def captions(self) -> Sequence[str]: ...
 
+    def caption(self, index: int, epoch: int) -> str:
+        """The text that a sample shows in an epoch."""
+        ...
+
     @property
     def latent_shapes(self) -> Sequence[Shape3]:
         """(frames, rows, columns) of each latent."""
@@ -55,9 +61,9 @@ class Source(Protocol):
 
 
 class LatentShards:
-    """The latents under RUN/latents/<name>, by ranged reads."""
+    """The latents under RUN/latents/<name>, by ranged reads; texts from the shards, or blended (recaption/blend.py)."""
 
-    def __init__(self, run: RunFolder, name: str) -> None:
+    def __init__(self, run: RunFolder, name: str, *, blend: BlendSettings | None = None) -> None:
         index = f"latents/{name}/index.parquet"
         if not run.exists(index):
             raise UsageError(f"{run.uri} has no {index}; run `recaption encode` first")
@@ -71,8 +77,14 @@ class LatentShards:
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(f"{row.clip_id} {row.sha256} {row.caption}\n".encode())
+        self.blend = read_blend(run, self.rows, blend) if blend else None
+        if self.blend:
+            digest.update(self.blend.fingerprint.encode())
         self.fingerprint = digest.hexdigest()[:16]
         self._checked = bytearray(len(self.rows))
+
+    def caption(self, index: int, epoch: int) -> str:
+        return self.blend.text(index, epoch) if self.blend else self.captions[index]
 
     def read(self, index: int) -> np.ndarray:
         """The first time in each process the sha256 is compared; every time place, size and shape are."""
@@ -94,6 +106,9 @@ class MemorySource:
             digest.update(np.ascontiguousarray(latent).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
+    def caption(self, index: int, epoch: int) -> str:
+        return self.captions[index]
+
     def read(self, index: int) -> np.ndarray:
         return np.asarray(self.latents[index])
 
@@ -113,17 +128,21 @@ class Rows:
         *,
         latents: str = "patch",
         patch: Shape3 = (1, 1, 1),
+        blend: BlendSettings | None = None,
         pad_to_capacity: bool = False,
     ) -> None:
         """
         Args:
             run: a run folder, whose RUN/latents/<latents> is read, or any other source of samples.
             patch: turns latents into tokens.
+            blend: which texts the samples show; without it those of the shards.
 
         Raises:
-            UsageError: no such latents, latents that do not divide into patches.
+            UsageError: no such latents, latents that do not divide into patches, a blend of texts that are not there.
         """
-        self.source = LatentShards(run, latents) if isinstance(run, RunFolder) else run
+        if blend is not None and not isinstance(run, RunFolder):
+            raise UsageError("blend settings need a run folder, whose caption sets they read")
+        self.source = LatentShards(run, latents, blend=blend) if isinstance(run, RunFolder) else run
         self.settings = settings
         self.patch = patch
         self.pad_to_capacity = pad_to_capacity
@@ -151,7 +170,7 @@ class Rows:
         batch = pack(
             list(latents.values()),
             clip_ids=[self.source.clip_ids[i] for i in latents],
-            captions=[self.source.captions[i] for i in latents],
+            captions=[self.source.caption(i, epoch) for i in latents],
             capacity=self.settings.capacity,
             patch=self.patch,
             pad_to_capacity=self.pad_to_capacity,

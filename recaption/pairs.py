@@ -28,6 +28,7 @@ import pyarrow as pa
 from recaption.clip_frames import frames_of
 from recaption.damage import Problem, open_parts
 from recaption.errors import VideoError
+from recaption.ledger import main_captions
 from recaption.local_files import file_id, local_copy
 from recaption.records import Caption, Clip, schema_of
 from recaption.run_folder import RunFolder
@@ -49,7 +50,7 @@ SCORE_TOLERANCE = 0.05
 PAIR_SCHEMA = pa.schema(
     [
         schema_of(Caption).field(n)
-        for n in ("clip_id", "text", "clip_sha256", "captioner", "clip_score", "source", "reason")
+        for n in ("clip_id", "text", "clip_sha256", "captioner", "clip_score", "source", "reason", "kind", "window")
     ]
 )
 
@@ -112,8 +113,8 @@ def sample_pairs(
     total = 0
     for name in run.list(f"captions/{set_name}/part-*.parquet"):
         tables, _ = open_parts(run, [name], PAIR_SCHEMA)  # what does not open is `verify`'s to report
-        for row in (row for table in tables.values() for row in table.to_pylist()):
-            if row["source"] != "model" or not row["clip_sha256"]:
+        for row in (row for table in tables.values() for row in main_captions(table).to_pylist()):
+            if not row["clip_sha256"]:
                 continue
             total += 1
             draw = int.from_bytes(hashlib.sha256(row["clip_id"].encode()).digest()[:8], "big")

@@ -40,6 +40,10 @@ class TextTower(Protocol):
         """text_MD float32 (tokens of all texts one after another), lengths_S int64, pooled_SD float32."""
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Of each whole text; what exceeds `max_tokens` is cut by `encode`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Described:
@@ -63,6 +67,8 @@ class Captioner(Protocol):
     frame_px: int
     """Side of the square it looks at; larger frames are only more work to read."""
     max_tokens: int
+    kinds: tuple[str, ...]
+    """Of `captions.KINDS`, those that it can be asked for."""
 
     @property
     def text_tower(self) -> TextTower: ...
@@ -83,12 +89,17 @@ class Captioner(Protocol):
         self,
         clips: Sequence[np.ndarray],
         *,
+        kind: str = "descriptive",
         max_tokens: int | None = None,
         num_beams: int = 1,
         seed: int = 0,
         temperature: float = 0.0,
     ) -> Described:
-        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it."""
+        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it.
+
+        Raises:
+            UsageError: `kind` is not one of `kinds`.
+        """
         ...
 
     def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:

@@ -32,6 +32,10 @@ class Vocabulary(Protocol):
         """Clean text of ids, special tokens left out."""
         ...
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each whole text, start and end included: more than `context_length` where `encode` would cut it."""
+        ...
+
 
 class ClipVocabulary:
     """CLIP's byte-pair vocabulary as open_clip ships it. Its pad id 0 is also the token "!" and ends a caption."""
@@ -49,6 +53,9 @@ class ClipVocabulary:
     def decode(self, tokens: Sequence[int]) -> str:
         specials = (self.special.start, self.special.end, self.special.pad)
         return clean(self._tokenizer.decode([token for token in tokens if token not in specials]))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(self._tokenizer.encode(text)) + 2 for text in texts]
 
 
 class BytePairVocabulary:
@@ -74,6 +81,9 @@ class BytePairVocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return sentence_case(clean(self._tokenizer.decode(list(tokens), skip_special_tokens=True)))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(one.ids) + 2 for one in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     @property
     def tokenizer_json(self) -> str:
