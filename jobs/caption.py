@@ -23,7 +23,7 @@ from jobs.duplicates import find_repeated_captions, find_semantic
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
 from recaption.caption_gates import Gates, bad
-from recaption.captioners import Captioner, Described
+from recaption.captioners import Captioner, Described, check_spec, load_captioner, runs_elsewhere
 from recaption.captions import clean, strip_boilerplate
 from recaption.clip_frames import View, views_of
 from recaption.errors import UsageError, VideoError
@@ -55,6 +55,8 @@ def caption(
     """
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
+    for spec in filter(None, (recipe.caption.captioner, recipe.caption.scorer)):
+        check_spec(spec)
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
@@ -71,7 +73,7 @@ def caption(
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    device = recipe.caption.device
+    device = "cpu" if runs_elsewhere(recipe.caption.captioner) else recipe.caption.device
     made: list[dict[str, Any]] = []
     for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
         if not made:
@@ -157,6 +159,18 @@ def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:
         yield f"{num_bad} of {num_bad + summary['captions']} captions failed a gate ({faults})"
 
 
+def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
+    """The captioner that a recipe names, with what it is to be asked."""
+    return load_captioner(
+        settings.captioner,
+        device=device,
+        scorer=settings.scorer,
+        prompt=settings.prompt,
+        num_frames=settings.num_frames,
+        endpoint=settings.endpoint,
+    )
+
+
 class CaptionWorker:
     """One per actor: the captioner is loaded once."""
 
@@ -165,7 +179,6 @@ class CaptionWorker:
     ) -> None:
         import torch
 
-        from recaption.captioners import load_captioner
         from train.distributed import choose_device
 
         torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
@@ -175,7 +188,7 @@ class CaptionWorker:
         self.settings = settings
         self.decode = decode
         self.stage_hash = stage_hash
-        self.captioner = load_captioner(settings.captioner, device=str(choose_device(settings.device)))
+        self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
         _check_kinds(settings.kinds, self.captioner)
         self.gates = _gates(settings, self.captioner)
 
@@ -204,7 +217,7 @@ class CaptionWorker:
             for clip in clips
             if clip.clip_id in embeddings
         ]
-        if of_clips or getattr(self.captioner, "can_score", True):
+        if of_clips or self.captioner.can_score:
             self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
@@ -216,7 +229,7 @@ class CaptionWorker:
         found: dict[str, list[Caption]] = {}
         embeddings: dict[str, bytes] = {}
         beside = part_name(self.embeddings, number)
-        if getattr(self.captioner, "can_score", True) and not self.run.exists(beside):
+        if self.captioner.can_score and not self.run.exists(beside):
             return found, embeddings, sums  # half of a part is none
         if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
             sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
@@ -248,7 +261,7 @@ class CaptionWorker:
         whole = [i for i, view in enumerate(views) if view.window == 0]
         for i, view in enumerate(views):
             rows += [self._bound(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
-        if main.clip_BD is None:  # a captioner without a contrastive space
+        if main.clip_BD is None or main.text_BD is None:  # a captioner without a contrastive space
             return rows, {}
         _add_pairs(main.clip_BD[whole] @ main.text_BD[whole].T, sums)
         halves_BD = main.clip_BD[whole].astype("<f2")
@@ -310,13 +323,13 @@ class CaptionWorker:
         whole = Described(list(first.captions), first.clip_BD, None if first.text_BD is None else first.text_BD.copy())
         for place, i in enumerate(rows):
             whole.captions[i] = again.captions[place]
-            if whole.text_BD is not None:
+            if whole.text_BD is not None and again.text_BD is not None:
                 whole.text_BD[i] = again.text_BD[place]
         self.gates.judge(whole, kind=kind, owners=owners)
         for i in rows:
             if whole.captions[i].reason is None:
                 first.captions[i] = whole.captions[i]
-                if whole.text_BD is not None:
+                if whole.text_BD is not None and first.text_BD is not None:
                     first.text_BD[i] = whole.text_BD[i]
 
     def _strip(self, described: Described, seen: list[Any]) -> None:
@@ -370,7 +383,7 @@ def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
         except UsageError as error:
             raise type(error)(f'{error} (or do not count tokens: --caption.text-encoder "")') from error
     return Gates(
-        min_clip_score=getattr(captioner, "min_clip_score", None) if limit is None else limit,
+        min_clip_score=captioner.min_clip_score if limit is None else limit,
         min_score_margin=settings.min_score_margin,
         length=length,
     )

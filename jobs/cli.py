@@ -108,7 +108,8 @@ class CaptionVerb(OnRun):
 
     example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
     captioner: str | None = None
-    """SPEC: tiny, open_clip:MODEL/PRETRAINED, or the folder of a captioner trained here; default: the recipe's."""
+    """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
+    or the folder of a captioner trained here; default: the recipe's."""
     set: str = "main"
     """Name of the caption set: re-captioning under a new name leaves the old captions as they are."""
 

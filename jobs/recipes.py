@@ -23,6 +23,7 @@ import yaml
 from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan import PlanSettings
+from recaption.chat_endpoint import EndpointSettings
 from recaption.duplicates import DuplicateSettings
 from recaption.errors import UsageError
 from recaption.filters import FilterThresholds
@@ -64,7 +65,16 @@ class CaptionSettings:
     """Clips -> captions."""
 
     captioner: str = "tiny"
-    """SPEC: `tiny`, `open_clip:MODEL/PRETRAINED`, or the folder of a captioner trained here."""
+    """SPEC: `tiny`, `open_clip:MODEL/PRETRAINED`, `git:`, `vlm:`, `frozenbilm:`, `mplug2:` with an id or folder,
+    `http://HOST/v1#MODEL`, or the folder of a captioner trained here."""
+    scorer: str = ""
+    """SPEC of a second captioner (`tiny`, `open_clip:...`) for clip scores, where the first has no contrastive space."""
+    prompt: str = ""
+    """What a captioner that is asked in words (`vlm:`, `http:`) is asked; empty: its own question. Others that take one
+    go on from it."""
+    num_frames: int = 0
+    """How many frames such a captioner is shown; 0: its own number."""
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
     num_beams: int = 1
     batch_size: int = 16
@@ -367,7 +377,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-PARALLELISM_ONLY = ("device", "decode", "max_failed_share")
+PARALLELISM_ONLY = ("device", "decode", "endpoint", "max_failed_share")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
 HASHED_BY_THEMSELVES = ("duplicates", "repeats")
 """What RUN/duplicates/ and RUN/captions/*/repeated.parquet are made with: these tables carry a hash of their own, and no

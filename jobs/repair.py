@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.caption import caption
+from jobs.caption import caption, open_captioner
 from jobs.cluster import Cluster
 from jobs.duplicates import find_perceptual, find_repeated_captions, find_semantic
 from jobs.encode import encode, planned_latents
@@ -336,10 +336,8 @@ def _remake_captions(job: _Repair, set_name: str, numbers: set[int]) -> None:
 
 def _why_another_captioner(job: _Repair, whole: list[str]) -> str:
     """Why the captioner cannot be had, or is not the one that wrote the parts that are whole; empty where it is."""
-    from recaption.captioners import load_captioner
-
     try:
-        captioner = load_captioner(job.recipe.caption.captioner)
+        captioner = open_captioner(job.recipe.caption, device="cpu")
     except UsageError as error:
         return f"no captioner: {error}"
     name = f"{captioner.name}@{captioner.weights_hash}"

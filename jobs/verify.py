@@ -104,14 +104,14 @@ def faults_of(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, int]:
 def _check_set(
     run: RunFolder, recipe: Recipe, set_name: str, num_pairs: int | None, *, first: Collection[str], progress: bool
 ) -> PairCheck:
-    from recaption.captioners import load_captioner
+    from jobs.caption import open_captioner
     from train.distributed import choose_device
 
     pairs, _ = sample_pairs(run, set_name, num_pairs, first=first)
     if not pairs:
         return PairCheck(set_name=set_name)
     try:
-        captioner = load_captioner(recipe.caption.captioner, device=str(choose_device(recipe.caption.device)))
+        captioner = open_captioner(recipe.caption, device=str(choose_device(recipe.caption.device)))
     except UsageError as error:
         return PairCheck(set_name=set_name, unchecked={f"no captioner: {error}": len(pairs)})
 

@@ -80,7 +80,7 @@ class Gates:
         return [count > self.length.limit for count in self.length.count(texts)]
 
     def _too_low(self, described: Described, owners: Sequence[str]) -> list[bool]:
-        if described.clip_BD is None:
+        if described.clip_BD is None or described.text_BD is None:
             return [False] * len(owners)
         own_B = (described.clip_BD * described.text_BD).sum(axis=1)
         is_low = np.zeros(len(own_B), bool)

@@ -20,9 +20,10 @@ FIELD_KINDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 KINDS = ("descriptive", "short", *FIELD_KINDS)
 """Ways in which one captioner can speak about one clip."""
 
-FAULTS = ("empty", "boilerplate", "refusal", "looping", "truncated", "over_long", "low_score", "repeated")
-"""Why a caption is refused, in the order in which it is looked for. The text alone tells the first four; `over_long` needs
-the text encoder of the training, `low_score` the pixels, `repeated` all captions of the set."""
+FAULTS = ("no_answer", "empty", "boilerplate", "refusal", "looping", "truncated", "over_long", "low_score", "repeated")
+"""Why a caption is refused, in the order in which it is looked for. `no_answer`: an endpoint had none. The text alone tells
+the next four; `over_long` needs the text encoder of the training, `low_score` the pixels, `repeated` all captions of the
+set."""
 
 MIN_WORDS = 2
 """A caption of one word names a thing but describes nothing; a field is one."""

@@ -16,6 +16,7 @@ import hashlib
 import http.client
 import json
 import os
+import socket
 import threading
 import time
 import urllib.error
@@ -158,6 +159,8 @@ class ChatEndpoint:
             if self._stop.is_set():
                 break
         fault = f"{result.fault} (given up after {number} tries)"
+        if result.is_nobody:
+            raise self._down(fault)
         if result.is_dead:
             self._note(dead=fault)
         return Answer(fault=fault, num_tries=number)
@@ -167,7 +170,7 @@ class ChatEndpoint:
         try:
             status, body, headers = self._fetch(self._request(question), self.settings.timeout_seconds)
         except _NoAnswerError as error:
-            return _Result(fault=str(error), is_dead=True)
+            return _Result(fault=str(error), is_dead=True, is_nobody=error.is_nobody)
         if status == 200:
             try:
                 return _Result(answer=_answer_in(body))
@@ -203,7 +206,7 @@ class ChatEndpoint:
             self._num_dead += bool(dead)
             self._num_refused += bool(refused)
             if dead and self._num_dead >= MAX_DEAD_IN_A_ROW:
-                raise EndpointDownError(f"the endpoint {self.base_url} is down: {dead}; start it and run this again")
+                raise self._down(dead)
             if refused and not self._num_answered and self._num_refused >= MAX_REFUSED_AT_FIRST:
                 raise EndpointDownError(f"{self.base_url} refuses every question to {self.model!r}: {refused}")
 
@@ -250,11 +253,15 @@ class ChatEndpoint:
             reason = getattr(error, "reason", error)
             if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
                 raise _NoAnswerError(f"no answer within {timeout_seconds:g} s") from error
-            raise _NoAnswerError(self._scrubbed(f"{type(error).__name__}: {reason}")) from error
+            is_nobody = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
+            raise _NoAnswerError(self._scrubbed(f"{type(error).__name__}: {reason}"), is_nobody=is_nobody) from error
 
     def _key_refused(self, status: int) -> EndpointDownError:
         what = "the key is refused" if self._key else f"it wants a key: set {KEY_NAMES[0]}"
         return EndpointDownError(f"{self.base_url} answers {status}: {what}")
+
+    def _down(self, fault: str) -> EndpointDownError:
+        return EndpointDownError(f"the endpoint {self.base_url} is down: {fault}; start it and run this again")
 
     def _scrubbed(self, text: str) -> str:
         return text.replace(self._key, "...") if self._key else text
@@ -288,11 +295,17 @@ class _Result:
     is_worth_another: bool = True
     is_dead: bool = False
     """Nobody seems to be there, as opposed to somebody who answers badly."""
+    is_nobody: bool = False
+    """Nobody is there: nothing listens at the address, or there is no such host."""
     wait_seconds: float | None = None
 
 
 class _NoAnswerError(Exception):
     """Nothing came back, or nothing whole."""
+
+    def __init__(self, fault: str, *, is_nobody: bool = False) -> None:
+        super().__init__(fault)
+        self.is_nobody = is_nobody
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recaption.caption_windows import windows_of
+from recaption.errors import VideoError
 from recaption.records import Clip
 from recaption.video_io import DecodeLimits, read_frames
 
@@ -86,6 +87,8 @@ def _view(clip: Clip, window: int, start_seconds: float, end_seconds: float, fra
 def _spread(start_frame: int, end_frame: int, num_frames: int) -> np.ndarray:
     """Frame numbers: the middle of each of `num_frames` equal spans, or all frames where there are fewer."""
     count = min(num_frames, end_frame - start_frame)
+    if count < 1:
+        raise VideoError("zero_frames", f"frames {start_frame} to {end_frame} are none")
     return start_frame + ((np.arange(count) + 0.5) * (end_frame - start_frame) / count).astype(np.int64)
 
 

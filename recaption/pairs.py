@@ -82,7 +82,8 @@ class PairCheck:
     p_value: float | None = None
     """Share of random pairings that match as well; None where there are fewer than `MIN_PAIRS`."""
     verdict: str = "not enough pairs"
-    """Of the third question: `matched`, `shuffled`, `not enough pairs`, or `the captioner cannot tell these clips apart`."""
+    """Of the third question: `matched`, `shuffled`, `not enough pairs`, `the captioner cannot tell these clips apart`, or
+    `the captioner scores nothing`, where only the first question can be asked."""
     unchecked: dict[str, int] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def check_pairs(
             detail = "the frames of this clip are not those that its caption was written about"
             where = f"{pair.part}:{pair.clip_id}"
             check.problems.append(Problem(kind="caption_of_other_clip", where=where, detail=detail))
-        elif pair.text:
+        elif pair.text and captioner.can_score:
             batch.append((pair, frames))
         if len(batch) == BATCH:
             blocks.append(_score(batch, captioner, check))
@@ -220,6 +221,9 @@ def _score(batch: list[tuple[Pair, np.ndarray]], captioner: Captioner, check: Pa
 
 def _judge(check: PairCheck, blocks: list[np.ndarray], frames: list[np.ndarray], captioner: Captioner) -> None:
     """The third question, over all batches together."""
+    if not captioner.can_score:
+        check.verdict = "the captioner scores nothing"
+        return
     blocks = [block for block in blocks if len(block) > 1]
     check.num_scored = sum(map(len, blocks))
     if not blocks:

@@ -23,6 +23,7 @@ PAD, START, END = "<pad>", "<start_of_text>", "<end_of_text>"
 class Vocabulary(Protocol):
     special: SpecialTokens
     context_length: int
+    num_tokens: int
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids (S, context_length); a text too long is cut and still ends with the end token."""
@@ -45,6 +46,7 @@ class ClipVocabulary:
 
         self._tokenizer = SimpleTokenizer(context_length=context_length)
         self.context_length = context_length
+        self.num_tokens = int(self._tokenizer.vocab_size)
         self.special = SpecialTokens(start=self._tokenizer.sot_token_id, end=self._tokenizer.eot_token_id, pad=0)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
