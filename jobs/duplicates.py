@@ -29,9 +29,11 @@ from recaption.run_folder import RunFolder, recipe_hash
 from recaption.semantic_pairs import semantic_pairs
 
 FINGERPRINTS = "fingerprints/part-*.parquet"
-METHOD = 1
+METHOD = 2
 """Raised when the same fingerprints and settings give other pairs: tables made before are then made anew."""
 RANK_COLUMNS = ("clip_id", "num_pixels", "seconds", "bytes_per_second")
+WHOLE_COPY, WHOLE_SHARE = 0.95, 0.9
+"""Similarity, and share of the worse clip, from which a pair counts towards `max_copies`."""
 REPEATED_INPUT = pa.schema(
     [schema_of(Caption).field(n) for n in ("clip_id", "text", "source", "reason", "kind", "window")]
 )
@@ -73,12 +75,36 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
     )
     bar = tqdm(total=len(found), desc="near copies", unit="pair", file=sys.stderr, disable=not progress)
     tables = [PAIRS_SCHEMA.empty_table()]
+    num_whole = np.zeros(len(clips.clip_id), np.int64)
     with bar:
-        for candidates in _side_by_side(clips, found):
-            tables.append(_matched(run, clips, candidates, settings.min_similarity))
-            bar.update(len(candidates))
+        while len(found):
+            now = _place_among_better(found) < settings.max_copies
+            for candidates in _side_by_side(clips, found[now]):
+                matches = _matched(run, clips, candidates)
+                worse = candidates[:, 1]
+                is_whole = (matches.similarity >= WHOLE_COPY) & (
+                    matches.overlap_seconds >= WHOLE_SHARE * clips.seconds[worse]
+                )
+                np.add.at(num_whole, worse[is_whole], 1)
+                tables.append(_similar_table(clips, candidates, matches, settings.min_similarity))
+                bar.update(len(candidates))
+            found = found[~now]
+            is_open = num_whole[found[:, 1]] < settings.max_copies
+            bar.update(int((~is_open).sum()))
+            found = found[is_open]
     run.write_table(PERCEPTUAL, _sorted(tables), metadata)
     return True
+
+
+def _place_among_better(found: np.ndarray) -> np.ndarray:
+    """(C,): how many better clips than the first of a pair its second is also paired with."""
+    order = np.lexsort((found[:, 0], found[:, 1]))
+    worse = found[order, 1]
+    is_new = np.append(True, worse[1:] != worse[:-1])
+    place = np.arange(len(found)) - np.maximum.accumulate(np.where(is_new, np.arange(len(found)), 0))
+    places = np.empty(len(found), np.int64)
+    places[order] = place
+    return places
 
 
 def find_semantic(run: RunFolder, settings: DuplicateSettings, set_name: str) -> bool:
@@ -209,19 +235,21 @@ def _read_pictures(run: RunFolder, clips: _Clips, wanted: np.ndarray) -> dict[in
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _matched(run: RunFolder, clips: _Clips, candidates: np.ndarray, min_similarity: float) -> pa.Table:
+def _matched(run: RunFolder, clips: _Clips, candidates: np.ndarray) -> Matches:
     pictures = _read_pictures(run, clips, np.unique(candidates))
-    found = match([pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()])
-    good = found.similarity >= min_similarity
-    chosen = Matches(*(getattr(found, name)[good] for name in Matches.__dataclass_fields__))
+    return match([pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()])
+
+
+def _similar_table(clips: _Clips, candidates: np.ndarray, matches: Matches, min_similarity: float) -> pa.Table:
+    good = matches.similarity >= min_similarity
     return _pair_table(
         clips,
         candidates[good],
         "perceptual",
-        chosen.similarity,
-        chosen.overlap_seconds,
-        chosen.start_seconds_a,
-        chosen.start_seconds_b,
+        matches.similarity[good],
+        matches.overlap_seconds[good],
+        matches.start_seconds_a[good],
+        matches.start_seconds_b[good],
     )
 
 

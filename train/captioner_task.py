@@ -205,8 +205,8 @@ class _Batches:
         ]
         return {
             "pixels_BTHWC": torch.from_numpy(np.stack([clip.pixels_THWC for clip in clips])),
-            "long_BM": self._vocabulary.encode([clip.long_caption for clip in clips]),
-            "short_BM": self._vocabulary.encode([clip.short_caption for clip in clips]),
+            "long_BM": self._vocabulary.encode([clip.captions["descriptive"][0] for clip in clips]),
+            "short_BM": self._vocabulary.encode([clip.captions["short"][0] for clip in clips]),
         }
 
 

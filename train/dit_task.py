@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from packing.batch import PackedBatch
 from packing.buckets import Bucket, bucket_name, parse_bucket
 from packing.grid import Grid
-from packing.loader import LatentShards, PackLoader, Source
+from packing.loader import PackLoader
 from packing.plan import PlanSettings
+from packing.rows import LatentShards, Source
 from recaption.blend import BlendSettings, parse_ratios
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder

@@ -1,7 +1,7 @@
 """Rendered scenes as training clips for the captioner: endless, deterministic, with scenes kept aside for measuring.
 
-    clip = training_clip(7, framing, num_frames=8)
-    clip.pixels_THWC, clip.long_caption, clip.short_caption, clip.truth
+    clip = SceneClips().clip(7, framing, num_frames=8)
+    clip.pixels_THWC, clip.captions["descriptive"], clip.captions["short"], clip.captions["colour"], clip.truth
 
 Training scenes have seeds below `FIRST_HELD_OUT_SEED` and never show one of `HELD_OUT_PAIRS`; held-out scenes have
 seeds from there on, and show any pair, or only those pairs.
@@ -9,15 +9,16 @@ seeds from there on, and show any pair, or only those pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from recaption.captioners.framing import Framing, choose_frames
-from recaption.records import CaptionFields
+from recaption.captions import KINDS
 from recaption.scene_captions import VOCABULARY, Look, long_caption, short_caption
 from recaption.scenes import Scene, render
+from train.caption_clips import CaptionedClip
 
 FIRST_HELD_OUT_SEED = 1_000_000
 
@@ -44,21 +45,38 @@ _NUM_FRAMES = (9, 17, 25, 33)
 """Clips last 1 to 4 seconds."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SceneClip:
-    pixels_THWC: np.ndarray
-    """uint8, framed for the captioner."""
-    long_caption: str
-    short_caption: str
-    truth: CaptionFields
+NOTHING_THERE = "none"
+"""Caption of a field that a scene does not have: a captioner that is asked has to be able to say so."""
 
 
-def training_clip(number: int, framing: Framing, *, num_frames: int) -> SceneClip:
+class SceneClips:
+    """The endless training stream, or held-out scenes. Implements `caption_clips.CaptionClips`."""
+
+    name = "scenes"
+    kinds = KINDS
+    num_clips = None
+
+    def __init__(self, *, held_out: bool = False) -> None:
+        self._held_out = held_out
+
+    def clip(self, number: int, framing: Framing, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
+        if self._held_out:
+            return _captioned(held_out_scene(number), framing, num_frames)
+        return training_clip(number, framing, num_frames=num_frames)
+
+    def texts(self, count: int) -> list[str]:
+        return some_captions(count // 2)
+
+    def description(self) -> dict[str, Any]:
+        return {"name": self.name, "held_out": self._held_out}
+
+
+def training_clip(number: int, framing: Framing, *, num_frames: int) -> CaptionedClip:
     """Clip `number` of the endless training stream."""
     seed = number * _SEED_SPREAD % FIRST_HELD_OUT_SEED
     shape = VOCABULARY["main_object"][int(np.random.default_rng([seed, 3]).integers(len(VOCABULARY["main_object"])))]
     colours = tuple(colour for colour in VOCABULARY["colour"] if (shape, colour) not in HELD_OUT_PAIRS)
-    return _framed(_varied_scene(seed, main_object=shape, colour=colours), framing, num_frames)
+    return _captioned(_varied_scene(seed, main_object=shape, colour=colours), framing, num_frames)
 
 
 def held_out_scene(number: int, *, first_seed: int = FIRST_HELD_OUT_SEED, only_unseen_pairs: bool = False) -> Scene:
@@ -94,11 +112,17 @@ def _varied_scene(seed: int, **only: Any) -> Scene:
     )
 
 
-def _framed(scene: Scene, framing: Framing, num_frames: int) -> SceneClip:
+def scene_captions(scene: Scene) -> dict[str, tuple[str, ...]]:
+    """Caption per kind: the long and the short one, and each field by itself."""
+    fields = {name: (value or NOTHING_THERE,) for name, value in dataclasses.asdict(scene.fields).items()}
+    return {"descriptive": (scene.long_caption,), "short": (scene.short_caption,), **fields}
+
+
+def _captioned(scene: Scene, framing: Framing, num_frames: int) -> CaptionedClip:
     chosen = choose_frames(len(scene.frames_THWC), num_frames, repeat=True)
-    return SceneClip(
+    return CaptionedClip(
+        clip_id=f"scene-{scene.seed}",
         pixels_THWC=framing.pixels(scene.frames_THWC, chosen),
-        long_caption=scene.long_caption,
-        short_caption=scene.short_caption,
+        captions=scene_captions(scene),
         truth=scene.fields,
     )

@@ -47,6 +47,10 @@ HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
     """The untrained model that a captioner config describes."""
+    if "vision" in config:
+        from recaption.captioners.two_path import build_two_path
+
+        return build_two_path(build_coca(config["coca"]), config["vision"])
     return VideoCoCa(
         build_coca(config["coca"], stem_channels=config.get("stem_channels", ())),
         max_frames=config["num_frames"] if config["temporal"] else 0,
@@ -263,9 +267,9 @@ def _captioner(
 
 
 def _scene_fields(text: str) -> CaptionFields:
-    from recaption.scene_captions import fields_in
+    from recaption.scene_captions import fields_in, is_of_scene
 
-    return fields_in(text)
+    return fields_in(text) if is_of_scene(text) else CaptionFields()
 
 
 def _newest_checkpoint(folder: Path) -> Path:

@@ -109,7 +109,7 @@ class CocaCaptioner(Describing):
         self.kinds = tuple(self._prefixes)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
-        self._dtype = model.coca.visual.class_embedding.dtype
+        self._dtype = model.coca.logit_scale.dtype
         self._weights: StepWeights | None = None
 
     @property

@@ -27,7 +27,8 @@ from jobs.report import write_report
 from jobs.run_state import kept_clips
 from jobs.shard import shard
 from jobs.verify import verify_run
-from packing.loader import LatentShards, PackLoader
+from packing.loader import PackLoader
+from packing.rows import LatentShards
 from recaption.blend import BlendSettings
 from recaption.captioners import TINY_FOLDER, load_captioner
 from recaption.captions import KINDS
