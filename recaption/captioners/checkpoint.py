@@ -70,7 +70,7 @@ def save_captioner(
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
         config: as `read_folder` finds it: format, coca, stem_channels, joint_layers, num_frames, temporal, framing,
-            fields.
+            fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
     """
     from safetensors.torch import save
 
@@ -149,6 +149,8 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
         device=device,
         dtype=dtype,
         fields=config.get("fields", ""),
+        kinds=config.get("kinds"),
+        min_clip_score=config.get("min_clip_score"),
     )
 
 
@@ -212,6 +214,8 @@ def _captioner(
     device: str,
     dtype: torch.dtype | None,
     fields: str = "",
+    kinds: Mapping[str, str] | None = None,
+    min_clip_score: float | None = None,
 ) -> CocaCaptioner:
     digest = weights_hash(model)
     return CocaCaptioner(
@@ -222,6 +226,8 @@ def _captioner(
         weights_hash=digest,
         num_frames=num_frames,
         read_fields=_scene_fields if fields == "scenes" else None,
+        kinds=kinds,
+        min_clip_score=min_clip_score,
     )
 
 
