@@ -54,6 +54,26 @@ def train_model(
     return {**dataclasses.asdict(result), "model": model, "name": name}
 
 
+def with_captioner_flags(
+    model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
+) -> Recipe:
+    """The recipe with `--captions`, `--start` and `--preset` in their places.
+
+    Raises:
+        UsageError: they are given to another model.
+    """
+    if model != "captioner":
+        raise UsageError(f"--captions, --start and --preset are of `train captioner`, not of `train {model}`")
+    settings = recipe.train_captioner
+    captioner = dataclasses.replace(
+        settings.captioner,
+        start=settings.captioner.start if start is None else start,
+        preset=settings.captioner.preset if preset is None else preset,
+    )
+    settings = dataclasses.replace(settings, captions=captions or settings.captions, captioner=captioner)
+    return dataclasses.replace(recipe, train_captioner=settings)
+
+
 def train_here(
     model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, resume: bool, progress: bool
 ) -> TrainResult:
@@ -63,9 +83,21 @@ def train_here(
 
 
 def _captioner_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+    from jobs.captioned_clips import captioned_clips
     from train.captioner_task import CaptionerTask
+    from train.run_clips import RunClips, split
 
-    return CaptionerTask(recipe.train_captioner.captioner)
+    settings = recipe.train_captioner
+    clips = held_out = None
+    if settings.captions:
+        decode = recipe.prepare.decode
+        learned, measured = split(captioned_clips(run, recipe, settings.captions))
+        clips, held_out = (
+            RunClips(part, name=name, decode=decode) for part, name in ((learned, "run"), (measured, "held_out"))
+        )
+    return CaptionerTask(
+        settings.captioner, num_batches=trainer.num_steps * trainer.accumulation, clips=clips, held_out=held_out
+    )
 
 
 def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:

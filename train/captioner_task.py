@@ -84,7 +84,7 @@ class CaptionerSettings:
     """Clips per rank and batch."""
     num_workers: int = 1
     """Processes that render or read clips in the background; 0 = none."""
-    num_validation_clips: int = 96
+    num_validation_scenes: int = 96
     """Held-out scenes or clips that are captioned at each validation."""
     seed: int = 0
     """Of the first weights and of the order of the clips."""
@@ -234,7 +234,7 @@ class CaptionerTask:
         """Caption scores, retrieval, and accuracy per field where it is known, on held-out clips."""
         captioner = self.captioner(model)
         if not self._measured_on:
-            self._measured_on = held_out_clips(self.held_out, self.settings.num_validation_clips, captioner)
+            self._measured_on = held_out_clips(self.held_out, self.settings.num_validation_scenes, captioner)
         return evaluate(captioner, self._measured_on)
 
     def captioner(self, model: nn.Module) -> CocaCaptioner:

@@ -32,7 +32,7 @@ SMALL = CaptionerSettings(
     head_width=16,
     batch_size=4,
     num_workers=0,
-    num_validation_clips=4,
+    num_validation_scenes=4,
 )
 SHORT_RUN = TrainerSettings(
     num_steps=4, lr=1e-3, warmup_steps=1, log_every=1, checkpoint_every=2, device="cpu", ema_decay=0.5
