@@ -93,7 +93,9 @@ def main() -> None:
     from recaption.captioners import load_captioner
 
     after = evaluate(load_captioner(folder), clips)
-    print(f"{asked.start} {asked.preset}, {result.steps} steps of {settings.batch_size} clips: {cpu / 60:.1f} CPU-minutes")
+    print(
+        f"{asked.start} {asked.preset}, {result.steps} steps of {settings.batch_size} clips: {cpu / 60:.1f} CPU-minutes"
+    )
     print(f"{asked.scenes} held-out scenes, style {asked.style}\n\n| figure | start | retrained |\n| --- | --- | --- |")
     for name in dict.fromkeys([*before, *after]):
         print(f"| {name} | {_shown(before.get(name))} | {_shown(after.get(name))} |")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jobs.captioned_clips import captioned_clips
+from jobs.cli import parse
 from jobs.prepare import prepare
-from jobs.train import train_model
+from jobs.recipes import from_dict, quickstart, to_dict
+from jobs.train import train_model, with_captioner_flags
 from recaption.captioners import load_captioner
 from recaption.captioners.framing import Framing
 from recaption.captions import KINDS
@@ -119,3 +121,25 @@ def test_a_captioner_trains_on_a_run_folder_and_captions_it(prepared, small_reci
     )
     with pytest.raises(CheckpointMismatchError, match="other settings"):
         train_model("captioner", prepared.uri, "mine", more, in_process, progress=False)
+
+
+def test_flags_reach_the_settings_of_the_captioner_alone():
+    command = parse(
+        "train", ["captioner", "--run", "x", "--captions", "main", "original=short", "--recipe", "quickstart"]
+    )
+    assert command.captions == ("main", "original=short")
+    recipe = with_captioner_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
+    assert (recipe.captions, recipe.captioner.start, recipe.captioner.preset) == (("main",), "tiny", "lit")
+    kept = with_captioner_flags("captioner", quickstart(), (), None, None)
+    assert kept == quickstart()
+    with pytest.raises(UsageError, match="not of `train dit`"):
+        with_captioner_flags("dit", quickstart(), (), "tiny", None)
+
+
+def test_settings_survive_a_run_yaml():
+    stages = ("0.5:short=1", "0.5:descriptive=1")
+    training = dataclasses.replace(
+        quickstart().train_captioner, captions=("original",), captioner=CaptionerSettings(start="tiny", stages=stages)
+    )
+    recipe = dataclasses.replace(quickstart(), train_captioner=training)
+    assert from_dict(to_dict(recipe)) == recipe
