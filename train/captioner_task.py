@@ -155,9 +155,7 @@ class CaptionerTask:
         check_texts(self.vocabulary, self.clips.texts(NUM_CHECKED_TEXTS))
         known = start.config.get("kinds", {"descriptive": ""})
         self.prefixes: dict[str, str] = {**{kind: prefix_of(kind) for kind in spoken}, **known}
-        self.captioner_config = {**start.config, "kinds": self.prefixes}
-        if self.clips.name != "scenes":
-            self.captioner_config["fields"] = ""
+        self.captioner_config = {**start.config, "kinds": self.prefixes, "fields": self.clips.fields}
         self.model: nn.Module = start.model
         apply_preset(self.model, self.settings.preset)
         stages = [{"until": stage.until, **stage.shares} for stage in self.stages[:-1]] + [self.stages[-1].shares]
@@ -186,7 +184,7 @@ class CaptionerTask:
             num_tokens=settings.vocabulary_tokens,
             context_length=settings.context_length,
         )
-        config = captioner_config(settings, vocabulary, fields="scenes" if self.clips.name == "scenes" else "")
+        config = captioner_config(settings, vocabulary)
         return from_nothing(config, vocabulary, temporal_std=settings.temporal_std, seed=settings.seed)
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Any]]:
@@ -253,9 +251,7 @@ class CaptionerTask:
         return captioner
 
 
-def captioner_config(
-    settings: CaptionerSettings, vocabulary: BytePairVocabulary, *, fields: str = "scenes"
-) -> dict[str, Any]:
+def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary) -> dict[str, Any]:
     """What `recaption.captioners.checkpoint` rebuilds the captioner from."""
     text = {
         "context_length": settings.context_length,
@@ -294,6 +290,6 @@ def captioner_config(
         "num_frames": settings.num_frames,
         "temporal": settings.temporal,
         "framing": {"frame_px": settings.frame_px, "fit": "squash", "interpolation": "bilinear"},
-        "fields": fields,
+        "fields": "",
         "merges": vocabulary.merges,
     }

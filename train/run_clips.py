@@ -40,6 +40,8 @@ class RunClip:
 class RunClips:
     """Implements `caption_clips.CaptionClips`."""
 
+    fields = ""
+
     def __init__(self, clips: Sequence[RunClip], *, name: str = "run", decode: DecodeLimits | None = None) -> None:
         if not clips:
             raise UsageError("no clip of this run folder has a caption to learn from")

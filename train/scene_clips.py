@@ -53,6 +53,7 @@ class SceneClips:
     """The endless training stream, or held-out scenes. Implements `caption_clips.CaptionClips`."""
 
     name = "scenes"
+    fields = "scenes"
     kinds: tuple[str, ...] = KINDS
     num_clips: int | None = None
 

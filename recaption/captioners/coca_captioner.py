@@ -26,6 +26,7 @@ from recaption.captions import fault_in, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedClip:
     """What is kept of a clip's frames once they have been looked at: enough to describe and to score it again."""

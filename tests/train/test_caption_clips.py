@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners import TINY_FOLDER
-from recaption.captioners.checkpoint import read_folder
 from recaption.captioners.framing import Framing
-from recaption.captioners.vocabulary import ClipVocabulary
+from recaption.captioners.vocabulary import ClipVocabulary, train_vocabulary
 from recaption.captions import KINDS
 from recaption.errors import RecaptionError, UsageError, VideoError
 from train.caption_batches import CaptionBatches, encode_behind
 from train.caption_clips import CaptionedClip, Mixture, numbered
 from train.caption_stages import TWO_STAGES, kinds_in, parse_stages, prefix_of, stage_at
-from train.scene_clips import SceneClips
+from train.scene_clips import SceneClips, some_captions
 
 FRAMING = Framing(frame_px=8, fit="squash")
 
@@ -24,6 +22,7 @@ class Numbers:
     """Clip n is all of brightness n; clip 3 may be unreadable."""
 
     kinds = ("descriptive", "short", "colour")
+    fields = ""
 
     def __init__(self, num_clips=10, *, broken=(), name="numbers", captions=None):
         self.num_clips, self.broken, self.name = num_clips, broken, name
@@ -44,7 +43,8 @@ class Numbers:
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return read_folder(TINY_FOLDER).vocabulary
+    texts = [*some_captions(500), *(prefix_of(kind) for kind in KINDS[1:] for _ in range(50))]
+    return train_vocabulary(texts, num_tokens=900, context_length=80)
 
 
 def batches(clips, vocabulary, *, stages=(), size=4, rank=0, num_ranks=1, num_batches=100, seed=0):
@@ -92,6 +92,7 @@ def test_a_mixture_keeps_its_proportions():
     own = [int(clip.clip_id.split("-")[0]) for clip in shown if not clip.clip_id.startswith("scene")]
     assert sorted(own) == sorted([0, 1, 2, 3] * 3)
     assert set(mixture.kinds) == set(KINDS)
+    assert mixture.fields == "scenes"
     assert mixture.description()["parts"][0] == {"weight": 3, "name": "a"}
     assert {"scene" in clip.clip_id for clip in shown[:4]} == {True, False}
     with pytest.raises(UsageError, match="weight of 1 or more"):
@@ -148,9 +149,9 @@ def test_same_words_have_the_same_key_on_every_rank(vocabulary):
         assert (one == keys[numbers.index(0)]) == (other < 4)
 
 
-@pytest.mark.parametrize("which", ["tiny", "open_clip"])
+@pytest.mark.parametrize("which", ["own", "open_clip"])
 def test_a_prefix_changes_no_token_of_the_text(vocabulary, which):
-    own = vocabulary if which == "tiny" else ClipVocabulary(76)
+    own = vocabulary if which == "own" else ClipVocabulary(76)
     text = "a purple star rotates at night"
     plain, none = encode_behind(own, "", text)
     behind, count = encode_behind(own, "main object :", text)
