@@ -1,34 +1,42 @@
 """`recaption caption`: kept clips -> RUN/captions/<set>. A caption set is a version; shards made from another one stay.
 
 A part of captions belongs to the part of clips of the same number, as do the clips' embeddings in RUN/embeddings/<set>,
-which are written first. A part is complete when its file is there with the same settings and the same kept clips; where
-only the kept clips changed (a threshold moved), captions that exist are kept and only the missing ones are made.
+which are written first. A clip has a row per kind of caption and window, and one for the text that came with it; the
+row that shards and reports use is the descriptive one of the whole clip. A part is complete when its file is there with
+the same settings and the same kept clips; where only the kept clips changed (a threshold moved), captions that exist are
+kept and only the missing ones are made.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jobs import attempts
 from jobs.cluster import Cluster
-from jobs.duplicates import find_semantic
+from jobs.duplicates import find_repeated_captions, find_semantic
 from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
-from recaption.captioners import Described
-from recaption.captions import clean
-from recaption.clip_frames import frames_of
+from recaption.caption_gates import Gates, bad
+from recaption.captioners import Captioner, Described, check_spec, load_captioner, runs_elsewhere
+from recaption.captions import clean, strip_boilerplate
+from recaption.clip_frames import View, views_of
 from recaption.errors import UsageError, VideoError
 from recaption.inputs import read_side_text
-from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
+from recaption.ledger import mark_repeated, set_pattern
+from recaption.records import Caption, Clip, ClipEmbedding, conform, from_table, schema_of, to_table
+from recaption.repeated_captions import read_repeated
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io import DecodeLimits
 
 RETRY_TEMPERATURE = 0.7
+MANY_BAD_SHARE = 0.2
+"""More bad captions than this are no accident of single clips."""
 Sums = dict[str, float]
 """What a part's metadata carries: counts and sums of scores over its clips."""
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -47,6 +55,8 @@ def caption(
     """
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
+    for spec in filter(None, (recipe.caption.captioner, recipe.caption.scorer)):
+        check_spec(spec)
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
@@ -63,17 +73,19 @@ def caption(
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    device = recipe.caption.device
+    device = "cpu" if runs_elsewhere(recipe.caption.captioner) else recipe.caption.device
     made: list[dict[str, Any]] = []
     for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
         if not made:
             write_recipe(run, recipe)  # not before: a captioner that cannot be loaded leaves no trace
         made.append(done)
     write_recipe(run, recipe)
-    find_semantic(run, recipe.prepare.duplicates, set_name)
+    if run.list(f"embeddings/{set_name}/part-*.parquet"):
+        find_semantic(run, recipe.prepare.duplicates, set_name)
+    find_repeated_captions(run, recipe.caption.repeats, set_name)
     seconds = sum(part["seconds"] for part in made)
     return {
-        **summarise(run, set_name),
+        **summarise(run, set_name, recipe.filters.max_clips_per_caption),
         "clips_per_second": sum(part["captions"] for part in made) / seconds if seconds else 0.0,
         "computed_parts": len(parts),
         "skipped_parts": len(kept) - len(parts),
@@ -92,30 +104,71 @@ def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str) -> boo
     return metadata.get("recipe_hash") == stage_hash and metadata.get("clips_hash") == clips_hash
 
 
-def summarise(run: RunFolder, set_name: str) -> dict[str, Any]:
+def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) -> dict[str, Any]:
     """Counts of a whole caption set, and its shuffled-pair check: own clip against another clip of the same batch."""
-    bad: dict[str, int] = {}
-    num_captions = num_pairs = num_retried = 0
+    bad: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    further: Counter[str] = Counter()
+    num_captions = num_pairs = num_retried = num_stripped = 0
     matched = mismatched = 0.0
-    for name in run.list(f"captions/{set_name}/part-*.parquet"):
+    repeated = read_repeated(run, set_name)
+    for name in run.list(set_pattern(set_name)):
         metadata = run.table_metadata(name)
         num_pairs += int(metadata["num_pairs"])
         num_retried += int(metadata["num_retried"])
         matched += float(metadata["matched_sum"])
         mismatched += float(metadata["mismatched_sum"])
-        for row in from_table(run.read_table(name), Caption):
-            if row.source != "model":
-                continue
-            num_captions += row.reason is None
-            if row.reason is not None:
-                bad[row.reason] = bad.get(row.reason, 0) + 1
-    return {
+        table = conform(run.read_table(name), schema_of(Caption))
+        for row in from_table(mark_repeated(table, repeated, max_clips_per_caption), Caption):
+            num_stripped += bool(row.stripped)
+            if row.is_main:
+                num_captions += row.reason is None
+                bad[row.reason or ""] += 1
+                faults[row.fault] += 1
+            elif row.reason is None:
+                further["windows" if row.window else row.kind or row.source] += 1
+            elif row.source == "model":
+                further["bad"] += 1
+    del bad[""], faults[""]
+    own, others = (total / num_pairs if num_pairs else None for total in (matched, mismatched))
+    summary = {
         "captions": num_captions,
         "retried": num_retried,
-        "bad": bad,
-        "matched_score": matched / num_pairs if num_pairs else None,
-        "mismatched_score": mismatched / num_pairs if num_pairs else None,
+        "bad": dict(sorted(bad.items())),
+        "faults": dict(sorted(faults.items())),
+        "stripped": num_stripped,
+        "repeated": repeated.num_rows,
+        "further": dict(sorted(further.items())),
+        "matched_score": own,
+        "mismatched_score": others,
     }
+    return summary | {"warnings": warnings} if (warnings := list(_warnings(summary, num_pairs))) else summary
+
+
+def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:
+    own, others = summary["matched_score"], summary["mismatched_score"]
+    if own is not None and own <= others:
+        yield (
+            f"captions match their own clips ({own:.3f}) no better than other clips ({others:.3f}), over {num_pairs} "
+            "pairs: either they are not about these clips, or this captioner cannot tell them apart; "
+            "`recaption verify` asks more closely"
+        )
+    num_bad = sum(summary["faults"].values())
+    if num_bad > MANY_BAD_SHARE * (num_bad + summary["captions"]):
+        faults = ", ".join(f"{fault} {count}" for fault, count in summary["faults"].items())
+        yield f"{num_bad} of {num_bad + summary['captions']} captions failed a gate ({faults})"
+
+
+def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
+    """The captioner that a recipe names, with what it is to be asked."""
+    return load_captioner(
+        settings.captioner,
+        device=device,
+        scorer=settings.scorer,
+        prompt=settings.prompt,
+        num_frames=settings.num_frames,
+        endpoint=settings.endpoint,
+    )
 
 
 class CaptionWorker:
@@ -126,7 +179,6 @@ class CaptionWorker:
     ) -> None:
         import torch
 
-        from recaption.captioners import load_captioner
         from train.distributed import choose_device
 
         torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
@@ -136,7 +188,9 @@ class CaptionWorker:
         self.settings = settings
         self.decode = decode
         self.stage_hash = stage_hash
-        self.captioner = load_captioner(settings.captioner, device=str(choose_device(settings.device)))
+        self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
+        _check_kinds(settings.kinds, self.captioner)
+        self.gates = _gates(settings, self.captioner)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         import time
@@ -163,7 +217,8 @@ class CaptionWorker:
             for clip in clips
             if clip.clip_id in embeddings
         ]
-        self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
+        if of_clips or self.captioner.can_score:
+            self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
 
@@ -173,67 +228,165 @@ class CaptionWorker:
         sums: Sums = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
         found: dict[str, list[Caption]] = {}
         embeddings: dict[str, bytes] = {}
+        beside = part_name(self.embeddings, number)
+        if self.captioner.can_score and not self.run.exists(beside):
+            return found, embeddings, sums  # half of a part is none
         if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
             sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
             for row in from_table(self.run.read_table(name), Caption):
                 if row.clip_id in wanted:
                     found.setdefault(row.clip_id, []).append(row)
-            beside = from_table(self.run.read_table(part_name(self.embeddings, number)), ClipEmbedding)
-            embeddings = {row.clip_id: row.embedding for row in beside if row.clip_id in wanted}
+            of_clips = from_table(self.run.read_table(beside), ClipEmbedding) if self.run.exists(beside) else []
+            embeddings = {row.clip_id: row.embedding for row in of_clips if row.clip_id in wanted}
         return found, embeddings, sums
 
     def _caption_batch(self, clips: list[Clip], sums: Sums) -> tuple[list[Caption], dict[str, bytes]]:
         rows: list[Caption] = []
-        seen: list[Clip] = []
-        frames: list[np.ndarray] = []
+        views: list[View] = []
         for clip in clips:
             original = read_side_text(clip.uri)
             if original:
-                rows.append(self._bound(Caption(text=clean(original), source="original"), clip))
+                text = Caption(text=clean(original), source="original", kind="")
+                rows.append(self._bound(self.gates.judge_original(text), clip))
             try:
                 attempts.begin(clip.clip_id)
-                frames.append(frames_of(clip, self.captioner, self.decode, snap_seconds=self.settings.snap_seconds))
+                views += self._views(clip)
             except VideoError as error:
                 rows.append(self._bound(Caption(reason=error.reason), clip))
-            else:
-                seen.append(clip)
-        if not frames:
+        if not views:
             return rows, {}
-        attempts.begin(*(clip.clip_id for clip in seen))
-        described = self._described(frames, sums)
-        _add_pairs(described.clip_BD @ described.text_BD.T, sums)
-        rows += [self._bound(text, clip) for text, clip in zip(described.captions, seen, strict=True)]
-        halves_BD = described.clip_BD.astype("<f2")
-        return rows, {clip.clip_id: row.tobytes() for clip, row in zip(seen, halves_BD, strict=True)}
+        attempts.begin(*dict.fromkeys(view.clip.clip_id for view in views))
+        described = self._described(views, sums)
+        main = described["descriptive"]
+        whole = [i for i, view in enumerate(views) if view.window == 0]
+        for i, view in enumerate(views):
+            rows += [self._bound(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
+        if main.clip_BD is None or main.text_BD is None:  # a captioner without a contrastive space
+            return rows, {}
+        _add_pairs(main.clip_BD[whole] @ main.text_BD[whole].T, sums)
+        halves_BD = main.clip_BD[whole].astype("<f2")
+        return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
-    def _described(self, frames: list[np.ndarray], sums: Sums) -> Described:
-        """One caption per clip; what fails a gate is tried once more, drawn at random with another seed."""
+    def _views(self, clip: Clip) -> list[View]:
+        settings = self.settings
+        return views_of(
+            clip,
+            self.captioner,
+            self.decode,
+            window_seconds=settings.window_seconds,
+            snap_seconds=settings.snap_seconds,
+        )
+
+    def _described(self, views: list[View], sums: Sums) -> dict[str, Described]:
+        """Kind -> a caption per view, from one look at its frames."""
+        frames = [view.frames_THWC for view in views]
+        seen = self.captioner.encode(frames) if hasattr(self.captioner, "encode") else frames
+        owners = [view.clip.clip_id for view in views]
+        found = {kind: self._of_kind(kind, seen, owners, sums) for kind in self.settings.kinds}
+        is_unknown = [caption.fault == "low_score" for caption in found["descriptive"].captions]
+        for kind, described in found.items():
+            for i, caption in enumerate(described.captions):
+                if is_unknown[i] and not caption.fault:  # who has no words for these frames has no short ones either
+                    found[kind].captions[i] = bad(caption, "low_score")
+        return found
+
+    def _of_kind(self, kind: str, seen: list[Any], owners: list[str], sums: Sums) -> Described:
+        """What fails a gate is tried once more, drawn at random with another seed; over-long ones with fewer tokens."""
         settings = self.settings
         first = self.captioner.describe(
-            frames, max_tokens=settings.max_tokens, num_beams=settings.num_beams, seed=settings.seed
+            seen, kind=kind, max_tokens=settings.max_tokens, num_beams=settings.num_beams, seed=settings.seed
         )
+        self._strip(first, seen)
+        self.gates.judge(first, kind=kind, owners=owners)
         failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
-        if failed:
-            again = self.captioner.describe(
-                [frames[i] for i in failed],
-                max_tokens=settings.max_tokens,
-                temperature=RETRY_TEMPERATURE,
-                seed=settings.seed + 1,
-            )
-            sums["num_retried"] += len(failed)
-            for place, i in enumerate(failed):
-                if again.captions[place].reason is None:
-                    first.captions[i], first.text_BD[i] = again.captions[place], again.text_BD[place]
+        sums["num_retried"] += len(failed)
+        long = [i for i in failed if first.captions[i].fault == "over_long"]
+        fewer = self.gates.fewer_tokens([first.captions[i].text for i in long], settings.max_tokens)
+        for rows, max_tokens in ((long, fewer), ([i for i in failed if i not in long], settings.max_tokens)):
+            if rows:
+                self._try_again(first, rows, kind, seen, owners, max_tokens)
         return first
 
-    def _bound(self, text: Caption, clip: Clip) -> Caption:
+    def _try_again(
+        self, first: Described, rows: list[int], kind: str, seen: list[Any], owners: list[str], max_tokens: int
+    ) -> None:
+        """Put second captions in the place of the bad ones, where they are good."""
+        again = self.captioner.describe(
+            [seen[i] for i in rows],
+            kind=kind,
+            max_tokens=max_tokens,
+            temperature=RETRY_TEMPERATURE,
+            seed=self.settings.seed + 1,
+        )
+        self._strip(again, [seen[i] for i in rows])
+        # Judged among all of the batch, whose captions are what a margin is measured against.
+        whole = Described(list(first.captions), first.clip_BD, None if first.text_BD is None else first.text_BD.copy())
+        for place, i in enumerate(rows):
+            whole.captions[i] = again.captions[place]
+            if whole.text_BD is not None and again.text_BD is not None:
+                whole.text_BD[i] = again.text_BD[place]
+        self.gates.judge(whole, kind=kind, owners=owners)
+        for i in rows:
+            if whole.captions[i].reason is None:
+                first.captions[i] = whole.captions[i]
+                if whole.text_BD is not None and first.text_BD is not None:
+                    first.text_BD[i] = whole.text_BD[i]
+
+    def _strip(self, described: Described, seen: list[Any]) -> None:
+        """Take off boilerplate that the captioner left, and score what is left of the text."""
+        for i, caption in enumerate(described.captions):
+            text, phrases = strip_boilerplate(caption.text)
+            if phrases:
+                score = caption.clip_score
+                score = None if score is None else float(self.captioner.score([seen[i]], [text])[0, 0])
+                described.captions[i] = dataclasses.replace(caption, text=text, stripped=phrases, clip_score=score)
+
+    def _bound(self, text: Caption, clip: Clip, view: View | None = None, kind: str | None = None) -> Caption:
         return dataclasses.replace(
             text,
+            kind=text.kind if kind is None else kind,
             clip_id=clip.clip_id,
-            start_seconds=clip.start_seconds,
-            end_seconds=clip.end_seconds,
+            start_seconds=view.start_seconds if view else clip.start_seconds,
+            end_seconds=view.end_seconds if view else clip.end_seconds,
+            window=view.window if view else 0,
             recipe_hash=self.stage_hash,
         )
+
+
+def _check_kinds(kinds: Sequence[str], captioner: Captioner) -> None:
+    """Raises UsageError where the captioner cannot say these, or they lack the one that shards hold."""
+    unknown = [kind for kind in kinds if kind not in captioner.kinds]
+    if unknown:
+        raise UsageError(
+            f"--caption.kinds {unknown[0]}: captioner {captioner.name} was not trained on it (it knows "
+            f"{', '.join(captioner.kinds)})"
+        )
+    if "descriptive" not in kinds or len(set(kinds)) < len(kinds):
+        raise UsageError(
+            f"--caption.kinds {' '.join(kinds)}: each once, and descriptive, which shards hold, among them"
+        )
+
+
+def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
+    from train.text_length import load
+
+    limit = settings.min_clip_score
+    length = None
+    if settings.text_encoder:
+        try:
+            length = load(
+                settings.text_encoder,
+                max_tokens=settings.max_text_tokens,
+                captioner=captioner,
+                captioner_spec=settings.captioner,
+            )
+        except UsageError as error:
+            raise type(error)(f'{error} (or do not count tokens: --caption.text-encoder "")') from error
+    return Gates(
+        min_clip_score=captioner.min_clip_score if limit is None else limit,
+        min_score_margin=settings.min_score_margin,
+        length=length,
+    )
 
 
 def _add_pairs(scores: np.ndarray, sums: Sums) -> None:

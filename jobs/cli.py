@@ -108,7 +108,8 @@ class CaptionVerb(OnRun):
 
     example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
     captioner: str | None = None
-    """SPEC: tiny, open_clip:MODEL/PRETRAINED, or the folder of a captioner trained here; default: the recipe's."""
+    """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
+    or the folder of a captioner trained here; default: the recipe's."""
     set: str = "main"
     """Name of the caption set: re-captioning under a new name leaves the old captions as they are."""
 
@@ -159,7 +160,9 @@ class Encode(OnRun):
 class Plan(Common):
     """Which clips share a pack, and what that costs, before any GPU is booked."""
 
-    example: ClassVar[str] = "recaption plan --lengths lengths.npy --ranks 64 --capacity 16384"
+    example: ClassVar[str] = (
+        "recaption plan --lengths lengths.npy --ranks 1024 --capacity 32768 --width 3072 --depth 48 --compare"
+    )
     run: str | None = None
     """The run folder; or pass --lengths."""
     lengths: str | None = None
@@ -168,15 +171,28 @@ class Plan(Common):
     """Ranks that train together."""
     capacity: int | None = None
     """Tokens per pack; default: the recipe's."""
+    width: int | None = None
+    """Of the transformer: wide ones spend less of their time in attention; default: the recipe's."""
+    depth: int | None = None
+    """Its layers; adds an estimate of the memory that one rank needs."""
+    compare: bool = False
+    """All packing policies side by side."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.plan import plan
 
-        recipe = self.settings
-        if self.capacity:
-            recipe = dataclasses.replace(recipe, plan=dataclasses.replace(recipe.plan, capacity=self.capacity))
-        return plan(recipe, run_uri=self.run, lengths=self.lengths, num_ranks=self.ranks)
+        given = {"capacity": self.capacity, "cost_width": self.width}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+        recipe = dataclasses.replace(self.settings, plan=dataclasses.replace(self.settings.plan, **changes))
+        return plan(
+            recipe,
+            run_uri=self.run,
+            lengths=self.lengths,
+            num_ranks=self.ranks,
+            depth=self.depth,
+            compare=self.compare,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

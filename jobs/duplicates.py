@@ -1,5 +1,6 @@
 """Pairs of near copies of a whole run: RUN/fingerprints -> RUN/duplicates/perceptual.parquet, at the end of `prepare`;
-RUN/embeddings/<set> -> RUN/duplicates/semantic-<set>.parquet, at the end of `caption`.
+RUN/embeddings/<set> -> RUN/duplicates/semantic-<set>.parquet, at the end of `caption`, and with it what RUN/captions/<set>
+says of several clips -> RUN/captions/<set>/repeated.parquet.
 
 Each table carries a hash of what it was made from: asked again with nothing new, nothing is read but metadata.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from recaption.duplicate_candidates import candidate_pairs
@@ -20,13 +22,21 @@ from recaption.duplicate_matching import Matches, match
 from recaption.duplicates import PAIRS_SCHEMA, PERCEPTUAL, DuplicateSettings, semantic_name
 from recaption.errors import UsageError
 from recaption.fingerprints import HASH_TYPE, samples_of
+from recaption.ledger import main_captions, set_pattern
+from recaption.records import Caption, conform, schema_of
+from recaption.repeated_captions import REPEATED_SCHEMA, RepeatSettings, find_repeated, repeated_name
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.semantic_pairs import semantic_pairs
 
 FINGERPRINTS = "fingerprints/part-*.parquet"
-METHOD = 1
+METHOD = 2
 """Raised when the same fingerprints and settings give other pairs: tables made before are then made anew."""
 RANK_COLUMNS = ("clip_id", "num_pixels", "seconds", "bytes_per_second")
+WHOLE_COPY, WHOLE_SHARE = 0.95, 0.9
+"""Similarity, and share of the worse clip, from which a pair counts towards `max_copies`."""
+REPEATED_INPUT = pa.schema(
+    [schema_of(Caption).field(n) for n in ("clip_id", "text", "source", "reason", "kind", "window")]
+)
 PAIRS_AT_A_TIME = 4096
 """Their pictures are in memory: 4096 pairs of clips of 6 s take 75 MB."""
 
@@ -65,12 +75,36 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
     )
     bar = tqdm(total=len(found), desc="near copies", unit="pair", file=sys.stderr, disable=not progress)
     tables = [PAIRS_SCHEMA.empty_table()]
+    num_whole = np.zeros(len(clips.clip_id), np.int64)
     with bar:
-        for candidates in _side_by_side(clips, found):
-            tables.append(_matched(run, clips, candidates, settings.min_similarity))
-            bar.update(len(candidates))
+        while len(found):
+            now = _place_among_better(found) < settings.max_copies
+            for candidates in _side_by_side(clips, found[now]):
+                matches = _matched(run, clips, candidates)
+                worse = candidates[:, 1]
+                is_whole = (matches.similarity >= WHOLE_COPY) & (
+                    matches.overlap_seconds >= WHOLE_SHARE * clips.seconds[worse]
+                )
+                np.add.at(num_whole, worse[is_whole], 1)
+                tables.append(_similar_table(clips, candidates, matches, settings.min_similarity))
+                bar.update(len(candidates))
+            found = found[~now]
+            is_open = num_whole[found[:, 1]] < settings.max_copies
+            bar.update(int((~is_open).sum()))
+            found = found[is_open]
     run.write_table(PERCEPTUAL, _sorted(tables), metadata)
     return True
+
+
+def _place_among_better(found: np.ndarray) -> np.ndarray:
+    """(C,): how many better clips than the first of a pair its second is also paired with."""
+    order = np.lexsort((found[:, 0], found[:, 1]))
+    worse = found[order, 1]
+    is_new = np.append(True, worse[1:] != worse[:-1])
+    place = np.arange(len(found)) - np.maximum.accumulate(np.where(is_new, np.arange(len(found)), 0))
+    places = np.empty(len(found), np.int64)
+    places[order] = place
+    return places
 
 
 def find_semantic(run: RunFolder, settings: DuplicateSettings, set_name: str) -> bool:
@@ -100,6 +134,29 @@ def find_semantic(run: RunFolder, settings: DuplicateSettings, set_name: str) ->
     nothing = np.zeros(len(found))
     table = _pair_table(clips, found, "semantic", similarity, shorter, nothing, nothing)
     run.write_table(semantic_name(set_name), _sorted([table]), metadata)
+    return True
+
+
+def find_repeated_captions(run: RunFolder, settings: RepeatSettings, set_name: str) -> bool:
+    """Write which captions of a set are said of several clips; False where the table there is already made from the same."""
+    names = run.list(set_pattern(set_name))
+    same = [PERCEPTUAL] if run.exists(PERCEPTUAL) else []
+    metadata = {
+        "inputs_hash": _inputs_hash(run, names + same),
+        "settings_hash": recipe_hash([METHOD, asdict(settings)]),
+    }
+    if _is_made_from(run, repeated_name(set_name), metadata):
+        return False
+    text_of: dict[str, str] = {}
+    for name in names:
+        rows = main_captions(conform(run.read_table(name), REPEATED_INPUT))
+        rows = rows.filter(pc.is_null(rows["reason"]))
+        text_of |= dict(zip(rows["clip_id"].to_pylist(), rows["text"].to_pylist(), strict=True))
+    columns = [run.read_columns(name, ["clip_id_a", "clip_id_b"]).to_pydict() for name in same]
+    pairs = [pair for one in columns for pair in zip(one["clip_id_a"], one["clip_id_b"], strict=True)]
+    found = find_repeated(text_of, same_footage=pairs, min_similarity=settings.min_similarity)
+    table = [{"clip_id": clip_id, **asdict(repeated)} for clip_id, repeated in found.items()]
+    run.write_table(repeated_name(set_name), pa.Table.from_pylist(table, schema=REPEATED_SCHEMA), metadata)
     return True
 
 
@@ -174,19 +231,21 @@ def _read_pictures(run: RunFolder, clips: _Clips, wanted: np.ndarray) -> dict[in
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _matched(run: RunFolder, clips: _Clips, candidates: np.ndarray, min_similarity: float) -> pa.Table:
+def _matched(run: RunFolder, clips: _Clips, candidates: np.ndarray) -> Matches:
     pictures = _read_pictures(run, clips, np.unique(candidates))
-    found = match([pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()])
-    good = found.similarity >= min_similarity
-    chosen = Matches(*(getattr(found, name)[good] for name in Matches.__dataclass_fields__))
+    return match([pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()])
+
+
+def _similar_table(clips: _Clips, candidates: np.ndarray, matches: Matches, min_similarity: float) -> pa.Table:
+    good = matches.similarity >= min_similarity
     return _pair_table(
         clips,
         candidates[good],
         "perceptual",
-        chosen.similarity,
-        chosen.overlap_seconds,
-        chosen.start_seconds_a,
-        chosen.start_seconds_b,
+        matches.similarity[good],
+        matches.overlap_seconds[good],
+        matches.start_seconds_a[good],
+        matches.start_seconds_b[good],
     )
 
 

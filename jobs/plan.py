@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -10,64 +11,151 @@ import numpy as np
 
 from jobs.recipes import Recipe
 from jobs.run_state import open_run
-from packing.plan import plan_steps
+from packing.epochs import EpochPlans
+from packing.plan import POLICIES, Plan, PlanSettings
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
 PLAN_JSON = "plan.json"
 MAX_PACKS_SHOWN = 2000
+MAX_STEPS_SHOWN = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the plan is made from."""
+
+    tokens_N: np.ndarray
+    seconds_N: np.ndarray | None
+    """Of video; None where only token counts are known."""
 
 
 def plan(
-    recipe: Recipe, *, run_uri: str | None = None, lengths: str | None = None, num_ranks: int = 1
+    recipe: Recipe,
+    *,
+    run_uri: str | None = None,
+    lengths: str | None = None,
+    num_ranks: int = 1,
+    depth: int | None = None,
+    compare: bool = False,
 ) -> dict[str, Any]:
-    """Pack one epoch; with a run folder, also write RUN/plan.json for the report.
+    """Pack one epoch, the very one that training starts with; with a run folder, also write RUN/plan.json for the report.
+
+    Args:
+        depth: layers of the transformer that is to be trained, of width `plan.cost_width`; adds the memory it takes.
+        compare: also plan with every other policy.
 
     Raises:
         UsageError: neither or both sources, or no samples.
     """
     if (run_uri is None) == (lengths is None):
         raise UsageError("pass either --run RUN or --lengths FILE.npy")
+    if num_ranks < 1:
+        raise UsageError(f"--ranks {num_ranks} must be at least 1")
     run = open_run(run_uri)[0] if run_uri else None
-    num_tokens = _tokens_of_run(run, recipe) if run else _tokens_of_file(str(lengths))
-    started = time.perf_counter()
-    made = plan_steps(
-        num_tokens,
-        num_ranks=num_ranks,
-        capacity=recipe.plan.capacity,
-        policy=recipe.plan.policy,
-        pool=recipe.plan.pool,
-        seed=recipe.plan.seed,
-        width=recipe.plan.cost_width,
-        too_long="reject",
-    )
-    summary = {
-        **made.summary(),
-        "tokens": int(num_tokens.sum()),
-        "tokens_per_pack_mean": float(made.row_tokens.mean()) if made.num_packs else 0.0,
-        "plan_seconds": time.perf_counter() - started,
-    }
+    sizes = _sizes_of_run(run) if run else _sizes_of_file(str(lengths))
+    summary, made = _planned(sizes, recipe.plan, num_ranks)
+    if depth:
+        summary["memory"] = _memory(recipe, depth, num_ranks)
+    if compare:
+        others = (dataclasses.replace(recipe.plan, policy=policy) for policy in POLICIES if policy != made.policy)
+        summary["compared"] = [
+            _compared(each) for each in (summary, *(_planned(sizes, s, num_ranks)[0] for s in others))
+        ]
     if run:
-        shown = {**summary, "pack_tokens": made.row_tokens[:MAX_PACKS_SHOWN].tolist()}
-        shown.pop("plan_seconds")
+        shown = {key: value for key, value in summary.items() if key != "plan_seconds"}
+        shown["pack_tokens"] = made.row_tokens[:MAX_PACKS_SHOWN].tolist()
+        shown["step_flops"] = _of_steps(made.row_flops, num_ranks)[:MAX_STEPS_SHOWN].tolist()
         run.write_bytes(PLAN_JSON, json.dumps(shown, indent=1).encode())
     return summary
 
 
-def _tokens_of_run(run: RunFolder, recipe: Recipe) -> np.ndarray:
+def _planned(sizes: Sizes, settings: PlanSettings, num_ranks: int) -> tuple[dict[str, Any], Plan]:
+    started = time.process_time()
+    plans = EpochPlans(sizes.tokens_N, settings)
+    if plans.global_rows % num_ranks:  # rows that training would make if it were told of these ranks
+        plans = EpochPlans(sizes.tokens_N, dataclasses.replace(settings, global_rows=num_ranks))
+    made = dataclasses.replace(plans[0], num_ranks=num_ranks)
+    plan_seconds = time.process_time() - started
+    mix = made.size_mix(sizes.tokens_N)
+    flops_RS = _of_steps(made.row_flops, num_ranks)
+    summary = {
+        **made.summary(),
+        "global_rows": plans.global_rows,
+        "tokens": int(sizes.tokens_N.sum()),
+        "tokens_per_pack_mean": float(made.row_tokens.mean()) if made.num_packs else 0.0,
+        "tokens_per_rank_and_step": _spread(made.row_tokens),
+        "samples_per_rank_and_step": _spread(np.diff(made.starts)),
+        "relative_flops_per_rank_and_step": _spread(made.row_flops / made.row_flops.mean()),
+        "slowest_rank_over_mean": _spread(flops_RS[:, 1] / flops_RS[:, 0]) if len(flops_RS) else [],
+        "size_mix_of_steps": mix.of_steps,
+        "size_mix_of_random_rows": mix.of_random_rows,
+        "plan_seconds": plan_seconds,
+    }
+    if sizes.seconds_N is not None:
+        summary["rejected_seconds"] = {
+            reason: float(sizes.seconds_N[indices].sum()) for reason, indices in made.rejected.items()
+        }
+    return summary, made
+
+
+def _of_steps(row_flops: np.ndarray, num_ranks: int) -> np.ndarray:
+    """(steps, 2): mean and largest FLOPs among the ranks of each whole step."""
+    num_steps = len(row_flops) // num_ranks
+    of_steps = row_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
+    return np.stack([of_steps.mean(axis=1), of_steps.max(axis=1)], axis=1) if num_steps else np.zeros((0, 2))
+
+
+def _spread(values: np.ndarray) -> list[float]:
+    """Smallest, mean, largest."""
+    return [round(float(value), 4) for value in (values.min(), values.mean(), values.max())] if len(values) else []
+
+
+def _memory(recipe: Recipe, depth: int, num_ranks: int) -> dict[str, int]:
+    from train.memory import training_memory
+
+    return dataclasses.asdict(
+        training_memory(
+            width=recipe.plan.cost_width,
+            depth=depth,
+            capacity=recipe.plan.capacity,
+            num_ranks=num_ranks,
+            precision=recipe.train_dit.trainer.precision,
+        )
+    )
+
+
+def _compared(summary: dict[str, Any]) -> dict[str, Any]:
+    names = ("policy", "num_packs", "num_steps", "fill", "rank_efficiency", "size_mix_of_steps", "plan_seconds")
+    return {name: summary[name] for name in names}
+
+
+def as_text(compared: list[dict[str, Any]]) -> str:
+    """The policies side by side."""
+    lines = ["policy        packs     steps    fill   ranks   size mix   CPU s"]
+    for row in compared:
+        lines.append(
+            f"{row['policy']:<11}{row['num_packs']:>8,}{row['num_steps']:>10,}{row['fill']:>8.2%}"
+            f"{row['rank_efficiency']:>8.2%}{row['size_mix_of_steps']:>11.3f}{row['plan_seconds']:>8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _sizes_of_run(run: RunFolder) -> Sizes:
     if not run.exists("index.parquet"):
         raise UsageError(f"{run.uri} has no shards: run `recaption shard --run {run.uri}` first")
-    tokens = run.read_table("index.parquet")["num_latent_tokens"].to_numpy()
-    if not len(tokens):
+    index = run.read_table("index.parquet")
+    if not index.num_rows:
         raise UsageError(f"{run.uri} has shards without samples; `recaption report` says where the clips went")
-    return tokens
+    seconds_N = index["num_frames"].to_numpy() / np.maximum(1, index["fps"].to_numpy())
+    return Sizes(index["num_latent_tokens"].to_numpy(), seconds_N)
 
 
-def _tokens_of_file(path: str) -> np.ndarray:
+def _sizes_of_file(path: str) -> Sizes:
     try:
-        tokens = np.load(path, allow_pickle=False)
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"--lengths {path}: not a .npy file of token counts ({error})") from error
     if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
         raise UsageError(f"--lengths {path}: wants a list of whole numbers, holds {tokens.shape} of {tokens.dtype}")
-    return tokens
+    return Sizes(tokens, None)

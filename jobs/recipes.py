@@ -23,9 +23,11 @@ import yaml
 from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan import PlanSettings
+from recaption.chat_endpoint import EndpointSettings
 from recaption.duplicates import DuplicateSettings
 from recaption.errors import UsageError
 from recaption.filters import FilterThresholds
+from recaption.repeated_captions import RepeatSettings
 from recaption.run_folder import recipe_hash
 from recaption.scores import ScoreSettings
 from recaption.shots import ShotSettings
@@ -63,13 +65,37 @@ class CaptionSettings:
     """Clips -> captions."""
 
     captioner: str = "tiny"
-    """SPEC: `tiny`, `open_clip:MODEL/PRETRAINED`, or the folder of a captioner trained here."""
+    """SPEC: `tiny`, `open_clip:MODEL/PRETRAINED`, `git:`, `vlm:`, `frozenbilm:`, `mplug2:` with an id or folder,
+    `http://HOST/v1#MODEL`, or the folder of a captioner trained here."""
+    scorer: str = ""
+    """SPEC of a second captioner (`tiny`, `open_clip:...`) for clip scores, where the first has no contrastive space."""
+    prompt: str = ""
+    """What a captioner that is asked in words (`vlm:`, `http:`) is asked; empty: its own question. Others that take one
+    go on from it."""
+    num_frames: int = 0
+    """How many frames such a captioner is shown; 0: its own number."""
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
     num_beams: int = 1
     batch_size: int = 16
     seed: int = 0
     snap_seconds: float = 0.0
     """Look at a keyframe this close instead of the evenly spaced frame: cheaper to read, where keyframes are dense."""
+    kinds: tuple[str, ...] = ("descriptive",)
+    """Kinds of caption per clip, from one look at its frames: descriptive (which shards hold), short, main_object, action,
+    surroundings, background, text, style, colour; as far as the captioner was trained on them."""
+    window_seconds: float = 0.0
+    """Clips longer than this also get captions of consecutive windows, none of them longer; 0: of the whole clip only."""
+    min_clip_score: float | None = None
+    """Captions that match their own frames less than this are bad. Differs from captioner to captioner: default is what the
+    captioner itself was calibrated to, none where it was not."""
+    min_score_margin: float | None = None
+    """Captions that match their own frames no better, by this much, than captions of other clips of the batch do are bad."""
+    text_encoder: str = ""
+    """Text encoder of the training (`captioner:SPEC`, `t5:ID`): captions longer than it reads are bad. "": not asked."""
+    max_text_tokens: int = 0
+    """Limit in that encoder's tokens; 0: as many as it reads."""
+    repeats: RepeatSettings = field(default_factory=RepeatSettings)
     device: str = "auto"
 
 
@@ -107,6 +133,11 @@ class SampleSettings:
     seed: int = 0
     prompts: tuple[str, ...] = ()
     """What `recaption run` samples at its end."""
+    expander: str = "embedded"
+    """What rewrites short prompts in the style of the training captions: none, embedded (no download), transformers:ID or
+    http://HOST/v1#MODEL."""
+    examples: str = ""
+    """Run folder whose captions set that style; default: that of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +206,7 @@ def quickstart() -> Recipe:
     return Recipe(
         name="quickstart",
         prepare=PrepareSettings(max_clip_seconds=4.0),
-        caption=CaptionSettings(max_tokens=79),
+        caption=CaptionSettings(max_tokens=79, text_encoder="captioner:tiny"),
         shard=ShardSettings(buckets=BucketTable(fps=8, num_frames=(9, 17), max_areas_px=(64 * 64,))),
         # Few channels, half whitened: colour and place first, texture later. The choice that showed the prompt's colour
         # soonest; see "Measured" in the README.
@@ -187,6 +218,7 @@ def quickstart() -> Recipe:
             trainer=TrainerSettings(num_steps=800, lr=2e-3, ema_decay=0.99, checkpoint_every=100),
         ),
         sample=SampleSettings(
+            expander="none",  # the prompts below are captions already
             guidance=3.0,
             num_frames=17,
             height_px=64,
@@ -204,7 +236,7 @@ def small() -> Recipe:
     return Recipe(
         name="small",
         prepare=PrepareSettings(max_clip_seconds=10.0),
-        caption=CaptionSettings(captioner=COCA_L14),
+        caption=CaptionSettings(captioner=COCA_L14, text_encoder="t5:google/t5-v1_1-base"),
         shard=ShardSettings(
             buckets=BucketTable(fps=8, num_frames=(1, 17, 33, 49), max_areas_px=(192 * 320, 256 * 448), crf=14)
         ),
@@ -241,7 +273,7 @@ def base() -> Recipe:
     return Recipe(
         name="base",
         prepare=PrepareSettings(part_size=64, max_clip_seconds=10.0, max_failed_share=0.2),
-        caption=CaptionSettings(captioner=COCA_L14, batch_size=32),
+        caption=CaptionSettings(captioner=COCA_L14, batch_size=32, text_encoder="t5:google/t5-v1_1-xxl"),
         shard=ShardSettings(
             buckets=BucketTable(
                 fps=16,
@@ -348,10 +380,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-PARALLELISM_ONLY = ("device", "decode", "max_failed_share")
+PARALLELISM_ONLY = ("device", "decode", "endpoint", "max_failed_share")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
-HASHED_BY_THEMSELVES = ("duplicates",)
-"""What RUN/duplicates/ is made with; its tables carry a hash of their own, and no clip depends on it."""
+HASHED_BY_THEMSELVES = ("duplicates", "repeats")
+"""What RUN/duplicates/ and RUN/captions/*/repeated.parquet are made with: these tables carry a hash of their own, and no
+clip or caption depends on them."""
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:

@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.caption import caption
+from jobs.caption import caption, open_captioner
 from jobs.cluster import Cluster
-from jobs.duplicates import find_perceptual, find_semantic
+from jobs.duplicates import find_perceptual, find_repeated_captions, find_semantic
 from jobs.encode import encode, planned_latents
 from jobs.prepare import prepare
 from jobs.recipes import Recipe, stage_hashes
@@ -64,7 +64,7 @@ class _Damage:
     shards: set[str] = field(default_factory=set)
     """Names without extension."""
     pairs: set[str] = field(default_factory=set)
-    """Tables of near copies."""
+    """Tables of near copies, and of captions said of many clips."""
     lost_clips: set[str] = field(default_factory=set)
     """Clips whose shard has to be looked up in the plan."""
     index: bool = False
@@ -156,7 +156,7 @@ def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Da
             damage.parts |= {one["part"] for one in listed if one["uri"] == row}
         elif name == INPUTS:
             damage.inputs_lost = True
-        elif folder == "duplicates":
+        elif folder == "duplicates" or name.endswith("/repeated.parquet"):
             damage.pairs.add(name)
         elif folder in PART_FOLDERS:
             damage.parts.add(part_number(name))
@@ -293,6 +293,8 @@ def _remake_pairs(job: _Repair, name: str) -> None:
     job.run.remove(name)
     if name == PERCEPTUAL:
         find_perceptual(job.run, settings, progress=job.cluster.progress)
+    elif name.endswith("/repeated.parquet"):
+        find_repeated_captions(job.run, job.recipe.caption.repeats, name.split("/")[1])
     else:
         find_semantic(job.run, settings, set_of(name))
     job.remade.append(name)
@@ -334,10 +336,8 @@ def _remake_captions(job: _Repair, set_name: str, numbers: set[int]) -> None:
 
 def _why_another_captioner(job: _Repair, whole: list[str]) -> str:
     """Why the captioner cannot be had, or is not the one that wrote the parts that are whole; empty where it is."""
-    from recaption.captioners import load_captioner
-
     try:
-        captioner = load_captioner(job.recipe.caption.captioner)
+        captioner = open_captioner(job.recipe.caption, device="cpu")
     except UsageError as error:
         return f"no captioner: {error}"
     name = f"{captioner.name}@{captioner.weights_hash}"

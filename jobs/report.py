@@ -98,6 +98,7 @@ def write_report(
         "max_failures": MAX_FAILURES_SHOWN,
         "cards": shown,
         "buttons": filter_buttons(shown),
+        "faults": tables.faults,
         "charts": distributions(tables),
         "score_charts": score_charts(tables),
         "waterfall": waterfall_rows(seen, thresholds),
@@ -305,7 +306,27 @@ def _plan(plan: dict[str, Any] | None) -> dict[str, Any] | None:
     ]
     columns = pack_columns(plan.get("pack_tokens", []), plan["capacity"]) if plan.get("capacity") else ""
     shown = len(plan.get("pack_tokens", []))
-    return {"named": named, "columns": columns, "rejected": plan.get("rejected") or {}, "num_shown": shown}
+    return {
+        "named": named,
+        "columns": columns,
+        "steps": _step_costs(plan),
+        "rejected": plan.get("rejected") or {},
+        "num_shown": shown,
+    }
+
+
+def _step_costs(plan: dict[str, Any]) -> Markup | None:
+    """The slowest rank of each step beside the mean: what lies between is waiting."""
+    steps = plan.get("step_flops", [])
+    if plan.get("num_ranks", 1) < 2 or len(steps) < 2:
+        return None
+    mean = sum(of_step[0] for of_step in steps) / len(steps)
+    numbers = [float(number) for number in range(len(steps))]
+    kinds = (("slowest rank", "accent", 1), ("mean of the ranks", "second", 0))
+    return line(
+        [Series(name, style, numbers, [of_step[at] / mean for of_step in steps]) for name, style, at in kinds],
+        label="cost of each step, as a multiple of the mean",
+    )
 
 
 TELLING_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")

@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs.report_charts import number
-from jobs.report_tables import RunTables, clock
+from jobs.report_tables import CAPTION_SCHEMA, RunTables, clock
 from packing.reader import read_sample
 from recaption.errors import VideoError
-from recaption.ledger import ClipState
+from recaption.ledger import ClipState, main_captions, set_pattern
+from recaption.records import conform
 from recaption.run_folder import RunFolder
 from recaption.video_io import decode_bytes
 
@@ -90,6 +90,12 @@ class Card:
     before: str
     others: list[tuple[str, str]]
     """(caption set, text) of the other sets."""
+    kinds: list[tuple[str, str]]
+    """(kind, text) of the same set, about the whole clip."""
+    windows: list[tuple[str, list[tuple[str, str]]]]
+    """(span, its texts by kind), in order."""
+    fault: str
+    """Why the caption is refused."""
     fields: list[tuple[str, str]]
     scores: list[tuple[str, str, bool]]
     """(name, value, whether this one dropped the clip)."""
@@ -100,6 +106,10 @@ class Card:
     poster: str = ""
     unplayable: str = ""
     """Why there is no video although there should be one."""
+
+    @property
+    def num_window_texts(self) -> int:
+        return sum(len(texts) for _, texts in self.windows)
 
 
 def choose(clips: Sequence[ClipState], max_clips: int) -> list[int]:
@@ -147,6 +157,7 @@ def _card(
     clip_id = row["clip_id"]
     caption = tables.captions.get(clip_id, {})
     fields = caption.get("fields") or {}
+    further = tables.further.get(clip_id, [])
     video, unplayable = _video(run, tables, media, state)
     cause = CAUSE.get(state.reason or "", "")
     return Card(
@@ -159,6 +170,9 @@ def _card(
         caption=caption.get("text", ""),
         before=tables.originals.get(clip_id, ""),
         others=[(name, texts[clip_id]) for name, texts in others.items() if texts.get(clip_id)],
+        kinds=[(row["kind"].replace("_", " "), row["text"]) for row in further if not row["window"]],
+        windows=[(span, texts) for span, texts in _by_window(further).items()],
+        fault=(caption.get("fault") or "").replace("_", " "),
         fields=[(name.replace("_", " "), fields[name]) for name in FIELDS if fields.get(name)],
         scores=[
             *[(s.replace("_", " "), number(row[s]), s == cause) for s in SCORES if row.get(s) is not None],
@@ -174,6 +188,16 @@ def _card(
         poster=media.add(posters[clip_id], "jpg") if clip_id in posters else "",
         unplayable=unplayable,
     )
+
+
+def _by_window(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Span of time -> (kind, text); the descriptive kind has no name, as everywhere on the page."""
+    windows: dict[str, list[tuple[str, str]]] = {}
+    for row in sorted((row for row in rows if row["window"]), key=lambda row: row["window"]):
+        kind = "" if row["kind"] == "descriptive" else row["kind"].replace("_", " ")
+        span = f"{clock(row['start_seconds'])} – {clock(row['end_seconds'])}"
+        windows.setdefault(span, []).append((kind, row["text"]))
+    return windows
 
 
 def _video(run: RunFolder, tables: RunTables, media: Media, state: ClipState) -> tuple[str, str]:
@@ -201,9 +225,8 @@ def previews(run: RunFolder, clip_ids: set[str]) -> dict[str, bytes]:
 
 def _texts(run: RunFolder, set_name: str, clip_ids: set[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for name in run.list(f"captions/{set_name}/part-*.parquet"):
-        table = run.read_table(name)
-        table = table.filter(pc.equal(table["source"], "model")).select(["clip_id", "text"])
+    for name in run.list(set_pattern(set_name)):
+        table = main_captions(conform(run.read_table(name), CAPTION_SCHEMA)).select(["clip_id", "text"])
         texts |= {row["clip_id"]: row["text"] for row in table.to_pylist() if row["clip_id"] in clip_ids}
     return texts
 
@@ -223,12 +246,15 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
         listed = json.loads(run.read_bytes(name))
         folder = posixpath.dirname(name)
         prompts = [str(prompt) for prompt in listed.get("prompts", [])]
+        expanded = [str(text) for text in listed.get("expanded_prompts", [])]
         videos = []
         for i, relative in enumerate(listed.get("videos", [])[:MAX_SAMPLED_VIDEOS]):
             payload, extension = _beside(run, folder, relative)
             if payload:
                 link = media.add(payload, extension)
-                videos.append((link, _poster(payload, media), prompts[i] if i < len(prompts) else ""))
+                prompt = prompts[i] if i < len(prompts) else ""
+                text = expanded[i] if i < len(expanded) else ""
+                videos.append((link, _poster(payload, media), prompt, text if text != prompt else ""))
         sheet, extension = _beside(run, folder, listed.get("contact_sheet") or "")
         galleries.append(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,9 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from recaption.filters import FilterThresholds
-from recaption.ledger import Ledger, account, caption_sets, chosen_set, read_clips
+from recaption.ledger import Ledger, account, caption_sets, chosen_set, mark_repeated, read_clips, set_pattern
 from recaption.records import Caption, Sample, from_table, schema_of
+from recaption.repeated_captions import read_repeated
 from recaption.run_folder import RunFolder
+
+CAPTION_SCHEMA = pa.schema(
+    [f for f in schema_of(Caption) if f.name not in ("clip_sha256", "recipe_hash", "mean_logprob", "seed")]
+)
 
 
 def clock(seconds: float) -> str:
@@ -50,7 +56,15 @@ class RunTables:
     """clip_id -> row of `Caption` by a model, from the chosen set; a good one where there is one."""
     originals: dict[str, str]
     """clip_id -> text that came with the video."""
+    further: dict[str, list[dict[str, Any]]]
+    """clip_id -> good rows of `Caption` by a model about its windows and of other kinds."""
     index: dict[str, Sample]
+
+    @property
+    def faults(self) -> list[tuple[str, int]]:
+        """(fault, captions refused for it), the most frequent first."""
+        counts = Counter(row["fault"].replace("_", " ") for row in self.captions.values() if row["fault"])
+        return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @cached_property
     def _shared_folder(self) -> str:
@@ -68,15 +82,16 @@ def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None)
     set_name = set_name or chosen_set(run)
     captions: dict[str, dict[str, Any]] = {}
     originals: dict[str, str] = {}
-    names = pa.schema(
-        [f for f in schema_of(Caption) if f.name in ("clip_id", "text", "fields", "captioner", "num_tokens")]
-    )
-    for field in ("clip_score", "source", "reason"):
-        names = names.append(schema_of(Caption).field(field))
-    pattern = f"captions/{set_name}/part-*.parquet"
-    for row in run.read_tables(pattern, names).to_pylist() if set_name else ():
+    further: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    table = run.read_tables(set_pattern(set_name), CAPTION_SCHEMA) if set_name else CAPTION_SCHEMA.empty_table()
+    if set_name:
+        table = mark_repeated(table, read_repeated(run, set_name), thresholds.max_clips_per_caption)
+    for row in table.to_pylist():
         if row["source"] == "original":
             originals[row["clip_id"]] = row["text"]
+        elif row["kind"] != "descriptive" or row["window"]:
+            if row["reason"] is None:
+                further[row["clip_id"]].append(row)
         elif row["clip_id"] not in captions or captions[row["clip_id"]]["reason"] is not None:
             captions[row["clip_id"]] = row
     index = run.read_table("index.parquet") if run.exists("index.parquet") else schema_of(Sample).empty_table()
@@ -88,5 +103,6 @@ def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None)
         other_sets=[name for name in caption_sets(run) if name != set_name],
         captions=captions,
         originals=originals,
+        further=further,
         index={row.clip_id: row for row in from_table(index, Sample)},
     )

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs import attempts
 from jobs.cluster import Cluster
@@ -20,6 +21,7 @@ from packing.buckets import Bucket, BucketTable
 from packing.grid import Grid
 from packing.shards import (
     Entry,
+    OtherText,
     PlannedShard,
     Reject,
     ShardClip,
@@ -33,7 +35,9 @@ from packing.shards import (
     write_shard,
 )
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
+from recaption.ledger import mark_repeated, set_pattern
 from recaption.records import Caption, from_table, schema_of
+from recaption.repeated_captions import read_repeated
 from recaption.run_folder import RunFolder
 from recaption.video_io import DecodeLimits, encode_video, read_clip
 
@@ -93,11 +97,16 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
     """Kept clips whose model caption passed its gates."""
     if not run.list(f"captions/{set_name}/part-*.parquet"):
         raise UsageError(f"{run.uri} has no caption set {set_name!r}: run `recaption caption --set {set_name}` first")
-    captions = {
-        row.clip_id: row
-        for row in from_table(run.read_tables(f"captions/{set_name}/part-*.parquet", schema_of(Caption)), Caption)
-        if row.source == "model" and row.reason is None
-    }
+    table = run.read_tables(set_pattern(set_name), schema_of(Caption))
+    table = mark_repeated(table, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
+    captions: dict[str, Caption] = {}
+    others: dict[str, list[OtherText]] = {}
+    for row in from_table(table.filter(pc.is_null(table["reason"])), Caption):
+        if row.is_main:
+            captions[row.clip_id] = row
+        else:
+            text = (row.source, row.kind, row.window, row.start_seconds, row.end_seconds, row.text)
+            others.setdefault(row.clip_id, []).append(text)
     return [
         ShardClip(
             clip_id=clip.clip_id,
@@ -110,6 +119,7 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
             height_px=clip.height_px,
             caption=captions[clip.clip_id].text,
             num_caption_tokens=captions[clip.clip_id].num_tokens,
+            other_texts=tuple(sorted(others.get(clip.clip_id, ()))),
         )
         for clips in kept_clips(run, recipe).values()
         for clip in clips

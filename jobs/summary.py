@@ -18,28 +18,40 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
 def print_summary(verb: str, summary: dict[str, Any]) -> None:
     """A few lines on stdout: counts first, then what went wrong, then where to look."""
     if "waterfall" in summary:  # of `prepare --what-if`, which is a table
-        from jobs.what_if import as_text
+        from jobs import what_if
 
-        print(as_text(summary), flush=True)
+        print(what_if.as_text(summary), flush=True)
         return
     for key, value in summary.items():
-        if key in ("failures", "problems", "stages", "refused"):
+        if key in ("failures", "problems", "stages", "refused", "warnings", "compared"):
             continue
         print(f"{key.replace('_', ' ')}: {_readable(value)}")
+    if "compared" in summary:  # of `plan --compare`
+        from jobs.plan import as_text
+
+        print(as_text(summary["compared"]))
     for name, stage in summary.get("stages", {}).items():
         print(f"{name}:")
         for key, value in stage.items():
-            if key not in ("failures", "problems"):
+            if key not in ("failures", "problems", "warnings"):
                 print(f"  {key.replace('_', ' ')}: {_readable(value)}")
+    warnings = [
+        *summary.get("warnings", []),
+        *(w for s in summary.get("stages", {}).values() for w in s.get("warnings", [])),
+    ]
+    for warning in warnings:
+        print(f"WARNING: {warning}")
     _print_rows("failures", [f"{row['uri']}: {row['reason']}" for row in summary.get("failures", [])])
     _print_rows("problems", [f"{p['kind']}: {p['where']}: {p['detail']}" for p in summary.get("problems", [])])
     _print_rows("not repaired", [f"{where}: {why}" for where, why in summary.get("refused", {}).items()])
     sys.stdout.flush()
 
 
-def _readable(value: Any) -> str:
+def _readable(value: Any, name: str = "") -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_readable(v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k} {_readable(v, k)}" for k, v in value.items()) or "none"
+    if name.endswith("_bytes"):
+        return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.2f} MB"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, list):

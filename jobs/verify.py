@@ -7,6 +7,7 @@ recaption verify --run RUN --repair          # see jobs/repair.py
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -17,9 +18,19 @@ from tqdm import tqdm
 from jobs.recipes import Recipe
 from recaption.damage import Problem, open_parts
 from recaption.errors import UsageError
-from recaption.ledger import CLIPS_SCHEMA, account, caption_sets, committed_clips
+from recaption.ledger import (
+    CAPTION_STATE_SCHEMA,
+    CLIPS_SCHEMA,
+    account,
+    caption_sets,
+    committed_clips,
+    main_captions,
+    mark_repeated,
+    set_pattern,
+)
 from recaption.pairs import Pair, PairCheck, check_pairs, sample_pairs
 from recaption.records import Clip, from_table
+from recaption.repeated_captions import read_repeated
 from recaption.run_folder import RunFolder
 from recaption.verification import verify
 
@@ -74,6 +85,7 @@ def as_summary(
     if not any(problem.kind == "part_unreadable" for problem in problems):
         sums = account(run, recipe.filters).summary()
         summary |= {key: sums[key] for key in ("videos", "clips", "seconds")}
+        summary["faults"] = {name: faults_of(run, recipe, name) for name in caption_sets(run)}
     return {
         **summary,
         "pairs": pairs,
@@ -81,17 +93,25 @@ def as_summary(
     }
 
 
+def faults_of(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, int]:
+    """Fault -> captions that were refused for it, of the rows that stand for their clips."""
+    captions = run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    captions = mark_repeated(captions, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
+    counts = Counter(main_captions(captions)["fault"].to_pylist())
+    return {fault: count for fault, count in sorted(counts.items()) if fault}
+
+
 def _check_set(
     run: RunFolder, recipe: Recipe, set_name: str, num_pairs: int | None, *, first: Collection[str], progress: bool
 ) -> PairCheck:
-    from recaption.captioners import load_captioner
+    from jobs.caption import open_captioner
     from train.distributed import choose_device
 
     pairs, _ = sample_pairs(run, set_name, num_pairs, first=first)
     if not pairs:
         return PairCheck(set_name=set_name)
     try:
-        captioner = load_captioner(recipe.caption.captioner, device=str(choose_device(recipe.caption.device)))
+        captioner = open_captioner(recipe.caption, device=str(choose_device(recipe.caption.device)))
     except UsageError as error:
         return PairCheck(set_name=set_name, unchecked={f"no captioner: {error}": len(pairs)})
 

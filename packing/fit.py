@@ -1,24 +1,27 @@
-"""The two packing algorithms, on plain lists of lengths in arrival order. `plan` gives them their order and checks.
+"""The packing algorithms, on plain lists of lengths in arrival order. `plan` gives them their order and checks.
 
 first_fit([5, 4, 3, 3], 8)      # (array([0, 2, 1, 3]), array([0, 2, 4])): packs [0, 2] and [1, 3], laid end to end
 best_fit([5, 4, 3, 3], 8, 64)
+subset_sum([5, 4, 3, 3], 8, 64)
+cost_fit([5, 4, 3, 3], 8, 64, budget=30.0, cost=(1.0, 1.0))
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from math import sqrt
 
 import numpy as np
 
+Packed = tuple[np.ndarray, np.ndarray]
+"""(samples, starts): pack i holds the samples `samples[starts[i] : starts[i + 1]]`."""
 
-def first_fit(lengths: list[int], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+
+def first_fit(lengths: list[int], capacity: int) -> Packed:
     """Each sample goes to the earliest pack that has room, else opens a new one. O(n log packs).
 
     A binary tree over packs holds the most room below each node; the way down that keeps left where it can ends at the
-    earliest pack. Packs not yet opened have full room, so opening one is the same walk.
-
-    Returns:
-        (samples, starts): pack i holds the samples `samples[starts[i] : starts[i + 1]]`, in order of arrival.
+    earliest pack. Packs not yet opened have full room, so opening one is the same walk. Within a pack in order of arrival.
     """
     num_leaves = 64
     room = [capacity] * (2 * num_leaves)
@@ -56,40 +59,126 @@ def _doubled(room: list[int], num_leaves: int, capacity: int) -> list[int]:
     return [0] + [value for level in reversed(levels) for value in level]
 
 
-def best_fit(lengths: list[int], capacity: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
+class _Pool:
+    """The waiting samples of a sliding pool: `size` at most, refilled in order of arrival whenever one leaves.
+
+    One sorted list of integers (length, then age: the older, the larger), so that one bisection finds the largest
+    length that fits and, among equals, the oldest.
+    """
+
+    def __init__(self, lengths: list[int], size: int) -> None:
+        self.lengths = lengths
+        self.shift = max(1, len(lengths)).bit_length()
+        self.mask = (1 << self.shift) - 1
+        self.arrived = min(size, len(lengths))
+        self.waiting = sorted(self.key(i) for i in range(self.arrived))
+        self.taken = bytearray(len(lengths))
+        self.oldest = 0
+
+    def key(self, sample: int) -> int:
+        return self.lengths[sample] << self.shift | (self.mask - sample)
+
+    def seed(self) -> int:
+        """The oldest waiting sample; it stays."""
+        while self.taken[self.oldest]:
+            self.oldest += 1
+        return self.oldest
+
+    def place_of(self, sample: int) -> int:
+        return bisect_right(self.waiting, self.key(sample)) - 1
+
+    def largest(self, room: int) -> int:
+        """Place of the largest waiting sample of at most `room`, -1 where there is none."""
+        return bisect_right(self.waiting, room << self.shift | self.mask) - 1
+
+    def take(self, place: int) -> int:
+        sample = self.mask - (self.waiting.pop(place) & self.mask)
+        self.taken[sample] = 1
+        if self.arrived < len(self.lengths):
+            insort(self.waiting, self.key(self.arrived))
+            self.arrived += 1
+        return sample
+
+
+def best_fit(lengths: list[int], capacity: int, pool: int) -> Packed:
     """The oldest of `pool` waiting samples opens a pack; the largest waiting sample that fits joins, until none does.
 
     Every sample taken is replaced by the next to arrive. The oldest always leaves next, so none waits for more than
-    `pool` packs. O(n log pool), and the state between packs is the waiting samples alone.
-
-    Returns:
-        (samples, starts) as `first_fit`; within a pack in the order of choice.
+    `pool` packs. O(n log pool), and the state between packs is the waiting samples alone. Within a pack in the order of
+    choice.
     """
-    # One sorted list of integers (length, then age: the older, the larger), so that one bisection finds the largest
-    # length that fits and, among equals, the oldest.
-    num = len(lengths)
-    shift = max(1, num).bit_length()
-    mask = (1 << shift) - 1
-    waiting = sorted(lengths[i] << shift | (mask - i) for i in range(min(pool, num)))
-    arrived = len(waiting)
-    taken = bytearray(num)
+    waiting = _Pool(lengths, pool)
     samples: list[int] = []
     starts = [0]
-    oldest = 0
-    while waiting:
-        while taken[oldest]:
-            oldest += 1
+    while waiting.waiting:
         room = capacity
-        place = bisect_right(waiting, lengths[oldest] << shift | (mask - oldest)) - 1
+        place = waiting.place_of(waiting.seed())
         while place >= 0:
-            key = waiting.pop(place)
-            sample = mask - (key & mask)
-            taken[sample] = 1
+            sample = waiting.take(place)
             samples.append(sample)
-            room -= key >> shift
-            if arrived < num:
-                insort(waiting, lengths[arrived] << shift | (mask - arrived))
-                arrived += 1
-            place = bisect_right(waiting, room << shift | mask) - 1
+            room -= lengths[sample]
+            place = waiting.largest(room)
         starts.append(len(samples))
+    return np.array(samples, dtype=np.int64), np.array(starts, dtype=np.int64)
+
+
+def cost_fit(lengths: list[int], capacity: int, pool: int, *, budget: float, cost: tuple[float, float]) -> Packed:
+    """`best_fit` under two limits: `capacity` tokens, and `budget` of a cost that grows with the square of a length.
+
+    Args:
+        budget: of a pack, in the unit of `cost`; the dearest sample must be within it.
+        cost: (a, b) of a * length + b * length^2, b above 0.
+    """
+    linear, square = cost
+    waiting = _Pool(lengths, pool)
+    samples: list[int] = []
+    starts = [0]
+    while waiting.waiting:
+        room, left = capacity, budget
+        place = waiting.place_of(waiting.seed())
+        while place >= 0:
+            sample = waiting.take(place)
+            samples.append(sample)
+            length = lengths[sample]
+            room -= length
+            left -= (linear + square * length) * length
+            if left <= 0:
+                break
+            affordable = int((sqrt(linear * linear + 4 * square * left) - linear) / (2 * square))
+            place = waiting.largest(min(room, affordable))
+        starts.append(len(samples))
+    return np.array(samples, dtype=np.int64), np.array(starts, dtype=np.int64)
+
+
+def subset_sum(lengths: list[int], capacity: int, pool: int) -> Packed:
+    """The oldest of `pool` waiting samples opens a pack; the subset of the others with the largest sum that fits joins.
+
+    Which sums the k oldest can make is one integer of `capacity` bits, so a further sample costs a shift and an or.
+    Older samples are preferred: the search ends with the first that completes a full pack. O(n pool capacity / 64).
+    """
+    waiting = list(range(min(pool, len(lengths))))
+    arrived = len(waiting)
+    samples: list[int] = []
+    starts = [0]
+    while waiting:
+        room = capacity - lengths[waiting[0]]
+        full = (1 << room + 1) - 1
+        sums = [1]  # sums[k]: bit s is set where some of waiting[1 .. k] sum to s
+        for sample in waiting[1:]:
+            sums.append((sums[-1] | sums[-1] << lengths[sample]) & full)
+            if sums[-1] >> room:
+                break
+        reached = sums[-1].bit_length() - 1
+        chosen = [0]
+        for k in range(len(sums) - 1, 0, -1):
+            if not sums[k - 1] >> reached & 1:
+                chosen.append(k)
+                reached -= lengths[waiting[k]]
+        samples += [waiting[k] for k in chosen]
+        starts.append(len(samples))
+        for k in sorted(chosen, reverse=True):
+            del waiting[k]
+        more = min(len(chosen), len(lengths) - arrived)
+        waiting += range(arrived, arrived + more)
+        arrived += more
     return np.array(samples, dtype=np.int64), np.array(starts, dtype=np.int64)

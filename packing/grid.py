@@ -78,10 +78,17 @@ def positions(token_shape: Shape3) -> np.ndarray:
     return np.indices(token_shape, dtype=np.int64).reshape(3, -1).T.copy()
 
 
+def layer_cost(width: int) -> tuple[float, float]:
+    """(a, b): one transformer layer takes a * l + b * l^2 forward FLOPs for l tokens: 24 d^2 l for the projections,
+    4 d l^2 for attention."""
+    return 24.0 * width * width, 4.0 * width
+
+
 def sample_flops(num_tokens: np.ndarray, *, width: int = 1152) -> np.ndarray:
-    """Forward FLOPs of one transformer layer per sample, float64: 24 d^2 l for the projections, 4 d l^2 for attention.
+    """Forward FLOPs of one transformer layer per sample, float64.
 
     Attention never leaves a sample, so a pack costs the sum over its samples: two packs of equal tokens can differ 2x.
     """
     tokens = np.asarray(num_tokens, dtype=np.float64)
-    return 24.0 * width * width * tokens + 4.0 * width * tokens * tokens
+    linear, square = layer_cost(width)
+    return linear * tokens + square * tokens * tokens

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from packing.fit import best_fit, first_fit
-from packing.grid import sample_flops
+from packing.fit import best_fit, cost_fit, first_fit, subset_sum
+from packing.grid import layer_cost, sample_flops
 from recaption.errors import SampleTooLongError, UsageError
 
-POLICIES = {"first_fit": first_fit, "best_fit": best_fit}
+POLICIES = ("first_fit", "best_fit", "subset_sum", "flops")
 WINDOW_STEPS = 32
 """Rows are sorted by cost inside windows of this many steps: wide enough that neighbours cost the same (rank efficiency
 0.985 at 8 and 64 ranks on tests/benchmarks/bench_plan.py), narrow enough that an epoch stays mixed."""
@@ -41,9 +41,13 @@ class PlanSettings:
     """Most tokens of one pack; what bounds the memory of a step."""
     policy: str = "first_fit"
     """`first_fit`: each sample into the first pack with room (NaViT's greedy rule). `best_fit`: the oldest waiting
-    sample opens a pack, then the largest of the waiting ones that fits joins, until none does."""
+    sample opens a pack, then the largest of the waiting ones that fits joins, until none does. `subset_sum`: the oldest
+    with those of the waiting ones that leave least room. `flops`: best fit by cost, every pack about as dear as the
+    dearest sample; wants a capacity of twice the longest sample."""
     pool: int = 64
-    """Samples that wait at a time under `best_fit`; no effect under `first_fit`, which keeps every pack open."""
+    """Samples that wait at a time; no effect under `first_fit`, which keeps every pack open."""
+    budget_tokens: int = 0
+    """Under `flops`: a pack may cost what one sample of so many tokens costs; longer ones are rejected. 0: the longest."""
     seed: int = 0
     global_rows: int = 0
     """Packs per global batch: ranks x accumulation of the largest job. Every number of ranks that divides it sees the
@@ -51,9 +55,13 @@ class PlanSettings:
 
     cost_width: int = 1152
     """Model width of the cost that the ranks of a step are balanced by."""
+    window_samples: int = 1 << 20
+    """Larger sets are planned in windows of about so many samples, which bounds the memory; see `epochs`."""
 
     def __post_init__(self) -> None:
         check_policy(self.policy, self.capacity, self.pool)
+        if min(self.budget_tokens, self.window_samples - 1) < 0:
+            raise UsageError(f"{self.budget_tokens=} must be 0 (automatic) or more, {self.window_samples=} at least 1")
         if self.global_rows < 0 or self.cost_width < 1:
             raise UsageError(f"{self.global_rows=} must be 0 (automatic) or more, {self.cost_width=} at least 1")
 
@@ -64,7 +72,7 @@ def check_policy(policy: str, capacity: int, pool: int) -> None:
     if capacity < 1:
         raise UsageError(f"a pack needs a capacity of at least 1 token, not {capacity}")
     if pool < 1:
-        raise UsageError(f"best_fit needs a pool of at least 1 sample, not {pool}")
+        raise UsageError(f"{policy} needs a pool of at least 1 sample, not {pool}")
 
 
 class Packs(NamedTuple):
@@ -79,6 +87,15 @@ class Packs(NamedTuple):
     def split(self) -> list[np.ndarray]:
         edges = self.starts.tolist()
         return [self.samples[start:end] for start, end in pairwise(edges)]
+
+
+class SizeMix(NamedTuple):
+    """How far the sizes within a step are from those of the set: total variation distance of the shares of samples by
+    size (octaves of tokens), mean over steps. 0: every step is the set in small; 1: it has sizes of its own."""
+
+    of_steps: float
+    of_random_rows: float
+    """The same packs in random order: what chance alone makes of so few samples a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +153,28 @@ class Plan:
         flops = self.row_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
         return float((flops.mean(axis=1) / flops.max(axis=1)).mean())
 
+    def size_mix(self, num_tokens: np.ndarray, num_ranks: int | None = None) -> SizeMix:
+        """What balancing does to the mix of sizes inside a step: steps of one size only would bias each gradient.
+
+        Args:
+            num_tokens: of all samples, as the plan was made from.
+        """
+        num_steps = self.num_packs // (num_ranks or self.num_ranks)
+        octave = np.log2(np.asarray(num_tokens)[self.samples]).astype(np.int64)
+        row = np.repeat(np.arange(self.num_packs), np.diff(self.starts))
+        of_rows = np.zeros((self.num_packs, int(octave.max()) + 1))
+        np.add.at(of_rows, (row, octave), 1)
+        of_set = of_rows.sum(axis=0) / of_rows.sum()
+
+        def distance(order: np.ndarray) -> float:
+            of_steps = of_rows[order].reshape(num_steps, -1, of_rows.shape[1]).sum(axis=1)
+            shares = of_steps / of_steps.sum(axis=1, keepdims=True)
+            return float(np.abs(shares - of_set).sum(axis=1).mean() / 2)
+
+        whole = num_steps * (num_ranks or self.num_ranks)
+        at_random = shuffled(self.num_packs, self.seed, self.epoch, "mix")
+        return SizeMix(distance(np.arange(whole)), distance(at_random[:whole])) if whole else SizeMix(0.0, 0.0)
+
     @cached_property
     def hash(self) -> str:
         """First 16 hex digits of the sha256 of the rows and what they were made with."""
@@ -167,6 +206,8 @@ def plan_packs(
     capacity: int,
     policy: str = "first_fit",
     pool: int = 64,
+    budget_tokens: int = 0,
+    width: int = 1152,
     seed: int | None = None,
 ) -> list[np.ndarray]:
     """Choose which samples share a pack so that little of `capacity` is padding.
@@ -175,6 +216,7 @@ def plan_packs(
 
     Args:
         num_tokens: tokens of each sample.
+        budget_tokens, width: what a pack may cost under the policy `flops`, see `PlanSettings`.
         seed: shuffle the samples first; None takes them as they come.
 
     Returns:
@@ -186,9 +228,9 @@ def plan_packs(
     """
     check_policy(policy, capacity, pool)
     tokens = _checked_lengths(num_tokens)
-    _reject(tokens, capacity, "raise")
-    order = np.arange(len(tokens)) if seed is None else _shuffled(len(tokens), seed, 0, "samples")
-    return _packs(tokens, order, capacity, policy, pool).split()
+    _reject(tokens, longest_sample(policy, capacity, budget_tokens), "raise")
+    order = np.arange(len(tokens)) if seed is None else shuffled(len(tokens), seed, 0, "samples")
+    return _packs(tokens, order, capacity, policy, pool, budget_tokens, width).split()
 
 
 def plan_steps(
@@ -198,6 +240,7 @@ def plan_steps(
     capacity: int,
     policy: str = "first_fit",
     pool: int = 64,
+    budget_tokens: int = 0,
     seed: int = 0,
     epoch: int = 0,
     width: int = 1152,
@@ -213,6 +256,7 @@ def plan_steps(
     The ranks of one step get packs of about equal FLOPs.
 
     Args:
+        budget_tokens: what a pack may cost under the policy `flops`, see `PlanSettings`.
         width: model width of the cost model (attention weighs less in wide models).
         too_long: "reject" lists samples above `capacity` under `Plan.rejected["too_long"]`, "raise" raises.
         num_rows: rows per epoch where the caller knows them from another epoch; else they are planned from epoch 0.
@@ -225,14 +269,14 @@ def plan_steps(
     if num_ranks < 1:
         raise UsageError(f"num_ranks={num_ranks} must be at least 1")
     tokens = _checked_lengths(num_tokens)
-    rejected = _reject(tokens, capacity, too_long)
+    rejected = _reject(tokens, longest_sample(policy, capacity, budget_tokens), too_long)
     kept = np.setdiff1d(np.arange(len(tokens)), rejected, assume_unique=True)
     if len(kept) == 0:
         raise UsageError(f"none of {len(tokens)} samples fits into a pack of {capacity} tokens")
 
     def pack(of_epoch: int, attempt: int = 0) -> Packs:
-        order = kept[_shuffled(len(kept), seed, of_epoch, f"samples{attempt}")]
-        return _packs(tokens, order, capacity, policy, pool)
+        order = kept[shuffled(len(kept), seed, of_epoch, f"samples{attempt}")]
+        return _packs(tokens, order, capacity, policy, pool, budget_tokens, width)
 
     packs = pack(epoch)
     first_epoch = packs if epoch == 0 else None
@@ -245,19 +289,16 @@ def plan_steps(
             raise UsageError(f"{num_rows = } is too few: epoch 0 needs {len(packs)}")
         attempt += 1
         packs = pack(epoch, attempt) if attempt <= MAX_REPACKS else (first_epoch or pack(0))
-    rows = _split_packs(packs.split(), num_rows)
-    num_repeated = num_rows - len(rows)
-    flops = sample_flops(tokens, width=width)
-    row_flops = np.array([flops[row].sum() for row in rows])
+    starts, ends = _split_packs(packs, num_rows)
+    num_repeated = num_rows - len(starts)
+    row_flops = _row_sums(sample_flops(tokens[packs.samples], width=width), starts)
     order = _balanced_order(row_flops, num_ranks, seed, epoch)
     order = np.concatenate([order, order[np.arange(num_repeated) % len(order)]])
-    rows = [rows[i] for i in order]
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    samples = np.concatenate(rows)
+    samples, row_starts = _gathered(packs.samples, starts[order], ends[order])
     return Plan(
         samples=samples,
-        starts=starts,
-        row_tokens=np.add.reduceat(tokens[samples], starts[:-1]),
+        starts=row_starts,
+        row_tokens=np.add.reduceat(tokens[samples], row_starts[:-1]),
         row_flops=row_flops[order],
         num_samples=len(kept),
         num_ranks=num_ranks,
@@ -269,60 +310,6 @@ def plan_steps(
         rejected={"too_long": rejected} if len(rejected) else {},
         num_repeated_rows=num_repeated,
     )
-
-
-def automatic_global_rows(num_packs: int) -> int:
-    """Largest power of two, at most 64, such that rounding the number of packs up to it adds at most 1/16."""
-    return next(rows for rows in (64, 32, 16, 8, 4, 2, 1) if rows == 1 or num_packs >= 16 * rows)
-
-
-class EpochPlans:
-    """The plans of all epochs of one data set, each with the same number of rows: row g of training lies in epoch
-    g // num_rows at place g % num_rows, whoever reads it.
-
-    They depend on the samples and the settings alone, not on the number of ranks that will read them.
-    """
-
-    def __init__(self, num_tokens: np.ndarray, settings: PlanSettings, *, fingerprint: str = "") -> None:
-        """`fingerprint` stands for the samples themselves; together with lengths and settings it makes `hash`."""
-        self.num_tokens = np.asarray(num_tokens)
-        self.settings = settings
-        self._kept: dict[int, Plan] = {}
-        self.global_rows = settings.global_rows or automatic_global_rows(self._plan(0, 1, None).num_packs)
-        first = self._plan(0, self.global_rows, None)
-        self.num_rows = first.num_packs - first.num_repeated_rows
-        if first.num_repeated_rows:  # an endless sequence needs no repeats: the next epoch fills the step
-            first = self._plan(0, self.global_rows, self.num_rows)
-        self._kept[0] = first
-        digest = hashlib.sha256(repr((settings, fingerprint)).encode())
-        digest.update(self.num_tokens.astype("<i8").tobytes())
-        self.hash = digest.hexdigest()[:16]
-
-    def __getitem__(self, epoch: int) -> Plan:
-        plan = self._kept.get(epoch)
-        if plan is None:
-            plan = self._plan(epoch, self.global_rows, self.num_rows)
-            self._kept = {e: p for e, p in self._kept.items() if e == 0 or e == epoch - 1} | {epoch: plan}
-        return plan
-
-    def row(self, global_row: int) -> tuple[int, np.ndarray]:
-        """Epoch and sample indices of row `global_row` of the endless sequence of epochs."""
-        epoch, place = divmod(global_row, self.num_rows)
-        plan = self[epoch]
-        return epoch, plan.samples[plan.starts[place] : plan.starts[place + 1]]
-
-    def _plan(self, epoch: int, num_ranks: int, num_rows: int | None) -> Plan:
-        return plan_steps(
-            self.num_tokens,
-            num_ranks=num_ranks,
-            capacity=self.settings.capacity,
-            policy=self.settings.policy,
-            pool=self.settings.pool,
-            seed=self.settings.seed,
-            epoch=epoch,
-            width=self.settings.cost_width,
-            num_rows=num_rows,
-        )
 
 
 # --- parts of a plan ------------------------------------------------------------------------------------------------
@@ -350,25 +337,71 @@ def _reject(tokens: np.ndarray, capacity: int, too_long: str) -> np.ndarray:
     return rejected
 
 
-def _packs(tokens: np.ndarray, order: np.ndarray, capacity: int, policy: str, pool: int) -> Packs:
+def longest_sample(policy: str, capacity: int, budget_tokens: int) -> int:
+    """Tokens that a sample may have; longer ones are rejected."""
+    return min(capacity, budget_tokens) if policy == "flops" and budget_tokens else capacity
+
+
+def _packs(
+    tokens: np.ndarray, order: np.ndarray, capacity: int, policy: str, pool: int, budget_tokens: int, width: int
+) -> Packs:
     lengths = tokens[order].tolist()
-    places, starts = best_fit(lengths, capacity, pool) if policy == "best_fit" else first_fit(lengths, capacity)
+    if policy == "first_fit":
+        places, starts = first_fit(lengths, capacity)
+    elif policy == "best_fit":
+        places, starts = best_fit(lengths, capacity, pool)
+    elif policy == "subset_sum":
+        places, starts = subset_sum(lengths, capacity, pool)
+    else:
+        dearest = np.array([budget_tokens or max(lengths, default=1)])
+        budget = float(sample_flops(dearest, width=width)[0])
+        places, starts = cost_fit(lengths, capacity, pool, budget=budget, cost=layer_cost(width))
     return Packs(order[places], starts)
 
 
-def _split_packs(packs: list[np.ndarray], num_rows: int) -> list[np.ndarray]:
-    """Halve the packs with most samples until there are `num_rows`, or none is left to halve."""
-    heap = [(-len(pack), i) for i, pack in enumerate(packs)]
-    heapq.heapify(heap)
-    packs = list(packs)
-    while len(packs) < num_rows and heap and heap[0][0] < -1:
+def _split_packs(packs: Packs, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Halve the packs with most samples until there are `num_rows`, or none is left to halve.
+
+    Returns:
+        Start and end in `packs.samples` of each row; second halves come after all packs.
+    """
+    starts, ends = packs.starts[:-1].copy(), packs.starts[1:].copy()
+    lacking = max(0, num_rows - len(starts))
+    # a split takes the pack with most samples, so none but the largest `lacking` can ever be split
+    largest = np.argsort(starts - ends, kind="stable")[:lacking]
+    heap = [(int(starts[i] - ends[i]), int(i)) for i in largest]
+    halves: list[tuple[int, int]] = []
+    spans = {int(i): (int(starts[i]), int(ends[i])) for i in largest}
+    while len(halves) < lacking and heap and heap[0][0] < -1:
         _, i = heapq.heappop(heap)
-        half = len(packs[i]) // 2
-        packs.append(packs[i][half:])
-        packs[i] = packs[i][:half]
-        heapq.heappush(heap, (-len(packs[i]), i))
-        heapq.heappush(heap, (-len(packs[-1]), len(packs) - 1))
-    return packs
+        start, end = spans[i]
+        middle = start + (end - start) // 2
+        new = len(starts) + len(halves)
+        halves.append((middle, end))
+        for row, span in ((i, (start, middle)), (new, (middle, end))):
+            spans[row] = span
+            heapq.heappush(heap, (span[0] - span[1], row))
+    starts = np.concatenate([starts, np.zeros(len(halves), np.int64)])
+    ends = np.concatenate([ends, np.zeros(len(halves), np.int64)])
+    for row, (start, end) in spans.items():
+        starts[row], ends[row] = start, end
+    return starts, ends
+
+
+def _row_sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sum of `values` over each row; the rows tile the values, in any order."""
+    order = np.argsort(starts, kind="stable")
+    sums = np.empty(len(starts), values.dtype)
+    sums[order] = np.add.reduceat(values, starts[order])
+    return sums
+
+
+def _gathered(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The spans of `values` laid end to end, and where each starts."""
+    counts = ends - starts
+    edges = np.concatenate([[0], np.cumsum(counts)])
+    places = np.arange(edges[-1]) + np.repeat(starts - edges[:-1], counts)
+    return values[places], edges
 
 
 def _balanced_order(row_flops: np.ndarray, num_ranks: int, seed: int, epoch: int) -> np.ndarray:
@@ -377,7 +410,7 @@ def _balanced_order(row_flops: np.ndarray, num_ranks: int, seed: int, epoch: int
     Shuffle all; sort by cost inside windows of WINDOW_STEPS steps; cut into steps; shuffle the steps, and the rows
     within each step, so that no rank always has the cheapest row.
     """
-    order = _shuffled(len(row_flops), seed, epoch, "rows")
+    order = shuffled(len(row_flops), seed, epoch, "rows")
     num_steps = len(order) // num_ranks
     if num_ranks == 1 or num_steps == 0:
         return order
@@ -387,16 +420,16 @@ def _balanced_order(row_flops: np.ndarray, num_ranks: int, seed: int, epoch: int
     for start, end in pairwise(edges):
         window = whole[start:end]
         whole[start:end] = window[np.argsort(row_flops[window], kind="stable")]
-    steps = whole.reshape(num_steps, num_ranks)[_shuffled(num_steps, seed, epoch, "steps")]
-    within = np.argsort(_random_keys(steps.size, seed, epoch, "ranks").reshape(steps.shape), axis=1, kind="stable")
+    steps = whole.reshape(num_steps, num_ranks)[shuffled(num_steps, seed, epoch, "steps")]
+    within = np.argsort(random_keys(steps.size, seed, epoch, "ranks").reshape(steps.shape), axis=1, kind="stable")
     return np.concatenate([np.take_along_axis(steps, within, axis=1).ravel(), rest])
 
 
-def _random_keys(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+def random_keys(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     """uint64 keys by (seed, epoch, purpose). Raw Philox output, which numpy promises never to change."""
     digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
     return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)).random_raw(num)
 
 
-def _shuffled(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
-    return np.argsort(_random_keys(num, seed, epoch, purpose), kind="stable")
+def shuffled(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    return np.argsort(random_keys(num, seed, epoch, purpose), kind="stable")

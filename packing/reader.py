@@ -11,6 +11,8 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
+from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,46 +23,86 @@ from recaption.records import Sample
 from recaption.run_folder import RunFolder
 
 
-def read_sample(run: RunFolder, row: Sample, *, payload: str = "mp4") -> dict[str, bytes]:
+def read_sample(run: RunFolder, row: Sample, *, payload: str = "mp4", check: bool = True) -> dict[str, bytes]:
     """Members of one sample, extension (without dot) -> bytes, by one ranged read of its tar.
 
     Args:
         payload: the member that `row.sha256` belongs to.
+        check: compare the sha256, which takes as long as all the rest.
 
     Raises:
         VideoError: the tar is gone or too short (`unreadable`, `truncated`), or holds other bytes (`frame_mismatch`).
     """
     where = f"{row.shard}#{row.clip_id}"
     try:
-        span = run.fs.cat_file(run.path(row.shard), start=row.offset_bytes, end=row.offset_bytes + row.num_bytes)
+        span = run.read_span(row.shard, row.offset_bytes, row.offset_bytes + row.num_bytes)
     except FileNotFoundError as error:
         raise VideoError("unreadable", "the shard is not there", uri=where) from error
     if len(span) != row.num_bytes:
         raise VideoError("truncated", f"the shard ends {row.num_bytes - len(span)} bytes early", uri=where)
     members = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as archive:
-            for member in archive:
-                key, _, extension = member.name.partition(".")
-                file = archive.extractfile(member)
-                if key != row.clip_id or file is None:
-                    raise VideoError("frame_mismatch", f"{member.name} lies in its place", uri=where)
-                members[extension] = file.read()
-    except tarfile.TarError as error:
-        raise VideoError("unreadable", f"no tar header where the index says: {error}", uri=where) from error
-    if hashlib.sha256(members.get(payload, b"")).hexdigest() != row.sha256:
+    for name, start, size in _members(span, where):
+        key, _, extension = name.partition(".")
+        if key != row.clip_id:
+            raise VideoError("frame_mismatch", f"{name} lies in its place", uri=where)
+        members[extension] = span[start : start + size]
+    if check and hashlib.sha256(members.get(payload, b"")).hexdigest() != row.sha256:
         raise VideoError("frame_mismatch", f"the .{payload} member is not the one that was written", uri=where)
     return members
 
 
-def read_latent(run: RunFolder, row: LatentSample) -> np.ndarray:
+def _members(span: bytes, where: str) -> Iterator[tuple[str, int, int]]:
+    """(name, start, size) of each member of whole tar blocks.
+
+    The headers that `shards` writes have a short name and an octal size at fixed places; `tarfile`, which can read all
+    others, takes longer to read one than the latent behind it, so it is asked for those only.
+    """
+    start = 0
+    while start < len(span) and span[start]:
+        header = span[start : start + tarfile.BLOCKSIZE]
+        digits = header[124:135]
+        if header[257:262] != b"ustar" or header[156:157] != tarfile.REGTYPE or not digits.isdigit() or header[345]:
+            yield from _members_by_tarfile(span, start, where)
+            return
+        size = int(digits, 8)
+        yield header[:100].rstrip(b"\0").decode(errors="replace"), start + tarfile.BLOCKSIZE, size
+        start += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _members_by_tarfile(span: bytes, start: int, where: str) -> Iterator[tuple[str, int, int]]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(span[start:]), mode="r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    raise VideoError("frame_mismatch", f"{member.name} lies in its place", uri=where)
+                yield member.name, start + member.offset_data, member.size
+    except tarfile.TarError as error:
+        raise VideoError("unreadable", f"no tar header where the index says: {error}", uri=where) from error
+
+
+def read_latent(run: RunFolder, row: LatentSample, *, check: bool = True) -> np.ndarray:
     """latent_CTHW float16 of one sample. Raises VideoError as `read_sample`, also for a shape other than the row's."""
-    where = f"{row.shard}#{row.clip_id}"
-    latent = np.load(io.BytesIO(read_sample(run, row, payload="npy")["npy"]), allow_pickle=False)
+    payload = read_sample(run, row, payload="npy", check=check).get("npy", b"")
     expected = (row.latent_channels, row.latent_frames, row.latent_height, row.latent_width)
+    header = _npy_header(expected)
+    if payload.startswith(header) and len(payload) == len(header) + 2 * prod(expected):
+        return np.frombuffer(bytearray(payload), np.float16, offset=len(header)).reshape(expected)
+    where = f"{row.shard}#{row.clip_id}"
+    try:
+        latent = np.load(io.BytesIO(payload), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise VideoError("unreadable", f"no latent lies in its place: {error}", uri=where) from error
     if latent.shape != expected:
         raise VideoError("frame_mismatch", f"latent {latent.shape} where the index says {expected}", uri=where)
     return latent
+
+
+@cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """What `np.save` writes before float16 values of this shape; to compare is much faster than to parse."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 def iterate(run: RunFolder, pattern: str = "shards/*/*.tar") -> Iterator[dict[str, Any]]:

@@ -52,6 +52,10 @@ class LatentSample(Sample):
     latent_width: int
 
 
+OtherText = tuple[str, str, int, float, float, str]
+"""(source, kind, window, start_seconds, end_seconds, text): what is said of a clip besides its caption."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardClip:
     """What sharding needs to know of one kept, captioned clip."""
@@ -67,6 +71,7 @@ class ShardClip:
     height_px: int
     caption: str
     num_caption_tokens: int = 0
+    other_texts: tuple[OtherText, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +163,7 @@ def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
 
 def plan_hash(shard: PlannedShard, recipe: str) -> str:
     """Changes when the clips of a shard, their spans, captions, bucket or the recipe change; paths do not count."""
-    clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption) for c in shard.clips]
+    clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption, *c.other_texts) for c in shard.clips]
     return recipe_hash([shard.name, clips, recipe])
 
 
@@ -175,6 +180,9 @@ def video_entry(clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_token
         "source_start_seconds": clip.start_seconds,
         "source_end_seconds": clip.end_seconds,
     }
+    if clip.other_texts:
+        names = ("source", "kind", "window", "start_seconds", "end_seconds", "text")
+        description["other_texts"] = [dict(zip(names, text, strict=True)) for text in clip.other_texts]
     members = {"mp4": mp4, "json": _canonical_json(description), "txt": clip.caption.encode()}
     return Entry(key=clip.clip_id, members=members, fields=_video_fields(clip, bucket, num_latent_tokens))
 

@@ -210,15 +210,20 @@ def measure_captioner(
 
     Returns:
         `caption_scores`; retrieval/text_at_K: clip -> text, the right one among K; retrieval/clip_at_K: text -> clip;
-        passed: share of captions that pass the gates; clip_score: mean cosine with their own caption.
+        passed: share of captions that pass the gates; clip_score: mean cosine with their own caption. A captioner without
+        contrastive space has no retrieval and no clip_score.
     """
     described = captioner.describe(clips, **decoding)  # type: ignore[arg-type]
-    cosine_BS = captioner.score(clips, [several[0] for several in references])
-    own_B = (described.clip_BD * described.text_BD).sum(axis=1)
-    return {
+    found = {
         **caption_scores([caption.text for caption in described.captions], references),
+        "passed": float(np.mean([caption.reason is None for caption in described.captions])),
+    }
+    if described.clip_BD is None or described.text_BD is None:
+        return found
+    cosine_BS = captioner.score(clips, [several[0] for several in references])
+    return {
+        **found,
         **{f"retrieval/text_at_{k}": share for k, share in recall_at(cosine_BS).items()},
         **{f"retrieval/clip_at_{k}": share for k, share in recall_at(cosine_BS.T).items()},
-        "passed": float(np.mean([caption.reason is None for caption in described.captions])),
-        "clip_score": float(own_B.mean()),
+        "clip_score": float((described.clip_BD * described.text_BD).sum(axis=1).mean()),
     }

@@ -20,9 +20,10 @@ FIELD_KINDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 KINDS = ("descriptive", "short", *FIELD_KINDS)
 """Ways in which one captioner can speak about one clip."""
 
-FAULTS = ("empty", "boilerplate", "refusal", "looping", "truncated", "over_long", "low_score", "repeated")
-"""Why a caption is refused, in the order in which it is looked for. The text alone tells the first four; `over_long` needs
-the text encoder of the training, `low_score` the pixels, `repeated` all captions of the set."""
+FAULTS = ("no_answer", "empty", "boilerplate", "refusal", "looping", "truncated", "over_long", "low_score", "repeated")
+"""Why a caption is refused, in the order in which it is looked for. `no_answer`: an endpoint had none. The text alone tells
+the next four; `over_long` needs the text encoder of the training, `low_score` the pixels, `repeated` all captions of the
+set."""
 
 MIN_WORDS = 2
 """A caption of one word names a thing but describes nothing; a field is one."""
@@ -44,7 +45,8 @@ _SENTENCE_START = re.compile(r"(^|[.!?]\s+)([a-z])")
 
 MAX_LEADING_PHRASES = 4
 """"Sure! Here is a caption: In this video, we see a dog" has three."""
-_MEDIUM = r"(?:(?:short|brief|given|provided)\s+)?(?:(?:video|film)\s+)?(?:video|clip|footage|image|photo|photograph|picture|frame)s?"
+_PICTURE = "video|clip|footage|image|photo|photograph|picture"
+_MEDIUM = rf"(?:(?:short|brief|given|provided)\s+)?(?:(?:video|film)\s+)?(?:{_PICTURE}|frame)s?"
 _SEES = r"(?:we|you|one|viewers?|the viewer)\s+(?:can\s+)?(?:see|sees|observe|observes|watch|watches)"
 _SHOWS = r"(?:shows?|showcases?|depicts?|displays?|features?|captures?|presents?|portrays?|contains?)"
 _BOILERPLATE = re.compile(
@@ -55,7 +57,7 @@ _BOILERPLATE = re.compile(
     | (?:in|throughout)\s+(?:the|this)\s+{_MEDIUM}\s*,\s*(?:{_SEES}\s+|there\s+(?:is|are)\s+)?
     | (?:in|throughout)\s+(?:the|this)\s+{_MEDIUM}\s+(?:{_SEES}|there\s+(?:is|are))\s+
     | (?:the|this)\s+{_MEDIUM}\s+(?:{_SHOWS}|(?:begins|starts|opens)\s+with|is\s+(?:about|of|showing))\b\s*
-    | (?:an?\s+)?(?:video|clip|footage|image|photo|photograph|picture)(?:\s+(?:clip|footage))?\s+(?:of|showing|depicting)\b\s*
+    | (?:an?\s+)?(?:{_PICTURE})(?:\s+(?:clip|footage))?\s+(?:of|showing|depicting)\b\s*
     )""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -80,6 +80,9 @@ class DuplicateSettings:
     max_links: int = 64
     """Of the clips under one key each is compared with this many of the best. Keys of many clips are those of common
     pictures; without a limit their cost would grow with the square."""
+    max_copies: int = 8
+    """A clip that so many better ones show nearly whole is compared with no more of them: a film that everybody has put
+    up once more costs 8 comparisons a copy, not `max_links`."""
     min_similarity: float = 0.6
     """Pairs below it are not stored."""
     min_semantic_similarity: float = 0.9

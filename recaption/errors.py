@@ -54,6 +54,10 @@ class WeightsUnreachableError(UsageError):
     """Weights named by the user can neither be found on disk nor downloaded."""
 
 
+class EndpointDownError(UsageError):
+    """An HTTP endpoint that answers nobody: not there, or refusing all."""
+
+
 class CheckpointMismatchError(UsageError):
     """A checkpoint belongs to another model than the one it is loaded into."""
 

@@ -64,6 +64,8 @@ class FilterThresholds:
     """Cosine of the captioner's embeddings, to a better clip that is kept. Off: a second dog in the snow is no copy."""
     min_copy_share: float = 0.5
     """Of a clip that better copies must show, together, for it to be dropped."""
+    max_clips_per_caption: int | None = 100
+    """A caption said of more clips of different footage than this is bad for all of them (repeated_captions.py)."""
 
 
 @dataclass(frozen=True, slots=True)

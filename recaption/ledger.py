@@ -24,6 +24,7 @@ from recaption.duplicates import read_pairs
 from recaption.errors import DROP_REASONS
 from recaption.filters import FilterThresholds, judge
 from recaption.records import Caption, Clip, ClipScores, Sample, Video, conform, from_table, schema_of
+from recaption.repeated_captions import read_repeated
 from recaption.run_folder import RunFolder
 
 CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
@@ -32,7 +33,9 @@ REJECTED = "shards/rejected.parquet"
 """Clips that no shard takes; its metadata names the caption set of the shards."""
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
 SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
-CAPTION_STATE_SCHEMA = pa.schema([schema_of(Caption).field(n) for n in ("clip_id", "source", "reason", "recipe_hash")])
+CAPTION_STATE_SCHEMA = pa.schema(
+    [schema_of(Caption).field(n) for n in ("clip_id", "source", "reason", "recipe_hash", "kind", "window", "fault")]
+)
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
 
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
@@ -135,7 +138,7 @@ def account(run: RunFolder, thresholds: FilterThresholds, set_name: str | None =
     """
     videos = run.read_tables("videos/part-*.parquet", schema_of(Video))
     clips = read_clips(run)
-    captions = _read_captions(run, set_name or chosen_set(run))
+    captions = _read_captions(run, set_name or chosen_set(run), thresholds)
     shards = run.read_tables("shards/*/*.parquet", SHARD_STATE_SCHEMA)
     rejected = run.read_table(REJECTED) if run.exists(REJECTED) else REJECTED_SCHEMA.empty_table()
     states = clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
@@ -173,10 +176,37 @@ def caption_sets(run: RunFolder) -> list[str]:
     return sorted({name.split("/")[1] for name in run.list("captions/*/part-*.parquet")})
 
 
-def _read_captions(run: RunFolder, set_name: str | None) -> pa.Table:
+def _read_captions(run: RunFolder, set_name: str | None, thresholds: FilterThresholds) -> pa.Table:
     if set_name is None:
         return CAPTION_STATE_SCHEMA.empty_table()
-    return run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    captions = run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    return mark_repeated(captions, read_repeated(run, set_name), thresholds.max_clips_per_caption)
+
+
+def main_captions(captions: pa.Table) -> pa.Table:
+    """`Caption.is_main` of a table: one row per clip at most."""
+    is_main = pc.and_(pc.equal(captions["source"], "model"), pc.equal(captions["kind"], "descriptive"))
+    return captions.filter(pc.and_(is_main, pc.equal(captions["window"], 0)))
+
+
+def mark_repeated(captions: pa.Table, repeated: pa.Table, max_clips: int | None) -> pa.Table:
+    """Captions as the gate over the whole set leaves them: good ones that are said of too many clips have a fault.
+
+    Args:
+        captions: with the columns of `CAPTION_STATE_SCHEMA`, and others.
+        repeated: rows of `REPEATED_SCHEMA`.
+    """
+    if max_clips is None or not repeated.num_rows:
+        return captions
+    often = repeated.filter(pc.greater(repeated["num_clips"], max_clips))["clip_id"].combine_chunks()
+    is_bad = pc.and_(pc.is_in(captions["clip_id"], value_set=often), pc.is_null(captions["reason"]))
+    is_bad = pc.and_(is_bad, pc.and_(pc.equal(captions["kind"], "descriptive"), pc.equal(captions["window"], 0)))
+    is_bad = pc.and_(is_bad, pc.equal(captions["source"], "model"))
+    for name, value in (("reason", "bad_caption"), ("fault", "repeated")):
+        place = captions.schema.get_field_index(name)
+        column = pc.if_else(is_bad, value, captions[name])
+        captions = captions.set_column(place, captions.schema.field(name), column)
+    return captions
 
 
 def _num_waiting_inputs(run: RunFolder, videos: pa.Table) -> int:
@@ -196,7 +226,8 @@ def clip_states(
 ) -> pa.Table:
     """One state per row of `clips`. A verdict comes first: what the filters drop is dropped, wherever it lies.
 
-    Texts that came with the video do not count as captions: the captioner still has to see those clips.
+    Texts that came with the video do not count as captions: the captioner still has to see those clips. Nor do captions
+    of a window, or of another kind than the descriptive one.
 
     Args:
         pairs: near copies, as `duplicates.read_pairs` gives them.
@@ -210,7 +241,7 @@ def clip_states(
     shard = _lookup(ids, shards.filter(is_written), "shard")
     turned_away = _lookup(ids, rejected, "reason")
     failed = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
-    by_model = captions.filter(pc.equal(captions["source"], "model"))
+    by_model = main_captions(captions)
     is_good = pc.is_null(by_model["reason"])
     has_text = _is_in(ids, by_model.filter(is_good))
     bad_text = _lookup(ids, by_model.filter(pc.invert(is_good)), "reason")

@@ -28,6 +28,7 @@ import pyarrow as pa
 from recaption.clip_frames import frames_of
 from recaption.damage import Problem, open_parts
 from recaption.errors import VideoError
+from recaption.ledger import main_captions
 from recaption.local_files import file_id, local_copy
 from recaption.records import Caption, Clip, schema_of
 from recaption.run_folder import RunFolder
@@ -49,7 +50,7 @@ SCORE_TOLERANCE = 0.05
 PAIR_SCHEMA = pa.schema(
     [
         schema_of(Caption).field(n)
-        for n in ("clip_id", "text", "clip_sha256", "captioner", "clip_score", "source", "reason")
+        for n in ("clip_id", "text", "clip_sha256", "captioner", "clip_score", "source", "reason", "kind", "window")
     ]
 )
 
@@ -81,7 +82,8 @@ class PairCheck:
     p_value: float | None = None
     """Share of random pairings that match as well; None where there are fewer than `MIN_PAIRS`."""
     verdict: str = "not enough pairs"
-    """Of the third question: `matched`, `shuffled`, `not enough pairs`, or `the captioner cannot tell these clips apart`."""
+    """Of the third question: `matched`, `shuffled`, `not enough pairs`, `the captioner cannot tell these clips apart`, or
+    `the captioner scores nothing`, where only the first question can be asked."""
     unchecked: dict[str, int] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
@@ -112,8 +114,8 @@ def sample_pairs(
     total = 0
     for name in run.list(f"captions/{set_name}/part-*.parquet"):
         tables, _ = open_parts(run, [name], PAIR_SCHEMA)  # what does not open is `verify`'s to report
-        for row in (row for table in tables.values() for row in table.to_pylist()):
-            if row["source"] != "model" or not row["clip_sha256"]:
+        for row in (row for table in tables.values() for row in main_captions(table).to_pylist()):
+            if not row["clip_sha256"]:
                 continue
             total += 1
             draw = int.from_bytes(hashlib.sha256(row["clip_id"].encode()).digest()[:8], "big")
@@ -168,7 +170,7 @@ def check_pairs(
             detail = "the frames of this clip are not those that its caption was written about"
             where = f"{pair.part}:{pair.clip_id}"
             check.problems.append(Problem(kind="caption_of_other_clip", where=where, detail=detail))
-        elif pair.text:
+        elif pair.text and captioner.can_score:
             batch.append((pair, frames))
         if len(batch) == BATCH:
             blocks.append(_score(batch, captioner, check))
@@ -219,6 +221,9 @@ def _score(batch: list[tuple[Pair, np.ndarray]], captioner: Captioner, check: Pa
 
 def _judge(check: PairCheck, blocks: list[np.ndarray], frames: list[np.ndarray], captioner: Captioner) -> None:
     """The third question, over all batches together."""
+    if not captioner.can_score:
+        check.verdict = "the captioner scores nothing"
+        return
     blocks = [block for block in blocks if len(block) > 1]
     check.num_scored = sum(map(len, blocks))
     if not blocks:

@@ -167,6 +167,11 @@ class Caption:
     stripped: str = ""
     """Leading phrases ("The video shows") that were taken off the text."""
 
+    @property
+    def is_main(self) -> bool:
+        """The row that stands for its clip: what shards hold, and what decides whether the clip has a caption."""
+        return self.source == "model" and self.kind == "descriptive" and self.window == 0
+
 
 ADDED_LATER: dict[str, Any] = {"kind": "descriptive", "window": 0, "fault": "", "stripped": ""}
 """Columns that run folders of earlier versions do not have, and what they stand for there."""

@@ -151,6 +151,20 @@ def fields_in(text: str) -> CaptionFields:
     return CaptionFields(**{f.name: word_in(text, f.name) for f in dataclasses.fields(CaptionFields)})
 
 
+def is_of_scene(text: str) -> bool:
+    """Whether `text` speaks of a scene: one of the shapes does one of the actions.
+
+    A sentence about real footage may say red, road and heart too; read as fields of a scene they would be untrue.
+    """
+    return _subject().search(text) is not None
+
+
+@cache
+def _subject() -> re.Pattern[str]:
+    shapes, actions = ("|".join(map(re.escape, VOCABULARY[key])) for key in ("main_object", "action"))
+    return re.compile(rf"\b(?:{shapes}) (?:that )?(?:{actions})\b", re.IGNORECASE)
+
+
 def word_in(text: str, key: str) -> str:
     """First value of `VOCABULARY[key]` that `text` names, "" where it names none."""
     match = _pattern(key).search(text)

@@ -47,9 +47,12 @@ from recaption.ledger import (
     clip_states,
     committed_clips,
     concat,
+    main_captions,
+    mark_repeated,
     set_pattern,
 )
-from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, schema_of
+from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
+from recaption.repeated_captions import REPEATED_SCHEMA, repeated_name
 from recaption.run_folder import RunFolder
 
 INDEX = "index.parquet"
@@ -93,7 +96,7 @@ def verify(
     _check_rows(run, found)
     if found.has("clips", "duplicates", "shards", "rejected", "index"):
         set_name = set_name or chosen_set(run)
-        if set_name is None or found.has(f"captions/{set_name}"):
+        if set_name is None or found.has(f"captions/{set_name}", f"repeated/{set_name}"):
             found.problems += _state_problems(run, thresholds, set_name, found)
     if found.has("clips", "rejected") and run.exists(REJECTED):
         found.problems += _lost_captions(run, found)
@@ -119,13 +122,14 @@ def _read(run: RunFolder, found: _Found) -> None:
         stages[f"captions/{name}"] = (set_pattern(name), CAPTION_STATE_SCHEMA, None)
         embeddings = f"embeddings/{name}/part-*.parquet"
         stages[f"embeddings/{name}"] = (embeddings, schema_of(ClipEmbedding), ("clip_id",))
+        stages[f"repeated/{name}"] = (repeated_name(name), REPEATED_SCHEMA, None)
     for stage, (pattern, schema, keep) in stages.items():
         names = committed_clips(run) if stage == "clips" else run.list(pattern)
         tables, unreadable = open_parts(run, names, schema, keep)
         found.problems += unreadable
         if not unreadable:
             found.tables[stage] = tables
-            if not stage.startswith("latents") and stage != "duplicates":
+            if not stage.startswith(("latents", "duplicates", "repeated")):
                 found.problems += mixed_recipes(run, tables)
 
 
@@ -182,8 +186,8 @@ def _lost_embeddings(
             detail = f"the embeddings of {name} are gone; set {set_name!r} has others"
             yield Problem(kind="embedding_missing", where=beside, detail=detail)
             continue
-        is_good = pc.and_(pc.equal(rows["source"], "model"), pc.is_null(rows["reason"]))
-        ids = rows["clip_id"].filter(is_good)
+        rows = main_captions(rows)
+        ids = rows["clip_id"].filter(pc.is_null(rows["reason"]))
         missing = ids.filter(pc.invert(pc.is_in(ids, value_set=embeddings[beside]["clip_id"].combine_chunks())))
         for clip_id in missing.to_pylist():
             detail = "this clip has a caption of this set and no embedding"
@@ -282,7 +286,9 @@ def _state_problems(
     texts_by_part = found.tables.get(f"captions/{set_name}", {})
     texts = concat(texts_by_part.values(), CAPTION_STATE_SCHEMA)
     pairs = concat(found.tables["duplicates"].values(), PAIRS_SCHEMA)
-    states = clip_states(clips, thresholds, pairs, texts, shards, rejected)
+    repeated = concat(found.tables.get(f"repeated/{set_name}", {}).values(), REPEATED_SCHEMA)
+    judged = mark_repeated(texts, repeated, thresholds.max_clips_per_caption)
+    states = clip_states(clips, thresholds, pairs, judged, shards, rejected)
     # The same bytes twice: the first row speaks for both.
     originals = states.filter(pc.invert(pc.equal(pc.fill_null(states["duplicate_of"], ""), states["clip_id"])))
     dropped = originals.filter(pc.equal(originals["state"], "dropped"))
@@ -308,7 +314,8 @@ def _state_problems(
     waiting = originals.filter(pc.equal(originals["state"], "waiting"))
     # Where the shard of an indexed clip is gone, that is reported once for the shard.
     waiting = waiting.filter(pc.invert(pc.is_in(waiting["clip_id"], value_set=_ids(index))))
-    is_good = pc.and_(pc.equal(texts["source"], "model"), pc.is_null(texts["reason"]))
+    texts = main_captions(texts)
+    is_good = pc.is_null(texts["reason"])
     inside = originals.filter(pc.equal(originals["state"], "in_shard"))
     lost = inside.filter(pc.invert(pc.is_in(inside["clip_id"], value_set=_ids(texts.filter(is_good)))))
     lost = lost.set_column(lost.schema.get_field_index("reason"), "reason", pa.array(["caption"] * lost.num_rows))
@@ -346,8 +353,8 @@ def _changed_captions(run: RunFolder, set_name: str, index: pa.Table) -> Iterato
     """Samples whose text is no longer the one that the caption set has: one part of captions in memory at a time."""
     ids = _ids(index)
     for name in run.list(set_pattern(set_name)):
-        rows = run.read_table(name).select(TEXT_SCHEMA.names)
-        rows = rows.filter(pc.and_(pc.equal(rows["source"], "model"), pc.is_null(rows["reason"])))
+        rows = main_captions(conform(run.read_table(name), TEXT_SCHEMA))
+        rows = rows.filter(pc.is_null(rows["reason"]))
         place = pc.index_in(_ids(rows), value_set=ids)
         differs = pc.not_equal(index["caption"].combine_chunks().take(place), rows["text"].combine_chunks())
         for clip_id in _ids(rows).filter(pc.fill_null(differs, False)).to_pylist():

@@ -15,7 +15,7 @@ from recaption.captioners.checkpoint import read_folder, save_captioner
 from train.captioner_evaluation import FIELDS, evaluate_on_scenes
 from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 
-_NAMES = {"main_object": "main object (9 shapes)", "colour": "colour (9)", "action": "action (10)"} | {
+FIELD_NAMES = {"main_object": "main object (9 shapes)", "colour": "colour (9)", "action": "action (10)"} | {
     "surroundings": "surroundings (8)",
     "background": "background (8)",
     "text": "text (8 words or none)",
@@ -53,7 +53,7 @@ def model_card(
     coca, framing = config["coca"], config["framing"]
     vision, text = coca["vision_cfg"], coca["text_cfg"]
     rows = "\n".join(
-        f"| {_NAMES[field]} | {figures[f'accuracy/{field}']:.1%} | {unseen[f'accuracy/{field}']:.1%} |"
+        f"| {FIELD_NAMES[field]} | {figures[f'accuracy/{field}']:.1%} | {unseen[f'accuracy/{field}']:.1%} |"
         for field in FIELDS
     )
     totals = "\n".join(

@@ -69,8 +69,7 @@ def from_captioner(spec: str, *, temporal: bool = True) -> Start:
     vocabulary: BytePairVocabulary | ClipVocabulary
     kind, _, rest = spec.partition(":")
     if kind == "open_clip" and "/" in rest:
-        architecture, _, pretrained = rest.partition("/")
-        config, model = read_open_clip(architecture, pretrained)
+        config, model = read_open_clip(rest)
         vocabulary = ClipVocabulary(config["coca"]["text_cfg"]["context_length"])
         state = model.state_dict()
     elif spec == "tiny" or os.path.isdir(spec):

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from packing.batch import PackedBatch
 from packing.buckets import Bucket, bucket_name, parse_bucket
 from packing.grid import Grid
-from packing.loader import LatentShards, PackLoader, Source
+from packing.loader import PackLoader
 from packing.plan import PlanSettings
+from packing.rows import LatentShards, Source
+from recaption.blend import BlendSettings, parse_ratios
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
@@ -53,6 +55,8 @@ class DitSettings:
     """`captioner:SPEC` or `t5:ID`."""
     caption_dropout: float = 0.1
     """Share of clips trained with the null caption, which guidance needs."""
+    blend: BlendSettings = field(default_factory=BlendSettings)
+    """Which of its texts a clip is trained with, drawn anew each epoch."""
     loss_norm: str = "sample"
     """`sample`: every clip counts the same; `token`: every token does."""
     path: PathSettings = field(default_factory=PathSettings)
@@ -64,6 +68,7 @@ class DitSettings:
 
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
+        parse_ratios(self.blend.ratios)
         if not 0 <= self.caption_dropout <= 1:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
         if self.validation_rows < 0:
@@ -143,7 +148,7 @@ class DitTask:
         settings.check()
         choose_backend(settings.attention_backend, device, torch.bfloat16)
         self.settings, self.plan = settings, plan
-        self.source: Source = LatentShards(run, latents) if isinstance(run, RunFolder) else run
+        self.source: Source = LatentShards(run, latents, blend=settings.blend) if isinstance(run, RunFolder) else run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = compressors.load(compressor)
@@ -176,6 +181,8 @@ class DitTask:
             "loss_norm": settings.loss_norm,
             "plan": dataclasses.asdict(plan),
         }
+        if isinstance(self.source, LatentShards) and self.source.blend:
+            self.config["blend"] = dataclasses.asdict(settings.blend)
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None

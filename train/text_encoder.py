@@ -13,7 +13,6 @@ so what was encoded once is kept, up to a number of bytes.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from recaption.errors import UsageError, WeightsUnreachableError
+from recaption import hub
+from recaption.errors import UsageError
 from train.attention import Segments
 
 CACHE_BYTES = 256 << 20
 MAX_TEXT_TOKENS = 256
 """Longer captions are cut (T5 only; a captioner's tower has its own limit)."""
-HUB_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -165,18 +164,20 @@ class T5Tower:
     def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        local_only = os.path.isdir(model_id) or not _ask_hub(model_id)
+        what = f"text encoder t5:{model_id}"
+        give = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
+        local_only = hub.is_on_disk(model_id, what=what, give=give)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         try:
             config = AutoConfig.from_pretrained(model_id, local_files_only=local_only)
         except (OSError, ValueError) as error:
-            raise _unreachable(model_id, error) from error
+            raise hub.unreachable(what, error, give) from error
         encoder_class = _t5_class(config.model_type, model_id)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
             model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
         except (OSError, ValueError) as error:
-            raise _unreachable(model_id, error) from error
+            raise hub.unreachable(what, error, give) from error
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
@@ -201,30 +202,6 @@ def _t5_class(model_type: str, model_id: str) -> Any:
     if model_type not in classes:
         raise UsageError(f"{model_id} is a {model_type!r} model; t5: takes {', '.join(classes)}")
     return getattr(transformers, classes[model_type])
-
-
-def _ask_hub(model_id: str) -> bool:
-    """True where the hub answers for `model_id`, False where the cache on disk has it.
-
-    Asked first, with a short timeout: `from_pretrained` tries for half a minute before it gives up.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(model_id, "config.json"), str):
-        return False
-    try:
-        HfApi().model_info(model_id, timeout=HUB_TIMEOUT_SECONDS)
-    except Exception as error:  # the hub's client passes on whatever its network layer raises
-        raise _unreachable(model_id, error) from error
-    return True
-
-
-def _unreachable(model_id: str, error: Exception) -> WeightsUnreachableError:
-    return WeightsUnreachableError(
-        f"text encoder t5:{model_id}: neither a complete folder or cache on this disk nor to be downloaded "
-        f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-        "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
-    )
 
 
 def _hash_of_weights(model: torch.nn.Module) -> str:

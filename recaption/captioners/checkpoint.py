@@ -9,12 +9,8 @@ A folder made by `save_captioner` holds `config.json`, `tokenizer.json` and `mod
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recaption import captioners, hub
 from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.framing import Framing
-from recaption.captioners.videococa import VideoCoCa, build_coca
+from recaption.captioners.videococa import (
+    POOLERS,
+    TEMPORAL_LAYERS,
+    VideoCoCa,
+    build_coca,
+    grown_state,
+    initialise_decoder,
+    two_poolers,
+)
 from recaption.captioners.vocabulary import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
+from recaption.captioners.weights import weights_hash
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
 
@@ -39,27 +45,22 @@ RANDOM_SEED = 0
 OPEN_CLIP_NUM_FRAMES = 8
 """Frames per clip for open_clip's image weights: encoding 8 costs about as much as decoding one caption."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-HUB_PROBE_SECONDS = 4.0
-"""A hub that leaves one small request unanswered this long is unreachable; its own client would retry for minutes."""
-
-
-def weights_hash(model: nn.Module) -> str:
-    """First 12 hex digits of the sha256 over names, types, shapes and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
     """The untrained model that a captioner config describes."""
+    if "vision" in config:
+        from recaption.captioners.two_path import build_two_path
+
+        return build_two_path(build_coca(config["coca"]), config["vision"])
     coca: Any = build_coca(config["coca"], stem_channels=config.get("stem_channels", ()))
     coca.text.correct_cls_mask = not config.get("legacy_cls_mask", False)
     return VideoCoCa(
         coca,
         max_frames=config["num_frames"] if config["temporal"] else 0,
         num_joint_layers=config.get("joint_layers", 0),
+        design=config.get("design", "attentional"),
+        num_temporal_layers=config.get("temporal_layers", TEMPORAL_LAYERS),
     )
 
 
@@ -73,8 +74,8 @@ def save_captioner(
 
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
-        config: as `read_folder` finds it: format, coca, stem_channels, joint_layers, num_frames, temporal, framing,
-            fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
+        config: as `read_folder` finds it: format, coca, design, stem_channels, joint_layers, num_frames, temporal,
+            framing, fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
     """
     from safetensors.torch import save
 
@@ -151,19 +152,39 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
     return captioner_from(config, model, saved.vocabulary, name=name, device=device, dtype=dtype)
 
 
-def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
-    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models; raises as `read_open_clip`."""
-    config, model = read_open_clip(architecture, pretrained)
+def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """The captioner inside the package."""
+    folder = captioners.TINY_FOLDER
+    if not (folder / "model.safetensors").is_file():
+        raise WeightsUnreachableError(
+            f"{folder}/model.safetensors is missing from this installation; install the package again, "
+            "or give the path of a checkpoint from `recaption train captioner`"
+        )
+    return open_folder(folder, name="tiny", device=device, dtype=dtype)
+
+
+def open_videococa(folder: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """A captioner that was trained here."""
+    return open_folder(folder, name="videococa", device=device, dtype=dtype)
+
+
+def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models; arguments and errors: `read_open_clip`."""
+    config, model = read_open_clip(place)
     vocabulary = ClipVocabulary(config["coca"]["text_cfg"]["context_length"])
-    name = f"open_clip:{architecture}/{Path(pretrained).name}"
+    weights_named, at, design = place.partition("@")
+    architecture, _, pretrained = weights_named.partition("/")
+    suffix = "" if design == "attentional" else at + design
+    name = f"open_clip:{architecture}/{Path(pretrained).name}{suffix}"
     return captioner_from(config, model, vocabulary, name=name, device=device, dtype=dtype)
 
 
-def read_open_clip(architecture: str, pretrained: str) -> tuple[dict[str, Any], VideoCoCa]:
-    """One of open_clip's CoCa models as a captioner config and the model it describes, weights in it.
+def read_open_clip(place: str) -> tuple[dict[str, Any], VideoCoCa]:
+    """One of open_clip's CoCa models as a captioner config and the model that it describes, weights in it.
 
     Args:
-        pretrained: a tag, a file of weights, or `random`.
+        place: MODEL/TAG, MODEL/path of a file of weights, or MODEL/random; behind an @ one of `videococa.DESIGNS` or
+            `POOLERS`: what the weights lack for it starts without effect.
 
     Raises:
         UsageError: no CoCa of that name, or no such tag.
@@ -173,23 +194,36 @@ def read_open_clip(architecture: str, pretrained: str) -> tuple[dict[str, Any], 
     from open_clip.factory import load_checkpoint
     from open_clip.transform import PreprocessCfg
 
-    coca = open_clip.get_model_config(architecture)
-    if coca is None or "multimodal_cfg" not in coca or "hf_model_name" in coca["text_cfg"]:
+    weights_named, _, design = place.partition("@")
+    architecture, _, pretrained = weights_named.partition("/")
+    design = design or "attentional"
+    config = open_clip.get_model_config(architecture)
+    if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
         raise UsageError(f"open_clip has no CoCa named {architecture!r}; it has {', '.join(names)}")
-    coca.pop("custom_text", None)
+    config.pop("custom_text", None)
     weights = None if pretrained == "random" else _find_weights(architecture, pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        coca = open_clip.CoCa(**config)
+        initialise_decoder(coca)
+    if weights is not None:
+        try:
+            load_checkpoint(coca, str(weights), weights_only=True)
+        except Exception as error:
+            raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     preprocess = {**vars(PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
     fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
-    config = {
+    own = {
         "format": FORMAT,
-        "coca": coca,
-        "legacy_cls_mask": True,  # as the published weights were trained
+        "coca": two_poolers(config, design) if design in POOLERS else config,
+        "legacy_cls_mask": not coca.text.correct_cls_mask,  # as the published weights were trained
+        "design": "attentional" if design in POOLERS else design,
         "num_frames": OPEN_CLIP_NUM_FRAMES,
         "temporal": False,
         "framing": {
-            "frame_px": coca["vision_cfg"]["image_size"],
+            "frame_px": coca.visual.image_size[0],
             "fit": fits[preprocess["resize_mode"]],
             "interpolation": preprocess["interpolation"],
             "mean": tuple(preprocess["mean"]),
@@ -198,15 +232,20 @@ def read_open_clip(architecture: str, pretrained: str) -> tuple[dict[str, Any], 
         "fields": "",
         "vocabulary": OPEN_CLIP_VOCABULARY,
     }
+    return own, _in_design(coca, config, design)
+
+
+def _in_design(coca: nn.Module, config: Mapping[str, Any], design: str) -> VideoCoCa:
+    """An image CoCa over clips; two poolers start as copies of its one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        model = build_model(config)
-    if weights is not None:
-        try:
-            load_checkpoint(model.coca, str(weights), weights_only=True)
-        except Exception as error:
-            raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
-    return config, model
+        if design not in POOLERS:
+            return VideoCoCa(coca, design=design)
+        split: Any = build_coca(two_poolers(config, design))
+    split.text.correct_cls_mask = coca.text.correct_cls_mask  # type: ignore[union-attr]
+    model = VideoCoCa(split)
+    model.load_state_dict(grown_state(VideoCoCa(coca).state_dict(), model))
+    return model
 
 
 def captioner_from(
@@ -234,9 +273,9 @@ def captioner_from(
 
 
 def _scene_fields(text: str) -> CaptionFields:
-    from recaption.scene_captions import fields_in
+    from recaption.scene_captions import fields_in, is_of_scene
 
-    return fields_in(text)
+    return fields_in(text) if is_of_scene(text) else CaptionFields()
 
 
 def _newest_checkpoint(folder: Path) -> Path:
@@ -262,55 +301,5 @@ def _find_weights(architecture: str, pretrained: str) -> Path:
             raise WeightsUnreachableError(f"there is no file {pretrained}; {give_local}")
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UsageError(f"{architecture} has no weights tagged {pretrained!r} (tags: {tags}); or {give_local}")
-    repository = tag["hf_hub"].rstrip("/")
-    return _cached_in_hub(repository) or _downloaded(repository, f"{architecture}/{pretrained}", give_local)
-
-
-def _cached_in_hub(repository: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in HUB_FILES:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    return None
-
-
-def _downloaded(repository: str, what: str, give_local: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-
-    problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
-    for file in () if problem else HUB_FILES:
-        problem = _probe(f"{constants.ENDPOINT}/{repository}/resolve/main/{file}")
-        if problem == "not there":
-            continue
-        if problem:
-            break
-        try:
-            return Path(hf_hub_download(repository, file))
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            break
-    raise WeightsUnreachableError(
-        f"weights {what} ({HUB_FILES[0]} of {repository} on the Hugging Face hub) are not on this machine "
-        f"and cannot be downloaded ({problem}); {give_local}"
-    )
-
-
-def _probe(url: str) -> str:
-    """ "" where the hub offers this file, else why not, within `HUB_PROBE_SECONDS` (name look-up included)."""
-    answer: list[str] = []
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_PROBE_SECONDS):
-                answer.append("")
-        except urllib.error.HTTPError as error:
-            answer.append("not there" if error.code == 404 else f"the hub answers {error.code}")
-        except OSError as error:
-            answer.append(f"the hub cannot be reached: {getattr(error, 'reason', error)}")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_PROBE_SECONDS)
-    return answer[0] if answer else f"the hub does not answer within {HUB_PROBE_SECONDS:g} s"
+    what = f"weights {architecture}/{pretrained}"
+    return hub.find_file(tag["hf_hub"].rstrip("/"), HUB_FILES, what=what, give=give_local)

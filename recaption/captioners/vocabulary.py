@@ -23,6 +23,7 @@ PAD, START, END = "<pad>", "<start_of_text>", "<end_of_text>"
 class Vocabulary(Protocol):
     special: SpecialTokens
     context_length: int
+    num_tokens: int
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Token ids (S, context_length); a text too long is cut and still ends with the end token."""
@@ -30,6 +31,10 @@ class Vocabulary(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Clean text of ids, special tokens left out."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each whole text, start and end included: more than `context_length` where `encode` would cut it."""
         ...
 
 
@@ -41,6 +46,7 @@ class ClipVocabulary:
 
         self._tokenizer = SimpleTokenizer(context_length=context_length)
         self.context_length = context_length
+        self.num_tokens = int(self._tokenizer.vocab_size)
         self.special = SpecialTokens(start=self._tokenizer.sot_token_id, end=self._tokenizer.eot_token_id, pad=0)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -49,6 +55,9 @@ class ClipVocabulary:
     def decode(self, tokens: Sequence[int]) -> str:
         specials = (self.special.start, self.special.end, self.special.pad)
         return clean(self._tokenizer.decode([token for token in tokens if token not in specials]))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(self._tokenizer.encode(text)) + 2 for text in texts]
 
 
 class BytePairVocabulary:
@@ -74,6 +83,9 @@ class BytePairVocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return sentence_case(clean(self._tokenizer.decode(list(tokens), skip_special_tokens=True)))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(one.ids) + 2 for one in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     @property
     def tokenizer_json(self) -> str:

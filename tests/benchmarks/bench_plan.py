@@ -1,22 +1,32 @@
-"""Padding and CPU seconds of the packing policies beside next-fit, and rank efficiency, on one synthetic length set.
+"""Padding, CPU seconds, rank efficiency and mix of sizes of the packing policies, beside the rules of other trainers.
 
-    python tests/benchmarks/bench_plan.py [num_samples]
+    python tests/benchmarks/bench_plan.py                   # 100,000 samples; 1,000,000 for 1,024 ranks
+    python tests/benchmarks/bench_plan.py --large 10000000  # time and memory of planning a large set
 
 Lengths: short side 144/240/360/480 (shares .15/.25/.30/.30), aspect 16:9 .6, 9:16 .15, 4:3 .1, 1:1 .1, 21:9 .05, both
 sides +-12 %, 30 % images, else 2 to 9 latent frames; tokens = frames x H/16 x W/16; those above 16,384 are left out.
+
+Fill: real tokens / (rows x capacity). Rank efficiency: mean over steps of mean / largest FLOPs among the ranks, of a
+layer of width 1152. Size mix: distance of a step's sizes from those of the set (packing.plan.SizeMix).
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from packing_baselines import buckets, decreasing_flush, first_fit_flush, fixed_count, next_fit
 
-from packing.plan import plan_packs, plan_steps
+from packing.epochs import EpochPlans
+from packing.fit import best_fit, first_fit, subset_sum
+from packing.grid import sample_flops
+from packing.plan import PlanSettings, plan_steps
 
 CAPACITY = 16_384
+WIDTH = 1152
 
 
 def draw_lengths(num_samples: int, seed: int = 0) -> np.ndarray:
@@ -30,45 +40,92 @@ def draw_lengths(num_samples: int, seed: int = 0) -> np.ndarray:
     return tokens[tokens <= CAPACITY]
 
 
-def next_fit(num_tokens: np.ndarray) -> int:
-    """The baseline: close the row at the first sample that does not fit. Returns the number of rows."""
-    rows, room = 0, 0
-    for length in num_tokens.tolist():
-        if length > room:
-            rows, room = rows + 1, CAPACITY
-        room -= length
-    return rows
-
-
-def report(name: str, count_rows: Callable[[], int], total_tokens: int) -> None:
-    seconds = []
+def padding(tokens: np.ndarray) -> None:
+    """Rows of all policies over the same lengths in the same order; the median of three runs."""
+    lengths = tokens.tolist()
+    sides: dict[str, Callable[[], int]] = {
+        "next-fit": lambda: len(next_fit(lengths, CAPACITY)),
+        "first fit, 8 bins, flush (Grain)": lambda: len(first_fit_flush(lengths, CAPACITY)),
+        "decreasing, buffer 64, flush (Energon)": lambda: len(decreasing_flush(lengths, CAPACITY)),
+        "first_fit": lambda: len(first_fit(lengths, CAPACITY)[1]) - 1,
+        **{
+            f"best_fit, pool {pool}": lambda pool=pool: len(best_fit(lengths, CAPACITY, pool)[1]) - 1
+            for pool in (16, 64)
+        },
+        "subset_sum, pool 64": lambda: len(subset_sum(lengths, CAPACITY, 64)[1]) - 1,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    rows: dict[str, int] = {}
     for _ in range(3):
-        start = time.process_time()
-        rows = count_rows()
-        seconds.append(time.process_time() - start)
-    padding = 1 - total_tokens / (rows * CAPACITY)
-    print(f"{name:28s} padding {100 * padding:7.3f} %   CPU {sorted(seconds)[1]:.3f} s")
+        for name, side in sides.items():
+            started = time.process_time()
+            rows[name] = side()
+            seconds[name].append(time.process_time() - started)
+    print(f"{'':<40}padding   CPU s")
+    for name in sides:
+        share = 1 - tokens.sum() / (rows[name] * CAPACITY)
+        print(f"{name:<40}{share:8.3%}{sorted(seconds[name])[1]:8.3f}")
+
+
+def efficiency(rows: Sequence[Sequence[int]], tokens: np.ndarray, num_ranks: int) -> float:
+    flops = sample_flops(tokens, width=WIDTH)
+    of_rows = np.array([flops[list(row)].sum() for row in rows])
+    of_rows = of_rows[np.random.default_rng(0).permutation(len(of_rows))]
+    steps = of_rows[: len(of_rows) // num_ranks * num_ranks].reshape(-1, num_ranks)
+    return float((steps.mean(axis=1) / steps.max(axis=1)).mean()) if len(steps) else float("nan")
+
+
+def ranks(sets: dict[int, np.ndarray]) -> None:
+    print(f"\n{'':<40}" + "".join(f"{n:>8} ranks{'fill':>7}{'size mix':>10} (chance)" for n in sets))
+    columns: dict[str, list[str]] = {}
+    for num_ranks, tokens in sets.items():
+        lengths = tokens.tolist()
+        samples, starts = first_fit(lengths, CAPACITY)
+        others = {
+            "rows of equal tokens, random order": np.split(samples, starts[1:-1]),
+            "fixed count of 5": fixed_count(len(lengths), 5),
+            "buckets (Open-Sora)": buckets(lengths, CAPACITY),
+        }
+        for name, rows in others.items():
+            fill = sum(int(tokens[list(row)].sum()) for row in rows) / (len(rows) * CAPACITY)
+            shown = f"{fill:7.3f}" if name != "fixed count of 5" else f"{'-':>7}"
+            columns.setdefault(name, []).append(f"{efficiency(rows, tokens, num_ranks):14.3f}{shown}{'':>19}")
+        for policy, capacity in (("first_fit", CAPACITY), ("best_fit", CAPACITY), ("flops", 2 * CAPACITY)):
+            made = plan_steps(tokens, num_ranks=num_ranks, capacity=capacity, policy=policy, pool=128)
+            mix = made.size_mix(tokens)
+            columns.setdefault(f"{policy}, capacity {capacity}", []).append(
+                f"{made.rank_efficiency:14.3f}{made.fill:7.3f}{mix.of_steps:10.3f}{mix.of_random_rows:9.3f}"
+            )
+    for name, values in columns.items():
+        print(f"{name:<40}" + "".join(values))
+
+
+def large(num_samples: int) -> None:
+    tokens = draw_lengths(num_samples)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    plans = EpochPlans(tokens, PlanSettings(capacity=CAPACITY, policy="best_fit"))
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{len(tokens):,} samples in {plans.num_rows:,} rows of {len(plans.windows)} windows: {seconds:.1f} CPU-s, ",
+        end="",
+    )
+    print(f"peak {peak / 1e6:.2f} GB, {before / 1e6:.2f} GB of it before planning")
 
 
 def main() -> None:
-    tokens = draw_lengths(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
-    total = int(tokens.sum())
-    print(f"{len(tokens)} samples, mean {tokens.mean():.0f}, median {np.median(tokens):.0f}, capacity {CAPACITY}")
-    report("next-fit", lambda: next_fit(tokens), total)
-    report("first_fit", lambda: len(plan_packs(tokens, capacity=CAPACITY)), total)
-    for pool in (16, 64, 256):
-        report(
-            f"best_fit, pool {pool}",
-            lambda pool=pool: len(plan_packs(tokens, capacity=CAPACITY, policy="best_fit", pool=pool)),
-            total,
-        )
-    for num_ranks in (8, 64, 1024):
-        start = time.process_time()
-        plan = plan_steps(tokens, num_ranks=num_ranks, capacity=CAPACITY, policy="best_fit")
-        print(
-            f"plan_steps, {num_ranks:4d} ranks: fill {plan.fill:.4f}, rank efficiency {plan.rank_efficiency:.4f}, "
-            f"{plan.num_steps} steps, CPU {time.process_time() - start:.3f} s"
-        )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--num-samples", type=int, default=100_000)
+    parser.add_argument("--large", type=int, help="only plan a set of so many samples")
+    arguments = parser.parse_args()
+    if arguments.large:
+        large(arguments.large)
+        return
+    tokens = draw_lengths(arguments.num_samples)
+    print(f"{len(tokens)} samples, mean {tokens.mean():.0f}, median {np.median(tokens):.0f}, capacity {CAPACITY}\n")
+    padding(tokens)
+    ranks({8: tokens, 64: tokens, 1024: draw_lengths(10 * arguments.num_samples)})
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def test_after_20_kills_at_random_moments_the_tree_is_that_of_an_undisturbed_run
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_after_kills_in_every_stage_the_tree_is_that_of_an_undisturbed_run(videos, tmp_path):
-    verb = ["run", "--stop-after", "shard"]
+    verb = ["run", "--stop-after", "shard", "--caption.window-seconds", "1"]
     Chain(videos, tmp_path / "undisturbed", verb).start().finish()
     kills = kill_and_go_on(Chain(videos, tmp_path / "killed", verb), (8, 7, 4, 4, 1), seed=21)
     assert kills.total() >= 25, kills

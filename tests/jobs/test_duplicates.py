@@ -115,6 +115,21 @@ def test_the_same_bytes_twice_are_one_clip_of_the_search(tmp_path, fingerprints)
     assert read_pairs(run).num_rows == 0
 
 
+def test_a_clip_put_up_by_everybody_costs_a_few_comparisons_a_copy(tmp_path, fingerprints):
+    copies = [dataclasses.replace(fingerprints[1], clip_id=f"{i:016x}-0000000-0000024") for i in range(100, 160)]
+    run = write_run(tmp_path / "run", [*fingerprints, *copies])
+    find_perceptual(run, SETTINGS, progress=False)
+    assert read_pairs(run).num_rows < 2 * SETTINGS.max_copies * len(copies)
+    ledger = account(run, FilterThresholds())
+    assert ledger.summary()["clips"]["dropped"] == {"duplicate": 62}
+    loose = dataclasses.replace(SETTINGS, max_copies=1000)
+    find_perceptual(run, loose, progress=False)
+    assert read_pairs(run).num_rows > 1000
+    assert {c.clip_id for c in ledger.clips if c.duplicate_of} == {
+        c.clip_id for c in account(run, FilterThresholds()).clips if c.duplicate_of
+    }
+
+
 def test_a_run_without_clips_has_no_pairs(tmp_path):
     run = write_run(tmp_path / "run", [])
     assert find_perceptual(run, SETTINGS, progress=False)

@@ -132,6 +132,8 @@ def test_few_pairs_are_not_judged(run_copy, small_recipe):
 class Blind:
     """A captioner that sees nothing: random weights, in short."""
 
+    can_score = True
+
     def __init__(self, like):
         self.name, self.weights_hash = like.name, like.weights_hash
         self.num_frames, self.frame_px, self.max_tokens = like.num_frames, like.frame_px, like.max_tokens

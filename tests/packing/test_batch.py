@@ -45,6 +45,18 @@ def test_patch_in_time_round_trips() -> None:
     assert torch.equal(unpatchify(patchify(latent, (2, 4, 5)), (3, 2, 2), (2, 4, 5)), latent)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 4), (1, 4, 5), (3, 1, 8)])
+def test_every_value_goes_where_the_plain_permutation_puts_it(patch: tuple, dtype: torch.dtype) -> None:
+    latent = torch.randn(3, 6, 8, 40).to(dtype)
+    frames, rows, columns = (size // step for size, step in zip(latent.shape[1:], patch))
+    blocks = latent.reshape(3, frames, patch[0], rows, patch[1], columns, patch[2])
+    expected = blocks.permute(1, 3, 5, 0, 2, 4, 6).reshape(frames * rows * columns, -1)
+    assert torch.equal(patchify(latent, patch), expected)
+    strided = latent.transpose(0, 3).contiguous().transpose(0, 3)
+    assert torch.equal(patchify(strided, patch), expected)
+
+
 def test_token_holds_its_own_patch() -> None:
     latent = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
     tokens = patchify(latent, (1, 2, 3))

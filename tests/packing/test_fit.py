@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packing.fit import best_fit, first_fit
+from packing.fit import best_fit, cost_fit, first_fit, subset_sum
 
 lengths = st.lists(st.integers(1, 50), max_size=400)
 
@@ -66,9 +66,56 @@ def test_best_fit_is_the_stated_rule(lengths: list[int], capacity: int, pool: in
     assert as_lists(best_fit(lengths, capacity, pool)) == slow_best_fit(lengths, capacity, pool)
 
 
-@given(lengths, st.integers(1, 20))
-def test_nobody_starves_in_the_pool(lengths: list[int], pool: int) -> None:
-    packs = as_lists(best_fit(lengths, 50, pool))
+def slow_subset(lengths: list[int], room: int) -> int:
+    """Largest sum of some of `lengths` within `room`."""
+    sums = {0}
+    for length in lengths:
+        sums |= {total + length for total in sums if total + length <= room}
+    return max(sums)
+
+
+@settings(max_examples=150)
+@given(lengths, st.integers(50, 120), st.integers(1, 12))
+def test_subset_sum_leaves_no_room_that_the_pool_could_fill(lengths: list[int], capacity: int, pool: int) -> None:
+    waiting, arrived = list(range(min(pool, len(lengths)))), min(pool, len(lengths))
+    for pack in as_lists(subset_sum(lengths, capacity, pool)):
+        assert pack[0] == waiting[0]
+        assert set(pack) <= set(waiting)
+        room = capacity - lengths[pack[0]]
+        assert sum(lengths[i] for i in pack[1:]) == slow_subset([lengths[i] for i in waiting[1:]], room)
+        waiting = [i for i in waiting if i not in pack]
+        more = min(len(pack), len(lengths) - arrived)
+        waiting += range(arrived, arrived + more)
+        arrived += more
+    assert not waiting
+
+
+@settings(max_examples=150)
+@given(lengths, st.integers(50, 120), st.integers(1, 40))
+def test_cost_fit_keeps_both_limits_and_is_best_fit_where_only_tokens_bind(
+    lengths: list[int], capacity: int, pool: int
+) -> None:
+    linear, square = 10.0, 1.0
+
+    def cost(pack: list[int]) -> float:
+        return sum(linear * lengths[i] + square * lengths[i] ** 2 for i in pack)
+
+    budget = linear * 50 + square * 50**2
+    packs = as_lists(cost_fit(lengths, capacity, pool, budget=budget, cost=(linear, square)))
+    assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in pack) <= capacity and cost(pack) <= budget * (1 + 1e-9) for pack in packs)
+    rich = as_lists(cost_fit(lengths, capacity, pool, budget=1e12, cost=(linear, square)))
+    assert rich == as_lists(best_fit(lengths, capacity, pool))
+
+
+pooled = st.sampled_from(
+    [best_fit, subset_sum, lambda *of: cost_fit(*of, budget=3000.0, cost=(10.0, 1.0))],
+)
+
+
+@given(lengths, st.integers(1, 20), pooled)
+def test_nobody_starves_in_the_pool(lengths: list[int], pool: int, fit) -> None:
+    packs = as_lists(fit(lengths, 50, pool))
     opened = [pack[0] for pack in packs]
     assert opened == sorted(opened)  # the oldest always leaves next
     place = {sample: i for i, pack in enumerate(packs) for sample in pack}
@@ -81,7 +128,7 @@ def test_nobody_starves_in_the_pool(lengths: list[int], pool: int) -> None:
     assert all(place[s] - first_seen[s] <= pool for s in first_seen)
 
 
-@pytest.mark.parametrize("packed", [first_fit([], 8), best_fit([], 8, 4)])
+@pytest.mark.parametrize("packed", [first_fit([], 8), best_fit([], 8, 4), subset_sum([], 8, 4)])
 def test_nothing_gives_no_packs(packed: tuple[np.ndarray, np.ndarray]) -> None:
     samples, starts = packed
     assert len(samples) == 0

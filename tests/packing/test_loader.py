@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from packing.batch import PackedBatch, unpack
 from packing.grid import Grid
-from packing.loader import MemorySource, PackLoader
+from packing.loader import PackDataset, PackLoader
 from packing.plan import PlanSettings
+from packing.rows import MemorySource
 from packing.shards import build_latents_index, latent_entry, write_latents_shard
 from recaption.errors import ErrorBudgetError, UsageError
 from recaption.records import Sample
 from recaption.run_folder import RunFolder
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 SETTINGS = PlanSettings(capacity=120, policy="best_fit", pool=8, seed=1)
 
 
@@ -103,6 +107,59 @@ def test_batches_carry_the_latents_of_their_clips() -> None:
 def test_prefetch_changes_nothing(prefetch: int) -> None:
     expected = take(PackLoader(source(), settings=SETTINGS, prefetch=0), 20)
     assert all_same(take(PackLoader(source(), settings=SETTINGS, prefetch=prefetch), 20), expected)
+
+
+@pytest.mark.parametrize(("num_workers", "num_ranks"), [(1, 1), (4, 1), (2, 3)])
+def test_worker_processes_change_nothing(num_workers: int, num_ranks: int) -> None:
+    options = {"num_workers": num_workers, "start_method": "fork"}
+    expected = global_rows(1, 36, prefetch=0)
+    assert all_same(global_rows(num_ranks, 36, **options), expected)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0), (2, 3)])
+def test_resume_on_another_number_of_workers(before: int, after: int) -> None:
+    expected = take(PackLoader(source(), settings=SETTINGS), 12)
+    loader = PackLoader(source(), settings=SETTINGS, num_workers=before, start_method="fork")
+    assert all_same(take(loader, 5), expected[:5])
+    resumed = PackLoader(source(), settings=SETTINGS, num_workers=after, start_method="fork")
+    resumed.load_state_dict(loader.state_dict())
+    assert all_same(take(resumed, 4), expected[5:9])
+    again = PackLoader(source(), settings=SETTINGS)
+    again.load_state_dict(resumed.state_dict())
+    assert all_same(take(again, 3), expected[9:])
+
+
+def test_workers_that_are_started_afresh_read_the_same(run_on_disk: RunFolder) -> None:
+    loader = PackLoader(run_on_disk, settings=SETTINGS, num_workers=1)
+    assert all_same(take(loader, 6), take(PackLoader(source(), settings=SETTINGS), 6))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_any_data_loader_gives_the_same_packs(num_workers: int) -> None:
+    expected = take(PackLoader(source(), settings=SETTINGS, rank=1, num_ranks=2), 12)
+    packs = PackDataset(source(), settings=SETTINGS, rank=1, num_ranks=2, start_step=2)
+    assert all_same(
+        list(itertools.islice(DataLoader(packs, batch_size=None, num_workers=num_workers), 10)), expected[2:]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stateful_data_loader_goes_on_with_the_next_pack(num_workers: int) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    expected = take(PackLoader(source(), settings=SETTINGS), 12)
+
+    def loader() -> Iterator[PackedBatch]:
+        return stateful(PackDataset(source(), settings=SETTINGS), batch_size=None, num_workers=num_workers)
+
+    first = loader()
+    assert all_same(list(itertools.islice(first, 5)), expected[:5])
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert all_same(list(itertools.islice(second, 4)), expected[5:9])
+    third = loader()
+    third.load_state_dict(second.state_dict())
+    assert all_same(list(itertools.islice(third, 3)), expected[9:])
 
 
 def test_1_2_and_4_ranks_read_the_same_rows_in_the_same_order() -> None:
@@ -219,9 +276,17 @@ def test_nothing_readable_stops_instead_of_training_on_nothing() -> None:
 # --- shards on disk -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def run_on_disk(tmp_path: Path) -> RunFolder:
+    return write_run(RunFolder(str(tmp_path)))
+
+
 @pytest.fixture(params=["local", "memory"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
-    run = RunFolder(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+    return write_run(RunFolder(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"))
+
+
+def write_run(run: RunFolder) -> RunFolder:
     data = source()
     for shard in range(5):
         made = []

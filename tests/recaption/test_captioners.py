@@ -11,7 +11,7 @@ import torch
 
 import recaption.captioners as captioners
 from recaption.captioners import checkpoint, load_captioner
-from recaption.captioners.coca_captioner import CLIPS_PER_BATCH, uniform_draws
+from recaption.captioners.describing import CLIPS_PER_BATCH, uniform_draws
 from recaption.captioners.framing import Framing, choose_frames
 from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
 from recaption.captioners.vocabulary import BytePairVocabulary, train_vocabulary, vocabulary_from_merges
@@ -376,7 +376,7 @@ def test_checkpoint_of_another_model_is_named(folder, tmp_path):
         load_captioner(str(tmp_path))
 
 
-@pytest.mark.parametrize("spec", ["nonesuch", "git:microsoft/git-base", "vlm:x", "/no/such/folder", "open_clip:", ""])
+@pytest.mark.parametrize("spec", ["nonesuch", "git:", "tiny:x", "path:x", "/no/such/folder", "open_clip:", ""])
 def test_unknown_captioners_get_the_list(spec):
     with pytest.raises(UsageError, match=r"tiny \| open_clip:MODEL/TAG"):
         load_captioner(spec)
@@ -441,17 +441,6 @@ def test_unreachable_hub_is_reported_within_seconds_with_the_way_out(monkeypatch
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsUnreachableError, match="HF_HUB_OFFLINE"):
         load_captioner("open_clip:coca_ViT-B-32/laion2b_s13b_b90k")
-
-
-def test_a_hub_that_never_answers_is_given_up(monkeypatch):
-    import socket
-
-    monkeypatch.setattr(checkpoint, "HUB_PROBE_SECONDS", 0.3)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        port = silent.getsockname()[1]
-        assert checkpoint._probe(f"http://127.0.0.1:{port}/weights") != ""
 
 
 def test_open_clip_weights_from_a_file_behave_like_open_clip(monkeypatch, tmp_path):

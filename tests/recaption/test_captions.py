@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recaption.captions import FAULTS, clean, fault_in, reason_if_bad, sentence_case, words_in
+from recaption.captions import FAULTS, KINDS, clean, fault_in, reason_if_bad, sentence_case, strip_boilerplate, words_in
 from recaption.errors import DROP_REASONS
 from recaption.scene_captions import fields_in
 
@@ -68,6 +68,11 @@ def test_a_good_caption_passes():
         (" ".join(["a red ball rolls. a blue cube stays where it is now."] * 3), True, "looping"),
         ("a red circle moves left over", False, "truncated"),
         ("on the on the on the on the", False, "looping"),
+        ("The video shows.", True, "boilerplate"),
+        ("a picture of", True, "boilerplate"),
+        ("I'm sorry, but I can't help with that.", True, "refusal"),
+        ("As an AI language model, I cannot see the video.", True, "refusal"),
+        ("No video was provided. Please upload it.", True, "refusal"),
     ],
 )
 def test_faults(text, ended, fault):
@@ -84,3 +89,47 @@ def test_natural_repetition_is_no_loop():
 
 def test_words_in():
     assert words_in("A dog's black-and-white ball, 2 cats.") == ["a", "dog's", "black-and-white", "ball", "2", "cats"]
+
+
+@pytest.mark.parametrize(
+    ("text", "caption", "phrases"),
+    [
+        ("The video shows a dog.", "A dog.", "The video shows"),
+        ("In this video, a man cooks.", "A man cooks.", "In this video"),
+        ("a video of a cat", "a cat", "a video of"),
+        ("This short clip features two dogs playing.", "Two dogs playing.", "This short clip features"),
+        (
+            "Sure! Here is a caption: In this video, we see a dog running.",
+            "A dog running.",
+            "Sure! Here is a caption: In this video, we see",
+        ),
+    ],
+)
+def test_boilerplate_is_taken_off_and_the_caption_kept(text, caption, phrases):
+    assert strip_boilerplate(text) == (caption, phrases)
+    assert strip_boilerplate(caption) == (caption, "")
+    assert fault_in(caption) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "In a flat video, a large plain star moves left.",
+        "A black and white photo of a man",
+        "A picture frame of gold hangs on a wall",
+        "A man says he cannot see the ball",
+        "I can see a dog",
+        "The video shows.",
+    ],
+)
+def test_how_a_clip_looks_is_no_boilerplate(text):
+    assert strip_boilerplate(text) == (text, "")
+
+
+def test_a_field_may_be_one_word():
+    assert fault_in("circle", kind="main_object") is None
+    assert fault_in("circle", kind="short") == "empty"
+    assert fault_in("", kind="main_object") == "empty"
+    assert KINDS[:2] == ("descriptive", "short")
+    assert "main_object" in KINDS

@@ -115,9 +115,9 @@ def test_a_clip_is_captioned_alike_alone_and_in_a_batch():
     draws = np.random.default_rng(0).random((6, 9))
     decoding = Decoding(max_tokens=9, temperature=1.0, top_k=10, top_p=0.9)
     with torch.inference_mode():
-        together = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, draws_BM=draws)
+        together = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, draws_RM=draws)
         alone = [
-            generate(coca, tokens_BND[i : i + 1], special=SPECIAL, decoding=decoding, draws_BM=draws[i : i + 1])[0]
+            generate(coca, tokens_BND[i : i + 1], special=SPECIAL, decoding=decoding, draws_RM=draws[i : i + 1])[0]
             for i in range(6)
         ]
     assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
@@ -148,7 +148,7 @@ def test_sampling_with_one_candidate_is_greedy():
     with torch.inference_mode():
         greedy = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9))
         drawn = generate(
-            coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9, temperature=2, top_k=1), draws_BM=draws
+            coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9, temperature=2, top_k=1), draws_RM=draws
         )
     assert drawn == greedy
 

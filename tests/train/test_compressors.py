@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes import render
 from train import checkpoint, compressors
@@ -306,13 +307,8 @@ def test_pretrained_autoencoders_open_from_a_folder(kind, strides, tmp_path):
 
 def test_pretrained_weights_out_of_reach_say_how_to_give_a_folder(tmp_path, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
-    hub = pytest.importorskip("huggingface_hub")
-
-    def no_answer(*args: object, **options: object) -> None:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(hub.HfApi, "model_info", no_answer)
-    with pytest.raises(WeightsUnreachableError, match=r"no route to host.*pass diffusers:/path/of/a/folder"):
+    monkeypatch.setattr(hub, "probe", lambda repository, file: "no route to host")
+    with pytest.raises(WeightsUnreachableError, match=r"no route to host.*pass diffusers:/path/of/that/folder"):
         compressors.load("diffusers:nobody/nothing#vae")
     tiny_autoencoder(diffusers, "AutoencoderKLWan").save_pretrained(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()

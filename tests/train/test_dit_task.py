@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from packing.buckets import Bucket
-from packing.loader import MemorySource
 from packing.plan import PlanSettings
+from packing.rows import MemorySource
 from recaption.errors import CheckpointMismatchError, UsageError
 from train import sampler as sampler_module
 from train.dit_task import DitSettings, DitTask

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
+from recaption import hub
+from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.hub import first_line
 from train.compressors import check_latents, check_pixels
 
 CLASSES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo", "AutoencoderKLLTXVideo")
-HUB_TIMEOUT_SECONDS = 5.0
-"""One small request that takes longer means unreachable; a download would go on retrying for minutes."""
 
 
 class PretrainedCompressor(nn.Module):
@@ -85,7 +85,13 @@ class PretrainedCompressor(nn.Module):
             # diffusers itself would take a config.json beside the subfolder for the one inside.
             place, subfolder = os.path.join(place, subfolder), ""
         options = {"subfolder": subfolder} if subfolder else {}
-        is_local = is_local or not _must_download(place, subfolder)
+        what = f"compressor diffusers:{source}"
+        give = (
+            "download the folder with config.json and diffusion_pytorch_model.safetensors and pass "
+            "diffusers:/path/of/that/folder"
+        )
+        config_file = f"{subfolder}/config.json" if subfolder else "config.json"
+        is_local = is_local or hub.is_on_disk(place, what=what, give=give, file=config_file)
         try:
             kind = diffusers.AutoencoderKLWan.load_config(place, local_files_only=is_local, **options)["_class_name"]
         except (OSError, KeyError, ValueError) as error:
@@ -98,13 +104,10 @@ class PretrainedCompressor(nn.Module):
                 place, local_files_only=is_local, use_safetensors=True, torch_dtype=torch.float32, **options
             )
         except (OSError, ValueError) as error:
-            raise WeightsUnreachableError(
-                f"the weights of diffusers:{source} cannot be loaded ({_first_line(error)}); download the folder with "
-                "config.json and diffusion_pytorch_model.safetensors and pass diffusers:/path/of/that/folder"
-            ) from error
+            raise hub.unreachable(what, error, give) from error
         except RuntimeError as error:
             raise CheckpointMismatchError(
-                f"the weights of diffusers:{source} do not fit its config: {_first_line(error)}"
+                f"the weights of diffusers:{source} do not fit its config: {first_line(error)}"
             ) from error
         return cls(model, source=source)
 
@@ -135,28 +138,3 @@ def _strides(autoencoder: Any) -> tuple[int, int]:
     if kind == "AutoencoderKLCogVideoX":
         return int(settings.temporal_compression_ratio), 2 ** (len(settings.block_out_channels) - 1)
     return int(autoencoder.temporal_compression_ratio), int(autoencoder.spatial_compression_ratio)
-
-
-def _must_download(hub_id: str, subfolder: str) -> bool:
-    """False where the hub's cache on disk has the model; True where the hub offers it.
-
-    Raises:
-        WeightsUnreachableError: neither.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(hub_id, f"{subfolder}/config.json" if subfolder else "config.json"), str):
-        return False
-    try:
-        HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_SECONDS)
-    except Exception as error:  # the hub's client passes on whatever its network layer raises
-        raise WeightsUnreachableError(
-            f"the weights of diffusers:{hub_id} are not on this machine and the hub does not hand them out "
-            f"({type(error).__name__}: {_first_line(error)}); pass diffusers:/path/of/a/folder with config.json and "
-            "diffusion_pytorch_model.safetensors"
-        ) from error
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]

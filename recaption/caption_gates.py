@@ -1,0 +1,111 @@
+"""Gates of one caption job: what the text alone cannot tell (captions.py tells that), judged batch by batch.
+
+    gates = Gates(min_clip_score=0.8, longest=length_of_t5)
+    gates.judge(described, kind="descriptive", owners=["clip-1", "clip-2"])      # described.captions now carry faults
+
+Two rules say that a caption is about something else than its frames, both from the captioner's own contrastive space,
+where a clip stands for all of its sampled frames. The absolute one needs a limit that was measured with this captioner;
+it sees captions of footage that the captioner does not know, which score low with everything (AUC 0.998 of right captions
+of rendered scenes against captions of real footage by the captioner of the package, which are all wrong). The relative
+one needs no calibration: the caption has to beat the captions of other clips with its clip by a margin (AUC 0.978 there;
+0.999 against captions exchanged between scenes). tests/benchmarks/bench_caption_gates.py measures both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recaption.captions import fault_in
+from recaption.records import Caption
+
+if TYPE_CHECKING:
+    from recaption.captioners import Described
+
+BAD = "bad_caption"
+
+
+@dataclass(frozen=True)
+class TextLength:
+    """How long texts are for the text encoder that will read them in training."""
+
+    limit: int
+    """Most tokens that it reads; what is longer would be cut."""
+    count: Callable[[Sequence[str]], list[int]]
+    """Tokens of each whole text, those that the encoder adds included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """Limits of one job. None: this gate is off."""
+
+    min_clip_score: float | None = None
+    min_score_margin: float | None = None
+    length: TextLength | None = None
+
+    def judge(self, described: Described, *, kind: str, owners: Sequence[str]) -> None:
+        """Set reason and fault of captions that fail.
+
+        Args:
+            owners: clip id of each caption. Captions of the same clip, of its windows, are no strangers to each other.
+        """
+        texts = [caption.text for caption in described.captions]
+        is_long = self._too_long(texts)
+        is_low = self._too_low(described, owners) if kind == "descriptive" else [False] * len(texts)
+        for row, caption in enumerate(described.captions):
+            fault = caption.fault or fault_in(caption.text, kind=kind) or ("truncated" if caption.reason else None)
+            fault = fault or ("over_long" if is_long[row] else None) or ("low_score" if is_low[row] else None)
+            if fault:
+                described.captions[row] = bad(caption, fault)
+
+    def judge_original(self, caption: Caption) -> Caption:
+        """A text that came with the video: it may be of any kind of writing, but not empty, a loop or over-long."""
+        fault = fault_in(caption.text) or ("over_long" if self._too_long([caption.text])[0] else None)
+        return bad(caption, fault) if fault else caption
+
+    def fewer_tokens(self, texts: Sequence[str], max_tokens: int) -> int:
+        """A limit for the captioner at which texts as dense as these fit the text encoder."""
+        if self.length is None or not texts:
+            return max_tokens
+        longest = max(self.length.count(texts))
+        return max(1, min(max_tokens, int(0.9 * max_tokens * self.length.limit / max(longest, 1))))
+
+    def _too_long(self, texts: Sequence[str]) -> list[bool]:
+        if self.length is None or not texts:
+            return [False] * len(texts)
+        return [count > self.length.limit for count in self.length.count(texts)]
+
+    def _too_low(self, described: Described, owners: Sequence[str]) -> list[bool]:
+        if described.clip_BD is None or described.text_BD is None:
+            return [False] * len(owners)
+        own_B = (described.clip_BD * described.text_BD).sum(axis=1)
+        is_low = np.zeros(len(own_B), bool)
+        if self.min_clip_score is not None:
+            is_low |= own_B < self.min_clip_score
+        if self.min_score_margin is not None:
+            margin_B = score_margins(described.clip_BD @ described.text_BD.T, owners)
+            is_low |= margin_B < self.min_score_margin  # NaN, where there is no other clip, is not
+        return [bool(one) for one in is_low]
+
+
+def score_margins(scores_BB: np.ndarray, owners: Sequence[str]) -> np.ndarray:
+    """(B,) a caption's score with its own clip, less the mean score of the captions of other clips with that clip.
+
+    Args:
+        scores_BB: row i holds clip i with every caption.
+        owners: clip id of each row. NaN where all rows are of one clip.
+    """
+    names = np.asarray(owners)
+    is_other = names[:, None] != names[None, :]
+    num_others = is_other.sum(axis=1)
+    others = np.where(is_other, scores_BB, 0.0).sum(axis=1) / np.where(num_others, num_others, 1)
+    return np.where(num_others > 0, np.diag(scores_BB) - others, np.nan)
+
+
+def bad(caption: Caption, fault: str) -> Caption:
+    """`caption` marked with one of `captions.FAULTS`."""
+    return dataclasses.replace(caption, reason=BAD, fault=fault)

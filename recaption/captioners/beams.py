@@ -1,0 +1,110 @@
+"""Beam search by summed log-probability; ended captions are compared with a length penalty.
+
+Each clip has as many live beams as asked for at every step, true log-probabilities (open_clip adds raw logits), and a
+search of its own: it leaves the batch when it is done. Shapes: K beams of a clip, R = B*K rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recaption.captioners.decoding import Decoding, Generated, SpecialTokens
+from recaption.captioners.decoding_steps import DecodingSteps
+
+
+def beam_search(
+    steps: DecodingSteps, first: list[int], max_tokens: int, special: SpecialTokens, decoding: Decoding
+) -> list[Generated]:
+    """The best caption of each clip."""
+    num_beams = decoding.num_beams
+    device = steps.device
+    beams = [_Beams(num_beams, decoding.length_penalty) for _ in range(steps.num_clips)]
+    present = list(range(steps.num_clips))
+    newest = torch.tensor([first], device=device).expand(steps.num_clips * num_beams, -1)
+    for index in range(max_tokens):
+        logprob_RV = F.log_softmax(steps.step(newest), dim=-1)
+        barred_RV = logprob_RV
+        if index < decoding.min_tokens:
+            barred_RV = logprob_RV.clone()
+            barred_RV[:, special.end] = -torch.inf
+        rows: list[int] = []
+        tokens: list[int] = []
+        kept_clips: list[int] = []
+        for place, clip in enumerate(present):
+            span = slice(place * num_beams, (place + 1) * num_beams)
+            beams[clip].extend(barred_RV[span], logprob_RV[span], special)
+            if not beams[clip].is_done():
+                kept_clips.append(place)
+                rows += [place * num_beams + parent for parent in beams[clip].parents]
+                tokens += [said[-1] for said in beams[clip].said]
+        if not kept_clips or index + 1 == max_tokens:
+            break
+        steps.keep(rows, kept_clips)
+        present = [present[place] for place in kept_clips]
+        newest = torch.tensor(tokens, device=device)[:, None]
+    return [clip_beams.best() for clip_beams in beams]
+
+
+class _Beams:
+    """The live beams of one clip and the captions that have ended."""
+
+    def __init__(self, num_beams: int, length_penalty: float) -> None:
+        self.num_beams = num_beams
+        self.length_penalty = length_penalty
+        self.said: list[list[int]] = [[] for _ in range(num_beams)]
+        self.logprobs: list[list[float]] = [[] for _ in range(num_beams)]
+        # all beams start alike: only the first may grow at the first step
+        self.scores = [0.0] + [-torch.inf] * (num_beams - 1)
+        self.parents = list(range(num_beams))
+        self.done: list[Generated] = []
+
+    def extend(self, barred_KV: Tensor, logprob_KV: Tensor, special: SpecialTokens) -> None:
+        """One token further: ended continuations among the K best are set aside, the K best live ones stay."""
+        num_tokens = logprob_KV.shape[1]
+        total_KV = barred_KV + torch.tensor(self.scores, device=barred_KV.device)[:, None]
+        # each beam can end in two ways (end, pad): among 3K continuations at least K are live
+        best = total_KV.flatten().topk(min(3 * self.num_beams, total_KV.numel()))
+        own = logprob_KV.flatten()[best.indices].tolist()
+        said: list[list[int]] = []
+        logprobs: list[list[float]] = []
+        scores: list[float] = []
+        parents: list[int] = []
+        for rank, (score, index, logprob) in enumerate(
+            zip(best.values.tolist(), best.indices.tolist(), own, strict=True)
+        ):
+            parent, token = divmod(index, num_tokens)
+            if token in (special.end, special.pad):
+                if rank < self.num_beams and score > -torch.inf:
+                    self.done.append(
+                        Generated(
+                            tokens=(*self.said[parent], token),
+                            logprobs=(*self.logprobs[parent], logprob),
+                            ended=True,
+                        )
+                    )
+                continue
+            if len(said) < self.num_beams:
+                said.append([*self.said[parent], token])
+                logprobs.append([*self.logprobs[parent], logprob])
+                scores.append(score)
+                parents.append(parent)
+        self.said, self.logprobs, self.scores, self.parents = said, logprobs, scores, parents
+
+    def is_done(self) -> bool:
+        """K captions have ended and no live beam scores better than the K-th of them."""
+        if len(self.done) < self.num_beams:
+            return False
+        worst = sorted((self._score(caption) for caption in self.done), reverse=True)[self.num_beams - 1]
+        return max(self.scores) / len(self.said[0]) ** self.length_penalty <= worst
+
+    def best(self) -> Generated:
+        """The best ended caption; where none ended, the best beam cut short."""
+        if self.done:
+            return max(self.done, key=self._score)
+        top = max(range(len(self.said)), key=lambda beam: self.scores[beam])
+        return Generated(tokens=tuple(self.said[top]), logprobs=tuple(self.logprobs[top]), ended=False)
+
+    def _score(self, caption: Generated) -> float:
+        return sum(caption.logprobs) / len(caption.logprobs) ** self.length_penalty

