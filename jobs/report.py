@@ -308,6 +308,11 @@ def _plan(plan: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"named": named, "columns": columns, "rejected": plan.get("rejected") or {}, "num_shown": shown}
 
 
+TELLING_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
+"""Of the thirty numbers that a captioner is measured by, those drawn first."""
+MAX_MEASURES = 5
+
+
 def _training(run: RunFolder, name: str) -> dict[str, Any]:
     """Curves of one metrics.jsonl; a last line that was cut short is left out."""
     rows = []
@@ -324,7 +329,8 @@ def _training(run: RunFolder, name: str) -> dict[str, Any]:
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
     lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
     charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
-    for key in [key for key in others if not key.endswith("loss")][:5]:
+    measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in TELLING_MEASURES, key))
+    for key in [key for key in measures if not key.endswith("loss")][:MAX_MEASURES]:
         one = [Series(key, "accent", *_series(rows, key))]
         charts.append(
             {

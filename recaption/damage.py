@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recaption.records import conform
 from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder
 
 PROBLEM_KINDS = (
@@ -104,7 +105,7 @@ def open_parts(
     problems = []
     for name in names:
         try:
-            table = run.read_table(name).select(schema.names).cast(schema)
+            table = conform(run.read_table(name), schema)
             tables[name] = table if keep is None else table.select(list(keep))
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             detail = " ".join(str(error).split())[:200]

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from recaption.duplicates import read_pairs
 from recaption.errors import DROP_REASONS
 from recaption.filters import FilterThresholds, judge
-from recaption.records import Caption, Clip, ClipScores, Sample, Video, from_table, schema_of
+from recaption.records import Caption, Clip, ClipScores, Sample, Video, conform, from_table, schema_of
 from recaption.run_folder import RunFolder
 
 CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
@@ -154,7 +154,7 @@ def read_clips(run: RunFolder) -> pa.Table:
 
 
 def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *(table.select(schema.names).cast(schema) for table in tables)])
+    return pa.concat_tables([schema.empty_table(), *(conform(table, schema) for table in tables)])
 
 
 def chosen_set(run: RunFolder) -> str | None:

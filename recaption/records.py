@@ -158,6 +158,18 @@ class Caption:
     seed: int = 0
     reason: str | None = None
     """`bad_caption` where the text failed a gate, else None."""
+    kind: str = "descriptive"
+    """One of `captions.KINDS`: what the captioner was asked for. "" for an original text."""
+    window: int = 0
+    """0: the whole clip; 1, 2, ...: its consecutive windows."""
+    fault: str = ""
+    """One of `captions.FAULTS` where the text failed a gate."""
+    stripped: str = ""
+    """Leading phrases ("The video shows") that were taken off the text."""
+
+
+ADDED_LATER: dict[str, Any] = {"kind": "descriptive", "window": 0, "fault": "", "stripped": ""}
+"""Columns that run folders of earlier versions do not have, and what they stand for there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +224,19 @@ def schema_of(record: type) -> pa.Schema:
     )
 
 
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its order and types; those of `ADDED_LATER` where the table is older than they.
+
+    Raises:
+        KeyError: any other column is missing.
+    """
+    for name in schema.names:
+        if name in ADDED_LATER and name not in table.column_names:
+            column = pa.array([ADDED_LATER[name]] * table.num_rows, schema.field(name).type)
+            table = table.append_column(schema.field(name), column)
+    return table.select(schema.names).cast(schema)
+
+
 def to_table(rows: Sequence[Record], record: type[Record]) -> pa.Table:
     """Rows of one record class as a table with its pinned schema (also when there are none)."""
     schema = schema_of(typing.cast(type, record))
@@ -224,7 +249,9 @@ def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
     names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
     nested = {name: hint for name, hint in typing.get_type_hints(record).items() if dataclasses.is_dataclass(hint)}
     rows = []
-    for row in table.select(names).to_pylist():
+    missing = {name: value for name, value in ADDED_LATER.items() if name in names and name not in table.column_names}
+    for row in table.select([name for name in names if name not in missing]).to_pylist():
+        row |= missing
         for name, hint in nested.items():
             row[name] = typing.cast(type, hint)(**row[name])
         rows.append(record(**row))

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from recaption.errors import RecaptionError, StorageError
+from recaption.records import conform
 
 TEMPORARY_SUFFIX = ".tmp"
 """`<final name>.<random>.tmp`: ignored by every reader, removed by the next run."""
@@ -172,7 +173,7 @@ class RunFolder:
 
     def read_tables(self, pattern: str, schema: pa.Schema) -> pa.Table:
         """All parts that match, in name order, as one table; an empty table of `schema` where there are none."""
-        tables = [self.read_table(name).select(schema.names).cast(schema) for name in self.list(pattern)]
+        tables = [conform(self.read_table(name), schema) for name in self.list(pattern)]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     # --- text -------------------------------------------------------------------------------------------------------

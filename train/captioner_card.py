@@ -12,7 +12,7 @@ from typing import Any
 
 from recaption.captioners import load_captioner
 from recaption.captioners.checkpoint import read_folder, save_captioner
-from train.captioner_task import FIELDS, evaluate_on_scenes
+from train.captioner_evaluation import FIELDS, evaluate_on_scenes
 from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 
 FIELD_NAMES = {"main_object": "main object (9 shapes)", "colour": "colour (9)", "action": "action (10)"} | {

@@ -19,7 +19,7 @@ from recaption.captioners.checkpoint import read_folder, save_captioner
 from recaption.captioners.two_path import FINE_CELL, FRAME_PX, MOTION_PX, NUM_CLOSE_FRAMES, NUM_FRAMES
 from recaption.captioners.vocabulary import vocabulary_from_merges
 from train.captioner_card import FIELD_NAMES
-from train.captioner_task import FIELDS, evaluate_on_scenes
+from train.captioner_evaluation import FIELDS, evaluate_on_scenes
 from train.photo_clips import CUT, MOTIONS, Photo, photo_clip, split_motion
 from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 from train.tiny_features import Components

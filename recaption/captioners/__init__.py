@@ -63,6 +63,8 @@ class Captioner(Protocol):
     frame_px: int
     """Side of the square it looks at; larger frames are only more work to read."""
     max_tokens: int
+    kinds: tuple[str, ...]
+    """Of `captions.KINDS`, those that it can be asked for."""
 
     @property
     def text_tower(self) -> TextTower: ...
@@ -83,12 +85,17 @@ class Captioner(Protocol):
         self,
         clips: Sequence[np.ndarray],
         *,
+        kind: str = "descriptive",
         max_tokens: int | None = None,
         num_beams: int = 1,
         seed: int = 0,
         temperature: float = 0.0,
     ) -> Described:
-        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it."""
+        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it.
+
+        Raises:
+            UsageError: `kind` is not one of `kinds`.
+        """
         ...
 
     def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:

@@ -25,13 +25,15 @@ from torch import Tensor, nn
 
 from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.framing import Framing
-from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
+from recaption.captioners.videococa import VideoCoCa, build_coca
 from recaption.captioners.vocabulary import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
 
 FORMAT = "videococa-1"
 """Value of `format` in config.json."""
+OPEN_CLIP_VOCABULARY = "open_clip"
+"""Value of `vocabulary` in config.json where the tokens are CLIP's own."""
 RANDOM_SEED = 0
 """`open_clip:MODEL/random` gives the same weights every time."""
 OPEN_CLIP_NUM_FRAMES = 8
@@ -52,12 +54,14 @@ def weights_hash(model: nn.Module) -> str:
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
     """The untrained model that a captioner config describes."""
+    coca: Any = build_coca(config["coca"], stem_channels=config.get("stem_channels", ()))
+    coca.text.correct_cls_mask = not config.get("legacy_cls_mask", False)
     if "vision" in config:
         from recaption.captioners.two_path import build_two_path
 
-        return build_two_path(build_coca(config["coca"]), config["vision"])
+        return build_two_path(coca, config["vision"])
     return VideoCoCa(
-        build_coca(config["coca"], stem_channels=config.get("stem_channels", ())),
+        coca,
         max_frames=config["num_frames"] if config["temporal"] else 0,
         num_joint_layers=config.get("joint_layers", 0),
     )
@@ -66,7 +70,7 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
 def save_captioner(
     folder: str | Path,
     state: Mapping[str, Tensor],
-    vocabulary: BytePairVocabulary,
+    vocabulary: BytePairVocabulary | ClipVocabulary,
     config: Mapping[str, Any],
 ) -> Path:
     """Write a captioner folder with fp16 weights.
@@ -74,7 +78,7 @@ def save_captioner(
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
         config: as `read_folder` finds it: format, coca, stem_channels, joint_layers, num_frames, temporal, framing,
-            fields.
+            fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
     """
     from safetensors.torch import save
 
@@ -82,7 +86,8 @@ def save_captioner(
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
     (folder / "model.safetensors").write_bytes(save(halves, metadata={"format": "pt"}))
-    (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
+    if isinstance(vocabulary, BytePairVocabulary):  # CLIP's comes with open_clip
+        (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
     kept = {key: value for key, value in config.items() if key != "merges"}
     (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -93,7 +98,7 @@ class Saved:
     """What a captioner folder or training checkpoint holds."""
 
     config: dict[str, Any]
-    vocabulary: BytePairVocabulary
+    vocabulary: BytePairVocabulary | ClipVocabulary
     state: dict[str, Tensor]
     """float32; averaged weights where the folder has both."""
     weights_path: Path
@@ -124,7 +129,10 @@ def read_folder(folder: str | Path) -> Saved:
     if weights is None:
         raise UsageError(f"{folder} holds neither model.safetensors nor ema.safetensors")
     context_length = config["coca"]["text_cfg"]["context_length"]
-    if (folder / "tokenizer.json").is_file():
+    vocabulary: BytePairVocabulary | ClipVocabulary
+    if config.get("vocabulary") == OPEN_CLIP_VOCABULARY:
+        vocabulary = ClipVocabulary(context_length)
+    elif (folder / "tokenizer.json").is_file():
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
         vocabulary = BytePairVocabulary(text, context_length)
     else:
@@ -144,20 +152,19 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
         raise CheckpointMismatchError(
             f"{saved.weights_path} does not fit the model in its config.json: {error}"
         ) from error
-    return _captioner(
-        model,
-        saved.vocabulary,
-        Framing(**config["framing"]),
-        name=name,
-        num_frames=config["num_frames"],
-        device=device,
-        dtype=dtype,
-        fields=config.get("fields", ""),
-    )
+    return captioner_from(config, model, saved.vocabulary, name=name, device=device, dtype=dtype)
 
 
 def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
-    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models.
+    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models; raises as `read_open_clip`."""
+    config, model = read_open_clip(architecture, pretrained)
+    vocabulary = ClipVocabulary(config["coca"]["text_cfg"]["context_length"])
+    name = f"open_clip:{architecture}/{Path(pretrained).name}"
+    return captioner_from(config, model, vocabulary, name=name, device=device, dtype=dtype)
+
+
+def read_open_clip(architecture: str, pretrained: str) -> tuple[dict[str, Any], VideoCoCa]:
+    """One of open_clip's CoCa models as a captioner config and the model it describes, weights in it.
 
     Args:
         pretrained: a tag, a file of weights, or `random`.
@@ -170,62 +177,63 @@ def open_open_clip(architecture: str, pretrained: str, *, device: str, dtype: to
     from open_clip.factory import load_checkpoint
     from open_clip.transform import PreprocessCfg
 
-    config = open_clip.get_model_config(architecture)
-    if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
+    coca = open_clip.get_model_config(architecture)
+    if coca is None or "multimodal_cfg" not in coca or "hf_model_name" in coca["text_cfg"]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
         raise UsageError(f"open_clip has no CoCa named {architecture!r}; it has {', '.join(names)}")
-    config.pop("custom_text", None)
+    coca.pop("custom_text", None)
     weights = None if pretrained == "random" else _find_weights(architecture, pretrained)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        coca = open_clip.CoCa(**config)
-        initialise_decoder(coca)
-    if weights is not None:
-        try:
-            load_checkpoint(coca, str(weights), weights_only=True)
-        except Exception as error:
-            raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     preprocess = {**vars(PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
     fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
-    framing = Framing(
-        frame_px=coca.visual.image_size[0],
-        fit=fits[preprocess["resize_mode"]],
-        interpolation=preprocess["interpolation"],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-    )
-    return _captioner(
-        VideoCoCa(coca),
-        ClipVocabulary(coca.text.context_length),
-        framing,
-        name=f"open_clip:{architecture}/{Path(pretrained).name}",
-        num_frames=OPEN_CLIP_NUM_FRAMES,
-        device=device,
-        dtype=dtype,
-    )
+    config = {
+        "format": FORMAT,
+        "coca": coca,
+        "legacy_cls_mask": True,  # as the published weights were trained
+        "num_frames": OPEN_CLIP_NUM_FRAMES,
+        "temporal": False,
+        "framing": {
+            "frame_px": coca["vision_cfg"]["image_size"],
+            "fit": fits[preprocess["resize_mode"]],
+            "interpolation": preprocess["interpolation"],
+            "mean": tuple(preprocess["mean"]),
+            "std": tuple(preprocess["std"]),
+        },
+        "fields": "",
+        "vocabulary": OPEN_CLIP_VOCABULARY,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        model = build_model(config)
+    if weights is not None:
+        try:
+            load_checkpoint(model.coca, str(weights), weights_only=True)
+        except Exception as error:
+            raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
+    return config, model
 
 
-def _captioner(
+def captioner_from(
+    config: Mapping[str, Any],
     model: VideoCoCa,
     vocabulary: BytePairVocabulary | ClipVocabulary,
-    framing: Framing,
     *,
     name: str,
-    num_frames: int,
-    device: str,
-    dtype: torch.dtype | None,
-    fields: str = "",
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
 ) -> CocaCaptioner:
+    """The captioner that a config and its model are; the weights are not copied unless device or type change."""
     digest = weights_hash(model)
     return CocaCaptioner(
         model.to(device=device, dtype=dtype),
         vocabulary,
-        framing,
+        Framing(**config["framing"]),
         name=name,
         weights_hash=digest,
-        num_frames=num_frames,
-        read_fields=_scene_fields if fields == "scenes" else None,
+        num_frames=config["num_frames"],
+        read_fields=_scene_fields if config.get("fields") == "scenes" else None,
+        kinds=config.get("kinds"),
+        min_clip_score=config.get("min_clip_score"),
     )
 
 

@@ -8,7 +8,8 @@ captioner.score([clip_THWC], ["a red circle", "a blue star"])        (1, 2) cosi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,22 @@ from recaption.captioners.framing import Framing
 from recaption.captioners.generate import Decoding, Generated, generate
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
 from recaption.captioners.vocabulary import Vocabulary
-from recaption.captions import reason_if_bad
+from recaption.captions import fault_in, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedClip:
+    """What is kept of a clip's frames once they have been looked at: enough to describe and to score it again."""
+
+    clip_sha256: str
+    """Of the uint8 frames."""
+    pooled_D: np.ndarray
+    """float32, unit length."""
+    tokens_ND: np.ndarray
+    """float16."""
+
 
 CLIPS_PER_BATCH = 16
 """Clips encoded and decoded together: decoding 16 costs about four times as much as decoding 1."""
@@ -74,9 +88,13 @@ class CocaCaptioner:
         weights_hash: str,
         num_frames: int,
         read_fields: Callable[[str], CaptionFields] | None = None,
+        kinds: Mapping[str, str] | None = None,
+        min_clip_score: float | None = None,
     ) -> None:
         """
         Args:
+            kinds: of caption that it was trained on, each with the words that ask for it.
+            min_clip_score: below this its captions are rather wrong than right, by its own calibration.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
         """
@@ -89,6 +107,9 @@ class CocaCaptioner:
         self.frame_px = framing.frame_px
         self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
         self.text_tower = CocaTextTower(model, vocabulary)
+        self.min_clip_score = min_clip_score
+        self._prefixes = {"descriptive": "", **(kinds or {})}
+        self.kinds = tuple(self._prefixes)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.logit_scale.dtype
@@ -99,8 +120,9 @@ class CocaCaptioner:
 
     def describe(
         self,
-        clips: Sequence[np.ndarray],
+        clips: Sequence[np.ndarray | EncodedClip],
         *,
+        kind: str = "descriptive",
         max_tokens: int | None = None,
         num_beams: int = 1,
         seed: int = 0,
@@ -113,7 +135,11 @@ class CocaCaptioner:
 
         Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
         clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
+
+        Args:
+            kind: one of `kinds`. The words that ask for it are no part of the text.
         """
+        prefix = self._prefix(kind)
         decoding = Decoding(
             max_tokens=max_tokens or self.max_tokens,
             num_beams=num_beams,
@@ -125,7 +151,7 @@ class CocaCaptioner:
         none = np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
         clip_parts, text_parts = [none], [none]
         for batch in _batches(clips):
-            hashes = [hashlib.sha256(clip.tobytes()).hexdigest() for clip in batch]
+            hashes = [_digest(clip) for clip in batch]
             draws = np.stack([uniform_draws(seed, digest, decoding.max_tokens) for digest in hashes])
             with torch.inference_mode():
                 embedding = self._encode(batch)
@@ -134,17 +160,38 @@ class CocaCaptioner:
                     embedding.tokens_BND,
                     special=self.vocabulary.special,
                     decoding=decoding,
+                    prompt=prefix,
                     draws_BM=draws,
                 )
-                texts = [self.vocabulary.decode(one.tokens) for one in generated]
+                texts = [strip_boilerplate(self.vocabulary.decode(one.tokens)) for one in generated]
                 clip_parts.append(embedding.pooled_BD.float().cpu().numpy())
-                text_parts.append(self._text_directions(texts).cpu().numpy())
+                text_parts.append(self._text_directions([text for text, _ in texts]).cpu().numpy())
             cosine_B = (clip_parts[-1] * text_parts[-1]).sum(axis=1)
             for text, digest, one, cosine in zip(texts, hashes, generated, cosine_B, strict=True):
-                captions.append(self._record(text, digest, one, float(cosine), seed))
+                captions.append(self._record(text, digest, one, float(cosine), seed, kind))
         return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
 
-    def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
+        """Look at the frames once, for any number of `describe`s."""
+        encoded: list[EncodedClip] = []
+        for batch in _batches(clips):
+            with torch.inference_mode():
+                embedding = self._encode(batch)
+            pooled_BD = embedding.pooled_BD.float().cpu().numpy()
+            tokens_BND = embedding.tokens_BND.to(torch.float16).cpu().numpy()
+            encoded += [
+                EncodedClip(clip_sha256=_digest(clip), pooled_D=pooled_BD[row], tokens_ND=tokens_BND[row])
+                for row, clip in enumerate(batch)
+            ]
+        return encoded
+
+    def _prefix(self, kind: str) -> list[int]:
+        if kind not in self._prefixes:
+            raise UsageError(f"captioner {self.name} has no captions of kind {kind!r}; it has {', '.join(self.kinds)}")
+        ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()
+        return ids[1 : ids.index(self.vocabulary.special.end)]
+
+    def score(self, clips: Sequence[np.ndarray | EncodedClip], texts: Sequence[str]) -> np.ndarray:
         """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1."""
         if not clips or not texts:
             return np.zeros((len(clips), len(texts)), np.float32)
@@ -152,7 +199,11 @@ class CocaCaptioner:
             pooled_BD = torch.cat([self._encode(batch).pooled_BD for batch in _batches(clips)])
             return (pooled_BD.float() @ self._text_directions(texts).T).cpu().numpy()
 
-    def _record(self, text: str, digest: str, generated: Generated, cosine: float, seed: int) -> Caption:
+    def _record(
+        self, stripped: tuple[str, str], digest: str, generated: Generated, cosine: float, seed: int, kind: str
+    ) -> Caption:
+        text, phrases = stripped
+        fault = fault_in(text, ended=generated.ended, kind=kind)
         return Caption(
             text=text,
             fields=self._read_fields(text) if self._read_fields else CaptionFields(),
@@ -163,16 +214,27 @@ class CocaCaptioner:
             clip_score=cosine,
             source="model",
             seed=seed,
-            reason=reason_if_bad(text, ended=generated.ended),
+            reason="bad_caption" if fault else None,
+            kind=kind,
+            fault=fault or "",
+            stripped=phrases,
         )
 
-    def _encode(self, clips: Sequence[np.ndarray]) -> ClipEmbedding:
+    def _encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> ClipEmbedding:
         """Embeddings of a batch; clips with fewer frames than wanted are encoded with what they have."""
         repeat = self.model.temporal_embedding is not None
-        frames = [self.framing.tensor(clip, num_frames=self.num_frames, repeat=repeat) for clip in clips]
         parts: dict[int, ClipEmbedding] = {}
-        for count in sorted({len(clip) for clip in frames}):
-            rows = [row for row, clip in enumerate(frames) if len(clip) == count]
+        frames: dict[int, Tensor] = {}
+        for row, clip in enumerate(clips):
+            if isinstance(clip, EncodedClip):
+                parts[row] = ClipEmbedding(
+                    pooled_BD=torch.from_numpy(clip.pooled_D).to(self._device, self._dtype),
+                    tokens_BND=torch.from_numpy(clip.tokens_ND).to(self._device, self._dtype),
+                )
+            else:
+                frames[row] = self.framing.tensor(clip, num_frames=self.num_frames, repeat=repeat)
+        for count in sorted({len(clip) for clip in frames.values()}):
+            rows = [row for row, clip in frames.items() if len(clip) == count]
             pixels_BTCHW = torch.stack([frames[row] for row in rows]).to(self._device, self._dtype)
             whole = self.model.encode_clips(pixels_BTCHW)
             for place, row in enumerate(rows):
@@ -198,8 +260,14 @@ def uniform_draws(seed: int, clip_sha256: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-def _batches(clips: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def _digest(clip: np.ndarray | EncodedClip) -> str:
+    return clip.clip_sha256 if isinstance(clip, EncodedClip) else hashlib.sha256(clip.tobytes()).hexdigest()
+
+
+def _batches(clips: Sequence[Any]) -> Iterator[list[Any]]:
     for clip in clips:
+        if isinstance(clip, EncodedClip):
+            continue
         if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
             found = f"{clip.dtype} {clip.shape}" if isinstance(clip, np.ndarray) else type(clip).__name__
             raise UsageError(f"a clip is a uint8 array (frames, height, width, 3), not {found}")
