@@ -155,6 +155,7 @@ class TwoPathCoCa(VideoCoCa):
             num_joint_layers=num_joint_layers,
             semantic_width=semantic_width,
         )
+        self.design = "two paths"
         self.joint = None
         self._frozen: list[EfficientNetLite0] = []
 
