@@ -49,12 +49,12 @@ HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
     """The untrained model that a captioner config describes."""
+    coca: Any = build_coca(config["coca"], stem_channels=config.get("stem_channels", ()))
+    coca.text.correct_cls_mask = not config.get("legacy_cls_mask", False)
     if "vision" in config:
         from recaption.captioners.two_path import build_two_path
 
-        return build_two_path(build_coca(config["coca"]), config["vision"])
-    coca: Any = build_coca(config["coca"], stem_channels=config.get("stem_channels", ()))
-    coca.text.correct_cls_mask = not config.get("legacy_cls_mask", False)
+        return build_two_path(coca, config["vision"])
     return VideoCoCa(
         coca,
         max_frames=config["num_frames"] if config["temporal"] else 0,
