@@ -50,6 +50,9 @@ UNDONE_BEFORE_ANY_DONE = 3
 TRAINING_RESTARTS = 16
 """Deaths of ranks in one training until it is given up: each costs the steps since the last checkpoint."""
 
+CONTROLLER_RESTARTS = 2
+"""What Ray Train does not restart by itself, such as a rank that dies while the others start."""
+
 REACHABLE_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 
@@ -269,42 +272,48 @@ class Cluster:
         Raises:
             RecaptionError: what the function raised as one, at once. WorkerError: anything else, after all restarts.
         """
-        self._start()
-        import ray
+        run_id = uuid.uuid4().hex
+        for attempt in range(CONTROLLER_RESTARTS + 1):
+            self._start()
+            failure = self._fit(_Rank(function, arguments, run_id), num_workers, scratch, device)
+            notes = _Notes(run_id)
+            end = notes.read("end")
+            notes.clear()
+            shutil.rmtree(scratch, ignore_errors=True)
+            if "error" in end:
+                raise _error_of_worker("train", **end["error"])
+            if failure is None:
+                return end["returned"]
+            if not self.address:
+                self.stop()  # Ray Train may have left the processors of the dead ranks reserved
+        raise WorkerError(f"train: its ranks died again and again: {failure}; the last checkpoint is safe") from failure
+
+    def _fit(self, rank: _Rank, num_workers: int, scratch: str, device: str) -> Exception | None:
+        """One run of Ray Train, restarts included; what it failed with."""
         import ray.train
         from ray.train.torch import TorchTrainer
 
         num_gpus = self._num_gpus(device)
-        run_id = uuid.uuid4().hex
-        notes = _Notes(run_id)
+        for name in ("ray.train", "ray.train.v2"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         trainer = TorchTrainer(
-            _Rank(function, arguments, run_id),
+            rank,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=bool(num_gpus),
                 resources_per_worker={"CPU": 1, **({"GPU": 1} if num_gpus else {})},
             ),
             run_config=ray.train.RunConfig(
-                name=run_id,
+                name=rank.run_id,
                 storage_path=os.path.abspath(scratch),
                 failure_config=ray.train.FailureConfig(max_failures=TRAINING_RESTARTS),
             ),
         )
-        for name in ("ray.train", "ray.train.v2"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        failure: Exception | None = None
         try:
             trainer.fit()
         except Exception as error:  # Ray's kinds of failure have changed places from version to version
-            failure = error
-        end = notes.read("end")
-        notes.clear()
-        shutil.rmtree(scratch, ignore_errors=True)
-        if "error" in end:
-            raise _error_of_worker("train", **end["error"])
-        if failure is not None:
-            raise WorkerError(f"train: a rank died {TRAINING_RESTARTS + 1} times: {failure}") from failure
-        return end["returned"]
+            return error
+        return None
 
 
 class _Rank:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def who_am_i(marker: str) -> list[int]:
     """Ranks and their sum over the process group; the second rank dies at its first attempt."""
     if distributed.rank() == 1 and not os.path.exists(marker):
         Path(marker).touch()
+        time.sleep(3)
         os._exit(1)
     total = distributed.sum_over_ranks(torch.tensor([distributed.rank() + 1.0]))
     return [distributed.rank(), distributed.num_ranks(), int(total.item())]
@@ -51,6 +53,7 @@ def mistake() -> None:
     raise UsageError("no such thing")
 
 
+@pytest.mark.slow
 def test_ranks_that_die_start_again(cluster, tmp_path):
     found = cluster.run_training(who_am_i, str(tmp_path / "died"), num_workers=2, scratch=str(tmp_path / "ray"))
     assert found == [0, 2, 3]
@@ -58,6 +61,7 @@ def test_ranks_that_die_start_again(cluster, tmp_path):
     assert not (tmp_path / "ray").exists()
 
 
+@pytest.mark.slow
 def test_a_users_mistake_comes_back_at_once(cluster, tmp_path):
     with pytest.raises(UsageError, match="no such thing"):
         cluster.run_training(mistake, num_workers=2, scratch=str(tmp_path / "ray"))
