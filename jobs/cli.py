@@ -197,7 +197,10 @@ class Plan(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Common):
-    """Train the captioner, the compressor or the diffusion transformer."""
+    """Train the captioner, the compressor or the diffusion transformer.
+
+    With --num-workers N, N ranks train together (Ray Train), each on a GPU where there are any.
+    """
 
     example: ClassVar[str] = "recaption train dit --run runs/a --name first"
     model: tyro.conf.Positional[str]

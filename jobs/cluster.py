@@ -273,7 +273,7 @@ class Cluster:
             RecaptionError: what the function raised as one, at once. WorkerError: anything else, after all restarts.
         """
         run_id = uuid.uuid4().hex
-        for attempt in range(CONTROLLER_RESTARTS + 1):
+        for _ in range(CONTROLLER_RESTARTS + 1):
             self._start()
             failure = self._fit(_Rank(function, arguments, run_id), num_workers, scratch, device)
             notes = _Notes(run_id)
