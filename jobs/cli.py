@@ -197,10 +197,7 @@ class Plan(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Common):
-    """Train the captioner, the compressor or the diffusion transformer.
-
-    With --num-workers N, N ranks train together (Ray Train), each on a GPU where there are any.
-    """
+    """Train the captioner, the compressor or the diffusion transformer; with --num-workers N on N ranks (Ray Train)."""
 
     example: ClassVar[str] = "recaption train dit --run runs/a --name first"
     model: tyro.conf.Positional[str]
