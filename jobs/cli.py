@@ -197,7 +197,7 @@ class Plan(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Common):
-    """Train the captioner, the compressor or the diffusion transformer."""
+    """Train the captioner, the compressor or the diffusion transformer; with --num-workers N on N ranks (Ray Train)."""
 
     example: ClassVar[str] = "recaption train dit --run runs/a --name first"
     model: tyro.conf.Positional[str]
@@ -210,19 +210,28 @@ class Train(Common):
     """Recipe to take the settings from; default: the run folder's, or quickstart where it has none."""
     steps: int | None = None
     """Shorthand for the model's trainer.num-steps."""
+    captions: tuple[str, ...] = ()
+    """captioner: caption sets of the run folder to learn from (SET, SET=KIND, `original`); none: rendered scenes."""
+    start: str | None = None
+    """captioner: SPEC of the captioner to go on from; default: from nothing."""
+    preset: str | None = None
+    """captioner: what trains: full, lit or frozen."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.train import train_model
+        from jobs.train import train_model, with_captioner_flags
 
+        recipe = self.settings
+        if self.captions or self.start is not None or self.preset is not None:
+            recipe = with_captioner_flags(self.model, recipe, self.captions, self.start, self.preset)
         with self.cluster() as cluster:
             return train_model(
                 self.model,
                 self.run,
                 self.name,
-                self.settings,
+                recipe,
                 cluster,
                 num_steps=self.steps,
                 resume=self.resume,

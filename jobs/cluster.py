@@ -22,6 +22,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
@@ -45,6 +46,12 @@ DEATHS_WHILE_STARTING = 5
 
 UNDONE_BEFORE_ANY_DONE = 3
 """So many parts that cannot be done, and none that could: more of the same would follow."""
+
+TRAINING_RESTARTS = 16
+"""Deaths of ranks in one training until it is given up: each costs the steps since the last checkpoint."""
+
+CONTROLLER_RESTARTS = 2
+"""What Ray Train does not restart by itself, such as a rank that dies while the others start."""
 
 REACHABLE_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
@@ -101,6 +108,8 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # A forgotten thread that calls Ray after its end would start another one, beside the next of ours.
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+        # Ranks that import torch on a busy machine take longer than Ray Train's 60 seconds.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         import ray
         import ray.data
 
@@ -247,6 +256,85 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, RecaptionError) else WorkerError(str(cause)) from error
+
+    def run_training(
+        self, function: Callable[..., Any], *arguments: Any, num_workers: int, scratch: str, device: str = "cpu"
+    ) -> Any:
+        """Run one function on `num_workers` ranks of one process group (Ray Train); returns what rank 0 returns.
+
+        A rank that dies, or a node that is lost, ends all ranks; they are started anew and call the function again, which
+        therefore has to go on from its own last checkpoint.
+
+        Args:
+            function: returns something JSON-able. One CPU each, and a GPU where `device` is not `cpu` and there are any.
+            scratch: folder that all nodes see, for Ray's own notes; removed at the end.
+
+        Raises:
+            RecaptionError: what the function raised as one, at once. WorkerError: anything else, after all restarts.
+        """
+        run_id = uuid.uuid4().hex
+        for _ in range(CONTROLLER_RESTARTS + 1):
+            self._start()
+            failure = self._fit(_Rank(function, arguments, run_id), num_workers, scratch, device)
+            notes = _Notes(run_id)
+            end = notes.read("end")
+            notes.clear()
+            shutil.rmtree(scratch, ignore_errors=True)
+            if "error" in end:
+                raise _error_of_worker("train", **end["error"])
+            if failure is None:
+                return end["returned"]
+            if not self.address:
+                self.stop()  # Ray Train may have left the processors of the dead ranks reserved
+        raise WorkerError(f"train: its ranks died again and again: {failure}; the last checkpoint is safe") from failure
+
+    def _fit(self, rank: _Rank, num_workers: int, scratch: str, device: str) -> Exception | None:
+        """One run of Ray Train, restarts included; what it failed with."""
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        num_gpus = self._num_gpus(device)
+        for name in ("ray.train", "ray.train.v2"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        trainer = TorchTrainer(
+            rank,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=bool(num_gpus),
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if num_gpus else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=rank.run_id,
+                storage_path=os.path.abspath(scratch),
+                failure_config=ray.train.FailureConfig(max_failures=TRAINING_RESTARTS),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray's kinds of failure have changed places from version to version
+            return error
+        return None
+
+
+class _Rank:
+    """What each rank runs; rank 0's answer, or the first mistake of a user, travels as a note."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], run_id: str) -> None:
+        self.function, self.arguments, self.run_id = function, arguments, run_id
+
+    def __call__(self) -> None:
+        import ray.train
+
+        notes = _Notes(self.run_id)
+        if notes.read("end"):  # a mistake does not go away by being made again
+            raise RuntimeError("ended")
+        try:
+            returned = self.function(*self.arguments)
+        except RecaptionError as error:
+            notes.write("end", {"error": _described(error)})
+            raise
+        if ray.train.get_context().get_world_rank() == 0:
+            notes.write("end", {"returned": returned})
 
 
 @contextlib.contextmanager

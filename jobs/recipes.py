@@ -151,6 +151,9 @@ class SampleSettings:
 class TrainCaptioner:
     """Settings of `recaption train captioner`."""
 
+    captions: tuple[str, ...] = ()
+    """Caption sets of the run folder to learn from, SET or SET=KIND each, `original` for the texts that came with the
+    videos; none: rendered scenes."""
     captioner: CaptionerSettings = field(default_factory=CaptionerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 

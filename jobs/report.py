@@ -329,6 +329,11 @@ def _step_costs(plan: dict[str, Any]) -> Markup | None:
     )
 
 
+TELLING_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
+"""Of the thirty numbers that a captioner is measured by, those drawn first."""
+MAX_MEASURES = 5
+
+
 def _training(run: RunFolder, name: str) -> dict[str, Any]:
     """Curves of one metrics.jsonl; a last line that was cut short is left out."""
     rows = []
@@ -345,7 +350,8 @@ def _training(run: RunFolder, name: str) -> dict[str, Any]:
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
     lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
     charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
-    for key in [key for key in others if not key.endswith("loss")][:5]:
+    measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in TELLING_MEASURES, key))
+    for key in [key for key in measures if not key.endswith("loss")][:MAX_MEASURES]:
         one = [Series(key, "accent", *_series(rows, key))]
         charts.append(
             {

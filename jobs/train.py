@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from jobs.cluster import Cluster
 from jobs.recipes import Recipe, TrainCaptioner, TrainCompressor, TrainDit
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
+from train import checkpoint
 from train.trainer import Task, TrainerSettings, TrainResult, train
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -29,7 +31,8 @@ def train_model(
 ) -> dict[str, Any]:
     """Train one model into RUN/train/NAME. With `--address` the training runs on that Ray cluster, else here.
 
-    Under torchrun every rank calls this.
+    With `--num-workers` above 1 that many ranks train together (Ray Train), each on a GPU where there are any. Under
+    torchrun every rank calls this.
 
     Raises:
         UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
@@ -47,11 +50,48 @@ def train_model(
     if num_steps is not None:
         trainer = dataclasses.replace(trainer, num_steps=num_steps)
     arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
-    if cluster.address:
-        result = cluster.run_once(train_here, *arguments, device=trainer.device)
+    num_ranks = cluster.num_workers or 1
+    if num_ranks > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("--num-workers starts ranks of its own: leave it out under torchrun")
+        if not resume and checkpoint.newest(run.path("train", name, "checkpoints")):
+            raise UsageError(f"{run.path('train', name)} already holds checkpoints; resume them or use another --name")
+        scratch = run.path("train", name, "ray")
+        result = cluster.run_training(
+            train_rank, *arguments[:-2], progress, num_workers=num_ranks, scratch=scratch, device=trainer.device
+        )
+    elif cluster.address:
+        result = dataclasses.asdict(cluster.run_once(train_here, *arguments, device=trainer.device))
     else:
-        result = train_here(*arguments)
-    return {**dataclasses.asdict(result), "model": model, "name": name}
+        result = dataclasses.asdict(train_here(*arguments))
+    return {**result, "model": model, "name": name}
+
+
+def train_rank(
+    model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, progress: bool
+) -> dict[str, Any]:
+    """`train_here` as one of several ranks, which may be started again at any time."""
+    return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
+
+
+def with_captioner_flags(
+    model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
+) -> Recipe:
+    """The recipe with `--captions`, `--start` and `--preset` in their places.
+
+    Raises:
+        UsageError: they are given to another model.
+    """
+    if model != "captioner":
+        raise UsageError(f"--captions, --start and --preset are of `train captioner`, not of `train {model}`")
+    settings = recipe.train_captioner
+    captioner = dataclasses.replace(
+        settings.captioner,
+        start=settings.captioner.start if start is None else start,
+        preset=settings.captioner.preset if preset is None else preset,
+    )
+    settings = dataclasses.replace(settings, captions=captions or settings.captions, captioner=captioner)
+    return dataclasses.replace(recipe, train_captioner=settings)
 
 
 def train_here(
@@ -63,9 +103,21 @@ def train_here(
 
 
 def _captioner_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+    from jobs.captioned_clips import captioned_clips
     from train.captioner_task import CaptionerTask
+    from train.run_clips import RunClips, split
 
-    return CaptionerTask(recipe.train_captioner.captioner)
+    settings = recipe.train_captioner
+    clips = held_out = None
+    if settings.captions:
+        decode = recipe.prepare.decode
+        learned, measured = split(captioned_clips(run, recipe, settings.captions))
+        clips, held_out = (
+            RunClips(part, name=name, decode=decode) for part, name in ((learned, "run"), (measured, "held_out"))
+        )
+    return CaptionerTask(
+        settings.captioner, num_batches=trainer.num_steps * trainer.accumulation, clips=clips, held_out=held_out
+    )
 
 
 def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:

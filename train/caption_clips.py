@@ -43,6 +43,8 @@ class CaptionClips(Protocol):
     name: str
     kinds: tuple[str, ...]
     """Kinds of captions that its clips may have."""
+    fields: str
+    """`scenes` where captions use the closed vocabulary that `scene_captions.fields_in` reads fields out of, else ""."""
     num_clips: int | None
     """Clip numbers run from 0 to this; None: endless, any number is a clip."""
 
@@ -93,8 +95,9 @@ class Mixture:
         if not parts or min(weight for _, weight in parts) < 1:
             raise UsageError("a mixture needs one source or more, each with a weight of 1 or more")
         self.name = "+".join(source.name for source, _ in parts)
-        self.num_clips = None
-        self.kinds = tuple(dict.fromkeys(kind for source, _ in parts for kind in source.kinds))
+        self.num_clips: int | None = None
+        self.fields = next((source.fields for source, _ in parts if source.fields), "")
+        self.kinds: tuple[str, ...] = tuple(dict.fromkeys(kind for source, _ in parts for kind in source.kinds))
         self._parts = list(parts)
         self._seed = seed
         # every part evenly over the round: its k-th clip at (k + 1/2) / weight

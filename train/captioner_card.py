@@ -12,7 +12,7 @@ from typing import Any
 
 from recaption.captioners import load_captioner
 from recaption.captioners.checkpoint import read_folder, save_captioner
-from train.captioner_task import FIELDS, evaluate_on_scenes
+from train.captioner_evaluation import FIELDS, evaluate_on_scenes
 from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 
 FIELD_NAMES = {"main_object": "main object (9 shapes)", "colour": "colour (9)", "action": "action (10)"} | {
@@ -78,8 +78,8 @@ without a download. **It knows nothing but rendered scenes**: on real footage it
   patches of {vision["patch_size"]} px; vision {vision["width"]} x {vision["layers"]} layers, text {text["width"]} x \
 {text["layers"]}, decoder {coca["multimodal_cfg"]["width"]} x {coca["multimodal_cfg"]["layers"]};
   {vision["attn_pooler_queries"] - 1} pooled tokens per clip; context {text["context_length"]} tokens.
-- The decoder was trained on long captions only, so greedy decoding is always long and descriptive. The contrastive head
-  and the text tower were trained on long and on short captions.
+- Kinds of captions it speaks: {", ".join(config.get("kinds", ["descriptive"]))}; asked for nothing, descriptive ones.
+  The contrastive head and the text tower were trained on descriptive and on short captions.
 - Its vocabulary is lower case; capitals are put back at sentence starts.
 
 ## Measured

@@ -1,12 +1,12 @@
-"""Training the tiny captioner: a small VideoCoCa on rendered scenes, as a Task of `train.trainer`.
+"""Training a captioner, a VideoCoCa, as a Task of `train.trainer`: from nothing or from another captioner, on any clips.
 
-    task = CaptionerTask(CaptionerSettings())
+    task = CaptionerTask(CaptionerSettings())                                   # rendered scenes, from nothing
+    task = CaptionerTask(CaptionerSettings(start="tiny", preset="lit"), clips=RunClips(...), held_out=RunClips(...))
     result = train(task, TrainerSettings(num_steps=2000), "RUN/train/captioner")
     load_captioner("RUN/train/captioner")                  # or export it: train.captioner_card
 
-The caption decoder learns long captions only, so greedy decoding is always a long descriptive caption. The contrastive
-head learns long and short ones, so that the text tower knows what people type. Loss as in CoCa (arXiv 2205.01917):
-contrastive + 2 * cross-entropy.
+What is said in training follows `stages`; the contrastive head learns descriptive and short captions all along, so that
+the text tower knows what people type. The loss is in captioner_loss.py, what of the model trains in captioner_presets.py.
 """
 
 from __future__ import annotations
@@ -16,32 +16,41 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from recaption.captioners import Captioner
-from recaption.captioners.checkpoint import FORMAT, build_model, weights_hash
+from recaption.captioners.checkpoint import FORMAT, captioner_from
 from recaption.captioners.coca_captioner import CocaCaptioner
-from recaption.captioners.framing import Framing
-from recaption.captioners.vocabulary import BytePairVocabulary, train_vocabulary, vocabulary_from_merges
+from recaption.captioners.vocabulary import BytePairVocabulary, train_vocabulary
 from recaption.errors import UsageError
-from recaption.records import CaptionFields
-from recaption.scene_captions import fields_in
-from train.scene_clips import FIRST_HELD_OUT_SEED, held_out_scene, some_captions, training_clip
+from train.caption_batches import CaptionBatches
+from train.caption_clips import CaptionClips, CaptionedClip
+from train.caption_stages import kinds_in, parse_stages, prefix_of
+from train.captioner_evaluation import evaluate, held_out_clips
+from train.captioner_loss import captioner_loss
+from train.captioner_presets import PRESETS, apply_preset, frozen_modules
+from train.captioner_start import Start, check_texts, from_captioner, from_nothing
+from train.scene_clips import SceneClips
 from train.trainer import LossParts
 
-FIELDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
-MAX_LOGIT_SCALE = 100.0
-"""Upper bound of the contrastive temperature's inverse, as in CLIP."""
-NUM_VOCABULARY_SCENES = 3000
+NUM_VOCABULARY_TEXTS = 6000
+NUM_CHECKED_TEXTS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerSettings:
-    """The defaults are the architecture of the captioner inside the package."""
+    """The defaults are the architecture of the captioner inside the package. `DESIGN` is for starts from nothing."""
 
+    start: str = ""
+    """SPEC of the captioner to go on from: `tiny`, `open_clip:MODEL/TAG` or a folder; empty: from nothing."""
+    preset: str = "full"
+    """What trains: `full`, `lit` (image encoder frozen) or `frozen` (only poolers and temporal embedding)."""
+    stages: tuple[str, ...] = ()
+    """What is said when: SHARE:KIND=WEIGHT,... each, such as 0.4:short=1 0.6:descriptive=8,short=1,fields=1; empty:
+    descriptive captions all along."""
+    temporal: bool = True
+    """Tell the order of frames; a start that cannot gets a temporal embedding of zeros."""
+    micro_batch: int = 0
+    """Clips encoded at a time, in a second pass for the gradient; 0 = the whole batch in one pass."""
     frame_px: int = 96
     """Side of the square that every frame is squeezed into; nothing is cropped."""
     patch_px: int = 16
@@ -76,13 +85,14 @@ class CaptionerSettings:
     batch_size: int = 32
     """Clips per rank and batch."""
     num_workers: int = 1
-    """Processes that render scenes in the background; 0 = none."""
+    """Processes that render or read clips in the background; 0 = none."""
     num_validation_scenes: int = 96
+    """Held-out scenes or clips that are captioned at each validation."""
     seed: int = 0
-    """Of the first weights and of the order of the scenes."""
+    """Of the first weights and of the order of the clips."""
 
     def check(self) -> None:
-        """Raises UsageError where the sizes do not fit together."""
+        """Raises UsageError where the settings make no sense together."""
         for name in ("vision_width", "width"):
             if getattr(self, name) % self.head_width:
                 raise UsageError(f"{name} = {getattr(self, name)} is not a multiple of {self.head_width = }")
@@ -90,6 +100,27 @@ class CaptionerSettings:
             raise UsageError(f"{self.frame_px = } is not a multiple of {self.patch_px = }")
         if min(self.batch_size, self.num_frames, self.num_queries - 1) < 1 or self.num_workers < 0:
             raise UsageError(f"batch_size, num_frames must be >= 1, num_queries >= 2, num_workers >= 0: {self}")
+        if self.micro_batch < 0:
+            raise UsageError(f"{self.micro_batch = } is below 0 (0 = the whole batch in one pass)")
+        if self.preset not in PRESETS:
+            raise UsageError(f"--preset {self.preset!r}: there are {', '.join(PRESETS)}")
+        if not self.start and self.preset != "full":
+            raise UsageError(
+                f"--preset {self.preset} freezes weights that a start from nothing leaves random: add --start"
+            )
+        if self.start:
+            changed = [name for name in DESIGN if getattr(self, name) != _DEFAULTS[name]]
+            if changed:
+                raise UsageError(f"a start from {self.start!r} keeps its design: {changed[0]} cannot be set beside it")
+
+
+DESIGN = (
+    "frame_px", "patch_px", "num_frames", "vision_width", "stem_channels", "vision_layers", "joint_layers",
+    "fixed_positions", "temporal_std", "num_queries", "width", "text_layers", "decoder_layers", "head_width",
+    "context_length", "vocabulary_tokens",
+)  # fmt: skip
+"""Settings that a start from another captioner has already answered."""
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(CaptionerSettings)}
 
 
 class CaptionerTask:
@@ -97,139 +128,129 @@ class CaptionerTask:
 
     name = "captioner"
 
-    def __init__(self, settings: CaptionerSettings | None = None) -> None:
+    def __init__(
+        self,
+        settings: CaptionerSettings | None = None,
+        *,
+        num_batches: int = 1,
+        clips: CaptionClips | None = None,
+        held_out: CaptionClips | None = None,
+    ) -> None:
+        """
+        Args:
+            num_batches: of the whole training (steps times accumulation); what the shares of several stages are of.
+            clips: to learn from; default: rendered scenes.
+            held_out: to measure on; default: held-out scenes, which say something of captioners of scenes only.
+
+        Raises:
+            UsageError: settings that do not fit together, captions that do not fit the context.
+            CheckpointMismatchError: the start's parts do not belong together.
+        """
         self.settings = settings or CaptionerSettings()
         self.settings.check()
-        self.vocabulary = train_vocabulary(
-            some_captions(NUM_VOCABULARY_SCENES),
-            num_tokens=self.settings.vocabulary_tokens,
-            context_length=self.settings.context_length,
-        )
-        self.captioner_config = captioner_config(self.settings, self.vocabulary)
-        self.framing = Framing(**self.captioner_config["framing"])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
-            self.model: nn.Module = build_model(self.captioner_config)
-            if isinstance(self.model.temporal_embedding, nn.Parameter):
-                # zero would hide the order of frames until its first gradients
-                nn.init.normal_(self.model.temporal_embedding, std=self.settings.temporal_std)
+        self.clips: CaptionClips = clips or SceneClips()
+        self.held_out: CaptionClips = held_out or SceneClips(held_out=True)
+        self.stages = parse_stages(self.settings.stages, num_batches)
+        spoken = [kind for kind in kinds_in(self.stages) if kind in self.clips.kinds]
+        start = self._start([prefix_of(kind) for kind in spoken])
+        self.vocabulary, self.framing = start.vocabulary, start.framing
+        check_texts(self.vocabulary, self.clips.texts(NUM_CHECKED_TEXTS))
+        known = start.config.get("kinds", {"descriptive": ""})
+        self.prefixes: dict[str, str] = {**{kind: prefix_of(kind) for kind in spoken}, **known}
+        self.captioner_config = {**start.config, "kinds": self.prefixes, "fields": self.clips.fields}
+        self.model: nn.Module = start.model
+        apply_preset(self.model, self.settings.preset)
+        stages = [{"until": stage.until, **stage.shares} for stage in self.stages[:-1]] + [self.stages[-1].shares]
         self.config: dict[str, Any] = {
             "captioner": self.captioner_config,
-            "data": {"name": "scenes", "batch_size": self.settings.batch_size, "seed": self.settings.seed},
+            "start": start.came_from,
+            "preset": self.settings.preset,
+            "data": {
+                **self.clips.description(),
+                "batch_size": self.settings.batch_size,
+                "seed": self.settings.seed,
+                "stages": stages,
+            },
             "loss": {"caption": self.settings.caption_weight, "contrastive": self.settings.contrastive_weight},
         }
+        self._measured_on: list[CaptionedClip] = []
 
-    def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Tensor]]:
-        """Batch s of rank r holds the clips numbered from (s * num_ranks + r) * batch_size on."""
-        from torch.utils.data import DataLoader
-
-        loader = DataLoader(
-            _Batches(self.settings, self.vocabulary.merges, self.framing, rank, num_ranks),  # type: ignore[arg-type]
-            sampler=_From(start_step),
-            batch_size=None,
-            num_workers=self.settings.num_workers,
-            prefetch_factor=4 if self.settings.num_workers else None,
+    def _start(self, prefixes: list[str]) -> Start:
+        settings = self.settings
+        if settings.start:
+            return from_captioner(settings.start, temporal=settings.temporal)
+        texts = self.clips.texts(NUM_VOCABULARY_TEXTS)
+        vocabulary = train_vocabulary(
+            # often enough that each prefix becomes whole words
+            [*texts, *(prefix for prefix in prefixes for _ in range(100) if prefix)],
+            num_tokens=settings.vocabulary_tokens,
+            context_length=settings.context_length,
         )
-        return iter(loader)
+        config = captioner_config(settings, vocabulary)
+        return from_nothing(config, vocabulary, temporal_std=settings.temporal_std, seed=settings.seed)
 
-    def loss(self, batch: Mapping[str, Tensor], *, step: int, seed: int) -> LossParts:
-        model: Any = self.model
-        coca = model.coca
-        long_BM, short_BM = batch["long_BM"], batch["short_BM"]
-        clips = model.encode_clips(self.framing.normalise(batch["pixels_BTHWC"]))
-        texts = model.encode_texts(torch.cat([long_BM, short_BM]))
-        num_clips = len(long_BM)
+    def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Any]]:
+        """Batch s of rank r holds the clips at places (s * num_ranks + r) * batch_size and on of the stream."""
+        batches = CaptionBatches(
+            self.clips,
+            self.vocabulary,
+            self.framing,
+            num_frames=self.captioner_config["num_frames"],
+            stages=self.stages,
+            prefixes=self.prefixes,
+            batch_size=self.settings.batch_size,
+            rank=rank,
+            num_ranks=num_ranks,
+            seed=self.settings.seed,
+        )
+        return batches.stream(start_step, num_workers=self.settings.num_workers)
 
-        pad = self.vocabulary.special.pad
-        longest = int((long_BM != pad).sum(dim=1).max())
-        logits_BMV = model.caption_logits(clips.tokens_BND, texts.tokens_SMD[:num_clips, : longest - 1])
-        targets_BM = long_BM[:, 1:longest]
-        caption_loss = F.cross_entropy(logits_BMV.flatten(0, 1).float(), targets_BM.flatten(), ignore_index=pad)
-
-        scale = coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        pooled_SD = F.normalize(texts.pooled_SD.float(), dim=-1)
-        contrastive_loss = torch.stack(
-            [
-                contrastive(clips.pooled_BD.float(), part_BD, ids_BM, scale)
-                for part_BD, ids_BM in zip(pooled_SD.chunk(2), (long_BM, short_BM), strict=True)
-            ]
-        ).mean()
-        loss = self.settings.caption_weight * caption_loss + self.settings.contrastive_weight * contrastive_loss
+    def loss(self, batch: Mapping[str, Any], *, step: int, seed: int) -> LossParts:
+        for module in frozen_modules(self.model):
+            module.eval()
+        loss = captioner_loss(
+            self.model,  # type: ignore[arg-type]
+            batch,
+            self.framing,
+            pad=self.vocabulary.special.pad,
+            caption_weight=self.settings.caption_weight,
+            contrastive_weight=self.settings.contrastive_weight,
+            micro_batch=self.settings.micro_batch,
+        )
+        num_clips = len(batch["pixels_BTHWC"])
         return LossParts(
-            loss_sum=loss * num_clips,
+            loss_sum=loss.total,
             weight=num_clips,
-            logs={"caption": caption_loss.detach(), "contrastive": contrastive_loss.detach()},
-            num_tokens=num_clips * longest,
-            capacity_tokens=num_clips * self.settings.context_length,
+            logs={
+                "caption": loss.caption,
+                "contrastive": loss.contrastive,
+                **({"unreadable_clips": batch["num_unreadable"]} if self.clips.num_clips is not None else {}),
+            },
+            num_tokens=batch["num_tokens"],
+            capacity_tokens=num_clips * self.vocabulary.context_length,
         )
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Accuracy per field of greedy captions, and retrieval, on held-out scenes."""
-        return evaluate_on_scenes(self.captioner(model), self.settings.num_validation_scenes)
+        """Caption scores, retrieval, and accuracy per field where it is known, on held-out clips."""
+        captioner = self.captioner(model)
+        if not self._measured_on:
+            self._measured_on = held_out_clips(self.held_out, self.settings.num_validation_scenes, captioner)
+        return evaluate(captioner, self._measured_on)
 
     def captioner(self, model: nn.Module) -> CocaCaptioner:
         """`model` as a captioner; the weights are shared, not copied."""
         flags = [parameter.requires_grad for parameter in model.parameters()]
-        captioner = CocaCaptioner(
+        device = next(model.parameters()).device
+        captioner = captioner_from(
+            self.captioner_config,
             model,  # type: ignore[arg-type]
             self.vocabulary,
-            self.framing,
             name="videococa",
-            weights_hash=weights_hash(model),
-            num_frames=self.settings.num_frames,
-            read_fields=fields_in,
+            device=device,
         )
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
         return captioner
-
-
-class _Batches:
-    """Batch number -> tensors; renders the batch's scenes."""
-
-    def __init__(
-        self, settings: CaptionerSettings, merges: list[str], framing: Framing, rank: int, num_ranks: int
-    ) -> None:
-        self.settings, self.merges, self.framing = settings, merges, framing
-        self.rank, self.num_ranks = rank, num_ranks
-        self._vocabulary: BytePairVocabulary | None = None
-
-    def __getitem__(self, step: int) -> dict[str, Tensor]:
-        if self._vocabulary is None:  # made in the worker: tokenizers do not like being forked after use
-            self._vocabulary = vocabulary_from_merges(self.merges, context_length=self.settings.context_length)
-            _one_thread()
-        size = self.settings.batch_size
-        first = (step * self.num_ranks + self.rank) * size + self.settings.seed * 7_919
-        clips = [
-            training_clip(first + index, self.framing, num_frames=self.settings.num_frames) for index in range(size)
-        ]
-        return {
-            "pixels_BTHWC": torch.from_numpy(np.stack([clip.pixels_THWC for clip in clips])),
-            "long_BM": self._vocabulary.encode([clip.captions["descriptive"][0] for clip in clips]),
-            "short_BM": self._vocabulary.encode([clip.captions["short"][0] for clip in clips]),
-        }
-
-
-class _From:
-    """start, start + 1, ... without end."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start
-        while True:
-            yield step
-            step += 1
-
-
-def _one_thread() -> None:
-    from torch.utils.data import get_worker_info
-
-    if get_worker_info() is not None:
-        import cv2
-
-        cv2.setNumThreads(0)
 
 
 def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary) -> dict[str, Any]:
@@ -269,52 +290,8 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
         **({"stem_channels": list(settings.stem_channels)} if settings.stem_channels else {}),
         **({"joint_layers": settings.joint_layers} if settings.joint_layers else {}),
         "num_frames": settings.num_frames,
-        "design": settings.design,
-        "temporal": settings.design != "mean",  # a mean over time cannot show it
+        "temporal": settings.temporal,
         "framing": {"frame_px": settings.frame_px, "fit": "squash", "interpolation": "bilinear"},
-        "fields": "scenes",
+        "fields": "",
         "merges": vocabulary.merges,
-    }
-
-
-def contrastive(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy; clips whose texts are the same words count as each other's match."""
-    same_BB = (ids_BM[:, None] == ids_BM[None, :]).all(dim=-1).float()
-    targets_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
-    logits_BB = scale * clips_BD @ texts_BD.T
-    return (F.cross_entropy(logits_BB, targets_BB) + F.cross_entropy(logits_BB.T, targets_BB)) / 2
-
-
-def evaluate_on_scenes(
-    captioner: Captioner, num_scenes: int, first_seed: int = FIRST_HELD_OUT_SEED, *, only_unseen_pairs: bool = False
-) -> dict[str, float]:
-    """How much of what is in held-out scenes the captioner says, and whether its two spaces agree.
-
-    Returns:
-        accuracy/<field>: share of scenes whose greedy caption names the field's true word (and none, where the scene
-            shows no text). accuracy/all_fields: all seven at once. accuracy/mean: mean over fields.
-        retrieval/text, retrieval/clip: recall at 1 among `num_scenes` true long captions (clips).
-        ended: share of captions that pass the gates.
-    """
-    scenes = [
-        held_out_scene(number, first_seed=first_seed, only_unseen_pairs=only_unseen_pairs)
-        for number in range(num_scenes)
-    ]
-    clips = [scene.frames_THWC for scene in scenes]
-    captions = captioner.caption(clips)
-    hits = np.array(
-        [
-            [getattr(fields_in(caption.text), field) == getattr(scene.fields, field) for field in FIELDS]
-            for caption, scene in zip(captions, scenes, strict=True)
-        ]
-    )
-    cosine = captioner.score(clips, [scene.long_caption for scene in scenes])
-    right = np.arange(num_scenes)
-    return {
-        **{f"accuracy/{field}": float(share) for field, share in zip(FIELDS, hits.mean(axis=0), strict=True)},
-        "accuracy/mean": float(hits.mean()),
-        "accuracy/all_fields": float(hits.all(axis=1).mean()),
-        "retrieval/text": float((cosine.argmax(axis=1) == right).mean()),
-        "retrieval/clip": float((cosine.argmax(axis=0) == right).mean()),
-        "ended": float(np.mean([caption.reason is None for caption in captions])),
     }

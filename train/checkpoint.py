@@ -231,7 +231,13 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             rows += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
         return rows
-    return [] if old == new else [f"{name}: {old!r} there, {new!r} now"]
+    return [] if old == new else [f"{name}: {_shown(old)} there, {_shown(new)} now"]
+
+
+def _shown(value: Any) -> str:
+    """Of a list of 700 merges its beginning says enough."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _step_folders(folder: str) -> list[str]:

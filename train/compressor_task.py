@@ -61,7 +61,7 @@ class CompressorSettings:
     """Of the KL divergence per latent number, against the mean |difference| per pixel."""
     num_scenes: int = 2000
     """Rendered scenes trained on, where no run is given."""
-    num_validation_clips: int = 8
+    num_validation_scenes: int = 8
     cache_bytes: int = 256 << 20
     """Decoded or rendered clips kept in memory, at most."""
     seed: int = 0
@@ -77,7 +77,7 @@ class CompressorSettings:
             spatial_stride=SPATIAL_STRIDE,
             name="causal3d",
         )
-        for name in ("batch_size", "num_scenes", "num_validation_clips"):
+        for name in ("batch_size", "num_scenes", "num_validation_scenes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"compressor setting {name} = {getattr(self, name)}, it must be at least 1")
 
@@ -100,7 +100,7 @@ class SceneClips:
 
     def __init__(self, settings: CompressorSettings) -> None:
         self.settings = settings
-        self.num_training, self.num_held_out = settings.num_scenes, settings.num_validation_clips
+        self.num_training, self.num_held_out = settings.num_scenes, settings.num_validation_scenes
         self._cached = lru_cache(_num_cached(settings))(self._render)
 
     def training_clip(self, number: int) -> np.ndarray:
@@ -142,7 +142,7 @@ class ShardClips:
             )
         self.run = run
         fitting.sort(key=lambda row: hashlib.sha256(row.clip_id.encode()).digest())
-        self.num_held_out = min(settings.num_validation_clips, max(1, len(fitting) // 20))
+        self.num_held_out = min(settings.num_validation_scenes, max(1, len(fitting) // 20))
         self.held_out = fitting[: self.num_held_out]
         self.training = fitting[self.num_held_out :] or fitting  # one clip alone is both
         self.num_training = len(self.training)

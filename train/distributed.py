@@ -85,6 +85,35 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def gather(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks (of the same shape) one after another along the first dimension; no gradient."""
+    if num_ranks() == 1:
+        return tensor
+    pieces = [torch.empty_like(tensor) for _ in range(num_ranks())]
+    dist.all_gather(pieces, tensor.contiguous())
+    return torch.cat(pieces)
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As `gather`; what any rank's loss says about a row goes back to the rank that it came from.
+
+    Both directions are collective: every rank must call this, and go backward, as often and in the same order.
+    """
+    return _Gather.apply(tensor) if num_ranks() > 1 else tensor  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.num_rows = len(tensor)
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        summed = sum_over_ranks(gradient.clone())
+        return summed.narrow(0, rank() * ctx.num_rows, ctx.num_rows)
+
+
 def broadcast_module(module: nn.Module) -> None:
     """Every rank gets rank 0's parameters and buffers."""
     if num_ranks() > 1:

@@ -53,8 +53,9 @@ class SceneClips:
     """The endless training stream, or held-out scenes. Implements `caption_clips.CaptionClips`."""
 
     name = "scenes"
-    kinds = KINDS
-    num_clips = None
+    fields = "scenes"
+    kinds: tuple[str, ...] = KINDS
+    num_clips: int | None = None
 
     def __init__(self, *, held_out: bool = False) -> None:
         self._held_out = held_out

@@ -30,7 +30,7 @@ from recaption.captioners.two_path import FINE_CELL, FROZEN, NUM_FRAMES, TwoPath
 from recaption.captioners.videococa import build_coca
 from recaption.captioners.vocabulary import BytePairVocabulary, train_vocabulary
 from recaption.scene_captions import VOCABULARY
-from train.captioner_task import MAX_LOGIT_SCALE, contrastive
+from train.captioner_loss import MAX_LOGIT_SCALE
 from train.photo_clips import MOTIONS, Photo, read_photos, split_motion
 from train.scene_clips import some_captions
 from train.tiny_features import (
@@ -243,7 +243,7 @@ class TinyTask:
         scale = coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         pooled_SD = F.normalize(texts.pooled_SD.float(), dim=-1)
         pairs = ((pooled_SD[:num_clips], long_SM[:num_clips]), (pooled_SD[-num_clips:], short_BM))
-        contrastive_loss = torch.stack([contrastive(clips_BD.float(), *pair, scale) for pair in pairs]).mean()
+        contrastive_loss = torch.stack([_contrastive(clips_BD.float(), *pair, scale) for pair in pairs]).mean()
         motion_loss = F.cross_entropy(model.camera_head(motion_BD).float(), batch["camera_B"])
         if (batch["action_B"] >= 0).any():
             action_loss = F.cross_entropy(model.action_head(motion_BD).float(), batch["action_B"], ignore_index=-1)
@@ -318,6 +318,14 @@ def next_word_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, wanted_
         text_BMD = block(text_BMD, attn_mask=decoder.attn_mask[:length, :length])
         text_BMD = cross(text_BMD, k_x=tokens_BND, v_x=tokens_BND)
     return decoder.ln_final(text_BMD[wanted_BM]) @ decoder.text_projection
+
+
+def _contrastive(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy; clips whose texts are the same words count as each other's match."""
+    same_BB = (ids_BM[:, None] == ids_BM[None, :]).all(dim=-1).float()
+    targets_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
+    logits_BB = scale * clips_BD @ texts_BD.T
+    return (F.cross_entropy(logits_BB, targets_BB) + F.cross_entropy(logits_BB.T, targets_BB)) / 2
 
 
 def encode(model: Any, batch: Mapping[str, Tensor], *, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:

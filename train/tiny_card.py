@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recaption.caption_metrics import caption_scores
-from recaption.captioners import Captioner, load_captioner
-from recaption.captioners.checkpoint import read_folder, save_captioner
+from recaption.caption_metrics import caption_scores, cider_d
+from recaption.captioners.checkpoint import open_folder, read_folder, save_captioner
+from recaption.captioners.coca_captioner import CocaCaptioner
 from recaption.captioners.two_path import FINE_CELL, FRAME_PX, MOTION_PX, NUM_CLOSE_FRAMES, NUM_FRAMES
 from recaption.captioners.vocabulary import vocabulary_from_merges
 from train.captioner_card import FIELD_NAMES
-from train.captioner_task import FIELDS, evaluate_on_scenes
+from train.captioner_evaluation import FIELDS, evaluate_on_scenes
 from train.photo_clips import CUT, MOTIONS, Photo, photo_clip, split_motion
 from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 from train.tiny_features import Components
@@ -57,7 +57,7 @@ def export_tiny(
     """
     saved = read_folder(checkpoint)
     folder = export_weights(saved.config, saved.state, components, folder)
-    captioner = load_captioner(str(folder))
+    captioner = open_folder(folder, name="tiny", device="cpu", dtype=None)
     figures = evaluate_on_scenes(captioner, num_scenes)
     unseen = evaluate_on_scenes(captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True)
     seen = evaluate_on_photos(captioner, photos) if photos else {}
@@ -75,31 +75,39 @@ def export_weights(
     return save_captioner(folder, whole_state(state, components), vocabulary, config)
 
 
-def evaluate_on_photos(captioner: Captioner, photos: Sequence[Photo], *, num_beams: int = 1) -> dict[str, float]:
+def evaluate_on_photos(captioner: CocaCaptioner, photos: Sequence[Photo]) -> dict[str, float]:
     """Captions of clips rendered from photos that training never saw, against what five people wrote.
 
     Returns:
         cider_d, bleu_4, rouge_l: of the content (motion phrase taken off), clips without a cut; x1 scale.
+        beams/cider_d: the same with 3 beams.
         motion: share of clips whose caption names the true motion; motion/<name>: by motion.
-        auc: how often a clip scores higher with its own human caption than with another clip's.
+        auc: how often a clip scores higher with its own human caption than another clip does.
+        score/low, score/middle: clip scores that a tenth and a half of the captions stay below.
     """
     motions = list(MOTIONS)
     clips = [
         photo_clip(photos, i, frame_px=FRAME_PX, num_frames=NUM_FRAMES, motion=motions[i % len(motions)], augment=False)
         for i in range(len(photos))
     ]
-    pixels = [clip.pixels_THWC for clip in clips]
-    captions = captioner.caption(pixels, num_beams=num_beams)
+    seen = captioner.encode([clip.pixels_THWC for clip in clips])
+    captions = captioner.describe(seen).captions
     split = [split_motion(caption.text) for caption in captions]
     whole = [index for index, clip in enumerate(clips) if clip.motion != CUT]
-    scores = caption_scores([split[i][0] for i in whole], [clips[i].plain_captions for i in whole])
+    references = [clips[i].plain_captions for i in whole]
+    scores = caption_scores([split[i][0] for i in whole], references)
+    beams = [split_motion(caption.text)[0] for caption in captioner.describe(seen, num_beams=3).captions]
     right = np.array([said == clip.motion for (_, said), clip in zip(split, clips, strict=True)])
-    cosine = captioner.score(pixels, [clip.plain_captions[0] for clip in clips])[np.ix_(whole, whole)]
+    cosine = captioner.score(seen, [clip.plain_captions[0] for clip in clips])[np.ix_(whole, whole)]
+    low, middle = np.quantile([caption.clip_score for caption in captions], (0.1, 0.5))
     return {
         **{key: scores[key] for key in ("cider_d", "bleu_4", "rouge_l")},
+        "beams/cider_d": cider_d([beams[i] for i in whole], references),
         "motion": float(right.mean()),
         **{f"motion/{motion}": float(right[[clip.motion == motion for clip in clips]].mean()) for motion in motions},
         "auc": matched_auc(cosine),
+        "score/low": float(low),
+        "score/middle": float(middle),
         "distinct": len({text for text, _ in split}) / len(split),
         "ended": float(np.mean([caption.reason is None for caption in captions])),
     }
@@ -182,11 +190,14 @@ ImageNet's, through the frozen network.
 def _photo_table(seen: Mapping[str, float], num_photos: int) -> str:
     rows = [
         ("CIDEr-D of the content, x100", f"{100 * seen['cider_d']:.1f}"),
+        ("the same with 3 beams", f"{100 * seen['beams/cider_d']:.1f}"),
         ("BLEU-4, x100", f"{100 * seen['bleu_4']:.1f}"),
         ("ROUGE-L, x100", f"{100 * seen['rouge_l']:.1f}"),
         ("right motion phrase", f"{seen['motion']:.1%}"),
         *((f"- {motion}", f"{seen[f'motion/{motion}']:.1%}") for motion in MOTIONS),
         ("a clip scores higher with its own human caption than with another's (AUC)", f"{seen['auc']:.3f}"),
+        ("clip score that half of its captions stay below", f"{seen['score/middle']:.2f}"),
+        ("clip score that a tenth of its captions stay below", f"{seen['score/low']:.2f}"),
         ("distinct captions", f"{seen['distinct']:.1%}"),
         ("passes the gates", f"{seen['ended']:.1%}"),
     ]

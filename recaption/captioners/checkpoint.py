@@ -38,6 +38,8 @@ from recaption.records import CaptionFields
 
 FORMAT = "videococa-1"
 """Value of `format` in config.json."""
+OPEN_CLIP_VOCABULARY = "open_clip"
+"""Value of `vocabulary` in config.json where the tokens are CLIP's own."""
 RANDOM_SEED = 0
 """`open_clip:MODEL/random` gives the same weights every time."""
 OPEN_CLIP_NUM_FRAMES = 8
@@ -47,12 +49,14 @@ HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
     """The untrained model that a captioner config describes."""
+    coca: Any = build_coca(config["coca"], stem_channels=config.get("stem_channels", ()))
+    coca.text.correct_cls_mask = not config.get("legacy_cls_mask", False)
     if "vision" in config:
         from recaption.captioners.two_path import build_two_path
 
-        return build_two_path(build_coca(config["coca"]), config["vision"])
+        return build_two_path(coca, config["vision"])
     return VideoCoCa(
-        build_coca(config["coca"], stem_channels=config.get("stem_channels", ())),
+        coca,
         max_frames=config["num_frames"] if config["temporal"] else 0,
         num_joint_layers=config.get("joint_layers", 0),
         design=config.get("design", "attentional"),
@@ -63,7 +67,7 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
 def save_captioner(
     folder: str | Path,
     state: Mapping[str, Tensor],
-    vocabulary: BytePairVocabulary,
+    vocabulary: BytePairVocabulary | ClipVocabulary,
     config: Mapping[str, Any],
 ) -> Path:
     """Write a captioner folder with fp16 weights.
@@ -79,7 +83,8 @@ def save_captioner(
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
     (folder / "model.safetensors").write_bytes(save(halves, metadata={"format": "pt"}))
-    (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
+    if isinstance(vocabulary, BytePairVocabulary):  # CLIP's comes with open_clip
+        (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
     kept = {key: value for key, value in config.items() if key != "merges"}
     (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -90,7 +95,7 @@ class Saved:
     """What a captioner folder or training checkpoint holds."""
 
     config: dict[str, Any]
-    vocabulary: BytePairVocabulary
+    vocabulary: BytePairVocabulary | ClipVocabulary
     state: dict[str, Tensor]
     """float32; averaged weights where the folder has both."""
     weights_path: Path
@@ -121,7 +126,10 @@ def read_folder(folder: str | Path) -> Saved:
     if weights is None:
         raise UsageError(f"{folder} holds neither model.safetensors nor ema.safetensors")
     context_length = config["coca"]["text_cfg"]["context_length"]
-    if (folder / "tokenizer.json").is_file():
+    vocabulary: BytePairVocabulary | ClipVocabulary
+    if config.get("vocabulary") == OPEN_CLIP_VOCABULARY:
+        vocabulary = ClipVocabulary(context_length)
+    elif (folder / "tokenizer.json").is_file():
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
         vocabulary = BytePairVocabulary(text, context_length)
     else:
@@ -141,18 +149,7 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
         raise CheckpointMismatchError(
             f"{saved.weights_path} does not fit the model in its config.json: {error}"
         ) from error
-    return _captioner(
-        model,
-        saved.vocabulary,
-        Framing(**config["framing"]),
-        name=name,
-        num_frames=config["num_frames"],
-        device=device,
-        dtype=dtype,
-        fields=config.get("fields", ""),
-        kinds=config.get("kinds"),
-        min_clip_score=config.get("min_clip_score"),
-    )
+    return captioner_from(config, model, saved.vocabulary, name=name, device=device, dtype=dtype)
 
 
 def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
@@ -172,7 +169,18 @@ def open_videococa(folder: str, *, device: str, dtype: torch.dtype | None) -> Co
 
 
 def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
-    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models.
+    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models; arguments and errors: `read_open_clip`."""
+    config, model = read_open_clip(place)
+    vocabulary = ClipVocabulary(config["coca"]["text_cfg"]["context_length"])
+    weights_named, at, design = place.partition("@")
+    architecture, _, pretrained = weights_named.partition("/")
+    suffix = "" if design == "attentional" else at + design
+    name = f"open_clip:{architecture}/{Path(pretrained).name}{suffix}"
+    return captioner_from(config, model, vocabulary, name=name, device=device, dtype=dtype)
+
+
+def read_open_clip(place: str) -> tuple[dict[str, Any], VideoCoCa]:
+    """One of open_clip's CoCa models as a captioner config and the model that it describes, weights in it.
 
     Args:
         place: MODEL/TAG, MODEL/path of a file of weights, or MODEL/random; behind an @ one of `videococa.DESIGNS` or
@@ -207,23 +215,24 @@ def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> Coc
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     preprocess = {**vars(PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
     fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
-    framing = Framing(
-        frame_px=coca.visual.image_size[0],
-        fit=fits[preprocess["resize_mode"]],
-        interpolation=preprocess["interpolation"],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-    )
-    suffix = "" if design == "attentional" else f"@{design}"
-    return _captioner(
-        _in_design(coca, config, design),
-        ClipVocabulary(coca.text.context_length),
-        framing,
-        name=f"open_clip:{architecture}/{Path(pretrained).name}{suffix}",
-        num_frames=OPEN_CLIP_NUM_FRAMES,
-        device=device,
-        dtype=dtype,
-    )
+    own = {
+        "format": FORMAT,
+        "coca": two_poolers(config, design) if design in POOLERS else config,
+        "legacy_cls_mask": not coca.text.correct_cls_mask,  # as the published weights were trained
+        "design": "attentional" if design in POOLERS else design,
+        "num_frames": OPEN_CLIP_NUM_FRAMES,
+        "temporal": False,
+        "framing": {
+            "frame_px": coca.visual.image_size[0],
+            "fit": fits[preprocess["resize_mode"]],
+            "interpolation": preprocess["interpolation"],
+            "mean": tuple(preprocess["mean"]),
+            "std": tuple(preprocess["std"]),
+        },
+        "fields": "",
+        "vocabulary": OPEN_CLIP_VOCABULARY,
+    }
+    return own, _in_design(coca, config, design)
 
 
 def _in_design(coca: nn.Module, config: Mapping[str, Any], design: str) -> VideoCoCa:
@@ -239,30 +248,27 @@ def _in_design(coca: nn.Module, config: Mapping[str, Any], design: str) -> Video
     return model
 
 
-def _captioner(
+def captioner_from(
+    config: Mapping[str, Any],
     model: VideoCoCa,
     vocabulary: BytePairVocabulary | ClipVocabulary,
-    framing: Framing,
     *,
     name: str,
-    num_frames: int,
-    device: str,
-    dtype: torch.dtype | None,
-    fields: str = "",
-    kinds: Mapping[str, str] | None = None,
-    min_clip_score: float | None = None,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
 ) -> CocaCaptioner:
+    """The captioner that a config and its model are; the weights are not copied unless device or type change."""
     digest = weights_hash(model)
     return CocaCaptioner(
         model.to(device=device, dtype=dtype),
         vocabulary,
-        framing,
+        Framing(**config["framing"]),
         name=name,
         weights_hash=digest,
-        num_frames=num_frames,
-        read_fields=_scene_fields if fields == "scenes" else None,
-        kinds=kinds,
-        min_clip_score=min_clip_score,
+        num_frames=config["num_frames"],
+        read_fields=_scene_fields if config.get("fields") == "scenes" else None,
+        kinds=config.get("kinds"),
+        min_clip_score=config.get("min_clip_score"),
     )
 
 

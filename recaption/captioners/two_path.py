@@ -21,7 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recaption.captioners.efficientnet import COARSE_CHANNELS, FINE_CHANNELS, STRIDE_PX, EfficientNetLite0, load_tower
+from recaption.captioners.efficientnet import (
+    COARSE_CHANNELS,
+    FINE_CHANNELS,
+    STRIDE_PX,
+    EfficientNetLite0,
+    load_tower,
+    weights_file,
+)
 from recaption.captioners.framing import choose_frames
 from recaption.captioners.videococa import ClipEmbedding, TextEmbedding, VideoCoCa
 from recaption.errors import UsageError
@@ -148,6 +155,7 @@ class TwoPathCoCa(VideoCoCa):
             num_joint_layers=num_joint_layers,
             semantic_width=semantic_width,
         )
+        self.design = "two paths"
         self.joint = None
         self._frozen: list[EfficientNetLite0] = []
 
@@ -199,9 +207,12 @@ def build_two_path(coca: nn.Module, vision: Mapping[str, Any], *, semantic_width
 
     Raises:
         UsageError: it asks for another frozen network.
+        WeightsUnreachableError: the package with the frozen weights is not installed; said here, not at the first clip.
     """
     if vision.get("frozen") != FROZEN:
         raise UsageError(f"this captioner needs the frozen vision network {vision.get('frozen')!r}; known: {FROZEN}")
+    if semantic_width is None:
+        weights_file()
     return TwoPathCoCa(
         coca,
         width=vision["width"],

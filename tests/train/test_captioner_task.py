@@ -13,13 +13,9 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.records import Caption
 from recaption.scene_captions import fields_in
 from train.captioner_card import export
-from train.captioner_task import (
-    FIELDS,
-    CaptionerSettings,
-    CaptionerTask,
-    contrastive,
-    evaluate_on_scenes,
-)
+from train.captioner_evaluation import FIELDS, evaluate_on_scenes
+from train.captioner_loss import contrastive
+from train.captioner_task import CaptionerSettings, CaptionerTask
 from train.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS, held_out_scene, some_captions, training_clip
 from train.trainer import TrainerSettings, train
 
@@ -45,7 +41,10 @@ FRAMING = Framing(frame_px=32, fit="squash", interpolation="bilinear")
 
 
 def same(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else first[key] == second[key]
+        for key in first
+    )
 
 
 def test_batches_depend_on_their_number_alone():
@@ -102,11 +101,13 @@ def test_captions_fit_the_context_and_come_back_whole():
 def test_contrastive_loss_knows_equal_texts():
     vectors = torch.nn.functional.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     clips_BD = vectors[[0, 0, 1]]
-    ids = torch.tensor([[1, 5], [1, 5], [1, 6]])
-    scale = torch.tensor(100.0)
-    assert contrastive(clips_BD, clips_BD, ids, scale) == pytest.approx(np.log(2) * 2 / 3, abs=1e-3)
-    assert contrastive(clips_BD, clips_BD, torch.tensor([[1], [2], [3]]), scale) > 0.4
-    assert contrastive(clips_BD, vectors[[2, 2, 0]], ids, scale) > 3
+
+    def per_clip(texts_BD, keys):
+        return contrastive(clips_BD, texts_BD[None], torch.tensor([keys]), torch.tensor(100.0)) / 3
+
+    assert per_clip(clips_BD, [5, 5, 6]) == pytest.approx(np.log(2) * 2 / 3, abs=1e-3)
+    assert per_clip(clips_BD, [1, 2, 3]) > 0.4
+    assert per_clip(vectors[[2, 2, 0]], [5, 5, 6]) > 3
 
 
 def test_loss_reaches_every_weight_and_ignores_padding():

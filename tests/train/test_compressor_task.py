@@ -21,7 +21,7 @@ from train.trainer import TrainerSettings, train
 
 SMALL = {
     "width": 8, "latent_channels": 8, "batch_size": 2, "num_frames": 5, "height_px": 32, "width_px": 32,
-    "num_scenes": 6, "num_validation_clips": 2,
+    "num_scenes": 6, "num_validation_scenes": 2,
 }  # fmt: skip
 SHARD = "shards/9f-48x64-8fps/000000"
 
