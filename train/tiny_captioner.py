@@ -276,6 +276,7 @@ def main(
     photo_rounds: int = 2,
     scene_parts: int = 16,
     num_scenes: int = 300,
+    num_photos: int = 1000,
 ) -> None:
     """Train the captioner inside the package and write it, with its model card.
 
@@ -286,6 +287,7 @@ def main(
         photo_rounds: clips rendered from every photo.
         scene_parts: times 500 scenes.
         num_scenes: held-out scenes that the card is measured on.
+        num_photos: photos, likewise.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -306,8 +308,9 @@ def main(
     with sdpa_kernel(SDPBackend.MATH):  # at these sizes the fused kernel's backward takes twice as long on a CPU
         train(task, dataclasses.replace(TRAINER, num_steps=num_steps), str(work / "train"))
     # every second photo was looked at while the recipe was chosen; the card measures the others
-    test_photos = read_photos(photos / TEST_TAR)[1::2] if photos else []
-    export_tiny(work / "train", components, out, photos=test_photos, num_scenes=num_scenes)
+    unseen = read_photos(photos / TEST_TAR) if photos else []
+    test, other = unseen[1::2][:num_photos], unseen[::2][: num_photos // 2]
+    export_tiny(work / "train", components, out, photos=test, other_photos=other, num_scenes=num_scenes)
 
 
 def next_word_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, wanted_BM: Tensor) -> Tensor:
