@@ -99,7 +99,7 @@ class CaptionSettings:
     """Limit in that encoder's tokens; 0: as many as it reads."""
     repeats: RepeatSettings = field(default_factory=RepeatSettings)
     precision: str = "auto"
-    """`fp32`, `bf16` or `int8` (CPUs only, one clip at a time); auto: fp32 on a CPU, bf16 on a GPU."""
+    """`fp32`, `bf16` or `int8` (CPUs only); auto: bf16 on a GPU, fp32 on a CPU, where the others pay for small batches."""
     keep_embeddings: bool = False
     """Keep what the captioner saw of each clip (261 kB with CoCa ViT-B/32): captions made later by the same weights, with
     other settings, read no video. The one vector per clip that finds clips alike is kept anyway."""
