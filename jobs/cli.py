@@ -234,6 +234,7 @@ class Train(Common):
                 recipe,
                 cluster,
                 num_steps=self.steps,
+                num_ranks=self.num_workers or 1,
                 resume=self.resume,
                 progress=self.progress,
             )

@@ -26,13 +26,15 @@ def train_model(
     cluster: Cluster,
     *,
     num_steps: int | None = None,
+    num_ranks: int = 1,
     resume: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train one model into RUN/train/NAME. With `--address` the training runs on that Ray cluster, else here.
 
-    With `--num-workers` above 1 that many ranks train together (Ray Train), each on a GPU where there are any. Under
-    torchrun every rank calls this.
+    Args:
+        num_ranks: above 1 that many train together (Ray Train), each on a GPU where there are any. Under torchrun every
+            rank calls this.
 
     Raises:
         UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
@@ -50,7 +52,6 @@ def train_model(
     if num_steps is not None:
         trainer = dataclasses.replace(trainer, num_steps=num_steps)
     arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
-    num_ranks = cluster.num_workers or 1
     if num_ranks > 1:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError("--num-workers starts ranks of its own: leave it out under torchrun")

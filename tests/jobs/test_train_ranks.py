@@ -69,7 +69,7 @@ def test_a_users_mistake_comes_back_at_once(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_of_ray_train_are_one_of_twice_the_batch(cluster, tmp_path):
-    two = train_model("captioner", str(tmp_path / "run"), "two", recipe(), cluster, progress=False)
+    two = train_model("captioner", str(tmp_path / "run"), "two", recipe(), cluster, num_ranks=2, progress=False)
     here = Cluster(progress=False)
     train_model("captioner", str(tmp_path / "run"), "one", recipe(batch_size=4), here, progress=False)
     assert two["steps"] == 4
@@ -78,16 +78,22 @@ def test_two_ranks_of_ray_train_are_one_of_twice_the_batch(cluster, tmp_path):
     )
     assert two_line["loss"] == pytest.approx(one_line["loss"], rel=1e-4)
     assert two_line["grad_norm"] == pytest.approx(one_line["grad_norm"], rel=1e-3)
-    further = train_model("captioner", str(tmp_path / "run"), "two", recipe(num_steps=6), cluster, progress=False)
+    further = train_model(
+        "captioner", str(tmp_path / "run"), "two", recipe(num_steps=6), cluster, num_ranks=2, progress=False
+    )
     assert further["resumed_from"] == 4
     assert checkpoint.find(str(tmp_path / "run" / "train" / "two")).step == 6
     with pytest.raises(UsageError, match="already holds checkpoints"):
-        train_model("captioner", str(tmp_path / "run"), "two", recipe(), cluster, resume=False, progress=False)
+        train_model(
+            "captioner", str(tmp_path / "run"), "two", recipe(), cluster, num_ranks=2, resume=False, progress=False
+        )
     with pytest.raises((CheckpointMismatchError, Exception), match="other settings"):
-        train_model("captioner", str(tmp_path / "run"), "two", recipe(batch_size=3), cluster, progress=False)
+        train_model(
+            "captioner", str(tmp_path / "run"), "two", recipe(batch_size=3), cluster, num_ranks=2, progress=False
+        )
 
 
 def test_ranks_are_started_by_one_of_the_two(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="leave it out under torchrun"):
-        train_model("captioner", str(tmp_path), "x", recipe(), Cluster(num_workers=2), progress=False)
+        train_model("captioner", str(tmp_path), "x", recipe(), Cluster(num_workers=2), num_ranks=2, progress=False)
