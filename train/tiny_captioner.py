@@ -272,9 +272,9 @@ def main(
     out: Path,
     work: Path,
     photos: Path | None = None,
-    num_steps: int = 4000,
+    num_steps: int = 3900,
     photo_rounds: int = 2,
-    scene_parts: int = 16,
+    scene_parts: int = 14,
     num_scenes: int = 300,
     num_photos: int = 1000,
 ) -> None:

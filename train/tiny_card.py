@@ -175,7 +175,8 @@ captions, fields read back by `recaption.scenes.fields_in`; a field counts where
 | --- | --- | --- |
 {scene_table}
 
-Measured on the weights in this folder by `python -m train.tiny_captioner`, which also made them.
+Measured on the weights in this folder by `train.tiny_card.export_tiny`, the last step of `python -m
+train.tiny_captioner`.
 """,
     ]
     return "\n".join(part for part in parts if part)
@@ -190,8 +191,9 @@ text, style, camera); of real footage one plain sentence and how the camera move
 without a download, and it is the text encoder of the quickstart's diffusion transformer.
 """
 _DATA = """**What it knows of the world is Flickr8k**: people, dogs, sport, water, snow, streets. Anything else becomes
-one of these in its words. Its contrastive score is low then more often than not; do not use its captions of other footage
-without looking at the score.
+one of these in its words, and its score notices only about half of that: captions with a clip score below
+`min_clip_score` (config.json) are rather wrong than right, but many wrong ones score higher. Read its captions of other
+footage before you train on them.
 
 Training data: the 6,000 training photos of Flickr8k (Hodosh et al. 2013) with their human captions, rendered as clips
 whose camera pans, zooms, stands still or cuts to another photo, and scenes rendered here. **Flickr8k is for
