@@ -63,7 +63,7 @@ def test_kept_tokens_stand_in_for_the_videos(tmp_path, clips):
     first = captions_of(run, clips, "first", keep_embeddings=True)
     kept = run.read_table("embeddings/first/tokens-part-00000.parquet")
     assert kept.num_rows == 3
-    assert len(kept["tokens"][0].as_py()) == 32 * 128 * 2
+    assert len(kept["tokens"][0].as_py()) == 32 * 160 * 2
     for clip in clips:
         Path(clip.uri).write_bytes(b"no video any more")
     again = captions_of(run, clips, "again", **settings)
