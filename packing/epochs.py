@@ -17,7 +17,8 @@ import hashlib
 
 import numpy as np
 
-from packing.plan import Plan, PlanSettings, longest_sample, plan_steps, shuffled
+from packing.balance import shuffled
+from packing.plan import Plan, PlanSettings, longest_sample, plan_steps
 from recaption.errors import UsageError
 
 MAX_GLOBAL_ROWS = 64

@@ -91,6 +91,11 @@ class PackLoader:
         self.seek(start_step)
 
     @property
+    def next_row(self) -> int:
+        """The row that this rank reads next."""
+        return self._next_row + self.rank
+
+    @property
     def plan_hash(self) -> str:
         return self.rows.plans.hash
 
@@ -143,12 +148,12 @@ class PackLoader:
 
     def _when_asked(self) -> Iterator[Read]:
         while True:
-            yield self.rows.read(self._next_row + self.rank)
+            yield self.rows.read(self.next_row)
 
     def _in_a_thread(self) -> Iterator[Read]:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="packs") as reader:
             ahead: deque[Future[Read]] = deque()
-            next_row = self._next_row + self.rank
+            next_row = self.next_row
             try:
                 while True:
                     while len(ahead) <= self.prefetch:
@@ -161,7 +166,7 @@ class PackLoader:
 
     def _in_workers(self) -> Iterator[Read]:
         yield from DataLoader(
-            _WorkerRows(self.rows, self._next_row + self.rank, self.num_ranks),
+            _WorkerRows(self.rows, self.next_row, self.num_ranks),
             batch_size=None,
             num_workers=self.num_workers,
             prefetch_factor=max(1, self.prefetch),
@@ -171,58 +176,34 @@ class PackLoader:
 
 
 class PackDataset(IterableDataset[PackedBatch]):
-    """The packs of one rank for any torch DataLoader, with any number of workers, in plan order.
+    """The packs of a loader, from where it stands, for any torch DataLoader with any number of workers.
 
-        packs = PackDataset(RunFolder("RUN"), settings=PlanSettings(capacity=4096))
-        loader = DataLoader(packs, batch_size=None, num_workers=4)
+        loader = PackLoader(RunFolder("RUN"), settings=PlanSettings(capacity=4096), start_step=0)
+        for batch in DataLoader(PackDataset(loader), batch_size=None, num_workers=4): ...
 
-    Endless. `start_step` is all there is to resume by: count the batches. With torchdata's StatefulDataLoader, which
-    keeps the state of each worker, the number of workers has to stay.
+    Endless. To resume, count the batches and start there. With torchdata's StatefulDataLoader, which keeps the state of
+    each worker, the number of workers has to stay.
     """
 
-    def __init__(
-        self,
-        run: RunFolder | Source,
-        *,
-        settings: PlanSettings,
-        latents: str = "patch",
-        grid: Grid | None = None,
-        blend: BlendSettings | None = None,
-        rank: int = 0,
-        num_ranks: int = 1,
-        start_step: int = 0,
-        pad_to_capacity: bool = False,
-    ) -> None:
-        """As `PackLoader`."""
-        if not 0 <= rank < num_ranks:
-            raise UsageError(f"{rank = } is not one of {num_ranks} ranks")
-        self.rows = Rows(
-            run,
-            settings,
-            latents=latents,
-            patch=(grid or Grid()).patch,
-            blend=blend,
-            pad_to_capacity=pad_to_capacity,
-        )
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self.start_step = start_step
+    def __init__(self, loader: PackLoader) -> None:
+        self.rows = loader.rows
+        self.num_ranks = loader.num_ranks
+        self.first_row = loader.next_row
         self._num_given = 0
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        first_row = self.start_step * self.num_ranks + self.rank
-        for number, row in _rows_of_this_worker(first_row, self.num_ranks, self._num_given):
+        for number, row in _rows_of_this_worker(self.first_row, self.num_ranks, self._num_given):
             self._num_given = number + 1
             yield self.rows.read(row)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Of this worker: how many packs it has given since `start_step`."""
-        return {"start_step": self.start_step, "num_given": self._num_given, "plan_hash": self.rows.plans.hash}
+        """Of this worker: how many packs it has given since `first_row`."""
+        return {"first_row": self.first_row, "num_given": self._num_given, "plan_hash": self.rows.plans.hash}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["plan_hash"] != self.rows.plans.hash:
             raise UsageError(f"the saved position belongs to plan {state['plan_hash']}, this is {self.rows.plans.hash}")
-        self.start_step, self._num_given = state["start_step"], state["num_given"]
+        self.first_row, self._num_given = state["first_row"], state["num_given"]
 
 
 class _WorkerRows(IterableDataset[Read]):

@@ -12,7 +12,6 @@ for rows that another has, no sample is lost, and a position in training is one 
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from packing.balance import balanced_order, gathered, row_sums, shuffled, split_packs
 from packing.fit import best_fit, cost_fit, first_fit, subset_sum
 from packing.grid import layer_cost, sample_flops
 from recaption.errors import SampleTooLongError, UsageError
 
 POLICIES = ("first_fit", "best_fit", "subset_sum", "flops")
-WINDOW_STEPS = 32
-"""Rows are sorted by cost inside windows of this many steps: wide enough that neighbours cost the same (rank efficiency
-0.985 at 8 and 64 ranks on tests/benchmarks/bench_plan.py), narrow enough that an epoch stays mixed."""
 MAX_REPACKS = 8
 """Later epochs shuffle until they need no more rows than the first one; after this many tries its packs are used."""
 
@@ -289,12 +286,12 @@ def plan_steps(
             raise UsageError(f"{num_rows = } is too few: epoch 0 needs {len(packs)}")
         attempt += 1
         packs = pack(epoch, attempt) if attempt <= MAX_REPACKS else (first_epoch or pack(0))
-    starts, ends = _split_packs(packs, num_rows)
+    starts, ends = split_packs(packs.starts, num_rows)
     num_repeated = num_rows - len(starts)
-    row_flops = _row_sums(sample_flops(tokens[packs.samples], width=width), starts)
-    order = _balanced_order(row_flops, num_ranks, seed, epoch)
+    row_flops = row_sums(sample_flops(tokens[packs.samples], width=width), starts)
+    order = balanced_order(row_flops, num_ranks, seed, epoch)
     order = np.concatenate([order, order[np.arange(num_repeated) % len(order)]])
-    samples, row_starts = _gathered(packs.samples, starts[order], ends[order])
+    samples, row_starts = gathered(packs.samples, starts[order], ends[order])
     return Plan(
         samples=samples,
         starts=row_starts,
@@ -357,79 +354,3 @@ def _packs(
         budget = float(sample_flops(dearest, width=width)[0])
         places, starts = cost_fit(lengths, capacity, pool, budget=budget, cost=layer_cost(width))
     return Packs(order[places], starts)
-
-
-def _split_packs(packs: Packs, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Halve the packs with most samples until there are `num_rows`, or none is left to halve.
-
-    Returns:
-        Start and end in `packs.samples` of each row; second halves come after all packs.
-    """
-    starts, ends = packs.starts[:-1].copy(), packs.starts[1:].copy()
-    lacking = max(0, num_rows - len(starts))
-    # a split takes the pack with most samples, so none but the largest `lacking` can ever be split
-    largest = np.argsort(starts - ends, kind="stable")[:lacking]
-    heap = [(int(starts[i] - ends[i]), int(i)) for i in largest]
-    halves: list[tuple[int, int]] = []
-    spans = {int(i): (int(starts[i]), int(ends[i])) for i in largest}
-    while len(halves) < lacking and heap and heap[0][0] < -1:
-        _, i = heapq.heappop(heap)
-        start, end = spans[i]
-        middle = start + (end - start) // 2
-        new = len(starts) + len(halves)
-        halves.append((middle, end))
-        for row, span in ((i, (start, middle)), (new, (middle, end))):
-            spans[row] = span
-            heapq.heappush(heap, (span[0] - span[1], row))
-    starts = np.concatenate([starts, np.zeros(len(halves), np.int64)])
-    ends = np.concatenate([ends, np.zeros(len(halves), np.int64)])
-    for row, (start, end) in spans.items():
-        starts[row], ends[row] = start, end
-    return starts, ends
-
-
-def _row_sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sum of `values` over each row; the rows tile the values, in any order."""
-    order = np.argsort(starts, kind="stable")
-    sums = np.empty(len(starts), values.dtype)
-    sums[order] = np.add.reduceat(values, starts[order])
-    return sums
-
-
-def _gathered(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The spans of `values` laid end to end, and where each starts."""
-    counts = ends - starts
-    edges = np.concatenate([[0], np.cumsum(counts)])
-    places = np.arange(edges[-1]) + np.repeat(starts - edges[:-1], counts)
-    return values[places], edges
-
-
-def _balanced_order(row_flops: np.ndarray, num_ranks: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of rows in which every `num_ranks` neighbours cost about the same, yet cheap and dear steps are mixed.
-
-    Shuffle all; sort by cost inside windows of WINDOW_STEPS steps; cut into steps; shuffle the steps, and the rows
-    within each step, so that no rank always has the cheapest row.
-    """
-    order = shuffled(len(row_flops), seed, epoch, "rows")
-    num_steps = len(order) // num_ranks
-    if num_ranks == 1 or num_steps == 0:
-        return order
-    whole, rest = np.split(order, [num_steps * num_ranks])
-    num_windows = max(1, num_steps // WINDOW_STEPS)
-    edges = [num_steps * i // num_windows * num_ranks for i in range(num_windows + 1)]
-    for start, end in pairwise(edges):
-        window = whole[start:end]
-        whole[start:end] = window[np.argsort(row_flops[window], kind="stable")]
-    steps = whole.reshape(num_steps, num_ranks)[shuffled(num_steps, seed, epoch, "steps")]
-    within = np.argsort(random_keys(steps.size, seed, epoch, "ranks").reshape(steps.shape), axis=1, kind="stable")
-    return np.concatenate([np.take_along_axis(steps, within, axis=1).ravel(), rest])
-
-
-def random_keys(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
-    """uint64 keys by (seed, epoch, purpose). Raw Philox output, which numpy promises never to change."""
-    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
-    return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)).random_raw(num)
-
-
-def shuffled(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
-    return np.argsort(random_keys(num, seed, epoch, purpose), kind="stable")

@@ -137,7 +137,7 @@ def test_workers_that_are_started_afresh_read_the_same(run_on_disk: RunFolder) -
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_any_data_loader_gives_the_same_packs(num_workers: int) -> None:
     expected = take(PackLoader(source(), settings=SETTINGS, rank=1, num_ranks=2), 12)
-    packs = PackDataset(source(), settings=SETTINGS, rank=1, num_ranks=2, start_step=2)
+    packs = PackDataset(PackLoader(source(), settings=SETTINGS, rank=1, num_ranks=2, start_step=2))
     assert all_same(
         list(itertools.islice(DataLoader(packs, batch_size=None, num_workers=num_workers), 10)), expected[2:]
     )
@@ -150,7 +150,7 @@ def test_stateful_data_loader_goes_on_with_the_next_pack(num_workers: int) -> No
     expected = take(PackLoader(source(), settings=SETTINGS), 12)
 
     def loader() -> Iterator[PackedBatch]:
-        return stateful(PackDataset(source(), settings=SETTINGS), batch_size=None, num_workers=num_workers)
+        return stateful(PackDataset(PackLoader(source(), settings=SETTINGS)), batch_size=None, num_workers=num_workers)
 
     first = loader()
     assert all_same(list(itertools.islice(first, 5)), expected[:5])
