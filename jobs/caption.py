@@ -25,7 +25,7 @@ from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
 from recaption.caption_gates import Gates, bad
 from recaption.captioners import Captioner, Described, check_spec, runs_elsewhere
-from recaption.captions import clean, strip_boilerplate
+from recaption.captions import clean
 from recaption.clip_frames import View, views_of
 from recaption.errors import UsageError, VideoError
 from recaption.inputs import read_side_text
@@ -314,7 +314,6 @@ class CaptionWorker:
             seed=settings.seed,
             **_samples(settings),
         )
-        self._strip(first, seen)
         self.gates.judge(first, kind=kind, owners=owners)
         failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
         sums["num_retried"] += len(failed)
@@ -336,7 +335,6 @@ class CaptionWorker:
             temperature=RETRY_TEMPERATURE,
             seed=self.settings.seed + 1,
         )
-        self._strip(again, [seen[i] for i in rows])
         # Judged among all of the batch, whose captions are what a margin is measured against.
         whole = Described(list(first.captions), first.clip_BD, None if first.text_BD is None else first.text_BD.copy())
         for place, i in enumerate(rows):
@@ -349,15 +347,6 @@ class CaptionWorker:
                 first.captions[i] = whole.captions[i]
                 if whole.text_BD is not None and first.text_BD is not None:
                     first.text_BD[i] = whole.text_BD[i]
-
-    def _strip(self, described: Described, seen: list[Any]) -> None:
-        """Take off boilerplate that the captioner left, and score what is left of the text."""
-        for i, caption in enumerate(described.captions):
-            text, phrases = strip_boilerplate(caption.text)
-            if phrases:
-                score = caption.clip_score
-                score = None if score is None else float(self.captioner.score([seen[i]], [text])[0, 0])
-                described.captions[i] = dataclasses.replace(caption, text=text, stripped=phrases, clip_score=score)
 
     def _bound(self, text: Caption, clip: Clip, view: View | None = None, kind: str | None = None) -> Caption:
         return dataclasses.replace(
