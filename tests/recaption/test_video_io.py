@@ -28,7 +28,7 @@ from recaption import decoder_process, frame_times, orientation, video_io
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
 from recaption.video_io import DecodeLimits
 
-FIXTURES = Path("/work/shared/fixtures")
+FIXTURES = Path(os.environ.get("RECAPTION_FIXTURES", Path(__file__).parents[3] / "shared/fixtures"))
 NUM_FRAMES, HEIGHT, WIDTH = 50, 48, 192
 VARYING = np.cumsum([0] + [2, 1, 5, 1, 1, 3] * 9)[:NUM_FRAMES]
 """Times of a variable frame rate, in 1/30 s."""
