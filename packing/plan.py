@@ -150,13 +150,13 @@ class Plan:
         flops = self.row_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
         return float((flops.mean(axis=1) / flops.max(axis=1)).mean())
 
-    def size_mix(self, num_tokens: np.ndarray, num_ranks: int | None = None) -> SizeMix:
+    def size_mix(self, num_tokens: np.ndarray) -> SizeMix:
         """What balancing does to the mix of sizes inside a step: steps of one size only would bias each gradient.
 
         Args:
             num_tokens: of all samples, as the plan was made from.
         """
-        num_steps = self.num_packs // (num_ranks or self.num_ranks)
+        num_steps = self.num_packs // self.num_ranks
         octave = np.log2(np.asarray(num_tokens)[self.samples]).astype(np.int64)
         row = np.repeat(np.arange(self.num_packs), np.diff(self.starts))
         of_rows = np.zeros((self.num_packs, int(octave.max()) + 1))
@@ -168,7 +168,7 @@ class Plan:
             shares = of_steps / of_steps.sum(axis=1, keepdims=True)
             return float(np.abs(shares - of_set).sum(axis=1).mean() / 2)
 
-        whole = num_steps * (num_ranks or self.num_ranks)
+        whole = num_steps * self.num_ranks
         at_random = shuffled(self.num_packs, self.seed, self.epoch, "mix")
         return SizeMix(distance(np.arange(whole)), distance(at_random[:whole])) if whole else SizeMix(0.0, 0.0)
 

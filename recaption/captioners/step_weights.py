@@ -1,8 +1,8 @@
 """The matrices of CoCa's two text towers, laid out for decoding: a few rows at a time, again and again.
 
 A step reads every weight once for a handful of rows, so its time is that of reading them. On a CPU the matrices are put
-into oneDNN's blocked layout once (1.3 times as fast for 1 row, 2.6 for 6, 1.7 for 16, float32, same arithmetic); that
-copy is as large as the towers. In bfloat16 it is half of it, and with `int8` a quarter. Elsewhere they stay as they are.
+into oneDNN's blocked layout once, same arithmetic; that copy is as large as the towers. In bfloat16 it is half of it, and
+with `int8` a quarter. Elsewhere they stay as they are. What all of it gains: tests/benchmarks/bench_generate.py.
 
     weights = StepWeights(coca)            once per captioner; the model's weights must not change afterwards
     generate(coca, image_tokens_BND, weights=weights, special=special)
