@@ -22,7 +22,7 @@ import av
 from recaption import decode_answers
 from recaption.decode_messages import LENGTHS, pack_header, unpack_lengths
 from recaption.errors import VideoError
-from recaption.libav_errors import LOGGED, listen
+from recaption.libav_errors import LOGGED, listen, mapped_bytes
 from recaption.video_file import VideoFile, error_text
 
 ORPHAN_CHECK_SECONDS = 2.0
@@ -35,6 +35,9 @@ def answer(request: dict[str, Any], payload: bytes, send: decode_answers.Send) -
     video: VideoFile | None = None
     LOGGED.lines.clear()
     try:
+        if mapped_bytes() > limits["max_memory_bytes"]:
+            # RLIMIT_AS only refuses new memory: what earlier files have freed might do for a small one, by luck
+            raise MemoryError
         resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
         video = VideoFile(request["path"], payload, limits)
         decode_answers.ANSWERS[request["op"]](video, request, send)

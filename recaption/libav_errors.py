@@ -44,9 +44,13 @@ def is_out_of_memory(max_memory_bytes: int) -> bool:
     lines = list(LOGGED.lines)
     if any("get_buffer() failed" in line for line in lines):
         return not any("Picture size" in line for line in lines)  # a frame of absurd size is refused in the same words
+    return mapped_bytes() + SMALL_BYTES > max_memory_bytes
+
+
+def mapped_bytes() -> int:
+    """Address space of this process: what RLIMIT_AS counts."""
     with open("/proc/self/statm") as file:
-        used_bytes = int(file.read().split()[0]) * resource.getpagesize()
-    return used_bytes + SMALL_BYTES > max_memory_bytes
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def undecoded_share(frame: Any) -> float:
