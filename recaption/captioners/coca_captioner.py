@@ -18,6 +18,7 @@ from recaption.captioners import TextTower
 from recaption.captioners.describing import Batch, Describing, EncodedClip, Said, Told, digest
 from recaption.captioners.framing import Framing
 from recaption.captioners.generate import StepWeights, generate
+from recaption.captioners.said_texts import pool_said
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
 from recaption.captioners.vocabulary import Vocabulary
 from recaption.errors import CheckpointMismatchError
@@ -111,6 +112,7 @@ class CocaCaptioner(Describing):
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.logit_scale.dtype
         self._weights: StepWeights | None = None
+        self._is_rounded = False
 
     @property
     def text_tower(self) -> TextTower:
@@ -127,6 +129,7 @@ class CocaCaptioner(Describing):
                 prompt=self._prefix(batch.kind),
                 draws_RM=batch.draws_RM if batch.decoding.temperature > 0 else None,
                 weights=self._step_weights(),
+                keep_states=not self._prefix(batch.kind),  # with words before it, no caption is where it was said
             )
         said = [
             Said(
@@ -137,7 +140,7 @@ class CocaCaptioner(Describing):
             )
             for one in generated
         ]
-        return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy())
+        return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy(), states=generated)
 
     def encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> list[EncodedClip]:
         """Look at the frames once, for any number of `describe`s; what is encoded stays as it is."""
@@ -166,6 +169,7 @@ class CocaCaptioner(Describing):
     def quantise(self) -> None:
         """Decode with matrices rounded to 8 bits from now on; raises UsageError where the model is not in bfloat16."""
         self._weights = StepWeights(self.model.coca, int8=True)
+        self._is_rounded = True
 
     def _prefix(self, kind: str) -> list[int]:
         ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()
@@ -182,6 +186,21 @@ class CocaCaptioner(Describing):
         ids_SM = self.vocabulary.encode(texts).to(self._device)
         with torch.inference_mode():
             return F.normalize(self.model.pool_texts(ids_SM).float(), dim=-1).cpu().numpy()
+
+    def embed_said(self, texts: Sequence[str], told: Told) -> np.ndarray:
+        """From the text tower's states while it said them; matrices rounded to 8 bits make captions, not scores."""
+        if self._is_rounded or not texts:
+            return self.embed_texts(texts)
+        ids_SM = self.vocabulary.encode(texts).to(self._device)
+        with torch.inference_mode():
+            pooled_SD = pool_said(
+                self.model,
+                ids_SM,
+                told.states,
+                start=self.vocabulary.special.start,
+                weights=self._step_weights(),
+            )
+            return F.normalize(pooled_SD.float(), dim=-1).cpu().numpy()
 
     def fields_in(self, text: str) -> CaptionFields:
         return self._read_fields(text) if self._read_fields else CaptionFields()

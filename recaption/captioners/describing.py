@@ -90,6 +90,8 @@ class Told:
     """One for each of the batch's rows."""
     clip_BD: np.ndarray | None = None
     """Contrastive embeddings of the clips, float32, unit length."""
+    states: Any = None
+    """What the captioner's own `embed_said` can use of the work already done."""
 
 
 class Describing(ABC):
@@ -119,6 +121,10 @@ class Describing(ABC):
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """text_SD, float32, unit length."""
         raise self._cannot_score()
+
+    def embed_said(self, texts: Sequence[str], told: Told) -> np.ndarray:
+        """`embed_texts` of what has just been told, one text for each of `told.said`."""
+        return self.embed_texts(texts)
 
     def fields_in(self, text: str) -> CaptionFields:
         """For a captioner with a closed vocabulary, which can be read back."""
@@ -202,7 +208,7 @@ class Describing(ABC):
         cosines: Sequence[float | None] = [None] * len(stripped)
         text_RD = None
         if told.clip_BD is not None:
-            text_RD = self.embed_texts([text for text, _ in stripped])
+            text_RD = self.embed_said([text for text, _ in stripped], told)
             cosines = (told.clip_BD.repeat(times, axis=0) * text_RD).sum(axis=1).tolist()
         rows = [
             self._record(words, said, batch.digests[row // times], cosines[row], batch)
