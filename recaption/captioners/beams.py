@@ -1,15 +1,16 @@
 """Beam search by summed log-probability; ended captions are compared with a length penalty.
 
 Each clip has as many live beams as asked for at every step, true log-probabilities (open_clip adds raw logits), and a
-search of its own: it leaves the batch when it is done. Shapes: K beams of a clip, R = B*K rows, V vocabulary.
+search of its own: it leaves the batch when it is done. Shapes: K beams of a clip, R = B*K rows, V vocabulary, C
+candidates of a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recaption.captioners.decoding import Decoding, Generated, SpecialTokens
@@ -31,17 +32,19 @@ def beam_search(
     present = list(range(steps.num_clips))
     newest = torch.tensor([first], device=device).expand(steps.num_clips * num_beams, -1)
     for index in range(max_tokens):
-        logprob_RV = F.log_softmax(steps.step(newest), dim=-1)
-        barred_RV = logprob_RV
+        logits_RV = steps.step(newest)
+        normaliser_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
         if index < decoding.min_tokens:
-            barred_RV = logprob_RV.clone()
-            barred_RV[:, special.end] = -torch.inf
+            logits_RV[:, special.end] = -torch.inf
+        # each beam can end in two ways (end, pad): among the 3K best of a clip at least K are live, and no row has more
+        best = logits_RV.topk(min(3 * num_beams, logits_RV.shape[1]), dim=-1)
+        logprobs, candidates = (best.values - normaliser_R1).tolist(), best.indices.tolist()
         rows: list[int] = []
         tokens: list[int] = []
         kept_clips: list[int] = []
         for place, clip in enumerate(present):
             span = slice(place * num_beams, (place + 1) * num_beams)
-            is_better = beams[clip].extend(barred_RV[span], logprob_RV[span], special)
+            is_better = beams[clip].extend(candidates[span], logprobs[span], special)
             if keep_states and (is_better or (index + 1 == max_tokens and beams[clip].best_done is None)):
                 beams[clip].states_LKPD = steps.text_states(span.start + beams[clip].best_parent())
             if not beams[clip].is_done():
@@ -72,26 +75,29 @@ class _Beams:
         self.parent_of_best_done = 0
         self.states_LKPD: Tensor | None = None
 
-    def extend(self, barred_KV: Tensor, logprob_KV: Tensor, special: SpecialTokens) -> bool:
+    def extend(
+        self, candidates_KC: Sequence[Sequence[int]], logprobs_KC: Sequence[Sequence[float]], special: SpecialTokens
+    ) -> bool:
         """One token further: ended continuations among the K best are set aside, the K best live ones stay.
+
+        Args:
+            candidates_KC: the most probable next tokens of each beam, the 3K best of all among them.
 
         Returns:
             whether one that has just ended is the best so far.
         """
         best_before = self.best_done
-        num_tokens = logprob_KV.shape[1]
-        total_KV = barred_KV + torch.tensor(self.scores, device=barred_KV.device)[:, None]
-        # each beam can end in two ways (end, pad): among 3K continuations at least K are live
-        best = total_KV.flatten().topk(min(3 * self.num_beams, total_KV.numel()))
-        own = logprob_KV.flatten()[best.indices].tolist()
+        grown = [
+            (self.scores[parent] + logprob, parent, token, logprob)
+            for parent, (tokens, logprobs_C) in enumerate(zip(candidates_KC, logprobs_KC, strict=True))
+            for token, logprob in zip(tokens, logprobs_C, strict=True)
+        ]
+        grown.sort(key=lambda one: -one[0])
         said: list[list[int]] = []
         logprobs: list[list[float]] = []
         scores: list[float] = []
         parents: list[int] = []
-        for rank, (score, index, logprob) in enumerate(
-            zip(best.values.tolist(), best.indices.tolist(), own, strict=True)
-        ):
-            parent, token = divmod(index, num_tokens)
+        for rank, (score, parent, token, logprob) in enumerate(grown[: 3 * self.num_beams]):
             if token in (special.end, special.pad):
                 if rank < self.num_beams and score > -torch.inf:
                     self._set_aside((*self.said[parent], token), (*self.logprobs[parent], logprob), parent)

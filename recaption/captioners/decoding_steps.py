@@ -49,6 +49,8 @@ class DecodingSteps:
         width = text.positional_embedding.shape[1]
         shape = (len(blocks), 2, self.num_clips * rows_per_clip, min(capacity or 2**30, self.context_length), width)
         self._cache_LKRPD = torch.empty(shape, dtype=text.positional_embedding.dtype, device=self.device)
+        self._spare_LKRPD: Tensor | None = None
+        """Where `keep` puts rows in another order; the two take turns."""
         self._cross = [_Cross(block, image_embs_BND) for block in self.weights.cross_blocks]
 
     def step(self, tokens_RP: Tensor) -> Tensor:
@@ -79,11 +81,12 @@ class DecodingSteps:
         if rows == list(range(self.num_clips * self.rows_per_clip)):
             return
         chosen = torch.tensor(rows, device=self.device)
-        old = self._cache_LKRPD
-        said_LKRPD = old[:, :, :, : self.position].index_select(2, chosen)
-        if len(rows) != old.shape[2]:
-            self._cache_LKRPD = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
-        self._cache_LKRPD[:, :, :, : self.position] = said_LKRPD
+        old, kept = self._cache_LKRPD, self._spare_LKRPD
+        if kept is None or len(rows) != kept.shape[2]:
+            kept = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
+        said = (slice(None), slice(None), slice(None), slice(self.position))
+        torch.index_select(old[said], 2, chosen, out=kept[said])
+        self._cache_LKRPD, self._spare_LKRPD = kept, old if len(rows) == old.shape[2] else None
         if len(clips) < self.num_clips:
             kept_clips = torch.tensor(clips, device=self.device)
             for cross in self._cross:
