@@ -79,11 +79,13 @@ class CocaCaptioner(Describing):
         read_fields: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
+        num_beams: int = 1,
     ) -> None:
         """
         Args:
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
+            num_beams: that its captions were found best with.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
 
@@ -106,6 +108,7 @@ class CocaCaptioner(Describing):
         self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
         self._text_tower = CocaTextTower(model, vocabulary)
         self.min_clip_score = min_clip_score
+        self.num_beams = num_beams
         self._prefixes = {"descriptive": "", **(kinds or {})}
         self.kinds = tuple(self._prefixes)
         self._read_fields = read_fields
