@@ -30,7 +30,9 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, checkpoint, compressors, text_encoder
 from train.attention import Segments
-from train.flow import PathSettings, generator_for, guided, integrate, sampling_times
+from train.flow import PathSettings, generator_for
+from train.guidance import Guidance
+from train.solvers import choose_solver, integrate, sampling_times
 from train.text_encoder import TextEncoder
 
 MAX_ROW_TOKENS = 32_768
@@ -56,8 +58,8 @@ def sample(
     height_px: int | None = None,
     width_px: int | None = None,
     num_steps: int = 40,
-    guidance: float = 4.0,
-    solver: str = "euler",
+    guidance: float | Guidance = 4.0,
+    solver: str = "auto",
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -68,7 +70,9 @@ def sample(
         checkpoint_path: a step folder, or a training's folder (its newest step).
         num_frames, height_px, width_px: the size most samples were trained at where left out.
         num_steps: of the solver; `heun` asks the model twice a step.
-        guidance: 1 = none (one model call instead of two), higher = closer to the prompt and less varied.
+        guidance: a scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher =
+            closer to the prompt and less varied.
+        solver: `auto`, or one of `train.solvers` that goes with the schedule the model was trained on.
         seed: the same noise for every prompt; a prompt that is given twice gets another noise the second time.
 
     Raises:
@@ -162,16 +166,19 @@ class Sampler:
         *,
         size: Bucket,
         num_steps: int = 40,
-        guidance: float = 4.0,
-        solver: str = "euler",
+        guidance: float | Guidance = 4.0,
+        solver: str = "auto",
         seed: int = 0,
         progress: bool = False,
     ) -> list[np.ndarray]:
         """As the function `sample`."""
         if not prompts:
             raise UsageError("no prompt to sample")
+        guidance = Guidance.of(guidance)
+        guidance.check()
+        solver = choose_solver(solver, self.path)
         num_tokens = self.grid.num_tokens(size.num_frames, size.height_px, size.width_px)
-        copies = 1 if guidance == 1 else 2
+        copies = 1 if guidance.scale == 1 else 2
         per_row = max(1, MAX_ROW_TOKENS // (num_tokens * copies))
         rows = _in_rows(prompts, per_row)
         videos: list[np.ndarray] = []
@@ -195,7 +202,7 @@ class Sampler:
         size: Bucket,
         *,
         num_steps: int,
-        guidance: float,
+        guidance: Guidance,
         solver: str,
         seed: int,
         on_step: Callable[[], object],
@@ -206,34 +213,45 @@ class Sampler:
         position_L3 = torch.from_numpy(positions(token_shape)).repeat(len(row), 1).to(device)
         segments = Segments.from_lengths([len(position_L3) // len(row)] * len(row), device)
         token_width = self.model.config["token_width"]
-        noise = [
-            torch.randn(length, token_width, generator=generator_for("sample", seed, repetition))
-            for length, (_, repetition) in zip(segments.lengths, row)
-        ]
         text = self.encoder.encode([prompt for prompt, _ in row]).to(device)
-        copies = 1 if guidance == 1 else 2
-        both = segments.repeated(copies)
-        both_text = text.segments.repeated(copies)
-        drop_text_S = [False] * len(row) + [True] * (len(row) * (copies - 1))
 
-        def velocity(x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-            velocity_LD = self.model(
+        def asked(x_LD: Tensor, timestep_S: Tensor, copies: int) -> Tensor:
+            """With the prompts; in a second copy of the row, without."""
+            return self.model(
                 x_LD.repeat(copies, 1),
                 position_L3.repeat(copies, 1),
-                both,
+                segments.repeated(copies),
                 timestep_S.repeat(copies),
                 text.text_MC.repeat(copies, 1),
-                both_text,
+                text.segments.repeated(copies),
                 text.pooled_SC.repeat(copies, 1),
-                drop_text_S=drop_text_S,
+                drop_text_S=[False] * len(row) + [True] * (len(row) * (copies - 1)),
             )
-            if copies == 1:
-                return velocity_LD
-            conditional_LD, unconditional_LD = velocity_LD.chunk(2)
-            return guided(conditional_LD, unconditional_LD, guidance)
 
-        times_KS = sampling_times(num_steps, segments, self.path)
-        return integrate(velocity, torch.cat(noise).to(device), segments, times_KS, solver=solver, on_step=on_step)
+        def answer(x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+            if bool((guidance.weights(timestep_S) == 1).all()):
+                return asked(x_LD, timestep_S, 1)
+            conditional_LD, unconditional_LD = asked(x_LD, timestep_S, 2).chunk(2)
+            return guidance.combine(conditional_LD, unconditional_LD, timestep_S, segments)
+
+        def noise_of(*step: str | int) -> Tensor:
+            return torch.cat(
+                [
+                    torch.randn(length, token_width, generator=generator_for("sample", seed, repetition, *step))
+                    for length, (_, repetition) in zip(segments.lengths, row)
+                ]
+            ).to(device)
+
+        return integrate(
+            answer,
+            noise_of(),
+            segments,
+            sampling_times(num_steps, segments, self.path, token_shapes=[token_shape] * len(row)),
+            path=self.path,
+            solver=solver,
+            noise_of=lambda number: noise_of("step", number),
+            on_step=on_step,
+        )
 
     def _decode(self, tokens_LD: Tensor, size: Bucket) -> np.ndarray:
         token_shape = self.grid.token_shape(size.num_frames, size.height_px, size.width_px)

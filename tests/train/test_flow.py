@@ -13,12 +13,11 @@ from train.flow import (
     draw_path,
     flow_loss,
     generator_for,
-    guided,
-    integrate,
     path_point,
-    sampling_times,
-    shifted,
 )
+from train.guidance import guided
+from train.solvers import integrate, sampling_times
+from train.timestep_shift import shifted
 
 CLIPS = ("a", "b", "c")
 LENGTHS = (4, 2, 6)
@@ -137,7 +136,7 @@ def test_solvers_follow_the_field_and_heun_is_closer():
         errors[solver] = float((x0 - torch.e**-1).abs().max())
     assert errors["euler"] < 0.1
     assert errors["heun"] < errors["euler"] / 10
-    with pytest.raises(UsageError, match="choose one of euler, heun"):
+    with pytest.raises(UsageError, match="choose one of auto, euler, heun"):
         integrate(lambda x, t: x, x1, segments, sampling_times(1, segments, PathSettings()), solver="dpm")
 
 
