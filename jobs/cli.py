@@ -213,7 +213,8 @@ class Train(Common):
     captions: tuple[str, ...] = ()
     """captioner: caption sets of the run folder to learn from (SET, SET=KIND, `original`); none: rendered scenes."""
     start: str | None = None
-    """captioner: SPEC of the captioner to go on from; default: from nothing."""
+    """captioner: SPEC of the captioner to go on from; dit: checkpoint of the same transformer, of images say; default:
+    from nothing."""
     preset: str | None = None
     """captioner: what trains: full, lit or frozen."""
     resume: bool = True
@@ -221,11 +222,11 @@ class Train(Common):
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.train import train_model, with_captioner_flags
+        from jobs.train import train_model, with_start_flags
 
         recipe = self.settings
         if self.captions or self.start is not None or self.preset is not None:
-            recipe = with_captioner_flags(self.model, recipe, self.captions, self.start, self.preset)
+            recipe = with_start_flags(self.model, recipe, self.captions, self.start, self.preset)
         with self.cluster() as cluster:
             return train_model(
                 self.model,

@@ -30,6 +30,7 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
+from train.dit_start import load_start
 from train.flow import PathPoint, PathSettings, chance, draw_path, flow_loss, norm_power, path_point
 from train.sampler import Sampler
 from train.text_encoder import EncodedText, TextEncoder
@@ -43,12 +44,19 @@ VALIDATION_DRAWS = 4
 class DitSettings:
     """The transformer and what it learns. `train.backbones.dit.SIZES` has the sizes of the literature."""
 
+    start: str = ""
+    """Checkpoint of the same transformer to go on from, a step folder or RUN/train/NAME: one trained on images, say, which
+    gives the same images at the start. Empty: from nothing."""
     backbone: str = "dit"
     width: int = 192
     depth: int = 6
     num_heads: int = 6
     attention_backend: str = "auto"
     """`auto`, `loop`, `varlen` or `flex`; auto is the fastest that runs on the device."""
+    num_registers: int = 0
+    """Learned tokens that go with every clip through the blocks; beside the plan's capacity, 0 to 8 are usual."""
+    frame_embedding: bool = False
+    """Tell frames by their number too, not by their distance only; zero at first, so a start may gain it."""
     patch: tuple[int, int, int] = (1, 1, 1)
     """Latent (frames, rows, columns) per token."""
     text_encoder: str = "captioner:tiny"
@@ -167,6 +175,8 @@ class DitTask:
             "depth": settings.depth,
             "num_heads": settings.num_heads,
             "attention_backend": settings.attention_backend,
+            "num_registers": settings.num_registers,
+            "frame_embedding": settings.frame_embedding,
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -184,6 +194,8 @@ class DitTask:
         }
         if isinstance(self.source, LatentShards) and self.source.blend:
             self.config["blend"] = dataclasses.asdict(settings.blend)
+        if settings.start:
+            self.config["start"] = load_start(settings.start, self.model, self.config)
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
