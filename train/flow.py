@@ -207,7 +207,7 @@ def flow_loss(
     if counted_L is None:
         counted_L = torch.ones_like(error_L, dtype=torch.bool)
     error_L = torch.where(counted_L, error_L, 0)
-    error_S, count_S = segments.sum(torch.stack([error_L, counted_L.float()], dim=-1)).unbind(-1)
+    error_S, count_S = (segments.sum(values_L[:, None])[:, 0] for values_L in (error_L, counted_L.float()))
     share_S = torch.where(count_S > 0, count_S.clamp(min=1) ** power, 0)
     loss_S = share_S * error_S / count_S.clamp(min=1)
     return (loss_S if weight_S is None else loss_S * weight_S).sum(), share_S.sum()

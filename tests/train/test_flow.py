@@ -110,6 +110,7 @@ def test_any_arrangement_into_rows_gives_the_same_gradient(norm, objective):
             loss_sum, loss_weight = flow_loss(
                 point.x_LD @ weight, point.target_LD, segments, norm=norm, weight_S=point.weight_S
             )
+            assert not loss_weight.requires_grad
             total_loss, total_weight = total_loss + loss_sum, total_weight + loss_weight
         return torch.autograd.grad(total_loss / total_weight, weight)[0]
 
