@@ -109,19 +109,26 @@ def path_point(clean_LD: Tensor, draws: PathDraws, segments: Segments) -> PathPo
     return PathPoint((1 - t_L1) * clean_LD + t_L1 * draws.noise_LD, draws.noise_LD - clean_LD)
 
 
-def flow_loss(velocity_LD: Tensor, target_LD: Tensor, segments: Segments, *, norm: str) -> tuple[Tensor, Tensor]:
+def flow_loss(
+    velocity_LD: Tensor, target_LD: Tensor, segments: Segments, *, norm: str, counted_L: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum of squared errors and the weight to divide by, once summed over rows, ranks and accumulation steps.
 
     Dividing the sums, and not averaging averages, gives the same gradient for any arrangement of the same samples.
 
     Args:
         norm: `sample` = every clip counts the same (DiT's weighting), `token` = every token does (favours long clips).
+        counted_L: bool, the tokens that enter loss and weight; default: all. A sample with none of them weighs nothing.
     """
     error_L = (velocity_LD.float() - target_LD.float()).square().mean(-1)
+    if counted_L is None:
+        counted_L = torch.ones_like(error_L, dtype=torch.bool)
+    error_L = torch.where(counted_L, error_L, 0)
     if norm == "token":
-        return error_L.sum(), torch.tensor(float(error_L.shape[0]), device=error_L.device)
+        return error_L.sum(), counted_L.sum().float()
     if norm == "sample":
-        return segments.mean(error_L).sum(), torch.tensor(float(len(segments)), device=error_L.device)
+        error_S, count_S = segments.sum(torch.stack([error_L, counted_L.float()], dim=-1)).unbind(-1)
+        return (error_S / count_S.clamp(min=1)).sum(), (count_S > 0).sum().float()
     raise UsageError(f"unknown loss normalisation {norm!r}: choose one of {', '.join(LOSS_NORMS)}")
 
 

@@ -113,6 +113,19 @@ def test_sample_norm_counts_clips_and_token_norm_counts_tokens():
         flow_loss(velocity, target, segments, norm="mean")
 
 
+def test_only_counted_tokens_enter_loss_and_weight():
+    segments = Segments.from_lengths([2, 3, 1])
+    velocity, target = torch.zeros(6, 1), torch.tensor([[1.0], [9], [2], [9], [4], [9]])
+    counted = torch.tensor([True, False, True, False, True, False])
+    by_norm = {
+        norm: flow_loss(velocity, target, segments, norm=norm, counted_L=counted) for norm in ("sample", "token")
+    }
+    assert [float(x) for x in by_norm["sample"]] == [1 + (4 + 16) / 2, 2], "the third sample has no counted token"
+    assert [float(x) for x in by_norm["token"]] == [1 + 4 + 16, 3]
+    velocity[1] = torch.nan
+    assert torch.isfinite(flow_loss(velocity, target, segments, norm="sample", counted_L=counted)[0])
+
+
 def test_solvers_follow_the_field_and_heun_is_closer():
     """dx/dt = x has x(0) = x(1) / e; the error shrinks with the order of the solver."""
     segments = Segments.from_lengths([2, 1])
