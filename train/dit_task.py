@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from packing.batch import PackedBatch
 from packing.buckets import Bucket, bucket_name, parse_bucket
-from packing.grid import Grid
+from packing.grid import Grid, Shape3
 from packing.loader import PackLoader
 from packing.plan import PlanSettings
 from packing.rows import LatentShards, Source
@@ -30,6 +30,7 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
+from train.conditions import draw_given, parse_conditions
 from train.flow import LOSS_NORMS, PathSettings, chance, draw_path, flow_loss, path_point
 from train.sampler import Sampler
 from train.text_encoder import EncodedText, TextEncoder
@@ -55,6 +56,9 @@ class DitSettings:
     """`captioner:SPEC` or `t5:ID`."""
     caption_dropout: float = 0.1
     """Share of clips trained with the null caption, which guidance needs."""
+    conditions: tuple[str, ...] = ()
+    """KIND=SHARE: how often which frames of a clip are given clean, for prompts with images and videos: none, first, head,
+    tail, ends, keyframes, random (train/conditions.py). Empty: never, and only text and edits can be sampled."""
     blend: BlendSettings = field(default_factory=BlendSettings)
     """Which of its texts a clip is trained with, drawn anew each epoch."""
     loss_norm: str = "sample"
@@ -69,6 +73,7 @@ class DitSettings:
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
         parse_ratios(self.blend.ratios)
+        parse_conditions(self.conditions)
         if not 0 <= self.caption_dropout <= 1:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
         if self.validation_rows < 0:
@@ -87,6 +92,8 @@ class DitBatch:
     position_L3: Tensor
     segments: Segments
     text: EncodedText
+    token_shapes: tuple[Shape3, ...]
+    """Tokens of each sample along (frames, rows, columns)."""
     clip_ids: tuple[str, ...]
     epoch: int
     capacity: int
@@ -100,6 +107,7 @@ class DitBatch:
             position_L3=batch.position_L3[: sum(lengths)],
             segments=Segments.from_lengths(lengths),
             text=encoder.encode(batch.captions),
+            token_shapes=batch.token_shapes,
             clip_ids=batch.clip_ids,
             epoch=batch.epoch,
             capacity=batch.capacity,
@@ -181,6 +189,8 @@ class DitTask:
             "loss_norm": settings.loss_norm,
             "plan": dataclasses.asdict(plan),
         }
+        if settings.conditions:
+            self.config["conditions"] = list(settings.conditions)
         if isinstance(self.source, LatentShards) and self.source.blend:
             self.config["blend"] = dataclasses.asdict(settings.blend)
         self._loader: PackLoader | None = None
@@ -246,14 +256,27 @@ class DitTask:
             for clip_id in batch.clip_ids
         ]
         point = path_point(batch.tokens_LD, draws, batch.segments)
-        velocity_LD = _velocity(self.model, batch, point.x_LD, draws.timestep_S, drop_text_S)
-        loss_sum, weight = flow_loss(velocity_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm)
+        given_L = self._given(batch, key=(seed, batch.epoch))
+        velocity_LD = _velocity(self.model, batch, point.x_LD, draws.timestep_S, drop_text_S, given_L)
+        loss_sum, weight = flow_loss(
+            velocity_LD,
+            point.target_LD,
+            batch.segments,
+            norm=self.settings.loss_norm,
+            counted_L=None if given_L is None else ~given_L,
+        )
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
             num_tokens=batch.segments.num_tokens,
             capacity_tokens=batch.capacity,
         )
+
+    def _given(self, batch: DitBatch, *, key: Sequence[str | int]) -> Tensor | None:
+        """Which tokens of the batch are given on this visit."""
+        shares = parse_conditions(self.settings.conditions)
+        num_frames_S = [frames for frames, _, _ in batch.token_shapes]
+        return draw_given(shares, batch.clip_ids, batch.segments, batch.position_L3, num_frames_S, key=key)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -302,6 +325,7 @@ class DitTask:
             patch=self.settings.patch,
             path=self.settings.path,
             buckets=self.buckets,
+            conditions=self.settings.conditions,
             device=next(model.parameters()).device,
         )
         videos = sampler.sample(prompts, size=sampler.size(None, None, None))
@@ -309,8 +333,16 @@ class DitTask:
 
 
 def _velocity(
-    model: nn.Module, batch: DitBatch, x_LD: Tensor, timestep_S: Tensor, drop_text_S: Sequence[bool]
+    model: nn.Module,
+    batch: DitBatch,
+    x_LD: Tensor,
+    timestep_S: Tensor,
+    drop_text_S: Sequence[bool],
+    given_L: Tensor | None = None,
 ) -> Tensor:
+    """Given tokens enter as they are in the clip."""
+    if given_L is not None:
+        x_LD = torch.where(given_L[:, None], batch.tokens_LD, x_LD)
     return model(
         x_LD,
         batch.position_L3,
@@ -320,6 +352,7 @@ def _velocity(
         batch.text.segments,
         batch.text.pooled_SC,
         drop_text_S=drop_text_S,
+        given_L=given_L,
     )
 
 

@@ -100,11 +100,11 @@ def epoch_gradient(task: DitTask, num_ranks: int = 1) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss_sum / weight, list(task.model.parameters())))
 
 
-@pytest.mark.parametrize("loss_norm", ["sample", "token"])
-def test_rows_and_ranks_do_not_change_the_gradient(loss_norm):
-    reference = epoch_gradient(make_task(capacity=8, loss_norm=loss_norm))
+@pytest.mark.parametrize("settings", [{"loss_norm": "sample"}, {"loss_norm": "token"}, {"conditions": ("first=1",)}])
+def test_rows_and_ranks_do_not_change_the_gradient(settings):
+    reference = epoch_gradient(make_task(capacity=8, **settings))
     for capacity, num_ranks in ((20, 1), (60, 1), (20, 2)):
-        gradient = epoch_gradient(make_task(capacity=capacity, loss_norm=loss_norm), num_ranks)
+        gradient = epoch_gradient(make_task(capacity=capacity, **settings), num_ranks)
         for got, expected in zip(gradient, reference, strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
@@ -229,3 +229,27 @@ def test_wrong_use_gets_one_sentence():
         make_task(loss_norm="mean")
     with pytest.raises(UsageError, match="needs a CUDA device"):
         make_task(attention_backend="varlen")
+
+
+def test_given_frames_come_clean_and_nothing_is_learned_on_them():
+    """Two clips that differ in the given frame only: the model sees that frame, its error there does not count."""
+    losses, inputs = [], []
+    for first in (0.0, 5.0):
+        latent = np.zeros((3, 2, 2, 2), np.float32)
+        latent[:, 0] = first
+        source = MemorySource([latent], ["clip-0"], ["a red field"])
+        task = make_task(source, conditions=("first=1",))
+        batch = next(task.batches(0, 0, 1))
+        hook = task.model.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        losses.append(task.loss(batch, step=0, seed=0))
+        hook.remove()
+        assert (inputs[-1][:4] == first).all()
+        assert task.config["conditions"] == ["first=1"]
+    assert losses[0].loss_sum == losses[1].loss_sum, "at the start the model answers 0 everywhere"
+    assert losses[0].weight == 1
+    assert torch.equal(inputs[0][4:], inputs[1][4:])
+
+
+def test_a_mix_of_conditions_that_makes_no_sense_is_refused():
+    with pytest.raises(UsageError, match="middle=1"):
+        make_task(conditions=("middle=1",))
