@@ -132,7 +132,16 @@ class SampleSettings:
     """Checkpoint + prompt -> video."""
 
     num_steps: int = 30
+    solver: str = "auto"
+    """euler, heun or dpmpp_2m for models of schedule flow; dpmpp_2m, ddim or ancestral for the others; auto: the first."""
     guidance: float = 4.0
+    """1 = none, higher = closer to the prompt and less varied."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest time that is guided, of 0 (clean) to 1 (noise)."""
+    guidance_rescale: float = 0.0
+    """Share by which a guided answer is brought back to the spread of an unguided one; try 0.7 at high guidance."""
+    guidance_power: float = 0.0
+    """Let guidance rise from 1 at noise by the power-cosine schedule of this power (4 in MDT); 0 = it is constant."""
     num_frames: int = 0
     """4k+1; 0, here and in the two below: the size that most samples were trained at."""
     height_px: int = 0

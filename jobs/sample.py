@@ -36,6 +36,7 @@ def sample_videos(
     """
     from train.checkpoint import find
     from train.distributed import choose_device
+    from train.guidance import Guidance
     from train.sampler import Sampler, write
 
     path = find(checkpoint).path
@@ -46,6 +47,13 @@ def sample_videos(
             print(f"prompt: {one.prompt}\nexpanded by {one.expander}: {one.text}", file=sys.stderr)
         if one.note:
             print(f"note: {one.note}", file=sys.stderr)
+    guidance = Guidance(
+        scale=settings.guidance,
+        interval=settings.guidance_interval,
+        rescale=settings.guidance_rescale,
+        power=settings.guidance_power,
+    )
+    guidance.check()
     sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
     size = sampler.size(settings.num_frames or None, settings.height_px or None, settings.width_px or None)
     folder = out or _gallery_folder(path)
@@ -60,7 +68,7 @@ def sample_videos(
         "num_steps": settings.num_steps,
         "guidance": settings.guidance,
         "seed": settings.seed,
-    }
+    } | _unusual(settings)
     listing = Path(folder) / SAMPLES_JSON
     existing = json.loads(listing.read_text()) if listing.exists() else {}
     if existing.get("hash") != recipe_hash(description):
@@ -68,7 +76,8 @@ def sample_videos(
             texts,
             size=size,
             num_steps=settings.num_steps,
-            guidance=settings.guidance,
+            guidance=guidance,
+            solver=settings.solver,
             seed=settings.seed,
             progress=progress,
         )
@@ -108,6 +117,13 @@ def _examples(checkpoint_path: str, settings: SampleSettings) -> list[Example]:
         return read_examples(open_run(settings.examples)[0])
     home = _run_of(checkpoint_path)
     return read_examples(RunFolder(str(home))) if home else []
+
+
+def _unusual(settings: SampleSettings) -> dict[str, Any]:
+    """Settings of solver and guidance that are not the default: samples made before they existed keep their hash."""
+    usual = SampleSettings()
+    names = ("solver", "guidance_interval", "guidance_rescale", "guidance_power")
+    return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(usual, name)}
 
 
 def _captions(run: RunFolder, count: int = 2) -> list[str]:

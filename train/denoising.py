@@ -1,7 +1,7 @@
 """From noise to clean tokens, for several videos at once: one packed row, with and without its texts.
 
     pieces = [Piece(text="a red circle", noise_key=("sample", 0, 0), token_shape=(5, 8, 8))]
-    tokens = denoise(model, pieces, encoder=encoder, path=path, num_steps=40, guidance=4.0, solver="euler")
+    tokens = denoise(model, pieces, encoder=encoder, path=path, num_steps=40, guidance=Guidance(), solver="auto")
 
 A piece may come with tokens that are given (they are put back before every model call, so that any solver will do), start
 from something else than noise alone, or be longer than the model should see: then it is seen in overlapping windows,
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from packing.grid import Shape3, positions
 from train.attention import Segments
 from train.canvas import Window, ramp
-from train.flow import PathDraws, PathSettings, generator_for, guided, integrate, path_point, sampling_times
+from train.flow import PathDraws, PathSettings, generator_for, path_point
+from train.guidance import Guidance
+from train.noise_schedules import NUM_DISCRETE_STEPS
+from train.solvers import integrate, sampling_times
 from train.text_encoder import TextEncoder
 
 
@@ -63,7 +66,7 @@ def denoise(
     encoder: TextEncoder,
     path: PathSettings,
     num_steps: int,
-    guidance: float,
+    guidance: Guidance,
     solver: str,
     max_row_tokens: int,
     on_step: Callable[[], object] = lambda: None,
@@ -71,35 +74,44 @@ def denoise(
     """Clean tokens of every piece.
 
     Args:
-        guidance: 1 = one model call a step instead of two.
         max_row_tokens: of one model call; only windows of one piece are called for one after the other.
     """
     row = _Row(model, pieces, encoder, guidance, max_row_tokens)
-    seen = Segments.from_lengths(
-        [p.seen[0].length * p.tokens_per_frame for p in pieces], row.segments.cu_seqlens.device
+    times_KS = _times(pieces, num_steps, path, row.device)
+    x_LD = integrate(
+        row.answer,
+        row.start(path, times_KS[0]),
+        row.segments,
+        times_KS,
+        path=path,
+        solver=solver,
+        noise_of=lambda number: row.noise("step", number),
+        on_step=on_step,
     )
-    share_S = torch.tensor([piece.noise_share for piece in pieces], device=seen.cu_seqlens.device)
-    times_KS = sampling_times(num_steps, seen, path) * share_S
-    x_LD = integrate(row.velocity, row.start(path, times_KS[0]), row.segments, times_KS, solver=solver, on_step=on_step)
     return list(row.with_given(x_LD).split([piece.num_tokens for piece in pieces]))
+
+
+def _times(pieces: Sequence[Piece], num_steps: int, path: PathSettings, device: torch.device) -> Tensor:
+    """(K+1, S): the schedule of what the model sees of each piece, from where the piece starts."""
+    shapes = [(piece.seen[0].length, *piece.token_shape[1:]) for piece in pieces]
+    seen = Segments.from_lengths([frames * rows * columns for frames, rows, columns in shapes], device)
+    share_S = torch.tensor([piece.noise_share for piece in pieces], device=device)
+    times_KS = sampling_times(num_steps, seen, path, token_shapes=shapes) * share_S
+    return (times_KS * NUM_DISCRETE_STEPS).ceil() / NUM_DISCRETE_STEPS if path.discrete else times_KS
 
 
 class _Row:
     """The tensors of some pieces, and the model's answer for them."""
 
     def __init__(
-        self, model: nn.Module, pieces: Sequence[Piece], encoder: TextEncoder, guidance: float, max_row_tokens: int
+        self, model: nn.Module, pieces: Sequence[Piece], encoder: TextEncoder, guidance: Guidance, max_row_tokens: int
     ) -> None:
         self.model, self.pieces, self.guidance = model, pieces, guidance
-        self.copies = 1 if guidance == 1 else 2
         self.device = next(model.parameters()).device
         self.segments = Segments.from_lengths([piece.num_tokens for piece in pieces], self.device)
         self.clean_LD, self.given_L = self._clean(), self._given()
         windows = [(index, window) for index, piece in enumerate(pieces) for window in piece.seen]
-        self.calls = [
-            _Call(pieces, some, encoder, self.copies, self.device)
-            for some in _in_calls(pieces, windows, max_row_tokens)
-        ]
+        self.calls = [_Call(pieces, some, encoder, self.device) for some in _in_calls(pieces, windows, max_row_tokens)]
         self.is_averaged = any(len(piece.seen) > 1 for piece in pieces)
 
     def _clean(self) -> Tensor | None:
@@ -120,16 +132,20 @@ class _Row:
 
     def start(self, path: PathSettings, timestep_S: Tensor) -> Tensor:
         """Noise, mixed into what the pieces start from."""
-        width = self.model.config["token_width"]
-        noise_LD = torch.cat(
-            [torch.randn(piece.num_tokens, width, generator=generator_for(*piece.noise_key)) for piece in self.pieces]
-        ).to(self.device)
+        noise_LD = self.noise()
         if all(piece.noise_share == 1 for piece in self.pieces):
             return noise_LD
         assert self.clean_LD is not None, "a piece that starts below 1 has something to start from"
-        mixed_LD = path_point(self.clean_LD, PathDraws(timestep_S, noise_LD), self.segments).x_LD
+        mixed_LD = path_point(self.clean_LD, PathDraws(timestep_S, noise_LD), self.segments, path).x_LD
         is_mixed_S = torch.tensor([piece.noise_share < 1 for piece in self.pieces], device=self.device)
         return torch.where(is_mixed_S[self.segments.index_L, None], mixed_LD, noise_LD)
+
+    def noise(self, *step: str | int) -> Tensor:
+        """Of the start, or of one step: every piece's own, whatever the others are."""
+        width = self.model.config["token_width"]
+        return torch.cat(
+            [torch.randn(p.num_tokens, width, generator=generator_for(*p.noise_key, *step)) for p in self.pieces]
+        ).to(self.device)
 
     def with_given(self, x_LD: Tensor) -> Tensor:
         if self.given_L is None:
@@ -137,40 +153,27 @@ class _Row:
         assert self.clean_LD is not None
         return torch.where(self.given_L[:, None], self.clean_LD, x_LD)
 
-    def velocity(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """0 at given tokens: a solver leaves them where they are."""
+    def answer(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+        """The model's guided answer. 0 at given tokens, which are put back before the next call anyway."""
         x_LD = self.with_given(x_LD)
         if not self.is_averaged:
             (call,) = self.calls
-            velocity_LD = self._answer(call, x_LD, timestep_S)
-        else:
-            velocity_LD, weight_L1 = torch.zeros_like(x_LD), x_LD.new_zeros(len(x_LD), 1)
-            for call in self.calls:
-                answer_LD = self._answer(call, x_LD[call.index_L], timestep_S)
-                velocity_LD.index_add_(0, call.index_L, answer_LD * call.weight_L1)
-                weight_L1.index_add_(0, call.index_L, call.weight_L1)
-            velocity_LD = velocity_LD / weight_L1
-        return velocity_LD if self.given_L is None else velocity_LD.masked_fill(self.given_L[:, None], 0)
+            return self._answer(call, x_LD, timestep_S)
+        answer_LD, weight_L1 = torch.zeros_like(x_LD), x_LD.new_zeros(len(x_LD), 1)
+        for call in self.calls:
+            part_LD = self._answer(call, x_LD[call.index_L], timestep_S)
+            answer_LD.index_add_(0, call.index_L, part_LD * call.weight_L1)
+            weight_L1.index_add_(0, call.index_L, call.weight_L1)
+        return answer_LD / weight_L1
 
     def _answer(self, call: _Call, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """Guided velocity of the windows of one call."""
-        copies = self.copies
-        given_L = None if self.given_L is None else self.given_L[call.index_L].repeat(copies)
-        velocity_LD = self.model(
-            x_LD.repeat(copies, 1),
-            call.position_L3,
-            call.segments,
-            timestep_S[call.piece_V].repeat(copies),
-            call.text.text_MC.repeat(copies, 1),
-            call.text.segments.repeated(copies),
-            call.text.pooled_SC.repeat(copies, 1),
-            drop_text_S=call.drop_text_V,
-            given_L=given_L,
-        )
-        if copies == 1:
-            return velocity_LD
-        conditional_LD, unconditional_LD = velocity_LD.chunk(2)
-        return guided(conditional_LD, unconditional_LD, self.guidance)
+        """Of the windows of one call."""
+        timestep_V = timestep_S[call.piece_V]
+        given_L = None if self.given_L is None else self.given_L[call.index_L]
+        if bool((self.guidance.weights(timestep_V) == 1).all()):
+            return call.ask(self.model, x_LD, timestep_V, given_L, copies=1)
+        answers_LD = call.ask(self.model, x_LD, timestep_V, given_L, copies=2)
+        return self.guidance.combine(*answers_LD.chunk(2), timestep_V, call.segments)
 
 
 class _Call:
@@ -181,7 +184,6 @@ class _Call:
         pieces: Sequence[Piece],
         windows: Sequence[tuple[int, Window]],
         encoder: TextEncoder,
-        copies: int,
         device: torch.device,
     ) -> None:
         starts = [0]
@@ -198,11 +200,26 @@ class _Call:
             lengths.append(window.length * per_frame)
         self.index_L = torch.cat(index).to(device)
         self.weight_L1 = torch.cat(weight)[:, None].to(device)
-        self.position_L3 = torch.cat(position).repeat(copies, 1).to(device)
-        self.segments = Segments.from_lengths(lengths * copies, device)
+        self.position_L3 = torch.cat(position).to(device)
+        self.segments = Segments.from_lengths(lengths, device)
         self.piece_V = torch.tensor([number for number, _ in windows], device=device)
         self.text = encoder.encode([pieces[number].text for number, _ in windows]).to(device)
-        self.drop_text_V = [False] * len(windows) + [True] * (len(windows) * (copies - 1))
+
+    def ask(self, model: nn.Module, x_LD: Tensor, timestep_V: Tensor, given_L: Tensor | None, *, copies: int) -> Tensor:
+        """With the texts; in a second copy of the row, without. 0 at given tokens."""
+        num_windows = len(self.segments)
+        answer_LD = model(
+            x_LD.repeat(copies, 1),
+            self.position_L3.repeat(copies, 1),
+            self.segments.repeated(copies),
+            timestep_V.repeat(copies),
+            self.text.text_MC.repeat(copies, 1),
+            self.text.segments.repeated(copies),
+            self.text.pooled_SC.repeat(copies, 1),
+            drop_text_S=[False] * num_windows + [True] * (num_windows * (copies - 1)),
+            given_L=None if given_L is None else given_L.repeat(copies),
+        )
+        return answer_LD if given_L is None else answer_LD.masked_fill(given_L.repeat(copies)[:, None], 0)
 
 
 def _in_calls(

@@ -31,7 +31,7 @@ from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
 from train.conditions import draw_given, parse_conditions
-from train.flow import LOSS_NORMS, PathSettings, chance, draw_path, flow_loss, path_point
+from train.flow import PathPoint, PathSettings, chance, draw_path, flow_loss, norm_power, path_point
 from train.sampler import Sampler
 from train.text_encoder import EncodedText, TextEncoder
 from train.trainer import LossParts
@@ -62,9 +62,9 @@ class DitSettings:
     blend: BlendSettings = field(default_factory=BlendSettings)
     """Which of its texts a clip is trained with, drawn anew each epoch."""
     loss_norm: str = "sample"
-    """`sample`: every clip counts the same; `token`: every token does."""
+    """`sample`: every clip counts the same; `token`: every token does; `tokens^0.5`: between the two."""
     path: PathSettings = field(default_factory=PathSettings)
-    """Which noise levels are trained and sampled."""
+    """Which noise levels are trained and sampled, and what is predicted there."""
     validation_rows: int = 2
     """Rows of the first epoch on which the loss is measured with fixed noise."""
     sample_prompts: tuple[str, ...] = ()
@@ -78,10 +78,8 @@ class DitSettings:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
         if self.validation_rows < 0:
             raise UsageError(f"validation_rows = {self.validation_rows} is negative")
-        if self.loss_norm not in LOSS_NORMS:
-            raise UsageError(f"unknown loss_norm {self.loss_norm!r}: choose one of {', '.join(LOSS_NORMS)}")
-        if self.path.timestep_std <= 0 or self.path.shift <= 0 or self.path.shift_tokens < 0:
-            raise UsageError(f"{self.path}: timestep_std and shift must be positive, shift_tokens at least 0")
+        norm_power(self.loss_norm)
+        self.path.check()
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class DitTask:
             "text_encoder": self.encoder.config,
             "compressor": {"spec": compressor, "config": self.compressor.config},
             "patch": list(settings.patch),
-            "path": dataclasses.asdict(settings.path),
+            "path": settings.path.config(),
             "buckets": [bucket_name(bucket) for bucket in self.buckets],
             "caption_dropout": settings.caption_dropout,
             "loss_norm": settings.loss_norm,
@@ -248,23 +246,13 @@ class DitTask:
         self._restored = state
 
     def loss(self, batch: DitBatch, *, step: int, seed: int) -> LossParts:
-        draws = draw_path(
-            batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=(seed, batch.epoch)
-        )
         drop_text_S = [
             chance(self.settings.caption_dropout, seed, batch.epoch, "caption dropout", clip_id)
             for clip_id in batch.clip_ids
         ]
-        point = path_point(batch.tokens_LD, draws, batch.segments)
+        point, timestep_S = self._point(batch, key=(seed, batch.epoch))
         given_L = self._given(batch, key=(seed, batch.epoch))
-        velocity_LD = _velocity(self.model, batch, point.x_LD, draws.timestep_S, drop_text_S, given_L)
-        loss_sum, weight = flow_loss(
-            velocity_LD,
-            point.target_LD,
-            batch.segments,
-            norm=self.settings.loss_norm,
-            counted_L=None if given_L is None else ~given_L,
-        )
+        loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S, given_L)
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
@@ -272,11 +260,44 @@ class DitTask:
             capacity_tokens=batch.capacity,
         )
 
+    def _point(self, batch: DitBatch, *, key: Sequence[str | int]) -> tuple[PathPoint, Tensor]:
+        """Where this visit of the batch, named by `key`, stands on the path, and at what times."""
+        path = self.settings.path
+        draws = draw_path(
+            batch.clip_ids,
+            batch.segments,
+            batch.tokens_LD.shape[1],
+            path,
+            key=key,
+            token_shapes=batch.token_shapes,
+        )
+        return path_point(batch.tokens_LD, draws, batch.segments, path), draws.timestep_S
+
     def _given(self, batch: DitBatch, *, key: Sequence[str | int]) -> Tensor | None:
         """Which tokens of the batch are given on this visit."""
         shares = parse_conditions(self.settings.conditions)
         num_frames_S = [frames for frames, _, _ in batch.token_shapes]
         return draw_given(shares, batch.clip_ids, batch.segments, batch.position_L3, num_frames_S, key=key)
+
+    def _loss_at(
+        self,
+        model: nn.Module,
+        batch: DitBatch,
+        point: PathPoint,
+        timestep_S: Tensor,
+        drop_text_S: Sequence[bool],
+        given_L: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Given tokens enter as they are in the clip, and nothing is learned on them."""
+        x_LD = point.x_LD if given_L is None else torch.where(given_L[:, None], batch.tokens_LD, point.x_LD)
+        return flow_loss(
+            _answer(model, batch, x_LD, timestep_S, drop_text_S, given_L),
+            point.target_LD,
+            batch.segments,
+            norm=self.settings.loss_norm,
+            weight_S=point.weight_S,
+            counted_L=None if given_L is None else ~given_L,
+        )
 
     @torch.no_grad()
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -292,15 +313,10 @@ class DitTask:
         for batch in self._validation_batches():
             batch = batch.to(device)
             for number in range(VALIDATION_DRAWS):
-                key = ("validation", number)
-                draws = draw_path(batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=key)
-                point = path_point(batch.tokens_LD, draws, batch.segments)
+                point, timestep_S = self._point(batch, key=("validation", number))
                 for name, drop in (("loss", False), ("loss_without_prompt", True)):
                     drop_text_S = [drop] * len(batch.segments)
-                    velocity_LD = _velocity(model, batch, point.x_LD, draws.timestep_S, drop_text_S)
-                    loss_sum, weight = flow_loss(
-                        velocity_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm
-                    )
+                    loss_sum, weight = self._loss_at(model, batch, point, timestep_S, drop_text_S)
                     sums[name] += float(loss_sum)
                 total_weight += float(weight)
         found = {name: value / total_weight for name, value in sums.items()}
@@ -332,17 +348,14 @@ class DitTask:
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
 
 
-def _velocity(
+def _answer(
     model: nn.Module,
     batch: DitBatch,
     x_LD: Tensor,
     timestep_S: Tensor,
     drop_text_S: Sequence[bool],
-    given_L: Tensor | None = None,
+    given_L: Tensor | None,
 ) -> Tensor:
-    """Given tokens enter as they are in the clip."""
-    if given_L is not None:
-        x_LD = torch.where(given_L[:, None], batch.tokens_LD, x_LD)
     return model(
         x_LD,
         batch.position_L3,

@@ -18,6 +18,7 @@ exactly those of the given pixels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,9 @@ from train import backbones, checkpoint, compressors, text_encoder
 from train.conditions import check_trained_for, is_trained_for
 from train.denoising import denoise
 from train.flow import PathSettings
+from train.guidance import Guidance
 from train.requests import Made, Request, TokenCodec, Work, in_rows, with_repetitions
+from train.solvers import choose_solver
 from train.text_encoder import TextEncoder
 from train.timeline import blank
 
@@ -49,9 +52,21 @@ class SolverSettings:
     """How the way from noise to clean is walked."""
 
     num_steps: int = 40
-    guidance: float = 4.0
-    """1 = none (one model call instead of two), higher = closer to the prompt and less varied."""
-    solver: str = "euler"
+    guidance: float | Guidance = 4.0
+    """A scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher = closer to the
+    prompt and less varied."""
+    solver: str = "auto"
+    """`auto`, or one of `train.solvers` that goes with the schedule the model was trained on."""
+
+    def resolved(self, path: PathSettings) -> SolverSettings:
+        """Raises UsageError where they do not go with the model, or make no sense."""
+        guidance = Guidance.of(self.guidance)
+        guidance.check()
+        return dataclasses.replace(self, guidance=guidance, solver=choose_solver(self.solver, path))
+
+    @property
+    def max_row_tokens(self) -> int:
+        return MAX_ROW_TOKENS // (1 if Guidance.of(self.guidance).scale == 1 else 2)
 
 
 def sample(
@@ -62,8 +77,8 @@ def sample(
     height_px: int | None = None,
     width_px: int | None = None,
     num_steps: int = 40,
-    guidance: float = 4.0,
-    solver: str = "euler",
+    guidance: float | Guidance = 4.0,
+    solver: str = "auto",
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -74,7 +89,9 @@ def sample(
         checkpoint_path: a step folder, or a training's folder (its newest step).
         num_frames, height_px, width_px: the size most samples were trained at where left out.
         num_steps: of the solver; `heun` asks the model twice a step.
-        guidance: 1 = none (one model call instead of two), higher = closer to the prompt and less varied.
+        guidance: a scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher =
+            closer to the prompt and less varied.
+        solver: `auto`, or one of `train.solvers` that goes with the schedule the model was trained on.
         seed: the same noise for every prompt; a prompt that is given twice gets another noise the second time.
 
     Raises:
@@ -179,8 +196,8 @@ class Sampler:
         *,
         size: Bucket,
         num_steps: int = 40,
-        guidance: float = 4.0,
-        solver: str = "euler",
+        guidance: float | Guidance = 4.0,
+        solver: str = "auto",
         seed: int = 0,
         progress: bool = False,
     ) -> list[np.ndarray]:
@@ -214,7 +231,7 @@ class Sampler:
         for request in requests:
             for mode in (request.timeline.mode, *(("loop",) if request.closing_frames else ())):
                 check_trained_for(mode, self.conditions, self.source)
-        settings = settings or SolverSettings()
+        settings = (settings or SolverSettings()).resolved(self.path)
         longest, overlap = self._window(window_frames, overlap_frames)
         is_rolled = is_trained_for("extend", self.conditions)
         works = [
@@ -224,7 +241,7 @@ class Sampler:
         num_steps = sum(work.num_windows for work in works) * settings.num_steps
         with tqdm(total=num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while waiting := [work for work in works if work.next_piece() is not None]:
-                for row in in_rows(waiting, MAX_ROW_TOKENS // (1 if settings.guidance == 1 else 2)):
+                for row in in_rows(waiting, settings.max_row_tokens):
                     self._make_row(row, settings, lambda row=row: bar.update(len(row)))
         return [work.made() for work in works]
 
@@ -236,9 +253,9 @@ class Sampler:
             encoder=self.encoder,
             path=self.path,
             num_steps=settings.num_steps,
-            guidance=settings.guidance,
+            guidance=Guidance.of(settings.guidance),
             solver=settings.solver,
-            max_row_tokens=MAX_ROW_TOKENS // (1 if settings.guidance == 1 else 2),
+            max_row_tokens=settings.max_row_tokens,
             on_step=on_step,
         )
         for work, piece, tokens_LD in zip(row, pieces, tokens, strict=True):

@@ -80,7 +80,7 @@ class Line(nn.Module):
         return self.codec.encode(line.clip(0, 255).round().astype(np.uint8))
 
 
-def make_sampler(model=None, conditions=DEFAULT_MIX, longest_frames=17, patch=(1, 1, 1)):
+def make_sampler(model=None, conditions=DEFAULT_MIX, longest_frames=17, patch=(1, 1, 1), path=None):
     torch.manual_seed(0)
     compressor = load("patch:24")
     width = 24 * patch[0] * patch[1] * patch[2]
@@ -94,7 +94,7 @@ def make_sampler(model=None, conditions=DEFAULT_MIX, longest_frames=17, patch=(1
         encoder=TextEncoder(HashTower(), spec="hash", weights_hash="0"),
         compressor=compressor,
         patch=patch,
-        path=PathSettings(),
+        path=path or PathSettings(),
         buckets=(Bucket(longest_frames, HEIGHT_PX, WIDTH_PX, 8), Bucket(1, 16, 16, 8)),
         conditions=conditions,
     )
@@ -139,21 +139,22 @@ def test_an_image_is_the_first_frame_to_compressor_accuracy():
     assert difference(made.video_THWC[5], other.video_THWC[5]) > 1, "the rest depends on the image"
 
 
-def test_given_tokens_reach_the_model_clean_whatever_the_solver():
-    seen = []
-    sampler = make_sampler()
-    image = ramp(1)[0]
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "ddim", "ancestral"])
+def test_given_tokens_reach_the_model_clean_whatever_the_solver(solver):
+    seen, image = [], ramp(1)[0]
+    diffusion = PathSettings(schedule="cosine", prediction="v", discrete=True)
+    sampler = make_sampler(path=diffusion if solver in ("ddim", "ancestral") else None)
     clean = sampler.codec.encode(image[None])
-
-    def look(module, args, kwargs):
-        if kwargs["given_L"] is not None:
-            seen.append(args[0][kwargs["given_L"]])
-
-    sampler.model.register_forward_pre_hook(look, with_kwargs=True)
-    make(sampler, timeline.animated(image, 17, GRID), settings=SolverSettings(num_steps=2, solver="heun"))
-    assert len(seen) == 4
+    sampler.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0][kwargs["given_L"]]), with_kwargs=True
+    )
+    made = make(sampler, timeline.animated(image, 17, GRID), settings=SolverSettings(num_steps=2, solver=solver))
+    assert len(seen) == (4 if solver == "heun" else 2)
     for given in seen:
         torch.testing.assert_close(given, clean.repeat(2, 1))
+    assert difference(made.video_THWC[0], sampler.codec.decode(clean, (1, 2, 3))[0]) <= 0.5
+    edited = make(sampler, timeline.edited(ramp(17), 0.02, GRID), settings=SolverSettings(num_steps=2, solver=solver))
+    assert difference(edited.video_THWC, ramp(17)) < 8
 
 
 def test_a_video_goes_on_and_is_led_up_to_without_a_step(oracle):
