@@ -65,6 +65,11 @@ class TokenCodec:
         self.compressor, self.device = compressor, device
         self.grid = Grid(frame_stride=compressor.frame_stride, spatial_stride=compressor.spatial_stride, patch=patch)
 
+    @property
+    def frames_per_token(self) -> int:
+        """Of every token but the first of a video, which holds the first frame alone, or that and groups after it."""
+        return self.grid.frame_stride * self.grid.patch[0]
+
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """tokens_LD of frames, on the CPU."""
         pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
@@ -151,9 +156,10 @@ class Work:
 
     def _close(self) -> None:
         """What was made is now given, and led back to its start."""
-        unit = self.codec.grid.frame_stride * self.codec.grid.patch[0]
         self._opening_THWC = self._result()
-        timeline = looped(self._opening_THWC, self.request.closing_frames, self.overlap * unit, self.codec.grid)
+        timeline = looped(
+            self._opening_THWC, self.request.closing_frames, self.overlap * self.codec.frames_per_token, self.codec.grid
+        )
         self.canvas = Canvas(timeline, self.codec.grid, longest=self.longest, overlap=self.overlap)
         self.noise_key = (*self.noise_key, "closing")
         self.windows = self._due()
@@ -164,10 +170,19 @@ class Work:
         # What was made before the loop is closed is not compressed a second time.
         return np.concatenate([self._opening_THWC, video_THWC[len(self._opening_THWC) :]])
 
-    def made(self) -> Made:
+    def made(self, *, is_original: bool = False) -> Made:
+        """What became of the request.
+
+        Args:
+            is_original: given frames with the pixels they came with, not as the compressor shows them.
+        """
         timeline, video_THWC = self.request.timeline, self._result()
-        given_T = timeline.given_T[timeline.start : timeline.end]
-        return Made(video_THWC=video_THWC, given_T=np.append(given_T, np.zeros(len(video_THWC) - len(given_T), bool)))
+        span = slice(timeline.start, timeline.end)
+        given_T = timeline.given_T[span]
+        given_T = np.append(given_T, np.zeros(len(video_THWC) - len(given_T), bool))
+        if is_original:
+            video_THWC[given_T] = timeline.frames_THWC[span][timeline.given_T[span]]
+        return Made(video_THWC=video_THWC, given_T=given_T)
 
 
 def with_repetitions(requests: Sequence[Request]) -> list[tuple[Request, int]]:

@@ -43,6 +43,7 @@ from train.timeline import blank
 
 MAX_ROW_TOKENS = 32_768
 """Most tokens of one row while sampling, guidance's second copy included; bounds memory."""
+GIVEN_PIXELS = ("decoded", "original")
 MIN_WINDOW = 3
 """Token frames: given ones on both sides and one between."""
 
@@ -169,6 +170,17 @@ class Sampler:
         """Of the videos it was trained on; longer ones are made in windows."""
         return max(bucket.num_frames for bucket in self.buckets)
 
+    @property
+    def overlap_frames(self) -> int:
+        """What windows share unless told otherwise, and what a loop sees of its start: about a third of a window."""
+        return self._window(0, 0)[1] * self.codec.frames_per_token
+
+    def default_new_frames(self, mode: str) -> int:
+        """Frames to add to a video: what one window has room for beside given frames, on one side or on both."""
+        longest, overlap = self._window(0, 0)
+        room = longest // 2 if mode in ("connect", "loop") else longest - overlap
+        return max(1, room) * self.codec.frames_per_token
+
     def size(self, num_frames: int | None, height_px: int | None, width_px: int | None) -> Bucket:
         """The size asked for, completed from the most frequent bucket.
 
@@ -215,6 +227,7 @@ class Sampler:
         *,
         window_frames: int = 0,
         overlap_frames: int = 0,
+        given_pixels: str = "decoded",
         progress: bool = False,
     ) -> list[Made]:
         """One video per request; the same for the same request, whatever the others are.
@@ -222,12 +235,15 @@ class Sampler:
         Args:
             window_frames: longest piece that is made at once; 0: the longest video of the training.
             overlap_frames: frames that a piece shares with the one before; 0: about a third of it.
+            given_pixels: `decoded` shows given frames as the compressor does, `original` as they came.
 
         Raises:
             UsageError: nothing asked for, or a kind of prompt that the model was not trained for.
         """
         if not requests:
             raise UsageError("no prompt to sample")
+        if given_pixels not in GIVEN_PIXELS:
+            raise UsageError(f"unknown given_pixels {given_pixels!r}: choose one of {', '.join(GIVEN_PIXELS)}")
         for request in requests:
             for mode in (request.timeline.mode, *(("loop",) if request.closing_frames else ())):
                 check_trained_for(mode, self.conditions, self.source)
@@ -243,7 +259,7 @@ class Sampler:
             while waiting := [work for work in works if work.next_piece() is not None]:
                 for row in in_rows(waiting, settings.max_row_tokens):
                     self._make_row(row, settings, lambda row=row: bar.update(len(row)))
-        return [work.made() for work in works]
+        return [work.made(is_original=given_pixels == "original") for work in works]
 
     def _make_row(self, row: Sequence[Work], settings: SolverSettings, on_step: Callable[[], object]) -> None:
         pieces = [piece for work in row if (piece := work.next_piece())]
@@ -267,7 +283,7 @@ class Sampler:
         Raises:
             UsageError: an overlap that leaves no room for new frames.
         """
-        unit = self.grid.frame_stride * self.grid.patch[0]
+        unit = self.codec.frames_per_token
         longest = max(MIN_WINDOW, (max(window_frames or self.longest_frames, 1) - 1) // unit + 1)
         overlap = -(-overlap_frames // unit) if overlap_frames else max(1, round(longest / 3))
         if overlap > longest - 2:
