@@ -132,17 +132,15 @@ def asked(
         UsageError: nothing asked for, both prompts and a file of them, a file that cannot be read, or as `Ask.checked`.
     """
     media = media or MediaFlags()
-    given: dict[str, Any] = {f.name: getattr(media, f.name) for f in dataclasses.fields(media)}
-    size = {"height_px": settings.height_px, "width_px": settings.width_px}
+    own = {name: getattr(settings, name) for name in ("seed", "num_frames", "height_px", "width_px")}
     if prompts_file:
         if prompts:
             raise UsageError("pass --prompt or --prompts-file, not both")
         if media != MediaFlags():
             raise UsageError("with --prompts-file images, videos and modes belong into the lines of a .jsonl file")
-        return read_prompts_file(prompts_file, Ask(seed=settings.seed, num_frames=settings.num_frames, **size))
-    texts = list(prompts) or [""]
-    whole = Ask(seed=settings.seed, num_frames=settings.num_frames, **size, **given)
-    return [dataclasses.replace(whole, prompt=text).checked() for text in texts]
+        return read_prompts_file(prompts_file, Ask(**own))
+    given: dict[str, Any] = {f.name: getattr(media, f.name) for f in dataclasses.fields(media)}
+    return [Ask(prompt=text, **own, **given).checked() for text in prompts or ("",)]
 
 
 def read_prompts_file(path: str, defaults: Ask) -> list[Ask]:
@@ -192,9 +190,7 @@ def _ask_of(line: str, defaults: Ask, folder: str) -> Ask:
         fields[name] = _value(name, value)
     for name in ("image", "video"):
         fields[name] = tuple(_beside(folder, uri) for uri in fields.get(name, ()))
-    ask = Ask(
-        **{"seed": defaults.seed, "height_px": defaults.height_px, "width_px": defaults.width_px} | fields
-    ).checked()
+    ask = dataclasses.replace(defaults, **{"num_frames": 0} | fields).checked()
     has_own_length = ask.video or ask.num_frames
     return ask if has_own_length else dataclasses.replace(ask, num_frames=defaults.num_frames)
 

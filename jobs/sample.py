@@ -67,6 +67,8 @@ def sample_asks(
     expanded = _expanded(prompts, path, settings, is_shown=progress)
     sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
     given = [GivenMedia.read(ask, sampler) for ask in asks]
+    if settings.given_pixels != "decoded" and not any(one.timeline.given_T.any() for one in given):
+        raise UsageError(f"given_pixels = {settings.given_pixels} has no effect: no frame is given; leave it out")
     for note in dict.fromkeys(note for one in given for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
     folder = out or _gallery_folder(path)
@@ -165,7 +167,7 @@ def _description(
     """Everything that the videos depend on. Of text alone it is what it was before there were other kinds of prompt."""
     sizes = [one.timeline.frames_THWC.shape[:3] for one in given]
     frames, heights, widths = zip(*sizes)
-    description = {
+    description: dict[str, Any] = {
         "checkpoint": checkpoint,
         "prompts": [ask.prompt for ask in asks],
         "expanded_prompts": [one.text for one in expanded],
@@ -236,8 +238,10 @@ def _examples(checkpoint_path: str, settings: SampleSettings) -> list[Example]:
 def _unusual(settings: SampleSettings) -> dict[str, Any]:
     """Settings of solver and guidance that are not the default: samples made before they existed keep their hash."""
     usual = SampleSettings()
-    names = ("solver", "guidance_interval", "guidance_rescale", "guidance_power")
-    names += ("window_frames", "overlap_frames", "given_pixels")
+    names = (
+        *("solver", "guidance_interval", "guidance_rescale", "guidance_power"),
+        *("window_frames", "overlap_frames", "given_pixels"),
+    )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(usual, name)}
 
 

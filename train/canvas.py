@@ -97,10 +97,14 @@ def overlapping(num_frames: int, longest: int, overlap: int) -> list[Window]:
     return [Window(int(start), longest) for start in starts]
 
 
-def ramp(length: int) -> np.ndarray:
-    """Weight of each token frame of an overlapping window: most in its middle, where it sees both sides."""
-    place = np.arange(length)
-    return np.minimum(place + 1, length - place).astype(np.float32)
+def ramp(window: Window) -> np.ndarray:
+    """Weight of each token frame of an overlapping window: most in its middle, where it sees both sides.
+
+    None at the first one of a later window: the model takes it for the start of a video, which is a latent of one frame.
+    """
+    place = np.arange(window.length)
+    weight = np.minimum(place + 1, window.length - place).astype(np.float32)
+    return weight * (place >= (window.start > 0))
 
 
 class Canvas:
@@ -121,8 +125,8 @@ class Canvas:
         self._shown_T = np.zeros(timeline.num_frames, bool)
 
     def _whole_tokens(self, given_T: np.ndarray, num_token_frames: int) -> np.ndarray:
-        groups = np.append(np.zeros(self.grid.frame_stride - 1, bool) | given_T[0], given_T)
-        return groups.reshape(num_token_frames, -1).all(axis=1)
+        groups = np.concatenate([given_T[:1].repeat(self.grid.frame_stride - 1), given_T])
+        return np.all(groups.reshape(num_token_frames, -1), axis=1)
 
     def before(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """(frames_THWC, given_K) that a window starts from.

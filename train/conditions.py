@@ -150,4 +150,4 @@ def _choose(shares: Mapping[str, float], drawn: float) -> str:
         reached += share
         if drawn < reached:
             return kind
-    return next(reversed(shares))
+    return list(shares)[-1]

@@ -172,8 +172,8 @@ class _Row:
         given_L = None if self.given_L is None else self.given_L[call.index_L]
         if bool((self.guidance.weights(timestep_V) == 1).all()):
             return call.ask(self.model, x_LD, timestep_V, given_L, copies=1)
-        answers_LD = call.ask(self.model, x_LD, timestep_V, given_L, copies=2)
-        return self.guidance.combine(*answers_LD.chunk(2), timestep_V, call.segments)
+        with_text_LD, without_LD = call.ask(self.model, x_LD, timestep_V, given_L, copies=2).chunk(2)
+        return self.guidance.combine(with_text_LD, without_LD, timestep_V, call.segments)
 
 
 class _Call:
@@ -196,7 +196,7 @@ class _Call:
             first = starts[number] + window.start * per_frame
             index.append(torch.arange(first, first + window.length * per_frame))
             position.append(torch.from_numpy(positions((window.length, *piece.token_shape[1:]))))
-            weight.append(torch.from_numpy(ramp(window.length)).repeat_interleave(per_frame))
+            weight.append(torch.from_numpy(ramp(window)).repeat_interleave(per_frame))
             lengths.append(window.length * per_frame)
         self.index_L = torch.cat(index).to(device)
         self.weight_L1 = torch.cat(weight)[:, None].to(device)

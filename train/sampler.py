@@ -19,6 +19,7 @@ exactly those of the given pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -258,7 +259,7 @@ class Sampler:
         with tqdm(total=num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while waiting := [work for work in works if work.next_piece() is not None]:
                 for row in in_rows(waiting, settings.max_row_tokens):
-                    self._make_row(row, settings, lambda row=row: bar.update(len(row)))
+                    self._make_row(row, settings, functools.partial(bar.update, len(row)))
         return [work.made(is_original=given_pixels == "original") for work in works]
 
     def _make_row(self, row: Sequence[Work], settings: SolverSettings, on_step: Callable[[], object]) -> None:

@@ -59,7 +59,7 @@ def later_length(num_frames: int, grid: Grid) -> int:
 
 def blank(num_frames: int, height_px: int, width_px: int) -> Timeline:
     """Text alone."""
-    return Timeline(mode="text", **_open(num_frames, height_px, width_px))
+    return _opened("text", num_frames, (height_px, width_px))
 
 
 def animated(image_HWC: np.ndarray, num_frames: int, grid: Grid) -> Timeline:
@@ -68,10 +68,10 @@ def animated(image_HWC: np.ndarray, num_frames: int, grid: Grid) -> Timeline:
         raise UsageError(
             f"this model's tokens hold {grid.patch[0]} latent frames, so that one image fills none: give a video to extend"
         )
-    opened = _open(num_frames, *image_HWC.shape[:2])
-    opened["frames_THWC"][0] = image_HWC
-    opened["given_T"][0] = True
-    return Timeline(mode="image", **opened)
+    timeline = _opened("image", num_frames, image_HWC.shape)
+    timeline.frames_THWC[0] = image_HWC
+    timeline.given_T[0] = True
+    return timeline
 
 
 def extended(video_THWC: np.ndarray, new_frames: int, grid: Grid) -> Timeline:
@@ -138,20 +138,20 @@ def between(images: Sequence[np.ndarray], at_frames: Sequence[int], num_frames: 
         )
     if grid.patch[0] > 1:
         raise UsageError(f"this model's tokens hold {grid.patch[0]} latent frames: single images cannot be given")
-    opened = _open(num_frames, *images[0].shape[:2])
+    timeline = _opened("inbetween", num_frames, images[0].shape)
     for image_HWC, frame in zip(images, at_frames):
         if not 0 <= frame < num_frames:
             raise UsageError(f"an image at frame {frame} lies outside of a video of {num_frames} frames")
         group = -(-frame // grid.frame_stride)
         span = slice(max(0, (group - 1) * grid.frame_stride + 1), group * grid.frame_stride + 1)
-        if opened["given_T"][span].any():
+        if timeline.given_T[span].any():
             raise UsageError(
                 f"two images fall into frames {span.start} to {span.stop - 1}, which the compressor keeps together: "
                 "move one of them in time"
             )
-        opened["frames_THWC"][span] = image_HWC
-        opened["given_T"][span] = True
-    return Timeline(mode="inbetween", **opened)
+        timeline.frames_THWC[span] = image_HWC
+        timeline.given_T[span] = True
+    return timeline
 
 
 def edited(video_THWC: np.ndarray, strength: float, grid: Grid) -> Timeline:
@@ -164,11 +164,10 @@ def edited(video_THWC: np.ndarray, strength: float, grid: Grid) -> Timeline:
     return Timeline(mode="edit", frames_THWC=video_THWC[:length], given_T=given_T, noise_share=strength, notes=notes)
 
 
-def _open(num_frames: int, height_px: int, width_px: int) -> dict[str, np.ndarray]:
-    return {
-        "frames_THWC": np.zeros((num_frames, height_px, width_px, 3), np.uint8),
-        "given_T": np.zeros(num_frames, bool),
-    }
+def _opened(mode: str, num_frames: int, size: Sequence[int]) -> Timeline:
+    """Nothing given yet. `size` starts with height and width."""
+    frames_THWC = np.zeros((num_frames, size[0], size[1], 3), np.uint8)
+    return Timeline(mode=mode, frames_THWC=frames_THWC, given_T=np.zeros(num_frames, bool))
 
 
 def _black(num_frames: int, like_THWC: np.ndarray) -> np.ndarray:
