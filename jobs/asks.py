@@ -190,7 +190,8 @@ def _ask_of(line: str, defaults: Ask, folder: str) -> Ask:
         fields[name] = _value(name, value)
     for name in ("image", "video"):
         fields[name] = tuple(_beside(folder, uri) for uri in fields.get(name, ()))
-    ask = dataclasses.replace(defaults, **{"num_frames": 0} | fields).checked()
+    own: dict[str, Any] = {"num_frames": 0} | fields
+    ask = dataclasses.replace(defaults, **own).checked()
     has_own_length = ask.video or ask.num_frames
     return ask if has_own_length else dataclasses.replace(ask, num_frames=defaults.num_frames)
 
