@@ -116,7 +116,7 @@ def _make(
     *,
     progress: bool,
 ) -> list[Made]:
-    from train.requests import Request
+    from train.video_request import Request
 
     requests = [
         Request(text=one.text, timeline=media.timeline, seed=ask.seed, closing_frames=media.closing_frames)

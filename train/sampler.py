@@ -37,10 +37,10 @@ from train.conditions import check_trained_for, is_trained_for
 from train.denoising import denoise
 from train.flow import PathSettings
 from train.guidance import Guidance
-from train.requests import Made, Request, TokenCodec, Work, in_rows, with_repetitions
 from train.solvers import choose_solver
 from train.text_encoder import TextEncoder
 from train.timeline import blank
+from train.video_request import Made, Request, TokenCodec, Work, in_rows, with_repetitions
 
 MAX_ROW_TOKENS = 32_768
 """Most tokens of one row while sampling, guidance's second copy included; bounds memory."""

@@ -22,9 +22,9 @@ from recaption.scenes import SIMPLE, render
 from train import timeline
 from train.conditions import is_trained_for
 from train.contact_sheet import contact_sheet_png
-from train.requests import Made, Request
 from train.sampler import Sampler, SolverSettings
 from train.timeline import Timeline
+from train.video_request import Made, Request
 
 FIRST_SEED = 7_000_000
 GOAL = 1.5

@@ -24,7 +24,7 @@ from recaption.captions import words_in
 from recaption.errors import UsageError
 from recaption.scenes import SIMPLE, render
 from recaption.video_io import encode_video, read_frames
-from train.requests import Made
+from train.video_request import Made
 
 
 class StandIn(train.sampler.Sampler):

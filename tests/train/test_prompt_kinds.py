@@ -20,9 +20,9 @@ from train.canvas import Window, overlapping, plan_windows
 from train.compressors import load
 from train.conditions import DEFAULT_MIX
 from train.flow import PathSettings
-from train.requests import Request, TokenCodec
 from train.sampler import Sampler, SolverSettings
 from train.text_encoder import TextEncoder
+from train.video_request import Request, TokenCodec
 
 GRID = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
 QUICK = SolverSettings(num_steps=3, guidance=2.0)
