@@ -9,10 +9,10 @@ anywhere in the sample, tokens are dropped (`token_dropping`), and what is then 
 split. Packs are planned from the tokens of excerpts; everything drawn hangs on (seed, epoch, clip id).
 
 Cut in time, what does that mean? Latents of a causal compressor are cut, not pixels: the first latent frame of a sample
-stands for 1 frame of video and each later one for 4 (`Grid.frame_stride`), having been encoded with what came before in view.
-So an excerpt that starts later is a true piece of latents, but not what encoding those frames alone would give: its first
-latent frame holds motion. Its tokens keep the frame numbers they have in the whole sample, so that an image and
-a later moment are not taken for the same by a model that knows absolute positions (rotary ones see only differences).
+stands for 1 frame of video and each later one for 4 (`Grid.frame_stride`), encoded with what came before in view. So an
+excerpt that starts later is a true piece of latents, but not what encoding those frames alone would give: its first
+latent frame holds motion. Its tokens keep the frame numbers they have in the whole sample, so that an image and a later
+moment are not taken for the same by a model that knows absolute positions (rotary ones see only differences).
 The pieces of a split sample are as equal as whole frames allow and tile the sample.
 """
 

@@ -68,8 +68,8 @@ class PlanSettings:
     """How often samples appear per epoch, on average: rules such as `images=2`, `17f-64x64-8fps=0.5` or
     `tokens>2048=0@epoch<3`, multiplied."""
     keep: tuple[str, ...] = field(default=(), repr=False)
-    """Share of the tokens that is kept: rules such as `0.5`, `beta(4,2)`, `1024/tokens` or `0.25..1@epoch<10`. By default all
-    are, which suits video best."""
+    """Share of the tokens that is kept: rules such as `0.5`, `beta(4,2)`, `1024/tokens` or `0.25..1@epoch<10`; by default
+    all are. Which ones is drawn anew for each appearance."""
 
     def __post_init__(self) -> None:
         check_policy(self.policy, self.capacity, self.pool)

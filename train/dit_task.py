@@ -94,13 +94,12 @@ class DitBatch:
     @classmethod
     def of(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
         """Padding is left behind: nothing here needs rows of one length."""
-        lengths = batch.grid_S3.prod(dim=1).tolist()
         return cls(
-            tokens_LD=batch.tokens_LD[: sum(lengths)],
-            position_L3=batch.position_L3[: sum(lengths)],
-            segments=Segments.from_lengths(lengths),
+            tokens_LD=batch.tokens_LD[: batch.num_tokens],
+            position_L3=batch.position_L3[: batch.num_tokens],
+            segments=Segments.from_lengths(batch.lengths),
             text=encoder.encode(batch.captions),
-            clip_ids=batch.clip_ids,
+            clip_ids=batch.draw_ids,  # each appearance of a clip in an epoch has chances of its own
             epoch=batch.epoch,
             capacity=batch.capacity,
         )
@@ -148,7 +147,9 @@ class DitTask:
         settings.check()
         choose_backend(settings.attention_backend, device, torch.bfloat16)
         self.settings, self.plan = settings, plan
-        self.source: Source = LatentShards(run, latents, blend=settings.blend) if isinstance(run, RunFolder) else run
+        if isinstance(run, RunFolder):
+            run = LatentShards(run, latents, blend=settings.blend, window_texts=plan.excerpt_rules.cuts)
+        self.source: Source = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = compressors.load(compressor)
@@ -179,7 +180,7 @@ class DitTask:
             "buckets": [bucket_name(bucket) for bucket in self.buckets],
             "caption_dropout": settings.caption_dropout,
             "loss_norm": settings.loss_norm,
-            "plan": dataclasses.asdict(plan),
+            "plan": plan.config(),
         }
         if isinstance(self.source, LatentShards) and self.source.blend:
             self.config["blend"] = dataclasses.asdict(settings.blend)
