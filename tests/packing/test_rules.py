@@ -80,8 +80,8 @@ def test_wrong_rules_are_one_clear_sentence(rule: str, named: str) -> None:
 def test_what_is_not_known_of_the_samples_is_not_guessed() -> None:
     only_tokens = SampleSizes(np.array([64, 320]))
     for rule in ("images=2", "frames>3=2", "frame_tokens>3=2", "17f-64x64-8fps=2"):
-        with pytest.raises(UsageError, match="lack them|do not name them"):
+        with pytest.raises(UsageError, match=r"lack them|do not name them"):
             product([parse_rule(rule)], only_tokens, np.arange(2), 0.0)
+    rule, sizes = parse_rule("9f-64x64-8fps=2"), SampleSizes(np.array([64]), buckets=["17f-64x64-8fps"])
     with pytest.raises(UsageError, match="no sample is in bucket 9f-64x64-8fps; there are 17f-64x64-8fps"):
-        sizes = SampleSizes(np.array([64]), buckets=["17f-64x64-8fps"])
-        product([parse_rule("9f-64x64-8fps=2")], sizes, np.arange(1), 0.0)
+        product([rule], sizes, np.arange(1), 0.0)
