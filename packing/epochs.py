@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from packing.balance import shuffled
-from packing.excerpts import Excerpts
+from packing.excerpts import Drawn, Excerpts
 from packing.plan import Plan, PlanSettings, empty_plan, longest_sample, plan_steps
 from packing.sizes import SampleSizes
 from packing.stretches import Beginning, Stretches
@@ -107,9 +107,10 @@ class EpochPlans:
         starts = np.cumsum([0] + [len(plan.samples) for plan in plans])
         excerpts = Excerpts.joined(plan.excerpts for plan in plans if plan.excerpts is not None) if self.rules else None
         rejected = self.rejected
+        by_rule: dict[str, np.ndarray] = {}
         if self.rules:
-            too_long = [self.windows[w][p.rejected["too_long"]] for w, p in zip(order, plans) if p.rejected]
-            rejected = {"too_long": np.sort(np.concatenate(too_long))} if too_long else {}
+            rejected = self._of_windows(order, [plan.rejected for plan in plans])
+            by_rule = self._of_windows(order, [plan.by_rule for plan in plans])
         samples = np.concatenate([self.windows[w][p.samples] for w, p in zip(order, plans, strict=True)])
         return dataclasses.replace(
             plans[0],
@@ -120,7 +121,16 @@ class EpochPlans:
             num_samples=sum(plan.num_samples for plan in plans),
             rejected=rejected,
             excerpts=excerpts and dataclasses.replace(excerpts, sample=samples),
+            by_rule=by_rule,
         )
+
+    def _of_windows(self, windows: np.ndarray, named: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Reason -> indices of samples in the set, from places in each window."""
+        reasons = dict.fromkeys(reason for places in named for reason in places)
+        return {
+            reason: np.sort(np.concatenate([self.windows[w][p[reason]] for w, p in zip(windows, named) if reason in p]))
+            for reason in reasons
+        }
 
     def row(self, global_row: int) -> tuple[int, np.ndarray]:
         """Epoch and sample indices of row `global_row` of the endless sequence of epochs."""
@@ -204,16 +214,16 @@ class EpochPlans:
     def _first_excerpts(self) -> np.ndarray:
         """Tokens of all excerpts of the first epoch. Fills `rejected`."""
         self.rules.check(self.sizes)
-        tokens, rejected = [np.zeros(0, np.int64)], []
+        tokens, too_long = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for window in range(len(self.windows)):
-            excerpts, too_long = self._draw(window, 0)
-            tokens.append(excerpts.num_tokens)
-            rejected.append(self.windows[window][too_long])
-        if sum(map(len, rejected)):
-            self.rejected = {"too_long": np.sort(np.concatenate(rejected))}
+            drawn = self._draw(window, 0)
+            tokens.append(drawn.excerpts.num_tokens)
+            too_long.append(self.windows[window][drawn.too_long])
+        if sum(map(len, too_long)):
+            self.rejected = {"too_long": np.sort(np.concatenate(too_long))}
         return np.concatenate(tokens)
 
-    def _draw(self, window: int, epoch: int) -> tuple[Excerpts, np.ndarray]:
+    def _draw(self, window: int, epoch: int) -> Drawn:
         nth = int(np.flatnonzero(self._order(epoch) == window)[0])
         return self.rules.draw(
             self.sizes,
@@ -225,7 +235,7 @@ class EpochPlans:
         )
 
     def _plan_excerpts(self, window: int, epoch: int, *, num_ranks: int | None = None) -> Plan:
-        excerpts, too_long = self._draw(window, epoch)
+        excerpts, too_long, by_rule = self._draw(window, epoch)
         plan = self._plan(excerpts.num_tokens, epoch, num_ranks=num_ranks, equal_epochs=False)
         if plan.num_repeated_rows:
             num_rows = plan.num_packs - plan.num_repeated_rows
@@ -237,6 +247,7 @@ class EpochPlans:
             num_samples=len(np.unique(excerpts.sample)),
             rejected={"too_long": too_long} if len(too_long) else {},
             excerpts=excerpts,
+            by_rule=by_rule,
         )
 
     # --- both ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What an epoch shows of each sample: between the samples and the packs stands the excerpt.
 
     rules = ExcerptRules.parse(mix=("images=2",), max_frames=("5",), keep=("0.5",), too_long="split")
-    excerpts, rejected = rules.draw(sizes, at, longest=4096, seed=0, epoch=3, position=3.0)
+    excerpts, too_long, _ = rules.draw(sizes, at, longest=4096, seed=0, epoch=3, position=3.0)
 
 An excerpt is (sample, first latent frame, number of latent frames, tokens that are kept). A sample has none in an epoch, one
 or several: the mix decides how often it appears (`mix`), a limit of frames cuts an appearance to a stretch that starts
@@ -82,6 +82,18 @@ class Excerpts:
         return cls(at, none, frames, sizes.num_tokens[at].astype(np.int64), none)
 
 
+class Drawn(NamedTuple):
+    """What the rules make of some samples in one epoch. Places are among the samples asked for, ascending."""
+
+    excerpts: Excerpts
+    """Ascending by sample, which is a place too."""
+    too_long: np.ndarray
+    """Places of the samples of which nothing, or not every appearance, fits."""
+    by_rule: dict[str, np.ndarray]
+    """What was done -> places of the samples: `left_out` by the mix, `repeated` by it, `cut` to fewer frames, `split`,
+    `dropped` some of their tokens."""
+
+
 @dataclass(frozen=True)
 class ExcerptRules:
     """The four settings that make an epoch something else than every sample once and whole."""
@@ -129,15 +141,12 @@ class ExcerptRules:
 
     def draw(
         self, sizes: SampleSizes, at: np.ndarray, *, longest: int, seed: int, epoch: int, position: float
-    ) -> tuple[Excerpts, np.ndarray]:
+    ) -> Drawn:
         """What an epoch shows of the samples `at` these places.
 
         Args:
             longest: tokens that an excerpt may have.
             position: in epochs since the start of training; rules go by it.
-
-        Returns:
-            The excerpts, `sample` a place in `at`, ascending; and the places in `at` of those that are too long.
         """
         times = appearances(self.mix, sizes, at, seed=seed, epoch=epoch, position=position)
         sample = np.repeat(np.arange(len(at)), times)
@@ -157,15 +166,24 @@ class ExcerptRules:
             kept = num_kept(tokens, shares)
         excerpts = Excerpts(sample, first, frames, kept, appearance)
         is_long = kept > longest
-        if not is_long.any():
-            return excerpts, np.zeros(0, np.int64)
-        if not self.splits:
-            return excerpts[~is_long], np.unique(sample[is_long])
-        units = frames // sizes.patch_frames
-        fitting = longest // (tokens // units)  # frames of tokens that a piece may have
-        pieces = np.where(is_long, -(-units // np.maximum(1, fitting)), 1)
-        pieces[is_long & (fitting == 0)] = 0
-        return _split(excerpts, pieces, tokens, shares, sizes.patch_frames), np.unique(sample[pieces == 0])
+        pieces = np.where(is_long, 0, 1)
+        if self.splits and is_long.any():
+            units = frames // sizes.patch_frames
+            fitting = longest // (tokens // units)  # frames of tokens that a piece may have
+            pieces = np.where(is_long & (fitting > 0), -(-units // np.maximum(1, fitting)), pieces)
+        by_rule = {
+            "left_out": np.flatnonzero(times == 0),
+            "repeated": np.flatnonzero(times > 1),
+            "cut": np.unique(sample[frames < whole.num_frames]),
+            "split": np.unique(sample[pieces > 1]),
+            "dropped": np.unique(sample[kept < tokens]),
+        }
+        too_long = np.unique(sample[pieces == 0])
+        if len(by_rule["split"]):
+            excerpts = _split(excerpts, pieces, tokens, shares, sizes.patch_frames)
+        elif len(too_long):
+            excerpts = excerpts[pieces == 1]
+        return Drawn(excerpts, too_long, {rule: places for rule, places in by_rule.items() if len(places)})
 
     def _limits(self, sizes: SampleSizes, at: np.ndarray, position: float) -> np.ndarray:
         """int64: most latent frames that each of the samples `at` these places may show."""

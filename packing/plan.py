@@ -25,6 +25,7 @@ from packing.balance import balanced_order, gathered, row_sums, shuffled, split_
 from packing.excerpts import ExcerptRules, Excerpts
 from packing.fit import best_fit, cost_fit, first_fit, subset_sum
 from packing.grid import layer_cost, sample_flops
+from packing.size_mix import SizeMix, size_mix
 from recaption.errors import SampleTooLongError, UsageError
 
 POLICIES = ("first_fit", "best_fit", "subset_sum", "flops")
@@ -113,15 +114,6 @@ class Packs(NamedTuple):
         return [self.samples[start:end] for start, end in pairwise(edges)]
 
 
-class SizeMix(NamedTuple):
-    """How far the sizes within a step are from those of the set: total variation distance of the shares of samples by
-    size (octaves of tokens), mean over steps. 0: every step is the set in small; 1: it has sizes of its own."""
-
-    of_steps: float
-    of_random_rows: float
-    """The same packs in random order: what chance alone makes of so few samples a step."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One epoch: rows in reading order. Row `step * num_ranks + rank` is what `rank` reads at `step`."""
@@ -148,6 +140,8 @@ class Plan:
     """Rows at the end that are in the plan twice, where packs cannot be split into as many rows as the ranks need."""
     excerpts: Excerpts | None = None
     """What is shown of each of `samples`, in the same order; None: each sample is there once and whole."""
+    by_rule: dict[str, np.ndarray] = field(default_factory=dict)
+    """What rules did -> indices of the samples they did it to; see `excerpts.Drawn`."""
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
@@ -185,22 +179,8 @@ class Plan:
         Args:
             num_tokens: of all samples, as the plan was made from.
         """
-        num_steps = self.num_packs // self.num_ranks
         tokens = np.asarray(num_tokens)[self.samples] if self.excerpts is None else self.excerpts.num_tokens
-        octave = np.log2(tokens).astype(np.int64)
-        row = np.repeat(np.arange(self.num_packs), np.diff(self.starts))
-        of_rows = np.zeros((self.num_packs, int(octave.max()) + 1))
-        np.add.at(of_rows, (row, octave), 1)
-        of_set = of_rows.sum(axis=0) / of_rows.sum()
-
-        def distance(order: np.ndarray) -> float:
-            of_steps = of_rows[order].reshape(num_steps, -1, of_rows.shape[1]).sum(axis=1)
-            shares = of_steps / of_steps.sum(axis=1, keepdims=True)
-            return float(np.abs(shares - of_set).sum(axis=1).mean() / 2)
-
-        whole = num_steps * self.num_ranks
-        at_random = shuffled(self.num_packs, self.seed, self.epoch, "mix")
-        return SizeMix(distance(np.arange(whole)), distance(at_random[:whole])) if whole else SizeMix(0.0, 0.0)
+        return size_mix(tokens, self.starts, num_ranks=self.num_ranks, seed=self.seed, epoch=self.epoch)
 
     @cached_property
     def hash(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -308,6 +309,33 @@ def test_training_sees_the_blend_of_its_set_and_shards_stay(encoded):
     assert digests(run, "shards") | digests(run, "latents") == before
     with pytest.raises(UsageError, match="no caption set 'nowhere'"):
         LatentShards(run, name, blend=BlendSettings(captions="nowhere"))
+
+
+def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
+    run, recipe = encoded
+    name = run.list("latents/*/index.parquet")[0].split("/")[1]
+    blend = BlendSettings(ratios=("descriptive=1",))
+    texts = {}
+    for row in rows_of(run):
+        if row.reason is None and row.kind == "descriptive" and row.source == "model":
+            texts.setdefault(row.clip_id, {})[round(row.end_seconds - row.start_seconds, 1), row.start_seconds > 0] = (
+                row.text
+            )
+    settings = dataclasses.replace(recipe.plan, max_frames=("2",))
+    loader = PackLoader(run, latents=name, settings=settings, blend=blend, prefetch=0)
+    seen = set()
+    for batch in itertools.islice(loader, 40):
+        for clip_id, first, shape, text in zip(
+            batch.clip_ids, batch.first_frames, batch.token_shapes, batch.captions, strict=True
+        ):
+            windows = [texts[clip_id].get((1.1, late)) or texts[clip_id].get((1.0, late)) for late in (False, True)]
+            if all(windows) and first in (0, 3):  # frames 0 to 5 and 9 to 17 of 17, in windows of about 8
+                assert shape[0] == 2
+                assert text == windows[first == 3]
+                seen.add((first, windows[0] == windows[1]))
+    assert {(0, False), (3, False)} <= seen  # clips of which the two windows say different things
+    whole = LatentShards(run, name, blend=blend)
+    assert LatentShards(run, name, blend=blend, window_texts=True).fingerprint != whole.fingerprint
 
 
 def test_a_resume_with_another_blend_is_refused(encoded):

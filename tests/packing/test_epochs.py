@@ -176,7 +176,7 @@ def test_unequal_epochs_show_exactly_what_was_drawn_for_them() -> None:
         num_rows = whole.num_packs
         rows = excerpts_of(plans, range(first_row, first_row + num_rows))
         assert {e for e, _ in rows} == {epoch}
-        drawn = [plans._draw(window, epoch)[0] for window in range(3)]
+        drawn = [plans._draw(window, epoch).excerpts for window in range(3)]
         expected = sorted(
             e._replace(sample=int(plans.windows[w][e.sample])) for w, part in enumerate(drawn) for e in part.each()
         )

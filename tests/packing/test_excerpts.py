@@ -34,7 +34,7 @@ def draw(
     given: ExcerptRules, sizes: SampleSizes, *, longest: int = 1000, epoch: int = 0, at: np.ndarray | None = None
 ) -> tuple[list[Excerpt], list[int]]:
     at = np.arange(len(sizes)) if at is None else at
-    excerpts, rejected = given.draw(sizes, at, longest=longest, seed=0, epoch=epoch, position=float(epoch))
+    excerpts, rejected, _ = given.draw(sizes, at, longest=longest, seed=0, epoch=epoch, position=float(epoch))
     return excerpts.each(), rejected.tolist()
 
 
