@@ -51,9 +51,15 @@ class Windows:
         return len(self._edges) - 1
 
     def __getitem__(self, window: int) -> np.ndarray:
-        blocks = np.sort(self._blocks[self._edges[window] : self._edges[window + 1]])
-        samples = (blocks[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
+        samples = (self._blocks_of(window)[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
         return samples[samples < self.num_samples]
+
+    def at(self, window: int, places: np.ndarray) -> np.ndarray:
+        """`self[window][places]` without making all of a window. (What the last block lacks is at its end.)"""
+        return self._blocks_of(window)[places // BLOCK_SAMPLES] * BLOCK_SAMPLES + places % BLOCK_SAMPLES
+
+    def _blocks_of(self, window: int) -> np.ndarray:
+        return np.sort(self._blocks[self._edges[window] : self._edges[window + 1]])
 
 
 class EpochPlans:
@@ -142,7 +148,7 @@ class EpochPlans:
         epoch, window, place = self._find(global_row)
         plan = self._plan_of(window, epoch)
         span = slice(plan.starts[place], plan.starts[place + 1])
-        samples = self.windows[window][plan.samples[span]]
+        samples = self.windows.at(window, plan.samples[span])
         if plan.excerpts is None:
             return epoch, Excerpts.whole(self.sizes, samples)
         return epoch, dataclasses.replace(plan.excerpts[span], sample=samples)

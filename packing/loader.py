@@ -106,7 +106,7 @@ class PackLoader:
 
     @property
     def rejected(self) -> dict[str, list[str]]:
-        """Reason -> clips that are in no pack."""
+        """Reason -> clips that are in no pack; where rules change over training, in none of the first epoch."""
         return {reason: [self.source.clip_ids[i] for i in at] for reason, at in self.rows.plans.rejected.items()}
 
     def seek(self, step: int) -> None:

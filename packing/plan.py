@@ -58,7 +58,8 @@ class PlanSettings:
     window_samples: int = 1 << 20
     """Larger sets are planned in windows of about so many samples, which bounds the memory; see `epochs`."""
 
-    # what an epoch shows of each sample; see `rules` for how rules are written, `excerpts` for what cutting means
+    # What an epoch shows of each sample; `rules` says how rules are written, `excerpts` what cutting means. Not in the repr:
+    # hashes are made of that, and those of trainings without rules have to stay what they were.
     too_long: str = field(default="reject", repr=False)
     """A sample larger than a pack is left out (`reject`), or `split` in time into pieces that are as equal as whole latent
     frames allow. One of which a single frame is larger is always left out."""

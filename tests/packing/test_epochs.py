@@ -69,6 +69,8 @@ def test_windows_tile_the_set(num_samples: int, window_samples: int) -> None:
     together = [windows[i] for i in range(len(windows))]
     assert sorted(np.concatenate(together).tolist()) == list(range(num_samples))
     assert max(map(len, together)) <= max(window_samples, 256) + 256
+    for window, samples in enumerate(together):
+        assert windows.at(window, np.arange(len(samples))).tolist() == samples.tolist()
 
 
 def test_a_set_in_windows_is_read_once_an_epoch_in_equal_epochs() -> None:
