@@ -176,6 +176,8 @@ class Plan(Common):
     """Of the transformer: wide ones spend less of their time in attention; default: the recipe's."""
     depth: int | None = None
     """Its layers; adds an estimate of the memory that one rank needs."""
+    epochs: int = 1
+    """How many epochs to plan: rules of --plan.mix and its like make them differ."""
     compare: bool = False
     """All packing policies side by side."""
     settings: Settings = field(default_factory=recipes.quickstart)
@@ -192,6 +194,7 @@ class Plan(Common):
             lengths=self.lengths,
             num_ranks=self.ranks,
             depth=self.depth,
+            num_epochs=self.epochs,
             compare=self.compare,
         )
 

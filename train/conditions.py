@@ -2,7 +2,7 @@
 
     shares = parse_conditions(("none=0.7", "first=0.1", "head=0.2"))
     draw_frames(shares, 5, seed, epoch, clip_id)                           # tensor([True, True, False, False, False])
-    given_L = draw_given(shares, clip_ids, segments, position_L3, num_frames_S, key=(seed, epoch))
+    given_L = draw_given(shares, clip_ids, segments, position_L3, frames_S, key=(seed, epoch))
 
 A given token enters the transformer as it is in the clip, with a learned mark, and nothing is learned on it; all the
 others are noised as ever. What the model can be asked for afterwards is what it met here:
@@ -90,7 +90,7 @@ def draw_given(
     clip_ids: Sequence[str],
     segments: Segments,
     position_L3: Tensor,
-    num_frames_S: Sequence[int],
+    frames_S: Sequence[tuple[int, int]],
     *,
     key: Sequence[str | int],
 ) -> Tensor | None:
@@ -99,16 +99,16 @@ def draw_given(
     Works from the positions, so that tokens may be missing. Images are never given.
 
     Args:
-        num_frames_S: token frames of each clip's whole grid.
+        frames_S: half-open span of positions that each clip's token frames have before any are dropped.
         key: what makes this visit of the clip its own, for example (seed, epoch).
     """
     if not set(shares) - {"none"}:
         return None
     given = []
     frames = position_L3[:, 0].split(list(segments.lengths))
-    for clip_id, frame_L, num_frames in zip(clip_ids, frames, num_frames_S, strict=True):
-        given_T = draw_frames(shares, num_frames, *key, clip_id)
-        given.append(given_T.to(frame_L.device, non_blocking=True)[frame_L])
+    for clip_id, frame_L, (start, end) in zip(clip_ids, frames, frames_S, strict=True):
+        given_T = draw_frames(shares, end - start, *key, clip_id)
+        given.append(given_T.to(frame_L.device, non_blocking=True)[frame_L - start])
     return torch.cat(given)
 
 

@@ -91,7 +91,9 @@ class DitBatch:
     segments: Segments
     text: EncodedText
     token_shapes: tuple[Shape3, ...]
-    """Tokens of each sample along (frames, rows, columns)."""
+    """Tokens of each sample along (frames, rows, columns), before any were dropped."""
+    first_frames: tuple[int, ...]
+    """Token frame of its whole clip that each sample begins with."""
     clip_ids: tuple[str, ...]
     epoch: int
     capacity: int
@@ -99,14 +101,14 @@ class DitBatch:
     @classmethod
     def of(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
         """Padding is left behind: nothing here needs rows of one length."""
-        lengths = batch.grid_S3.prod(dim=1).tolist()
         return cls(
-            tokens_LD=batch.tokens_LD[: sum(lengths)],
-            position_L3=batch.position_L3[: sum(lengths)],
-            segments=Segments.from_lengths(lengths),
+            tokens_LD=batch.tokens_LD[: batch.num_tokens],
+            position_L3=batch.position_L3[: batch.num_tokens],
+            segments=Segments.from_lengths(batch.lengths),
             text=encoder.encode(batch.captions),
             token_shapes=batch.token_shapes,
-            clip_ids=batch.clip_ids,
+            first_frames=tuple(frame // batch.patch[0] for frame in batch.first_frames),
+            clip_ids=batch.draw_ids,  # each appearance of a clip in an epoch has chances of its own
             epoch=batch.epoch,
             capacity=batch.capacity,
         )
@@ -154,7 +156,9 @@ class DitTask:
         settings.check()
         choose_backend(settings.attention_backend, device, torch.bfloat16)
         self.settings, self.plan = settings, plan
-        self.source: Source = LatentShards(run, latents, blend=settings.blend) if isinstance(run, RunFolder) else run
+        if isinstance(run, RunFolder):
+            run = LatentShards(run, latents, blend=settings.blend, window_texts=plan.excerpt_rules.cuts)
+        self.source: Source = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = compressors.load(compressor)
@@ -185,7 +189,7 @@ class DitTask:
             "buckets": [bucket_name(bucket) for bucket in self.buckets],
             "caption_dropout": settings.caption_dropout,
             "loss_norm": settings.loss_norm,
-            "plan": dataclasses.asdict(plan),
+            "plan": plan.config(),
         }
         if settings.conditions:
             self.config["conditions"] = list(settings.conditions)
@@ -276,8 +280,8 @@ class DitTask:
     def _given(self, batch: DitBatch, *, key: Sequence[str | int]) -> Tensor | None:
         """Which tokens of the batch are given on this visit."""
         shares = parse_conditions(self.settings.conditions)
-        num_frames_S = [frames for frames, _, _ in batch.token_shapes]
-        return draw_given(shares, batch.clip_ids, batch.segments, batch.position_L3, num_frames_S, key=key)
+        spans = [(first, first + shape[0]) for first, shape in zip(batch.first_frames, batch.token_shapes, strict=True)]
+        return draw_given(shares, batch.clip_ids, batch.segments, batch.position_L3, spans, key=key)
 
     def _loss_at(
         self,

@@ -74,7 +74,7 @@ def test_a_clip_draws_the_same_in_any_row_and_with_tokens_missing():
 def _by_frame(shares, ids, positions, num_frames, epoch):
     """clip -> frame -> whether its tokens are given (all alike)."""
     segments = Segments.from_lengths([len(p) for p in positions])
-    given_L = draw_given(shares, ids, segments, torch.cat(positions), num_frames, key=(3, epoch))
+    given_L = draw_given(shares, ids, segments, torch.cat(positions), [(0, n) for n in num_frames], key=(3, epoch))
     found = {}
     for clip_id, position_L3, given in zip(ids, positions, given_L.split(list(segments.lengths))):
         found[clip_id] = dict(zip(position_L3[:, 0].tolist(), given.tolist()))
@@ -87,7 +87,15 @@ def test_without_conditions_nothing_is_drawn():
     segments = Segments.from_lengths([2])
     positions = torch.tensor([[0, 0, 0], [1, 0, 0]])
     for shares in ({}, {"none": 1.0}):
-        assert draw_given(shares, ["a"], segments, positions, [2], key=(0,)) is None
+        assert draw_given(shares, ["a"], segments, positions, [(0, 2)], key=(0,)) is None
+
+
+def test_the_later_part_of_a_clip_draws_over_its_own_frames():
+    """Its positions go on where the part before it ended."""
+    segments, frames = Segments.from_lengths([3]), torch.tensor([4, 5, 6])
+    positions = torch.stack([frames, frames * 0, frames * 0], dim=1)
+    given_L = draw_given({"first": 1.0}, ["a"], segments, positions, [(4, 7)], key=(0,))
+    assert given_L.tolist() == [True, False, False]
 
 
 def test_wrong_mixes_get_one_sentence():

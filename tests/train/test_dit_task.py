@@ -14,8 +14,9 @@ from packing.plan import PlanSettings
 from packing.rows import MemorySource
 from recaption.errors import CheckpointMismatchError, UsageError
 from train import sampler as sampler_module
+from train.attention import Segments
 from train.dit_task import DitSettings, DitTask
-from train.flow import PathSettings
+from train.flow import PathSettings, draw_path
 from train.text_encoder import TextEncoder
 from train.trainer import TrainerSettings, train
 
@@ -107,6 +108,34 @@ def test_rows_and_ranks_do_not_change_the_gradient(settings):
         gradient = epoch_gradient(make_task(capacity=capacity, **settings), num_ranks)
         for got, expected in zip(gradient, reference, strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_and_ranks_do_not_change_the_gradient_of_excerpts_with_dropped_tokens():
+    rules = {"max_frames": ("2",), "mix": ("1.5",), "keep": ("0.6",)}
+
+    def task(capacity):
+        return DitTask(make_source(), SETTINGS, PlanSettings(capacity=capacity, **rules), buckets=BUCKETS)
+
+    reference = epoch_gradient(task(8))
+    for capacity, num_ranks in ((20, 1), (60, 2)):
+        for got, expected in zip(epoch_gradient(task(capacity), num_ranks), reference, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
+    task = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, mix=("2",)), buckets=BUCKETS)
+    names = [name for ids in clips_of(task.batches(0, 0, 1), 9) for name in ids]
+    assert {"clip-0", "clip-0#1"} <= set(names)
+    segments = Segments.from_lengths([4, 4])
+    noise_LD = draw_path(["clip-0", "clip-0#1"], segments, 3, PathSettings(), key=(0, 0)).noise_LD
+    assert not torch.equal(noise_LD[:4], noise_LD[4:])
+
+
+def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
+    plan = make_task().config["plan"]
+    assert not {"too_long", "max_frames", "mix", "keep"} & plan.keys()
+    with_rules = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, keep=("0.5",)), buckets=BUCKETS)
+    assert with_rules.config["plan"] == plan | {"keep": ("0.5",)}
 
 
 def clips_of(batches, count):
