@@ -34,6 +34,7 @@ from recaption.shots import ShotSettings
 from recaption.video_io import DecodeLimits
 from train.captioner_task import CaptionerSettings
 from train.compressor_task import CompressorSettings
+from train.conditions import DEFAULT_MIX
 from train.dit_task import DitSettings
 from train.flow import PathSettings
 from train.trainer import TrainerSettings
@@ -143,10 +144,17 @@ class SampleSettings:
     guidance_power: float = 0.0
     """Let guidance rise from 1 at noise by the power-cosine schedule of this power (4 in MDT); 0 = it is constant."""
     num_frames: int = 0
-    """4k+1; 0, here and in the two below: the size that most samples were trained at."""
+    """4k+1; 0, here and in the two below: the size that most samples were trained at. Longer than trained is made in
+    windows."""
     height_px: int = 0
     width_px: int = 0
     seed: int = 0
+    window_frames: int = 0
+    """Longest piece of a video that is made at once; 0: the longest video of the training."""
+    overlap_frames: int = 0
+    """Frames that a piece shares with the one before; 0: about a third of it."""
+    given_pixels: str = "decoded"
+    """`decoded`: given frames look as the compressor shows them, like those made beside them; `original`: as they came."""
     prompts: tuple[str, ...] = ()
     """What `recaption run` samples at its end."""
     expander: str = "embedded"
@@ -264,6 +272,7 @@ def small() -> Recipe:
                 depth=12,
                 num_heads=12,
                 patch=(1, 2, 2),
+                conditions=DEFAULT_MIX,
                 text_encoder="t5:google/t5-v1_1-base",
                 path=PathSettings(shift=3.0, shift_tokens=4096),
             ),
@@ -308,6 +317,7 @@ def base() -> Recipe:
                 depth=28,
                 num_heads=16,
                 patch=(1, 2, 2),
+                conditions=DEFAULT_MIX,
                 text_encoder="t5:google/t5-v1_1-xxl",
                 path=PathSettings(shift=3.0, shift_tokens=4096),
             ),

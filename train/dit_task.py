@@ -30,6 +30,7 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
+from train.conditions import draw_given, parse_conditions
 from train.dit_start import load_start
 from train.flow import PathPoint, PathSettings, chance, draw_path, flow_loss, norm_power, path_point
 from train.sampler import Sampler
@@ -63,6 +64,9 @@ class DitSettings:
     """`captioner:SPEC` or `t5:ID`."""
     caption_dropout: float = 0.1
     """Share of clips trained with the null caption, which guidance needs."""
+    conditions: tuple[str, ...] = ()
+    """KIND=SHARE: how often which frames of a clip are given clean, for prompts with images and videos: none, first, head,
+    tail, ends, keyframes, random (train/conditions.py). Empty: never, and only text and edits can be sampled."""
     blend: BlendSettings = field(default_factory=BlendSettings)
     """Which of its texts a clip is trained with, drawn anew each epoch."""
     loss_norm: str = "sample"
@@ -77,6 +81,7 @@ class DitSettings:
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
         parse_ratios(self.blend.ratios)
+        parse_conditions(self.conditions)
         if not 0 <= self.caption_dropout <= 1:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
         if self.validation_rows < 0:
@@ -94,7 +99,9 @@ class DitBatch:
     segments: Segments
     text: EncodedText
     token_shapes: tuple[Shape3, ...]
-    """Tokens of each sample along (frames, rows, columns)."""
+    """Tokens of each sample along (frames, rows, columns), before any were dropped."""
+    first_frames: tuple[int, ...]
+    """Token frame of its whole clip that each sample begins with."""
     clip_ids: tuple[str, ...]
     epoch: int
     capacity: int
@@ -102,14 +109,14 @@ class DitBatch:
     @classmethod
     def of(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
         """Padding is left behind: nothing here needs rows of one length."""
-        lengths = batch.grid_S3.prod(dim=1).tolist()
         return cls(
-            tokens_LD=batch.tokens_LD[: sum(lengths)],
-            position_L3=batch.position_L3[: sum(lengths)],
-            segments=Segments.from_lengths(lengths),
+            tokens_LD=batch.tokens_LD[: batch.num_tokens],
+            position_L3=batch.position_L3[: batch.num_tokens],
+            segments=Segments.from_lengths(batch.lengths),
             text=encoder.encode(batch.captions),
             token_shapes=batch.token_shapes,
-            clip_ids=batch.clip_ids,
+            first_frames=tuple(frame // batch.patch[0] for frame in batch.first_frames),
+            clip_ids=batch.draw_ids,  # each appearance of a clip in an epoch has chances of its own
             epoch=batch.epoch,
             capacity=batch.capacity,
         )
@@ -157,7 +164,9 @@ class DitTask:
         settings.check()
         choose_backend(settings.attention_backend, device, torch.bfloat16)
         self.settings, self.plan = settings, plan
-        self.source: Source = LatentShards(run, latents, blend=settings.blend) if isinstance(run, RunFolder) else run
+        if isinstance(run, RunFolder):
+            run = LatentShards(run, latents, blend=settings.blend, window_texts=plan.excerpt_rules.cuts)
+        self.source: Source = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = compressors.load(compressor)
@@ -190,8 +199,10 @@ class DitTask:
             "buckets": [bucket_name(bucket) for bucket in self.buckets],
             "caption_dropout": settings.caption_dropout,
             "loss_norm": settings.loss_norm,
-            "plan": dataclasses.asdict(plan),
+            "plan": plan.config(),
         }
+        if settings.conditions:
+            self.config["conditions"] = list(settings.conditions)
         if isinstance(self.source, LatentShards) and self.source.blend:
             self.config["blend"] = dataclasses.asdict(settings.blend)
         if settings.start:
@@ -256,7 +267,8 @@ class DitTask:
             for clip_id in batch.clip_ids
         ]
         point, timestep_S = self._point(batch, key=(seed, batch.epoch))
-        loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S)
+        given_L = self._given(batch, key=(seed, batch.epoch))
+        loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S, given_L)
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
@@ -277,12 +289,30 @@ class DitTask:
         )
         return path_point(batch.tokens_LD, draws, batch.segments, path), draws.timestep_S
 
+    def _given(self, batch: DitBatch, *, key: Sequence[str | int]) -> Tensor | None:
+        """Which tokens of the batch are given on this visit."""
+        shares = parse_conditions(self.settings.conditions)
+        spans = [(first, first + shape[0]) for first, shape in zip(batch.first_frames, batch.token_shapes, strict=True)]
+        return draw_given(shares, batch.clip_ids, batch.segments, batch.position_L3, spans, key=key)
+
     def _loss_at(
-        self, model: nn.Module, batch: DitBatch, point: PathPoint, timestep_S: Tensor, drop_text_S: Sequence[bool]
+        self,
+        model: nn.Module,
+        batch: DitBatch,
+        point: PathPoint,
+        timestep_S: Tensor,
+        drop_text_S: Sequence[bool],
+        given_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        answer_LD = _answer(model, batch, point.x_LD, timestep_S, drop_text_S)
+        """Given tokens enter as they are in the clip, and nothing is learned on them."""
+        x_LD = point.x_LD if given_L is None else torch.where(given_L[:, None], batch.tokens_LD, point.x_LD)
         return flow_loss(
-            answer_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm, weight_S=point.weight_S
+            _answer(model, batch, x_LD, timestep_S, drop_text_S, given_L),
+            point.target_LD,
+            batch.segments,
+            norm=self.settings.loss_norm,
+            weight_S=point.weight_S,
+            counted_L=None if given_L is None else ~given_L,
         )
 
     @torch.no_grad()
@@ -327,13 +357,21 @@ class DitTask:
             patch=self.settings.patch,
             path=self.settings.path,
             buckets=self.buckets,
+            conditions=self.settings.conditions,
             device=next(model.parameters()).device,
         )
         videos = sampler.sample(prompts, size=sampler.size(None, None, None))
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
 
 
-def _answer(model: nn.Module, batch: DitBatch, x_LD: Tensor, timestep_S: Tensor, drop_text_S: Sequence[bool]) -> Tensor:
+def _answer(
+    model: nn.Module,
+    batch: DitBatch,
+    x_LD: Tensor,
+    timestep_S: Tensor,
+    drop_text_S: Sequence[bool],
+    given_L: Tensor | None,
+) -> Tensor:
     return model(
         x_LD,
         batch.position_L3,
@@ -343,6 +381,7 @@ def _answer(model: nn.Module, batch: DitBatch, x_LD: Tensor, timestep_S: Tensor,
         batch.text.segments,
         batch.text.pooled_SC,
         drop_text_S=drop_text_S,
+        given_L=given_L,
     )
 
 

@@ -353,3 +353,19 @@ def test_bad_settings_get_one_sentence():
         build("dit", **sizes, width=24, depth=1, num_heads=2, dropout=0.5)
     for size in SIZES.values():
         assert sum(rope_axis_widths(size["width"] // size["num_heads"])) == size["width"] // size["num_heads"]
+
+
+def test_a_given_token_is_marked_and_a_checkpoint_from_before_has_no_mark():
+    dit, row = make_dit(), make_row()
+    given_L = torch.arange(len(row["tokens_LD"])) % 3 == 0
+    plain, marked = dit(**row), dit(**row, given_L=given_L)
+    assert (plain - marked).abs().max() > 1e-2
+    assert torch.equal(dit(**row, given_L=torch.zeros_like(given_L)), plain)
+    older = dit.state_dict()
+    del older["given_embedding_D"]
+    restored = make_dit(seed=5)
+    restored.load_state_dict(older)
+    assert torch.equal(restored(**row, given_L=given_L), plain), "given tokens change nothing there"
+    del older["token_embedding.weight"]
+    with pytest.raises(RuntimeError, match="token_embedding"):
+        restored.load_state_dict(older)

@@ -15,8 +15,9 @@ from packing.plan import PlanSettings
 from packing.rows import MemorySource
 from recaption.errors import CheckpointMismatchError, UsageError
 from train import sampler as sampler_module
+from train.attention import Segments
 from train.dit_task import DitSettings, DitTask
-from train.flow import PathSettings
+from train.flow import PathSettings, draw_path
 from train.guidance import Guidance
 from train.text_encoder import TextEncoder
 from train.trainer import TrainerSettings, train
@@ -108,6 +109,7 @@ LEARNED = {
     "registers": {"num_registers": 2, "frame_embedding": True, "loss_norm": "tokens^0.5"},
     "v": {"path": PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time")},
     "epsilon": {"path": PathSettings(schedule="linear", prediction="epsilon", discrete=True), "loss_norm": "token"},
+    "given frames": {"conditions": ("first=1",), "num_registers": 1},
     "x0": {"path": PathSettings(schedule="linear", prediction="x0", zero_terminal_snr=True)},
 }
 
@@ -126,6 +128,34 @@ def test_rows_and_ranks_do_not_change_the_gradient(changes):
     assert max(float(gradient.abs().max()) for gradient in reference) > 0.01, "nothing to compare"
     for capacity, num_ranks in ((20, 1), (60, 1), (20, 2)):
         assert_same_gradient(epoch_gradient(make_task(capacity=capacity, **changes), num_ranks), reference)
+
+
+def test_rows_and_ranks_do_not_change_the_gradient_of_excerpts_with_dropped_tokens():
+    rules = {"max_frames": ("2",), "mix": ("1.5",), "keep": ("0.6",)}
+
+    def task(capacity):
+        return DitTask(make_source(), SETTINGS, PlanSettings(capacity=capacity, **rules), buckets=BUCKETS)
+
+    reference = epoch_gradient(task(8))
+    for capacity, num_ranks in ((20, 1), (60, 2)):
+        for got, expected in zip(epoch_gradient(task(capacity), num_ranks), reference, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
+    task = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, mix=("2",)), buckets=BUCKETS)
+    names = [name for ids in clips_of(task.batches(0, 0, 1), 9) for name in ids]
+    assert {"clip-0", "clip-0#1"} <= set(names)
+    segments = Segments.from_lengths([4, 4])
+    noise_LD = draw_path(["clip-0", "clip-0#1"], segments, 3, PathSettings(), key=(0, 0)).noise_LD
+    assert not torch.equal(noise_LD[:4], noise_LD[4:])
+
+
+def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
+    plan = make_task().config["plan"]
+    assert not {"too_long", "max_frames", "mix", "keep"} & plan.keys()
+    with_rules = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, keep=("0.5",)), buckets=BUCKETS)
+    assert with_rules.config["plan"] == plan | {"keep": ("0.5",)}
 
 
 def clips_of(batches, count):
@@ -319,3 +349,27 @@ def test_wrong_use_gets_one_sentence():
         make_task(loss_norm="mean")
     with pytest.raises(UsageError, match="needs a CUDA device"):
         make_task(attention_backend="varlen")
+
+
+def test_given_frames_come_clean_and_nothing_is_learned_on_them():
+    """Two clips that differ in the given frame only: the model sees that frame, its error there does not count."""
+    losses, inputs = [], []
+    for first in (0.0, 5.0):
+        latent = np.zeros((3, 2, 2, 2), np.float32)
+        latent[:, 0] = first
+        source = MemorySource([latent], ["clip-0"], ["a red field"])
+        task = make_task(source, conditions=("first=1",))
+        batch = next(task.batches(0, 0, 1))
+        hook = task.model.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        losses.append(task.loss(batch, step=0, seed=0))
+        hook.remove()
+        assert (inputs[-1][:4] == first).all()
+        assert task.config["conditions"] == ["first=1"]
+    assert losses[0].loss_sum == losses[1].loss_sum, "at the start the model answers 0 everywhere"
+    assert losses[0].weight == 1
+    assert torch.equal(inputs[0][4:], inputs[1][4:])
+
+
+def test_a_mix_of_conditions_that_makes_no_sense_is_refused():
+    with pytest.raises(UsageError, match="middle=1"):
+        make_task(conditions=("middle=1",))

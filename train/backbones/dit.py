@@ -98,6 +98,8 @@ class Dit(nn.Module):
         self.pooled_embedding = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, width))
         self.null_text_embedding_MC = nn.Parameter(torch.randn(NULL_TOKENS, text_width))
         self.null_pooled_embedding_C = nn.Parameter(torch.randn(pooled_width))
+        self.given_embedding_D = nn.Parameter(torch.zeros(width))
+        self.register_load_state_dict_pre_hook(_without_given_embedding)
         self.register_embedding_RD = nn.Parameter(torch.randn(num_registers, width)) if num_registers else None
         self.frame_embedding = nn.Linear(TIME_FREQUENCIES, width) if frame_embedding else None
         self.blocks = nn.ModuleList(DitBlock(width, num_heads, mlp_ratio, attention_backend) for _ in range(depth))
@@ -130,6 +132,7 @@ class Dit(nn.Module):
         pooled_SC: Tensor,
         *,
         drop_text_S: Sequence[bool] | None = None,
+        given_L: Tensor | None = None,
     ) -> Tensor:
         """Velocity of every token, float32.
 
@@ -138,6 +141,7 @@ class Dit(nn.Module):
             cu_seqlens, cu_text: `Segments`, or bare cu_seqlens tensors.
             timestep_S: 0 (clean) to 1 (noise), one per sample.
             drop_text_S: samples that get the learned null caption; so does every sample with no text token at all.
+            given_L: bool, tokens that are clean although their sample's timestep says otherwise.
         """
         segments, text_segments = Segments.of(cu_seqlens), Segments.of(cu_text)
         text_MC, text_segments, pooled_SC = self._with_null_captions(text_MC, text_segments, pooled_SC, drop_text_S)
@@ -145,6 +149,9 @@ class Dit(nn.Module):
         text_MD = self.text_embedding(text_MC)
         # The residual stream stays float32, also under autocast: depth adds up rounding errors there.
         x_LD = self.token_embedding(tokens_LD).float()
+        # In every graph, given tokens or not, as the null caption is: DDP waits for every gradient.
+        given_L1 = x_LD.new_zeros(1, 1) if given_L is None else given_L[:, None].to(x_LD.dtype)
+        x_LD = x_LD + given_L1 * self.given_embedding_D
         if self.frame_embedding is not None:
             x_LD = x_LD + self.frame_embedding(frequencies(position_L3[:, 0]))
         x_LD = self._through_blocks(x_LD, position_L3, segments, condition_SD, text_MD, text_segments)
@@ -198,6 +205,12 @@ class Dit(nn.Module):
             Segments.from_lengths(lengths, device),
             pooled_SC[torch.tensor(pooled_rows, device=device)],
         )
+
+
+def _without_given_embedding(dit: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints from before there were given tokens: zeros, as at the start of every training."""
+    assert isinstance(dit, Dit)
+    weights.setdefault(f"{prefix}given_embedding_D", torch.zeros_like(dit.given_embedding_D))
 
 
 class DitBlock(nn.Module):
