@@ -93,8 +93,10 @@ class PathSettings:
         }
 
     def shift_of(self, num_tokens: int, token_shape: Shape3 | None = None) -> float:
-        """The shift a of one sample, from its own number of tokens, or tokens along (frames, rows, columns)."""
-        return self.shift * shift_of(self.shift_rule, num_tokens, token_shape, self.shift_tokens)
+        """The shift a of one sample, from its tokens along (frames, rows, columns), or only how many there are. The shape
+        goes first: where tokens were dropped, the sample is as large as it was."""
+        whole = num_tokens if token_shape is None else math.prod(token_shape)
+        return self.shift * shift_of(self.shift_rule, whole, token_shape, self.shift_tokens)
 
     def alpha_sigma(self, timestep_S: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of the clean sample and of noise."""
