@@ -11,6 +11,7 @@ from (seed, epoch, clip_id), so neither the number of ranks nor the arrangement 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
-from train.flow import LOSS_NORMS, PathSettings, chance, draw_path, flow_loss, path_point
+from train.flow import LOSS_NORMS, PathDraws, PathSettings, chance, draw_path, flow_loss, path_point
 from train.sampler import Sampler
 from train.text_encoder import EncodedText, TextEncoder
 from train.trainer import LossParts
@@ -88,6 +89,8 @@ class DitBatch:
     segments: Segments
     text: EncodedText
     clip_ids: tuple[str, ...]
+    num_tokens: tuple[int, ...]
+    """Of each sample before any were dropped."""
     epoch: int
     capacity: int
 
@@ -100,6 +103,7 @@ class DitBatch:
             segments=Segments.from_lengths(batch.lengths),
             text=encoder.encode(batch.captions),
             clip_ids=batch.draw_ids,  # each appearance of a clip in an epoch has chances of its own
+            num_tokens=tuple(math.prod(shape) for shape in batch.token_shapes),
             epoch=batch.epoch,
             capacity=batch.capacity,
         )
@@ -239,9 +243,7 @@ class DitTask:
         self._restored = state
 
     def loss(self, batch: DitBatch, *, step: int, seed: int) -> LossParts:
-        draws = draw_path(
-            batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=(seed, batch.epoch)
-        )
+        draws = self._draws(batch, (seed, batch.epoch))
         drop_text_S = [
             chance(self.settings.caption_dropout, seed, batch.epoch, "caption dropout", clip_id)
             for clip_id in batch.clip_ids
@@ -254,6 +256,12 @@ class DitTask:
             weight=weight,
             num_tokens=batch.segments.num_tokens,
             capacity_tokens=batch.capacity,
+        )
+
+    def _draws(self, batch: DitBatch, key: Sequence[str | int]) -> PathDraws:
+        token_width = batch.tokens_LD.shape[1]
+        return draw_path(
+            batch.clip_ids, batch.segments, token_width, self.settings.path, key=key, num_tokens=batch.num_tokens
         )
 
     @torch.no_grad()
@@ -270,8 +278,7 @@ class DitTask:
         for batch in self._validation_batches():
             batch = batch.to(device)
             for number in range(VALIDATION_DRAWS):
-                key = ("validation", number)
-                draws = draw_path(batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=key)
+                draws = self._draws(batch, ("validation", number))
                 point = path_point(batch.tokens_LD, draws, batch.segments)
                 for name, drop in (("loss", False), ("loss_without_prompt", True)):
                     drop_text_S = [drop] * len(batch.segments)

@@ -85,19 +85,26 @@ def shifted(t: Tensor, shift: float | Tensor) -> Tensor:
 
 
 def draw_path(
-    clip_ids: Sequence[str], segments: Segments, token_width: int, settings: PathSettings, *, key: Sequence[str | int]
+    clip_ids: Sequence[str],
+    segments: Segments,
+    token_width: int,
+    settings: PathSettings,
+    *,
+    key: Sequence[str | int],
+    num_tokens: Sequence[int] | None = None,
 ) -> PathDraws:
     """Timestep and noise of every sample; a function of `key` and the clip's id alone.
 
     Args:
         key: what makes this visit of the clip its own, for example (seed, epoch).
+        num_tokens: of each sample before any were dropped, which the shift goes by; default: those that are here.
     """
     timesteps, noise = [], []
-    for clip_id, length in zip(clip_ids, segments.lengths, strict=True):
+    for clip_id, length, size in zip(clip_ids, segments.lengths, num_tokens or segments.lengths, strict=True):
         generator = generator_for(*key, clip_id)
         normal = torch.randn((), generator=generator)
         logit_normal = torch.sigmoid(settings.timestep_mean + settings.timestep_std * normal)
-        timesteps.append(shifted(logit_normal, settings.shift_of(length)))
+        timesteps.append(shifted(logit_normal, settings.shift_of(size)))
         noise.append(torch.randn(length, token_width, generator=generator))
     device = segments.cu_seqlens.device
     return PathDraws(torch.stack(timesteps).to(device), torch.cat(noise).to(device))

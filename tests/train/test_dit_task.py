@@ -131,6 +131,20 @@ def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
     assert not torch.equal(noise_LD[:4], noise_LD[4:])
 
 
+def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
+    """The shift goes by how large the picture is, not by how much of it is left."""
+    path = PathSettings(shift=3.0, shift_tokens=4)
+    few = Segments.from_lengths([4])
+    of_few = draw_path(["clip-0"], few, 3, path, key=(0, 0))
+    of_rest = draw_path(["clip-0"], few, 3, path, key=(0, 0), num_tokens=[16])
+    of_all = draw_path(["clip-0"], Segments.from_lengths([16]), 3, path, key=(0, 0))
+    assert of_few.timestep_S < of_rest.timestep_S == of_all.timestep_S
+    task = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, keep=("0.5",)), buckets=BUCKETS)
+    batch = next(task.batches(0, 0, 1))
+    assert all(size in (6, 8) for size in batch.num_tokens)
+    assert all(length in (3, 4) for length in batch.segments.lengths)
+
+
 def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
     plan = make_task().config["plan"]
     assert not {"too_long", "max_frames", "mix", "keep"} & plan.keys()
