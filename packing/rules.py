@@ -101,7 +101,8 @@ def parse_rule(text: str, *, other_values: re.Pattern[str] | None = None) -> Rul
     Raises:
         UsageError: it says what is wrong and how a rule is written.
     """
-    before, at, when = str(text).strip().partition("@")
+    text = str(text).strip()  # a run.yaml holds 0.5 as a number
+    before, at, when = text.partition("@")
     samples, _, value = before.rpartition("=")
     samples = samples or "all"
     start, end = _when(text, when) if at else (0.0, math.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -78,9 +79,13 @@ def make_source(num_clips: int = 10, caption: str = "a {} field") -> MemorySourc
     return MemorySource(latents, [f"clip-{i}" for i in range(num_clips)], captions)
 
 
-def make_task(source=None, *, capacity: int = 20, **changes) -> DitTask:
+RULES = {"too_long": "split", "max_frames": ("1@epoch<1",), "mix": ("1.5",), "keep": ("0.6",)}
+"""Of the plan: epochs differ in length."""
+
+
+def make_task(source=None, *, capacity: int = 20, rules=None, **changes) -> DitTask:
     settings = SETTINGS if not changes else DitSettings(**(vars(SETTINGS) | changes))
-    return DitTask(source or make_source(), settings, PlanSettings(capacity=capacity), buckets=BUCKETS)
+    return DitTask(source or make_source(), settings, PlanSettings(capacity=capacity, **(rules or {})), buckets=BUCKETS)
 
 
 def fill_zeros(model: nn.Module) -> None:
@@ -131,19 +136,13 @@ def test_rows_and_ranks_do_not_change_the_gradient(changes):
 
 
 def test_rows_and_ranks_do_not_change_the_gradient_of_excerpts_with_dropped_tokens():
-    rules = {"max_frames": ("2",), "mix": ("1.5",), "keep": ("0.6",)}
-
-    def task(capacity):
-        return DitTask(make_source(), SETTINGS, PlanSettings(capacity=capacity, **rules), buckets=BUCKETS)
-
-    reference = epoch_gradient(task(8))
+    reference = epoch_gradient(make_task(capacity=8, rules=RULES))
     for capacity, num_ranks in ((20, 1), (60, 2)):
-        for got, expected in zip(epoch_gradient(task(capacity), num_ranks), reference, strict=True):
-            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+        assert_same_gradient(epoch_gradient(make_task(capacity=capacity, rules=RULES), num_ranks), reference)
 
 
 def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
-    task = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, mix=("2",)), buckets=BUCKETS)
+    task = make_task(rules={"mix": ("2",)})
     names = [name for ids in clips_of(task.batches(0, 0, 1), 9) for name in ids]
     assert {"clip-0", "clip-0#1"} <= set(names)
     segments = Segments.from_lengths([4, 4])
@@ -151,10 +150,24 @@ def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
     assert not torch.equal(noise_LD[:4], noise_LD[4:])
 
 
+def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
+    """The shift goes by how large the picture is, not by how much of it is left."""
+    path = PathSettings(shift=3.0, shift_tokens=4)
+    few = Segments.from_lengths([4])
+    of_few = draw_path(["clip-0"], few, 3, path, key=(0, 0))
+    of_rest = draw_path(["clip-0"], few, 3, path, key=(0, 0), token_shapes=[(4, 2, 2)])
+    of_all = draw_path(["clip-0"], Segments.from_lengths([16]), 3, path, key=(0, 0))
+    assert of_few.timestep_S < of_rest.timestep_S == of_all.timestep_S
+    task = make_task(rules={"keep": ("0.5",)})
+    batch = next(task.batches(0, 0, 1))
+    assert all(math.prod(shape) in (6, 8) for shape in batch.token_shapes)
+    assert all(length in (3, 4) for length in batch.segments.lengths)
+
+
 def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
     plan = make_task().config["plan"]
     assert not {"too_long", "max_frames", "mix", "keep"} & plan.keys()
-    with_rules = DitTask(make_source(), SETTINGS, PlanSettings(capacity=20, keep=("0.5",)), buckets=BUCKETS)
+    with_rules = make_task(rules={"keep": ("0.5",)})
     assert with_rules.config["plan"] == plan | {"keep": ("0.5",)}
 
 
@@ -170,14 +183,15 @@ def test_any_step_can_be_the_first():
     assert [row for pair in zip(*by_two_ranks) for row in pair] == straight[:8]
 
 
-def test_a_restored_task_goes_on_at_the_next_row_on_another_number_of_ranks():
-    straight = clips_of(make_task().batches(0, 0, 1), 9)
-    before = make_task()
+@pytest.mark.parametrize("rules", [{}, RULES])
+def test_a_restored_task_goes_on_at_the_next_row_on_another_number_of_ranks(rules):
+    straight = clips_of(make_task(rules=rules).batches(0, 0, 1), 9)
+    before = make_task(rules=rules)
     clips_of(before.batches(0, 0, 2), 2)  # two steps of two ranks: four rows are read
-    after = make_task()
+    after = make_task(rules=rules)
     after.load_state_dict(before.state_dict())
     assert clips_of(after.batches(2, 0, 1), 3) == straight[4:7]
-    earlier = make_task()
+    earlier = make_task(rules=rules)
     earlier.load_state_dict(before.state_dict())
     assert clips_of(earlier.batches(1, 0, 1), 3) == straight[2:5], "a step before the saved one, too"
 
@@ -189,12 +203,13 @@ def test_a_position_in_other_samples_is_refused():
         make_task(make_source(num_clips=11)).load_state_dict(before.state_dict())
 
 
-def test_a_killed_training_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("rules", [{}, RULES])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, rules):
     settings = {"lr": 3e-3, "warmup_steps": 1, "device": "cpu", "schedule": "constant", "checkpoint_every": 2}
-    whole = make_task()
+    whole = make_task(rules=rules)
     train(whole, TrainerSettings(num_steps=5, **settings), str(tmp_path / "whole"), progress=False)
-    train(make_task(), TrainerSettings(num_steps=2, **settings), str(tmp_path / "cut"), progress=False)
-    resumed = make_task()
+    train(make_task(rules=rules), TrainerSettings(num_steps=2, **settings), str(tmp_path / "cut"), progress=False)
+    resumed = make_task(rules=rules)
     result = train(resumed, TrainerSettings(num_steps=5, **settings), str(tmp_path / "cut"), progress=False)
     assert result.resumed_from == 2
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

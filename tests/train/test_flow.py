@@ -167,15 +167,6 @@ def test_shift_rules_follow_their_papers_and_sizes():
         shift("area_time", 256)
 
 
-def test_a_sample_with_dropped_tokens_is_shifted_as_the_whole_one():
-    path = PathSettings(shift_tokens=4)
-    whole, half = (
-        draw_path(["a"], Segments.from_lengths([length]), 1, path, key=(0,), token_shapes=[(4, 2, 2)]).timestep_S
-        for length in (16, 8)
-    )
-    assert torch.equal(whole, half)
-
-
 def test_settings_without_effect_or_sense_are_refused():
     for match, settings in {
         "unknown schedule 'sine'": {"schedule": "sine"},
