@@ -35,6 +35,7 @@ from recaption.video_io import DecodeLimits
 from train.captioner_task import CaptionerSettings
 from train.compressor_task import CompressorSettings
 from train.dit_task import DitSettings
+from train.evaluation import EvaluationSettings
 from train.flow import PathSettings
 from train.trainer import TrainerSettings
 
@@ -172,6 +173,7 @@ class TrainDit:
 
     dit: DitSettings = field(default_factory=DitSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

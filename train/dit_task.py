@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -255,18 +255,20 @@ class DitTask:
             capacity_tokens=batch.capacity,
         )
 
-    @torch.no_grad()
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Loss on fixed rows of the training set with fixed noise, and how much of it the captions take away.
+        """`loss_on` fixed rows of the training set."""
+        return self.loss_on(model, self._validation_batches()) if self.settings.validation_rows else {}
+
+    @torch.no_grad()
+    def loss_on(self, model: nn.Module, batches: Iterable[DitBatch]) -> dict[str, float]:
+        """Loss with fixed noise, and how much of it the captions take away.
 
         `prompt_gain` is loss without captions / loss with them - 1: at 0 the model does not listen to its prompt.
         """
-        if not self.settings.validation_rows:
-            return {}
         sums = {"loss": 0.0, "loss_without_prompt": 0.0}
         total_weight = 0.0
         device = next(model.parameters()).device
-        for batch in self._validation_batches():
+        for batch in batches:
             batch = batch.to(device)
             for number in range(VALIDATION_DRAWS):
                 key = ("validation", number)
