@@ -45,7 +45,7 @@ EVALUATION_JSON = "evaluation.json"
 EVALUATION_SHEET = "evaluation.png"
 EVALUATIONS_JSONL = "evaluations.jsonl"
 """A line per evaluated step: the values alone, for curves."""
-SHEET_PROMPTS = 12
+SHEET_PROMPTS = 8
 """Rows of the contact sheet."""
 INDEX = "index.parquet"
 MUST_AGREE = ("text_encoder", "compressor", "patch", "path", "loss_norm")

@@ -12,8 +12,8 @@ from jobs.report_charts import Series, line, number
 from jobs.report_gallery import Media
 from recaption.run_folder import RunFolder
 
-MAX_TEXTS = 12
-"""Prompts shown with what the captioner said of their samples; as many as the contact sheet has rows."""
+MAX_TEXTS = 24
+"""Prompts shown with what the captioner said of their samples."""
 GROUPS = {
     "prompt_following": "Prompt following, read back by the captioner",
     "contrastive": "Contrastive score",

@@ -47,6 +47,8 @@ class DitSettings:
     width: int = 192
     depth: int = 6
     num_heads: int = 6
+    absolute_positions: bool = False
+    """Tell each token where it is on the grid, besides distances (RoPE): small models learn shapes sooner."""
     attention_backend: str = "auto"
     """`auto`, `loop`, `varlen` or `flex`; auto is the fastest that runs on the device."""
     patch: tuple[int, int, int] = (1, 1, 1)
@@ -166,6 +168,7 @@ class DitTask:
             "depth": settings.depth,
             "num_heads": settings.num_heads,
             "attention_backend": settings.attention_backend,
+            "absolute_positions": settings.absolute_positions,
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -147,7 +147,8 @@ def build(arguments: argparse.Namespace) -> Curve:
             depth=4,
             num_heads=4,
             patch=(2, 2, 2),
-            path=PathSettings(timestep_mean=0.2),
+            absolute_positions=arguments.positions,
+            path=PathSettings(timestep_mean=0.5),
             validation_rows=1,
         ),
         PlanSettings(capacity=768, cost_width=256),
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=200, help="steps between two points of the curve")
     parser.add_argument("--prompts", type=int, default=30, help="prompts of these; the last point has all 100")
     parser.add_argument("--scenes", type=int, default=4000)
+    parser.add_argument("--positions", action=argparse.BooleanOptionalAction, default=True, help="absolute ones")
     parser.add_argument("--checkpoint", help="measure this one, trained by this file, and train nothing")
     parser.add_argument("--out", help="folder of the training; default: a temporary one")
     arguments = parser.parse_args()

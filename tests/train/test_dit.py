@@ -229,6 +229,20 @@ def test_rope_sees_distances_only_and_takes_any_size():
     assert product([2, 5, 9], [1, 3, 4]) != pytest.approx(product([2, 5, 9], [1, 4, 4]), abs=1e-3)
 
 
+def test_absolute_positions_tell_a_token_where_it_is_and_without_them_only_distances_count():
+    row = make_row()
+    moved = row | {"position_L3": row["position_L3"] + torch.tensor([1, 2, 3])}
+    without, told = make_dit(), make_dit(absolute_positions=True)
+    torch.testing.assert_close(without(**row), without(**moved), atol=1e-4, rtol=1e-4)
+    assert (told(**row) - told(**moved)).abs().max() > 1e-2
+    again = build("dit", **told.config)
+    again.load_state_dict(told.state_dict())
+    assert torch.equal(told(**row), again(**row))
+    own = torch.cat([told(**sample_of(row, s)) for s in range(len(GRIDS))])
+    torch.testing.assert_close(told(**row), own, atol=1e-5, rtol=1e-5)
+    gradients(told, told(**row))
+
+
 def test_autocast_keeps_the_output_float32_and_near_the_exact_one():
     dit, row = make_dit(), make_row()
     exact = dit(**row)

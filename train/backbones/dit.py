@@ -36,6 +36,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 ROPE_THETA = 10_000.0
 TIME_FREQUENCIES = 256
+POSITION_FREQUENCIES = 8
+"""Per axis, for `absolute_positions`: one turn in 2 pi to 128 pi tokens."""
 NULL_TOKENS = 1
 
 
@@ -53,11 +55,14 @@ class Dit(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         attention_backend: str = "auto",
+        absolute_positions: bool = False,
     ) -> None:
         """
         Args:
             token_width: numbers per token: latent channels x patch volume; in and out.
             text_width, pooled_width: what the text encoder gives per token and per caption.
+            absolute_positions: tell each token where it is on the grid, besides the distances that attention sees. A
+                small model otherwise spends most of a short training on finding out.
 
         Raises:
             UsageError: `width` does not divide into heads, or a head is too narrow for three axes of positions.
@@ -78,8 +83,11 @@ class Dit(nn.Module):
             "mlp_ratio": mlp_ratio,
             "attention_backend": attention_backend,
         }
+        if absolute_positions:  # left out otherwise: checkpoints from before there was a choice go on
+            self.config["absolute_positions"] = True
         self.head_width = head_width
         self.token_embedding = nn.Linear(token_width, width)
+        self.position_embedding = nn.Linear(6 * POSITION_FREQUENCIES, width) if absolute_positions else None
         self.timestep_embedding = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.text_embedding = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
         self.pooled_embedding = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, width))
@@ -130,6 +138,8 @@ class Dit(nn.Module):
         rope = rope_angles(position_L3, self.head_width)
         # The residual stream stays float32, also under autocast: depth adds up rounding errors there.
         x_LD = self.token_embedding(tokens_LD).float()
+        if self.position_embedding is not None:
+            x_LD = x_LD + self.position_embedding(position_waves(position_L3)).float()
         for block in self.blocks:
             x_LD = block(x_LD, rope, segments, condition_SD, text_MD, text_segments)
         shift_SD, scale_SD = self.final_modulation(condition_SD).chunk(2, dim=-1)
@@ -237,6 +247,14 @@ def timestep_frequencies(timestep_S: Tensor, num_frequencies: int = TIME_FREQUEN
     half = num_frequencies // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timestep_S.device) / half
     angles = 1000.0 * timestep_S.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_waves(position_L3: Tensor) -> Tensor:
+    """Cosines and sines (L, 6 x POSITION_FREQUENCIES) of each token's place along each axis; any grid size."""
+    steps = torch.arange(POSITION_FREQUENCIES, dtype=torch.float32, device=position_L3.device)
+    frequencies = 64.0 ** -(steps / (POSITION_FREQUENCIES - 1))
+    angles = (position_L3.float()[:, :, None] * frequencies).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
