@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -223,12 +223,16 @@ class Train(Common):
     """captioner: what trains: full, lit or frozen."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
+    eval: bool = False
+    """dit: train nothing; measure the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.train import train_model, with_start_flags
+        from jobs.train import evaluate_model, train_model, with_start_flags
 
         recipe = self.settings
+        if self.eval:
+            return self._evaluate(evaluate_model)
         if self.captions or self.start is not None or self.preset is not None:
             recipe = with_start_flags(self.model, recipe, self.captions, self.start, self.preset)
         with self.cluster() as cluster:
@@ -243,6 +247,13 @@ class Train(Common):
                 resume=self.resume,
                 progress=self.progress,
             )
+
+    def _evaluate(self, evaluate_model: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        trains = {"--steps": self.steps is not None, "--no-resume": not self.resume, "--num-workers": self.num_workers}
+        for flag in (flag for flag, given in trains.items() if given):
+            raise UsageError(f"--eval trains nothing, so {flag} says nothing: leave it out")
+        with self.cluster() as cluster:
+            return evaluate_model(self.model, self.run, self.name, self.settings, cluster, progress=self.progress)
 
 
 @dataclass(frozen=True, kw_only=True)

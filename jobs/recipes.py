@@ -36,6 +36,7 @@ from train.captioner_task import CaptionerSettings
 from train.compressor_task import CompressorSettings
 from train.conditions import DEFAULT_MIX
 from train.dit_task import DitSettings
+from train.evaluation import EvaluationSettings
 from train.flow import PathSettings
 from train.trainer import TrainerSettings
 
@@ -189,6 +190,7 @@ class TrainDit:
 
     dit: DitSettings = field(default_factory=DitSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,20 +4,21 @@
 
 An image is a clip of one frame, at frame number 0, where the rotary positions do not turn. So an image model is a video
 model that has not seen the later frames yet, and gives the same image at the start, bit for bit. What the new model may
-have beside it is a frame embedding, which starts at zero.
+have beside it are absolute positions, which then start at zero.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from recaption.errors import CheckpointMismatchError
 from train import checkpoint
 
-MAY_DIFFER = ("attention_backend", "frame_embedding")
-"""Settings of a backbone that leave its weights what they are, or add ones that start at zero."""
+GAINED = "absolute_positions"
+"""Setting of a backbone whose weights change nothing where they are zero."""
 OF_PATH = ("schedule", "prediction", "zero_terminal_snr")
 """What decides the meaning of an answer; which noise levels are trained may change."""
 
@@ -38,6 +39,9 @@ def load_start(path: str, model: nn.Module, config: dict[str, Any]) -> dict[str,
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
     there, here = _meaning(saved), _meaning(checkpoint.plain(config))
+    is_gaining = f"backbone {GAINED}" in here.keys() - there.keys()
+    if is_gaining:
+        del here[f"backbone {GAINED}"]
     differing = [
         f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(there.keys() | here.keys())
@@ -47,16 +51,19 @@ def load_start(path: str, model: nn.Module, config: dict[str, Any]) -> dict[str,
         raise CheckpointMismatchError(
             f"start {found.path} is another model ({'; '.join(differing[:3])}): train with its settings, or without a start"
         )
-    own = model.state_dict()
-    if config["backbone"].get("frame_embedding"):
-        weights = {name: own[name] for name in own if name.startswith("frame_embedding.")} | weights
+    if is_gaining:
+        weights |= {
+            name: torch.zeros_like(own)
+            for name, own in model.state_dict().items()
+            if name.startswith("position_embedding.")
+        }
     checkpoint.load_weights(model, weights, found.path)
     return {"step": found.step, "weights": checkpoint.weights_hash(weights)}
 
 
 def _meaning(config: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for the weights to mean the same, by name."""
-    meaning = {f"backbone {name}": value for name, value in config["backbone"].items() if name not in MAY_DIFFER}
+    meaning = {f"backbone {name}": value for name, value in config["backbone"].items() if name != "attention_backend"}
     meaning |= {f"path {name}": config["path"][name] for name in OF_PATH if name in config["path"]}
     return meaning | {
         "patch": config["patch"],

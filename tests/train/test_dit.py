@@ -72,7 +72,11 @@ def gradients(dit: nn.Module, velocity_LD: torch.Tensor) -> dict[str, torch.Tens
     return {name: p.grad.clone() for name, p in dit.named_parameters() if p.grad is not None}
 
 
-VARIANTS = {"plain": {}, "registers": {"num_registers": 3}, "frames": {"frame_embedding": True, "num_registers": 1}}
+VARIANTS = {
+    "plain": {},
+    "registers": {"num_registers": 3},
+    "positions": {"absolute_positions": True, "num_registers": 1},
+}
 
 
 def recomputed(dit: nn.Module) -> nn.Module:
@@ -254,21 +258,13 @@ def test_registers_lengthen_the_rows_of_the_blocks_and_nothing_else():
         make_dit(num_registers=-1)
 
 
-def test_an_image_model_goes_on_as_a_video_model_with_bit_equal_images():
-    """Frame 0 is not turned, and the frame embedding starts at zero: at first also a video is seen as before."""
-    torch.manual_seed(0)
-    image_model = make_dit()
-    video_model = build("dit", **(image_model.config | {"frame_embedding": True}))
-    missing = video_model.load_state_dict(image_model.state_dict(), strict=False)
-    assert missing.missing_keys == ["frame_embedding.weight", "frame_embedding.bias"]
-    row = make_row()
-    assert torch.equal(video_model(**row), image_model(**row))
+def test_frame_0_is_not_turned():
+    """So an image model is a video model that has not seen the later frames yet."""
     cos, sin = rope_angles(grid_positions((1, 3, 4)), 12)
     time_pairs = rope_axis_widths(12)[0] // 2
     assert (cos[:, :time_pairs] == 1).all()
     assert (sin[:, :time_pairs] == 0).all()
-    got = gradients(video_model, video_model(**row))["frame_embedding.weight"]
-    assert got.abs().max() > 0, "but it learns"
+    assert (cos[5:, time_pairs:] != 1).any()
 
 
 @pytest.mark.slow
@@ -320,6 +316,20 @@ def test_rope_sees_distances_only_and_takes_any_size():
 
     assert product([2, 5, 9], [1, 3, 4]) == pytest.approx(product([12, 105, 39], [11, 103, 34]), abs=1e-4)
     assert product([2, 5, 9], [1, 3, 4]) != pytest.approx(product([2, 5, 9], [1, 4, 4]), abs=1e-3)
+
+
+def test_absolute_positions_tell_a_token_where_it_is_and_without_them_only_distances_count():
+    row = make_row()
+    moved = row | {"position_L3": row["position_L3"] + torch.tensor([1, 2, 3])}
+    without, told = make_dit(), make_dit(absolute_positions=True)
+    torch.testing.assert_close(without(**row), without(**moved), atol=1e-4, rtol=1e-4)
+    assert (told(**row) - told(**moved)).abs().max() > 1e-2
+    again = build("dit", **told.config)
+    again.load_state_dict(told.state_dict())
+    assert torch.equal(told(**row), again(**row))
+    own = torch.cat([told(**sample_of(row, s)) for s in range(len(GRIDS))])
+    torch.testing.assert_close(told(**row), own, atol=1e-5, rtol=1e-5)
+    gradients(told, told(**row))
 
 
 def test_autocast_keeps_the_output_float32_and_near_the_exact_one():

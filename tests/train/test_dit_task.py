@@ -111,7 +111,7 @@ def epoch_gradient(task: DitTask, num_ranks: int = 1) -> list[torch.Tensor]:
 LEARNED = {
     "flow per sample": {},
     "flow per token": {"loss_norm": "token"},
-    "registers": {"num_registers": 2, "frame_embedding": True, "loss_norm": "tokens^0.5"},
+    "registers": {"num_registers": 2, "absolute_positions": True, "loss_norm": "tokens^0.5"},
     "v": {"path": PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time")},
     "epsilon": {"path": PathSettings(schedule="linear", prediction="epsilon", discrete=True), "loss_norm": "token"},
     "given frames": {"conditions": ("first=1",), "num_registers": 1},
@@ -256,16 +256,20 @@ def test_a_training_on_images_goes_on_with_video_from_bit_equal_images(tmp_path)
     train(images, trainer, str(tmp_path / "images"), progress=False)
     trained = sampler_module.Sampler.from_checkpoint(str(tmp_path / "images")).model
     start = str(tmp_path / "images")
-    video = make_task(start=start, frame_embedding=True, path=PathSettings(shift_tokens=9))
+    video = make_task(start=start, absolute_positions=True, path=PathSettings(shift_tokens=9))
     assert video.config["start"]["step"] == 2
     image = next(images.batches(0, 0, 1))
     inputs = (image.tokens_LD, image.position_L3, image.segments, torch.rand(len(image.segments)))
     text = (image.text.text_MC, image.text.segments, image.text.pooled_SC)
     assert trained(*inputs, *text).abs().max() > 0
     assert torch.equal(video.model(*inputs, *text), trained(*inputs, *text))
+    clip = next(row for row in video.batches(0, 0, 1) if max(shape[0] for shape in row.token_shapes) > 1)
+    video.loss(clip, step=0, seed=0).loss_sum.backward()
+    assert video.model.position_embedding.weight.grad.abs().max() > 0, "what starts at zero learns"
+    video.model.zero_grad()
     first = train(video, trainer, str(tmp_path / "video"), progress=False)
     assert first.steps == 2
-    again = make_task(start=start, frame_embedding=True, path=PathSettings(shift_tokens=9))
+    again = make_task(start=start, absolute_positions=True, path=PathSettings(shift_tokens=9))
     longer = dataclasses.replace(trainer, num_steps=3)
     assert train(again, longer, str(tmp_path / "video"), progress=False).resumed_from == 2
 

@@ -37,6 +37,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 ROPE_THETA = 10_000.0
 TIME_FREQUENCIES = 256
+POSITION_FREQUENCIES = 8
+"""Per axis, for `absolute_positions`: one turn in 2 pi to 128 pi tokens."""
 NULL_TOKENS = 1
 
 
@@ -55,7 +57,7 @@ class Dit(nn.Module):
         mlp_ratio: float = 4.0,
         attention_backend: str = "auto",
         num_registers: int = 0,
-        frame_embedding: bool = False,
+        absolute_positions: bool = False,
     ) -> None:
         """
         Args:
@@ -63,8 +65,8 @@ class Dit(nn.Module):
             text_width, pooled_width: what the text encoder gives per token and per caption.
             num_registers: learned tokens that go with every sample through the blocks and are then left out (arXiv
                 2309.16588): room for what belongs to the whole sample. The blocks' rows are longer by as many a sample.
-            frame_embedding: beside the rotations, which say how far apart two tokens are, add a learned function of the
-                frame's own number; zero at first, so that an image model goes on as the model that it was.
+            absolute_positions: tell each token where it is on the grid, besides the distances that attention sees. A
+                small model otherwise spends most of a short training on finding out.
 
         Raises:
             UsageError: `width` does not divide into heads, a head is too narrow for three axes of positions, or a
@@ -88,11 +90,12 @@ class Dit(nn.Module):
             "mlp_ratio": mlp_ratio,
             "attention_backend": attention_backend,
         }
-        # younger than the first checkpoints, which are to be gone on from
+        # left out otherwise: checkpoints from before there was a choice go on
         self.config |= {"num_registers": num_registers} if num_registers else {}
-        self.config |= {"frame_embedding": True} if frame_embedding else {}
+        self.config |= {"absolute_positions": True} if absolute_positions else {}
         self.head_width = head_width
         self.token_embedding = nn.Linear(token_width, width)
+        self.position_embedding = nn.Linear(6 * POSITION_FREQUENCIES, width) if absolute_positions else None
         self.timestep_embedding = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.text_embedding = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
         self.pooled_embedding = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, width))
@@ -101,7 +104,6 @@ class Dit(nn.Module):
         self.given_embedding_D = nn.Parameter(torch.zeros(width))
         self.register_load_state_dict_pre_hook(_without_given_embedding)
         self.register_embedding_RD = nn.Parameter(torch.randn(num_registers, width)) if num_registers else None
-        self.frame_embedding = nn.Linear(TIME_FREQUENCIES, width) if frame_embedding else None
         self.blocks = nn.ModuleList(DitBlock(width, num_heads, mlp_ratio, attention_backend) for _ in range(depth))
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.final_projection = nn.Linear(width, token_width)
@@ -117,9 +119,8 @@ class Dit(nn.Module):
         for block in self.blocks:
             for layer in (block.modulation[1], block.cross_attention.out):
                 nn.init.zeros_(layer.weight)
-        for layer in (self.final_modulation[1], self.final_projection, self.frame_embedding):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
+        for layer in (self.final_modulation[1], self.final_projection):
+            nn.init.zeros_(layer.weight)
 
     def forward(
         self,
@@ -149,11 +150,11 @@ class Dit(nn.Module):
         text_MD = self.text_embedding(text_MC)
         # The residual stream stays float32, also under autocast: depth adds up rounding errors there.
         x_LD = self.token_embedding(tokens_LD).float()
+        if self.position_embedding is not None:
+            x_LD = x_LD + self.position_embedding(position_waves(position_L3)).float()
         # In every graph, given tokens or not, as the null caption is: DDP waits for every gradient.
         given_L1 = x_LD.new_zeros(1, 1) if given_L is None else given_L[:, None].to(x_LD.dtype)
         x_LD = x_LD + given_L1 * self.given_embedding_D
-        if self.frame_embedding is not None:
-            x_LD = x_LD + self.frame_embedding(frequencies(position_L3[:, 0]))
         x_LD = self._through_blocks(x_LD, position_L3, segments, condition_SD, text_MD, text_segments)
         shift_SD, scale_SD = self.final_modulation(condition_SD).chunk(2, dim=-1)
         return self.final_projection(modulated_layer_norm(x_LD, shift_SD, scale_SD, segments)).float()
@@ -307,15 +308,18 @@ class CrossAttention(PackedAttention):
 
 
 def timestep_frequencies(timestep_S: Tensor, num_frequencies: int = TIME_FREQUENCIES) -> Tensor:
-    """Of 1000 t, as DDPM's integer steps had."""
-    return frequencies(1000.0 * timestep_S.float(), num_frequencies)
-
-
-def frequencies(number_N: Tensor, num_frequencies: int = TIME_FREQUENCIES) -> Tensor:
-    """Cosines and sines at geometric frequencies, of periods from 2 pi to 2 pi * 1e4."""
+    """Cosines and sines of 1000 t at geometric frequencies (period 2 pi to 2 pi * 1e4), as DDPM's integer steps had."""
     half = num_frequencies // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=number_N.device) / half
-    angles = number_N.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    exponents = torch.arange(half, dtype=torch.float32, device=timestep_S.device) / half
+    angles = 1000.0 * timestep_S.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_waves(position_L3: Tensor) -> Tensor:
+    """Cosines and sines (L, 6 x POSITION_FREQUENCIES) of each token's place along each axis; any grid size."""
+    steps = torch.arange(POSITION_FREQUENCIES, dtype=torch.float32, device=position_L3.device)
+    frequencies = 64.0 ** -(steps / (POSITION_FREQUENCIES - 1))
+    angles = (position_L3.float()[:, :, None] * frequencies).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
