@@ -218,6 +218,8 @@ class Train(Common):
     """captioner: what trains: full, lit or frozen."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
+    use_gpu: bool = False
+    """Every rank on a GPU of its own, or an error; default: on GPUs where there are any (the trainer's `device`)."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
@@ -235,6 +237,7 @@ class Train(Common):
                 cluster,
                 num_steps=self.steps,
                 num_ranks=self.num_workers or 1,
+                use_gpu=self.use_gpu,
                 resume=self.resume,
                 progress=self.progress,
             )

@@ -1,7 +1,7 @@
 """Whether a training fits the memory of its device, said before it starts.
 
-    needed = estimate(model, parts=8, is_sharded=True, activations_bytes=task.activation_bytes("bf16"))
-    check_fits(needed, device, num_ranks_here=8)       # UsageError on a GPU, a warning on a CPU, which can swap
+    needed = estimate(model, num_parts=8, has_average=True, is_sharded=True, activations_bytes=task.activation_bytes("bf16"))
+    check_fits(needed, device, num_ranks=8)       # UsageError on a GPU, a warning on a CPU, which can swap
 
 Weights are counted, activations are the task's own estimate; what the allocator wastes and what text encoders take come on
 top, so that an estimate that does not fit never would.
@@ -36,6 +36,7 @@ class MemoryNeeded:
     """Weights, gradients, moments, average: of the whole model, or of a rank's part of it."""
     activations_bytes: int
     is_sharded: bool
+    is_recomputing: bool
 
     @property
     def total_bytes(self) -> int:
@@ -49,7 +50,13 @@ def state_bytes(model: nn.Module, *, has_average: bool) -> int:
 
 
 def estimate(
-    model: nn.Module, *, num_parts: int, is_sharded: bool, has_average: bool, activations_bytes: int
+    model: nn.Module,
+    *,
+    num_parts: int = 1,
+    is_sharded: bool = False,
+    is_recomputing: bool = False,
+    has_average: bool,
+    activations_bytes: int = 0,
 ) -> MemoryNeeded:
     """Of one rank's device.
 
@@ -60,7 +67,9 @@ def estimate(
     if is_sharded:
         largest = max(sum(p.numel() for p in block.parameters()) for block in blocks_of(model))
         whole = -(-whole // num_parts) + GATHERED_BLOCKS * 2 * WEIGHT_BYTES * largest
-    return MemoryNeeded(state_bytes=whole, activations_bytes=activations_bytes, is_sharded=is_sharded)
+    return MemoryNeeded(
+        state_bytes=whole, activations_bytes=activations_bytes, is_sharded=is_sharded, is_recomputing=is_recomputing
+    )
 
 
 def device_bytes(device: torch.device) -> int | None:
@@ -76,7 +85,7 @@ def device_bytes(device: torch.device) -> int | None:
 
 
 def check_fits(needed: MemoryNeeded, device: torch.device, *, num_ranks: int = 1) -> None:
-    """Compare with the device, which on a CPU all ranks of the machine share.
+    """Compare with the device, which on a CPU the `num_ranks` ranks of the machine share.
 
     Raises:
         UsageError: it cannot fit a GPU; what to change is said.
@@ -87,9 +96,9 @@ def check_fits(needed: MemoryNeeded, device: torch.device, *, num_ranks: int = 1
         return
     wishes = []
     if needed.activations_bytes:
-        wishes.append("a smaller --plan.capacity or batch")
+        wishes += ["a smaller plan capacity or batch", *([] if needed.is_recomputing else ["recompute"])]
     if not needed.is_sharded:
-        wishes.append("--parallel fsdp on several ranks")
+        wishes.append("parallel fsdp on several ranks")
     elif needed.state_bytes > there / 2:
         wishes.append("more ranks")
     gb = [f"{count / 1e9:.3g} GB" for count in (needed.total_bytes * sharing, needed.state_bytes, there)]

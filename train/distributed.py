@@ -37,6 +37,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def num_ranks_here() -> int:
+    """Ranks on this machine, as torchrun and Ray Train say it; all, where nobody does."""
+    return min(num_ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks())))
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """`auto` is this rank's GPU where there is one, else the CPU; anything else is torch's own name of a device.
 

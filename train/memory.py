@@ -72,5 +72,15 @@ def training_memory(
         num_parameters=num_parameters,
         model_state_bytes=state,
         sharded_state_bytes=-(-state // num_ranks),
-        activations_bytes=int(KEPT_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width * depth),
+        activations_bytes=activation_bytes(width=width, depth=depth, capacity=capacity, precision=precision),
     )
+
+
+def activation_bytes(*, width: int, depth: int, capacity: int, precision: str, recompute: bool = False) -> int:
+    """What the blocks keep of one full pack for the backward pass.
+
+    Args:
+        recompute: each block keeps its input, in float32, and the one at work what it computes again.
+    """
+    of_block = KEPT_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
+    return int(of_block + 4 * capacity * width * depth if recompute else of_block * depth)

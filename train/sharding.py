@@ -9,6 +9,7 @@ never averaged: what a step is divided by is known only after its last batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from recaption.errors import UsageError
 from train import distributed
@@ -49,6 +51,20 @@ def is_to_be_sharded(parallel: str, model: nn.Module, *, name: str, state_bytes:
         raise UsageError(f"the {name} names no blocks to be gathered one at a time: train it with parallel ddp")
     is_too_full = device_bytes is not None and state_bytes > ROOM_FOR_STATE * device_bytes
     return parallel == "fsdp" or (parallel == "auto" and num_ranks > 1 and is_too_full and bool(blocks_of(model)))
+
+
+def recompute_blocks(model: nn.Module, *, name: str) -> None:
+    """Let every block keep its input only and compute the rest again in the backward pass, with the same dropout.
+
+    Raises:
+        UsageError: a model that names no blocks; `name` is the task's.
+    """
+    if not blocks_of(model):
+        raise UsageError(f"the {name} names no blocks that could be recomputed: leave recompute off")
+    for block in blocks_of(model):
+        # Not a wrapper around the block, which would change the names of its weights.
+        if not isinstance(block.forward, functools.partial):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def shard(model: nn.Module, *, device: torch.device, precision: str, group: dist.ProcessGroup | None) -> None:

@@ -83,6 +83,10 @@ class HasSamples(Protocol):
 class HasActivations(Protocol):
     """A task that knows what its model keeps for the backward pass, so that too little memory is seen before the run."""
 
-    def activation_bytes(self, precision: str) -> int:
-        """Of the largest batch of one rank, an estimate; `precision` is `fp32` or `bf16`."""
+    def activation_bytes(self, precision: str, *, recompute: bool) -> int:
+        """Of the largest batch of one rank, an estimate; `precision` is `fp32` or `bf16`.
+
+        Args:
+            recompute: blocks keep their input only, all but the one whose gradient is being computed.
+        """
         ...

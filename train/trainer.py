@@ -128,15 +128,20 @@ class _Run:
             state_bytes=device_memory.state_bytes(self.model, has_average=has_average),
             device_bytes=device_memory.device_bytes(self.device) if self.device.type == "cuda" else None,
         )
-        activations = self.task.activation_bytes(settings.precision) if isinstance(self.task, HasActivations) else 0
+        activations = 0
+        if isinstance(self.task, HasActivations):
+            activations = self.task.activation_bytes(settings.precision, recompute=settings.recompute)
         needed = device_memory.estimate(
             self.model,
             num_parts=num_ranks,
             is_sharded=is_sharded,
+            is_recomputing=settings.recompute,
             has_average=has_average,
             activations_bytes=activations,
         )
-        device_memory.check_fits(needed, self.device, num_ranks=num_ranks)
+        device_memory.check_fits(needed, self.device, num_ranks=distributed.num_ranks_here())
+        if settings.recompute:
+            sharding.recompute_blocks(self.model, name=self.task.name)
         if is_sharded:
             sharding.shard(self.model, device=self.device, precision=settings.precision, group=self.agreement.group)
         else:

@@ -36,6 +36,9 @@ class TrainerSettings:
     parallel: str = "auto"
     """How several ranks share a model: `ddp` (each has all of it), `fsdp` (each has a part of weights, moments and average;
     only for models that name their blocks), `auto` (fsdp where one device would be too full)."""
+    recompute: bool = False
+    """Keep only the inputs of blocks and compute the rest again in the backward pass: a third more arithmetic, a fraction
+    of the memory. Only for models that name their blocks."""
     compile: bool = False
     """Run the model through torch.compile, block by block where it names its blocks."""
     device: str = "auto"

@@ -50,13 +50,44 @@ def test_two_sharded_ranks_train_the_model_of_one(one_rank, tmp_path):
         (str(tmp_path / "fsdp_1"), {"parallel": "fsdp", "accumulation": 2}, {}),
         (str(tmp_path / "bad"), {"parallel": "fsdp", "accumulation": 2}, {"bad_places": (9, 10, 30)}),
         (str(tmp_path / "ddp"), {"parallel": "ddp", "accumulation": 2}, {}),
+        (str(tmp_path / "recomputed"), {"parallel": "fsdp", "accumulation": 1, "recompute": True}, {}),
     ]
     assert exit_codes(start_ranks(train_several, runs)) == [0, 0]
     assert_same_training(one_rank / "whole", tmp_path / "fsdp_1")
     assert_same_training(one_rank / "with_bad_steps", tmp_path / "bad")
     assert_same_training(one_rank / "whole", tmp_path / "ddp")
     assert [line["skipped_steps"] for line in read_lines(str(tmp_path / "bad" / "metrics.jsonl"))][-1] == 2
+    # One batch a rank: another training, of which the same on one rank is its measure.
+    train_blocks(str(tmp_path / "one"), {"accumulation": 2})
+    assert_same_training(tmp_path / "one", tmp_path / "recomputed")
     assert not list(tmp_path.glob("*/checkpoints/*.tmp"))
+
+
+def test_recomputed_blocks_keep_less_and_change_no_gradient(tmp_path):
+    def kept_and_gradients(recompute: bool) -> tuple[int, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        model = torch.nn.Module()
+        model.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Tanh()) for _ in range(3)
+        )
+        if recompute:
+            sharding.recompute_blocks(model, name="x")
+            sharding.recompute_blocks(model, name="x")
+        kept = []
+        x = torch.ones(50, 8)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            for block in model.blocks:
+                x = block(x)
+            num_kept = len(kept)
+            x.sum().backward()
+        return num_kept, [parameter.grad for parameter in model.parameters()]
+
+    plain, recomputed = kept_and_gradients(False), kept_and_gradients(True)
+    assert recomputed[0] < plain[0]
+    for one, other in zip(plain[1], recomputed[1], strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UsageError, match="the x names no blocks that could be recomputed"):
+        sharding.recompute_blocks(torch.nn.Linear(2, 2), name="x")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
