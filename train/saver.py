@@ -21,6 +21,10 @@ from train import checkpoint, distributed
 from train.tensor_files import copied_to_cpu
 
 
+CLOSING_SECONDS = 60.0
+"""Where another rank has died, a save can never end."""
+
+
 class Saver:
     """One checkpoint at a time. All ranks call all methods, in the same order."""
 
@@ -67,3 +71,8 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def close(self) -> None:
+        """Let a save that is under way end, whatever ended the training."""
+        if self._thread is not None:
+            self._thread.join(timeout=CLOSING_SECONDS)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -77,6 +78,10 @@ def shard(model: nn.Module, *, device: torch.device, precision: str, group: dist
     """
     if next(model.parameters()).device.type == "cpu":
         distributed.broadcast_module(model, group)
+    if precision == "bf16":
+        for module in model.modules():
+            if type(module) is nn.LayerNorm:
+                module.forward = functools.partial(_layer_norm, module)  # type: ignore[method-assign]
     mesh = init_device_mesh(device.type, (distributed.num_ranks(),))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16" else None,
@@ -90,6 +95,12 @@ def shard(model: nn.Module, *, device: torch.device, precision: str, group: dist
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
         unit.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    """In float32 with gathered bfloat16 weights: what autocast does on a GPU only."""
+    weight, bias = (None if tensor is None else tensor.float() for tensor in (module.weight, module.bias))
+    return F.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps)
 
 
 def set_gradient_sync(model: nn.Module, is_on: bool) -> None:

@@ -373,6 +373,7 @@ class _Run:
         return found
 
     def close(self) -> None:
+        self.saver.close()
         if self.log is not None:
             self.log.close()
 

@@ -17,7 +17,7 @@ def start_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stand_ins.block_task"])
+    context.set_forkserver_preload(["tests.stand_ins.block_task", "tests.stand_ins.packed_task"])
     processes = []
     for rank in range(num_ranks):
         environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}

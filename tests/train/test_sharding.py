@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from recaption.errors import UsageError
 from tests.stand_ins.block_task import BlockTask, settings, train_blocks, train_several, train_until_killed
+from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train import sharding
 from train.metrics import read_lines
@@ -105,6 +106,28 @@ def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_p
     result = train_blocks(str(folder), {})
     assert result.resumed_from in (8, 10), deaths
     assert_same_training(one_rank / "whole", folder)
+
+
+def test_packed_rows_train_the_same_transformer_however_they_are_shared_out(tmp_path):
+    """One rank with two rows a step, two ranks with one, whole, sharded, recomputed, and a run that changes its ranks."""
+    train_packed(str(tmp_path / "one"), {})
+    train_packed(str(tmp_path / "moved"), {"num_steps": 2})
+    half = {"accumulation": 1}
+    runs = [
+        ("ddp", half | {"parallel": "ddp"}),
+        ("fsdp", half | {"parallel": "fsdp"}),
+        ("recomputed", half | {"parallel": "fsdp", "recompute": True}),
+        ("moved", half | {"parallel": "fsdp", "num_steps": 4}),
+        ("bf16", half | {"parallel": "fsdp", "precision": "bf16"}),
+    ]
+    assert exit_codes(start_ranks(train_several_packed, [(str(tmp_path / name), how) for name, how in runs])) == [0, 0]
+    assert train_packed(str(tmp_path / "moved"), {}).resumed_from == 4
+    for name in ("ddp", "fsdp", "recomputed", "moved"):
+        assert_same_training(tmp_path / "one", tmp_path / name, step=6)
+    one, rounded = (read_lines(str(tmp_path / name / "metrics.jsonl")) for name in ("one", "bf16"))
+    assert [line["loss"] for line in rounded] == pytest.approx([line["loss"] for line in one], rel=0.02)
+    weights = load_file(tmp_path / "bf16" / "checkpoints" / "step-000006" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path):
