@@ -32,7 +32,7 @@ class TrainingMemory:
     sharded_state_bytes: int
     """The same spread over all ranks (FSDP)."""
     activations_bytes: int
-    """One full pack, nothing recomputed."""
+    """One full pack."""
 
 
 def training_memory(
@@ -44,12 +44,14 @@ def training_memory(
     precision: str = "bf16",
     token_width: int = 64,
     text_width: int = 4096,
+    recompute: bool = False,
 ) -> TrainingMemory:
     """See `TrainingMemory`.
 
     Args:
         token_width: latent channels x patch volume.
         text_width: of the text encoder (4096: T5-XXL).
+        recompute: the trainer's setting: blocks keep their inputs only.
 
     Raises:
         UsageError: a width that does not divide into heads of 64.
@@ -72,7 +74,9 @@ def training_memory(
         num_parameters=num_parameters,
         model_state_bytes=state,
         sharded_state_bytes=-(-state // num_ranks),
-        activations_bytes=activation_bytes(width=width, depth=depth, capacity=capacity, precision=precision),
+        activations_bytes=activation_bytes(
+            width=width, depth=depth, capacity=capacity, precision=precision, recompute=recompute
+        ),
     )
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from train import checkpoint, distributed
 from train.tensor_files import copied_to_cpu
 
-
 CLOSING_SECONDS = 60.0
 """Where another rank has died, a save can never end."""
 
