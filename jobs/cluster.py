@@ -320,8 +320,8 @@ class _Rank:
         import ray.train
 
         notes = _Notes(self.run_id)
-        if notes.read("end"):  # a mistake does not go away by being made again
-            raise RuntimeError("ended")
+        if notes.read("end"):  # started again after a mistake, which does not go away by being made again
+            return
         try:
             returned = self.function(*self.arguments)
         except RecaptionError as error:

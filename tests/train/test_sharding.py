@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from recaption.errors import UsageError
-from tests.stand_ins.block_task import BlockTask, settings, train_blocks, train_several, train_until_killed
+from tests.stand_ins.block_task import (
+    BlockTask,
+    settings,
+    train_blocks,
+    train_several,
+    train_until_killed,
+    train_until_killed_in_save,
+)
 from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train import sharding
@@ -106,6 +113,19 @@ def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_p
     result = train_blocks(str(folder), {})
     assert result.resumed_from in (8, 10), deaths
     assert_same_training(one_rank / "whole", folder)
+
+
+def test_rank_that_dies_while_it_writes_its_shards_leaves_the_checkpoint_before(one_rank, tmp_path):
+    changes = {"parallel": "fsdp", "accumulation": 2}
+    ranks = start_ranks(train_until_killed_in_save, str(tmp_path), changes, 8)
+    ranks[1].join(60)
+    assert ranks[1].exitcode == -9
+    ranks[0].kill()
+    ranks[0].join()
+    assert not (tmp_path / "checkpoints" / "step-000008").exists()
+    assert train_blocks(str(tmp_path), {}).resumed_from == 6
+    assert_same_training(one_rank / "whole", tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
 def test_packed_rows_train_the_same_transformer_however_they_are_shared_out(tmp_path):
