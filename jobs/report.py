@@ -35,6 +35,7 @@ from jobs.report_charts import (
     stacked_bar,
 )
 from jobs.report_distributions import distributions, score_charts
+from jobs.report_evaluation import evaluations
 from jobs.report_gallery import Media, cards, filter_buttons, sampled
 from jobs.report_plan import plan_figures
 from jobs.report_tables import RunTables, duration, read_run
@@ -51,6 +52,7 @@ COMMANDS = {
     "shard": "recaption shard --run RUN --captions NAME",
     "plan": "recaption plan --run RUN",
     "train": "recaption train dit --run RUN --name NAME",
+    "evaluate": "recaption train dit --eval --run RUN --name NAME",
     "sample": "recaption sample --checkpoint RUN/train/NAME --prompt TEXT",
 }
 LATER_REASONS = ("bad_caption", "no_bucket")
@@ -108,6 +110,7 @@ def write_report(
         "buckets": _buckets(tables),
         "plan": plan_figures(plan),
         "trainings": [training for training in trainings if training["steps"]],
+        "evaluations": evaluations(run, media),
         "galleries": galleries,
         "recipe": run.read_bytes("run.yaml").decode(errors="replace") if run.exists("run.yaml") else "",
         "versions": _versions(run),
