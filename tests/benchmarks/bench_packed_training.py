@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_packed_training.py --rounds 3
 
 Depth 6, width 384, 6 heads, 64 numbers per token, 8 text tokens per sample; lengths as `bench_plan.draw_lengths` has them,
-those above 2,048 tokens left out. All four sides run the weights of the same `Dit` on the same samples with a timestep each:
+those above 2,048 tokens left out, and of 200 of them the samples of three rows of a plan, chosen by chance. All four sides
+run the weights of the same `Dit` on the same samples with a timestep each:
 
     packed      rows of at most 4,096 tokens, as trained here: attention sample by sample, adaLN per sample
     dense_mask  the same rows, attention over the whole row under a boolean mask
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ from train.backbones import dit as dit_module
 from train.backbones.dit import Dit, rope_angles, rotate, timestep_frequencies
 from train.backbones.modulation import NORM_EPS
 
-CAPACITY, MAX_TOKENS, BATCH = 4096, 2048, 8
+CAPACITY, MAX_TOKENS, BATCH, POOL = 4096, 2048, 8, 200
 TOKEN_WIDTH, TEXT_WIDTH, TEXT_TOKENS = 64, 64, 8
 GOALS = {"padded": 2.0, "dense_mask": 1.8, "buckets": 0.93}
 
@@ -172,6 +174,14 @@ def rows(samples: Sequence[Sample]) -> list[list[Sample]]:
     return [[samples[index] for index in pack] for pack in packs]
 
 
+def draw_round(lengths: np.ndarray, number: int, num_rows: int) -> list[Sample]:
+    """The samples of some rows of a plan over many, in the order that they were drawn."""
+    drawn = lengths[number * POOL : (number + 1) * POOL]
+    packs = plan_packs(drawn, capacity=CAPACITY, policy="best_fit")
+    chosen = np.random.default_rng(number).choice(len(packs), num_rows, replace=False)
+    return draw_samples(drawn[np.sort(np.concatenate([packs[pack] for pack in chosen]))].tolist(), number)
+
+
 def batches_of_8(samples: Sequence[Sample]) -> list[list[Sample]]:
     return [list(samples[start : start + BATCH]) for start in range(0, len(samples), BATCH)]
 
@@ -259,22 +269,24 @@ def used(model: Dit) -> Iterator[Tensor]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=16, help="per round, a multiple of 8; each round draws others")
+    parser.add_argument("--rows", type=int, default=3, help="of 4,096 tokens a round; each round draws others")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
     check_same_gradient()
     lengths = draw_lengths(100_000)
-    lengths = lengths[lengths <= MAX_TOKENS].tolist()
+    lengths = lengths[lengths <= MAX_TOKENS]
     models = {name: new_model(384, 6) for name in SIDES}
     measure_round(draw_samples([64] * BATCH, 0), models)  # warm up
     found = []
     for number in range(options.rounds):
-        drawn = lengths[number * options.samples : (number + 1) * options.samples]
-        found.append(measure_round(draw_samples(drawn, number), models))
-        fill = sum(drawn) / sum(BATCH * max(drawn[start : start + BATCH]) for start in range(0, len(drawn), BATCH))
+        samples = draw_round(lengths, number, options.rows)
+        found.append(measure_round(samples, models))
+        num_tokens = sum(sample.length for sample in samples)
+        padded = sum(len(batch) * max(sample.length for sample in batch) for batch in batches_of_8(samples))
+        fills = f"fill {num_tokens / CAPACITY / len(rows(samples)):.3f} in rows, {num_tokens / padded:.2f} padded"
         ratios = "  ".join(f"{name} {found[-1]['packed'] / found[-1][name]:.2f}x" for name in GOALS)
-        print(f"round {number}: {sum(drawn)} tokens, fill if padded {fill:.2f}; packed is {ratios}", file=sys.stderr)
+        print(f"round {number}: {num_tokens} tokens, {fills}; packed is {ratios}", file=sys.stderr)
     medians = {name: statistics.median(rates["packed"] / rates[name] for rates in found) for name in GOALS}
     missed = {name: goal for name, goal in GOALS.items() if medians[name] < goal}
     rates = {name: statistics.median(rates[name] for rates in found) for name in SIDES}
