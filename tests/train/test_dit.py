@@ -268,11 +268,16 @@ def test_frame_0_is_not_turned():
 
 
 @pytest.mark.slow
-def test_a_compiled_block_is_the_eager_one_and_rows_of_other_lengths_are_not_compiled_anew():
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_a_compiled_block_is_the_eager_one_and_rows_of_other_lengths_are_not_compiled_anew(is_recomputed):
     from torch._dynamo.utils import counters
 
-    blocks = make_dit().blocks
-    eager = copy.deepcopy(blocks)
+    torch._dynamo.reset()
+    counters.clear()
+    dit = make_dit()
+    eager = copy.deepcopy(dit.blocks)
+    blocks = (recomputed(dit) if is_recomputed else dit).blocks
     for block in blocks:
         block.compile(backend="aot_eager")
     counts = []
