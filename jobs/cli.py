@@ -225,6 +225,8 @@ class Train(Common):
     """Go on from the newest checkpoint of this name."""
     eval: bool = False
     """dit: train nothing; measure the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
+    use_gpu: bool = False
+    """Every rank on a GPU of its own, or an error; default: on GPUs where there are any (the trainer's `device`)."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
@@ -244,6 +246,7 @@ class Train(Common):
                 cluster,
                 num_steps=self.steps,
                 num_ranks=self.num_workers or 1,
+                use_gpu=self.use_gpu,
                 resume=self.resume,
                 progress=self.progress,
             )

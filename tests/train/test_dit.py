@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from recaption.errors import UsageError
+from train import sharding
 from train.attention import Segments
 from train.backbones import build
 from train.backbones.dit import SIZES, rope_angles, rope_axis_widths, rotate
@@ -80,9 +79,8 @@ VARIANTS = {
 
 
 def recomputed(dit: nn.Module) -> nn.Module:
-    """Blocks that keep their input only, as the trainer's setting `recompute` makes them."""
-    for block in dit.blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    """Blocks that keep their input only, by the trainer's setting `recompute`."""
+    sharding.recompute_blocks(dit, name="dit")
     return dit
 
 
