@@ -223,10 +223,10 @@ class Train(Common):
     """captioner: what trains: full, lit or frozen."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
-    use_gpu: bool = False
-    """Every rank on a GPU of its own, or an error; default: on GPUs where there are any (the trainer's `device`)."""
     eval: bool = False
     """dit: train nothing; measure the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
+    use_gpu: bool = False
+    """Every rank on a GPU of its own, or an error; default: on GPUs where there are any (the trainer's `device`)."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:

@@ -246,9 +246,8 @@ class DitBlock(nn.Module):
         """As of every module, except that rows of other lengths are not compiled anew: attention, which runs sample by
         sample or in a kernel of its own, stays outside, and every size is left open from the start."""
         for attention in (self.attention, self.cross_attention):
-            attention.attend = (
-                _attention_outside_compile()
-            )  # one object: a function per block would be a graph per block
+            # one object: a function per block would be a graph per block
+            attention.attend = _attention_outside_compile()  # type: ignore[method-assign]
         super().compile(*args, dynamic=dynamic, **kwargs)
 
 
