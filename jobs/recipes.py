@@ -124,6 +124,9 @@ class EncodeSettings:
     compressor is loaded. `encode` refuses a compressor with other strides."""
     spatial_stride: int = 8
     """Pixels per latent position."""
+    dtype: str = "float16"
+    """How latents are stored: `float16`, `bfloat16`, or `int8` with a step and a middle for each channel of each sample,
+    half the bytes."""
     device: str = "auto"
 
 

@@ -32,6 +32,7 @@ from packing.shards import is_committed
 from recaption.damage import Problem, open_parts
 from recaption.duplicates import PERCEPTUAL, set_of
 from recaption.errors import UsageError, VideoError
+from recaption.latent_statistics import STATISTICS
 from recaption.ledger import CLIPS_SCHEMA, SHARD_SCHEMA, caption_sets, chosen_set
 from recaption.local_files import file_id, local_copy
 from recaption.records import Video, schema_of
@@ -166,7 +167,7 @@ def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Da
             damage.captions[rest.partition("/")[0]].add(part_number(name))
         elif problem.kind == "clip_in_two_shards":
             damage.shards |= _shards_with(job.run, row)
-        elif folder == "latents" and rest.endswith("/index.parquet"):
+        elif folder == "latents" and rest.endswith(("/index.parquet", f"/{STATISTICS}")):
             damage.latents[rest.partition("/")[0]] |= set()
         elif folder == "latents":
             damage.latents[rest.partition("/")[0]].add(re.sub(r"\.(tar|parquet)$", "", name))
