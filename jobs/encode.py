@@ -14,6 +14,7 @@ import numpy as np
 
 from jobs import attempts
 from jobs.cluster import Cluster
+from jobs.encode_text import encode_texts
 from jobs.recipes import Recipe, grid_of, stage_hashes
 from jobs.run_state import write_recipe
 from packing.grid import Grid
@@ -40,7 +41,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """Encode every shard whose latents are not there yet.
 
     Raises:
-        UsageError: no shards, or a compressor that cannot be loaded.
+        UsageError: no shards, or a compressor or text encoder that cannot be loaded.
     """
     from train.compressors import load
 
@@ -68,6 +69,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     }
     for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=device, unit="samples"):
         pass
+    throughput = cluster.throughput()
     remove_stale(run, planned, folder=f"latents/{compressor.name}")
     index = build_latents_index(run, compressor.name)
     statistics = json.loads(run.read_bytes(f"latents/{compressor.name}/{STATISTICS}"))
@@ -79,7 +81,8 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         "round_trip_psnr_db": statistics["round_trip_psnr_db"],
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
-        "throughput": cluster.throughput(),
+        "throughput": throughput,
+        "text": encode_texts(run, recipe, cluster),
     }
 
 

@@ -128,18 +128,21 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
 
 
 def _dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+    from train import text_encoder
     from train.compressors import load
     from train.distributed import choose_device
     from train.dit_task import DitTask
 
+    device = str(choose_device(trainer.device))
     return DitTask(
         run,
         recipe.train_dit.dit,
         recipe.plan,
         latents=load(recipe.encode.compressor).name,
         compressor=recipe.encode.compressor,
+        encoder=text_encoder.load(recipe.train_dit.dit.text_encoder, device=device, run=run),
         seed=trainer.seed,
-        device=str(choose_device(trainer.device)),
+        device=device,
     )
 
 

@@ -55,6 +55,7 @@ from recaption.ledger import (
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.repeated_captions import REPEATED_SCHEMA, repeated_name
 from recaption.run_folder import RunFolder
+from recaption.text_parts import text_problems
 
 INDEX = "index.parquet"
 Track = Callable[[Sequence[str]], Iterable[str]]
@@ -96,6 +97,7 @@ def verify(
         found.problems += _tar_files(run, "latents/*/*/*.tar", found, "latents", track)
     if found.has("latents", "latents index"):
         found.problems += statistics_problems(run)
+    found.problems += text_problems(run)
     _check_rows(run, found)
     if found.has("clips", "duplicates", "shards", "rejected", "index"):
         set_name = set_name or chosen_set(run)
