@@ -251,10 +251,10 @@ def latent_entry(
     except ValueError as error:
         return Entry(key=sample.clip_id, fields=fields, reason="write_failed", detail=str(error))
     restored = latents.restore(members, dtype, shape)
+    measured = {"round_trip_psnr_db": round(measure(restored), 2)} if measure is not None else {}
     description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, "dtype": dtype}
-    if measure is not None:
-        fields["round_trip_psnr_db"] = description["round_trip_psnr_db"] = round(measure(restored), 2)
-    members["json"] = _canonical_json(description | (details or {}))
+    members["json"] = _canonical_json({**description, **measured, **(details or {})})
+    fields |= measured
     return Entry(key=sample.clip_id, members=members, fields=fields, statistics=ChannelStatistics.of(restored))
 
 

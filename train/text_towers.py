@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,7 +68,9 @@ def open_tower(spec: str, device: torch.device | str = "cpu") -> TextTower:
         WeightsUnreachableError: neither on disk nor to be downloaded; within seconds.
     """
     ((kind, name),) = parse(spec)
-    return {"captioner": CaptionerTower, "t5": T5Tower, "clip": ClipTower}[kind](name, device)
+    towers: dict[str, Callable[[str, torch.device | str], TextTower]]
+    towers = {"captioner": CaptionerTower, "t5": T5Tower, "clip": ClipTower}
+    return towers[kind](name, device)
 
 
 class JointTower:
