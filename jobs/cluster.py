@@ -23,7 +23,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import sys
 import time
 import traceback
@@ -38,8 +37,10 @@ from tqdm import tqdm
 from jobs import attempts
 from jobs.attempts import STUCK_SECONDS, Attempt, PartError, Record
 from jobs.throughput import Throughput, cpu_seconds
-from recaption import errors
+from jobs.worker_errors import WorkerError, check_reachable, described, error_of_worker
 from recaption.errors import RecaptionError, UsageError
+
+__all__ = ["Cluster", "WorkerError", "ray_report"]
 
 DEATHS_WHILE_STARTING = 5
 """In a row, of one worker, before it has seen any part: weights that do not fit, a library that crashes at import."""
@@ -52,13 +53,6 @@ TRAINING_RESTARTS = 16
 
 CONTROLLER_RESTARTS = 2
 """What Ray Train does not restart by itself, such as a rank that dies while the others start."""
-
-REACHABLE_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
-
-
-class WorkerError(RecaptionError):
-    """A worker died or raised: finished parts are safe, run the same command again."""
 
 
 class Cluster:
@@ -116,7 +110,7 @@ class Cluster:
         if ray.is_initialized():
             self._started = False  # somebody else's: not ours to stop
         elif self.address:
-            _check_reachable(self.address)
+            check_reachable(self.address)
             try:
                 ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
             except ConnectionError as error:
@@ -230,7 +224,7 @@ class Cluster:
                     if row["error"]:
                         error = json.loads(row["error"])
                         if error["kind"] != PartError.__name__:
-                            raise _error_of_worker(title, **error)
+                            raise error_of_worker(title, **error)
                         undone.append(f"part {row['index']}: {error['text']}")
                         if len(undone) >= UNDONE_BEFORE_ANY_DONE and not stage.num_parts:
                             break
@@ -281,7 +275,7 @@ class Cluster:
             notes.clear()
             shutil.rmtree(scratch, ignore_errors=True)
             if "error" in end:
-                raise _error_of_worker("train", **end["error"])
+                raise error_of_worker("train", **end["error"])
             if failure is None:
                 return end["returned"]
             if not self.address:
@@ -326,12 +320,12 @@ class _Rank:
         import ray.train
 
         notes = _Notes(self.run_id)
-        if notes.read("end"):  # a mistake does not go away by being made again
-            raise RuntimeError("ended")
+        if notes.read("end"):  # started again after a mistake, which does not go away by being made again
+            return
         try:
             returned = self.function(*self.arguments)
         except RecaptionError as error:
-            notes.write("end", {"error": _described(error)})
+            notes.write("end", {"error": described(error)})
             raise
         if ray.train.get_context().get_world_rank() == 0:
             notes.write("end", {"returned": returned})
@@ -347,17 +341,6 @@ def _rows(dataset: Any) -> Iterator[Iterator[dict[str, Any]]]:
     blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     with contextlib.closing(blocks):
         yield (row for block in blocks for row in block.to_pylist())
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes, with warnings; a wrong address is one sentence here."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:  # `auto`, `local`: Ray's own words, which it answers at once
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from error
 
 
 class _Notes:
@@ -411,7 +394,7 @@ class _PartRunner:
         try:
             self.worker = worker(**settings)
         except Exception as error:  # travels with the first part: Ray would try three times more and print each
-            self.broken = _described(error)
+            self.broken = described(error)
         self.notes.clear(key)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -423,7 +406,7 @@ class _PartRunner:
         try:
             summary = self._run(f"part/{row['index']}", json.loads(row["part"]))
         except Exception as error:  # travels as a row: Ray would print it five times and retry some kinds for ever
-            return {**answer, "error": json.dumps(_described(error))}
+            return {**answer, "error": json.dumps(described(error))}
         usage |= {
             "wall_seconds": time.perf_counter() - wall_before,
             "cpu_seconds": cpu_seconds() - cpu_before,
@@ -450,21 +433,6 @@ class _PartRunner:
             attempt.end()
         self.notes.clear(key)
         return summary
-
-
-def _described(error: Exception) -> dict[str, str]:
-    where = "".join(traceback.format_exception(error, limit=-3))
-    return {"kind": type(error).__name__, "text": str(error), "where": where}
-
-
-def _error_of_worker(title: str, *, kind: str, text: str, where: str) -> RecaptionError:
-    """A user's mistake comes back as what it is; what was raised on purpose is one sentence; a bug shows its lines."""
-    cls = WorkerError if kind == WorkerError.__name__ else getattr(errors, kind, None)
-    if not (isinstance(cls, type) and issubclass(cls, RecaptionError)):
-        return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
-    if issubclass(cls, UsageError):
-        return cls(text)
-    return WorkerError(f"{title}: a worker failed: {text}; finished parts are safe, run the same command again")
 
 
 def ray_report() -> dict[str, str]:

@@ -64,10 +64,13 @@ def training_texts(run: RunFolder, recipe: Recipe) -> list[str]:
     """Every distinct text that `train dit` may show, as the encoder will see it, shortest first."""
     rows = from_table(run.read_table("index.parquet"), Sample)
     settings = recipe.train_dit.dit
-    blend = read_blend(run, rows, settings.blend)
+    blend = read_blend(run, rows, settings.blend, window_texts=True)
     texts = {row.caption for row in rows} | {*settings.sample_prompts}
-    for others in blend.others.values() if blend else ():
-        texts |= {*others.values()}
+    if blend is not None:
+        texts |= {text for others in blend.others.values() for text in others.values()}
+        shown = {*blend.ratios, "descriptive"}
+        spoken = (caption for _, captions in blend.windows.values() for caption in captions)
+        texts |= {c.text for c in spoken if (c.source if c.source == "original" else c.kind) in shown}
     return sorted({text.strip() for text in texts} - {""}, key=lambda text: (len(text), text))
 
 

@@ -13,6 +13,7 @@ from jobs.recipes import Recipe, TrainCaptioner, TrainCompressor, TrainDit
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 from train import checkpoint
+from train.dit_task import DitTask
 from train.trainer import Task, TrainerSettings, TrainResult, train
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -27,6 +28,7 @@ def train_model(
     *,
     num_steps: int | None = None,
     num_ranks: int = 1,
+    use_gpu: bool = False,
     resume: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def train_model(
     Args:
         num_ranks: above 1 that many train together (Ray Train), each on a GPU where there are any. Under torchrun every
             rank calls this.
+        use_gpu: not on CPUs: an error where there are no GPUs.
 
     Raises:
         UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
@@ -51,6 +54,10 @@ def train_model(
     trainer = settings.trainer
     if num_steps is not None:
         trainer = dataclasses.replace(trainer, num_steps=num_steps)
+    if use_gpu and trainer.device not in ("auto", "cuda"):
+        raise UsageError(f"--use-gpu and the trainer's device {trainer.device!r} exclude each other: leave one out")
+    if use_gpu:
+        trainer = dataclasses.replace(trainer, device="cuda")
     arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
     if num_ranks > 1:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -65,7 +72,35 @@ def train_model(
         result = dataclasses.asdict(cluster.run_once(train_here, *arguments, device=trainer.device))
     else:
         result = dataclasses.asdict(train_here(*arguments))
-    return {**result, "model": model, "name": name}
+    summary = {**result, "model": model, "name": name}
+    if model == "dit" and recipe.train_dit.evaluation.at_end and os.environ.get("RANK", "0") == "0":
+        summary["evaluation"] = evaluate_model(model, run_uri, name, recipe, cluster, progress=progress)["measures"]
+    return summary
+
+
+def evaluate_model(
+    model: str, run_uri: str, name: str, recipe: Recipe, cluster: Cluster, *, progress: bool = True
+) -> dict[str, Any]:
+    """Measure the newest checkpoint of RUN/train/NAME without training; where training would run.
+
+    Raises:
+        UsageError: another model than dit; and as `jobs.evaluate.evaluate_training`.
+    """
+    if model != "dit":
+        raise UsageError(f"--eval is of `train dit`; `train {model}` is measured while it trains (validate-every)")
+    arguments = (run_uri, name, recipe, progress)
+    if cluster.address:
+        return cluster.run_once(evaluate_here, *arguments, device=recipe.train_dit.trainer.device)
+    return evaluate_here(*arguments)
+
+
+def evaluate_here(run_uri: str, name: str, recipe: Recipe, progress: bool) -> dict[str, Any]:
+    """Build task, sampler and captioner on the machine that would train, and measure."""
+    from jobs.evaluate import evaluate_training
+
+    return evaluate_training(
+        RunFolder(run_uri), name, recipe, device=recipe.train_dit.trainer.device, progress=progress
+    )
 
 
 def train_rank(
@@ -75,16 +110,21 @@ def train_rank(
     return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
 
 
-def with_captioner_flags(
+def with_start_flags(
     model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
 ) -> Recipe:
     """The recipe with `--captions`, `--start` and `--preset` in their places.
 
     Raises:
-        UsageError: they are given to another model.
+        UsageError: they are given to a model that has none of them.
     """
+    if model == "dit" and not captions and preset is None and start is not None:
+        dit = dataclasses.replace(recipe.train_dit.dit, start=start)
+        return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
     if model != "captioner":
-        raise UsageError(f"--captions, --start and --preset are of `train captioner`, not of `train {model}`")
+        raise UsageError(
+            f"--captions and --preset are of `train captioner`, --start is of that and `train dit`: not of `train {model}`"
+        )
     settings = recipe.train_captioner
     captioner = dataclasses.replace(
         settings.captioner,
@@ -127,12 +167,13 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
     return CompressorTask(recipe.train_compressor.compressor, run=run if run.exists("index.parquet") else None)
 
 
-def _dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTask:
     from train import text_encoder
     from train.compressors import load
     from train.distributed import choose_device
-    from train.dit_task import DitTask
 
+    if trainer.sample_every and not recipe.train_dit.dit.sample_prompts:
+        raise UsageError("sample_every has nothing to sample: name prompts with --train-dit.dit.sample-prompts")
     device = str(choose_device(trainer.device))
     return DitTask(
         run,
@@ -149,5 +190,5 @@ def _dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
 TASKS: dict[str, Callable[[RunFolder, Recipe, TrainerSettings], Task]] = {
     "captioner": _captioner_task,
     "compressor": _compressor_task,
-    "dit": _dit_task,
+    "dit": dit_task,
 }
