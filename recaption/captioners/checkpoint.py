@@ -207,7 +207,7 @@ def read_open_clip(place: str) -> tuple[dict[str, Any], VideoCoCa]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
         raise UsageError(f"open_clip has no CoCa named {architecture!r}; it has {', '.join(names)}")
     config.pop("custom_text", None)
-    weights = None if pretrained == "random" else _find_weights(architecture, pretrained)
+    weights = None if pretrained == "random" else find_weights(architecture, pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         coca = open_clip.CoCa(**config)
@@ -296,13 +296,17 @@ def _newest_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _find_weights(architecture: str, pretrained: str) -> Path:
-    """The file of weights behind a tag or a path, downloaded where that is possible within seconds of trying."""
+def find_weights(architecture: str, pretrained: str, *, kind: str = "open_clip") -> Path:
+    """The file of weights behind a tag or a path, downloaded where that is possible within seconds of trying.
+
+    Args:
+        kind: of spec that the user wrote, for the error.
+    """
     import open_clip
 
     if os.path.isfile(pretrained):
         return Path(pretrained)
-    give_local = f"give a local file: open_clip:{architecture}//path/to/{HUB_FILES[0]}"
+    give_local = f"give a local file: {kind}:{architecture}//path/to/{HUB_FILES[0]}"
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag:
         if "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".bin", ".pt", ".pth"):
