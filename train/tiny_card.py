@@ -32,6 +32,8 @@ FLAGGED_SHARE = 0.1
 """Of the captions of footage that the captioner does know: what it costs to flag most of those it does not."""
 
 
+UNFAMILIAR_SHARE = 0.08
+"""The same where familiarity counts; more would flag right captions of scenes."""
 NUM_KNOWN_PHOTOS, NUM_KNOWN_SCENES = 192, 64
 """Clips of the training that go with the weights: 82 kB."""
 
@@ -104,12 +106,12 @@ def _calibrate(folder: Path, photos: Sequence[Photo], known: Sequence[np.ndarray
     captioner = open_folder(folder, name="tiny", device="cpu", dtype=None)
     clips = [photo_clip(photos, i, frame_px=FRAME_PX, num_frames=NUM_FRAMES, augment=False) for i in range(len(photos))]
     described = captioner.describe([clip.pixels_THWC for clip in clips])
+    assert described.clip_BD is not None
     scores = np.array([caption.clip_score for caption in described.captions], np.float32)
     if known:
         familiar = Familiar(captioner.embed_clips(known))
-        replace(familiar, limit=float(np.quantile(scores + familiar.of(described.clip_BD), FLAGGED_SHARE))).write(
-            folder
-        )
+        limit = np.quantile(scores + familiar.of(described.clip_BD), UNFAMILIAR_SHARE)
+        replace(familiar, limit=round(float(limit), 2)).write(folder)
     return round(float(np.quantile(scores, FLAGGED_SHARE)), 2)
 
 
@@ -138,7 +140,8 @@ def evaluate_on_photos(captioner: CocaCaptioner, photos: Sequence[Photo]) -> dic
     ]
     seen = captioner.encode([clip.pixels_THWC for clip in clips])
     described = captioner.describe(seen)
-    captions, least_B = described.captions, captioner.least_scores(described.clip_BD)
+    captions = described.captions
+    least_B = None if described.clip_BD is None else captioner.least_scores(described.clip_BD)
     split = [split_motion(caption.text) for caption in captions]
     whole = [index for index, clip in enumerate(clips) if clip.motion != CUT]
     references = [clips[i].plain_captions for i in whole]
@@ -220,9 +223,9 @@ text, style, camera); of real footage one plain sentence and how the camera move
 without a download, and it is the text encoder of the quickstart's diffusion transformer.
 """
 _DATA = """**What it knows of the world is Flickr8k**: people, dogs, sport, water, snow, streets. Anything else becomes
-one of these in its words, and its score notices only about half of that: captions with a clip score below
-`min_clip_score` (config.json) are rather wrong than right, but many wrong ones score higher. Read its captions of other
-footage before you train on them.
+one of these in its words. Its limit of clip score rises for clips unlike all of a few hundred of its training (they lie in
+`familiar.safetensors`): captions below it are rather wrong than right, but some wrong ones score higher. Read its captions
+of other footage before you train on them.
 
 Training data: the 6,000 training photos of Flickr8k (Hodosh et al. 2013) with their human captions, rendered as clips
 whose camera pans, zooms, stands still or cuts to another photo, and scenes rendered here. **Flickr8k is for

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 FILE = "familiar.safetensors"
-NUM_NEAREST = 10
+NUM_NEAREST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class Familiar:
     def write(self, folder: Path) -> None:
         from safetensors.numpy import save
 
-        arrays = {"anchors": self.anchors_ND.astype(np.float16), "limit": np.array([self.limit], np.float32)}
+        limit: np.ndarray = np.array([self.limit], np.float32)
+        arrays = {"anchors": self.anchors_ND.astype(np.float16), "limit": limit}
         (folder / FILE).write_bytes(save(arrays))
 
 

@@ -558,7 +558,7 @@ def test_open_clip_weights_from_a_file_behave_like_open_clip(monkeypatch, tmp_pa
 
 
 def test_footage_unlike_the_training_needs_a_higher_score(tmp_path):
-    anchors_ND = np.eye(4, dtype=np.float32)[[0] * 12 + [1] * 12]
+    anchors_ND = np.eye(4, dtype=np.float32)[[0] * 6 + [1] * 6]
     familiar.Familiar(anchors_ND, 1.5).write(tmp_path)
     read = familiar.read_familiar(tmp_path)
     between = np.array([[0.6, 0.0, 0.8, 0.0]], np.float32)
