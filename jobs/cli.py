@@ -252,7 +252,12 @@ class Train(Common):
             )
 
     def _evaluate(self, evaluate_model: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        trains = {"--steps": self.steps is not None, "--no-resume": not self.resume, "--num-workers": self.num_workers}
+        trains = {
+            "--steps": self.steps is not None,
+            "--no-resume": not self.resume,
+            "--num-workers": self.num_workers,
+            "--use-gpu": self.use_gpu,
+        }
         for flag in (flag for flag, given in trains.items() if given):
             raise UsageError(f"--eval trains nothing, so {flag} says nothing: leave it out")
         with self.cluster() as cluster:

@@ -78,7 +78,8 @@ class CaptionSettings:
     """How many frames such a captioner is shown; 0: its own number."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
-    num_beams: int = 1
+    num_beams: int = 0
+    """Of beam search; 1: greedy; 0: what the captioner itself was found best with (3 for `tiny`, 1 for others)."""
     num_samples: int = 1
     """Above 1, this many captions are drawn per clip, from one look at its frames, and the best by clip score is kept."""
     batch_size: int = 16

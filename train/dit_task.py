@@ -265,28 +265,19 @@ class DitTask:
         point, timestep_S = self._point(batch, key=(seed, batch.epoch))
         given_L = self._given(batch, key=(seed, batch.epoch))
         loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S, given_L)
+        width, depth = self.settings.width, self.settings.depth
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
             num_tokens=batch.segments.num_tokens,
             capacity_tokens=batch.capacity,
-            flops=transformer_flops(
-                batch.segments.lengths,
-                batch.text.segments.lengths,
-                width=self.settings.width,
-                depth=self.settings.depth,
-            ),
+            flops=transformer_flops(batch.segments.lengths, batch.text.segments.lengths, width=width, depth=depth),
         )
 
     def activation_bytes(self, precision: str, *, recompute: bool) -> int:
         """Of one full row."""
-        return activation_bytes(
-            width=self.settings.width,
-            depth=self.settings.depth,
-            capacity=self.plan.capacity,
-            precision=precision,
-            recompute=recompute,
-        )
+        size = {"width": self.settings.width, "depth": self.settings.depth, "capacity": self.plan.capacity}
+        return activation_bytes(**size, precision=precision, recompute=recompute)
 
     def _point(self, batch: DitBatch, *, key: Sequence[str | int]) -> tuple[PathPoint, Tensor]:
         """Where this visit of the batch, named by `key`, stands on the path, and at what times."""

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from train import checkpoint, distributed
-from train.tensor_files import copied_to_cpu
+from train.tensor_files import copy_to_cpu
 
 CLOSING_SECONDS = 60.0
 """Where another rank has died, a save can never end."""
@@ -35,6 +36,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._last = ""
+        self._copies: dict[str, Tensor] = {}
 
     def save(self, tensors: Mapping[str, Tensor], *, step: int, config: dict[str, Any], state: dict[str, Any]) -> None:
         """Raises what the save before failed with."""
@@ -43,7 +45,10 @@ class Saver:
         if not self._is_writing or final == self._last:
             return
         self._last = final
-        copies = {key: copied_to_cpu(tensor) for key, tensor in tensors.items()}
+        # Kept from save to save: fresh memory would cost as much again as the copy.
+        self._copies = {key: copy_to_cpu(tensor, self._copies.get(key)) for key, tensor in tensors.items()}
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
 
         def write() -> None:
             try:
@@ -52,7 +57,7 @@ class Saver:
                     step=step,
                     config=config,
                     state=state,
-                    tensors=copies,
+                    tensors=self._copies,
                     keep=self.keep,
                     group=self._group,
                 )

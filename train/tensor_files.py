@@ -89,9 +89,13 @@ def as_shard(part: Tensor, whole: Tensor) -> Tensor | None:
     return marked  # type: ignore[no-any-return]
 
 
-def copied_to_cpu(part: Tensor) -> Tensor:
-    """A copy that the next training step cannot touch, with the marks of `as_shard`."""
-    copy: Any = part.detach().to("cpu", copy=True).contiguous()
+def copy_to_cpu(part: Tensor, buffer: Tensor | None = None) -> Tensor:
+    """A copy that the next training step cannot touch, with the marks of `as_shard`; in `buffer` where that fits. From a
+    GPU it is there only when the stream is done."""
+    copy: Any = buffer
+    if copy is None or copy.shape != part.shape or copy.dtype != part.dtype:
+        copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+    copy.copy_(part.detach(), non_blocking=True)
     for name in _Shard.__annotations__:
         if hasattr(part, name):
             setattr(copy, name, getattr(part, name))

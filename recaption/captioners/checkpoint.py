@@ -40,6 +40,8 @@ FORMAT = "videococa-1"
 """Value of `format` in config.json."""
 OPEN_CLIP_VOCABULARY = "open_clip"
 """Value of `vocabulary` in config.json where the tokens are CLIP's own."""
+MEASURED = ("min_clip_score", "num_beams")
+"""Keys of config.json that were found by measuring these very weights."""
 RANDOM_SEED = 0
 """`open_clip:MODEL/random` gives the same weights every time."""
 OPEN_CLIP_NUM_FRAMES = 8
@@ -75,7 +77,8 @@ def save_captioner(
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
         config: as `read_folder` finds it: format, coca, design, stem_channels, joint_layers, num_frames, temporal,
-            framing, fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
+            framing, fields; `kinds` (kind of caption -> words that ask for it), `min_clip_score` and `num_beams` where
+            there are.
     """
     from safetensors.torch import save
 
@@ -269,6 +272,7 @@ def captioner_from(
         read_fields=_scene_fields if config.get("fields") == "scenes" else None,
         kinds=config.get("kinds"),
         min_clip_score=config.get("min_clip_score"),
+        num_beams=config.get("num_beams", 1),
     )
 
 

@@ -130,6 +130,20 @@ def test_killed_twice_and_resumed_gives_the_same_bits_as_never_killed(tmp_path):
     assert not list((killed / "checkpoints").glob("*.tmp"))
 
 
+def test_full_disk_ends_the_run_with_its_error_and_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    """The save runs in the background: its failure is told at the next one, long before the last step."""
+
+    def full(*args: object) -> int:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    task = ToyTask()
+    with pytest.raises(OSError, match="No space left"):
+        train(task, SETTINGS, str(tmp_path), progress=False)
+    assert max(task.seen) < 10
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_sigterm_saves_and_the_next_call_goes_on(tmp_path):
     child = run_child(tmp_path, "slow")
     while not (tmp_path / "metrics.jsonl").exists() or len(lines_of(tmp_path)) < 1:
