@@ -7,9 +7,11 @@
 
 Ray starts at the first part that has to be computed: a run with nothing left to do never pays for it.
 
-Each stage is one Ray Data job: an autoscaling pool of actors, one core or one GPU each. Nothing big passes through the
-object store: a part is a few names, a summary a few numbers, so Ray's back-pressure by bytes never has to act and
-nothing can spill. Frames live and die inside the workers.
+On a cluster each stage is one Ray Data job: an autoscaling pool of actors, one core or one GPU each. On one machine, where
+the pool cannot grow, the same actors are given their parts directly: Ray Data's planners, three processes and an import of
+pandas in each worker, cost half of what a local Ray does. Nothing big passes through the object store: a part is a few
+names, a summary a few numbers, so Ray's back-pressure by bytes never has to act and nothing can spill. Frames live and die
+inside the workers.
 
 Ray retries what dies for ever, and gives up a whole job over one exception. Here both end in attempts.py: actors and
 their parts are restarted without limit (a pool whose actors may not be restarted waits for ever once they are gone),
@@ -53,6 +55,9 @@ TRAINING_RESTARTS = 16
 
 CONTROLLER_RESTARTS = 2
 """What Ray Train does not restart by itself, such as a rank that dies while the others start."""
+
+UNLIMITED = {"max_restarts": -1, "max_task_retries": -1}
+"""Of an actor and of its parts: see above."""
 
 
 class Cluster:
@@ -105,7 +110,6 @@ class Cluster:
         # Ranks that import torch on a busy machine take longer than Ray Train's 60 seconds.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         import ray
-        import ray.data
 
         if ray.is_initialized():
             self._started = False  # somebody else's: not ours to stop
@@ -126,14 +130,7 @@ class Cluster:
                 log_to_driver=False,
             )
             self._started = True
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # After 30 minutes without a finished part Ray would fail the job: one part may well hold hours of video.
-        context.execution_no_progress_timeout_s = -1
-        context.execution_options.verbose_progress = False
-        for name in ("ray.data", "ray.data._internal.execution.streaming_executor", "ray._private.worker"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
 
     def local_workers(self) -> int:
         return self.num_workers or os.cpu_count() or 1
@@ -153,15 +150,16 @@ class Cluster:
             raise UsageError(f"device {device!r} asked for, but no node of this Ray cluster has a GPU; use cpu or auto")
         return int(has_gpus)
 
-    def _pool(self, num_parts: int, num_gpus: int) -> Any:
-        """The actors of one stage. On a cluster as many as fit, and more as soon as nodes join; here, one per core."""
-        from ray.data import ActorPoolStrategy
+    def _answers(self, runner: dict[str, Any], blocks: Sequence[dict[str, Any]], num_gpus: int) -> Any:
+        """Context of an iterator over what `_PartRunner(**runner)` answers to each block, as it comes.
 
-        limit = self.num_workers or (num_parts if self.address else self.local_workers())
-        limit = max(1, min(limit, num_parts))
-        if not self.address and not num_gpus:
-            return ActorPoolStrategy(size=limit)
-        return ActorPoolStrategy(min_size=1, max_size=limit)
+        On a cluster there are as many actors as fit, and more as soon as nodes join; here, one per core.
+        """
+        limit = self.num_workers or (len(blocks) if self.address else self.local_workers())
+        limit = max(1, min(limit, len(blocks)))
+        if self.address or num_gpus:
+            return _rows(_dataset(runner, blocks, limit, num_gpus))
+        return _rows_of_actors(runner, blocks, limit)
 
     def run_parts(
         self,
@@ -192,32 +190,16 @@ class Cluster:
             return
         self._start()
         import ray
-        import ray.data
 
         num_gpus = self._num_gpus(device)
         run_id = uuid.uuid4().hex
         blocks = [{"part": json.dumps(part), "index": index} for index, part in enumerate(parts)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
-            summaries = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
-                _PartRunner,
-                fn_constructor_kwargs={
-                    "worker": worker,
-                    "settings": settings,
-                    "run_id": run_id,
-                    "stuck_seconds": self.stuck_seconds,
-                },
-                compute=self._pool(len(parts), num_gpus),
-                num_cpus=1,
-                num_gpus=num_gpus or None,
-                max_restarts=-1,
-                max_task_retries=-1,
-            )
+        runner = {"worker": worker, "settings": settings, "run_id": run_id, "stuck_seconds": self.stuck_seconds}
         bar = tqdm(total=len(parts), desc=title, unit="part", file=sys.stderr, disable=not self.progress)
         undone: list[str] = []
         started = time.perf_counter()
         try:
-            with bar, _rows(summaries) as rows:
+            with bar, self._answers(runner, blocks, num_gpus) as rows:
                 for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
@@ -329,6 +311,61 @@ class _Rank:
             raise
         if ray.train.get_context().get_world_rank() == 0:
             notes.write("end", {"returned": returned})
+
+
+def _dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, num_gpus: int) -> Any:
+    """A Ray Data job that has not been started."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # After 30 minutes without a finished part Ray would fail the job: one part may well hold hours of video.
+    context.execution_no_progress_timeout_s = -1
+    context.execution_options.verbose_progress = False
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
+        return ray.data.from_items(list(blocks), override_num_blocks=len(blocks)).map(
+            _PartRunner,
+            fn_constructor_kwargs=runner,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=limit),
+            num_cpus=1,
+            num_gpus=num_gpus or None,
+            **UNLIMITED,
+        )
+
+
+@contextlib.contextmanager
+def _rows_of_actors(
+    runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Each of `limit` actors gets its next block when it is up, or has answered the one before.
+
+    One that nobody holds any more ends, with its part if it is in the middle of one. `ray.util.ActorPool` would give blocks
+    to actors that are not up, and these would have to start for it.
+    """
+    import ray
+
+    actor_class = ray.remote(num_cpus=1, **UNLIMITED)(_PartRunner)
+    busy = {actor.__ray_ready__.remote(): actor for actor in (actor_class.remote(**runner) for _ in range(limit))}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        waiting = iter(blocks)
+        while busy:
+            (done,), _ = ray.wait(list(busy))
+            if block := next(waiting, None):
+                busy[busy[done].__call__.remote(block)] = busy[done]
+            del busy[done]
+            answer = ray.get(done)
+            if isinstance(answer, dict):  # not of an actor that is just up
+                yield answer
+
+    try:
+        yield rows()
+    finally:
+        busy.clear()  # a traceback may hold the rest
 
 
 @contextlib.contextmanager

@@ -168,19 +168,22 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
 
 
 def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTask:
+    from train import text_encoder
     from train.compressors import load
     from train.distributed import choose_device
 
     if trainer.sample_every and not recipe.train_dit.dit.sample_prompts:
         raise UsageError("sample_every has nothing to sample: name prompts with --train-dit.dit.sample-prompts")
+    device = str(choose_device(trainer.device))
     return DitTask(
         run,
         recipe.train_dit.dit,
         recipe.plan,
         latents=load(recipe.encode.compressor).name,
         compressor=recipe.encode.compressor,
+        encoder=text_encoder.load(recipe.train_dit.dit.text_encoder, device=device, run=run),
         seed=trainer.seed,
-        device=str(choose_device(trainer.device)),
+        device=device,
     )
 
 

@@ -64,7 +64,7 @@ class DitSettings:
     patch: tuple[int, int, int] = (1, 1, 1)
     """Latent (frames, rows, columns) per token."""
     text_encoder: str = "captioner:tiny"
-    """`captioner:SPEC` or `t5:ID`."""
+    """`captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +."""
     caption_dropout: float = 0.1
     """Share of clips trained with the null caption, which guidance needs."""
     conditions: tuple[str, ...] = ()
