@@ -104,16 +104,21 @@ def train_rank(
     return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
 
 
-def with_captioner_flags(
+def with_start_flags(
     model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
 ) -> Recipe:
     """The recipe with `--captions`, `--start` and `--preset` in their places.
 
     Raises:
-        UsageError: they are given to another model.
+        UsageError: they are given to a model that has none of them.
     """
+    if model == "dit" and not captions and preset is None and start is not None:
+        dit = dataclasses.replace(recipe.train_dit.dit, start=start)
+        return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
     if model != "captioner":
-        raise UsageError(f"--captions, --start and --preset are of `train captioner`, not of `train {model}`")
+        raise UsageError(
+            f"--captions and --preset are of `train captioner`, --start is of that and `train dit`: not of `train {model}`"
+        )
     settings = recipe.train_captioner
     captioner = dataclasses.replace(
         settings.captioner,

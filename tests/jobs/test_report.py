@@ -189,6 +189,9 @@ def make_run(root: Path, *, up_to: str = "sample", evil: str = "") -> RunFolder:
     if "plan" in done:
         plan = {"num_samples": 5, "num_packs": 2, "num_steps": 2, "fill": 0.9, "rank_efficiency": 0.97}
         plan |= {"rejected": {"too_long": 3}, "policy": "first_fit", "capacity": 200, "pack_tokens": [216, 144]}
+        plan |= {"rejected_seconds": {"too_long": 12.0}, "by_rule": {"split": 2}, "by_rule_seconds": {"split": 8.0}}
+        plan |= {"num_excerpts": 7, "dropped_token_share": 0.25, "kept_tokens": 360}
+        plan["epochs"] = [{**plan, "epoch": epoch, "num_steps": 2 + epoch} for epoch in (0, 1)]
         run.write_bytes("plan.json", json.dumps(plan).encode())
     if "train" in done:
         lines = [{"step": s, "loss": 1 / s, "fill": 0.9, "tokens_per_second": 800.0} for s in range(1, 40)]
@@ -293,7 +296,10 @@ def test_buckets_packs_training_samples_and_recipe_are_there(whole: tuple[RunFol
     for said in (
         "48 × 32 9 frames at 8 fps 5",
         "Fill 90.0%",
-        "Not packed: too long 3",
+        "Not packed: too long 3 (12.0 s)",
+        "Samples by rule: split into pieces 2 (8.0 s)",
+        "Tokens dropped 25.0%",
+        "1 3 5 7 360 25.0 % 90.0 % 97.0 %",
         "main 39 steps · 800 tokens / s",
         "colour 81.0% 10.0% 95.0% 64 clips share of samples",
         "frechet distance – a distance. Too few clips",
