@@ -69,7 +69,7 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
 
         compressor = PretrainedCompressor.from_pretrained(rest)
     elif os.path.isdir(spec):
-        from train.compressors.causal3d import load_trained
+        from train.compressors.autoencoder import load_trained
 
         compressor = load_trained(spec)
     else:
