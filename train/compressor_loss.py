@@ -3,8 +3,8 @@
     criterion = CompressorLoss(CompressorLossSettings(perceptual_weight=0.1), model)
     loss_B, logs = criterion(model(pixels_BCTHW), pixels_BCTHW, batch_number=120)
 
-Loss of a clip: mean |difference| of pixels, the same of differences between neighbouring pixels where that is asked for,
-the bottleneck's own loss, a distance of frozen features and a discriminator's judgement, each with its weight.
+Loss of a clip: mean |difference| of pixels, its root mean square, the mean of differences between neighbouring pixels, the
+bottleneck's own loss, a distance of frozen features and a discriminator's judgement, each but the first with a weight.
 
 Shapes: B clips, C channels, T frames, H rows, W columns.
 """
@@ -20,11 +20,16 @@ from train.compressors.autoencoder import Autoencoder, Reconstruction
 from train.compressors.discriminator import Discriminator, adversarial
 from train.picture_quality import PerceptualDistance
 
+SMALLEST_SQUARE = 1e-6
+"""Keeps the root's slope finite; 66 dB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressorLossSettings:
     """Weights against the mean |difference| per pixel, of values in -1..1."""
 
+    square_weight: float = 1.0
+    """Of the root mean square of a clip's difference, which is what PSNR measures."""
     gradient_weight: float = 0.0
     """Of the differences between neighbouring pixels: sharper edges, lower PSNR."""
     kl_weight: float = 1e-5
@@ -41,7 +46,14 @@ class CompressorLossSettings:
 
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
-        for name in ("gradient_weight", "kl_weight", "commitment_weight", "perceptual_weight", "discriminator_weight"):
+        for name in (
+            "square_weight",
+            "gradient_weight",
+            "kl_weight",
+            "commitment_weight",
+            "perceptual_weight",
+            "discriminator_weight",
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"compressor setting loss.{name} = {getattr(self, name)} is negative")
         if self.discriminator_width < 4 or self.discriminator_width % 4:
@@ -68,6 +80,8 @@ class CompressorLoss:
         l1_B = difference.abs().flatten(1).mean(1)
         logs = {"l1": l1_B.detach().mean(), **made.bottled.logs}
         loss_B = l1_B
+        if settings.square_weight:
+            loss_B = loss_B + settings.square_weight * (difference.square().flatten(1).mean(1) + SMALLEST_SQUARE).sqrt()
         if settings.gradient_weight:
             sides = (difference.diff(dim=dim).abs().flatten(1).mean(1) for dim in (-1, -2))
             loss_B = loss_B + settings.gradient_weight * sum(sides)

@@ -50,18 +50,18 @@ class CompressorSettings:
     train the transformer with --encode.frame-stride 1)."""
     bottleneck: str = "kl"
     """`kl`: normal distributions; `vq`: vectors of learned lists."""
-    latent_channels: int = 64
+    latent_channels: int = 128
     """Numbers per latent place, which stands for 8 x 8 px of one frame or of 4."""
-    width: int = 128
+    width: int = 96
     """Channels on squares of 4x4 px; twice that on those of 8x8."""
     blocks: tuple[int, int] = (1, 1)
     """Residual blocks of the encoder on squares of 4x4 and of 8x8 px."""
-    decoder_blocks: tuple[int, int] = (2, 2)
+    decoder_blocks: tuple[int, int] = (1, 1)
     vq_codes: int = 512
     """Length of each list. Only with `vq`."""
     vq_groups: int = 16
     """Lists side by side, each for its share of the channels. Only with `vq`."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Clips per batch and rank."""
     num_frames: int = 9
     """Of each training clip, 4k+1; longer ones are cut at a random place. Any length can be encoded later."""

@@ -205,8 +205,8 @@ def parse_options(text: str) -> dict[str, Any]:
                 raise ValueError(part)
     except ValueError as error:
         raise UsageError(
-            f"compressor patch:{text} is not understood; write patch, patch:64, patch:64,whitening=1.0 or "
-            "patch:64,frame-stride=1"
+            f"compressor patch:{text} is not understood; write patch, patch:64 or "
+            "patch:64,whitening=1.0,frame-stride=1"
         ) from error
     return options
 
