@@ -10,13 +10,14 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import tyro
 
 from jobs import recipes
+from jobs.asks import MediaFlags, asked
 from jobs.cluster import Cluster
 from jobs.recipes import Recipe, SampleSettings
 from jobs.run_state import open_run
@@ -175,6 +176,8 @@ class Plan(Common):
     """Of the transformer: wide ones spend less of their time in attention; default: the recipe's."""
     depth: int | None = None
     """Its layers; adds an estimate of the memory that one rank needs."""
+    epochs: int = 1
+    """How many epochs to plan: rules of --plan.mix and its like make them differ."""
     compare: bool = False
     """All packing policies side by side."""
     settings: Settings = field(default_factory=recipes.quickstart)
@@ -191,6 +194,7 @@ class Plan(Common):
             lengths=self.lengths,
             num_ranks=self.ranks,
             depth=self.depth,
+            num_epochs=self.epochs,
             compare=self.compare,
         )
 
@@ -213,19 +217,24 @@ class Train(Common):
     captions: tuple[str, ...] = ()
     """captioner: caption sets of the run folder to learn from (SET, SET=KIND, `original`); none: rendered scenes."""
     start: str | None = None
-    """captioner: SPEC of the captioner to go on from; default: from nothing."""
+    """captioner: SPEC of the captioner to go on from; dit: checkpoint of the same transformer, of images say; default:
+    from nothing."""
     preset: str | None = None
     """captioner: what trains: full, lit or frozen."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
+    eval: bool = False
+    """dit: train nothing; measure the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.train import train_model, with_captioner_flags
+        from jobs.train import evaluate_model, train_model, with_start_flags
 
         recipe = self.settings
+        if self.eval:
+            return self._evaluate(evaluate_model)
         if self.captions or self.start is not None or self.preset is not None:
-            recipe = with_captioner_flags(self.model, recipe, self.captions, self.start, self.preset)
+            recipe = with_start_flags(self.model, recipe, self.captions, self.start, self.preset)
         with self.cluster() as cluster:
             return train_model(
                 self.model,
@@ -239,26 +248,40 @@ class Train(Common):
                 progress=self.progress,
             )
 
+    def _evaluate(self, evaluate_model: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        trains = {"--steps": self.steps is not None, "--no-resume": not self.resume, "--num-workers": self.num_workers}
+        for flag in (flag for flag, given in trains.items() if given):
+            raise UsageError(f"--eval trains nothing, so {flag} says nothing: leave it out")
+        with self.cluster() as cluster:
+            return evaluate_model(self.model, self.run, self.name, self.settings, cluster, progress=self.progress)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Common):
-    """Make video from a prompt with a trained diffusion transformer."""
+    """Make video from texts, images and videos with a trained diffusion transformer."""
 
-    example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
+    example: ClassVar[str] = (
+        'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left" [--image first.png]'
+    )
     checkpoint: str
     """A step folder, or RUN/train/NAME for its newest step."""
-    prompt: tuple[str, ...]
-    """One or more texts."""
+    prompt: tuple[str, ...] = ()
+    """One or more texts; images and videos need none."""
+    prompts_file: str | None = None
+    """In place of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
+    video, mode, seed, num_frames, height_px, width_px, new_frames, strength, at_seconds)."""
+    media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None
     """Folder for mp4s and contact sheet; default: RUN/samples/NAME-STEP beside the checkpoint's run, else ./samples."""
     device: str = "auto"
     settings: Annotated[SampleSettings, tyro.conf.arg(name="")] = field(default_factory=SampleSettings)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.sample import sample_videos
+        from jobs.sample import sample_asks
 
-        return sample_videos(
-            self.checkpoint, self.prompt, self.settings, out=self.out, device=self.device, progress=self.progress
+        asks = asked(self.prompt, self.settings, media=self.media, prompts_file=self.prompts_file)
+        return sample_asks(
+            self.checkpoint, asks, self.settings, out=self.out, device=self.device, progress=self.progress
         )
 
 

@@ -34,7 +34,9 @@ from recaption.shots import ShotSettings
 from recaption.video_io import DecodeLimits
 from train.captioner_task import CaptionerSettings
 from train.compressor_task import CompressorSettings
+from train.conditions import DEFAULT_MIX
 from train.dit_task import DitSettings
+from train.evaluation import EvaluationSettings
 from train.flow import PathSettings
 from train.trainer import TrainerSettings
 
@@ -132,12 +134,28 @@ class SampleSettings:
     """Checkpoint + prompt -> video."""
 
     num_steps: int = 30
+    solver: str = "auto"
+    """euler, heun or dpmpp_2m for models of schedule flow; dpmpp_2m, ddim or ancestral for the others; auto: the first."""
     guidance: float = 4.0
+    """1 = none, higher = closer to the prompt and less varied."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest time that is guided, of 0 (clean) to 1 (noise)."""
+    guidance_rescale: float = 0.0
+    """Share by which a guided answer is brought back to the spread of an unguided one; try 0.7 at high guidance."""
+    guidance_power: float = 0.0
+    """Let guidance rise from 1 at noise by the power-cosine schedule of this power (4 in MDT); 0 = it is constant."""
     num_frames: int = 0
-    """4k+1; 0, here and in the two below: the size that most samples were trained at."""
+    """4k+1; 0, here and in the two below: the size that most samples were trained at. Longer than trained is made in
+    windows."""
     height_px: int = 0
     width_px: int = 0
     seed: int = 0
+    window_frames: int = 0
+    """Longest piece of a video that is made at once; 0: the longest video of the training."""
+    overlap_frames: int = 0
+    """Frames that a piece shares with the one before; 0: about a third of it."""
+    given_pixels: str = "decoded"
+    """`decoded`: given frames look as the compressor shows them, like those made beside them; `original`: as they came."""
     prompts: tuple[str, ...] = ()
     """What `recaption run` samples at its end."""
     expander: str = "embedded"
@@ -172,6 +190,7 @@ class TrainDit:
 
     dit: DitSettings = field(default_factory=DitSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +274,7 @@ def small() -> Recipe:
                 depth=12,
                 num_heads=12,
                 patch=(1, 2, 2),
+                conditions=DEFAULT_MIX,
                 text_encoder="t5:google/t5-v1_1-base",
                 path=PathSettings(shift=3.0, shift_tokens=4096),
             ),
@@ -299,6 +319,7 @@ def base() -> Recipe:
                 depth=28,
                 num_heads=16,
                 patch=(1, 2, 2),
+                conditions=DEFAULT_MIX,
                 text_encoder="t5:google/t5-v1_1-xxl",
                 path=PathSettings(shift=3.0, shift_tokens=4096),
             ),

@@ -31,12 +31,13 @@ from jobs.report_charts import (
     funnel,
     line,
     number,
-    pack_columns,
     smooth,
     stacked_bar,
 )
 from jobs.report_distributions import distributions, score_charts
+from jobs.report_evaluation import evaluations
 from jobs.report_gallery import Media, cards, filter_buttons, sampled
+from jobs.report_plan import plan_figures
 from jobs.report_tables import RunTables, duration, read_run
 from jobs.report_thresholds import amount, ask_run, threshold_figures, waterfall_rows
 from packing.buckets import parse_bucket
@@ -51,6 +52,7 @@ COMMANDS = {
     "shard": "recaption shard --run RUN --captions NAME",
     "plan": "recaption plan --run RUN",
     "train": "recaption train dit --run RUN --name NAME",
+    "evaluate": "recaption train dit --eval --run RUN --name NAME",
     "sample": "recaption sample --checkpoint RUN/train/NAME --prompt TEXT",
 }
 LATER_REASONS = ("bad_caption", "no_bucket")
@@ -106,8 +108,9 @@ def write_report(
         "threshold_figures": thresholds_shown,
         "not_computed": not_computed,
         "buckets": _buckets(tables),
-        "plan": _plan(plan),
+        "plan": plan_figures(plan),
         "trainings": [training for training in trainings if training["steps"]],
+        "evaluations": evaluations(run, media),
         "galleries": galleries,
         "recipe": run.read_bytes("run.yaml").decode(errors="replace") if run.exists("run.yaml") else "",
         "versions": _versions(run),
@@ -290,43 +293,6 @@ def _buckets(tables: RunTables) -> list[dict[str, Any]]:
             }
         )
     return listed
-
-
-def _plan(plan: dict[str, Any] | None) -> dict[str, Any] | None:
-    if plan is None:
-        return None
-    named = [
-        ("Fill", f"{plan['fill']:.1%}"),
-        ("Packs", number(plan["num_packs"])),
-        ("Samples", number(plan["num_samples"])),
-        ("Steps per epoch", number(plan["num_steps"])),
-        ("Rank efficiency", f"{plan['rank_efficiency']:.1%}"),
-        ("Capacity", f"{number(plan['capacity'])} tokens" if plan.get("capacity") else "–"),
-        ("Policy", str(plan["policy"]).replace("_", " ")),
-    ]
-    columns = pack_columns(plan.get("pack_tokens", []), plan["capacity"]) if plan.get("capacity") else ""
-    shown = len(plan.get("pack_tokens", []))
-    return {
-        "named": named,
-        "columns": columns,
-        "steps": _step_costs(plan),
-        "rejected": plan.get("rejected") or {},
-        "num_shown": shown,
-    }
-
-
-def _step_costs(plan: dict[str, Any]) -> Markup | None:
-    """The slowest rank of each step beside the mean: what lies between is waiting."""
-    steps = plan.get("step_flops", [])
-    if plan.get("num_ranks", 1) < 2 or len(steps) < 2:
-        return None
-    mean = sum(of_step[0] for of_step in steps) / len(steps)
-    numbers = [float(number) for number in range(len(steps))]
-    kinds = (("slowest rank", "accent", 1), ("mean of the ranks", "second", 0))
-    return line(
-        [Series(name, style, numbers, [of_step[at] / mean for of_step in steps]) for name, style, at in kinds],
-        label="cost of each step, as a multiple of the mean",
-    )
 
 
 TELLING_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")

@@ -254,7 +254,8 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
                 link = media.add(payload, extension)
                 prompt = prompts[i] if i < len(prompts) else ""
                 text = expanded[i] if i < len(expanded) else ""
-                videos.append((link, _poster(payload, media), prompt, text if text != prompt else ""))
+                made_from = _made_from(listed, i)
+                videos.append((link, _poster(payload, media), prompt, text if text != prompt else "", made_from))
         sheet, extension = _beside(run, folder, listed.get("contact_sheet") or "")
         galleries.append(
             {
@@ -270,6 +271,21 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
             }
         )
     return galleries
+
+
+def _made_from(listed: dict[str, Any], row: int) -> str:
+    """Kind of prompt, its files, and which frames were given: `extend of bike.mp4, frames 1-9 of 21 given`; "" for text."""
+
+    def at(name: str, default: Any) -> Any:
+        values = listed.get(name) or []
+        return values[row] if row < len(values) else default
+
+    mode, media = str(at("modes", "text")), ", ".join(map(str, at("media", [])))
+    if mode == "text":
+        return ""
+    spans = ", ".join(f"{start + 1}-{end}" if end > start + 1 else f"{end}" for start, end in at("given_frames", []))
+    given = f", frames {spans} of {at('lengths', 0)} given" if spans else ""
+    return f"{mode} of {media}{given}" if media else f"{mode}{given}"
 
 
 def _beside(run: RunFolder, folder: str, relative: str) -> tuple[bytes, str]:

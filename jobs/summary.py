@@ -23,13 +23,17 @@ def print_summary(verb: str, summary: dict[str, Any]) -> None:
         print(what_if.as_text(summary), flush=True)
         return
     for key, value in summary.items():
-        if key in ("failures", "problems", "stages", "refused", "warnings", "compared"):
+        if key in ("failures", "problems", "stages", "refused", "warnings", "compared", "epochs"):
             continue
         print(f"{key.replace('_', ' ')}: {_readable(value)}")
     if "compared" in summary:  # of `plan --compare`
         from jobs.plan import as_text
 
         print(as_text(summary["compared"]))
+    if "epochs" in summary:  # of `plan --epochs`
+        from jobs.plan import epochs_as_text
+
+        print(epochs_as_text(summary["epochs"]))
     for name, stage in summary.get("stages", {}).items():
         print(f"{name}:")
         for key, value in stage.items():

@@ -13,6 +13,7 @@ from jobs.recipes import Recipe, TrainCaptioner, TrainCompressor, TrainDit
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 from train import checkpoint
+from train.dit_task import DitTask
 from train.trainer import Task, TrainerSettings, TrainResult, train
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -65,7 +66,35 @@ def train_model(
         result = dataclasses.asdict(cluster.run_once(train_here, *arguments, device=trainer.device))
     else:
         result = dataclasses.asdict(train_here(*arguments))
-    return {**result, "model": model, "name": name}
+    summary = {**result, "model": model, "name": name}
+    if model == "dit" and recipe.train_dit.evaluation.at_end and os.environ.get("RANK", "0") == "0":
+        summary["evaluation"] = evaluate_model(model, run_uri, name, recipe, cluster, progress=progress)["measures"]
+    return summary
+
+
+def evaluate_model(
+    model: str, run_uri: str, name: str, recipe: Recipe, cluster: Cluster, *, progress: bool = True
+) -> dict[str, Any]:
+    """Measure the newest checkpoint of RUN/train/NAME without training; where training would run.
+
+    Raises:
+        UsageError: another model than dit; and as `jobs.evaluate.evaluate_training`.
+    """
+    if model != "dit":
+        raise UsageError(f"--eval is of `train dit`; `train {model}` is measured while it trains (validate-every)")
+    arguments = (run_uri, name, recipe, progress)
+    if cluster.address:
+        return cluster.run_once(evaluate_here, *arguments, device=recipe.train_dit.trainer.device)
+    return evaluate_here(*arguments)
+
+
+def evaluate_here(run_uri: str, name: str, recipe: Recipe, progress: bool) -> dict[str, Any]:
+    """Build task, sampler and captioner on the machine that would train, and measure."""
+    from jobs.evaluate import evaluate_training
+
+    return evaluate_training(
+        RunFolder(run_uri), name, recipe, device=recipe.train_dit.trainer.device, progress=progress
+    )
 
 
 def train_rank(
@@ -75,16 +104,21 @@ def train_rank(
     return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
 
 
-def with_captioner_flags(
+def with_start_flags(
     model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
 ) -> Recipe:
     """The recipe with `--captions`, `--start` and `--preset` in their places.
 
     Raises:
-        UsageError: they are given to another model.
+        UsageError: they are given to a model that has none of them.
     """
+    if model == "dit" and not captions and preset is None and start is not None:
+        dit = dataclasses.replace(recipe.train_dit.dit, start=start)
+        return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
     if model != "captioner":
-        raise UsageError(f"--captions, --start and --preset are of `train captioner`, not of `train {model}`")
+        raise UsageError(
+            f"--captions and --preset are of `train captioner`, --start is of that and `train dit`: not of `train {model}`"
+        )
     settings = recipe.train_captioner
     captioner = dataclasses.replace(
         settings.captioner,
@@ -127,10 +161,9 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
     return CompressorTask(recipe.train_compressor.compressor, run=run if run.exists("index.parquet") else None)
 
 
-def _dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
+def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTask:
     from train.compressors import load
     from train.distributed import choose_device
-    from train.dit_task import DitTask
 
     return DitTask(
         run,
@@ -146,5 +179,5 @@ def _dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
 TASKS: dict[str, Callable[[RunFolder, Recipe, TrainerSettings], Task]] = {
     "captioner": _captioner_task,
     "compressor": _compressor_task,
-    "dit": _dit_task,
+    "dit": dit_task,
 }

@@ -23,12 +23,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from packing.batch import PackedBatch
 from packing.grid import Grid
 from packing.plan import PlanSettings
-from packing.rows import Rows, Source
+from packing.rows import Read, Rows, Source
+from packing.stretches import Beginning
 from recaption.blend import BlendSettings
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
-
-Read = tuple[PackedBatch, dict[str, str]]
 
 
 class PackLoader:
@@ -88,6 +87,7 @@ class PackLoader:
         self.start_method = start_method
         self.damaged: dict[str, str] = {}
         self.num_damaged = 0
+        self._beginning: Beginning | None = None
         self.seek(start_step)
 
     @property
@@ -101,26 +101,32 @@ class PackLoader:
 
     @property
     def num_rows_per_epoch(self) -> int:
+        """Of the first epoch, where the rules of the plan make others longer or shorter."""
         return self.rows.plans.num_rows
 
     @property
     def rejected(self) -> dict[str, list[str]]:
-        """Reason -> clips that are in no pack."""
+        """Reason -> clips that are in no pack; where rules change over training, in none of the first epoch."""
         return {reason: [self.source.clip_ids[i] for i in at] for reason, at in self.rows.plans.rejected.items()}
 
     def seek(self, step: int) -> None:
-        """Make `step` the next, counted with today's `num_ranks`. Takes effect at the next `iter()`."""
+        """Make `step` the next, counted with today's `num_ranks`. Takes effect at the next `iter()`.
+
+        Where the rules of the plan make epochs unequal, all epochs before it are planned first; `load_state_dict` spares
+        that.
+        """
         self._next_step = step
         self._next_row = step * self.num_ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from. What lies prefetched does not count as read."""
-        return {
+        state = {
             "next_step": self._next_step,
             "next_row": self._next_row,
             "plan_hash": self.plan_hash,
             "num_damaged": self.num_damaged,
         }
+        return state if self._beginning is None else state | {"beginning": list(self._beginning)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, on any number of ranks. Takes effect at the next `iter()`.
@@ -131,19 +137,22 @@ class PackLoader:
         if state["plan_hash"] != self.plan_hash:
             raise UsageError(
                 f"the saved position belongs to plan {state['plan_hash']}, this is plan {self.plan_hash}: "
-                "samples, captions, blend, capacity, policy, seed or patch have changed since"
+                "samples, captions, blend, capacity, policy, rules, seed or patch have changed since"
             )
         self._next_step = state["next_step"]
         self._next_row = state["next_row"]
         self.num_damaged = state["num_damaged"]
+        self._beginning = state.get("beginning")
+        self.rows.plans.begin_at(self._beginning)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         reading = self._in_workers if self.num_workers else (self._in_a_thread if self.prefetch else self._when_asked)
-        for batch, damaged in reading():
+        for batch, damaged, beginning in reading():
             self._next_step += 1  # read at the moment it is handed over, not when it was fetched
             self._next_row += self.num_ranks
             self.num_damaged += len(damaged)
             self.damaged |= damaged
+            self._beginning = beginning
             yield batch
 
     def _when_asked(self) -> Iterator[Read]:
@@ -190,20 +199,25 @@ class PackDataset(IterableDataset[PackedBatch]):
         self.num_ranks = loader.num_ranks
         self.first_row = loader.next_row
         self._num_given = 0
+        self._beginning: Beginning | None = None
 
     def __iter__(self) -> Iterator[PackedBatch]:
         for number, row in _rows_of_this_worker(self.first_row, self.num_ranks, self._num_given):
             self._num_given = number + 1
-            yield self.rows.read(row)[0]
+            batch, _, self._beginning = self.rows.read(row)
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Of this worker: how many packs it has given since `first_row`."""
-        return {"first_row": self.first_row, "num_given": self._num_given, "plan_hash": self.rows.plans.hash}
+        state = {"first_row": self.first_row, "num_given": self._num_given, "plan_hash": self.rows.plans.hash}
+        return state if self._beginning is None else state | {"beginning": list(self._beginning)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["plan_hash"] != self.rows.plans.hash:
             raise UsageError(f"the saved position belongs to plan {state['plan_hash']}, this is {self.rows.plans.hash}")
         self.first_row, self._num_given = state["first_row"], state["num_given"]
+        self._beginning = state.get("beginning")
+        self.rows.plans.begin_at(self._beginning)
 
 
 class _WorkerRows(IterableDataset[Read]):
@@ -226,5 +240,5 @@ def _rows_of_this_worker(first_row: int, num_ranks: int, num_given: int) -> Iter
 
 
 def _read(rows: Rows, row: int) -> Read:
-    batch, damaged = rows.read(row)
-    return (batch.pin_memory() if torch.cuda.is_available() else batch), damaged
+    read = rows.read(row)
+    return read._replace(batch=read.batch.pin_memory()) if torch.cuda.is_available() else read

@@ -11,9 +11,10 @@ for rows that another has, no sample is lost, and a position in training is one 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,8 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from packing.balance import balanced_order, gathered, row_sums, shuffled, split_packs
+from packing.excerpts import ExcerptRules, Excerpts
 from packing.fit import best_fit, cost_fit, first_fit, subset_sum
 from packing.grid import layer_cost, sample_flops
+from packing.size_mix import SizeMix, size_mix
 from recaption.errors import SampleTooLongError, UsageError
 
 POLICIES = ("first_fit", "best_fit", "subset_sum", "flops")
@@ -55,12 +58,38 @@ class PlanSettings:
     window_samples: int = 1 << 20
     """Larger sets are planned in windows of about so many samples, which bounds the memory; see `epochs`."""
 
+    # What an epoch shows of each sample; `rules` says how rules are written, `excerpts` what cutting means. Not in the repr:
+    # hashes are made of that, and those of trainings without rules have to stay what they were.
+    too_long: str = field(default="reject", repr=False)
+    """A sample larger than a pack is left out (`reject`), or `split` in time into pieces that are as equal as whole latent
+    frames allow. One of which a single frame is larger is always left out."""
+    max_frames: tuple[str, ...] = field(default=(), repr=False)
+    """Most latent frames that an appearance of a sample shows, from a start drawn anew each epoch: `5`, or rules such as
+    `1@epoch<2` for a start with images."""
+    mix: tuple[str, ...] = field(default=(), repr=False)
+    """How often samples appear per epoch, on average: rules such as `images=2`, `17f-64x64-8fps=0.5` or
+    `tokens>2048=0@epoch<3`, multiplied."""
+    keep: tuple[str, ...] = field(default=(), repr=False)
+    """Share of the tokens that is kept: rules such as `0.5`, `beta(4,2)`, `1024/tokens` or `0.25..1@epoch<10`; by default
+    all are. Which ones is drawn anew for each appearance."""
+
     def __post_init__(self) -> None:
         check_policy(self.policy, self.capacity, self.pool)
         if min(self.budget_tokens, self.window_samples - 1) < 0:
             raise UsageError(f"{self.budget_tokens=} must be 0 (automatic) or more, {self.window_samples=} at least 1")
         if self.global_rows < 0 or self.cost_width < 1:
             raise UsageError(f"{self.global_rows=} must be 0 (automatic) or more, {self.cost_width=} at least 1")
+        self.excerpt_rules  # noqa: B018  (says what is wrong with a rule before anything is read)
+
+    @cached_property
+    def excerpt_rules(self) -> ExcerptRules:
+        return ExcerptRules.parse(mix=self.mix, max_frames=self.max_frames, keep=self.keep, too_long=self.too_long)
+
+    def config(self) -> dict[str, Any]:
+        """As plain values, without the rules that nobody set: what was recorded before there were any compares equal."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if not f.repr}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if defaults.get(name, ...) != value}
 
 
 def check_policy(policy: str, capacity: int, pool: int) -> None:
@@ -84,15 +113,6 @@ class Packs(NamedTuple):
     def split(self) -> list[np.ndarray]:
         edges = self.starts.tolist()
         return [self.samples[start:end] for start, end in pairwise(edges)]
-
-
-class SizeMix(NamedTuple):
-    """How far the sizes within a step are from those of the set: total variation distance of the shares of samples by
-    size (octaves of tokens), mean over steps. 0: every step is the set in small; 1: it has sizes of its own."""
-
-    of_steps: float
-    of_random_rows: float
-    """The same packs in random order: what chance alone makes of so few samples a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +139,10 @@ class Plan:
     """Reason -> indices of the samples that are in no row."""
     num_repeated_rows: int
     """Rows at the end that are in the plan twice, where packs cannot be split into as many rows as the ranks need."""
+    excerpts: Excerpts | None = None
+    """What is shown of each of `samples`, in the same order; None: each sample is there once and whole."""
+    by_rule: dict[str, np.ndarray] = field(default_factory=dict)
+    """What rules did -> indices of the samples they did it to; see `excerpts.Drawn`."""
 
     @cached_property
     def rows(self) -> list[np.ndarray]:
@@ -156,21 +180,8 @@ class Plan:
         Args:
             num_tokens: of all samples, as the plan was made from.
         """
-        num_steps = self.num_packs // self.num_ranks
-        octave = np.log2(np.asarray(num_tokens)[self.samples]).astype(np.int64)
-        row = np.repeat(np.arange(self.num_packs), np.diff(self.starts))
-        of_rows = np.zeros((self.num_packs, int(octave.max()) + 1))
-        np.add.at(of_rows, (row, octave), 1)
-        of_set = of_rows.sum(axis=0) / of_rows.sum()
-
-        def distance(order: np.ndarray) -> float:
-            of_steps = of_rows[order].reshape(num_steps, -1, of_rows.shape[1]).sum(axis=1)
-            shares = of_steps / of_steps.sum(axis=1, keepdims=True)
-            return float(np.abs(shares - of_set).sum(axis=1).mean() / 2)
-
-        whole = num_steps * self.num_ranks
-        at_random = shuffled(self.num_packs, self.seed, self.epoch, "mix")
-        return SizeMix(distance(np.arange(whole)), distance(at_random[:whole])) if whole else SizeMix(0.0, 0.0)
+        tokens = np.asarray(num_tokens)[self.samples] if self.excerpts is None else self.excerpts.num_tokens
+        return size_mix(tokens, self.starts, num_ranks=self.num_ranks, seed=self.seed, epoch=self.epoch)
 
     @cached_property
     def hash(self) -> str:
@@ -178,6 +189,8 @@ class Plan:
         digest = hashlib.sha256(f"{self.capacity} {self.num_ranks} {self.epoch}".encode())
         digest.update(self.starts.astype("<i8").tobytes())
         digest.update(self.samples.astype("<i8").tobytes())
+        for values in self.excerpts.arrays()[1:] if self.excerpts else ():
+            digest.update(values.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
@@ -243,6 +256,7 @@ def plan_steps(
     width: int = 1152,
     too_long: str = "reject",
     num_rows: int | None = None,
+    equal_epochs: bool = True,
 ) -> Plan:
     """One epoch for `num_ranks` ranks: shuffle all samples, pack them, and lay the packs out so that nobody waits.
 
@@ -257,6 +271,7 @@ def plan_steps(
         width: model width of the cost model (attention weighs less in wide models).
         too_long: "reject" lists samples above `capacity` under `Plan.rejected["too_long"]`, "raise" raises.
         num_rows: rows per epoch where the caller knows them from another epoch; else they are planned from epoch 0.
+        equal_epochs: False: as many rows as this epoch's own packs need, where other epochs have other samples.
 
     Raises:
         SampleTooLongError: with too_long="raise", naming the first such sample.
@@ -278,7 +293,7 @@ def plan_steps(
     packs = pack(epoch)
     first_epoch = packs if epoch == 0 else None
     if num_rows is None:
-        first_epoch = first_epoch or pack(0)
+        first_epoch = (first_epoch or pack(0)) if equal_epochs else packs
         num_rows = -(-len(first_epoch) // num_ranks) * num_ranks
     attempt = 0
     while len(packs) > num_rows:
@@ -332,6 +347,26 @@ def _reject(tokens: np.ndarray, capacity: int, too_long: str) -> np.ndarray:
             f"({len(rejected)} of {len(tokens)} samples are too long)"
         )
     return rejected
+
+
+def empty_plan(settings: PlanSettings, *, num_ranks: int, epoch: int, num_too_long: int) -> Plan:
+    """Of samples none of which fits."""
+    none = np.zeros(0, np.int64)
+    return Plan(
+        samples=none,
+        starts=np.zeros(1, np.int64),
+        row_tokens=none,
+        row_flops=none.astype(np.float64),
+        num_samples=0,
+        num_ranks=num_ranks,
+        capacity=settings.capacity,
+        policy=settings.policy,
+        pool=settings.pool,
+        seed=settings.seed,
+        epoch=epoch,
+        rejected={"too_long": np.arange(num_too_long)} if num_too_long else {},
+        num_repeated_rows=0,
+    )
 
 
 def longest_sample(policy: str, capacity: int, budget_tokens: int) -> int:

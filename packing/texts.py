@@ -19,8 +19,13 @@ from recaption.records import Caption, Sample, conform, from_table, schema_of
 from recaption.run_folder import RunFolder
 
 
-def read_blend(run: RunFolder, rows: Sequence[Sample], settings: BlendSettings) -> Blend | None:
+def read_blend(
+    run: RunFolder, rows: Sequence[Sample], settings: BlendSettings, *, window_texts: bool = False
+) -> Blend | None:
     """What each sample shows; None where that is its caption in the shards, in every epoch.
+
+    Args:
+        window_texts: samples are shown in parts too: keep what the set says of windows of their clips.
 
     Raises:
         UsageError: ratios that make no sense, or a caption set by name that is not there.
@@ -34,16 +39,19 @@ def read_blend(run: RunFolder, rows: Sequence[Sample], settings: BlendSettings) 
     index_of = {row.clip_id: index for index, row in enumerate(rows)}
     wanted = pa.array(list(index_of), pa.string())
     others: dict[int, dict[str, str]] = {}
+    windows: dict[int, tuple[float, list[Caption]]] = {}
     for name in parts:
         for clip_id, captions in _captions_in(run, name, wanted).items():
             row = rows[index_of[clip_id]]
             start = min(caption.start_seconds for caption in captions)
             found = texts_of_sample(captions, {*ratios, "descriptive"}, start, start + row.num_frames / row.fps)
+            if window_texts and len({(caption.start_seconds, caption.end_seconds) for caption in captions}) > 1:
+                windows[index_of[clip_id]] = start, captions
             if any(text != row.caption for text in found.values()):
                 others.setdefault(index_of[clip_id], found)
-    if not others:
+    if not others and not windows:
         return None
-    return Blend([row.clip_id for row in rows], [row.caption for row in rows], others, ratios, settings.seed)
+    return Blend([row.clip_id for row in rows], [row.caption for row in rows], others, ratios, settings.seed, windows)
 
 
 def _captions_in(run: RunFolder, name: str, wanted: pa.Array) -> dict[str, list[Caption]]:

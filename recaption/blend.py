@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recaption.caption_windows import caption_for_window
 from recaption.captions import KINDS
@@ -92,12 +92,25 @@ class Blend:
     """Sample -> kind -> text, where any of them differs from its caption."""
     ratios: Mapping[str, float]
     seed: int
+    windows: Mapping[int, tuple[float, Sequence[Caption]]] = field(default_factory=dict)
+    """Sample -> second at which it starts, and the captions of its clip; where these are of several windows and parts of a
+    sample are shown."""
 
-    def text(self, index: int, epoch: int) -> str:
+    def text(self, index: int, epoch: int, *, number: int = 0, seconds: tuple[float, float] | None = None) -> str:
+        """What a sample shows.
+
+        Args:
+            number: counts its appearances in the epoch, each with a draw of its own.
+            seconds: the part that is shown, since the start of the sample; None: all of it.
+        """
         others = self.others.get(index)
+        if seconds is not None and index in self.windows:
+            start, captions = self.windows[index]
+            others = texts_of_sample(captions, {*self.ratios, "descriptive"}, start + seconds[0], start + seconds[1])
         if not others:
             return self.captions[index]
-        kind = choose(self.clip_ids[index], epoch=epoch, ratios=self.ratios, seed=self.seed)
+        name = f"{self.clip_ids[index]}#{number}" if number else self.clip_ids[index]
+        kind = choose(name, epoch=epoch, ratios=self.ratios, seed=self.seed)
         return others.get(kind) or others.get("descriptive") or self.captions[index]
 
     @property
@@ -106,6 +119,9 @@ class Blend:
         digest = hashlib.sha256(json.dumps([list(self.ratios.items()), self.seed]).encode())
         for index, texts in sorted(self.others.items()):
             digest.update(json.dumps([self.clip_ids[index], sorted(texts.items())]).encode())
+        for index, (start, captions) in sorted(self.windows.items()):
+            rows = [(c.kind, c.source, c.start_seconds, c.end_seconds, c.text) for c in captions]
+            digest.update(json.dumps([self.clip_ids[index], start, rows]).encode())
         return digest.hexdigest()[:16]
 
 

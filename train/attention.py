@@ -85,13 +85,28 @@ class Segments:
         """The same samples `times` over in one row, as guidance needs them."""
         return Segments.from_lengths(self.lengths * times, self.cu_seqlens.device)
 
+    def with_extra(self, num_tokens: int) -> tuple[Segments, Tensor, Tensor]:
+        """Room for `num_tokens` more in front of every sample.
+
+        Returns:
+            The longer segments, and the rows in them of what was there and of what is new, both in row order.
+        """
+        longer = Segments.from_lengths([length + num_tokens for length in self.lengths])
+        starts = longer.cu_seqlens[:-1].long()
+        extra_rows = (starts[:, None] + torch.arange(num_tokens)).flatten()
+        is_old = torch.ones(longer.num_tokens, dtype=torch.bool)
+        is_old[extra_rows] = False
+        device = self.cu_seqlens.device
+        return longer.to(device), is_old.nonzero()[:, 0].to(device), extra_rows.to(device)
+
     def sum(self, values_LD: Tensor) -> Tensor:
         """Sum over the tokens of each sample: (L, D) -> (S, D).
 
         A product with the 0/1 membership matrix: the same sum every time (atomic adds are not), no host sync, and
-        S*L*D operations beside the 12*L*D^2 of a block.
+        S*L*D operations beside the 12*L*D^2 of a block. The number of samples comes from a tensor's shape, which
+        torch.compile may leave open; from `lengths`, every row of another number would be compiled anew.
         """
-        samples = torch.arange(len(self.lengths), device=values_LD.device)
+        samples = torch.arange(self.cu_seqlens.shape[0] - 1, device=values_LD.device)
         with torch.autocast(values_LD.device.type, enabled=False):  # autocast would sum in bfloat16
             return (self.index_L == samples[:, None]).to(values_LD.dtype) @ values_LD
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from packing.batch import PackedBatch
 from packing.buckets import Bucket, bucket_name, parse_bucket
-from packing.grid import Grid
+from packing.grid import Grid, Shape3
 from packing.loader import PackLoader
 from packing.plan import PlanSettings
 from packing.rows import LatentShards, Source
@@ -30,7 +30,9 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
-from train.flow import LOSS_NORMS, PathSettings, chance, draw_path, flow_loss, path_point
+from train.conditions import draw_given, parse_conditions
+from train.dit_start import load_start
+from train.flow import PathPoint, PathSettings, chance, draw_path, flow_loss, norm_power, path_point
 from train.sampler import Sampler
 from train.text_encoder import EncodedText, TextEncoder
 from train.trainer import LossParts
@@ -43,24 +45,35 @@ VALIDATION_DRAWS = 4
 class DitSettings:
     """The transformer and what it learns. `train.backbones.dit.SIZES` has the sizes of the literature."""
 
+    start: str = ""
+    """Checkpoint of the same transformer to go on from, a step folder or RUN/train/NAME: one trained on images, say, which
+    gives the same images at the start. Empty: from nothing."""
     backbone: str = "dit"
     width: int = 192
     depth: int = 6
     num_heads: int = 6
+    absolute_positions: bool = False
+    """Tell each token where it is on the grid, besides distances (RoPE): small models learn shapes sooner. A start
+    without them gains them as zeros."""
     attention_backend: str = "auto"
     """`auto`, `loop`, `varlen` or `flex`; auto is the fastest that runs on the device."""
+    num_registers: int = 0
+    """Learned tokens that go with every clip through the blocks; beside the plan's capacity, 0 to 8 are usual."""
     patch: tuple[int, int, int] = (1, 1, 1)
     """Latent (frames, rows, columns) per token."""
     text_encoder: str = "captioner:tiny"
     """`captioner:SPEC` or `t5:ID`."""
     caption_dropout: float = 0.1
     """Share of clips trained with the null caption, which guidance needs."""
+    conditions: tuple[str, ...] = ()
+    """KIND=SHARE: how often which frames of a clip are given clean, for prompts with images and videos: none, first, head,
+    tail, ends, keyframes, random (train/conditions.py). Empty: never, and only text and edits can be sampled."""
     blend: BlendSettings = field(default_factory=BlendSettings)
     """Which of its texts a clip is trained with, drawn anew each epoch."""
     loss_norm: str = "sample"
-    """`sample`: every clip counts the same; `token`: every token does."""
+    """`sample`: every clip counts the same; `token`: every token does; `tokens^0.5`: between the two."""
     path: PathSettings = field(default_factory=PathSettings)
-    """Which noise levels are trained and sampled."""
+    """Which noise levels are trained and sampled, and what is predicted there."""
     validation_rows: int = 2
     """Rows of the first epoch on which the loss is measured with fixed noise."""
     sample_prompts: tuple[str, ...] = ()
@@ -69,14 +82,13 @@ class DitSettings:
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
         parse_ratios(self.blend.ratios)
+        parse_conditions(self.conditions)
         if not 0 <= self.caption_dropout <= 1:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")
         if self.validation_rows < 0:
             raise UsageError(f"validation_rows = {self.validation_rows} is negative")
-        if self.loss_norm not in LOSS_NORMS:
-            raise UsageError(f"unknown loss_norm {self.loss_norm!r}: choose one of {', '.join(LOSS_NORMS)}")
-        if self.path.timestep_std <= 0 or self.path.shift <= 0 or self.path.shift_tokens < 0:
-            raise UsageError(f"{self.path}: timestep_std and shift must be positive, shift_tokens at least 0")
+        norm_power(self.loss_norm)
+        self.path.check()
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,10 @@ class DitBatch:
     position_L3: Tensor
     segments: Segments
     text: EncodedText
+    token_shapes: tuple[Shape3, ...]
+    """Tokens of each sample along (frames, rows, columns), before any were dropped."""
+    first_frames: tuple[int, ...]
+    """Token frame of its whole clip that each sample begins with."""
     clip_ids: tuple[str, ...]
     epoch: int
     capacity: int
@@ -94,13 +110,14 @@ class DitBatch:
     @classmethod
     def of(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
         """Padding is left behind: nothing here needs rows of one length."""
-        lengths = batch.grid_S3.prod(dim=1).tolist()
         return cls(
-            tokens_LD=batch.tokens_LD[: sum(lengths)],
-            position_L3=batch.position_L3[: sum(lengths)],
-            segments=Segments.from_lengths(lengths),
+            tokens_LD=batch.tokens_LD[: batch.num_tokens],
+            position_L3=batch.position_L3[: batch.num_tokens],
+            segments=Segments.from_lengths(batch.lengths),
             text=encoder.encode(batch.captions),
-            clip_ids=batch.clip_ids,
+            token_shapes=batch.token_shapes,
+            first_frames=tuple(frame // batch.patch[0] for frame in batch.first_frames),
+            clip_ids=batch.draw_ids,  # each appearance of a clip in an epoch has chances of its own
             epoch=batch.epoch,
             capacity=batch.capacity,
         )
@@ -148,7 +165,9 @@ class DitTask:
         settings.check()
         choose_backend(settings.attention_backend, device, torch.bfloat16)
         self.settings, self.plan = settings, plan
-        self.source: Source = LatentShards(run, latents, blend=settings.blend) if isinstance(run, RunFolder) else run
+        if isinstance(run, RunFolder):
+            run = LatentShards(run, latents, blend=settings.blend, window_texts=plan.excerpt_rules.cuts)
+        self.source: Source = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = compressors.load(compressor)
@@ -166,6 +185,8 @@ class DitTask:
             "depth": settings.depth,
             "num_heads": settings.num_heads,
             "attention_backend": settings.attention_backend,
+            "num_registers": settings.num_registers,
+            "absolute_positions": settings.absolute_positions,
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -175,14 +196,18 @@ class DitTask:
             "text_encoder": self.encoder.config,
             "compressor": {"spec": compressor, "config": self.compressor.config},
             "patch": list(settings.patch),
-            "path": dataclasses.asdict(settings.path),
+            "path": settings.path.config(),
             "buckets": [bucket_name(bucket) for bucket in self.buckets],
             "caption_dropout": settings.caption_dropout,
             "loss_norm": settings.loss_norm,
-            "plan": dataclasses.asdict(plan),
+            "plan": plan.config(),
         }
+        if settings.conditions:
+            self.config["conditions"] = list(settings.conditions)
         if isinstance(self.source, LatentShards) and self.source.blend:
             self.config["blend"] = dataclasses.asdict(settings.blend)
+        if settings.start:
+            self.config["start"] = load_start(settings.start, self.model, self.config)
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
@@ -238,16 +263,13 @@ class DitTask:
         self._restored = state
 
     def loss(self, batch: DitBatch, *, step: int, seed: int) -> LossParts:
-        draws = draw_path(
-            batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=(seed, batch.epoch)
-        )
         drop_text_S = [
             chance(self.settings.caption_dropout, seed, batch.epoch, "caption dropout", clip_id)
             for clip_id in batch.clip_ids
         ]
-        point = path_point(batch.tokens_LD, draws, batch.segments)
-        velocity_LD = _velocity(self.model, batch, point.x_LD, draws.timestep_S, drop_text_S)
-        loss_sum, weight = flow_loss(velocity_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm)
+        point, timestep_S = self._point(batch, key=(seed, batch.epoch))
+        given_L = self._given(batch, key=(seed, batch.epoch))
+        loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S, given_L)
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
@@ -255,29 +277,65 @@ class DitTask:
             capacity_tokens=batch.capacity,
         )
 
-    @torch.no_grad()
+    def _point(self, batch: DitBatch, *, key: Sequence[str | int]) -> tuple[PathPoint, Tensor]:
+        """Where this visit of the batch, named by `key`, stands on the path, and at what times."""
+        path = self.settings.path
+        draws = draw_path(
+            batch.clip_ids,
+            batch.segments,
+            batch.tokens_LD.shape[1],
+            path,
+            key=key,
+            token_shapes=batch.token_shapes,
+        )
+        return path_point(batch.tokens_LD, draws, batch.segments, path), draws.timestep_S
+
+    def _given(self, batch: DitBatch, *, key: Sequence[str | int]) -> Tensor | None:
+        """Which tokens of the batch are given on this visit."""
+        shares = parse_conditions(self.settings.conditions)
+        spans = [(first, first + shape[0]) for first, shape in zip(batch.first_frames, batch.token_shapes, strict=True)]
+        return draw_given(shares, batch.clip_ids, batch.segments, batch.position_L3, spans, key=key)
+
+    def _loss_at(
+        self,
+        model: nn.Module,
+        batch: DitBatch,
+        point: PathPoint,
+        timestep_S: Tensor,
+        drop_text_S: Sequence[bool],
+        given_L: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Given tokens enter as they are in the clip, and nothing is learned on them."""
+        x_LD = point.x_LD if given_L is None else torch.where(given_L[:, None], batch.tokens_LD, point.x_LD)
+        return flow_loss(
+            _answer(model, batch, x_LD, timestep_S, drop_text_S, given_L),
+            point.target_LD,
+            batch.segments,
+            norm=self.settings.loss_norm,
+            weight_S=point.weight_S,
+            counted_L=None if given_L is None else ~given_L,
+        )
+
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Loss on fixed rows of the training set with fixed noise, and how much of it the captions take away.
+        """`loss_on` fixed rows of the training set."""
+        return self.loss_on(model, self._validation_batches()) if self.settings.validation_rows else {}
+
+    @torch.no_grad()
+    def loss_on(self, model: nn.Module, batches: Iterable[DitBatch]) -> dict[str, float]:
+        """Loss with fixed noise, and how much of it the captions take away.
 
         `prompt_gain` is loss without captions / loss with them - 1: at 0 the model does not listen to its prompt.
         """
-        if not self.settings.validation_rows:
-            return {}
         sums = {"loss": 0.0, "loss_without_prompt": 0.0}
         total_weight = 0.0
         device = next(model.parameters()).device
-        for batch in self._validation_batches():
+        for batch in batches:
             batch = batch.to(device)
             for number in range(VALIDATION_DRAWS):
-                key = ("validation", number)
-                draws = draw_path(batch.clip_ids, batch.segments, batch.tokens_LD.shape[1], self.settings.path, key=key)
-                point = path_point(batch.tokens_LD, draws, batch.segments)
+                point, timestep_S = self._point(batch, key=("validation", number))
                 for name, drop in (("loss", False), ("loss_without_prompt", True)):
                     drop_text_S = [drop] * len(batch.segments)
-                    velocity_LD = _velocity(model, batch, point.x_LD, draws.timestep_S, drop_text_S)
-                    loss_sum, weight = flow_loss(
-                        velocity_LD, point.target_LD, batch.segments, norm=self.settings.loss_norm
-                    )
+                    loss_sum, weight = self._loss_at(model, batch, point, timestep_S, drop_text_S)
                     sums[name] += float(loss_sum)
                 total_weight += float(weight)
         found = {name: value / total_weight for name, value in sums.items()}
@@ -302,14 +360,20 @@ class DitTask:
             patch=self.settings.patch,
             path=self.settings.path,
             buckets=self.buckets,
+            conditions=self.settings.conditions,
             device=next(model.parameters()).device,
         )
         videos = sampler.sample(prompts, size=sampler.size(None, None, None))
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
 
 
-def _velocity(
-    model: nn.Module, batch: DitBatch, x_LD: Tensor, timestep_S: Tensor, drop_text_S: Sequence[bool]
+def _answer(
+    model: nn.Module,
+    batch: DitBatch,
+    x_LD: Tensor,
+    timestep_S: Tensor,
+    drop_text_S: Sequence[bool],
+    given_L: Tensor | None,
 ) -> Tensor:
     return model(
         x_LD,
@@ -320,6 +384,7 @@ def _velocity(
         batch.text.segments,
         batch.text.pooled_SC,
         drop_text_S=drop_text_S,
+        given_L=given_L,
     )
 
 

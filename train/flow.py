@@ -1,51 +1,106 @@
-"""Rectified flow on packed rows: where on the path to noise a sample stands, what is learned there, the way back.
+"""From clean to noise on packed rows: where on that path a sample stands, what is learned there, and what it counts.
 
     draws = draw_path(clip_ids, segments, token_width, PathSettings(), key=(seed, step))
-    point = path_point(clean_LD, draws, segments)                     # .x_LD and .target_LD
+    point = path_point(clean_LD, draws, segments, PathSettings())     # .x_LD, .target_LD, .weight_S
     loss_sum, weight = flow_loss(backbone(point.x_LD, ...), point.target_LD, segments, norm="sample")
-    clean_LD = integrate(velocity, noise_LD, segments, times_KS, solver="heun")
 
-Shape suffixes: L tokens of a row, S samples of a row, D numbers per token, K points in time.
+Shape suffixes: L tokens of a row, S samples of a row, D numbers per token. The way back is in `train.solvers`.
 
-One convention: t = 0 is clean, t = 1 is noise, x_t = (1 - t) x_0 + t eps, velocity = eps - x_0. Everything random is
-drawn per sample from a generator keyed by names and numbers, so a sample gets the same noise whichever row, rank or
-accumulation step it lands in.
+One convention: t = 0 is clean, t = 1 is noise, x_t = alpha x_0 + sigma eps with the shares of `train.noise_schedules`
+(rectified flow: 1 - t and t). Everything random is drawn per sample from a generator keyed by names and numbers, so a
+sample gets the same noise whichever row, rank or accumulation step it lands in.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.attention import Segments
+from train.noise_schedules import FLOW, NUM_DISCRETE_STEPS, SCHEDULES, alpha_sigma
+from train.predictions import check_pairing, min_snr_weight, target_of
+from train.timestep_shift import SHIFT_RULES, shift_of, shifted
 
-LOSS_NORMS = ("sample", "token")
-SOLVERS = ("euler", "heun")
+LOSS_NORMS = ("sample", "token", "tokens^P")
+TIMESTEPS = ("logit_normal", "uniform")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
-    """Which noise levels are trained and sampled."""
+    """Which noise levels are trained and sampled, and what the model says about them."""
 
+    schedule: str = FLOW
+    """`flow` (rectified flow, the straight path), or DDPM's `cosine`, `linear` or `scaled_linear`."""
+    prediction: str = "velocity"
+    """`velocity` or `x0` on flow; `epsilon`, `x0` or `v` on the others."""
+    zero_terminal_snr: bool = False
+    """Rescale a diffusion schedule so that nothing of the sample is left at t = 1 (arXiv 2305.08891)."""
+    discrete: bool = False
+    """Train a diffusion schedule on t = 1/1000, 2/1000, ..., 1 only, as DDPM does, not on all t between."""
+    snr_gamma: float = 0.0
+    """min-SNR-gamma weights of the loss (arXiv 2303.09556), 5 in the paper; 0 = every noise level weighs the same."""
+    timesteps: str = "logit_normal"
+    """What t is drawn from, before the shift: `logit_normal` (flow's usual), or `uniform` (DDPM's)."""
     timestep_mean: float = 0.0
     """Of the normal distribution whose sigmoid is t; above 0 = more noise."""
     timestep_std: float = 1.0
     shift: float = 1.0
-    """Extra weight a of the noisy end, t' = a t / (1 + (a - 1) t), for a sample of `shift_tokens` tokens."""
+    """Extra weight a of the noisy end, t' = a t / (1 + (a - 1) t); a factor on what `shift_rule` gives."""
+    shift_rule: str = "sqrt_tokens"
+    """How a grows with a sample's own size: more tokens repeat the same content, so the same noise hides less of it.
+    `sqrt_tokens` sqrt(tokens / shift_tokens) (SD3), `exp_tokens` (Flux), `area_time` (Open-Sora 2)."""
     shift_tokens: int = 0
-    """Token count at which `shift` holds; a grows with sqrt(tokens / shift_tokens), as in SD3: more tokens repeat the
-    same content, so the same noise hides less of it. 0 = one shift for every size."""
+    """Token count at which `shift` holds under `sqrt_tokens`; 0 = one shift for every size."""
 
-    def shift_of(self, num_tokens: int) -> float:
-        """The shift a of one sample, from its own number of tokens."""
-        return self.shift * math.sqrt(num_tokens / self.shift_tokens) if self.shift_tokens else self.shift
+    def check(self) -> None:
+        """Raises UsageError where a setting makes no sense, or has no effect."""
+        for name, choices in (("schedule", SCHEDULES), ("timesteps", TIMESTEPS), ("shift_rule", SHIFT_RULES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        check_pairing(self.prediction, self.schedule, zero_terminal_snr=self.zero_terminal_snr)
+        if self.timestep_std <= 0 or self.shift <= 0 or self.shift_tokens < 0 or self.snr_gamma < 0:
+            raise UsageError(f"{self}: timestep_std and shift must be positive, shift_tokens and snr_gamma at least 0")
+        if self.discrete and self.schedule == FLOW:
+            raise UsageError("discrete is for the diffusion schedules: schedule 'flow' has no steps")
+        if self.shift_tokens and self.shift_rule != "sqrt_tokens":
+            raise UsageError(f"shift_tokens has no effect with shift_rule {self.shift_rule!r}: leave it 0")
+        if self.timesteps == "uniform" and (self.timestep_mean or self.timestep_std != 1):
+            raise UsageError("timestep_mean and timestep_std have no effect with timesteps 'uniform': leave them out")
+        if self.snr_gamma and self.zero_terminal_snr:
+            raise UsageError(
+                "snr_gamma gives t = 1 the weight 0 under zero_terminal_snr, so that the first step of sampling is never "
+                "learned: leave one of them out"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """As a checkpoint records it: settings younger than the first checkpoints only where they are not the default,
+        so that those can still be gone on from."""
+        always = ("timestep_mean", "timestep_std", "shift", "shift_tokens")
+        settings = dataclasses.asdict(self)
+        return {
+            field.name: settings[field.name]
+            for field in dataclasses.fields(self)
+            if field.name in always or settings[field.name] != field.default
+        }
+
+    def shift_of(self, num_tokens: int, token_shape: Shape3 | None = None) -> float:
+        """The shift a of one sample, from its tokens along (frames, rows, columns), or only how many there are. The shape
+        goes first: where tokens were dropped, the sample is as large as it was."""
+        whole = num_tokens if token_shape is None else math.prod(token_shape)
+        return self.shift * shift_of(self.shift_rule, whole, token_shape, self.shift_tokens)
+
+    def alpha_sigma(self, timestep_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares of the clean sample and of noise."""
+        return alpha_sigma(self.schedule, timestep_S, zero_terminal_snr=self.zero_terminal_snr)
 
 
 @dataclass(frozen=True)
@@ -62,7 +117,9 @@ class PathPoint:
 
     x_LD: Tensor
     target_LD: Tensor
-    """Velocity there: noise - clean."""
+    """What the model is to answer there; velocity (noise - clean) for rectified flow."""
+    weight_S: Tensor | None = None
+    """Of each sample's noise level in the loss; None = all the same."""
 
 
 def generator_for(*key: str | int) -> torch.Generator:
@@ -79,88 +136,99 @@ def chance(share: float, *key: str | int) -> bool:
     return bool(torch.rand((), generator=generator_for(*key)) < share)
 
 
-def shifted(t: Tensor, shift: float | Tensor) -> Tensor:
-    """Move t towards noise (shift > 1) or clean (shift < 1); 0 and 1 stay."""
-    return shift * t / (1 + (shift - 1) * t)
-
-
 def draw_path(
-    clip_ids: Sequence[str], segments: Segments, token_width: int, settings: PathSettings, *, key: Sequence[str | int]
+    clip_ids: Sequence[str],
+    segments: Segments,
+    token_width: int,
+    settings: PathSettings,
+    *,
+    key: Sequence[str | int],
+    token_shapes: Sequence[Shape3] | None = None,
 ) -> PathDraws:
-    """Timestep and noise of every sample; a function of `key` and the clip's id alone.
+    """Timestep and noise of every sample; a function of `key` and the clip's id and size alone.
 
     Args:
         key: what makes this visit of the clip its own, for example (seed, epoch).
+        token_shapes: tokens of each sample along (frames, rows, columns), for shift rules that tell them apart.
     """
     timesteps, noise = [], []
-    for clip_id, length in zip(clip_ids, segments.lengths, strict=True):
+    shapes = [None] * len(segments) if token_shapes is None else token_shapes
+    for clip_id, length, shape in zip(clip_ids, segments.lengths, shapes, strict=True):
         generator = generator_for(*key, clip_id)
-        normal = torch.randn((), generator=generator)
-        logit_normal = torch.sigmoid(settings.timestep_mean + settings.timestep_std * normal)
-        timesteps.append(shifted(logit_normal, settings.shift_of(length)))
+        if settings.timesteps == "uniform":
+            t = 1 - torch.rand((), generator=generator)  # 1 can come, 0 cannot: there is nothing to learn there
+        else:
+            t = torch.sigmoid(settings.timestep_mean + settings.timestep_std * torch.randn((), generator=generator))
+        t = shifted(t, settings.shift_of(length, shape))
+        if settings.discrete:
+            t = (t * NUM_DISCRETE_STEPS).ceil().clamp(1, NUM_DISCRETE_STEPS) / NUM_DISCRETE_STEPS
+        timesteps.append(t)
         noise.append(torch.randn(length, token_width, generator=generator))
     device = segments.cu_seqlens.device
     return PathDraws(torch.stack(timesteps).to(device), torch.cat(noise).to(device))
 
 
-def path_point(clean_LD: Tensor, draws: PathDraws, segments: Segments) -> PathPoint:
-    """x_t and its velocity."""
-    t_L1 = draws.timestep_S[segments.index_L, None]
-    return PathPoint((1 - t_L1) * clean_LD + t_L1 * draws.noise_LD, draws.noise_LD - clean_LD)
+def path_point(
+    clean_LD: Tensor, draws: PathDraws, segments: Segments, settings: PathSettings | None = None
+) -> PathPoint:
+    """x_t, what is to be learned there, and what that counts."""
+    settings = settings or PathSettings()
+    alpha_S, sigma_S = settings.alpha_sigma(draws.timestep_S)
+    alpha_L1, sigma_L1 = (share_S.to(clean_LD.dtype)[segments.index_L, None] for share_S in (alpha_S, sigma_S))
+    weight_S = None
+    if settings.snr_gamma:
+        weight_S = min_snr_weight(settings.prediction, settings.snr_gamma, alpha_S, sigma_S).float()
+    return PathPoint(
+        alpha_L1 * clean_LD + sigma_L1 * draws.noise_LD,
+        target_of(settings.prediction, clean_LD, draws.noise_LD, alpha_L1, sigma_L1),
+        weight_S,
+    )
 
 
-def flow_loss(velocity_LD: Tensor, target_LD: Tensor, segments: Segments, *, norm: str) -> tuple[Tensor, Tensor]:
+def flow_loss(
+    answer_LD: Tensor,
+    target_LD: Tensor,
+    segments: Segments,
+    *,
+    norm: str,
+    counted_L: Tensor | None = None,
+    weight_S: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sum of squared errors and the weight to divide by, once summed over rows, ranks and accumulation steps.
 
     Dividing the sums, and not averaging averages, gives the same gradient for any arrangement of the same samples.
 
     Args:
-        norm: `sample` = every clip counts the same (DiT's weighting), `token` = every token does (favours long clips).
+        norm: `sample` = every clip counts the same (DiT's weighting), `token` = every token does (favours long clips),
+            `tokens^P` = a clip counts its number of tokens to the power P, between the two for P from 0 to 1.
+        counted_L: bool, the tokens that enter loss and weight; default: all. A sample with none of them weighs nothing.
+        weight_S: factor on each sample's loss, not on its share in the weight to divide by.
     """
-    error_L = (velocity_LD.float() - target_LD.float()).square().mean(-1)
-    if norm == "token":
-        return error_L.sum(), torch.tensor(float(error_L.shape[0]), device=error_L.device)
-    if norm == "sample":
-        return segments.mean(error_L).sum(), torch.tensor(float(len(segments)), device=error_L.device)
-    raise UsageError(f"unknown loss normalisation {norm!r}: choose one of {', '.join(LOSS_NORMS)}")
+    power = norm_power(norm)
+    error_L = (answer_LD.float() - target_LD.float()).square().mean(-1)
+    if counted_L is None:
+        counted_L = torch.ones_like(error_L, dtype=torch.bool)
+    error_L = torch.where(counted_L, error_L, 0)
+    error_S, count_S = (segments.sum(values_L[:, None])[:, 0] for values_L in (error_L, counted_L.float()))
+    share_S = torch.where(count_S > 0, count_S.clamp(min=1) ** power, 0)
+    loss_S = share_S * error_S / count_S.clamp(min=1)
+    return (loss_S if weight_S is None else loss_S * weight_S).sum(), share_S.sum()
 
 
-def sampling_times(num_steps: int, segments: Segments, settings: PathSettings) -> Tensor:
-    """(K+1, S) from 1 to 0: even steps, moved by each sample's own shift."""
-    if num_steps < 1:
-        raise UsageError(f"{num_steps = } must be at least 1")
-    even_K1 = torch.linspace(1, 0, num_steps + 1)[:, None]
-    shift_S = torch.tensor([settings.shift_of(length) for length in segments.lengths])
-    return shifted(even_K1, shift_S).to(segments.cu_seqlens.device)
+def norm_power(norm: str) -> float:
+    """The power of its number of tokens that a sample counts: 0 for `sample`, 1 for `token`.
 
-
-def integrate(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    x_LD: Tensor,
-    segments: Segments,
-    times_KS: Tensor,
-    *,
-    solver: str = "euler",
-    on_step: Callable[[], object] = lambda: None,
-) -> Tensor:
-    """Follow dx/dt = velocity(x_LD, timestep_S) through `times_KS`, every sample at its own pace.
-
-    Args:
-        solver: `euler`, one velocity a step, or `heun`, two (second order).
-        on_step: called after each step, for a progress bar.
+    Raises:
+        UsageError: no loss normalisation of that name.
     """
-    if solver not in SOLVERS:
-        raise UsageError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
-    for now_S, next_S in itertools.pairwise(times_KS):
-        step_L1 = (next_S - now_S)[segments.index_L, None]
-        slope_LD = velocity(x_LD, now_S)
-        if solver == "heun":
-            slope_LD = (slope_LD + velocity(x_LD + step_L1 * slope_LD, next_S)) / 2
-        x_LD = x_LD + step_L1 * slope_LD
-        on_step()
-    return x_LD
-
-
-def guided(conditional_LD: Tensor, unconditional_LD: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance: 1 = the prompt as trained, above 1 = more of what the prompt changes."""
-    return unconditional_LD + guidance * (conditional_LD - unconditional_LD)
+    if norm in ("sample", "token"):
+        return float(norm == "token")
+    try:
+        power = float(norm.removeprefix("tokens^")) if norm.startswith("tokens^") else math.nan
+    except ValueError:
+        power = math.nan
+    if not 0 <= power < math.inf:
+        raise UsageError(
+            f"unknown loss_norm {norm!r}: choose one of {', '.join(LOSS_NORMS)} (P at least 0, as in tokens^0.5)"
+        )
+    return power

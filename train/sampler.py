@@ -1,51 +1,74 @@
 """Prompts to video with a checkpoint alone: it names its own text encoder, compressor, grid and sizes.
 
     videos = sample("RUN/train/dit", ["a red circle moves left"], num_frames=17, height_px=64, width_px=112)
-    files = write(videos, "RUN/samples", ["a red circle moves left"], fps=8)
-    files.videos, files.contact_sheet
+
+    sampler = Sampler.from_checkpoint("RUN/train/dit")                  # every other kind of prompt
+    request = Request(text="it moves left", timeline=animated(image_HWC, 17, sampler.grid))
+    (made,) = sampler.make([request])
+    made.video_THWC, made.given_T
 
 All prompts go through the transformer as one packed row (several under a cap on tokens), with and without their text
-where guidance asks for both. Any size of the model's grid will do, also one it was not trained at. The same prompt,
-size and seed give the same video, whatever else is sampled beside it.
+where guidance asks for both. Any size of the model's grid will do, also one it was not trained at; videos longer than
+those it was trained on are made window by window (canvas.py). The same prompt, size and seed give the same video, whatever
+else is sampled beside it.
+
+Given frames come back as the compressor shows them, so that they look like the frames made beside them; their latents are
+exactly those of the given pixels.
 """
 
 from __future__ import annotations
 
-import io
-from collections import Counter
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from packing.batch import unpatchify
 from packing.buckets import Bucket, parse_bucket
-from packing.grid import Grid, positions
+from packing.grid import Grid
 from recaption.errors import CheckpointMismatchError, UsageError
-from recaption.run_folder import RunFolder
 from train import backbones, checkpoint, compressors, text_encoder
-from train.attention import Segments
-from train.flow import PathSettings, generator_for, guided, integrate, sampling_times
+from train.conditions import check_trained_for, is_trained_for
+from train.denoising import denoise
+from train.flow import PathSettings
+from train.guidance import Guidance
+from train.solvers import choose_solver
 from train.text_encoder import TextEncoder
+from train.timeline import blank
+from train.video_request import Made, Request, TokenCodec, Work, in_rows, with_repetitions
 
 MAX_ROW_TOKENS = 32_768
 """Most tokens of one row while sampling, guidance's second copy included; bounds memory."""
-SHEET_COLUMNS = 8
-SHEET_FRAME_PX = 128
-"""Smallest height of a frame on the contact sheet; smaller frames are enlarged by a whole factor."""
+GIVEN_PIXELS = ("decoded", "original")
+MIN_WINDOW = 3
+"""Token frames: given ones on both sides and one between."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleFiles:
-    """What `write` wrote."""
+class SolverSettings:
+    """How the way from noise to clean is walked."""
 
-    videos: tuple[str, ...]
-    contact_sheet: str
+    num_steps: int = 40
+    guidance: float | Guidance = 4.0
+    """A scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher = closer to the
+    prompt and less varied."""
+    solver: str = "auto"
+    """`auto`, or one of `train.solvers` that goes with the schedule the model was trained on."""
+
+    def resolved(self, path: PathSettings) -> SolverSettings:
+        """Raises UsageError where they do not go with the model, or make no sense."""
+        guidance = Guidance.of(self.guidance)
+        guidance.check()
+        return dataclasses.replace(self, guidance=guidance, solver=choose_solver(self.solver, path))
+
+    @property
+    def max_row_tokens(self) -> int:
+        return MAX_ROW_TOKENS // (1 if Guidance.of(self.guidance).scale == 1 else 2)
 
 
 def sample(
@@ -56,8 +79,8 @@ def sample(
     height_px: int | None = None,
     width_px: int | None = None,
     num_steps: int = 40,
-    guidance: float = 4.0,
-    solver: str = "euler",
+    guidance: float | Guidance = 4.0,
+    solver: str = "auto",
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -68,7 +91,9 @@ def sample(
         checkpoint_path: a step folder, or a training's folder (its newest step).
         num_frames, height_px, width_px: the size most samples were trained at where left out.
         num_steps: of the solver; `heun` asks the model twice a step.
-        guidance: 1 = none (one model call instead of two), higher = closer to the prompt and less varied.
+        guidance: a scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher =
+            closer to the prompt and less varied.
+        solver: `auto`, or one of `train.solvers` that goes with the schedule the model was trained on.
         seed: the same noise for every prompt; a prompt that is given twice gets another noise the second time.
 
     Raises:
@@ -99,17 +124,22 @@ class Sampler:
         patch: tuple[int, int, int],
         path: PathSettings,
         buckets: Sequence[Bucket],
+        conditions: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        source: str = "this model",
     ) -> None:
         """
         Args:
             buckets: sizes the model was trained at, the most frequent first.
+            conditions: the mix of given frames it was trained with.
+            source: what messages call it.
         """
         self.device = torch.device(device)
         self.model, self.compressor = model.to(self.device).eval(), compressor.to(self.device)
         self.encoder, self.path = encoder, path
-        self.grid = Grid(frame_stride=compressor.frame_stride, spatial_stride=compressor.spatial_stride, patch=patch)
-        self.buckets = tuple(buckets)
+        self.codec = TokenCodec(self.compressor, patch, self.device)
+        self.grid = self.codec.grid
+        self.buckets, self.conditions, self.source = tuple(buckets), tuple(conditions), source
 
     @classmethod
     def from_checkpoint(cls, path: str, *, device: str = "cpu", ema: bool = True) -> Sampler:
@@ -127,12 +157,30 @@ class Sampler:
             patch=(patch_frames, patch_rows, patch_columns),
             path=PathSettings(**config["path"]),
             buckets=[parse_bucket(name) for name in config["buckets"]],
+            conditions=config.get("conditions", ()),
             device=device,
+            source=path,
         )
 
     @property
     def fps(self) -> int:
         return self.buckets[0].fps
+
+    @property
+    def longest_frames(self) -> int:
+        """Of the videos it was trained on; longer ones are made in windows."""
+        return max(bucket.num_frames for bucket in self.buckets)
+
+    @property
+    def overlap_frames(self) -> int:
+        """What windows share unless told otherwise, and what a loop sees of its start: about a third of a window."""
+        return self._window(0, 0)[1] * self.codec.frames_per_token
+
+    def default_new_frames(self, mode: str) -> int:
+        """Frames to add to a video: what one window has room for beside given frames, on one side or on both."""
+        longest, overlap = self._window(0, 0)
+        room = longest // 2 if mode in ("connect", "loop") else longest - overlap
+        return max(1, room) * self.codec.frames_per_token
 
     def size(self, num_frames: int | None, height_px: int | None, width_px: int | None) -> Bucket:
         """The size asked for, completed from the most frequent bucket.
@@ -155,91 +203,96 @@ class Sampler:
             )
         return wanted
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[str],
         *,
         size: Bucket,
         num_steps: int = 40,
-        guidance: float = 4.0,
-        solver: str = "euler",
+        guidance: float | Guidance = 4.0,
+        solver: str = "auto",
         seed: int = 0,
         progress: bool = False,
     ) -> list[np.ndarray]:
         """As the function `sample`."""
-        if not prompts:
-            raise UsageError("no prompt to sample")
-        num_tokens = self.grid.num_tokens(size.num_frames, size.height_px, size.width_px)
-        copies = 1 if guidance == 1 else 2
-        per_row = max(1, MAX_ROW_TOKENS // (num_tokens * copies))
-        rows = _in_rows(prompts, per_row)
-        videos: list[np.ndarray] = []
-        with tqdm(total=len(rows) * num_steps, desc="sample", unit="step", disable=not progress) as bar:
-            for row in rows:
-                tokens_LD = self._sample_row(
-                    row,
-                    size,
-                    num_steps=num_steps,
-                    guidance=guidance,
-                    solver=solver,
-                    seed=seed,
-                    on_step=bar.update,
-                )
-                videos += [self._decode(tokens, size) for tokens in tokens_LD.split(num_tokens)]
-        return videos
+        timeline = blank(size.num_frames, size.height_px, size.width_px)
+        requests = [Request(text=prompt, timeline=timeline, seed=seed) for prompt in prompts]
+        settings = SolverSettings(num_steps=num_steps, guidance=guidance, solver=solver)
+        return [made.video_THWC for made in self.make(requests, settings, progress=progress)]
 
-    def _sample_row(
+    @torch.no_grad()
+    def make(
         self,
-        row: Sequence[tuple[str, int]],
-        size: Bucket,
+        requests: Sequence[Request],
+        settings: SolverSettings | None = None,
         *,
-        num_steps: int,
-        guidance: float,
-        solver: str,
-        seed: int,
-        on_step: Callable[[], object],
-    ) -> Tensor:
-        """Clean tokens of all prompts of one row, end to end."""
-        device = self.device
-        token_shape = self.grid.token_shape(size.num_frames, size.height_px, size.width_px)
-        position_L3 = torch.from_numpy(positions(token_shape)).repeat(len(row), 1).to(device)
-        segments = Segments.from_lengths([len(position_L3) // len(row)] * len(row), device)
-        token_width = self.model.config["token_width"]
-        noise = [
-            torch.randn(length, token_width, generator=generator_for("sample", seed, repetition))
-            for length, (_, repetition) in zip(segments.lengths, row)
+        window_frames: int = 0,
+        overlap_frames: int = 0,
+        given_pixels: str = "decoded",
+        progress: bool = False,
+    ) -> list[Made]:
+        """One video per request; the same for the same request, whatever the others are.
+
+        Args:
+            window_frames: longest piece that is made at once; 0: the longest video of the training.
+            overlap_frames: frames that a piece shares with the one before; 0: about a third of it.
+            given_pixels: `decoded` shows given frames as the compressor does, `original` as they came.
+
+        Raises:
+            UsageError: nothing asked for, or a kind of prompt that the model was not trained for.
+        """
+        if not requests:
+            raise UsageError("no prompt to sample")
+        if given_pixels not in GIVEN_PIXELS:
+            raise UsageError(f"unknown given_pixels {given_pixels!r}: choose one of {', '.join(GIVEN_PIXELS)}")
+        for request in requests:
+            for mode in (request.timeline.mode, *(("loop",) if request.closing_frames else ())):
+                check_trained_for(mode, self.conditions, self.source)
+        settings = (settings or SolverSettings()).resolved(self.path)
+        longest, overlap = self._window(window_frames, overlap_frames)
+        is_rolled = is_trained_for("extend", self.conditions)
+        works = [
+            Work(request, repetition, self.codec, longest=longest, overlap=overlap, is_rolled=is_rolled)
+            for request, repetition in with_repetitions(requests)
         ]
-        text = self.encoder.encode([prompt for prompt, _ in row]).to(device)
-        copies = 1 if guidance == 1 else 2
-        both = segments.repeated(copies)
-        both_text = text.segments.repeated(copies)
-        drop_text_S = [False] * len(row) + [True] * (len(row) * (copies - 1))
+        num_steps = sum(work.num_windows for work in works) * settings.num_steps
+        with tqdm(total=num_steps, desc="sample", unit="step", disable=not progress) as bar:
+            while waiting := [work for work in works if work.next_piece() is not None]:
+                for row in in_rows(waiting, settings.max_row_tokens):
+                    self._make_row(row, settings, functools.partial(bar.update, len(row)))
+        return [work.made(is_original=given_pixels == "original") for work in works]
 
-        def velocity(x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-            velocity_LD = self.model(
-                x_LD.repeat(copies, 1),
-                position_L3.repeat(copies, 1),
-                both,
-                timestep_S.repeat(copies),
-                text.text_MC.repeat(copies, 1),
-                both_text,
-                text.pooled_SC.repeat(copies, 1),
-                drop_text_S=drop_text_S,
+    def _make_row(self, row: Sequence[Work], settings: SolverSettings, on_step: Callable[[], object]) -> None:
+        pieces = [piece for work in row if (piece := work.next_piece())]
+        tokens = denoise(
+            self.model,
+            pieces,
+            encoder=self.encoder,
+            path=self.path,
+            num_steps=settings.num_steps,
+            guidance=Guidance.of(settings.guidance),
+            solver=settings.solver,
+            max_row_tokens=settings.max_row_tokens,
+            on_step=on_step,
+        )
+        for work, piece, tokens_LD in zip(row, pieces, tokens, strict=True):
+            work.take(self.codec.decode(tokens_LD, piece.token_shape))
+
+    def _window(self, window_frames: int, overlap_frames: int) -> tuple[int, int]:
+        """(longest, overlap) of a window in token frames.
+
+        Raises:
+            UsageError: an overlap that leaves no room for new frames.
+        """
+        unit = self.codec.frames_per_token
+        longest = max(MIN_WINDOW, (max(window_frames or self.longest_frames, 1) - 1) // unit + 1)
+        overlap = -(-overlap_frames // unit) if overlap_frames else max(1, round(longest / 3))
+        if overlap > longest - 2:
+            raise UsageError(
+                f"overlap_frames = {overlap_frames} leaves no room in windows of {1 + (longest - 1) * unit} frames: "
+                f"{unit * (longest - 2)} is the most"
             )
-            if copies == 1:
-                return velocity_LD
-            conditional_LD, unconditional_LD = velocity_LD.chunk(2)
-            return guided(conditional_LD, unconditional_LD, guidance)
-
-        times_KS = sampling_times(num_steps, segments, self.path)
-        return integrate(velocity, torch.cat(noise).to(device), segments, times_KS, solver=solver, on_step=on_step)
-
-    def _decode(self, tokens_LD: Tensor, size: Bucket) -> np.ndarray:
-        token_shape = self.grid.token_shape(size.num_frames, size.height_px, size.width_px)
-        latents_BCTHW = unpatchify(tokens_LD, token_shape, self.grid.patch)[None]
-        pixels_CTHW = self.compressor.decode(latents_BCTHW)[0].float().clamp(-1, 1)
-        return ((pixels_CTHW + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().contiguous().numpy()
+        return longest, overlap
 
 
 def _load_compressor(saved: dict[str, Any], path: str, device: str) -> compressors.Compressor:
@@ -273,73 +326,3 @@ def nearest_size(wanted: Bucket, grid: Grid) -> Bucket:
 
 def _round_half_up(x: float) -> int:
     return int(x + 0.5)
-
-
-def _in_rows(prompts: Sequence[str], per_row: int) -> list[list[tuple[str, int]]]:
-    """(prompt, how often it came before) in rows of at most `per_row`.
-
-    The second number and the seed make the noise: a prompt gives the same video alone and in company, two prompts of
-    one seed can be compared, and the same prompt twice gives two videos.
-    """
-    seen: Counter[str] = Counter()
-    keyed = []
-    for prompt in prompts:
-        keyed.append((prompt, seen[prompt]))
-        seen[prompt] += 1
-    return [keyed[start : start + per_row] for start in range(0, len(keyed), per_row)]
-
-
-def write(videos: Sequence[np.ndarray], out_dir: str, prompts: Sequence[str], fps: int | Fraction) -> SampleFiles:
-    """One mp4 per video and a contact sheet, under numbered names; `out_dir` may be any folder that fsspec knows."""
-    from recaption.video_io import encode_video
-
-    folder = RunFolder(out_dir)
-    names = []
-    for index, video_THWC in enumerate(videos):
-        names.append(f"sample-{index:04d}.mp4")
-        folder.write_bytes(names[-1], encode_video(video_THWC, fps=fps))
-    folder.write_bytes("contact_sheet.png", contact_sheet_png(videos, prompts))
-    return SampleFiles(
-        videos=tuple(folder.path(name) for name in names), contact_sheet=folder.path("contact_sheet.png")
-    )
-
-
-def contact_sheet_png(videos: Sequence[np.ndarray], prompts: Sequence[str]) -> bytes:
-    """A PNG with one row per video: its prompt, then frames from first to last."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.load_default(size=16)
-    gap_px, text_px = 4, 26
-    strips = [_strip(video, gap_px) for video in videos]
-    width = max(strip.shape[1] for strip in strips) + 2 * gap_px
-    height = sum(strip.shape[0] + text_px + gap_px for strip in strips) + gap_px
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = gap_px
-    for strip, prompt in zip(strips, prompts, strict=True):
-        draw.text((gap_px, top), _fitted(prompt, width - 2 * gap_px, font.getlength), fill="black", font=font)
-        sheet.paste(Image.fromarray(strip), (gap_px, top + text_px))
-        top += strip.shape[0] + text_px + gap_px
-    target = io.BytesIO()
-    sheet.save(target, "PNG")
-    return target.getvalue()
-
-
-def _strip(video_THWC: np.ndarray, gap_px: int) -> np.ndarray:
-    """At most SHEET_COLUMNS frames side by side, small ones enlarged."""
-    num_frames, height_px = video_THWC.shape[:2]
-    chosen = np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int)
-    factor = max(1, -(-SHEET_FRAME_PX // height_px))
-    frames = video_THWC[chosen].repeat(factor, axis=1).repeat(factor, axis=2)
-    gap = np.full((frames.shape[1], gap_px, 3), 255, np.uint8)
-    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
-
-
-def _fitted(text: str, width_px: int, length_px: Callable[[str], float]) -> str:
-    """`text` on one line, its end cut where it is wider than the sheet."""
-    text = " ".join(text.split())
-    if length_px(text) <= width_px:
-        return text
-    while text and length_px(text + "...") > width_px:
-        text = text[:-1]
-    return text + "..."

@@ -16,6 +16,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from packing_baselines import buckets, decreasing_flush, first_fit_flush, fixed_count, next_fit
@@ -23,13 +24,15 @@ from packing_baselines import buckets, decreasing_flush, first_fit_flush, fixed_
 from packing.epochs import EpochPlans
 from packing.fit import best_fit, first_fit, subset_sum
 from packing.grid import sample_flops
-from packing.plan import PlanSettings, plan_steps
+from packing.plan import Plan, PlanSettings, plan_steps
+from packing.sizes import SampleSizes
 
 CAPACITY = 16_384
 WIDTH = 1152
 
 
-def draw_lengths(num_samples: int, seed: int = 0) -> np.ndarray:
+def draw_sizes(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and latent frames of each sample."""
     rng = np.random.default_rng(seed)
     short = rng.choice([144, 240, 360, 480], num_samples, p=[0.15, 0.25, 0.30, 0.30])
     aspect = rng.choice([16 / 9, 9 / 16, 4 / 3, 1.0, 21 / 9], num_samples, p=[0.6, 0.15, 0.1, 0.1, 0.05])
@@ -37,7 +40,11 @@ def draw_lengths(num_samples: int, seed: int = 0) -> np.ndarray:
     height = np.where(aspect >= 1, short, short / aspect) * rng.uniform(0.88, 1.12, num_samples)
     frames = np.where(rng.random(num_samples) < 0.3, 1, rng.integers(2, 10, num_samples))
     tokens = frames * np.maximum(1, height // 16).astype(int) * np.maximum(1, width // 16).astype(int)
-    return tokens[tokens <= CAPACITY]
+    return tokens[tokens <= CAPACITY], frames[tokens <= CAPACITY]
+
+
+def draw_lengths(num_samples: int, seed: int = 0) -> np.ndarray:
+    return draw_sizes(num_samples, seed)[0]
 
 
 def padding(tokens: np.ndarray) -> None:
@@ -100,11 +107,49 @@ def ranks(sets: dict[int, np.ndarray]) -> None:
         print(f"{name:<40}" + "".join(values))
 
 
+RULES: dict[str, dict[str, Any]] = {
+    "every sample whole": {},
+    "split": {"too_long": "split"},
+    "windows of 4 frames": {"max_frames": ("4",)},
+    "mix and curriculum": {"mix": ("images=2", "videos=0.7", "tokens>8000=0..1@epoch<4")},
+    "tokens dropped, Beta(4, 2)": {"keep": ("beta(4,2)",)},
+}
+RULES["all four"] = {name: value for rules in RULES.values() for name, value in rules.items()}
+
+
+def settings_with(rules: dict[str, Any], capacity: int) -> PlanSettings:
+    return PlanSettings(capacity=capacity, policy="best_fit", **rules)
+
+
+def rules(num_samples: int) -> None:
+    """What rules about excerpts cost in time, fill and balance; a capacity for which some samples are too long."""
+    tokens, frames = draw_sizes(num_samples)
+    capacity = CAPACITY // 2
+    seconds: dict[str, list[float]] = {name: [] for name in RULES}
+    plans: dict[str, tuple[Plan, Plan]] = {}
+    for _ in range(3):
+        for name, chosen in RULES.items():
+            started = time.process_time()
+            made = EpochPlans(SampleSizes(tokens, num_frames=frames), settings_with(chosen, capacity))
+            first, second = made[0], made[1]
+            seconds[name].append((time.process_time() - started) / 2)
+            plans[name] = first, second
+    print(
+        f"\n{'capacity ' + str(capacity):<32}CPU s/epoch  rejected  excerpts of 2 epochs        tokens    fill  64 ranks"
+    )
+    for name, (first, second) in plans.items():
+        print(
+            f"{name:<32}{sorted(seconds[name])[1]:11.3f}{sum(map(len, first.rejected.values())):10,}"
+            f"{len(first.samples):12,}{len(second.samples):10,}{first.row_tokens.sum():14,}"
+            f"{first.fill:8.3f}{first.rank_efficiency_at(64):10.3f}"
+        )
+
+
 def large(num_samples: int) -> None:
-    tokens = draw_lengths(num_samples)
+    tokens, frames = draw_sizes(num_samples)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
-    plans = EpochPlans(tokens, PlanSettings(capacity=CAPACITY, policy="best_fit"))
+    plans = EpochPlans(tokens, settings_with({}, CAPACITY))
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
@@ -112,6 +157,12 @@ def large(num_samples: int) -> None:
         end="",
     )
     print(f"peak {peak / 1e6:.2f} GB, {before / 1e6:.2f} GB of it before planning")
+    started = time.process_time()
+    plans = EpochPlans(SampleSizes(tokens, num_frames=frames), settings_with(RULES["all four"], CAPACITY))
+    num_rows = plans.num_rows
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"all rules: {num_rows:,} rows in the first epoch, {seconds:.1f} CPU-s, peak {peak / 1e6:.2f} GB")
 
 
 def main() -> None:
@@ -126,6 +177,7 @@ def main() -> None:
     print(f"{len(tokens)} samples, mean {tokens.mean():.0f}, median {np.median(tokens):.0f}, capacity {CAPACITY}\n")
     padding(tokens)
     ranks({8: tokens, 64: tokens, 1024: draw_lengths(10 * arguments.num_samples)})
+    rules(arguments.num_samples)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from recaption.captions import KINDS
 from recaption.clip_frames import frames_of
 from recaption.errors import UsageError
 from recaption.ledger import account
-from recaption.records import Caption, from_table
+from recaption.records import Caption, from_table, to_table
 from recaption.run_folder import RunFolder
 from recaption.scenes import SIMPLE, render
 from recaption.video_io import DecodeLimits, read_frames
@@ -308,6 +308,36 @@ def test_training_sees_the_blend_of_its_set_and_shards_stay(encoded):
     assert digests(run, "shards") | digests(run, "latents") == before
     with pytest.raises(UsageError, match="no caption set 'nowhere'"):
         LatentShards(run, name, blend=BlendSettings(captions="nowhere"))
+
+
+def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
+    run, recipe = encoded
+    name = run.list("latents/*/index.parquet")[0].split("/")[1]
+    told = [
+        dataclasses.replace(row, text=f"{row.start_seconds:.3f} to {row.end_seconds:.3f}")
+        for row in rows_of(run)
+        if row.reason is None and row.kind == "descriptive" and row.source == "model"
+    ]
+    run.write_table("captions/told/part-00000.parquet", to_table(told, Caption))
+    spans = {}  # clip -> texts of the whole clip, of its first window and of its second, where it has windows
+    for row in sorted(told, key=lambda row: (row.start_seconds, -row.end_seconds)):
+        spans.setdefault(row.clip_id, []).append(row.text)
+    blend = BlendSettings(ratios=("descriptive=1",), captions="told")
+    settings = dataclasses.replace(recipe.plan, max_frames=("2@epoch<8",))
+    seen = set()
+    for batch in PackLoader(run, latents=name, settings=settings, blend=blend, prefetch=0):
+        if batch.epoch > 8:
+            break
+        for clip_id, first, shape, text in zip(
+            batch.clip_ids, batch.first_frames, batch.token_shapes, batch.captions, strict=True
+        ):
+            if len(spans[clip_id]) == 3 and first in (0, 3):  # of 5: frames 0 to 5, 9 to 17 or all 17 of the video
+                expected = 0 if shape[0] == 5 else 1 if first == 0 else 2
+                assert text == spans[clip_id][expected]
+                seen.add(expected)
+    assert seen == {0, 1, 2}
+    whole = LatentShards(run, name, blend=blend)
+    assert LatentShards(run, name, blend=blend, window_texts=True).fingerprint != whole.fingerprint
 
 
 def test_a_resume_with_another_blend_is_refused(encoded):

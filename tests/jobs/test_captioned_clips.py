@@ -9,7 +9,7 @@ from jobs.captioned_clips import captioned_clips
 from jobs.cli import parse
 from jobs.prepare import prepare
 from jobs.recipes import from_dict, quickstart, to_dict
-from jobs.train import train_model, with_captioner_flags
+from jobs.train import train_model, with_start_flags
 from recaption.captioners import load_captioner
 from recaption.captioners.framing import Framing
 from recaption.captions import KINDS
@@ -123,17 +123,20 @@ def test_a_captioner_trains_on_a_run_folder_and_captions_it(prepared, small_reci
         train_model("captioner", prepared.uri, "mine", more, in_process, progress=False)
 
 
-def test_flags_reach_the_settings_of_the_captioner_alone():
+def test_flags_reach_the_settings_of_the_models_that_have_them():
     command = parse(
         "train", ["captioner", "--run", "x", "--captions", "main", "original=short", "--recipe", "quickstart"]
     )
     assert command.captions == ("main", "original=short")
-    recipe = with_captioner_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
+    recipe = with_start_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
     assert (recipe.captions, recipe.captioner.start, recipe.captioner.preset) == (("main",), "tiny", "lit")
-    kept = with_captioner_flags("captioner", quickstart(), (), None, None)
+    kept = with_start_flags("captioner", quickstart(), (), None, None)
     assert kept == quickstart()
+    with pytest.raises(UsageError, match="not of `train compressor`"):
+        with_start_flags("compressor", quickstart(), (), "tiny", None)
     with pytest.raises(UsageError, match="not of `train dit`"):
-        with_captioner_flags("dit", quickstart(), (), "tiny", None)
+        with_start_flags("dit", quickstart(), (), None, "lit")
+    assert with_start_flags("dit", quickstart(), (), "folder", None).train_dit.dit.start == "folder"
 
 
 def test_settings_survive_a_run_yaml():

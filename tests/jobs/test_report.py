@@ -130,6 +130,25 @@ def write_shard(run: RunFolder, rows: list[Caption]) -> list[Sample]:
     return samples
 
 
+def evaluation_of(evil: str) -> dict[str, object]:
+    share = {"value": 0.81, "num": 64, "unit": "clips", "definition": "share of samples", "chance": 0.1, "real": 0.95}
+    absent = {"value": None, "num": 0, "unit": "clips", "definition": "a distance", "chance": None, "real": None}
+    return {
+        "step": 39,
+        "captioner": "tiny@0",
+        "size": BUCKET,
+        "num_steps": 30,
+        "guidance": 3.0,
+        "settings": {"held_out": ""},
+        "prompts": [f"a prompt{evil}"],
+        "said": [f"a caption{evil}"],
+        "measures": {
+            "prompt_following/colour": share | {"note": ""},
+            "frechet_distance": absent | {"note": "too few clips"},
+        },
+    }
+
+
 def make_run(root: Path, *, up_to: str = "sample", evil: str = "") -> RunFolder:
     """Three readable videos of two clips (the last clip blurry), one failed input; then as many stages as asked for."""
     done = STAGES[: STAGES.index(up_to) + 1] if up_to else ()
@@ -170,6 +189,9 @@ def make_run(root: Path, *, up_to: str = "sample", evil: str = "") -> RunFolder:
     if "plan" in done:
         plan = {"num_samples": 5, "num_packs": 2, "num_steps": 2, "fill": 0.9, "rank_efficiency": 0.97}
         plan |= {"rejected": {"too_long": 3}, "policy": "first_fit", "capacity": 200, "pack_tokens": [216, 144]}
+        plan |= {"rejected_seconds": {"too_long": 12.0}, "by_rule": {"split": 2}, "by_rule_seconds": {"split": 8.0}}
+        plan |= {"num_excerpts": 7, "dropped_token_share": 0.25, "kept_tokens": 360}
+        plan["epochs"] = [{**plan, "epoch": epoch, "num_steps": 2 + epoch} for epoch in (0, 1)]
         run.write_bytes("plan.json", json.dumps(plan).encode())
     if "train" in done:
         lines = [{"step": s, "loss": 1 / s, "fill": 0.9, "tokens_per_second": 800.0} for s in range(1, 40)]
@@ -178,6 +200,7 @@ def make_run(root: Path, *, up_to: str = "sample", evil: str = "") -> RunFolder:
         text = "\n".join(json.dumps(row) for row in lines) + '\n{"step": 41, "lo'
         run.write_bytes("train/main/metrics.jsonl", text.encode())
         run.write_bytes("report/timings.json", json.dumps(TIMINGS).encode())
+        run.write_bytes("train/main/evaluation.json", json.dumps(evaluation_of(evil)).encode())
     if "sample" in done:
         run.write_bytes("samples/main/000.mp4", moving_square(3))
         sink = io.BytesIO()
@@ -273,8 +296,14 @@ def test_buckets_packs_training_samples_and_recipe_are_there(whole: tuple[RunFol
     for said in (
         "48 × 32 9 frames at 8 fps 5",
         "Fill 90.0%",
-        "Not packed: too long 3",
+        "Not packed: too long 3 (12.0 s)",
+        "Samples by rule: split into pieces 2 (8.0 s)",
+        "Tokens dropped 25.0%",
+        "1 3 5 7 360 25.0 % 90.0 % 97.0 %",
         "main 39 steps · 800 tokens / s",
+        "colour 81.0% 10.0% 95.0% 64 clips share of samples",
+        "frechet distance – a distance. Too few clips",
+        "a prompt a caption",
         "a prompt",
         "train 1 min 1 s",
         "recaption 0",

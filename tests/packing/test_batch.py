@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,3 +117,30 @@ def test_wrong_packs_are_refused() -> None:
         pack([], clip_ids=[], captions=[], capacity=99)
     with pytest.raises(UsageError, match="does not divide"):
         pack([latent], clip_ids=["a"], captions=[""], capacity=99, patch=(1, 3, 1))
+
+
+def test_kept_tokens_keep_their_values_places_and_positions() -> None:
+    kept = [np.array([1, 4, 7]) if i == 3 else None for i in range(len(SHAPES))]
+    batch = packed(kept=kept, first_frames=[2 if i == 4 else 0 for i in range(len(SHAPES))], pad_to_capacity=True)
+    whole = packed()
+    assert batch.kept_L is not None
+    assert batch.lengths[3] == 3
+    assert batch.num_tokens == sum(batch.lengths) == whole.num_tokens - whole.lengths[3] + 3
+    start = batch.cu_seqlens[3]
+    of_whole = whole.cu_seqlens[3] + torch.tensor([1, 4, 7])
+    assert torch.equal(batch.tokens_LD[start : start + 3], whole.tokens_LD[of_whole])
+    assert torch.equal(batch.position_L3[start : start + 3], whole.position_L3[of_whole])
+    assert batch.kept_L[start : start + 3].tolist() == [1, 4, 7]
+    later = batch.position_L3[batch.cu_seqlens[4] : batch.cu_seqlens[5]]
+    assert later[:, 0].unique().tolist() == [2]  # an image that is the third frame of its sample
+    assert batch.grid_S3[3].tolist() == [1, 2, 40]  # the grid is that of all tokens
+    with pytest.raises(UsageError, match="tokens were dropped"):
+        unpack(batch)
+    assert all(torch.equal(a, b) for a, b in zip(unpack(whole), latents()))
+
+
+def test_packs_with_dropped_tokens_move_as_a_whole() -> None:
+    batch = packed(kept=[np.array([0])] * len(SHAPES)).to("meta")
+    assert batch.kept_L is not None
+    assert batch.kept_L.device.type == "meta"
+    assert batch.num_tokens == len(SHAPES)

@@ -15,8 +15,9 @@ from packing.buckets import Bucket
 from packing.grid import Grid
 from recaption.errors import UsageError
 from train.backbones import build
+from train.contact_sheet import contact_sheet_png, write
 from train.flow import PathSettings
-from train.sampler import Sampler, contact_sheet_png, nearest_size, sample, write
+from train.sampler import Sampler, nearest_size, sample
 from train.text_encoder import TextEncoder
 
 BUCKETS = (Bucket(5, 16, 24, 8), Bucket(1, 16, 16, 8))

@@ -36,8 +36,12 @@ class Backbone(Protocol):
         pooled_SC: Tensor,
         *,
         drop_text_S: Sequence[bool] | None = None,
+        given_L: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of every token. `drop_text_S[s]` puts the learned null caption in place of sample s's text."""
+        """Velocity of every token. `drop_text_S[s]` puts the learned null caption in place of sample s's text.
+
+        `given_L`, bool: tokens that come clean, whatever their sample's timestep; what is put out there means nothing.
+        """
 
 
 def build(name: str, **config: Any) -> nn.Module:

@@ -14,7 +14,8 @@ as exactly 0 (adaLN-Zero), the text path included.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ SIZES: dict[str, dict[str, int]] = {
 
 ROPE_THETA = 10_000.0
 TIME_FREQUENCIES = 256
+POSITION_FREQUENCIES = 8
+"""Per axis, for `absolute_positions`: one turn in 2 pi to 128 pi tokens."""
 NULL_TOKENS = 1
 
 
@@ -53,14 +56,21 @@ class Dit(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         attention_backend: str = "auto",
+        num_registers: int = 0,
+        absolute_positions: bool = False,
     ) -> None:
         """
         Args:
             token_width: numbers per token: latent channels x patch volume; in and out.
             text_width, pooled_width: what the text encoder gives per token and per caption.
+            num_registers: learned tokens that go with every sample through the blocks and are then left out (arXiv
+                2309.16588): room for what belongs to the whole sample. The blocks' rows are longer by as many a sample.
+            absolute_positions: tell each token where it is on the grid, besides the distances that attention sees. A
+                small model otherwise spends most of a short training on finding out.
 
         Raises:
-            UsageError: `width` does not divide into heads, or a head is too narrow for three axes of positions.
+            UsageError: `width` does not divide into heads, a head is too narrow for three axes of positions, or a
+                negative number of registers.
         """
         super().__init__()
         if width % num_heads:
@@ -68,6 +78,8 @@ class Dit(nn.Module):
         head_width = width // num_heads
         if head_width % 2 or head_width < 6:
             raise UsageError(f"{head_width = } (width / num_heads) must be even and at least 6 to hold three positions")
+        if num_registers < 0:
+            raise UsageError(f"{num_registers = } is negative")
         self.config: dict[str, Any] = {
             "token_width": token_width,
             "text_width": text_width,
@@ -78,13 +90,20 @@ class Dit(nn.Module):
             "mlp_ratio": mlp_ratio,
             "attention_backend": attention_backend,
         }
+        # left out otherwise: checkpoints from before there was a choice go on
+        self.config |= {"num_registers": num_registers} if num_registers else {}
+        self.config |= {"absolute_positions": True} if absolute_positions else {}
         self.head_width = head_width
         self.token_embedding = nn.Linear(token_width, width)
+        self.position_embedding = nn.Linear(6 * POSITION_FREQUENCIES, width) if absolute_positions else None
         self.timestep_embedding = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.text_embedding = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
         self.pooled_embedding = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, width))
         self.null_text_embedding_MC = nn.Parameter(torch.randn(NULL_TOKENS, text_width))
         self.null_pooled_embedding_C = nn.Parameter(torch.randn(pooled_width))
+        self.given_embedding_D = nn.Parameter(torch.zeros(width))
+        self.register_load_state_dict_pre_hook(_without_given_embedding)
+        self.register_embedding_RD = nn.Parameter(torch.randn(num_registers, width)) if num_registers else None
         self.blocks = nn.ModuleList(DitBlock(width, num_heads, mlp_ratio, attention_backend) for _ in range(depth))
         self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.final_projection = nn.Linear(width, token_width)
@@ -114,6 +133,7 @@ class Dit(nn.Module):
         pooled_SC: Tensor,
         *,
         drop_text_S: Sequence[bool] | None = None,
+        given_L: Tensor | None = None,
     ) -> Tensor:
         """Velocity of every token, float32.
 
@@ -122,18 +142,44 @@ class Dit(nn.Module):
             cu_seqlens, cu_text: `Segments`, or bare cu_seqlens tensors.
             timestep_S: 0 (clean) to 1 (noise), one per sample.
             drop_text_S: samples that get the learned null caption; so does every sample with no text token at all.
+            given_L: bool, tokens that are clean although their sample's timestep says otherwise.
         """
         segments, text_segments = Segments.of(cu_seqlens), Segments.of(cu_text)
         text_MC, text_segments, pooled_SC = self._with_null_captions(text_MC, text_segments, pooled_SC, drop_text_S)
         condition_SD = self.timestep_embedding(timestep_frequencies(timestep_S)) + self.pooled_embedding(pooled_SC)
         text_MD = self.text_embedding(text_MC)
-        rope = rope_angles(position_L3, self.head_width)
         # The residual stream stays float32, also under autocast: depth adds up rounding errors there.
         x_LD = self.token_embedding(tokens_LD).float()
-        for block in self.blocks:
-            x_LD = block(x_LD, rope, segments, condition_SD, text_MD, text_segments)
+        if self.position_embedding is not None:
+            x_LD = x_LD + self.position_embedding(position_waves(position_L3)).float()
+        # In every graph, given tokens or not, as the null caption is: DDP waits for every gradient.
+        given_L1 = x_LD.new_zeros(1, 1) if given_L is None else given_L[:, None].to(x_LD.dtype)
+        x_LD = x_LD + given_L1 * self.given_embedding_D
+        x_LD = self._through_blocks(x_LD, position_L3, segments, condition_SD, text_MD, text_segments)
         shift_SD, scale_SD = self.final_modulation(condition_SD).chunk(2, dim=-1)
         return self.final_projection(modulated_layer_norm(x_LD, shift_SD, scale_SD, segments)).float()
+
+    def _through_blocks(
+        self,
+        x_LD: Tensor,
+        position_L3: Tensor,
+        segments: Segments,
+        condition_SD: Tensor,
+        text_MD: Tensor,
+        text_segments: Segments,
+    ) -> Tensor:
+        """All blocks; the registers are there only in between, in front of each sample, at position (0, 0, 0)."""
+        with_registers, token_rows = segments, None
+        if self.register_embedding_RD is not None:
+            with_registers, token_rows, register_rows = segments.with_extra(len(self.register_embedding_RD))
+            longer_LD = x_LD.new_zeros(with_registers.num_tokens, x_LD.shape[1]).index_copy(0, token_rows, x_LD)
+            registers_LD = self.register_embedding_RD.float().repeat(len(segments), 1)
+            x_LD = longer_LD.index_copy(0, register_rows, registers_LD)
+            position_L3 = position_L3.new_zeros(with_registers.num_tokens, 3).index_copy(0, token_rows, position_L3)
+        rope = rope_angles(position_L3, self.head_width)
+        for block in self.blocks:
+            x_LD = block(x_LD, rope, with_registers, condition_SD, text_MD, text_segments)
+        return x_LD if token_rows is None else x_LD[token_rows]
 
     def _with_null_captions(
         self, text_MC: Tensor, text_segments: Segments, pooled_SC: Tensor, drop_text_S: Sequence[bool] | None
@@ -160,6 +206,12 @@ class Dit(nn.Module):
             Segments.from_lengths(lengths, device),
             pooled_SC[torch.tensor(pooled_rows, device=device)],
         )
+
+
+def _without_given_embedding(dit: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints from before there were given tokens: zeros, as at the start of every training."""
+    assert isinstance(dit, Dit)
+    weights.setdefault(f"{prefix}given_embedding_D", torch.zeros_like(dit.given_embedding_D))
 
 
 class DitBlock(nn.Module):
@@ -190,6 +242,20 @@ class DitBlock(nn.Module):
         h_LD = self.mlp(modulated_layer_norm(x_LD, shift2, scale2, segments))
         return gated_residual(x_LD, h_LD, gate2, segments)
 
+    def compile(self, *args: Any, dynamic: bool | None = True, **kwargs: Any) -> None:
+        """As of every module, except that rows of other lengths are not compiled anew: attention, which runs sample by
+        sample or in a kernel of its own, stays outside, and every size is left open from the start."""
+        for attention in (self.attention, self.cross_attention):
+            attention.attend = (
+                _attention_outside_compile()
+            )  # one object: a function per block would be a graph per block
+        super().compile(*args, dynamic=dynamic, **kwargs)
+
+
+@cache
+def _attention_outside_compile() -> Callable[..., Tensor]:
+    return torch.compiler.disable(packed_attention)
+
 
 class HeadNorm(nn.RMSNorm):
     """RMSNorm in the dtype of its input: torch's fused kernel wants the weight in that dtype, also under autocast."""
@@ -198,7 +264,16 @@ class HeadNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class SelfAttention(nn.Module):
+class PackedAttention(nn.Module):
+    """What self- and cross-attention share: how rows are attended to."""
+
+    def attend(
+        self, q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, segments_k: Segments, *, backend: str
+    ) -> Tensor:
+        return packed_attention(q_LHD, k_MHD, v_MHD, segments_q, segments_k, backend=backend)
+
+
+class SelfAttention(PackedAttention):
     def __init__(self, width: int, num_heads: int, backend: str) -> None:
         super().__init__()
         self.num_heads, self.backend = num_heads, backend
@@ -211,10 +286,10 @@ class SelfAttention(nn.Module):
         q_LHD, k_LHD, v_LHD = self.qkv(x_LD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         q_LHD = rotate(self.q_norm(q_LHD), rope).to(v_LHD.dtype)
         k_LHD = rotate(self.k_norm(k_LHD), rope).to(v_LHD.dtype)
-        return self.out(packed_attention(q_LHD, k_LHD, v_LHD, segments, segments, backend=self.backend).flatten(1))
+        return self.out(self.attend(q_LHD, k_LHD, v_LHD, segments, segments, backend=self.backend).flatten(1))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(PackedAttention):
     def __init__(self, width: int, num_heads: int, backend: str) -> None:
         super().__init__()
         self.num_heads, self.backend = num_heads, backend
@@ -229,7 +304,7 @@ class CrossAttention(nn.Module):
         k_MHD, v_MHD = self.kv(text_MD).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
         q_LHD = self.q_norm(q_LHD).to(v_MHD.dtype)
         k_MHD = self.k_norm(k_MHD).to(v_MHD.dtype)
-        return self.out(packed_attention(q_LHD, k_MHD, v_MHD, segments, text_segments, backend=self.backend).flatten(1))
+        return self.out(self.attend(q_LHD, k_MHD, v_MHD, segments, text_segments, backend=self.backend).flatten(1))
 
 
 def timestep_frequencies(timestep_S: Tensor, num_frequencies: int = TIME_FREQUENCIES) -> Tensor:
@@ -237,6 +312,14 @@ def timestep_frequencies(timestep_S: Tensor, num_frequencies: int = TIME_FREQUEN
     half = num_frequencies // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timestep_S.device) / half
     angles = 1000.0 * timestep_S.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def position_waves(position_L3: Tensor) -> Tensor:
+    """Cosines and sines (L, 6 x POSITION_FREQUENCIES) of each token's place along each axis; any grid size."""
+    steps = torch.arange(POSITION_FREQUENCIES, dtype=torch.float32, device=position_L3.device)
+    frequencies = 64.0 ** -(steps / (POSITION_FREQUENCIES - 1))
+    angles = (position_L3.float()[:, :, None] * frequencies).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

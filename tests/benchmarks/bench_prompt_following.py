@@ -1,0 +1,199 @@
+"""A transformer trained on the CPU: do colour and main object of its samples match prompts it was never trained on?
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_prompt_following.py                      # trains, prints the curve
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_prompt_following.py --checkpoint FOLDER  # measures one of its own
+
+Scenes of one large object on three backgrounds, 5 frames of 64 px. A sixth of all (object, colour, background) triples is
+kept out of the training, and prompts are of those alone. The `tiny` captioner reads the samples. Beside each figure: chance
+(the same captions against the prompts of other samples) and the ceiling (real scenes of the same prompts after the
+compressor and back). Pairs of shape and colour that `tiny` itself was never shown are left out: it cannot read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from packing.buckets import Bucket
+from packing.plan import PlanSettings
+from packing.rows import MemorySource
+from recaption.captioners import load_captioner
+from recaption.records import CaptionFields
+from recaption.scenes import SIMPLE, Scene, render
+from train import compressors
+from train.dit_task import DitSettings, DitTask
+from train.evaluation import Measure, RealClips, Samples, evaluate
+from train.flow import PathSettings
+from train.sampler import Sampler, contact_sheet_png
+from train.scene_clips import HELD_OUT_PAIRS
+from train.trainer import TrainerSettings, train
+
+BUCKET = Bucket(5, 64, 64, 8)
+LOOKS: dict[str, Any] = {
+    **SIMPLE,
+    "size": "large",
+    "background": ("sand", "grass", "road"),
+    "action": ("moves left", "moves right", "stays still"),
+}
+COMPRESSOR = "patch:24,whitening=0.5"
+FIRST_SEED = 7_000_000
+NUM_PROMPTS = 100
+SHOWN = ("main_object+colour", "main_object", "colour", "background", "action")
+
+
+def scenes() -> Iterator[Scene]:
+    """All scenes, of training and of the held-out triples, without end."""
+    for seed in itertools.count(FIRST_SEED):
+        scene = render(
+            seed,
+            num_frames=BUCKET.num_frames,
+            height_px=BUCKET.height_px,
+            width_px=BUCKET.width_px,
+            fps=BUCKET.fps,
+            **LOOKS,
+        )
+        if (scene.fields.main_object, scene.fields.colour) not in HELD_OUT_PAIRS:
+            yield scene
+
+
+def is_held_out(fields: CaptionFields) -> bool:
+    key = f"{fields.main_object} {fields.colour} {fields.background}"
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 6 == 0
+
+
+class Curve(DitTask):
+    """Measures prompt following at every validation."""
+
+    held_out: list[Scene]
+    captioner: Any
+    few = NUM_PROMPTS
+    """Prompts while it trains; the last line has all of them."""
+    sheet: Path
+
+    def start(self) -> None:
+        self._cpu, self._wall, self._outside = time.process_time(), time.perf_counter(), 0.0
+
+    def validate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        before = time.process_time()
+        minutes = (before - self._cpu - self._outside) / 60
+        found = super().validate(model, step)
+        scored = score(self.sampler(model), self.held_out[: self.few], self.captioner, self.sheet, with_real=False)
+        print(
+            f"step {step:5d}  {minutes:5.1f} CPU-min  {(time.perf_counter() - self._wall) / 60:5.1f} min  "
+            f"loss {found['loss']:.3f}  {line(scored)}",
+            flush=True,
+        )
+        self._outside += time.process_time() - before
+        values = {name: measure.value for name, measure in scored.items() if measure.value is not None}
+        return found | values | {"cpu_minutes": minutes}
+
+    def sampler(self, model: torch.nn.Module) -> Sampler:
+        return Sampler(
+            model,
+            encoder=self.encoder,
+            compressor=self.compressor,
+            patch=self.settings.patch,
+            path=self.settings.path,
+            buckets=self.buckets,
+        )
+
+
+def score(
+    sampler: Sampler, held_out: list[Scene], captioner: Any, sheet: Path, *, with_real: bool = True
+) -> dict[str, Measure]:
+    prompts = [scene.short_caption for scene in held_out]
+    videos = sampler.sample(prompts, size=BUCKET, num_steps=20, guidance=3.0)
+    sheet.write_bytes(contact_sheet_png(videos[:12], prompts[:12]))
+    samples = Samples(prompts=tuple(prompts), videos=videos, more_videos=())
+    real = RealClips(videos=[scene.frames_THWC for scene in held_out], captions=prompts) if with_real else RealClips()
+    return evaluate(samples, real, captioner, sampler.compressor).measures
+
+
+def line(measures: dict[str, Measure]) -> str:
+    def one(name: str, measure: Measure) -> str:
+        ceiling = "" if measure.real is None else f", ceiling {measure.real:.0%}"
+        return f"{name} {measure.value:.0%} (chance {measure.chance:.1%}{ceiling})"
+
+    return "  ".join(one(name, measures[f"prompt_following/{name}"]) for name in SHOWN)
+
+
+def build(arguments: argparse.Namespace) -> Curve:
+    of_training: list[Scene] = []
+    held_out: list[Scene] = []
+    for scene in scenes():
+        (held_out if is_held_out(scene.fields) else of_training).append(scene)
+        if len(of_training) >= arguments.scenes and len(held_out) >= NUM_PROMPTS:
+            break
+    of_training = of_training[: arguments.scenes]
+    compressor = compressors.load(COMPRESSOR)
+    latents = []
+    for scene in of_training:
+        pixels_CTHW = torch.from_numpy(scene.frames_THWC).permute(3, 0, 1, 2).float() / 127.5 - 1
+        latents.append(compressor.encode(pixels_CTHW[None])[0].numpy())
+    source = MemorySource(latents, [f"scene-{s.seed}" for s in of_training], [s.short_caption for s in of_training])
+    task = Curve(
+        source,
+        DitSettings(
+            width=256,
+            depth=4,
+            num_heads=4,
+            patch=(2, 2, 2),
+            absolute_positions=arguments.positions,
+            path=PathSettings(timestep_mean=0.5),
+            validation_rows=1,
+        ),
+        PlanSettings(capacity=768, cost_width=256),
+        compressor=COMPRESSOR,
+        buckets=[BUCKET],
+    )
+    task.held_out, task.captioner, task.few = held_out[:NUM_PROMPTS], load_captioner("tiny"), arguments.prompts
+    triples = {(f.main_object, f.colour, f.background) for f in (scene.fields for scene in of_training)}
+    print(f"{len(of_training)} scenes of {len(triples)} (object, colour, background), {NUM_PROMPTS} prompts of others")
+    return task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--every", type=int, default=200, help="steps between two points of the curve")
+    parser.add_argument("--prompts", type=int, default=30, help="prompts of these; the last point has all 100")
+    parser.add_argument("--scenes", type=int, default=4000)
+    parser.add_argument("--positions", action=argparse.BooleanOptionalAction, default=True, help="absolute ones")
+    parser.add_argument("--checkpoint", help="measure this one, trained by this file, and train nothing")
+    parser.add_argument("--out", help="folder of the training; default: a temporary one")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.out or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        task = build(arguments)
+        task.sheet = folder / "samples.png"
+        sampler = Sampler.from_checkpoint(arguments.checkpoint) if arguments.checkpoint else None
+        if sampler is None:
+            settings = TrainerSettings(
+                num_steps=arguments.steps,
+                lr=2e-3,
+                ema_decay=0.995,
+                validate_every=arguments.every,
+                checkpoint_every=arguments.every,
+                device="cpu",
+            )
+            task.start()
+            result = train(task, settings, str(folder / "train"), progress=False)
+            sampler = Sampler.from_checkpoint(result.checkpoint)
+        measures = score(sampler, task.held_out, task.captioner, task.sheet)
+        print(f"all {NUM_PROMPTS} prompts: {line(measures)}")
+        print(json.dumps({name: measure.value for name, measure in measures.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Seams: how large the step from a given frame to a made one is, against the usual step between made frames.
+
+    python tests/benchmarks/bench_seams.py --checkpoint RUN/train/main [--num-scenes 4] [--num-steps 30] [--sheet FILE.png]
+
+Scenes that the model never saw are animated from their first frame, extended both ways, extended beyond the length of the
+training, connected, looped, filled in between, and edited. For each kind, over the scenes:
+
+    seam ratio    mean absolute step across the border of given and made, over the mean step between neighbouring made
+                  frames; 1 is seamless, the goal is 1.5 or less. For a loop also from its last frame to its first.
+    given PSNR    given frames as they come back, against their pixels
+    off by        largest difference of the first frame from what the compressor alone makes of it
+
+A compressor with groups of frames may move little inside a group and more from one to the next, and seams lie between
+groups. So the ratio is taken twice: to steps between made frames of different groups (like against like), and to all of
+them. What scenes have where nothing is made at all, only compressed, is printed below.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recaption.scenes import SIMPLE, render
+from train import timeline
+from train.conditions import is_trained_for
+from train.contact_sheet import contact_sheet_png
+from train.sampler import Sampler, SolverSettings
+from train.timeline import Timeline
+from train.video_request import Made, Request
+
+FIRST_SEED = 7_000_000
+GOAL = 1.5
+
+
+def step(video_THWC: np.ndarray, frame: int) -> float:
+    """Mean absolute difference of a frame from the one before it, in levels of 255."""
+    return float(np.abs(video_THWC[frame].astype(float) - video_THWC[frame - 1].astype(float)).mean())
+
+
+def seams(given_T: np.ndarray, *, is_loop: bool) -> list[int]:
+    """Frames at which given turns into made or back; 0 = from the last frame to the first."""
+    edges = (np.flatnonzero(np.diff(given_T.astype(int))) + 1).tolist()
+    return edges + ([0] if is_loop else [])
+
+
+def made_step(video_THWC: np.ndarray, given_T: np.ndarray, stride: int | None = None) -> float:
+    """Mean step between neighbouring made frames; with `stride`, of those only that are in different groups."""
+    made = [t for t in range(1, len(given_T)) if not given_T[t] and not given_T[t - 1]]
+    return max(float(np.mean([step(video_THWC, t) for t in made if stride is None or t % stride == 1])), 1e-6)
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.square(one.astype(float) - other.astype(float)).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-6)))
+
+
+def requests_of(seed: int, sampler: Sampler) -> dict[str, Request]:
+    """One request of every kind about one scene."""
+    size = sampler.size(None, None, None)
+    length = sampler.longest_frames
+    scene = render(
+        seed, num_frames=2 * length, height_px=size.height_px, width_px=size.width_px, fps=size.fps, **SIMPLE
+    )
+    video, grid = scene.frames_THWC, sampler.grid
+    half = length // 2 + 1
+    made_from: dict[str, Timeline] = {
+        "image": timeline.animated(video[0], length, grid),
+        "extend": timeline.extended(video[:half], sampler.default_new_frames("extend"), grid),
+        "extend, 3 windows": timeline.extended(video[:half], 2 * length - 2, grid),
+        "extend-back": timeline.led_up_to(video[half:length], sampler.default_new_frames("extend-back"), grid),
+        "connect": timeline.connected(
+            [video[:5], video[5 + sampler.default_new_frames("connect") :][:4]],
+            sampler.default_new_frames("connect"),
+            grid,
+        ),
+        "loop": timeline.looped(video[:half], sampler.default_new_frames("loop"), sampler.overlap_frames, grid),
+        "inbetween": timeline.between([video[0], video[length - 1]], [0, length - 1], length, grid),
+        "edit": timeline.edited(video[:length], 0.6, grid),
+    }
+    asked = {
+        name: Request(text=scene.long_caption, timeline=one, seed=seed)
+        for name, one in made_from.items()
+        if is_trained_for(one.mode, sampler.conditions)
+    }
+    if is_trained_for("loop", sampler.conditions):
+        asked["text, looped"] = Request(
+            text=scene.long_caption,
+            timeline=timeline.blank(length, size.height_px, size.width_px),
+            closing_frames=sampler.default_new_frames("loop"),
+        )
+    return asked
+
+
+@dataclass
+class Row:
+    """What was measured of one kind of prompt."""
+
+    ratios: list[float] = field(default_factory=list)
+    """To steps between groups."""
+    plain_ratios: list[float] = field(default_factory=list)
+    """To all steps."""
+    steps: list[float] = field(default_factory=list)
+    given_psnr: list[float] = field(default_factory=list)
+    first_off_by: list[float] = field(default_factory=list)
+
+    def add(self, request: Request, made: Made, sampler: Sampler) -> None:
+        video, asked, given_T = made.video_THWC, request.timeline, made.given_T
+        is_loop = asked.mode == "loop" or bool(request.closing_frames)
+        if request.closing_frames:  # what was made first is given to what closes it
+            given_T = np.arange(len(given_T)) < asked.num_frames
+        self.measure(video, given_T, sampler.grid.frame_stride, is_loop=is_loop)
+        span = slice(asked.start, asked.end)
+        source, source_T = asked.frames_THWC[span], asked.given_T[span]
+        if source_T.any():
+            self.given_psnr.append(psnr(video[: len(source_T)][source_T], source[source_T]))
+        if source_T[0]:
+            shape = sampler.grid.token_shape(1, *source.shape[1:3])
+            first = sampler.codec.decode(sampler.codec.encode(source[:1]), shape)
+            self.first_off_by.append(float(np.abs(first.astype(int) - video[:1]).max()))
+
+    def measure(self, video: np.ndarray, given_T: np.ndarray, stride: int, *, is_loop: bool) -> None:
+        if not given_T[0]:  # led up to: groups are counted from a first frame that was left out
+            video, given_T = np.concatenate([video[:1], video]), np.append(False, given_T)
+        borders = [step(video, frame) for frame in seams(given_T, is_loop=is_loop)]
+        self.steps.append(made_step(video, given_T))
+        if borders:
+            self.ratios += [border / made_step(video, given_T, stride) for border in borders]
+            self.plain_ratios += [border / made_step(video, given_T) for border in borders]
+
+    def text(self) -> str:
+        seam = " " * 57
+        if self.ratios:
+            share = np.mean(np.array(self.ratios) <= GOAL)
+            seam = f"{len(self.ratios):5d} {np.median(self.ratios):13.2f} {np.max(self.ratios):6.2f} {share:11.2f}"
+            seam += f" {np.median(self.plain_ratios):17.2f}"
+        given = f"{np.mean(self.given_psnr):8.1f} dB" if self.given_psnr else " " * 11
+        first = f"{np.max(self.first_off_by):5.0f} of 255" if self.first_off_by else ""
+        return f"{seam} {np.mean(self.steps):10.2f} {given} {first}"
+
+
+def of_scenes(num_scenes: int, sampler: Sampler) -> Row:
+    """The same where nothing is made: the second half of a scene stands for the made one."""
+    size, length, row = sampler.size(None, None, None), sampler.longest_frames, Row()
+    for index in range(num_scenes):
+        frames = render(
+            FIRST_SEED + index,
+            num_frames=length,
+            height_px=size.height_px,
+            width_px=size.width_px,
+            fps=size.fps,
+            **SIMPLE,
+        ).frames_THWC
+        shown = sampler.codec.decode(sampler.codec.encode(frames), sampler.grid.token_shape(*frames.shape[:3]))
+        row.measure(shown, np.arange(length) < length // 2 + 1, sampler.grid.frame_stride, is_loop=False)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--num-scenes", type=int, default=4)
+    parser.add_argument("--num-steps", type=int, default=30)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--sheet", type=Path)
+    arguments = parser.parse_args()
+    sampler = Sampler.from_checkpoint(arguments.checkpoint)
+    names, requests = [], []
+    for index in range(arguments.num_scenes):
+        for name, request in requests_of(FIRST_SEED + index, sampler).items():
+            names.append(name)
+            requests.append(request)
+    settings = SolverSettings(num_steps=arguments.num_steps, guidance=arguments.guidance)
+    made = sampler.make(requests, settings, progress=True)
+    rows = {name: Row() for name in names}
+    for name, request, one in zip(names, requests, made):
+        rows[name].add(request, one, sampler)
+    print(f"{arguments.checkpoint}: {arguments.num_scenes} scenes, {arguments.num_steps} steps")
+    print("                           ratio to steps between groups    ratio to all")
+    print(
+        "kind                seams        median  worst  within 1.5            median  made step  given PSNR   off by"
+    )
+    for name, row in rows.items():
+        print(f"{name:20s}{row.text()}")
+    print(f"{'(compressed scenes)':20s}{of_scenes(arguments.num_scenes, sampler).text()}")
+    if arguments.sheet:
+        rows = [i for i in range(len(names)) if i < len(set(names))]
+        sources = [requests[i].timeline.frames_THWC if names[i] == "edit" else None for i in rows]
+        given = [made[i].given_T for i in rows]
+        arguments.sheet.write_bytes(
+            contact_sheet_png(
+                [made[i].video_THWC for i in rows], [names[i] for i in rows], given=given, sources=sources
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
