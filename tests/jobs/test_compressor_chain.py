@@ -73,7 +73,7 @@ def test_compressor_trained_on_the_runs_own_clips_goes_through_the_chain(
         train_compressor=dataclasses.replace(small_recipe.train_compressor, compressor=settings, trainer=TWO_STEPS),
     )
     summary = train_model("compressor", run_copy.uri, "vae", trained, Cluster(), progress=False)
-    assert summary["validation"]["psnr_db"] > 15
+    assert summary["validation"]["psnr_db"] > 12
     assert summary["validation"]["ssim"] > 0.3
     recipe = with_compressor(trained, run_copy.path("train", "vae"), frame_stride=frame_stride)
     assert encode_train_sample(run_copy, recipe, in_process).shape == (9, 64, 64, 3)
