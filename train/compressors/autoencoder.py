@@ -36,10 +36,13 @@ from train.compressors.patch_transform import FRAME_STRIDE, SPATIAL_STRIDE, Patc
 
 KINDS = {"spatial": 1, "causal3d": FRAME_STRIDE}
 """Frames per latent frame."""
-VERSION = 2
+VERSION = 3
 """Of the layers: weights of another version do not fit."""
 DISCRIMINATOR = "discriminator."
 """What the names of weights begin with that are trained beside a compressor and are no part of it."""
+WHITENING = 0.0
+"""Of the fixed transform inside: all channels in the scale of pixels, so that a correction of one costs what a correction
+of another does. What encode gives is normalised by the recorded statistics anyway."""
 SQUARE_PX = 4
 """Squares of so many pixels enter and leave; half of SPATIAL_STRIDE."""
 STATISTICS_MOMENTUM = 0.01
@@ -108,7 +111,7 @@ class Autoencoder(nn.Module):
             "bottleneck": bottleneck,
             **self.bottleneck.config,
         }
-        self.linear = PatchTransform(latent_channels, whitening=1.0, frame_stride=self.frame_stride)
+        self.linear = PatchTransform(latent_channels, whitening=WHITENING, frame_stride=self.frame_stride)
         numbers = 3 * self.frame_stride * SQUARE_PX**2
         looks_back = self.frame_stride > 1
         self.encoder = Tower(

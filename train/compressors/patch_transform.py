@@ -205,8 +205,7 @@ def parse_options(text: str) -> dict[str, Any]:
                 raise ValueError(part)
     except ValueError as error:
         raise UsageError(
-            f"compressor patch:{text} is not understood; write patch, patch:64 or "
-            "patch:64,whitening=1.0,frame-stride=1"
+            f"compressor patch:{text} is not understood; write patch, patch:64 or patch:64,whitening=1.0,frame-stride=1"
         ) from error
     return options
 
