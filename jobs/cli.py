@@ -225,6 +225,8 @@ class Train(Common):
     """Go on from the newest checkpoint of this name."""
     eval: bool = False
     """dit: train nothing; measure the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
+    use_gpu: bool = False
+    """Every rank on a GPU of its own, or an error; default: on GPUs where there are any (the trainer's `device`)."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
@@ -244,12 +246,18 @@ class Train(Common):
                 cluster,
                 num_steps=self.steps,
                 num_ranks=self.num_workers or 1,
+                use_gpu=self.use_gpu,
                 resume=self.resume,
                 progress=self.progress,
             )
 
     def _evaluate(self, evaluate_model: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        trains = {"--steps": self.steps is not None, "--no-resume": not self.resume, "--num-workers": self.num_workers}
+        trains = {
+            "--steps": self.steps is not None,
+            "--no-resume": not self.resume,
+            "--num-workers": self.num_workers,
+            "--use-gpu": self.use_gpu,
+        }
         for flag in (flag for flag, given in trains.items() if given):
             raise UsageError(f"--eval trains nothing, so {flag} says nothing: leave it out")
         with self.cluster() as cluster:

@@ -7,9 +7,11 @@
 
 Ray starts at the first part that has to be computed: a run with nothing left to do never pays for it.
 
-Each stage is one Ray Data job: an autoscaling pool of actors, one core or one GPU each. Nothing big passes through the
-object store: a part is a few names, a summary a few numbers, so Ray's back-pressure by bytes never has to act and
-nothing can spill. Frames live and die inside the workers.
+On a cluster each stage is one Ray Data job: an autoscaling pool of actors, one core or one GPU each. On one machine, where
+the pool cannot grow, the same actors are given their parts directly: Ray Data's planners, three processes and an import of
+pandas in each worker, cost half of what a local Ray does. Nothing big passes through the object store: a part is a few
+names, a summary a few numbers, so Ray's back-pressure by bytes never has to act and nothing can spill. Frames live and die
+inside the workers.
 
 Ray retries what dies for ever, and gives up a whole job over one exception. Here both end in attempts.py: actors and
 their parts are restarted without limit (a pool whose actors may not be restarted waits for ever once they are gone),
@@ -23,7 +25,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import sys
 import time
 import traceback
@@ -38,8 +39,10 @@ from tqdm import tqdm
 from jobs import attempts
 from jobs.attempts import STUCK_SECONDS, Attempt, PartError, Record
 from jobs.throughput import Throughput, cpu_seconds
-from recaption import errors
+from jobs.worker_errors import WorkerError, check_reachable, described, error_of_worker
 from recaption.errors import RecaptionError, UsageError
+
+__all__ = ["Cluster", "WorkerError", "ray_report"]
 
 DEATHS_WHILE_STARTING = 5
 """In a row, of one worker, before it has seen any part: weights that do not fit, a library that crashes at import."""
@@ -53,12 +56,8 @@ TRAINING_RESTARTS = 16
 CONTROLLER_RESTARTS = 2
 """What Ray Train does not restart by itself, such as a rank that dies while the others start."""
 
-REACHABLE_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
-
-
-class WorkerError(RecaptionError):
-    """A worker died or raised: finished parts are safe, run the same command again."""
+UNLIMITED = {"max_restarts": -1, "max_task_retries": -1}
+"""Of an actor and of its parts: see above."""
 
 
 class Cluster:
@@ -111,12 +110,11 @@ class Cluster:
         # Ranks that import torch on a busy machine take longer than Ray Train's 60 seconds.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         import ray
-        import ray.data
 
         if ray.is_initialized():
             self._started = False  # somebody else's: not ours to stop
         elif self.address:
-            _check_reachable(self.address)
+            check_reachable(self.address)
             try:
                 ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
             except ConnectionError as error:
@@ -132,14 +130,7 @@ class Cluster:
                 log_to_driver=False,
             )
             self._started = True
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # After 30 minutes without a finished part Ray would fail the job: one part may well hold hours of video.
-        context.execution_no_progress_timeout_s = -1
-        context.execution_options.verbose_progress = False
-        for name in ("ray.data", "ray.data._internal.execution.streaming_executor", "ray._private.worker"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
 
     def local_workers(self) -> int:
         return self.num_workers or os.cpu_count() or 1
@@ -159,15 +150,16 @@ class Cluster:
             raise UsageError(f"device {device!r} asked for, but no node of this Ray cluster has a GPU; use cpu or auto")
         return int(has_gpus)
 
-    def _pool(self, num_parts: int, num_gpus: int) -> Any:
-        """The actors of one stage. On a cluster as many as fit, and more as soon as nodes join; here, one per core."""
-        from ray.data import ActorPoolStrategy
+    def _answers(self, runner: dict[str, Any], blocks: Sequence[dict[str, Any]], num_gpus: int) -> Any:
+        """Context of an iterator over what `_PartRunner(**runner)` answers to each block, as it comes.
 
-        limit = self.num_workers or (num_parts if self.address else self.local_workers())
-        limit = max(1, min(limit, num_parts))
-        if not self.address and not num_gpus:
-            return ActorPoolStrategy(size=limit)
-        return ActorPoolStrategy(min_size=1, max_size=limit)
+        On a cluster there are as many actors as fit, and more as soon as nodes join; here, one per core.
+        """
+        limit = self.num_workers or (len(blocks) if self.address else self.local_workers())
+        limit = max(1, min(limit, len(blocks)))
+        if self.address or num_gpus:
+            return _rows(_dataset(runner, blocks, limit, num_gpus))
+        return _rows_of_actors(runner, blocks, limit)
 
     def run_parts(
         self,
@@ -198,39 +190,23 @@ class Cluster:
             return
         self._start()
         import ray
-        import ray.data
 
         num_gpus = self._num_gpus(device)
         run_id = uuid.uuid4().hex
         blocks = [{"part": json.dumps(part), "index": index} for index, part in enumerate(parts)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
-            summaries = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
-                _PartRunner,
-                fn_constructor_kwargs={
-                    "worker": worker,
-                    "settings": settings,
-                    "run_id": run_id,
-                    "stuck_seconds": self.stuck_seconds,
-                },
-                compute=self._pool(len(parts), num_gpus),
-                num_cpus=1,
-                num_gpus=num_gpus or None,
-                max_restarts=-1,
-                max_task_retries=-1,
-            )
+        runner = {"worker": worker, "settings": settings, "run_id": run_id, "stuck_seconds": self.stuck_seconds}
         bar = tqdm(total=len(parts), desc=title, unit="part", file=sys.stderr, disable=not self.progress)
         undone: list[str] = []
         started = time.perf_counter()
         try:
-            with bar, _rows(summaries) as rows:
+            with bar, self._answers(runner, blocks, num_gpus) as rows:
                 for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
                     if row["error"]:
                         error = json.loads(row["error"])
                         if error["kind"] != PartError.__name__:
-                            raise _error_of_worker(title, **error)
+                            raise error_of_worker(title, **error)
                         undone.append(f"part {row['index']}: {error['text']}")
                         if len(undone) >= UNDONE_BEFORE_ANY_DONE and not stage.num_parts:
                             break
@@ -281,7 +257,7 @@ class Cluster:
             notes.clear()
             shutil.rmtree(scratch, ignore_errors=True)
             if "error" in end:
-                raise _error_of_worker("train", **end["error"])
+                raise error_of_worker("train", **end["error"])
             if failure is None:
                 return end["returned"]
             if not self.address:
@@ -326,15 +302,70 @@ class _Rank:
         import ray.train
 
         notes = _Notes(self.run_id)
-        if notes.read("end"):  # a mistake does not go away by being made again
-            raise RuntimeError("ended")
+        if notes.read("end"):  # started again after a mistake, which does not go away by being made again
+            return
         try:
             returned = self.function(*self.arguments)
         except RecaptionError as error:
-            notes.write("end", {"error": _described(error)})
+            notes.write("end", {"error": described(error)})
             raise
         if ray.train.get_context().get_world_rank() == 0:
             notes.write("end", {"returned": returned})
+
+
+def _dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, num_gpus: int) -> Any:
+    """A Ray Data job that has not been started."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # After 30 minutes without a finished part Ray would fail the job: one part may well hold hours of video.
+    context.execution_no_progress_timeout_s = -1
+    context.execution_options.verbose_progress = False
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
+        return ray.data.from_items(list(blocks), override_num_blocks=len(blocks)).map(
+            _PartRunner,
+            fn_constructor_kwargs=runner,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=limit),
+            num_cpus=1,
+            num_gpus=num_gpus or None,
+            **UNLIMITED,
+        )
+
+
+@contextlib.contextmanager
+def _rows_of_actors(
+    runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Each of `limit` actors gets its next block when it is up, or has answered the one before.
+
+    One that nobody holds any more ends, with its part if it is in the middle of one. `ray.util.ActorPool` would give blocks
+    to actors that are not up, and these would have to start for it.
+    """
+    import ray
+
+    actor_class = ray.remote(num_cpus=1, **UNLIMITED)(_PartRunner)
+    busy = {actor.__ray_ready__.remote(): actor for actor in (actor_class.remote(**runner) for _ in range(limit))}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        waiting = iter(blocks)
+        while busy:
+            (done,), _ = ray.wait(list(busy))
+            if block := next(waiting, None):
+                busy[busy[done].__call__.remote(block)] = busy[done]
+            del busy[done]
+            answer = ray.get(done)
+            if isinstance(answer, dict):  # not of an actor that is just up
+                yield answer
+
+    try:
+        yield rows()
+    finally:
+        busy.clear()  # a traceback may hold the rest
 
 
 @contextlib.contextmanager
@@ -347,17 +378,6 @@ def _rows(dataset: Any) -> Iterator[Iterator[dict[str, Any]]]:
     blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     with contextlib.closing(blocks):
         yield (row for block in blocks for row in block.to_pylist())
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes, with warnings; a wrong address is one sentence here."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:  # `auto`, `local`: Ray's own words, which it answers at once
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from error
 
 
 class _Notes:
@@ -411,7 +431,7 @@ class _PartRunner:
         try:
             self.worker = worker(**settings)
         except Exception as error:  # travels with the first part: Ray would try three times more and print each
-            self.broken = _described(error)
+            self.broken = described(error)
         self.notes.clear(key)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -423,7 +443,7 @@ class _PartRunner:
         try:
             summary = self._run(f"part/{row['index']}", json.loads(row["part"]))
         except Exception as error:  # travels as a row: Ray would print it five times and retry some kinds for ever
-            return {**answer, "error": json.dumps(_described(error))}
+            return {**answer, "error": json.dumps(described(error))}
         usage |= {
             "wall_seconds": time.perf_counter() - wall_before,
             "cpu_seconds": cpu_seconds() - cpu_before,
@@ -450,21 +470,6 @@ class _PartRunner:
             attempt.end()
         self.notes.clear(key)
         return summary
-
-
-def _described(error: Exception) -> dict[str, str]:
-    where = "".join(traceback.format_exception(error, limit=-3))
-    return {"kind": type(error).__name__, "text": str(error), "where": where}
-
-
-def _error_of_worker(title: str, *, kind: str, text: str, where: str) -> RecaptionError:
-    """A user's mistake comes back as what it is; what was raised on purpose is one sentence; a bug shows its lines."""
-    cls = WorkerError if kind == WorkerError.__name__ else getattr(errors, kind, None)
-    if not (isinstance(cls, type) and issubclass(cls, RecaptionError)):
-        return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
-    if issubclass(cls, UsageError):
-        return cls(text)
-    return WorkerError(f"{title}: a worker failed: {text}; finished parts are safe, run the same command again")
 
 
 def ray_report() -> dict[str, str]:

@@ -5,16 +5,20 @@ One shard of video is one part and one shard of latents.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jobs import attempts
 from jobs.cluster import Cluster
+from jobs.encode_text import encode_texts
 from jobs.recipes import Recipe, grid_of, stage_hashes
 from jobs.run_state import write_recipe
 from packing.grid import Grid
+from packing.latents import check_dtype
 from packing.reader import read_sample
 from packing.shards import (
     Entry,
@@ -27,6 +31,7 @@ from packing.shards import (
     write_latents_shard,
 )
 from recaption.errors import UsageError, VideoError
+from recaption.latent_statistics import STATISTICS
 from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io import decode_bytes
@@ -36,12 +41,13 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """Encode every shard whose latents are not there yet.
 
     Raises:
-        UsageError: no shards, or a compressor that cannot be loaded.
+        UsageError: no shards, or a compressor or text encoder that cannot be loaded.
     """
     from train.compressors import load
 
     if not run.exists("index.parquet"):
         raise UsageError(f"{run.uri} has no shards: run `recaption shard --run {run.uri}` first")
+    check_dtype(recipe.encode.dtype)
     spec = recipe.encode.compressor
     compressor = load(spec)
     _check_strides(compressor, recipe)
@@ -53,19 +59,30 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         for shard, name, key in keys
         if not is_committed(run, name, key)
     ]
-    settings = {"run_uri": run.uri, "spec": spec, "device": recipe.encode.device, "grid": grid_of(recipe)}
     device = recipe.encode.device
+    settings = {
+        "run_uri": run.uri,
+        "spec": spec,
+        "device": device,
+        "grid": grid_of(recipe),
+        "dtype": recipe.encode.dtype,
+    }
     for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=device, unit="samples"):
         pass
+    throughput = cluster.throughput()
     remove_stale(run, planned, folder=f"latents/{compressor.name}")
     index = build_latents_index(run, compressor.name)
+    statistics = json.loads(run.read_bytes(f"latents/{compressor.name}/{STATISTICS}"))
     return {
         "latents": compressor.name,
         "samples": index.num_rows,
         "tokens": int(np.sum(index["num_latent_tokens"].to_numpy())) if index.num_rows else 0,
+        "dtype": recipe.encode.dtype,
+        "round_trip_psnr_db": statistics["round_trip_psnr_db"],
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
-        "throughput": cluster.throughput(),
+        "throughput": throughput,
+        "text": encode_texts(run, recipe, cluster),
     }
 
 
@@ -92,7 +109,7 @@ def _check_strides(compressor: Any, recipe: Recipe) -> None:
 class EncodeWorker:
     """One per actor: the compressor is loaded once."""
 
-    def __init__(self, run_uri: str, spec: str, device: str, grid: Grid) -> None:
+    def __init__(self, run_uri: str, spec: str, device: str, grid: Grid, dtype: str) -> None:
         import torch
 
         from train.compressors import load
@@ -103,6 +120,7 @@ class EncodeWorker:
         self.device = choose_device(device)
         self.compressor = load(spec, device=str(self.device))
         self.grid = grid
+        self.dtype = dtype
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         table = self.run.read_table(part["shard"].removesuffix(".tar") + ".parquet")
@@ -123,14 +141,23 @@ class EncodeWorker:
             pixels_BCTHW = torch.from_numpy(pixels_THWC).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.inference_mode():
                 latent_BCthw = self.compressor.encode(pixels_BCTHW)
-                psnr_db = _psnr_db(self.compressor.decode(latent_BCthw), pixels_BCTHW)
             yield latent_entry(
                 row,
                 latent_BCthw[0].float().cpu().numpy(),
                 num_latent_tokens=self.grid.num_tokens(row.num_frames, row.height_px, row.width_px),
-                details={"compressor": self.compressor.name, "round_trip_psnr_db": round(psnr_db, 2)},
+                dtype=self.dtype,
+                measure=partial(self._round_trip_psnr_db, pixels_BCTHW),
+                details={"compressor": self.compressor.name},
             )
         attempts.begin()
+
+    def _round_trip_psnr_db(self, pixels_BCTHW: Any, latent_CTHW: np.ndarray) -> float:
+        """Of the latent as it will be read, rounding included."""
+        import torch
+
+        with torch.inference_mode():
+            latent_BCthw = torch.from_numpy(latent_CTHW)[None].to(self.device).float()
+            return _psnr_db(self.compressor.decode(latent_BCthw), pixels_BCTHW)
 
 
 def _psnr_db(decoded: Any, pixels: Any) -> float:

@@ -27,6 +27,7 @@ from recaption.run_folder import RunFolder
 from recaption.video_io import decode_bytes
 from train import checkpoint
 from train.bucket_loss import loss_per_bucket
+from train.contact_sheet import contact_sheet_png
 from train.dit_task import DitTask
 from train.evaluation import (
     Evaluation,
@@ -39,7 +40,7 @@ from train.evaluation import (
     sampled,
 )
 from train.metrics import read_lines
-from train.sampler import Sampler, contact_sheet_png
+from train.sampler import Sampler
 
 EVALUATION_JSON = "evaluation.json"
 EVALUATION_SHEET = "evaluation.png"

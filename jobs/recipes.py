@@ -78,7 +78,8 @@ class CaptionSettings:
     """How many frames such a captioner is shown; 0: its own number."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
-    num_beams: int = 1
+    num_beams: int = 0
+    """Of beam search; 1: greedy; 0: what the captioner itself was found best with (3 for `tiny`, 1 for others)."""
     num_samples: int = 1
     """Above 1, this many captions are drawn per clip, from one look at its frames, and the best by clip score is kept."""
     batch_size: int = 16
@@ -96,7 +97,8 @@ class CaptionSettings:
     min_score_margin: float | None = None
     """Captions that match their own frames no better, by this much, than captions of other clips of the batch do are bad."""
     text_encoder: str = ""
-    """Text encoder of the training (`captioner:SPEC`, `t5:ID`): captions longer than it reads are bad. "": not asked."""
+    """Text encoder of the training (`captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +): captions longer
+    than it reads are bad. "": not asked."""
     max_text_tokens: int = 0
     """Limit in that encoder's tokens; 0: as many as it reads."""
     repeats: RepeatSettings = field(default_factory=RepeatSettings)
@@ -116,6 +118,19 @@ class ShardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Texts of the shards -> encoded texts, which training then reads."""
+
+    encoder: str = ""
+    """Text encoder whose tokens are stored: `captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +; "": none,
+    training encodes as it goes."""
+    dtype: str = "float16"
+    """`float16` or `bfloat16`."""
+    max_gigabytes: float = 100.0
+    """Refused before it starts where the texts would take more than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
     """Shards -> latents."""
 
@@ -126,6 +141,10 @@ class EncodeSettings:
     compressor is loaded. `encode` refuses a compressor with other strides."""
     spatial_stride: int = 8
     """Pixels per latent position."""
+    dtype: str = "float16"
+    """How latents are stored: `float16`, `bfloat16`, or `int8` with a step and a middle for each channel of each sample,
+    half the bytes."""
+    text: TextSettings = field(default_factory=TextSettings)
     device: str = "auto"
 
 
@@ -333,6 +352,7 @@ def base() -> Recipe:
                 ema_decay=0.9999,
                 precision="bf16",
                 schedule="constant",
+                recompute=True,  # 65,536 tokens of 28 blocks are 166 GB otherwise
                 compile=True,
                 checkpoint_every=1000,
                 keep_checkpoints=3,
@@ -411,9 +431,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 PARALLELISM_ONLY = ("device", "decode", "endpoint", "max_failed_share", "keep_embeddings")
 """Settings that change how a stage runs, not what it makes: left out of the hashes."""
-HASHED_BY_THEMSELVES = ("duplicates", "repeats")
-"""What RUN/duplicates/ and RUN/captions/*/repeated.parquet are made with: these tables carry a hash of their own, and no
-clip or caption depends on them."""
+HASHED_BY_THEMSELVES = ("duplicates", "repeats", "text")
+"""What RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/ are made with: these carry a hash of their own, and no
+clip, caption or latent depends on them."""
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:

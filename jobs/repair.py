@@ -25,6 +25,7 @@ from jobs.duplicates import find_perceptual, find_repeated_captions, find_semant
 from jobs.encode import encode, planned_latents
 from jobs.prepare import prepare
 from jobs.recipes import Recipe, stage_hashes
+from jobs.repair_text import remake_texts
 from jobs.run_state import INPUTS, INPUTS_SCHEMA, check_same_recipe, part_name, part_number
 from jobs.shard import REJECTED, planned_shards, shard
 from jobs.verify import as_summary, find_problems
@@ -32,6 +33,7 @@ from packing.shards import is_committed
 from recaption.damage import Problem, open_parts
 from recaption.duplicates import PERCEPTUAL, set_of
 from recaption.errors import UsageError, VideoError
+from recaption.latent_statistics import STATISTICS
 from recaption.ledger import CLIPS_SCHEMA, SHARD_SCHEMA, caption_sets, chosen_set
 from recaption.local_files import file_id, local_copy
 from recaption.records import Video, schema_of
@@ -70,10 +72,12 @@ class _Damage:
     index: bool = False
     latents: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Compressor -> names without extension; none where only the index is damaged."""
+    texts: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Folder of encoded texts -> files."""
 
 
 @dataclass
-class _Repair:
+class Repair:
     """One call of `--repair`."""
 
     run: RunFolder
@@ -93,7 +97,7 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
         UsageError: the recipe is not the one that the folder was prepared with.
     """
     check_same_recipe(run, recipe)
-    job = _Repair(run, recipe, cluster)
+    job = Repair(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
     for _ in range(MAX_ROUNDS if problems else 0):
@@ -110,7 +114,7 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
     return {**summary, "found": num_found, "repaired": sorted(set(job.remade)), "refused": job.refused}
 
 
-def _one_round(job: _Repair, problems: list[Problem], num_pairs: int | None) -> None:
+def _one_round(job: Repair, problems: list[Problem], num_pairs: int | None) -> None:
     for problem in problems:
         if problem.kind in STALE:
             job.refused[problem.where] = STALE[problem.kind]
@@ -134,6 +138,8 @@ def _one_round(job: _Repair, problems: list[Problem], num_pairs: int | None) -> 
         _remake_shards(job, damage)
     for compressor, names in damage.latents.items():
         _remake_latents(job, compressor, names)
+    for folder, names in damage.texts.items():
+        remake_texts(job, folder, names)
 
 
 def _may_be_consequence(problem: Problem) -> bool:
@@ -141,7 +147,7 @@ def _may_be_consequence(problem: Problem) -> bool:
     return problem.kind in CONSEQUENCES and (":" in problem.where or "/" not in problem.where)
 
 
-def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Damage:
+def _locate(job: Repair, problems: list[Problem], num_pairs: int | None) -> _Damage:
     """Sort problems by the part or shard that has to be made anew."""
     damage = _Damage()
     for problem in problems:
@@ -166,10 +172,12 @@ def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Da
             damage.captions[rest.partition("/")[0]].add(part_number(name))
         elif problem.kind == "clip_in_two_shards":
             damage.shards |= _shards_with(job.run, row)
-        elif folder == "latents" and rest.endswith("/index.parquet"):
+        elif folder == "latents" and rest.endswith(("/index.parquet", f"/{STATISTICS}")):
             damage.latents[rest.partition("/")[0]] |= set()
         elif folder == "latents":
             damage.latents[rest.partition("/")[0]].add(re.sub(r"\.(tar|parquet)$", "", name))
+        elif folder == "text":
+            damage.texts["/".join(name.split("/")[:2])].add(name)
         elif name in ("index.parquet", REJECTED):
             damage.index = True
         elif folder == "shards":
@@ -181,7 +189,7 @@ def _locate(job: _Repair, problems: list[Problem], num_pairs: int | None) -> _Da
     return damage
 
 
-def _add_strangers(job: _Repair, name: str, damage: _Damage) -> None:
+def _add_strangers(job: Repair, name: str, damage: _Damage) -> None:
     """Parts of the stage of `name` that were made by other settings than run.yaml has; none where all were."""
     pattern = re.sub(r"part-\d+", "part-*", name)
     hashes = {part: job.run.table_metadata(part).get("recipe_hash") for part in job.run.list(pattern)}
@@ -196,7 +204,7 @@ def _add_strangers(job: _Repair, name: str, damage: _Damage) -> None:
         damage.parts |= strangers
 
 
-def _shuffled_parts(job: _Repair, set_name: str, num_pairs: int | None) -> set[int]:
+def _shuffled_parts(job: Repair, set_name: str, num_pairs: int | None) -> set[int]:
     """Parts that hold captions which do not match; all where none can be told apart."""
     problems: list[Problem] = []
     if num_pairs is not None:
@@ -215,7 +223,7 @@ def _shards_with(run: RunFolder, clip_id: str) -> set[str]:
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
-def _id_now(job: _Repair, uri: str) -> str:
+def _id_now(job: Repair, uri: str) -> str:
     if uri not in job.sources:
         try:
             with local_copy(uri) as path:
@@ -225,7 +233,7 @@ def _id_now(job: _Repair, uri: str) -> str:
     return job.sources[uri]
 
 
-def _why_lost(job: _Repair, expected: Iterable[tuple[str, str | None]]) -> str:
+def _why_lost(job: Repair, expected: Iterable[tuple[str, str | None]]) -> str:
     """What became of the first source that is not what it was; empty where all are.
 
     Args:
@@ -253,7 +261,7 @@ def _expected_sources(run: RunFolder, number: int, uris: list[str]) -> list[tupl
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def _remake_inputs(job: _Repair, damaged: set[int]) -> bool:
+def _remake_inputs(job: Repair, damaged: set[int]) -> bool:
     """The list of inputs from the rows of RUN/videos, which hold every input once, in its part and its order."""
     names = job.run.list("videos/part-*.parquet")
     numbers = {part_number(name) for name in names}
@@ -269,7 +277,7 @@ def _remake_inputs(job: _Repair, damaged: set[int]) -> bool:
     return True
 
 
-def _remake_parts(job: _Repair, numbers: set[int]) -> None:
+def _remake_parts(job: Repair, numbers: set[int]) -> None:
     inputs: dict[int, list[str]] = defaultdict(list)
     for row in job.run.read_table(INPUTS).to_pylist():
         inputs[row["part"]].append(row["uri"])
@@ -288,7 +296,7 @@ def _remake_parts(job: _Repair, numbers: set[int]) -> None:
             prepare([], job.run.uri, job.recipe, job.cluster, only=open_numbers)
 
 
-def _remake_pairs(job: _Repair, name: str) -> None:
+def _remake_pairs(job: Repair, name: str) -> None:
     settings = job.recipe.prepare.duplicates
     job.run.remove(name)
     if name == PERCEPTUAL:
@@ -300,11 +308,11 @@ def _remake_pairs(job: _Repair, name: str) -> None:
     job.remade.append(name)
 
 
-def _has(job: _Repair, folder: str) -> bool:
+def _has(job: Repair, folder: str) -> bool:
     return folder == "videos" or bool(job.run.list(f"{folder}/part-*.parquet"))
 
 
-def _remake_captions(job: _Repair, set_name: str, numbers: set[int]) -> None:
+def _remake_captions(job: Repair, set_name: str, numbers: set[int]) -> None:
     folder = f"captions/{set_name}"
     whole = [name for name in job.run.list(f"{folder}/part-*.parquet") if part_number(name) not in numbers]
     expected = stage_hashes(job.recipe)["caption"]
@@ -334,7 +342,7 @@ def _remake_captions(job: _Repair, set_name: str, numbers: set[int]) -> None:
             caption(job.run, job.recipe, set_name, job.cluster, only=open_numbers)
 
 
-def _why_another_captioner(job: _Repair, whole: list[str]) -> str:
+def _why_another_captioner(job: Repair, whole: list[str]) -> str:
     """Why the captioner cannot be had, or is not the one that wrote the parts that are whole; empty where it is."""
     try:
         captioner = open_captioner(job.recipe.caption, device="cpu")
@@ -355,7 +363,7 @@ def _rows_of(run: RunFolder, name: str) -> list[dict[str, Any]]:
     return [row for table in tables.values() for row in table.select(["clip_id", "uri", "video_id"]).to_pylist()]
 
 
-def _remake_shards(job: _Repair, damage: _Damage) -> None:
+def _remake_shards(job: Repair, damage: _Damage) -> None:
     set_name, planned, hashes = _plan_in_use(job, damage)
     if not set_name:
         why = "shards were made from other captions, thresholds or settings than now: run `recaption shard`"
@@ -382,7 +390,7 @@ def _remake_shards(job: _Repair, damage: _Damage) -> None:
     job.remade.append("index.parquet")
 
 
-def _plan_in_use(job: _Repair, damage: _Damage) -> tuple[str, list[Any], dict[str, str]]:
+def _plan_in_use(job: Repair, damage: _Damage) -> tuple[str, list[Any], dict[str, str]]:
     """(caption set, plan, hashes) by which all undamaged shards were made; no set where there is none."""
     lost = damage.lost_clips
     tables, unreadable = open_parts(job.run, job.run.list(REJECTED), pa.schema([("clip_id", pa.string())]))
@@ -400,7 +408,7 @@ def _plan_in_use(job: _Repair, damage: _Damage) -> tuple[str, list[Any], dict[st
     return "", [], {}
 
 
-def _remake_latents(job: _Repair, compressor: str, names: set[str]) -> None:
+def _remake_latents(job: Repair, compressor: str, names: set[str]) -> None:
     from train.compressors import load
 
     folder = f"latents/{compressor}"

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,9 @@ from jobs.recipes import Recipe
 from jobs.report_charts import (
     FunnelRow,
     Segment,
-    Series,
     frame_outline,
     funnel,
-    line,
     number,
-    smooth,
     stacked_bar,
 )
 from jobs.report_distributions import distributions, score_charts
@@ -40,6 +37,7 @@ from jobs.report_gallery import Media, cards, filter_buttons, sampled
 from jobs.report_plan import plan_figures
 from jobs.report_tables import RunTables, duration, read_run
 from jobs.report_thresholds import amount, ask_run, threshold_figures, waterfall_rows
+from jobs.report_training import read_training
 from packing.buckets import parse_bucket
 from recaption.filters import FilterThresholds
 from recaption.ledger import ClipState
@@ -85,7 +83,7 @@ def write_report(
     thresholds_shown, not_computed = threshold_figures(seen, thresholds, lambda jpeg: media.add(jpeg, "jpg"))
     galleries = sampled(run, media)
     plan = json.loads(run.read_bytes("plan.json")) if run.exists("plan.json") else None
-    trainings = [_training(run, name) for name in run.list("train/*/metrics.jsonl")]
+    trainings = [read_training(run, name, media) for name in run.list("train/*/metrics.jsonl")]
     context = {
         "title": run.root.rstrip("/").rpartition("/")[2],
         "summary": tables.ledger.summary(),
@@ -293,66 +291,6 @@ def _buckets(tables: RunTables) -> list[dict[str, Any]]:
             }
         )
     return listed
-
-
-TELLING_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
-"""Of the thirty numbers that a captioner is measured by, those drawn first."""
-MAX_MEASURES = 5
-
-
-def _training(run: RunFolder, name: str) -> dict[str, Any]:
-    """Curves of one metrics.jsonl; a last line that was cut short is left out."""
-    rows = []
-    for text in run.read_bytes(name).decode(errors="replace").splitlines():
-        try:
-            row = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    losses = _series(rows, "loss")
-    last = losses[1][-max(len(losses[1]) // 20, 1) :]
-    lines = [Series("each logged step", "faint", *losses), Series("mean", "accent", losses[0], smooth(losses[1]))]
-    others = sorted({key for row in rows for key in row if key.startswith("val/")})
-    lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
-    charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
-    measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in TELLING_MEASURES, key))
-    for key in [key for key in measures if not key.endswith("loss")][:MAX_MEASURES]:
-        one = [Series(key, "accent", *_series(rows, key))]
-        charts.append(
-            {
-                "title": key.removeprefix("val/").replace("_", " ").capitalize(),
-                "note": "held out, by step",
-                "svg": line(one, label=key),
-                "legend": [],
-            }
-        )
-    named = []
-    for key, title, form in (
-        ("tokens_per_second", "tokens / s", number),
-        ("fill", "fill of packs", "{:.1%}".format),
-        ("data_wait_share", "waiting for data", "{:.1%}".format),
-    ):
-        values = _series(rows, key)[1]
-        if values:
-            named.append((title, form(float(np.median(values)))))
-    return {
-        "name": name.split("/")[1],
-        "steps": rows[-1]["step"] if rows else 0,
-        "loss": math.fsum(last) / len(last) if last else None,
-        "charts": charts,
-        "named": named,
-    }
-
-
-def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have a finite number under `key`."""
-    found = [
-        (float(row["step"]), float(row[key]))
-        for row in rows
-        if isinstance(row.get(key), int | float) and math.isfinite(row[key])
-    ]
-    return [step for step, _ in found], [value for _, value in found]
 
 
 # --- recipe and timings -----------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def train_model(
     *,
     num_steps: int | None = None,
     num_ranks: int = 1,
+    use_gpu: bool = False,
     resume: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def train_model(
     Args:
         num_ranks: above 1 that many train together (Ray Train), each on a GPU where there are any. Under torchrun every
             rank calls this.
+        use_gpu: not on CPUs: an error where there are no GPUs.
 
     Raises:
         UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
@@ -52,6 +54,10 @@ def train_model(
     trainer = settings.trainer
     if num_steps is not None:
         trainer = dataclasses.replace(trainer, num_steps=num_steps)
+    if use_gpu and trainer.device not in ("auto", "cuda"):
+        raise UsageError(f"--use-gpu and the trainer's device {trainer.device!r} exclude each other: leave one out")
+    if use_gpu:
+        trainer = dataclasses.replace(trainer, device="cuda")
     arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
     if num_ranks > 1:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -162,17 +168,22 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
 
 
 def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTask:
+    from train import text_encoder
     from train.compressors import load
     from train.distributed import choose_device
 
+    if trainer.sample_every and not recipe.train_dit.dit.sample_prompts:
+        raise UsageError("sample_every has nothing to sample: name prompts with --train-dit.dit.sample-prompts")
+    device = str(choose_device(trainer.device))
     return DitTask(
         run,
         recipe.train_dit.dit,
         recipe.plan,
         latents=load(recipe.encode.compressor).name,
         compressor=recipe.encode.compressor,
+        encoder=text_encoder.load(recipe.train_dit.dit.text_encoder, device=device, run=run),
         seed=trainer.seed,
-        device=str(choose_device(trainer.device)),
+        device=device,
     )
 
 

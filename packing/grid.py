@@ -68,7 +68,8 @@ def patch_shape(latent_shape: Shape3, patch: Shape3) -> Shape3:
     """
     if any(size < 1 or size % step for size, step in zip(latent_shape, patch)):
         raise UsageError(
-            f"latent {tuple(latent_shape)} (frames, rows, columns) does not divide into patches {tuple(patch)}"
+            f"a latent of {tuple(latent_shape)} (frames, rows, columns) does not divide into patches {tuple(patch)}: choose "
+            "a patch that divides the latents of every bucket"
         )
     return latent_shape[0] // patch[0], latent_shape[1] // patch[1], latent_shape[2] // patch[2]
 

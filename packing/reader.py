@@ -11,13 +11,13 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
-from functools import cache
-from math import prod
 from typing import Any
 
 import numpy as np
 
+from packing.latents import restore
 from packing.shards import LatentSample
+from recaption.damage import payload_of
 from recaption.errors import VideoError
 from recaption.records import Sample
 from recaption.run_folder import RunFolder
@@ -46,7 +46,7 @@ def read_sample(run: RunFolder, row: Sample, *, payload: str = "mp4", check: boo
         if key != row.clip_id:
             raise VideoError("frame_mismatch", f"{name} lies in its place", uri=where)
         members[extension] = span[start : start + size]
-    if check and hashlib.sha256(members.get(payload, b"")).hexdigest() != row.sha256:
+    if check and hashlib.sha256(payload_of(members, payload)).hexdigest() != row.sha256:
         raise VideoError("frame_mismatch", f"the .{payload} member is not the one that was written", uri=where)
     return members
 
@@ -81,28 +81,19 @@ def _members_by_tarfile(span: bytes, start: int, where: str) -> Iterator[tuple[s
 
 
 def read_latent(run: RunFolder, row: LatentSample, *, check: bool = True) -> np.ndarray:
-    """latent_CTHW float16 of one sample. Raises VideoError as `read_sample`, also for a shape other than the row's."""
-    payload = read_sample(run, row, payload="npy", check=check).get("npy", b"")
-    expected = (row.latent_channels, row.latent_frames, row.latent_height, row.latent_width)
-    header = _npy_header(expected)
-    if payload.startswith(header) and len(payload) == len(header) + 2 * prod(expected):
-        return np.frombuffer(bytearray(payload), np.float16, offset=len(header)).reshape(expected)
-    where = f"{row.shard}#{row.clip_id}"
+    """latent_CTHW of one sample, float16 or float32 (see latents.py), writable.
+
+    Raises:
+        VideoError: as `read_sample`, also for a type or shape other than the row's.
+    """
+    members = read_sample(run, row, payload="npy", check=check)
+    shape = (row.latent_channels, row.latent_frames, row.latent_height, row.latent_width)
     try:
-        latent = np.load(io.BytesIO(payload), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise VideoError("unreadable", f"no latent lies in its place: {error}", uri=where) from error
-    if latent.shape != expected:
-        raise VideoError("frame_mismatch", f"latent {latent.shape} where the index says {expected}", uri=where)
-    return latent
-
-
-@cache
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """What `np.save` writes before float16 values of this shape; to compare is much faster than to parse."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-    return file.getvalue()
+        return restore(members, row.latent_dtype, shape)
+    except ValueError as error:
+        raise VideoError(
+            "unreadable", f"no latent lies in its place: {error}", uri=f"{row.shard}#{row.clip_id}"
+        ) from error
 
 
 def iterate(run: RunFolder, pattern: str = "shards/*/*.tar") -> Iterator[dict[str, Any]]:

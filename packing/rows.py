@@ -251,6 +251,8 @@ class Rows:
         return self.source.caption(excerpt.sample, epoch, *(() if is_plain else (excerpt,)))
 
     def _kept(self, excerpt: Excerpt, part: torch.Tensor, name: str, epoch: int) -> np.ndarray | None:
+        if not self.plans.rules.keep:
+            return None
         num_tokens = part[0].numel() // math.prod(self.patch)
         if excerpt.num_tokens == num_tokens:
             return None

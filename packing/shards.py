@@ -8,9 +8,9 @@
     remove_stale(run, [s.name for s in shards])
     build_index(run)
 
-Members `<clip_id>.json .mp4 .txt` (latents: `.json .npy`) lie side by side, plain ustar with mtime 0, so any tar or
-WebDataset reader opens them and the same clips give the same bytes. The parquet is written last and marks the commit:
-a shard without it, or with another `plan_hash` in its metadata, is written anew. The one writer of both kinds of shard.
+Members `<clip_id>.json .mp4 .txt` (latents: `.json .npy`, see latents.py) lie side by side, plain ustar with mtime 0, so
+any tar or WebDataset reader opens them and the same clips give the same bytes. The parquet is written last and marks the
+commit: a shard without it, or with another `plan_hash` in its metadata, is written anew. The one writer of both kinds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -30,8 +30,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from packing import latents
 from packing.buckets import Bucket, BucketTable, assign_bucket, bucket_name
+from recaption.damage import payload_of
 from recaption.errors import FAILURE_REASONS, UsageError
+from recaption.latent_statistics import KEY, STATISTICS, ChannelStatistics, gather_statistics
 from recaption.records import Sample, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -44,12 +47,16 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentSample(Sample):
-    """One row of RUN/latents/<name>/index.parquet; `sha256` is that of the .npy member."""
+    """One row of RUN/latents/<name>/index.parquet; `sha256` is that of the .npy member, and .scale.npy if there is one."""
 
     latent_channels: int
     latent_frames: int
     latent_height: int
     latent_width: int
+    latent_dtype: str
+    """One of `latents.LATENT_DTYPES`."""
+    round_trip_psnr_db: float | None
+    """Of the clip decoded from what lies in the tar, rounding included."""
 
 
 OtherText = tuple[str, str, int, float, float, str]
@@ -103,6 +110,8 @@ class Entry:
     """Columns of the parquet row; the writer adds shard, offset_bytes, num_bytes, sha256 and status."""
     reason: str | None = None
     detail: str = ""
+    statistics: ChannelStatistics | None = None
+    """Of a latent, as it will be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,31 +224,38 @@ def latent_shard_name(compressor: str, shard: str) -> str:
 
 
 def latent_entry(
-    sample: Sample, latent: np.ndarray, *, num_latent_tokens: int, details: dict[str, Any] | None = None
+    sample: Sample,
+    latent: np.ndarray,
+    *,
+    num_latent_tokens: int,
+    dtype: str = "float16",
+    measure: Callable[[np.ndarray], float] | None = None,
+    details: dict[str, Any] | None = None,
 ) -> Entry:
-    """A latent (C, t, h, w) as members .npy (float16) and .json; one that float16 cannot hold becomes a failed row.
+    """A latent (C, t, h, w) as members .npy (and .scale.npy) and .json; one that `dtype` cannot hold becomes a failed row.
 
     Args:
-        details: JSON-simple facts to keep in the .json member (compressor, mean and std, round-trip error).
+        dtype: one of `latents.LATENT_DTYPES`.
+        measure: round-trip error in dB of the latent as it will be read.
+        details: JSON-simple facts to keep in the .json member (compressor).
     """
-    with np.errstate(over="ignore"):
-        half = np.ascontiguousarray(latent, dtype=np.float16)
-    channels, frames, height, width = half.shape
+    latents.check_dtype(dtype)
+    shape = latent.shape
     fields = {name: getattr(sample, name) for name in _COPIED} | {
         "num_latent_tokens": num_latent_tokens,
-        "latent_channels": channels,
-        "latent_frames": frames,
-        "latent_height": height,
-        "latent_width": width,
+        **dict(zip(("latent_channels", "latent_frames", "latent_height", "latent_width"), shape)),
+        "latent_dtype": dtype,
     }
-    if not np.isfinite(half).all():
-        detail = "the latent holds values that float16 cannot"
-        return Entry(key=sample.clip_id, fields=fields, reason="write_failed", detail=detail)
-    payload = io.BytesIO()
-    np.save(payload, half, allow_pickle=False)
-    description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, **(details or {})}
-    members = {"npy": payload.getvalue(), "json": _canonical_json(description)}
-    return Entry(key=sample.clip_id, members=members, fields=fields)
+    try:
+        members = latents.store(latent, dtype)
+    except ValueError as error:
+        return Entry(key=sample.clip_id, fields=fields, reason="write_failed", detail=str(error))
+    restored = latents.restore(members, dtype, shape)
+    measured = {"round_trip_psnr_db": round(measure(restored), 2)} if measure is not None else {}
+    description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, "dtype": dtype}
+    members["json"] = _canonical_json({**description, **measured, **(details or {})})
+    fields |= measured
+    return Entry(key=sample.clip_id, members=members, fields=fields, statistics=ChannelStatistics.of(restored))
 
 
 def failed_latent(sample: Sample, *, reason: str, detail: str) -> Entry:
@@ -278,13 +294,21 @@ def is_committed(run: RunFolder, name: str, plan_hash: str) -> bool:
 
 
 def write_shard(
-    run: RunFolder, name: str, entries: Iterable[Entry], *, plan_hash: str, record: type = Sample, payload: str = "mp4"
+    run: RunFolder,
+    name: str,
+    entries: Iterable[Entry],
+    *,
+    plan_hash: str,
+    record: type = Sample,
+    payload: str = "mp4",
+    facts: Callable[[], dict[str, str]] = dict,
 ) -> ShardReport:
     """Write `<name>.tar`, then `<name>.parquet`, which commits it. Holds one shard in memory.
 
     Args:
         record: `Sample`, or `LatentSample` with payload="npy".
         payload: extension of the member whose sha256 goes into the row.
+        facts: more to note in the parquet's metadata, asked once all entries are in the tar.
 
     Raises:
         OSError: the tar does not read back as it was written, or the storage failed; nothing is committed then.
@@ -304,6 +328,7 @@ def write_shard(
         "tar_num_bytes": str(len(tar)),
         "tar_sha256": hashlib.sha256(tar).hexdigest(),
         "num_samples": str(len(samples)),
+        **facts(),
     }
     run.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=shard_schema(record)), metadata)
     rejected: dict[str, int] = {}
@@ -314,8 +339,24 @@ def write_shard(
 
 
 def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, plan_hash: str) -> ShardReport:
-    """`write_shard` for `latent_entry`s; `name` from `latent_shard_name`."""
-    return write_shard(run, name, entries, plan_hash=plan_hash, record=LatentSample, payload="npy")
+    """`write_shard` for `latent_entry`s; `name` from `latent_shard_name`. Notes what their channels come to."""
+    statistics = ChannelStatistics()
+
+    def counted() -> Iterator[Entry]:
+        nonlocal statistics
+        for entry in entries:
+            statistics = statistics.merged(entry.statistics or ChannelStatistics())
+            yield entry
+
+    return write_shard(
+        run,
+        name,
+        counted(),
+        plan_hash=plan_hash,
+        record=LatentSample,
+        payload="npy",
+        facts=lambda: {KEY: statistics.to_json()},
+    )
 
 
 def check_key(key: str) -> None:
@@ -326,7 +367,7 @@ def check_key(key: str) -> None:
 def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str) -> tuple[bytes, list[dict[str, Any]]]:
     from webdataset import TarWriter  # imports torch: only where it is used
 
-    blank = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema_of(record)}
+    blank = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema_of(record) if not f.nullable}
     rows: list[dict[str, Any]] = []
     seen = set()
     sink = io.BytesIO()
@@ -348,7 +389,7 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
             rows.append(
                 row
                 | {"offset_bytes": start, "num_bytes": writer.tarstream.offset - start}
-                | {"sha256": hashlib.sha256(entry.members[payload]).hexdigest()}
+                | {"sha256": hashlib.sha256(payload_of(entry.members, payload)).hexdigest()}
                 | {"status": "ok", "reason": None, "detail": ""}
             )
     return sink.getvalue(), rows
@@ -356,19 +397,18 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
 
 def _verify_tar(tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
     """Open the bytes anew and hold them against the rows: every sample where it should be, whole, and nothing else."""
-    found: list[tuple[str, int, str]] = []
+    found: list[tuple[str, int, dict[str, bytes]]] = []
     with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
         for member in archive:
             key, _, extension = member.name.partition(".")
             if not found or found[-1][0] != key:
-                found.append((key, member.offset, ""))
-            if extension == payload:
-                file = archive.extractfile(member)
-                digest = hashlib.sha256(file.read() if file else b"").hexdigest()
-                found[-1] = (key, found[-1][1], digest)
+                found.append((key, member.offset, {}))
+            file = archive.extractfile(member)
+            found[-1][2][extension] = file.read() if file else b""
+    read = [(key, offset, hashlib.sha256(payload_of(parts, payload)).hexdigest()) for key, offset, parts in found]
     expected = [(row["clip_id"], row["offset_bytes"], row["sha256"]) for row in samples]
-    if found != expected:
-        raise OSError(f"a tar of {len(expected)} samples does not read back as it was written ({len(found)} found)")
+    if read != expected:
+        raise OSError(f"a tar of {len(expected)} samples does not read back as it was written ({len(read)} found)")
 
 
 # --- index ----------------------------------------------------------------------------------------------------------
@@ -387,9 +427,11 @@ def build_index(
 
 
 def build_latents_index(run: RunFolder, compressor: str) -> pa.Table:
-    """RUN/latents/<compressor>/index.parquet with the columns of `LatentSample`."""
+    """RUN/latents/<compressor>/index.parquet with the columns of `LatentSample`, and statistics.json beside it."""
     folder = f"latents/{compressor}"
-    return build_index(run, f"{folder}/*/*.parquet", index=f"{folder}/index.parquet", record=LatentSample)
+    table = build_index(run, f"{folder}/*/*.parquet", index=f"{folder}/index.parquet", record=LatentSample)
+    run.write_bytes(f"{folder}/{STATISTICS}", gather_statistics(run, folder))
+    return table
 
 
 def remove_stale(run: RunFolder, planned_names: Iterable[str], *, folder: str = "shards") -> list[str]:

@@ -173,7 +173,14 @@ class Caption:
         return self.source == "model" and self.kind == "descriptive" and self.window == 0
 
 
-ADDED_LATER: dict[str, Any] = {"kind": "descriptive", "window": 0, "fault": "", "stripped": ""}
+ADDED_LATER: dict[str, Any] = {
+    "kind": "descriptive",
+    "window": 0,
+    "fault": "",
+    "stripped": "",
+    "latent_dtype": "float16",
+    "round_trip_psnr_db": None,
+}
 """Columns that run folders of earlier versions do not have, and what they stand for there."""
 
 

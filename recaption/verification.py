@@ -34,6 +34,7 @@ from recaption.damage import (
 from recaption.duplicates import PAIRS_SCHEMA
 from recaption.filters import FilterThresholds
 from recaption.fingerprints import ClipFingerprint
+from recaption.latent_statistics import statistics_problems
 from recaption.ledger import (
     CAPTION_STATE_SCHEMA,
     CLIPS_SCHEMA,
@@ -54,6 +55,7 @@ from recaption.ledger import (
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.repeated_captions import REPEATED_SCHEMA, repeated_name
 from recaption.run_folder import RunFolder
+from recaption.text_parts import text_problems
 
 INDEX = "index.parquet"
 Track = Callable[[Sequence[str]], Iterable[str]]
@@ -93,6 +95,9 @@ def verify(
         found.problems += _index_problems(run, found)
     if found.has("latents"):
         found.problems += _tar_files(run, "latents/*/*/*.tar", found, "latents", track)
+    if found.has("latents", "latents index"):
+        found.problems += statistics_problems(run)
+    found.problems += text_problems(run)
     _check_rows(run, found)
     if found.has("clips", "duplicates", "shards", "rejected", "index"):
         set_name = set_name or chosen_set(run)

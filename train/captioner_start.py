@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from recaption.captioners import SPECS, TINY_FOLDER
-from recaption.captioners.checkpoint import build_model, read_folder, read_open_clip, weights_hash
+from recaption.captioners.checkpoint import MEASURED, build_model, read_folder, read_open_clip, weights_hash
 from recaption.captioners.coca_captioner import token_lengths
 from recaption.captioners.framing import Framing
 from recaption.captioners.videococa import VideoCoCa
@@ -74,7 +74,8 @@ def from_captioner(spec: str, *, temporal: bool = True) -> Start:
         state = model.state_dict()
     elif spec == "tiny" or os.path.isdir(spec):
         saved = read_folder(TINY_FOLDER if spec == "tiny" else spec)
-        config, vocabulary, state = dict(saved.config), saved.vocabulary, saved.state
+        config = {key: value for key, value in saved.config.items() if key not in MEASURED}
+        vocabulary, state = saved.vocabulary, saved.state
         model = build_model(config)
         try:
             model.load_state_dict(state)

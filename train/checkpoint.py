@@ -1,14 +1,15 @@
 """What a training run leaves behind: whole folders, or none.
 
-    checkpoints/step-000500/model.safetensors   weights as trained
-                            ema.safetensors     their running average in float32: what samples and validation use
-                            optimizer.pt        moments
-                            state.json          step, settings, the log window, sizes of the files beside it
-                            config.json         what rebuilds the model, with the name of the task
+    checkpoints/step-000500/model.safetensors       weights as trained
+                            ema.safetensors         their running average in float32: what samples and validation use
+                            optimizer.safetensors   moments
+                            state.json              step, settings, the log window, sizes of the files beside it
+                            config.json             what rebuilds the model, with the name of the task
 
     config, weights = load_model("RUN/train/dit", task="dit")
 
-A checkpoint is written under a temporary name, flushed to disk and renamed: a folder called step-* is complete.
+A checkpoint is written under a temporary name, flushed to disk and renamed: a folder called step-* is complete. The files
+are the same whether one rank wrote them or each of many its shards (tensor_files.py); nothing in them is pickled.
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import TEMPORARY_SUFFIX
+from train.tensor_files import SafetensorsReader, SafetensorsWriter
 
 MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
     "model.safetensors",
     "ema.safetensors",
-    "optimizer.pt",
+    "optimizer.safetensors",
     "state.json",
     "config.json",
 )
@@ -60,9 +66,39 @@ class Checkpoint:
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
         return _load_weights(os.path.join(self.path, EMA if ema else MODEL))
 
-    def optimizer(self) -> dict[str, Any]:
-        """The optimizer's state dict, on the CPU; tensors and plain numbers only."""
-        return torch.load(os.path.join(self.path, OPTIMIZER), map_location="cpu", weights_only=True)
+    def read_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill the tensors, which may be parts of sharded ones, by their keys FILE/NAME: each rank reads its own parts.
+
+        Raises:
+            CheckpointMismatchError: a tensor is missing here, is of another shape, or is not asked for.
+        """
+        files = {key.partition("/")[0] for key in tensors}
+        for file in sorted(files - self.state["num_bytes"].keys()):
+            raise CheckpointMismatchError(
+                f"{self.path} holds no {file}: an earlier version wrote it; its weights can be loaded, but to train on, "
+                "use another --name"
+            )
+        reader = SafetensorsReader(self.path, sorted(files))
+        metadata = reader.read_metadata()
+        saved = metadata.state_dict_metadata
+        for key in sorted(saved.keys() | tensors.keys()):
+            there, here = _size(saved.get(key)), _size(tensors.get(key))
+            # A rank that has no part of a small tensor does not ask for it.
+            if there != here and not (here is None and dist.is_initialized()):
+                raise CheckpointMismatchError(
+                    f"{self.path} does not fit the model: {key} is {there or 'not there'}, the model has {here or 'none'}"
+                )
+        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner.set_up_planner(dict(tensors), metadata, is_coordinator=True)
+        plan = planner.create_local_plan()
+        reader.read_data(planner.finish_plan(planner.create_global_plan([plan])[0]), planner)
+
+
+def _size(tensor: Tensor | TensorStorageMetadata | BytesStorageMetadata | None) -> tuple[int, ...] | None:
+    """Of the whole that it stands for."""
+    if isinstance(tensor, Tensor):
+        return tuple(getattr(tensor, "global_shape", tensor.shape))
+    return tuple(tensor.size) if isinstance(tensor, TensorStorageMetadata) else None
 
 
 def write(
@@ -71,40 +107,86 @@ def write(
     step: int,
     config: dict[str, Any],
     state: dict[str, Any],
-    model: dict[str, Tensor],
-    ema: dict[str, Tensor] | None,
-    optimizer: dict[str, Any],
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    optimizer: Mapping[str, Tensor],
     keep: int,
 ) -> str:
     """Write `folder`/step-<step> and remove all but the newest `keep` of its kind. Returns the step folder's path."""
+    tensors = keyed(MODEL, model) | keyed(EMA, ema or {}) | keyed(OPTIMIZER, optimizer)
+    return write_tensors(folder, step=step, config=config, state=state, tensors=tensors, keep=keep)
+
+
+def keyed(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the keys that files of tensors have, FILE/NAME."""
+    return {f"{file}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def write_tensors(
+    folder: str,
+    *,
+    step: int,
+    config: dict[str, Any],
+    state: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    keep: int,
+    group: dist.ProcessGroup | None = None,
+) -> str:
+    """As `write`. With a `group` (of a CPU backend) all of its ranks call this, each with its own parts of the tensors."""
     final = os.path.join(folder, f"step-{step:06d}")
     if os.path.exists(final):
         return final
     os.makedirs(folder, exist_ok=True)
-    temporary = f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
-    os.mkdir(temporary)
-    try:
-        save_file(_separate(model), os.path.join(temporary, MODEL))
-        if ema is not None:
-            save_file(_separate(ema), os.path.join(temporary, EMA))
-        torch.save(optimizer, os.path.join(temporary, OPTIMIZER))
+    # Only rank 0 makes and renames it; the others are told its name.
+    names = [f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"]
+    if group is not None:
+        dist.broadcast_object_list(names, src=0, group=group)
+    temporary = names[0]
+
+    def on_written() -> None:
         _write_json(os.path.join(temporary, CONFIG), config)
         sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}
         _write_json(os.path.join(temporary, STATE), {"step": step, **state, "num_bytes": sizes})
-        for name in os.listdir(temporary):
+        for name in (CONFIG, STATE):
             _flush_to_disk(os.path.join(temporary, name))
         _flush_to_disk(temporary)
         os.replace(temporary, final)
         _flush_to_disk(folder)
+
+    try:
+        _write_files(temporary, dict(tensors), on_written, group)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if group is None or dist.get_rank(group) == 0:
+        _remove_all_but(folder, keep)
+    return final
+
+
+def _write_files(
+    path: str, tensors: dict[str, Tensor], on_written: Callable[[], None], group: dist.ProcessGroup | None
+) -> None:
+    writer = SafetensorsWriter(path, on_written=on_written)
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    if group is not None:
+        try:
+            dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group)
+        except CheckpointException as error:  # derives from BaseException; what went wrong is inside
+            raise next(iter(error.failures.values()))[0] from error
+        return
+    planner.set_up_planner(tensors, writer.storage_meta(), is_coordinator=True)
+    writer.set_up_storage_writer(is_coordinator=True)
+    plans, metadata = planner.create_global_plan([planner.create_local_plan()])
+    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
+    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
+
+
+def _remove_all_but(folder: str, keep: int) -> None:
     for old in _step_folders(folder)[: -max(1, keep)]:
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under its final name.
         doomed = f"{old}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
         os.replace(old, doomed)
         shutil.rmtree(doomed)
-    return final
 
 
 def remove_temporary(folder: str) -> None:
@@ -245,19 +327,6 @@ def _step_folders(folder: str) -> list[str]:
         return []
     steps = {int(m.group(1)): name for name in os.listdir(folder) if (m := STEP_FOLDER.fullmatch(name))}
     return [os.path.join(folder, steps[step]) for step in sorted(steps)]
-
-
-def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them (tied weights are stored twice)."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in weights.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        shares = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
-        separate[name] = tensor.clone() if shares else tensor
-        seen.add(storage.data_ptr())
-    return separate
 
 
 def _load_weights(path: str) -> dict[str, Tensor]:

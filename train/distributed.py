@@ -37,6 +37,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def num_ranks_here() -> int:
+    """Ranks on this machine, as torchrun and Ray Train say it; all, where nobody does."""
+    return min(num_ranks(), int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks())))
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """`auto` is this rank's GPU where there is one, else the CPU; anything else is torch's own name of a device.
 
@@ -114,11 +119,11 @@ class _Gather(torch.autograd.Function):
         return summed.narrow(0, rank() * ctx.num_rows, ctx.num_rows)
 
 
-def broadcast_module(module: nn.Module) -> None:
-    """Every rank gets rank 0's parameters and buffers."""
+def broadcast_module(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Every rank gets rank 0's parameters and buffers. `group`: default is the one of the devices."""
     if num_ranks() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.data, src=0)
+            dist.broadcast(tensor.data, src=0, group=group)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -147,22 +152,22 @@ class Agreement:
     """Yes/no questions that every rank must answer alike, over a CPU group so that no GPU is waited for."""
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if num_ranks() > 1 else None
+        self.group = dist.new_group(backend="gloo") if num_ranks() > 1 else None
 
     def any(self, mine: bool) -> bool:
         """True on every rank if true on one."""
-        if self._group is None:
+        if self.group is None:
             return mine
         flag = torch.tensor([int(mine)])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
         return bool(flag.item())
 
     def gather(self, mine: object) -> list[object]:
         """What each rank passed, in rank order, on every rank."""
-        if self._group is None:
+        if self.group is None:
             return [mine]
         gathered: list[object] = [None] * num_ranks()
-        dist.all_gather_object(gathered, mine, group=self._group)
+        dist.all_gather_object(gathered, mine, group=self.group)
         return gathered
 
     def wait(self) -> None:

@@ -32,7 +32,9 @@ from train import backbones, compressors, text_encoder
 from train.attention import Segments, choose_backend
 from train.conditions import draw_given, parse_conditions
 from train.dit_start import load_start
+from train.flops import transformer_flops
 from train.flow import PathPoint, PathSettings, chance, draw_path, flow_loss, norm_power, path_point
+from train.memory import activation_bytes
 from train.sampler import Sampler
 from train.text_encoder import EncodedText, TextEncoder
 from train.trainer import LossParts
@@ -62,7 +64,7 @@ class DitSettings:
     patch: tuple[int, int, int] = (1, 1, 1)
     """Latent (frames, rows, columns) per token."""
     text_encoder: str = "captioner:tiny"
-    """`captioner:SPEC` or `t5:ID`."""
+    """`captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +."""
     caption_dropout: float = 0.1
     """Share of clips trained with the null caption, which guidance needs."""
     conditions: tuple[str, ...] = ()
@@ -234,18 +236,11 @@ class DitTask:
             self.source, settings=self.plan, grid=self.grid, rank=rank, num_ranks=num_ranks, start_step=start_step
         )
         if self._restored is not None:
-            loader.load_state_dict(self._position_at(start_step))
+            loader.load_state_dict(self._restored)
+            loader.seek(start_step)
         self._loader, self._num_ranks = loader, num_ranks
         for batch in loader:
             yield DitBatch.of(batch, self.encoder)
-
-    def _position_at(self, step: int) -> dict[str, Any]:
-        """The saved position, moved to `step` in rows of the saved number of ranks."""
-        assert self._restored is not None
-        state = dict(self._restored)
-        num_ranks = state.pop("num_ranks")
-        moved = step - state["next_step"]
-        return state | {"next_step": step, "next_row": state["next_row"] + moved * num_ranks}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from; restores on any number of ranks."""
@@ -270,12 +265,19 @@ class DitTask:
         point, timestep_S = self._point(batch, key=(seed, batch.epoch))
         given_L = self._given(batch, key=(seed, batch.epoch))
         loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S, given_L)
+        width, depth = self.settings.width, self.settings.depth
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
             num_tokens=batch.segments.num_tokens,
             capacity_tokens=batch.capacity,
+            flops=transformer_flops(batch.segments.lengths, batch.text.segments.lengths, width=width, depth=depth),
         )
+
+    def activation_bytes(self, precision: str, *, recompute: bool) -> int:
+        """Of one full row."""
+        size = {"width": self.settings.width, "depth": self.settings.depth, "capacity": self.plan.capacity}
+        return activation_bytes(**size, precision=precision, recompute=recompute)
 
     def _point(self, batch: DitBatch, *, key: Sequence[str | int]) -> tuple[PathPoint, Tensor]:
         """Where this visit of the batch, named by `key`, stands on the path, and at what times."""

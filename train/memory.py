@@ -14,9 +14,9 @@ import torch
 
 from recaption.errors import UsageError
 from train.backbones.dit import Dit
+from train.device_memory import AVERAGE_BYTES, TRAINED_BYTES, WEIGHT_BYTES
 
-STATE_BYTES_PER_PARAMETER = 20
-"""float32: weight, gradient, two moments of Adam, average."""
+STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + AVERAGE_BYTES
 KEPT_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 120.5, "bf16": 78.5}
 """Of one block, kept for the backward pass; measured at widths 192 and 384 (tests/train/test_memory.py measures again).
 Under bf16 autocast the residual stream and the norms stay float32."""
@@ -32,7 +32,7 @@ class TrainingMemory:
     sharded_state_bytes: int
     """The same spread over all ranks (FSDP)."""
     activations_bytes: int
-    """One full pack, nothing recomputed."""
+    """One full pack."""
 
 
 def training_memory(
@@ -44,12 +44,14 @@ def training_memory(
     precision: str = "bf16",
     token_width: int = 64,
     text_width: int = 4096,
+    recompute: bool = False,
 ) -> TrainingMemory:
     """See `TrainingMemory`.
 
     Args:
         token_width: latent channels x patch volume.
         text_width: of the text encoder (4096: T5-XXL).
+        recompute: the trainer's setting: blocks keep their inputs only.
 
     Raises:
         UsageError: a width that does not divide into heads of 64.
@@ -72,5 +74,17 @@ def training_memory(
         num_parameters=num_parameters,
         model_state_bytes=state,
         sharded_state_bytes=-(-state // num_ranks),
-        activations_bytes=int(KEPT_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width * depth),
+        activations_bytes=activation_bytes(
+            width=width, depth=depth, capacity=capacity, precision=precision, recompute=recompute
+        ),
     )
+
+
+def activation_bytes(*, width: int, depth: int, capacity: int, precision: str, recompute: bool = False) -> int:
+    """What the blocks keep of one full pack for the backward pass.
+
+    Args:
+        recompute: each block keeps its input, in float32, and the one at work what it computes again.
+    """
+    of_block = KEPT_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
+    return int(of_block + 4 * capacity * width * depth if recompute else of_block * depth)

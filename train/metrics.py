@@ -1,7 +1,7 @@
 """What a run says about itself while it trains: metrics.jsonl, TensorBoard, and the sums behind each line.
 
     {"step": 20, "loss": 0.41, "lr": 0.001, "grad_norm": 0.9, "tokens_per_second": 8100.0, "fill": 0.97,
-     "data_wait_share": 0.02, "seconds": 31.5}
+     "data_wait_share": 0.02, "tflops_per_second": 310.0, "mfu": 0.31, "seconds": 31.5}
 
 One line per logged step, in step order, each step once: lines after the checkpoint that a run resumes from are cut off.
 """
@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from recaption.run_folder import TEMPORARY_SUFFIX
-from train.distributed import Agreement
+from train.distributed import Agreement, rank
+
+NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def psnr_db(one: Tensor, other: Tensor, *, data_range: float = 2.0) -> float:
@@ -35,7 +38,7 @@ def psnr_db(one: Tensor, other: Tensor, *, data_range: float = 2.0) -> float:
 class Window:
     """Sums over the steps since the last logged one. Tensors stay on the device until the line is written."""
 
-    STEP_SUMS = ("loss", "weight", "tokens", "capacity", "skipped")
+    STEP_SUMS = ("loss", "weight", "tokens", "capacity", "flops", "skipped")
 
     def __init__(self, device: torch.device) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -61,6 +64,11 @@ class Window:
     def read(self, agreement: Agreement) -> dict[str, float]:
         """The sums by name, and `logs` averaged over the batches of all ranks as `log/<name>`. Waits for the device."""
         read = dict(zip(self.STEP_SUMS, self._sums.tolist()))
+        logs = self._logs_of_all_ranks(agreement)
+        return read | {f"log/{name}": total / count for name, (total, count) in logs.items()}
+
+    def _logs_of_all_ranks(self, agreement: Agreement) -> dict[str, tuple[float, int]]:
+        """Name -> sum and number of batches."""
         mine = {name: (float(total), self._num_logs[name]) for name, total in self._logs.items()}
         totals: dict[str, tuple[float, int]] = {}
         for theirs in agreement.gather(mine):
@@ -68,27 +76,26 @@ class Window:
             for name, (total, count) in theirs.items():
                 before = totals.get(name, (0.0, 0))
                 totals[name] = (before[0] + total, before[1] + count)
-        return read | {f"log/{name}": total / count for name, (total, count) in sorted(totals.items())}
+        return dict(sorted(totals.items()))
 
     def clear(self) -> None:
         self._sums.zero_()
         self._logs.clear()
         self._num_logs.clear()
 
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-simple, exact: a window that a checkpoint cuts in two goes on as if it had not."""
-        return {
-            "sums": self._sums.tolist(),
-            "logs": {name: [float(total), self._num_logs[name]] for name, total in self._logs.items()},
-        }
+    def state_dict(self, agreement: Agreement) -> dict[str, Any]:
+        """JSON-simple, exact, of all ranks: a window that a checkpoint cuts in two goes on as if it had not."""
+        return {"sums": self._sums.tolist(), "logs": self._logs_of_all_ranks(agreement)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """On every rank; the logs of all ranks go on as rank 0's."""
         self._sums.copy_(torch.tensor(state["sums"], dtype=self._sums.dtype))
+        logs = state["logs"] if rank() == 0 else {}
         self._logs = {
             name: torch.tensor(total, dtype=self._sums.dtype, device=self._sums.device)
-            for name, (total, _) in state["logs"].items()
+            for name, (total, _) in logs.items()
         }
-        self._num_logs = {name: count for name, (_, count) in state["logs"].items()}
+        self._num_logs = {name: count for name, (_, count) in logs.items()}
 
 
 class Watch:
@@ -154,6 +161,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # seconds of import, needed only while training
 
         os.makedirs(folder, exist_ok=True)
+        self.folder = folder
         self.path = os.path.join(folder, "metrics.jsonl")
         kept = [line for line in read_lines(self.path) if line["step"] <= from_step]
         self.last_line: dict[str, Any] = kept[-1] if kept else {}
@@ -176,12 +184,17 @@ class MetricsLog:
         self._events.flush()
 
     def write_video(self, name: str, pixels_THWC: np.ndarray, *, step: int, fps: int) -> None:
-        """A sampled video (uint8 RGB) as an animation among TensorBoard's images."""
+        """A sampled video (uint8 RGB) as an animation: samples/step-<step>/<name>.gif, and among TensorBoard's images."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         first, *rest = [Image.fromarray(frame) for frame in pixels_THWC]
         gif = io.BytesIO()
         first.save(gif, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+        path = os.path.join(self.folder, "samples", f"step-{step:06d}", f"{NOT_IN_A_NAME.sub('-', name)}.gif")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path + TEMPORARY_SUFFIX, "wb") as file:
+            file.write(gif.getvalue())
+        os.replace(path + TEMPORARY_SUFFIX, path)
         picture = Summary.Image(
             height=first.height, width=first.width, colorspace=3, encoded_image_string=gif.getvalue()
         )

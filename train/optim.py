@@ -1,15 +1,14 @@
-"""Optimizer, learning rate and the running average of the weights, the same for every task.
+"""Optimizer and learning rate, the same for every task.
 
     optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
     set_lr(optimizer, lr_at(step, peak=1e-3, num_steps=1000, warmup_steps=50, schedule="cosine"))
     apply_step(optimizer, skip=loss_was_not_finite)      # a tensor: nobody waits for the device
 
-The trainer calls these in this order, then `WeightAverage.update`.
+The trainer calls these in this order, then `WeightAverage.update` (weight_average.py).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from recaption.errors import UsageError
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "wsd", "constant")
 
 
 def split_for_decay(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -57,19 +56,39 @@ def build_optimizer(
 
 
 def lr_at(
-    step: int, *, peak: float, num_steps: int, warmup_steps: int, schedule: str, final_share: float = 0.0
+    step: int,
+    *,
+    peak: float,
+    num_steps: int,
+    warmup_steps: int,
+    schedule: str,
+    final_share: float = 0.0,
+    decay_share: float = 0.2,
 ) -> float:
-    """Learning rate of the step that follows `step` finished ones: linear warmup, then constant or half a cosine.
+    """Learning rate of the step that follows `step` finished ones: linear warmup, then `schedule`.
 
-    The cosine ends at `final_share * peak` on the last step.
+    `constant`; `cosine`: half a cosine; `wsd` (warmup, stable, decay; arXiv 2404.06395): constant, then a straight line
+    over the last `decay_share` of all steps. Both end at `final_share * peak` on the last step.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
         return peak
-    assert schedule == "cosine"
-    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps))
-    return peak * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
+    last = num_steps - 1
+    first = warmup_steps if schedule == "cosine" else max(warmup_steps, last - round(decay_share * num_steps))
+    progress = min(1.0, max(0, step - first) / max(1, last - first))
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
+    return peak * (final_share + (1 - final_share) * left)
+
+
+def moments(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's own tensors of a parameter, made where it has taken no step yet: `step`, `exp_avg`, `exp_avg_sq`."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -82,36 +101,3 @@ def apply_step(optimizer: torch.optim.AdamW, *, skip: Tensor) -> None:
     # The fused kernel's own switch, the one that torch.amp.GradScaler sets.
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
     optimizer.step()
-
-
-class WeightAverage:
-    """Exponential moving average of the trainable weights in float32; frozen weights are shared, buffers copied.
-
-    The decay rises as (1 + step) / (10 + step) up to its final value, so that early samples are not of the init.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise UsageError(f"{decay = } is not between 0 and 1")
-        self.decay = decay
-        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.model = copy.deepcopy(model, memo=frozen)  # type: ignore[arg-type]
-        self.model.eval()
-        self._average: list[Tensor] = []
-        self._source: list[Tensor] = []
-        for mine, theirs in zip(self.model.parameters(), model.parameters()):
-            if theirs.requires_grad:
-                mine.requires_grad_(False)
-                mine.data = mine.data.float()
-                self._average.append(mine)
-                self._source.append(theirs)
-        self._buffers = list(zip(self.model.buffers(), model.buffers()))
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after `step` finished steps (1 = after the first)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for mine, theirs in zip(self._average, self._source):
-            mine.lerp_(theirs.to(mine.dtype), 1 - decay)
-        for mine, theirs in self._buffers:
-            mine.copy_(theirs)

@@ -1,6 +1,6 @@
 """Frozen text encoders: captions to packed text for the transformer.
 
-    encoder = load("captioner:tiny")            # or "captioner:PATH", "t5:google/t5-v1_1-xl", "t5:/models/t5"
+    encoder = load("captioner:tiny")            # or "t5:google/t5-v1_1-xl", "t5:/models/t5+clip:ViT-L-14/openai"
     text = encoder.encode(["a red circle moves left", ""])
     text.text_MC, text.segments.lengths, text.pooled_SC
 
@@ -12,22 +12,21 @@ so what was encoded once is kept, up to a number of bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recaption import hub
 from recaption.errors import UsageError
+from recaption.run_folder import RunFolder
+from train import text_cache
 from train.attention import Segments
+from train.text_towers import JointTower, TextTower, open_tower, parse
 
 CACHE_BYTES = 256 << 20
-MAX_TEXT_TOKENS = 256
-"""Longer captions are cut (T5 only; a captioner's tower has its own limit)."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,6 @@ class EncodedText:
 
     def to(self, device: torch.device | str) -> EncodedText:
         return EncodedText(self.text_MC.to(device), self.segments.to(device), self.pooled_SC.to(device))
-
-
-class TextTower(Protocol):
-    """What `captioners` and `T5Tower` give: token states and a pooled vector for each text."""
-
-    width: int
-    pooled_width: int
-
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """(text_MC concatenated, lengths_S, pooled_SC)."""
-        ...
 
 
 class TextEncoder:
@@ -126,29 +114,29 @@ class TextEncoder:
             self._cached_bytes -= sum(t.nbytes for t in oldest)
 
 
-def load(spec: str, *, device: torch.device | str = "cpu", weights_hash: str | None = None) -> TextEncoder:
+def load(
+    spec: str,
+    *,
+    device: torch.device | str = "cpu",
+    weights_hash: str | None = None,
+    run: RunFolder | None = None,
+) -> TextEncoder:
     """The frozen encoder that `spec` names.
 
     Args:
-        spec: `captioner:SPEC`, the text tower of a captioner, or `t5:ID`, a T5 or UMT5 encoder (ID may be a folder).
+        spec: `captioner:SPEC`, the text tower of a captioner; `t5:ID`, a T5 or UMT5 encoder (ID may be a folder);
+            `clip:MODEL/TAG`, the text tower of a CLIP; or several of them joined by +.
         weights_hash: what a checkpoint was trained with; other weights are refused.
+        run: where texts that `recaption encode` encoded are read instead of encoded again; an encoder all of whose
+            texts are there is never loaded.
 
     Raises:
         UsageError: not such a spec, or other weights than `weights_hash`.
         WeightsUnreachableError: neither on disk nor to be downloaded; within seconds.
     """
-    kind, _, name = spec.partition(":")
-    tower: TextTower
-    if kind == "captioner" and name:
-        from recaption.captioners import load_captioner
-
-        captioner = load_captioner(name, device=str(device))
-        tower, found = captioner.text_tower, captioner.weights_hash
-    elif kind == "t5" and name:
-        tower = T5Tower(name, device)
-        found = tower.weights_hash
-    else:
-        raise UsageError(f"unknown text encoder {spec!r}: use captioner:tiny, captioner:SPEC or t5:ID (or t5:FOLDER)")
+    towers = [_tower(f"{kind}:{name}", device, run) for kind, name in parse(spec)]
+    tower = towers[0] if len(towers) == 1 else JointTower(towers)
+    found = tower.weights_hash
     if weights_hash is not None and found != weights_hash:
         raise UsageError(
             f"text encoder {spec!r} has weights {found} here, but the checkpoint was trained with {weights_hash}; "
@@ -158,57 +146,6 @@ def load(spec: str, *, device: torch.device | str = "cpu", weights_hash: str | N
     return TextEncoder(tower, spec=spec, weights_hash=found, batch_size=batch_size)
 
 
-class T5Tower:
-    """The encoder half of a T5, mT5 or UMT5."""
-
-    def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoConfig, AutoTokenizer
-
-        what = f"text encoder t5:{model_id}"
-        give = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
-        local_only = hub.is_on_disk(model_id, what=what, give=give)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        try:
-            config = AutoConfig.from_pretrained(model_id, local_files_only=local_only)
-        except (OSError, ValueError) as error:
-            raise hub.unreachable(what, error, give) from error
-        encoder_class = _t5_class(config.model_type, model_id)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
-            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise hub.unreachable(what, error, give) from error
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.device = device
-        self.width = self.pooled_width = int(config.d_model)
-        self.weights_hash = _hash_of_weights(self.model)
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Last states of the real tokens; pooled = their mean."""
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
-        ).to(self.device)
-        states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state.float()
-        mask = tokens.attention_mask.bool()
-        pooled_SC = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return states[mask], mask.sum(1), pooled_SC
-
-
-def _t5_class(model_type: str, model_id: str) -> Any:
-    import transformers
-
-    classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
-    if model_type not in classes:
-        raise UsageError(f"{model_id} is a {model_type!r} model; t5: takes {', '.join(classes)}")
-    return getattr(transformers, classes[model_type])
-
-
-def _hash_of_weights(model: torch.nn.Module) -> str:
-    """First 12 hex digits over names, shapes and a part of the numbers: enough to tell two sets of weights apart
-    without reading gigabytes twice."""
-    digest = hashlib.sha256()
-    for name, parameter in model.state_dict().items():
-        sample = parameter.flatten()[:64].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
-    return digest.hexdigest()[:12]
+def _tower(spec: str, device: torch.device | str, run: RunFolder | None) -> TextTower:
+    stored = text_cache.find(run, spec) if run is not None else None
+    return text_cache.StoredTower(stored, lambda: open_tower(spec, device)) if stored else open_tower(spec, device)

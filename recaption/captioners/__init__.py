@@ -70,6 +70,8 @@ class Captioner(Protocol):
     """Most tokens of a caption."""
     kinds: tuple[str, ...]
     """Of `captions.KINDS`, those that it can be asked for; `descriptive` at least."""
+    num_beams: int
+    """Beams that it searches where it is asked for no number and with no temperature; 1 is greedy."""
     can_score: bool
     """Whether it has a contrastive space; without one, `score` and the embeddings raise `UsageError`."""
     min_clip_score: float | None
@@ -86,7 +88,7 @@ class Captioner(Protocol):
         *,
         kind: str = "descriptive",
         max_tokens: int | None = None,
-        num_beams: int = 1,
+        num_beams: int = 0,
         seed: int = 0,
         temperature: float = 0.0,
     ) -> list[Caption]:
@@ -99,7 +101,7 @@ class Captioner(Protocol):
         *,
         kind: str = "descriptive",
         max_tokens: int | None = None,
-        num_beams: int = 1,
+        num_beams: int = 0,
         seed: int = 0,
         temperature: float = 0.0,
     ) -> Described:

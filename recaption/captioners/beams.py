@@ -1,13 +1,16 @@
 """Beam search by summed log-probability; ended captions are compared with a length penalty.
 
 Each clip has as many live beams as asked for at every step, true log-probabilities (open_clip adds raw logits), and a
-search of its own: it leaves the batch when it is done. Shapes: K beams of a clip, R = B*K rows, V vocabulary.
+search of its own: it leaves the batch when it is done. Shapes: K beams of a clip, R = B*K rows, V vocabulary, C
+candidates of a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recaption.captioners.decoding import Decoding, Generated, SpecialTokens
@@ -15,7 +18,12 @@ from recaption.captioners.decoding_steps import DecodingSteps
 
 
 def beam_search(
-    steps: DecodingSteps, first: list[int], max_tokens: int, special: SpecialTokens, decoding: Decoding
+    steps: DecodingSteps,
+    first: list[int],
+    max_tokens: int,
+    special: SpecialTokens,
+    decoding: Decoding,
+    keep_states: bool = False,
 ) -> list[Generated]:
     """The best caption of each clip."""
     num_beams = decoding.num_beams
@@ -24,17 +32,21 @@ def beam_search(
     present = list(range(steps.num_clips))
     newest = torch.tensor([first], device=device).expand(steps.num_clips * num_beams, -1)
     for index in range(max_tokens):
-        logprob_RV = F.log_softmax(steps.step(newest), dim=-1)
-        barred_RV = logprob_RV
+        logits_RV = steps.step(newest)
+        normaliser_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
         if index < decoding.min_tokens:
-            barred_RV = logprob_RV.clone()
-            barred_RV[:, special.end] = -torch.inf
+            logits_RV[:, special.end] = -torch.inf
+        # each beam can end in two ways (end, pad): among the 3K best of a clip at least K are live, and no row has more
+        best = logits_RV.topk(min(3 * num_beams, logits_RV.shape[1]), dim=-1)
+        logprobs, candidates = (best.values - normaliser_R1).tolist(), best.indices.tolist()
         rows: list[int] = []
         tokens: list[int] = []
         kept_clips: list[int] = []
         for place, clip in enumerate(present):
             span = slice(place * num_beams, (place + 1) * num_beams)
-            beams[clip].extend(barred_RV[span], logprob_RV[span], special)
+            is_better = beams[clip].extend(candidates[span], logprobs[span], special)
+            if keep_states and (is_better or (index + 1 == max_tokens and beams[clip].best_done is None)):
+                beams[clip].states_LKPD = steps.text_states(span.start + beams[clip].best_parent())
             if not beams[clip].is_done():
                 kept_clips.append(place)
                 rows += [place * num_beams + parent for parent in beams[clip].parents]
@@ -59,31 +71,36 @@ class _Beams:
         self.scores = [0.0] + [-torch.inf] * (num_beams - 1)
         self.parents = list(range(num_beams))
         self.done: list[Generated] = []
+        self.best_done: Generated | None = None
+        self.parent_of_best_done = 0
+        self.states_LKPD: Tensor | None = None
 
-    def extend(self, barred_KV: Tensor, logprob_KV: Tensor, special: SpecialTokens) -> None:
-        """One token further: ended continuations among the K best are set aside, the K best live ones stay."""
-        num_tokens = logprob_KV.shape[1]
-        total_KV = barred_KV + torch.tensor(self.scores, device=barred_KV.device)[:, None]
-        # each beam can end in two ways (end, pad): among 3K continuations at least K are live
-        best = total_KV.flatten().topk(min(3 * self.num_beams, total_KV.numel()))
-        own = logprob_KV.flatten()[best.indices].tolist()
+    def extend(
+        self, candidates_KC: Sequence[Sequence[int]], logprobs_KC: Sequence[Sequence[float]], special: SpecialTokens
+    ) -> bool:
+        """One token further: ended continuations among the K best are set aside, the K best live ones stay.
+
+        Args:
+            candidates_KC: the most probable next tokens of each beam, the 3K best of all among them.
+
+        Returns:
+            whether one that has just ended is the best so far.
+        """
+        best_before = self.best_done
+        grown = [
+            (self.scores[parent] + logprob, parent, token, logprob)
+            for parent, (tokens, logprobs_C) in enumerate(zip(candidates_KC, logprobs_KC, strict=True))
+            for token, logprob in zip(tokens, logprobs_C, strict=True)
+        ]
+        grown.sort(key=lambda one: -one[0])
         said: list[list[int]] = []
         logprobs: list[list[float]] = []
         scores: list[float] = []
         parents: list[int] = []
-        for rank, (score, index, logprob) in enumerate(
-            zip(best.values.tolist(), best.indices.tolist(), own, strict=True)
-        ):
-            parent, token = divmod(index, num_tokens)
+        for rank, (score, parent, token, logprob) in enumerate(grown[: 3 * self.num_beams]):
             if token in (special.end, special.pad):
                 if rank < self.num_beams and score > -torch.inf:
-                    self.done.append(
-                        Generated(
-                            tokens=(*self.said[parent], token),
-                            logprobs=(*self.logprobs[parent], logprob),
-                            ended=True,
-                        )
-                    )
+                    self._set_aside((*self.said[parent], token), (*self.logprobs[parent], logprob), parent)
                 continue
             if len(said) < self.num_beams:
                 said.append([*self.said[parent], token])
@@ -91,6 +108,13 @@ class _Beams:
                 scores.append(score)
                 parents.append(parent)
         self.said, self.logprobs, self.scores, self.parents = said, logprobs, scores, parents
+        return self.best_done is not best_before
+
+    def _set_aside(self, tokens: tuple[int, ...], logprobs: tuple[float, ...], parent: int) -> None:
+        ended = Generated(tokens=tokens, logprobs=logprobs, ended=True)
+        self.done.append(ended)
+        if self.best_done is None or self._score(ended) > self._score(self.best_done):
+            self.best_done, self.parent_of_best_done = ended, parent
 
     def is_done(self) -> bool:
         """K captions have ended and no live beam scores better than the K-th of them."""
@@ -101,10 +125,18 @@ class _Beams:
 
     def best(self) -> Generated:
         """The best ended caption; where none ended, the best beam cut short."""
-        if self.done:
-            return max(self.done, key=self._score)
-        top = max(range(len(self.said)), key=lambda beam: self.scores[beam])
-        return Generated(tokens=tuple(self.said[top]), logprobs=tuple(self.logprobs[top]), ended=False)
+        if self.best_done is not None:
+            return replace(self.best_done, states_LKPD=self.states_LKPD)
+        top = self._best_live()
+        said, logprobs = tuple(self.said[top]), tuple(self.logprobs[top])
+        return Generated(tokens=said, logprobs=logprobs, ended=False, states_LKPD=self.states_LKPD)
+
+    def best_parent(self) -> int:
+        """Which of the beams of the last step the best caption goes on from."""
+        return self.parents[self._best_live()] if self.best_done is None else self.parent_of_best_done
+
+    def _best_live(self) -> int:
+        return max(range(len(self.said)), key=lambda beam: self.scores[beam])
 
     def _score(self, caption: Generated) -> float:
         return sum(caption.logprobs) / len(caption.logprobs) ** self.length_penalty

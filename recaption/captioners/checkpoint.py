@@ -40,6 +40,8 @@ FORMAT = "videococa-1"
 """Value of `format` in config.json."""
 OPEN_CLIP_VOCABULARY = "open_clip"
 """Value of `vocabulary` in config.json where the tokens are CLIP's own."""
+MEASURED = ("min_clip_score", "num_beams")
+"""Keys of config.json that were found by measuring these very weights."""
 RANDOM_SEED = 0
 """`open_clip:MODEL/random` gives the same weights every time."""
 OPEN_CLIP_NUM_FRAMES = 8
@@ -75,7 +77,8 @@ def save_captioner(
     Args:
         state: state dict of the `VideoCoCa` (EMA weights where there are).
         config: as `read_folder` finds it: format, coca, design, stem_channels, joint_layers, num_frames, temporal,
-            framing, fields; `kinds` (kind of caption -> words that ask for it) and `min_clip_score` where there are.
+            framing, fields; `kinds` (kind of caption -> words that ask for it), `min_clip_score` and `num_beams` where
+            there are.
     """
     from safetensors.torch import save
 
@@ -202,7 +205,7 @@ def read_open_clip(place: str) -> tuple[dict[str, Any], VideoCoCa]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
         raise UsageError(f"open_clip has no CoCa named {architecture!r}; it has {', '.join(names)}")
     config.pop("custom_text", None)
-    weights = None if pretrained == "random" else _find_weights(architecture, pretrained)
+    weights = None if pretrained == "random" else find_weights(architecture, pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         coca = open_clip.CoCa(**config)
@@ -269,6 +272,7 @@ def captioner_from(
         read_fields=_scene_fields if config.get("fields") == "scenes" else None,
         kinds=config.get("kinds"),
         min_clip_score=config.get("min_clip_score"),
+        num_beams=config.get("num_beams", 1),
     )
 
 
@@ -288,13 +292,17 @@ def _newest_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _find_weights(architecture: str, pretrained: str) -> Path:
-    """The file of weights behind a tag or a path, downloaded where that is possible within seconds of trying."""
+def find_weights(architecture: str, pretrained: str, *, kind: str = "open_clip") -> Path:
+    """The file of weights behind a tag or a path, downloaded where that is possible within seconds of trying.
+
+    Args:
+        kind: of spec that the user wrote, for the error.
+    """
     import open_clip
 
     if os.path.isfile(pretrained):
         return Path(pretrained)
-    give_local = f"give a local file: open_clip:{architecture}//path/to/{HUB_FILES[0]}"
+    give_local = f"give a local file: {kind}:{architecture}//path/to/{HUB_FILES[0]}"
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag:
         if "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".bin", ".pt", ".pth"):

@@ -18,6 +18,7 @@ from recaption.captioners import TextTower
 from recaption.captioners.describing import Batch, Describing, EncodedClip, Said, Told, digest
 from recaption.captioners.framing import Framing
 from recaption.captioners.generate import StepWeights, generate
+from recaption.captioners.said_texts import pool_said
 from recaption.captioners.videococa import ClipEmbedding, VideoCoCa
 from recaption.captioners.vocabulary import Vocabulary
 from recaption.errors import CheckpointMismatchError
@@ -78,11 +79,13 @@ class CocaCaptioner(Describing):
         read_fields: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
+        num_beams: int = 1,
     ) -> None:
         """
         Args:
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
+            num_beams: that its captions were found best with.
             num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
             read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
 
@@ -105,12 +108,14 @@ class CocaCaptioner(Describing):
         self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
         self._text_tower = CocaTextTower(model, vocabulary)
         self.min_clip_score = min_clip_score
+        self.num_beams = num_beams
         self._prefixes = {"descriptive": "", **(kinds or {})}
         self.kinds = tuple(self._prefixes)
         self._read_fields = read_fields
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.logit_scale.dtype
         self._weights: StepWeights | None = None
+        self._is_rounded = False
 
     @property
     def text_tower(self) -> TextTower:
@@ -127,6 +132,7 @@ class CocaCaptioner(Describing):
                 prompt=self._prefix(batch.kind),
                 draws_RM=batch.draws_RM if batch.decoding.temperature > 0 else None,
                 weights=self._step_weights(),
+                keep_states=not self._prefix(batch.kind),  # with words before it, no caption is where it was said
             )
         said = [
             Said(
@@ -137,7 +143,7 @@ class CocaCaptioner(Describing):
             )
             for one in generated
         ]
-        return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy())
+        return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy(), states=generated)
 
     def encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> list[EncodedClip]:
         """Look at the frames once, for any number of `describe`s; what is encoded stays as it is."""
@@ -166,6 +172,7 @@ class CocaCaptioner(Describing):
     def quantise(self) -> None:
         """Decode with matrices rounded to 8 bits from now on; raises UsageError where the model is not in bfloat16."""
         self._weights = StepWeights(self.model.coca, int8=True)
+        self._is_rounded = True
 
     def _prefix(self, kind: str) -> list[int]:
         ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()
@@ -182,6 +189,21 @@ class CocaCaptioner(Describing):
         ids_SM = self.vocabulary.encode(texts).to(self._device)
         with torch.inference_mode():
             return F.normalize(self.model.pool_texts(ids_SM).float(), dim=-1).cpu().numpy()
+
+    def embed_said(self, texts: Sequence[str], told: Told) -> np.ndarray:
+        """From the text tower's states while it said them; matrices rounded to 8 bits make captions, not scores."""
+        if self._is_rounded or not texts:
+            return self.embed_texts(texts)
+        ids_SM = self.vocabulary.encode(texts).to(self._device)
+        with torch.inference_mode():
+            pooled_SD = pool_said(
+                self.model,
+                ids_SM,
+                told.states,
+                start=self.vocabulary.special.start,
+                weights=self._step_weights(),
+            )
+            return F.normalize(pooled_SD.float(), dim=-1).cpu().numpy()
 
     def fields_in(self, text: str) -> CaptionFields:
         return self._read_fields(text) if self._read_fields else CaptionFields()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from recaption.errors import UsageError
 
@@ -60,6 +62,8 @@ class Generated:
     """Natural log of each token's probability under the model itself (no temperature, nothing barred)."""
     ended: bool
     """False where the length limit cut it short."""
+    states_LKPD: Tensor | None = field(default=None, compare=False, repr=False)
+    """Keys and values of the text tower at the positions that were fed: the start token, then all tokens but the last."""
 
     @property
     def mean_logprob(self) -> float:

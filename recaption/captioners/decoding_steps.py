@@ -49,6 +49,8 @@ class DecodingSteps:
         width = text.positional_embedding.shape[1]
         shape = (len(blocks), 2, self.num_clips * rows_per_clip, min(capacity or 2**30, self.context_length), width)
         self._cache_LKRPD = torch.empty(shape, dtype=text.positional_embedding.dtype, device=self.device)
+        self._spare_LKRPD: Tensor | None = None
+        """Where `keep` puts rows in another order; the two take turns."""
         self._cross = [_Cross(block, image_embs_BND) for block in self.weights.cross_blocks]
 
     def step(self, tokens_RP: Tensor) -> Tensor:
@@ -63,23 +65,28 @@ class DecodingSteps:
             None if end - start == 1 else torch.ones(end - start, end, dtype=torch.bool, device=self.device).tril(start)
         )
         for block, cache_KRPD in zip(text_blocks, self._cache_LKRPD, strict=False):
-            x_RPD = _self_attention(block, x_RPD, cache_KRPD, start, mask)
+            x_RPD = self_attention(block, x_RPD, cache_KRPD, start, mask)
         caches = self._cache_LKRPD[len(text_blocks) :]
         for block, cache_KRPD, cross in zip(decoder_blocks, caches, self._cross, strict=True):
-            x_RPD = cross.attend(_self_attention(block, x_RPD, cache_KRPD, start, mask), self.rows_per_clip)
+            x_RPD = cross.attend(self_attention(block, x_RPD, cache_KRPD, start, mask), self.rows_per_clip)
         self.position = end
         return self.weights.vocabulary(self.decoder.ln_final(x_RPD[:, -1])).float()
+
+    def text_states(self, row: int) -> Tensor:
+        """Keys and values (layers, 2, positions, D) of the text tower for what `row` has been fed; a copy."""
+        return self._cache_LKRPD[: len(self.weights.text_blocks), :, row, : self.position].clone()
 
     def keep(self, rows: list[int], clips: list[int]) -> None:
         """Go on with these clips (indices among the present ones); row i of them continues what row `rows[i]` said."""
         if rows == list(range(self.num_clips * self.rows_per_clip)):
             return
         chosen = torch.tensor(rows, device=self.device)
-        old = self._cache_LKRPD
-        said_LKRPD = old[:, :, :, : self.position].index_select(2, chosen)
-        if len(rows) != old.shape[2]:
-            self._cache_LKRPD = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
-        self._cache_LKRPD[:, :, :, : self.position] = said_LKRPD
+        old, kept = self._cache_LKRPD, self._spare_LKRPD
+        if kept is None or len(rows) != kept.shape[2]:
+            kept = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
+        said = (slice(None), slice(None), slice(None), slice(self.position))
+        torch.index_select(old[said], 2, chosen, out=kept[said])
+        self._cache_LKRPD, self._spare_LKRPD = kept, old if len(rows) == old.shape[2] else None
         if len(clips) < self.num_clips:
             kept_clips = torch.tensor(clips, device=self.device)
             for cross in self._cross:
@@ -94,9 +101,8 @@ def _heads(x_RPD: Tensor, num_heads: int) -> Tensor:
     return x_RPD.view(rows, positions, num_heads, width // num_heads).transpose(1, 2)
 
 
-def _self_attention(
-    weights: BlockWeights, x_RPD: Tensor, cache_KRPD: Tensor, start: int, mask: Tensor | None
-) -> Tensor:
+def self_attention(weights: BlockWeights, x_RPD: Tensor, cache_KRPD: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    """One block for P new positions, whose keys and values join the cache at `start`."""
     num_heads = weights.block.attn.num_heads
     query_RPD, key_RPD, value_RPD = weights.inward(weights.block.ln_1(x_RPD)).chunk(3, dim=-1)
     end = start + x_RPD.shape[1]

@@ -90,6 +90,8 @@ class Told:
     """One for each of the batch's rows."""
     clip_BD: np.ndarray | None = None
     """Contrastive embeddings of the clips, float32, unit length."""
+    states: Any = None
+    """What the captioner's own `embed_said` can use of the work already done."""
 
 
 class Describing(ABC):
@@ -104,6 +106,7 @@ class Describing(ABC):
     can_score = False
     min_clip_score: float | None = None
     has_beams = True
+    num_beams = 1
     folds_samples = False
     """Whether `tell` draws all samples of a clip itself; otherwise it is given the clip once for each."""
     clips_per_batch = CLIPS_PER_BATCH
@@ -119,6 +122,10 @@ class Describing(ABC):
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """text_SD, float32, unit length."""
         raise self._cannot_score()
+
+    def embed_said(self, texts: Sequence[str], told: Told) -> np.ndarray:
+        """`embed_texts` of what has just been told, one text for each of `told.said`."""
+        return self.embed_texts(texts)
 
     def fields_in(self, text: str) -> CaptionFields:
         """For a captioner with a closed vocabulary, which can be read back."""
@@ -138,7 +145,7 @@ class Describing(ABC):
         *,
         kind: str = "descriptive",
         max_tokens: int | None = None,
-        num_beams: int = 1,
+        num_beams: int = 0,
         seed: int = 0,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -149,11 +156,12 @@ class Describing(ABC):
         """A caption per clip (uint8 (T,H,W,3), each of its own size), in order, and the embeddings that its clip score
         comes from: each clip is encoded once for both.
 
-        Greedy by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels: the same
-        clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
+        Nothing is drawn by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels:
+        the same clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
 
         Args:
             kind: one of `kinds`. The words that ask for it are no part of the text.
+            num_beams: 0: the captioner's own `num_beams`, and none where tokens are drawn.
             num_samples: captions drawn per clip, which needs a temperature; the best one without fault is kept, by clip
                 score, or by log-probability where there is none.
             length_penalty: of beam search; see `Decoding`.
@@ -167,7 +175,7 @@ class Describing(ABC):
             raise UsageError(f"captioner {self.name} searches no beams; leave --caption.num-beams at 1")
         decoding = Decoding(
             max_tokens=min(max_tokens or self.max_tokens, self.max_tokens),
-            num_beams=num_beams,
+            num_beams=num_beams or (1 if temperature > 0 else self.num_beams),
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -202,7 +210,7 @@ class Describing(ABC):
         cosines: Sequence[float | None] = [None] * len(stripped)
         text_RD = None
         if told.clip_BD is not None:
-            text_RD = self.embed_texts([text for text, _ in stripped])
+            text_RD = self.embed_said([text for text, _ in stripped], told)
             cosines = (told.clip_BD.repeat(times, axis=0) * text_RD).sum(axis=1).tolist()
         rows = [
             self._record(words, said, batch.digests[row // times], cosines[row], batch)

@@ -45,6 +45,7 @@ def generate(
     prompt: Sequence[int] = (),
     draws_RM: np.ndarray | None = None,
     weights: StepWeights | None = None,
+    keep_states: bool = False,
 ) -> list[Generated]:
     """Caption each clip from its image tokens: `num_samples` captions per clip, those of a clip one after another.
 
@@ -54,6 +55,7 @@ def generate(
         draws_RM: uniform numbers in [0, 1), one per caption and token; needed where `temperature` > 0. A caption
             depends on its own row alone, not on its neighbours in the batch.
         weights: of this `coca`, laid out for speed; worth it from the second call on.
+        keep_states: give `Generated.states_LKPD`, from which said_texts.py embeds the captions.
 
     Raises:
         UsageError: the prompt leaves no room in the context, or draws are missing.
@@ -79,8 +81,8 @@ def generate(
         weights=weights,
     )
     if decoding.num_beams > 1:
-        return beam_search(steps, first, max_tokens, special, decoding)
-    return _one_by_one(steps, first, max_tokens, special, decoding, draws_RM if is_drawn else None)
+        return beam_search(steps, first, max_tokens, special, decoding, keep_states)
+    return _one_by_one(steps, first, max_tokens, special, decoding, draws_RM if is_drawn else None, keep_states)
 
 
 def _one_by_one(
@@ -90,11 +92,13 @@ def _one_by_one(
     special: SpecialTokens,
     decoding: Decoding,
     draws_RM: np.ndarray | None,
+    keep_states: bool,
 ) -> list[Generated]:
     """Greedy decoding, or drawing where `draws_RM` is given: every row goes its own way."""
     num_captions = steps.num_clips * steps.rows_per_clip
     tokens: list[list[int]] = [[] for _ in range(num_captions)]
     logprobs: list[list[float]] = [[] for _ in range(num_captions)]
+    states: list[Tensor | None] = [None] * num_captions
     ended = [False] * num_captions
     caption_of_row = list(range(num_captions))
     newest = torch.tensor([first], device=steps.device).expand(num_captions, -1)
@@ -117,6 +121,8 @@ def _one_by_one(
                 tokens[caption].append(token)
                 logprobs[caption].append(logprob)
                 ended[caption] = token in (special.end, special.pad)
+                if keep_states and (ended[caption] or index + 1 == max_tokens):
+                    states[caption] = steps.text_states(row)
         if all(ended) or index + 1 == max_tokens:
             break
         newest = chosen_R[:, None]
@@ -126,8 +132,8 @@ def _one_by_one(
             newest = newest[rows]
             caption_of_row = [caption_of_row[row] for row in rows]
     return [
-        Generated(tokens=tuple(said), logprobs=tuple(scores), ended=end)
-        for said, scores, end in zip(tokens, logprobs, ended, strict=True)
+        Generated(tokens=tuple(said), logprobs=tuple(scores), ended=end, states_LKPD=kept)
+        for said, scores, end, kept in zip(tokens, logprobs, ended, states, strict=True)
     ]
 
 

@@ -31,6 +31,7 @@ class ScoredCaptioner:
         self.num_frames = max(writer.num_frames, scorer.num_frames)
         self.frame_px = max(writer.frame_px, scorer.frame_px)
         self.max_tokens, self.kinds = writer.max_tokens, writer.kinds
+        self.num_beams = writer.num_beams
         self.min_clip_score = scorer.min_clip_score
 
     @property

@@ -155,10 +155,15 @@ class VideoCoCa(nn.Module):
         pooled_SD, tokens_SMD = self.coca.text(tokens_SM)
         return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=tokens_SMD)
 
+    @property
+    def has_cls_of_its_own(self) -> bool:
+        """Whether a text's embedding is that of a CLS token behind it, in open_clip's own layout."""
+        return self.coca.text.cls_emb is not None and not isinstance(self.coca.text.text_projection, nn.Module)
+
     def pool_texts(self, tokens_SM: Tensor) -> Tensor:
         """`encode_texts(...).pooled_SD`, without computing the padding behind the longest text."""
         text = self.coca.text
-        if text.cls_emb is None or isinstance(text.text_projection, nn.Module):
+        if not self.has_cls_of_its_own:
             return self.encode_texts(tokens_SM).pooled_SD
         num_tokens = tokens_SM.shape[1]
         said = (tokens_SM != text.pad_id).any(dim=0).nonzero()

@@ -1,9 +1,10 @@
 """What packed training is worth: real tokens per CPU-second, forward, backward and AdamW, of one transformer fed four ways.
 
-    python tests/benchmarks/bench_packed_training.py --rounds 3
+    python tests/benchmarks/bench_packed_training.py --rounds 2
 
 Depth 6, width 384, 6 heads, 64 numbers per token, 8 text tokens per sample; lengths as `bench_plan.draw_lengths` has them,
-those above 2,048 tokens left out. All four sides run the weights of the same `Dit` on the same samples with a timestep each:
+those above 2,048 tokens left out, and of 200 of them 24 samples that are five rows of a plan, chosen by chance. All four
+sides run the weights of the same `Dit` on the same samples with a timestep each:
 
     packed      rows of at most 4,096 tokens, as trained here: attention sample by sample, adaLN per sample
     dense_mask  the same rows, attention over the whole row under a boolean mask
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ from train.backbones import dit as dit_module
 from train.backbones.dit import Dit, rope_angles, rotate, timestep_frequencies
 from train.backbones.modulation import NORM_EPS
 
-CAPACITY, MAX_TOKENS, BATCH = 4096, 2048, 8
+CAPACITY, MAX_TOKENS, BATCH, ROWS, POOL = 4096, 2048, 8, 5, 200
 TOKEN_WIDTH, TEXT_WIDTH, TEXT_TOKENS = 64, 64, 8
 GOALS = {"padded": 2.0, "dense_mask": 1.8, "buckets": 0.93}
 
@@ -53,13 +55,14 @@ class Sample:
     target_LD: Tensor
     text_MC: Tensor
     timestep: float
+    row: int
 
     @property
     def length(self) -> int:
         return len(self.tokens_LD)
 
 
-def draw_samples(lengths: Sequence[int], seed: int) -> list[Sample]:
+def draw_samples(lengths: Sequence[int], rows: Sequence[int], seed: int) -> list[Sample]:
     generator = torch.Generator().manual_seed(seed)
     return [
         Sample(
@@ -67,8 +70,9 @@ def draw_samples(lengths: Sequence[int], seed: int) -> list[Sample]:
             torch.randn(n, TOKEN_WIDTH, generator=generator),
             torch.randn(TEXT_TOKENS, TEXT_WIDTH, generator=generator),
             float(torch.rand((), generator=generator)),
+            row,
         )
-        for n in lengths
+        for n, row in zip(lengths, rows, strict=True)
     ]
 
 
@@ -167,9 +171,23 @@ def attention(q_BLHD: Tensor, k_BMHD: Tensor, v_BMHD: Tensor, mask: Tensor | Non
 # --- the four sides ---------------------------------------------------------------------------------------------------
 
 
+def draw_round(lengths: np.ndarray, number: int) -> list[Sample]:
+    """Three batches of 8 that are also five rows of a plan over many samples, in the order that they were drawn; each
+    sample knows its row."""
+    drawn = lengths[number * POOL : (number + 1) * POOL]
+    packs = plan_packs(drawn, capacity=CAPACITY, policy="best_fit")
+    random = np.random.default_rng(number)
+    while True:
+        chosen = [packs[pack] for pack in random.choice(len(packs), ROWS, replace=False)]
+        if sum(map(len, chosen)) == 3 * BATCH:
+            break
+    row_of = {int(index): row for row, pack in enumerate(chosen) for index in pack}
+    return draw_samples([int(drawn[index]) for index in sorted(row_of)], [row_of[i] for i in sorted(row_of)], number)
+
+
 def rows(samples: Sequence[Sample]) -> list[list[Sample]]:
-    packs = plan_packs([sample.length for sample in samples], capacity=CAPACITY, policy="best_fit")
-    return [[samples[index] for index in pack] for pack in packs]
+    numbers = sorted({sample.row for sample in samples})
+    return [[sample for sample in samples if sample.row == number] for number in numbers]
 
 
 def batches_of_8(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -238,7 +256,7 @@ def measure_round(samples: Sequence[Sample], models: dict[str, Dit]) -> dict[str
 
 
 def check_same_gradient() -> None:
-    model, samples = new_model(128, 2), draw_samples([60, 37, 37, 5], 0)
+    model, samples = new_model(128, 2), draw_samples([60, 37, 37, 5], [0, 1, 0, 1], 0)
     gradients = {}
     for name, (gather, loss_of, _) in SIDES.items():
         loss = torch.stack([loss_of(model, batch) for batch in gather(samples)]).sum()
@@ -258,23 +276,24 @@ def used(model: Dit) -> Iterator[Tensor]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=16, help="per round, a multiple of 8; each round draws others")
+    parser.add_argument("--rounds", type=int, default=2, help="each draws other samples")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
     check_same_gradient()
     lengths = draw_lengths(100_000)
-    lengths = lengths[lengths <= MAX_TOKENS].tolist()
+    lengths = lengths[lengths <= MAX_TOKENS]
     models = {name: new_model(384, 6) for name in SIDES}
-    measure_round(draw_samples([64] * BATCH, 0), models)  # warm up
+    measure_round(draw_samples([64] * BATCH, [0] * BATCH, 0), models)  # warm up
     found = []
     for number in range(options.rounds):
-        drawn = lengths[number * options.samples : (number + 1) * options.samples]
-        found.append(measure_round(draw_samples(drawn, number), models))
-        fill = sum(drawn) / sum(BATCH * max(drawn[start : start + BATCH]) for start in range(0, len(drawn), BATCH))
+        samples = draw_round(lengths, number)
+        found.append(measure_round(samples, models))
+        num_tokens = sum(sample.length for sample in samples)
+        padded = sum(len(batch) * max(sample.length for sample in batch) for batch in batches_of_8(samples))
+        fills = f"fill {num_tokens / CAPACITY / len(rows(samples)):.3f} in rows, {num_tokens / padded:.2f} padded"
         ratios = "  ".join(f"{name} {found[-1]['packed'] / found[-1][name]:.2f}x" for name in GOALS)
-        print(f"round {number}: {sum(drawn)} tokens, fill if padded {fill:.2f}; packed is {ratios}", file=sys.stderr)
+        print(f"round {number}: {num_tokens} tokens, {fills}; packed is {ratios}", file=sys.stderr)
     medians = {name: statistics.median(rates["packed"] / rates[name] for rates in found) for name in GOALS}
     missed = {name: goal for name, goal in GOALS.items() if medians[name] < goal}
     rates = {name: statistics.median(rates[name] for rates in found) for name in SIDES}

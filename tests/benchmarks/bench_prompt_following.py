@@ -30,10 +30,11 @@ from recaption.captioners import load_captioner
 from recaption.records import CaptionFields
 from recaption.scenes import SIMPLE, Scene, render
 from train import compressors
+from train.contact_sheet import contact_sheet_png
 from train.dit_task import DitSettings, DitTask
 from train.evaluation import Measure, RealClips, Samples, evaluate
 from train.flow import PathSettings
-from train.sampler import Sampler, contact_sheet_png
+from train.sampler import Sampler
 from train.scene_clips import HELD_OUT_PAIRS
 from train.trainer import TrainerSettings, train
 

@@ -56,7 +56,7 @@ def _look_at(pid: int, mark: bytes, seen: dict[int, tuple[str, float]], stranger
 def _kind(command_line: str) -> str:
     names = {
         "decode_worker": "decoders",
-        "ray::MapWorker": "workers",
+        "ray::_PartRunner": "workers",
         "ray::": "other Ray workers",
         "default_worker.py": "other Ray workers",
         "raylet/raylet": "raylet",

@@ -142,7 +142,7 @@ def kill_and_go_on(chain, kills_within_a_driver, seed):
             for _ in range(num_kills):
                 wait_for_parts(command, chain.out, chance.randint(1, 2))
                 time.sleep(chance.uniform(0, 0.1))
-                target = chance.choice(["^ray::MapWorker", "recaption.decode_worker", "recaption.decode_worker"])
+                target = chance.choice(["^ray::_PartRunner", "recaption.decode_worker", "recaption.decode_worker"])
                 kills[target] += command.kill_one(target, chance)
             wait_for_parts(command, chain.out, 1)
             time.sleep(chance.uniform(0, 0.5))

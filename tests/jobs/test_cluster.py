@@ -35,10 +35,48 @@ def cluster():
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def running(cluster):
+    """The same Ray, used as one that somebody else has started."""
+    list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 1}], title="double"))
+    return Cluster(address="auto", num_workers=2, progress=False)
+
+
+def doubled(cluster, *numbers):
+    parts = [{"n": n} for n in numbers]
+    return sorted(summary["n"] for summary in cluster.run_parts(Doubler, {"factor": 2}, parts, title="double"))
+
+
 def test_every_part_is_done_once(cluster):
-    parts = [{"n": n} for n in range(10)]
-    summaries = list(cluster.run_parts(Doubler, {"factor": 2}, parts, title="double"))
-    assert sorted(s["n"] for s in summaries) == [2 * n for n in range(10)]
+    assert doubled(cluster, *range(10)) == [2 * n for n in range(10)]
+    assert cluster.throughput()["parts"] == 10
+
+
+def test_a_running_cluster_does_the_same(running):
+    assert doubled(running, *range(5)) == [2 * n for n in range(5)]
+    with pytest.raises(WeightsUnreachableError, match="thirteen"):
+        doubled(running, 13)
+
+
+def test_a_stage_that_ended_early_leaves_its_cores_to_the_next(cluster):
+    with pytest.raises(WeightsUnreachableError, match="thirteen"):
+        doubled(cluster, 13, *range(20, 30))
+    assert doubled(cluster, *range(4)) == [0, 2, 4, 6]
+
+
+def test_planners_that_one_machine_has_no_use_for_are_not_started():
+    """Ray Data starts three actors and imports pandas everywhere: half of what a local Ray costs."""
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from jobs.cluster import Cluster
+from tests.jobs.test_cluster import Doubler, doubled
+
+with Cluster(num_workers=2, progress=False) as cluster:
+    assert doubled(cluster, 1, 2, 3) == [2, 4, 6]
+    assert not {{"ray.data", "pandas"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
 
 
 def test_nothing_to_do_starts_nothing():

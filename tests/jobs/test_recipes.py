@@ -5,6 +5,7 @@ import yaml
 
 from jobs.recipes import RECIPES, from_dict, load_recipe, stage_hashes, to_dict
 from recaption.errors import UsageError
+from train.memory import training_memory
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -17,6 +18,18 @@ def test_a_run_yaml_is_a_recipe(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"recipe": to_dict(load_recipe("small"))}))
     assert load_recipe(str(path)) == load_recipe("small")
+
+
+@pytest.mark.parametrize(("name", "device_gb"), [("quickstart", 8), ("small", 24), ("base", 80)])
+def test_a_recipe_fits_the_device_it_is_written_for(name, device_gb):
+    """A laptop, one GPU, and each GPU of a cluster: weights, moments and one full pack take up to half of it."""
+    recipe = load_recipe(name)
+    dit, trainer = recipe.train_dit.dit, recipe.train_dit.trainer
+    needed = training_memory(
+        width=dit.width, depth=dit.depth, capacity=recipe.plan.capacity, precision=trainer.precision,
+        recompute=trainer.recompute,
+    )  # fmt: skip
+    assert needed.model_state_bytes + needed.activations_bytes < device_gb / 2 * 1e9
 
 
 def test_an_unknown_recipe_names_those_there_are():

@@ -19,6 +19,7 @@ from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
 WRITTEN_ANEW = {"index.parquet", "shards/rejected.parquet", "latents/patch-24-w0.5/index.parquet"}
+WRITTEN_ANEW |= {"latents/patch-24-w0.5/statistics.json"}
 """Gathered from all shards each time that one is made: same bytes, new file."""
 
 

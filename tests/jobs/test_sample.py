@@ -13,7 +13,7 @@ from PIL import Image
 import train.checkpoint
 import train.sampler
 from jobs.asks import Ask, MediaFlags, asked
-from jobs.cli import main
+from jobs.cli import main, parse
 from jobs.given_media import GivenMedia
 from jobs.recipes import SampleSettings, quickstart
 from jobs.report import write_report
@@ -24,6 +24,7 @@ from recaption.captions import words_in
 from recaption.errors import UsageError
 from recaption.scenes import SIMPLE, render
 from recaption.video_io import encode_video, read_frames
+from train.guidance import Guidance
 from train.video_request import Made
 
 
@@ -313,3 +314,25 @@ def test_the_command_takes_media_and_says_what_became_of_them(requests, media, t
     assert main(["sample", *flags, "--video", str(media / "short.mp4")]) == 2
     assert main(["sample", *flags]) == 2
     assert "pass --prompt, --image, --video or --prompts-file" in capsys.readouterr().err
+
+
+def test_solver_and_guidance_flags_reach_the_model_and_name_the_samples(run_copy, requests, monkeypatch, tmp_path):
+    reached = []
+    make = StandIn.make
+    monkeypatch.setattr(
+        StandIn,
+        "make",
+        lambda self, asks, settings, **more: reached.append(settings) or make(self, asks, settings, **more),
+    )
+    flags = ["--guidance", "6", "--guidance-interval", "0.1", "0.8", "--guidance-rescale", "0.7", "--solver", "heun"]
+    for more in ([], [], flags, [*flags, "--guidance-power", "4"]):
+        arguments = ["--checkpoint", checkpoint_in(run_copy), "--prompt", "a red circle", "--out", str(tmp_path), *more]
+        parse("sample", arguments)()
+    assert len(reached) == 3, "the same command again samples nothing"
+    assert reached[0].guidance == Guidance(scale=SampleSettings().guidance)
+    assert reached[1].solver == "heun"
+    assert reached[2].guidance == Guidance(scale=6, interval=(0.1, 0.8), rescale=0.7, power=4)
+    listed = json.loads((tmp_path / "samples.json").read_text())
+    assert listed["guidance_interval"] == [0.1, 0.8]
+    with pytest.raises(UsageError, match="0 <= low < high <= 1"):
+        parse("sample", [*arguments, "--guidance-interval", "0.8", "0.2"])()

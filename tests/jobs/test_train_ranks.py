@@ -14,6 +14,7 @@ from jobs.cluster import Cluster
 from jobs.recipes import quickstart
 from jobs.train import train_model
 from recaption.errors import CheckpointMismatchError, UsageError
+from tests.stand_ins.block_task import train_blocks
 from train import checkpoint, distributed
 from train.captioner_task import CaptionerSettings
 from train.metrics import read_lines
@@ -65,6 +66,31 @@ def test_ranks_that_die_start_again(cluster, tmp_path):
 def test_a_users_mistake_comes_back_at_once(cluster, tmp_path):
     with pytest.raises(UsageError, match="no such thing"):
         cluster.run_training(mistake, num_workers=2, scratch=str(tmp_path / "ray"))
+
+
+def train_and_die_once(folder: str, parallel: str, marker: str) -> int | None:
+    """The step gone on from; the second rank dies in the tenth step of the first attempt."""
+    is_doomed = distributed.rank() == 1 and not os.path.exists(marker)
+    if is_doomed:
+        Path(marker).touch()
+    changes = {"accumulation": 2, "parallel": parallel}
+    return train_blocks(folder, changes, die_at=4 * 9 + 1 if is_doomed else None).resumed_from
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_training_whose_rank_died_ends_as_if_it_had_not(cluster, tmp_path, parallel):
+    folder = str(tmp_path / "train")
+    resumed_from = cluster.run_training(
+        train_and_die_once, folder, parallel, str(tmp_path / "died"), num_workers=2, scratch=str(tmp_path / "ray")
+    )
+    assert resumed_from in (6, 8)
+    train_blocks(str(tmp_path / "undisturbed"), {})
+    for ema in (False, True):
+        _, one = checkpoint.load_model(str(tmp_path / "undisturbed"), ema=ema)
+        _, two = checkpoint.load_model(folder, ema=ema)
+        for name in one.keys() - {"num_calls"}:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

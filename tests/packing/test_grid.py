@@ -33,7 +33,7 @@ def test_sizes_that_would_lose_frames_or_pixels_are_named(size: tuple[int, int, 
 
 
 def test_latent_that_does_not_divide_into_patches_is_named() -> None:
-    with pytest.raises(UsageError, match=r"\(5, 9, 16\).* does not divide into patches \(1, 2, 2\)"):
+    with pytest.raises(UsageError, match=r"\(5, 9, 16\).* does not divide into patches \(1, 2, 2\): choose a patch"):
         Grid(patch=(1, 2, 2)).num_tokens(17, 72, 128)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -288,6 +289,29 @@ def test_captions_do_not_depend_on_the_batch(folder):
         alone = [captioner.caption([pixels], max_tokens=8, **settings)[0].text for pixels in clips]
         assert together == alone
         assert len(set(together)) > 1
+
+
+def test_beams_are_the_captioners_own_where_no_number_is_given(folder, monkeypatch):
+    from recaption.captioners import coca_captioner
+
+    asked = []
+    generate = coca_captioner.generate
+    monkeypatch.setattr(
+        coca_captioner,
+        "generate",
+        lambda *given, decoding, **more: (
+            asked.append(decoding.num_beams) or generate(*given, decoding=decoding, **more)
+        ),
+    )
+    config = json.loads((folder / "config.json").read_text())
+    beaming = shutil.copytree(folder, folder.parent / "beaming")
+    (beaming / "config.json").write_text(json.dumps({**config, "num_beams": 3}))
+    for place in (folder, beaming):
+        captioner = load_captioner(str(place))
+        for settings in ({}, {"num_beams": 1}, {"num_beams": 2}, {"temperature": 1.0}):
+            captioner.caption([clip(0)], max_tokens=4, **settings)
+    assert asked == [1, 1, 2, 1, 3, 1, 2, 1]
+    assert load_captioner("tiny").num_beams == 3
 
 
 def test_seed_changes_what_is_drawn(folder):

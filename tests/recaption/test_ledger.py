@@ -14,6 +14,7 @@ import pytest
 
 from recaption.damage import PROBLEM_KINDS
 from recaption.filters import FilterThresholds
+from recaption.latent_statistics import KEY, ChannelStatistics, gather_statistics
 from recaption.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account, chosen_set
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, from_table, schema_of, to_table
 from recaption.run_folder import RunFolder
@@ -337,6 +338,26 @@ def latents(run: RunFolder, change) -> None:
         run.write_bytes(f"{name}.tar", changed)
 
 
+def latents_with_statistics(run: RunFolder, stated: str) -> None:
+    """A whole shard of latents whose statistics file says something else than its table."""
+    latents(run, lambda payload: payload)
+    name = f"latents/patch/{BUCKET}/000000"
+    facts = {KEY: ChannelStatistics(2, (0.5,), (0.5,)).to_json(), "num_samples": "1"}
+    table = run.read_table(f"{name}.parquet")
+    run.write_table(f"{name}.parquet", table, facts)
+    rows = [{**row, "shard": f"{name}.tar"} for row in table.to_pylist()]
+    run.write_table("latents/patch/index.parquet", pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))
+    run.write_bytes("latents/patch/statistics.json", gather_statistics(run, "latents/patch"))
+    assert verify(run, THRESHOLDS) == []
+    run.write_bytes("latents/patch/statistics.json", stated.encode())
+
+
+def text_part(run: RunFolder, encoded: bytes) -> None:
+    """A part of encoded texts that is none."""
+    run.write_table("text/t5-x/part-00000.parquet", pa.table({"text": ["a text"]}))
+    run.write_bytes("text/t5-x/part-00000.safetensors", encoded)
+
+
 DAMAGE = {
     "temporary_file": lambda run: Path(run.path("clips/part-00000.parquet.0a1b2c3d.tmp")).touch(),
     "part_unreadable: cut": lambda run: run.write_bytes(
@@ -420,6 +441,9 @@ DAMAGE = {
     "unknown_clip_in_shard": unknown_clip,
     "dropped_clip_in_shard": dropped_clip,
     "clip_missing_from_shards": lambda run: rewrite_shard(run, lambda samples: samples[:3]),
+    "statistics_differ": lambda run: latents_with_statistics(run, '{"std": [1.0]}'),
+    "text_part_differs": lambda run: text_part(run, b"\x02\0\0\0\0\0\0\0{}"),
+    "text_part_differs: cut": lambda run: text_part(run, b"\x02\0"),
     "index_missing": lambda run: run.remove("index.parquet"),
     "index_differs: value": lambda run: rewrite(run, "index.parquet", set_value(1, "sha256", "0" * 64)),
     "index_differs: row gone": lambda run: rewrite(run, "index.parquet", drop_row(1)),

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 from recaption.errors import CheckpointMismatchError, UsageError
-from train import checkpoint
+from train import checkpoint, tensor_files
 
 
 def write(folder: Path, step: int, *, keep: int = 3, task: str = "dit", with_ema: bool = True) -> str:
@@ -21,7 +26,7 @@ def write(folder: Path, step: int, *, keep: int = 3, task: str = "dit", with_ema
         state={"skipped": 0},
         model=weights,
         ema=average if with_ema else None,
-        optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
+        optimizer={"w.step": torch.tensor(3.0), "w.exp_avg": torch.full((2, 3), 0.25)},
         keep=keep,
     )
 
@@ -90,12 +95,45 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*args: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, 5)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_optimizer_state_is_read_without_pickle(tmp_path):
+def test_files_are_plain_safetensors_with_nothing_pickled(tmp_path):
+    path = Path(write(tmp_path, 5))
+    assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
+    assert load_file(path / checkpoint.OPTIMIZER)["w.step"] == 3.0
+
+
+def test_tensors_are_read_into_the_memory_of_a_training(tmp_path):
     found = checkpoint.read(write(tmp_path, 5))
-    assert found.optimizer()["param_groups"] == [{"lr": 0.1, "betas": (0.9, 0.99)}]
+    tensors = {
+        "model.safetensors/w": torch.zeros(2, 3), "model.safetensors/b": torch.zeros(3),
+        "optimizer.safetensors/w.step": torch.zeros(()), "optimizer.safetensors/w.exp_avg": torch.zeros(3, 2).T,
+    }  # fmt: skip
+    found.read_into(tensors)
+    assert torch.equal(tensors["model.safetensors/b"], torch.arange(3.0))
+    assert tensors["optimizer.safetensors/w.step"] == 3.0
+    assert (tensors["optimizer.safetensors/w.exp_avg"] == 0.25).all()
+    for change, message in (
+        ({"model.safetensors/w": torch.zeros(3, 3)}, r"w is \(2, 3\), the model has \(3, 3\)"),
+        ({"model.safetensors/c": torch.zeros(1)}, r"c is not there"),
+        ({"moments.safetensors/w": torch.zeros(1)}, r"holds no moments.safetensors: an earlier version"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=message):
+            found.read_into(tensors | change)
+
+
+@given(st.data())
+def test_runs_of_a_box_are_its_elements_in_order(data):
+    shape = data.draw(st.lists(st.integers(1, 5), max_size=4))
+    box = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
+    offsets, sizes = [a for a, _ in box], [b - a for a, b in box]
+    whole = torch.arange(math.prod(shape)).reshape(shape)
+    part = whole[tuple(slice(a, b) for a, b in box)].reshape(-1)
+    found = torch.full_like(part, -1)
+    for start, inside, length in tensor_files.runs(offsets, sizes, shape):
+        found[inside : inside + length] = whole.reshape(-1)[start : start + length]
+    assert torch.equal(found, part)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from small_text_encoders import write_t5
 
 from recaption.errors import UsageError, WeightsUnreachableError
 from train.text_encoder import TextEncoder, load
@@ -62,22 +63,8 @@ def test_memory_forgets_the_caption_unused_longest():
 
 @pytest.fixture(scope="module", params=["T5", "UMT5"])
 def t5_folder(request, tmp_path_factory):
-    """A T5 with random weights and a word-level tokenizer, as a folder that `from_pretrained` takes."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     folder = tmp_path_factory.mktemp(request.param)
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "red": 3, "blue": 4, "circle": 5}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config_class = getattr(transformers, f"{request.param}Config")
-    config = config_class(vocab_size=6, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    getattr(transformers, f"{request.param}EncoderModel")(config).save_pretrained(folder)
+    write_t5(folder, request.param)
     return folder
 
 
@@ -108,6 +95,6 @@ def test_other_models_and_other_specs_get_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UsageError, match="is a 'gpt2' model; t5: takes t5, mt5, umt5"):
         load(f"t5:{tmp_path}")
-    for spec in ("clip:x", "t5:", "captioner", ""):
+    for spec in ("vit:x", "t5:", "captioner", ""):
         with pytest.raises(UsageError, match="unknown text encoder"):
             load(spec)

@@ -80,7 +80,7 @@ def lines_of(folder: Path) -> list[dict]:
 
 
 def without_times(lines: list[dict]) -> list[dict]:
-    clocks = ("seconds", "tokens_per_second", "data_wait_share")
+    clocks = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
     return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
 
 
@@ -107,7 +107,7 @@ def test_loss_falls_and_everything_promised_is_in_the_folder(tmp_path):
     assert result.resumed_from is None
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000100", "step-000150"]
     assert sorted(p.name for p in Path(result.checkpoint).iterdir()) == [
-        "config.json", "ema.safetensors", "model.safetensors", "optimizer.pt", "state.json",
+        "config.json", "ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json",
     ]  # fmt: skip
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert "width: 8" in (tmp_path / "config.yaml").read_text()
@@ -128,6 +128,20 @@ def test_killed_twice_and_resumed_gives_the_same_bits_as_never_killed(tmp_path):
         assert (undisturbed / path).read_bytes() == (killed / path).read_bytes()
     assert without_times(lines_of(undisturbed)) == without_times(lines_of(killed))
     assert not list((killed / "checkpoints").glob("*.tmp"))
+
+
+def test_full_disk_ends_the_run_with_its_error_and_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    """The save runs in the background: its failure is told at the next one, long before the last step."""
+
+    def full(*args: object) -> int:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    task = ToyTask()
+    with pytest.raises(OSError, match="No space left"):
+        train(task, SETTINGS, str(tmp_path), progress=False)
+    assert max(task.seen) < 10
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_sigterm_saves_and_the_next_call_goes_on(tmp_path):
@@ -289,6 +303,32 @@ def test_videos_drawn_while_training_become_tensorboard_animations(tmp_path):
     train(Drawing(), settings, str(tmp_path), progress=False)
     (events,) = (tmp_path / "tensorboard").glob("events*")
     assert events.read_bytes().count(b"GIF89a") == 2
+    assert [path.parent.name for path in sorted(tmp_path.glob("samples/*/sample-0.gif"))] == [
+        "step-000002",
+        "step-000004",
+    ]
+
+
+def test_samples_have_a_rhythm_of_their_own(tmp_path):
+    class Drawing(ToyTask):
+        def __init__(self):
+            super().__init__()
+            self.validated, self.sampled = [], []
+
+        def validate(self, model, step):
+            self.validated.append(step)
+            return {}
+
+        def sample(self, model, step):
+            self.sampled.append(step)
+            return {}
+
+    task = Drawing()
+    settings = TrainerSettings(num_steps=7, validate_every=2, sample_every=3, device="cpu")
+    train(task, settings, str(tmp_path / "a"), progress=False)
+    assert (task.validated, task.sampled) == ([2, 4, 6, 7], [3, 6, 7])
+    with pytest.raises(UsageError, match="the toy draws no samples"):
+        train(ToyTask(), settings, str(tmp_path / "b"), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -296,8 +336,10 @@ def test_videos_drawn_while_training_become_tensorboard_animations(tmp_path):
     [
         ({"num_steps": 0}, "num_steps = 0"),
         ({"lr": -1.0}, "lr = -1.0 is negative"),
-        ({"schedule": "linear"}, "there are: cosine, constant"),
+        ({"schedule": "linear"}, "there are: cosine, wsd, constant"),
         ({"precision": "fp8"}, "there are: fp32, bf16"),
+        ({"decay_share": 0.0}, "decay_share = 0.0 must be above 0"),
+        ({"recompute": True}, "the toy names no blocks"),
         ({"device": "warp9"}, "'warp9'"),
         ({"ema_decay": 1.5}, "ema_decay = 1.5"),
     ],

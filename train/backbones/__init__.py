@@ -1,9 +1,10 @@
-"""Denoisers by name: `build("dit", width=192, ...)`. All take a packed row and give its velocity, token for token.
+"""Denoisers by name: `build("dit", width=192, ...)`. All take a packed row and answer token for token: with the velocity,
+or with whatever else `PathSettings.prediction` has them learn.
 
 One interface, so that the task and the sampler do not care which one it is:
 
     backbone = build("dit", token_width=96, text_width=256, pooled_width=256, width=192, depth=6, num_heads=6)
-    velocity_LD = backbone(tokens_LD, position_L3, segments, timestep_S, text_MC, text_segments, pooled_SC)
+    answer_LD = backbone(tokens_LD, position_L3, segments, timestep_S, text_MC, text_segments, pooled_SC)
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Backbone(Protocol):
         drop_text_S: Sequence[bool] | None = None,
         given_L: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of every token. `drop_text_S[s]` puts the learned null caption in place of sample s's text.
+        """The answer for every token. `drop_text_S[s]` puts the learned null caption in place of sample s's text.
 
         `given_L`, bool: tokens that come clean, whatever their sample's timestep; what is put out there means nothing.
         """

@@ -1,7 +1,7 @@
 """The diffusion transformer over packed rows: adaLN-Zero with a timestep per sample, 3-D RoPE, text by cross-attention.
 
     dit = Dit(token_width=96, text_width=256, pooled_width=256, **SIZES["tiny"])
-    velocity_LD = dit(tokens_LD, position_L3, segments, timestep_S, text_MC, text_segments, pooled_SC)
+    answer_LD = dit(tokens_LD, position_L3, segments, timestep_S, text_MC, text_segments, pooled_SC)
 
 Shape suffixes: L tokens of a row, S samples of a row, M text tokens of a row, D width, C width of the text encoder,
 H heads, F rotation frequencies of a head.
@@ -13,9 +13,9 @@ as exactly 0 (adaLN-Zero), the text path included.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ NULL_TOKENS = 1
 
 
 class Dit(nn.Module):
-    """Predicts the velocity of every token of a packed row."""
+    """Answers for every token of a packed row: its velocity, or what else `PathSettings.prediction` says."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Dit(nn.Module):
         drop_text_S: Sequence[bool] | None = None,
         given_L: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of every token, float32.
+        """The answer for every token, float32.
 
         Args:
             position_L3: int, (frame, row, column) of each token in its own sample's grid; any size.
@@ -244,15 +244,20 @@ class DitBlock(nn.Module):
 
     def compile(self, *args: Any, dynamic: bool | None = True, **kwargs: Any) -> None:
         """As of every module, except that rows of other lengths are not compiled anew: attention, which runs sample by
-        sample or in a kernel of its own, stays outside, and every size is left open from the start."""
+        sample or in a kernel of its own, stays outside, and every size is left open from the start. What recomputation
+        or sharding put around `forward` stays outside too: torch.compile gives up on a block that it is to see through."""
         for attention in (self.attention, self.cross_attention):
-            attention.attend = (
-                _attention_outside_compile()
-            )  # one object: a function per block would be a graph per block
-        super().compile(*args, dynamic=dynamic, **kwargs)
+            # one object for all: a function of its own would be a graph of its own for every block
+            attention.attend = _attention_outside_compile()  # type: ignore[method-assign]
+        forward: Any = self.forward
+        if isinstance(forward, functools.partial):  # torch.utils.checkpoint around the block's own
+            inner = torch.compile(forward.args[0], *args, dynamic=dynamic, **kwargs)
+            self.forward = functools.partial(forward.func, inner, **forward.keywords)  # type: ignore[method-assign]
+        else:
+            self.forward = torch.compile(forward, *args, dynamic=dynamic, **kwargs)  # type: ignore[method-assign]
 
 
-@cache
+@functools.cache
 def _attention_outside_compile() -> Callable[..., Tensor]:
     return torch.compiler.disable(packed_attention)
 

@@ -1,0 +1,43 @@
+"""Ranks of one gloo process group, as processes of their own that start quickly: torch is imported once for all of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
+
+
+def start_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 2) -> list[ForkServerProcess]:
+    """`function(*arguments)` on each rank, under torchrun's environment. It must be importable by its module's name."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.stand_ins.block_task", "tests.stand_ins.packed_task"])
+    processes = []
+    for rank in range(num_ranks):
+        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(context.Process(target=_rank, args=(environment, function, arguments), daemon=True))
+        processes[-1].start()
+    return processes
+
+
+def exit_codes(processes: list[ForkServerProcess], timeout: float = 120.0) -> list[int | None]:
+    """Of all ranks; those that are not done in time are killed."""
+    for process in processes:
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def _rank(environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*arguments)
