@@ -26,7 +26,7 @@ def start_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 
     return processes
 
 
-def exit_codes(processes: list[ForkServerProcess], timeout: float = 120.0) -> list[int | None]:
+def exit_codes(processes: list[ForkServerProcess], timeout: float = 280.0) -> list[int | None]:
     """Of all ranks; those that are not done in time are killed."""
     for process in processes:
         process.join(timeout)

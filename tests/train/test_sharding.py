@@ -106,7 +106,7 @@ def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_p
     one = start_ranks(train_until_killed, str(folder), {}, 4 * deaths[0] + draw.randrange(4), num_ranks=1)
     assert exit_codes(one) == [-9]
     two = start_ranks(train_until_killed, str(folder), {"parallel": parallel}, 4 * deaths[1] + 1)
-    two[1].join(60)
+    two[1].join(280)
     assert two[1].exitcode == -9
     two[0].kill()
     two[0].join()
@@ -118,7 +118,7 @@ def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_p
 def test_rank_that_dies_while_it_writes_its_shards_leaves_the_checkpoint_before(one_rank, tmp_path):
     changes = {"parallel": "fsdp", "accumulation": 2}
     ranks = start_ranks(train_until_killed_in_save, str(tmp_path), changes, 8)
-    ranks[1].join(60)
+    ranks[1].join(280)
     assert ranks[1].exitcode == -9
     ranks[0].kill()
     ranks[0].join()
