@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,12 +126,12 @@ def test_kinds_of_the_start_are_kept(tmp_path):
 def test_presets_move_what_they_say_and_nothing_else(preset, small_open_clip, tmp_path):
     task = CaptionerTask(CaptionerSettings(start=small_open_clip, preset=preset, **WARM))
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
-    train(task, STEPS, str(tmp_path), progress=False)
+    result = train(task, STEPS, str(tmp_path), progress=False)
     moved = {part_of(name) for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"full": {"encoder", "poolers", "text"}, "lit": {"poolers", "text"}, "frozen": {"poolers"}}[preset]
     _, averaged = checkpoint.load_model(str(tmp_path))
     assert averaged.keys() == task.model.state_dict().keys()
-    moments = load_file(tmp_path / "checkpoints" / "step-000003" / checkpoint.OPTIMIZER)
+    moments = load_file(Path(result.checkpoint) / checkpoint.OPTIMIZER)
     assert {name.rpartition(".")[0] for name in moments} == {name for name in before if part_of(name) in moved}
 
 

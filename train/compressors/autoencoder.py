@@ -36,13 +36,12 @@ from train.compressors.patch_transform import FRAME_STRIDE, SPATIAL_STRIDE, Patc
 
 KINDS = {"spatial": 1, "causal3d": FRAME_STRIDE}
 """Frames per latent frame."""
-VERSION = 3
+VERSION = 2
 """Of the layers: weights of another version do not fit."""
 DISCRIMINATOR = "discriminator."
 """What the names of weights begin with that are trained beside a compressor and are no part of it."""
-WHITENING = 0.0
-"""Of the fixed transform inside: all channels in the scale of pixels, so that a correction of one costs what a correction
-of another does. What encode gives is normalised by the recorded statistics anyway."""
+WHITENING = 1.0
+"""Of the fixed transform inside: its channels come out with unit variance."""
 SQUARE_PX = 4
 """Squares of so many pixels enter and leave; half of SPATIAL_STRIDE."""
 STATISTICS_MOMENTUM = 0.01
