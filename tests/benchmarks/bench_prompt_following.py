@@ -8,7 +8,7 @@ kept out of the training, and prompts are of those alone. The `tiny` captioner r
 (the same captions against the prompts of other samples) and the ceiling (real scenes of the same prompts after the
 compressor and back). Pairs of shape and colour that `tiny` itself was never shown are left out: it cannot read them.
 
-The default is about 31 CPU-minutes of one core. `--no-positions` leaves absolute positions out.
+The default is about 33 CPU-minutes of one core, rendering included. `--no-positions` leaves absolute positions out.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4400)
     parser.add_argument("--every", type=int, default=200, help="steps between two points of the curve")
     parser.add_argument("--prompts", type=int, default=30, help="prompts of these; the last point has all 100")
-    parser.add_argument("--scenes", type=int, default=4000)
+    parser.add_argument("--scenes", type=int, default=12000)
     parser.add_argument("--positions", action=argparse.BooleanOptionalAction, default=True, help="absolute ones")
     parser.add_argument("--checkpoint", help="measure this one, trained by this file, and train nothing")
     parser.add_argument("--out", help="folder of the training; default: a temporary one")
