@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packing.shards import latent_shard_name
 from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes import render
@@ -15,6 +16,7 @@ from train import checkpoint, compressors
 from train.compressors.autoencoder import Autoencoder
 from train.compressors.bottleneck import VqBottleneck
 from train.compressors.patch_transform import PatchTransform
+from train.compressors.pretrained import folder_name
 from train.metrics import psnr_db
 
 MAX_PATCH_CHANNELS = 193
@@ -473,6 +475,12 @@ def test_pretrained_autoencoders_open_from_a_folder(kind, strides, tmp_path):
     if frame_stride > 1:  # diffusers itself would encode these and give back fewer frames without a word
         with pytest.raises(UsageError, match=rf"takes {frame_stride}k\+1 frames"):
             compressor.encode(pixels[:, :, :-1])
+
+
+@pytest.mark.parametrize("shift", range(5))
+def test_latents_of_a_long_path_are_filed_under_a_name_that_a_folder_may_have(shift):
+    source = "/deep" * 16 + "/vae" + "x" * shift  # cut at every place of "/deep"
+    assert latent_shard_name(folder_name(source), "shards/17f-64x64-8fps/000000.tar").startswith("latents/")
 
 
 def test_pretrained_weights_out_of_reach_say_how_to_give_a_folder(tmp_path, monkeypatch):

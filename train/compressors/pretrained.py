@@ -39,6 +39,11 @@ FRAMES_AT_ONCE = 16
 """Of a clip, through an autoencoder of images."""
 
 
+def folder_name(source: str) -> str:
+    """What the latents of an id or path are filed under: its last 64 characters, beginning with a letter or digit."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", source)[-64:].strip("-.")
+
+
 class PretrainedCompressor(nn.Module):
     """One diffusers autoencoder behind the interface of `train.compressors`.
 
@@ -64,7 +69,7 @@ class PretrainedCompressor(nn.Module):
         self.frame_stride, self.spatial_stride = _strides(autoencoder)
         self.is_of_images = kind in IMAGE_CLASSES
         self.needs_timestep = bool(settings.get("timestep_conditioning", False))
-        self.name = re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")[-64:]
+        self.name = folder_name(source)
         self.config: dict[str, Any] = {"kind": kind, "source": source}
 
         # LTX-Video keeps mean and std as buffers of the model, the others in their config, or not at all.
