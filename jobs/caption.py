@@ -384,7 +384,6 @@ def _samples(settings: CaptionSettings) -> dict[str, Any]:
 def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
     from train.text_length import load
 
-    limit = settings.min_clip_score
     length = None
     if settings.text_encoder:
         try:
@@ -397,7 +396,8 @@ def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
         except UsageError as error:
             raise type(error)(f'{error} (or do not count tokens: --caption.text-encoder "")') from error
     return Gates(
-        min_clip_score=captioner.min_clip_score if limit is None else limit,
+        min_clip_score=settings.min_clip_score,
+        least_scores=captioner.least_scores,
         min_score_margin=settings.min_score_margin,
         length=length,
     )

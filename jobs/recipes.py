@@ -200,7 +200,8 @@ class TrainCompressor:
     """Settings of `recaption train compressor`."""
 
     compressor: CompressorSettings = field(default_factory=CompressorSettings)
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    trainer: TrainerSettings = field(default_factory=lambda: TrainerSettings(lr=2e-3, ema_decay=0.99))
+    """The average is short: a compressor is better within minutes, and its latents' statistics have to keep up."""
 
 
 @dataclass(frozen=True, kw_only=True)

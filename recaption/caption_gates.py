@@ -6,7 +6,8 @@
 Two rules say that a caption is about something else than its frames, both from the captioner's own contrastive space,
 where a clip stands for all of its sampled frames. The absolute one needs a limit that was measured with this captioner: it
 may stand in its config as `min_clip_score`. It sees captions of footage that the captioner does not know, which score low
-with everything. The relative one needs no calibration: a caption has to beat the captions of other clips with its clip by
+with everything; where the captioner keeps a few clips of its training (captioners/familiar.py), the limit rises for clips
+unlike all of them. The relative one needs no calibration: a caption has to beat the captions of other clips with its clip by
 a margin. The captioner of the package at its first version, 120 scenes and 34 real clips whose captions are all wrong
 (tests/benchmarks/bench_caption_gates.py): right captions against those of real clips AUC 0.994 and 0.970, against
 captions exchanged between scenes 1.000 both; the limit that 99 of 100 right ones pass, 0.789, stops 94 % of those of real
@@ -46,6 +47,8 @@ class Gates:
     """Limits of one job. None: this gate is off."""
 
     min_clip_score: float | None = None
+    least_scores: Callable[[np.ndarray], np.ndarray | None] | None = None
+    """The captioner's own limits, from where clips lie; used where there is no `min_clip_score`."""
     min_score_margin: float | None = None
     length: TextLength | None = None
 
@@ -90,6 +93,8 @@ class Gates:
         is_low = np.zeros(len(own_B), bool)
         if self.min_clip_score is not None:
             is_low |= own_B < self.min_clip_score
+        elif self.least_scores and (least_B := self.least_scores(described.clip_BD)) is not None:
+            is_low |= own_B < least_B
         if self.min_score_margin is not None:
             margin_B = score_margins(described.clip_BD @ described.text_BD.T, owners)
             is_low |= margin_B < self.min_score_margin  # NaN, where there is no other clip, is not

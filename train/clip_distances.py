@@ -24,7 +24,7 @@ class Frechet:
     distance: float
     """Squared, as in FID: |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)); 0 for equal sets."""
     shrinkage: float
-    """Largest share of either covariance that was replaced by a sphere of the same volume's trace; 0 = none."""
+    """Largest share of either covariance that was replaced by a sphere of the same trace; 0 = none."""
 
 
 def frechet_distance(one_ND: np.ndarray, other_MD: np.ndarray) -> Frechet | None:

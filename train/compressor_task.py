@@ -1,11 +1,10 @@
-"""Train a causal 3-D compressor on the clips of a run's shards, or on rendered scenes where no run is given.
+"""Train a compressor on the clips of a run's shards, or on rendered scenes where no run is given.
 
     task = CompressorTask(CompressorSettings(), RunFolder("RUN"))
-    train(task, TrainerSettings(num_steps=5000, lr=2e-3), "RUN/train/vae")
+    train(task, TrainerSettings(num_steps=2000, lr=2e-3), "RUN/train/vae")
     compressors.load("RUN/train/vae")
 
-Loss of a clip: mean |difference| of pixels, the same of differences between neighbouring pixels (edges stay sharp), and
-a small KL term that keeps the latents near a standard normal.
+What it is trained for stands in compressor_loss.py, what is trained in compressors/autoencoder.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -27,14 +26,18 @@ from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder
 from recaption.scenes import render
 from recaption.video_io import decode_bytes
+from train.compressor_loss import CompressorLoss, CompressorLossSettings
 from train.compressors import latent_shape
-from train.compressors.causal3d import FRAME_STRIDE, SPATIAL_STRIDE, Causal3d, Reconstruction
+from train.compressors.autoencoder import KINDS, Autoencoder, Reconstruction
+from train.compressors.patch_transform import SPATIAL_STRIDE
 from train.metrics import psnr_db
+from train.picture_quality import ssim
 from train.trainer import LossParts
 
 FIRST_HELD_OUT_SCENE = 1_000_000
 """Scenes with seeds from here on are only looked at, never trained on."""
 SCENE_FPS = 8
+DEFAULT_CHANNELS = {"spatial": 48, "causal3d": 160}
 MAX_DAMAGED_IN_A_ROW = 20
 NUM_SAMPLE_FRAMES = 9
 
@@ -43,25 +46,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CompressorSettings:
-    width: int = 32
-    """Channels at half resolution; twice and four times that further in."""
-    latent_channels: int = 16
-    num_blocks: int = 1
-    """Residual blocks per resolution and side."""
+    kind: str = "causal3d"
+    """`causal3d`: a latent frame for the first frame and for every 4 after it; `spatial`: one for every frame (then
+    train the transformer with --encode.frame-stride 1)."""
+    bottleneck: str = "kl"
+    """`kl`: normal distributions; `vq`: vectors of learned lists."""
+    latent_channels: int = 0
+    """Numbers per latent place, which stands for 8 x 8 px of one frame (192 numbers) or of 4 (768); 0 = 48 or 160, enough
+    for about 30 dB on scenes."""
+    width: int = 96
+    """Channels on squares of 4x4 px; twice that on those of 8x8."""
+    blocks: tuple[int, int] = (1, 1)
+    """Residual blocks of the encoder on squares of 4x4 and of 8x8 px."""
+    decoder_blocks: tuple[int, int] = (1, 1)
+    vq_codes: int = 512
+    """Length of each list. Only with `vq`."""
+    vq_groups: int = 16
+    """Lists side by side, each for its share of the channels. Only with `vq`."""
     batch_size: int = 4
     """Clips per batch and rank."""
     num_frames: int = 9
     """Of each training clip, 4k+1; longer ones are cut at a random place. Any length can be encoded later."""
-    height_px: int = 96
-    width_px: int = 96
+    height_px: int = 64
+    width_px: int = 64
     """Of each training clip, multiples of 8; larger ones are cut at a random place. Any size can be encoded later."""
-    gradient_weight: float = 0.5
-    """Of the differences between neighbouring pixels, against the pixels themselves."""
-    kl_weight: float = 1e-4
-    """Of the KL divergence per latent number, against the mean |difference| per pixel."""
-    num_scenes: int = 2000
+    loss: CompressorLossSettings = field(default_factory=CompressorLossSettings)
+    num_scenes: int = 20000
     """Rendered scenes trained on, where no run is given."""
-    num_validation_scenes: int = 8
+    num_validation_scenes: int = 16
     cache_bytes: int = 256 << 20
     """Decoded or rendered clips kept in memory, at most."""
     seed: int = 0
@@ -69,17 +81,20 @@ class CompressorSettings:
 
     def check(self) -> None:
         """Raises UsageError where the settings make no sense."""
+        if self.kind not in KINDS:
+            raise UsageError(f"compressor kind {self.kind!r} is unknown; there are: {', '.join(KINDS)}")
         latent_shape(
             self.num_frames,
             self.height_px,
             self.width_px,
-            frame_stride=FRAME_STRIDE,
+            frame_stride=KINDS[self.kind],
             spatial_stride=SPATIAL_STRIDE,
-            name="causal3d",
+            name=self.kind,
         )
         for name in ("batch_size", "num_scenes", "num_validation_scenes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"compressor setting {name} = {getattr(self, name)}, it must be at least 1")
+        self.loss.check()
 
 
 class ClipSource(Protocol):
@@ -172,9 +187,17 @@ class CompressorTask:
         self.source: ClipSource = SceneClips(settings) if run is None else ShardClips(run, settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = Causal3d(
-                width=settings.width, latent_channels=settings.latent_channels, num_blocks=settings.num_blocks
+            self.model = Autoencoder(
+                settings.kind,
+                width=settings.width,
+                latent_channels=settings.latent_channels or DEFAULT_CHANNELS[settings.kind],
+                blocks=settings.blocks,
+                decoder_blocks=settings.decoder_blocks,
+                bottleneck=settings.bottleneck,
+                codes=settings.vq_codes,
+                groups=settings.vq_groups,
             )
+            self.criterion = CompressorLoss(settings.loss, self.model)
         self.config: dict[str, Any] = {
             "model": self.model.config,
             "settings": {k: v for k, v in asdict(settings).items() if k != "cache_bytes"},
@@ -197,32 +220,30 @@ class CompressorTask:
     def loss(self, batch: Tensor, *, step: int, seed: int) -> LossParts:
         pixels_BCTHW = to_pixels(batch)
         made: Reconstruction = self.model(pixels_BCTHW)
-        difference = made.pixels_BCTHW.float() - pixels_BCTHW
-        l1_B = difference.abs().flatten(1).mean(1)
-        edges_B = difference.diff(dim=-1).abs().flatten(1).mean(1) + difference.diff(dim=-2).abs().flatten(1).mean(1)
-        mean, logvar = made.mean_BCthw.float(), made.logvar_BCthw.float()
-        kl_B = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).mean(1)
-        loss_B = l1_B + self.settings.gradient_weight * edges_B + self.settings.kl_weight * kl_B
+        loss_B, logs = self.criterion(made, pixels_BCTHW, batch_number=step)
         return LossParts(
-            loss_sum=loss_B.sum(),
-            weight=len(loss_B),
-            logs={"l1": l1_B.detach().mean(), "edges": edges_B.detach().mean(), "kl": kl_B.detach().mean()},
-            num_tokens=mean[:, 0].numel(),
+            loss_sum=loss_B.sum(), weight=len(loss_B), logs=logs, num_tokens=made.bottled.latents_BCthw[:, 0].numel()
         )
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Over the held-out clips: mean PSNR of the way there and back, and how far latents are from unit size."""
-        assert isinstance(model, Causal3d)
-        psnrs, squares = [], []
+        """Over the held-out clips, there and back: mean PSNR, SSIM, and how far latents are from unit size."""
+        assert isinstance(model, Autoencoder)
+        psnrs, ssims, squares = [], [], []
         for pixels_BCTHW in self._held_out(next(model.parameters()).device):
             latents = model.encode(pixels_BCTHW)
-            psnrs.append(psnr_db(model.decode(latents), pixels_BCTHW))
+            back = model.decode(latents)
+            psnrs.append(psnr_db(back, pixels_BCTHW))
+            ssims.append(ssim(back, pixels_BCTHW))
             squares.append(latents.float().square().mean().item())
-        return {"psnr_db": float(np.mean(psnrs)), "latent_rms": float(np.sqrt(np.mean(squares)))}
+        return {
+            "psnr_db": float(np.mean(psnrs)),
+            "ssim": float(np.mean(ssims)),
+            "latent_rms": float(np.sqrt(np.mean(squares))),
+        }
 
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """The first held-out clip beside what comes back."""
-        assert isinstance(model, Causal3d)
+        assert isinstance(model, Autoencoder)
         pixels_BCTHW = next(self._held_out(next(model.parameters()).device))
         back_BCTHW = model.decode(model.encode(pixels_BCTHW)).float()
         both_THWC = torch.cat([pixels_BCTHW, back_BCTHW], dim=-1)[0, :, :NUM_SAMPLE_FRAMES].permute(1, 2, 3, 0)

@@ -291,7 +291,7 @@ def main(
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from train.tiny_card import export_tiny
+    from train.tiny_card import export_tiny, known_clips
 
     train_photos = read_photos(photos / TRAIN_TAR) if photos else []
     seen = work / "seen"
@@ -310,7 +310,8 @@ def main(
     # every second photo was looked at while the recipe was chosen; the card measures the others
     unseen = read_photos(photos / TEST_TAR) if photos else []
     test, other = unseen[1::2][:num_photos], unseen[::2][: num_photos // 2]
-    export_tiny(work / "train", components, out, photos=test, other_photos=other, num_scenes=num_scenes)
+    known = known_clips(train_photos)
+    export_tiny(work / "train", components, out, photos=test, other_photos=other, known=known, num_scenes=num_scenes)
 
 
 def next_word_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, wanted_BM: Tensor) -> Tensor:

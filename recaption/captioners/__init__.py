@@ -77,6 +77,10 @@ class Captioner(Protocol):
     min_clip_score: float | None
     """Below this its captions are rather wrong than right, by its own calibration; None where it has none."""
 
+    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
+        """The same for clips that lie there, (B,): one that the captioner knows nothing like may need more."""
+        ...
+
     @property
     def text_tower(self) -> TextTower:
         """Raises UsageError where there is none."""

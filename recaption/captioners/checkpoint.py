@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from recaption import captioners, hub
 from recaption.captioners.coca_captioner import CocaCaptioner
+from recaption.captioners.familiar import Familiar, read_familiar
 from recaption.captioners.framing import Framing
 from recaption.captioners.videococa import (
     POOLERS,
@@ -152,7 +153,8 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
         raise CheckpointMismatchError(
             f"{saved.weights_path} does not fit the model in its config.json: {error}"
         ) from error
-    return captioner_from(config, model, saved.vocabulary, name=name, device=device, dtype=dtype)
+    familiar = read_familiar(saved.weights_path.parent)
+    return captioner_from(config, model, saved.vocabulary, name=name, device=device, dtype=dtype, familiar=familiar)
 
 
 def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
@@ -259,6 +261,7 @@ def captioner_from(
     name: str,
     device: str | torch.device,
     dtype: torch.dtype | None = None,
+    familiar: Familiar | None = None,
 ) -> CocaCaptioner:
     """The captioner that a config and its model are; the weights are not copied unless device or type change."""
     digest = weights_hash(model)
@@ -273,6 +276,7 @@ def captioner_from(
         kinds=config.get("kinds"),
         min_clip_score=config.get("min_clip_score"),
         num_beams=config.get("num_beams", 1),
+        familiar=familiar,
     )
 
 

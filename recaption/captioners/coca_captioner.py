@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recaption.captioners import TextTower
 from recaption.captioners.describing import Batch, Describing, EncodedClip, Said, Told, digest
+from recaption.captioners.familiar import Familiar
 from recaption.captioners.framing import Framing
 from recaption.captioners.generate import StepWeights, generate
 from recaption.captioners.said_texts import pool_said
@@ -80,9 +81,11 @@ class CocaCaptioner(Describing):
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
         num_beams: int = 1,
+        familiar: Familiar | None = None,
     ) -> None:
         """
         Args:
+            familiar: what it was trained on, where its captions of other footage are to be told by it.
             kinds: of caption that it was trained on, each with the words that ask for it.
             min_clip_score: below this its captions are rather wrong than right, by its own calibration.
             num_beams: that its captions were found best with.
@@ -109,6 +112,7 @@ class CocaCaptioner(Describing):
         self._text_tower = CocaTextTower(model, vocabulary)
         self.min_clip_score = min_clip_score
         self.num_beams = num_beams
+        self._familiar = familiar
         self._prefixes = {"descriptive": "", **(kinds or {})}
         self.kinds = tuple(self._prefixes)
         self._read_fields = read_fields
@@ -144,6 +148,9 @@ class CocaCaptioner(Describing):
             for one in generated
         ]
         return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy(), states=generated)
+
+    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
+        return super().least_scores(clip_BD) if self._familiar is None else self._familiar.least_scores(clip_BD)
 
     def encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> list[EncodedClip]:
         """Look at the frames once, for any number of `describe`s; what is encoded stays as it is."""

@@ -115,6 +115,10 @@ class Describing(ABC):
     def tell(self, batch: Batch) -> Told:
         """One `Said` for each of `batch.keys`, in order."""
 
+    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
+        """Clip scores (B,) below which captions of clips that lie there are rather wrong than right; None: not known."""
+        return None if self.min_clip_score is None else np.full(len(clip_BD), self.min_clip_score)
+
     def embed_clips(self, clips: Sequence[Any]) -> np.ndarray:
         """clip_BD, float32, unit length."""
         raise self._cannot_score()

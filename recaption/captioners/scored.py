@@ -34,6 +34,9 @@ class ScoredCaptioner:
         self.num_beams = writer.num_beams
         self.min_clip_score = scorer.min_clip_score
 
+    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
+        return self.scorer.least_scores(clip_BD)
+
     @property
     def text_tower(self) -> TextTower:
         return self.writer.text_tower

@@ -1,8 +1,9 @@
 """Packs from local shards beside plain webdataset over the same tars: samples per CPU second, and per second.
 
-    python tests/benchmarks/bench_loader.py [--num-samples 2000]
+    python tests/benchmarks/bench_loader.py [--num-samples 2000] [--dtype int8]
 
-webdataset reads the tars front to back, unshuffled, and decodes the .npy members. The loader reads the same samples in
+webdataset reads the tars front to back, unshuffled, and decodes the .npy members; where these are not float16, once as
+they lie there and once turned into numbers, as every trainer has to. The loader reads the same samples in
 the order of its plan, by ranged reads, and lays out the tokens; in its first epoch it also checks every sha256. Both in
 one process, interleaved.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import webdataset
 
 from packing.grid import Grid
+from packing.latents import LATENT_DTYPES
 from packing.loader import PackLoader
 from packing.plan import PlanSettings
 from packing.shards import build_latents_index, latent_entry, write_latents_shard
@@ -31,7 +33,7 @@ SHAPES = ((1, 18, 32), (3, 18, 32), (5, 18, 32), (5, 32, 18), (5, 30, 52))
 """Of latents of 16 channels: 18 kB to 250 kB a sample."""
 
 
-def write(run: RunFolder, num_samples: int) -> None:
+def write(run: RunFolder, num_samples: int, dtype: str) -> None:
     rng = np.random.default_rng(0)
     for first in range(0, num_samples, SAMPLES_PER_SHARD):
         number = first // SAMPLES_PER_SHARD
@@ -43,7 +45,7 @@ def write(run: RunFolder, num_samples: int) -> None:
                 num_frames=1, height_px=8, width_px=8, fps=8, num_latent_tokens=1, num_caption_tokens=1,
                 caption="a caption", sha256="",
             )  # fmt: skip
-            entries.append(latent_entry(sample, latent, num_latent_tokens=latent[0].size))
+            entries.append(latent_entry(sample, latent, num_latent_tokens=latent[0].size, dtype=dtype))
         write_latents_shard(run, f"latents/patch/b/{number:06d}", entries, plan_hash="p")
     build_latents_index(run, "patch")
 
@@ -52,6 +54,21 @@ def plain(run: RunFolder) -> int:
     tars = [run.path(name) for name in run.list("latents/patch/*/*.tar")]
     samples = webdataset.WebDataset(tars, shardshuffle=False)
     return sum(np.load(io.BytesIO(sample["npy"])).nbytes for sample in samples)
+
+
+def numbers(run: RunFolder) -> int:
+    """`plain` with what latents.py says about each type."""
+    tars = [run.path(name) for name in run.list("latents/patch/*/*.tar")]
+    num_bytes = 0
+    for sample in webdataset.WebDataset(tars, shardshuffle=False):
+        latent = np.load(io.BytesIO(sample["npy"]))
+        if "scale.npy" in sample:
+            scale, middle = np.load(io.BytesIO(sample["scale.npy"])).reshape(2, -1, 1, 1, 1)
+            latent = latent * scale + middle
+        else:
+            latent = (latent.astype(np.uint32) << 16).view(np.float32)
+        num_bytes += latent.nbytes
+    return num_bytes
 
 
 class Packs:
@@ -72,15 +89,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--num-samples", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=LATENT_DTYPES, default="float16")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder)
-        write(run, arguments.num_samples)
+        write(run, arguments.num_samples, arguments.dtype)
         packs = Packs(run)
         started = time.process_time()
         packs(run)
         first_epoch = time.process_time() - started
         sides: dict[str, Callable[[RunFolder], int]] = {"webdataset": plain, "PackLoader": packs}
+        if arguments.dtype != "float16":
+            sides["webdataset, numbers"] = numbers
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(arguments.rounds):
             for name, side in sides.items():
@@ -93,8 +113,9 @@ def main() -> None:
     rates = {**cpu_of, "PackLoader, first epoch": first_epoch}
     for name, taken_s in rates.items():
         print(f"{name:<24}{arguments.num_samples / taken_s:8.0f} samples per CPU-s")
-    by_cpu, by_clock = (of["webdataset"] / of["PackLoader"] for of in (cpu_of, wall_of))
-    print(f"ratio {by_cpu:.2f} by CPU, {by_clock:.2f} by clock")
+    for name in sides.keys() - {"PackLoader"}:
+        by_cpu, by_clock = (of[name] / of["PackLoader"] for of in (cpu_of, wall_of))
+        print(f"PackLoader / {name}: {by_cpu:.2f} by CPU, {by_clock:.2f} by clock")
 
 
 if __name__ == "__main__":

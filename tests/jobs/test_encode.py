@@ -235,3 +235,15 @@ def test_damaged_texts_are_made_anew(run_copy, small_recipe, in_process, t5, mon
     summary = repair_run(run_copy, recipe, in_process, num_pairs=0)
     assert summary["ok"], summary
     assert files(run_copy, "text/*/*") == before
+
+
+@pytest.mark.slow
+def test_two_workers_on_ray_write_the_bytes_that_one_process_writes(run_copy, small_recipe, in_process, t5):
+    recipe = with_text(with_encode(small_recipe, dtype="int8"), encoder=t5)
+    encode(run_copy, recipe, in_process)
+    before = files(run_copy, f"{LATENTS}/**/*.*") | files(run_copy, "text/*/*")
+    for folder in ("latents", "text"):
+        run_copy.remove(folder)
+    flags = ("--encode.dtype", "int8", "--encode.text.encoder", t5, "--num-workers", "2", "--no-progress")
+    assert cli.main(["encode", "--run", run_copy.uri, *flags]) == 0
+    assert files(run_copy, f"{LATENTS}/**/*.*") | files(run_copy, "text/*/*") == before

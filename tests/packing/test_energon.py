@@ -33,13 +33,18 @@ try:
     HAS_ENERGON = importlib.util.find_spec("megatron.energon") is not None
 except ModuleNotFoundError:
     HAS_ENERGON = False
-pytestmark = pytest.mark.skipif(not HAS_ENERGON, reason="megatron-energon is not installed")
+pytestmark = [
+    pytest.mark.skipif(not HAS_ENERGON, reason="megatron-energon is not installed"),
+    pytest.mark.timeout(900),  # five processes that import it
+]
 
 COMMAND = "import sys; from megatron.energon.cli.main import main; sys.argv[0] = 'energon'; main()"
 LOADER = """
 import json, sys
-from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, basic_sample_keys, get_savable_loader, get_val_dataset
+from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, basic_sample_keys, get_savable_loader
+from megatron.energon import get_val_dataset, stateless
 
+@stateless
 def cook(sample):
     numbers = sample["npy"] * sample["scale.npy"][0].reshape(-1, 1, 1, 1) + sample["scale.npy"][1].reshape(-1, 1, 1, 1)
     return dict(**basic_sample_keys(sample), mean=float(numbers.mean()), caption=sample["json"]["caption"])

@@ -42,6 +42,16 @@ def test_each_gate_names_its_fault():
     assert faults(Gates(), described(texts[:1] + texts[3:], [0.9, 0.9, 0.2])) == ["", "", ""]
 
 
+def test_the_captioners_own_limits_hold_where_none_is_given():
+    def least_scores(clip_BD):
+        return np.array([0.2, 0.8])
+
+    two = ["a red dog runs", "a blue cat"]
+    assert faults(Gates(least_scores=least_scores), described(two, [0.5, 0.5])) == ["", "low_score"]
+    assert faults(Gates(min_clip_score=0.4, least_scores=least_scores), described(two, [0.5, 0.5])) == ["", ""]
+    assert faults(Gates(least_scores=lambda clip_BD: None), described(two, [0.5, 0.5])) == ["", ""]
+
+
 def test_what_a_captioner_refused_itself_gets_a_name():
     one = described(["a red dog runs and"])
     one.captions[0] = Caption(text="a red dog runs and", reason="bad_caption")

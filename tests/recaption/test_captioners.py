@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import recaption.captioners as captioners
-from recaption.captioners import checkpoint, load_captioner
+from recaption.captioners import checkpoint, familiar, load_captioner
 from recaption.captioners.describing import CLIPS_PER_BATCH, uniform_draws
 from recaption.captioners.framing import Framing, choose_frames
 from recaption.captioners.videococa import VideoCoCa, build_coca, initialise_decoder
 from recaption.captioners.vocabulary import BytePairVocabulary, train_vocabulary, vocabulary_from_merges
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scene_captions import fields_in
+from recaption.scenes import SIMPLE, render
 
 TEXTS = [
     "A red circle moves left over the sea.",
@@ -463,8 +464,6 @@ def test_missing_tiny_weights_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not (captioners.TINY_FOLDER / "model.safetensors").is_file(), reason="weights not shipped here")
 def test_tiny_is_small_and_describes_held_out_scenes():
-    from recaption.scenes import render
-
     assert sum(path.stat().st_size for path in captioners.TINY_FOLDER.iterdir()) < 8 * 2**20
     captioner = load_captioner("tiny")
     scenes = [render(2_000_000 + index, num_frames=25) for index in range(12)]
@@ -556,3 +555,18 @@ def test_open_clip_weights_from_a_file_behave_like_open_clip(monkeypatch, tmp_pa
     (tmp_path / "other.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointMismatchError, match="coca_small"):
         load_captioner(f"open_clip:coca_small/{tmp_path}/other.safetensors")
+
+
+def test_footage_unlike_the_training_needs_a_higher_score(tmp_path):
+    anchors_ND = np.eye(4, dtype=np.float32)[[0] * 6 + [1] * 6]
+    familiar.Familiar(anchors_ND, 1.5).write(tmp_path)
+    read = familiar.read_familiar(tmp_path)
+    between = np.array([[0.6, 0.0, 0.8, 0.0]], np.float32)
+    np.testing.assert_allclose(read.least_scores(np.concatenate([anchors_ND[[0]], between])), [0.5, 0.9], atol=1e-3)
+    assert familiar.read_familiar(tmp_path / "elsewhere") is None
+
+    tiny = load_captioner("tiny")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+    scene = render(3, num_frames=8, height_px=96, width_px=96, **SIMPLE).frames_THWC
+    least_B = tiny.least_scores(tiny.embed_clips([scene, noise]))
+    assert least_B[0] + 0.05 < least_B[1]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from recaption.run_folder import RunFolder
 from recaption.scenes import render
 from recaption.video_io import encode_video
 from train import compressors
+from train.compressor_loss import CompressorLossSettings
 from train.compressor_task import CompressorSettings, CompressorTask
+from train.compressors.discriminator import adversarial
 from train.metrics import read_lines
 from train.trainer import TrainerSettings, train
 
 SMALL = {
-    "width": 8, "latent_channels": 8, "batch_size": 2, "num_frames": 5, "height_px": 32, "width_px": 32,
+    "width": 8, "latent_channels": 8, "blocks": (1, 0), "decoder_blocks": (1, 0), "batch_size": 2,
+    "vq_codes": 16, "vq_groups": 4, "num_frames": 5, "height_px": 32, "width_px": 32,
     "num_scenes": 6, "num_validation_scenes": 2,
 }  # fmt: skip
 SHARD = "shards/9f-48x64-8fps/000000"
@@ -46,7 +50,7 @@ def numbered(task: CompressorTask, start: int, count: int, rank: int = 0, num_ra
 
 
 def test_loss_falls_and_the_checkpoint_opens(tmp_path):
-    """On two scenes that it sees again and again; better on unseen ones takes hours, not seconds."""
+    """On two scenes that it sees again and again; on unseen ones a decibel takes minutes, not seconds."""
     task = CompressorTask(CompressorSettings(**(SMALL | {"num_scenes": 2})))
     trainer = TrainerSettings(num_steps=40, lr=1e-2, warmup_steps=5, ema_decay=0.9, device="cpu")
     result = train(task, trainer, str(tmp_path), progress=False)
@@ -115,7 +119,12 @@ def test_damaged_clip_is_replaced_and_said_all_damaged_is_fatal(tmp_path, caplog
     [
         ({"num_frames": 8}, r"takes 4k\+1 frames"),
         ({"width_px": 36}, "multiples of 8 px"),
-        ({"width": 12}, "width is a multiple of 8"),
+        ({"width": 4}, "the width is at least 8"),
+        ({"kind": "temporal"}, "kind 'temporal' is unknown; there are: spatial, causal3d"),
+        ({"bottleneck": "vae"}, "bottleneck 'vae' is unknown; there are: kl, vq"),
+        ({"bottleneck": "vq", "vq_groups": 3}, "8 channels cannot have 16 codes in 3 groups"),
+        ({"loss": CompressorLossSettings(kl_weight=-1)}, "kl_weight = -1 is negative"),
+        ({"loss": CompressorLossSettings(discriminator_width=6)}, "must be a multiple of 4"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"latent_channels": 1}, "choose 4 to 193"),
     ],
@@ -131,3 +140,87 @@ def test_runs_without_fitting_clips_are_refused(tmp_path):
     run = run_with_clips(tmp_path, 1)
     with pytest.raises(UsageError, match=r"none of the 1 clips .* has 17 frames of 32x32 px"):
         CompressorTask(CompressorSettings(**(SMALL | {"num_frames": 17})), run)
+
+
+@pytest.mark.parametrize(("kind", "bottleneck"), [("causal3d", "vq"), ("spatial", "kl")])
+def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path, kind, bottleneck):
+    """Weights, codes, statistics of the latents, discriminator, and the averages of all of them."""
+    settings = CompressorSettings(
+        **SMALL, kind=kind, bottleneck=bottleneck,
+        loss=CompressorLossSettings(discriminator_weight=0.1, discriminator_start=2, discriminator_width=4),
+    )  # fmt: skip
+    trainer = TrainerSettings(
+        num_steps=6, lr=1e-3, schedule="constant", warmup_steps=0, checkpoint_every=3, device="cpu"
+    )
+    train(CompressorTask(settings), trainer, str(tmp_path / "whole"), progress=False)
+    train(CompressorTask(settings), replace(trainer, num_steps=3), str(tmp_path / "parts"), progress=False)
+    resumed = train(CompressorTask(settings), trainer, str(tmp_path / "parts"), progress=False)
+    assert resumed.resumed_from == 3
+    for name in ("model", "ema"):
+        path = f"checkpoints/step-000006/{name}.safetensors"
+        assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "parts" / path).read_bytes()
+    last = read_lines(str(tmp_path / "whole" / "metrics.jsonl"))[-1]
+    assert {"log/discriminator", "log/adversarial"} <= last.keys()
+    assert {"val/psnr_db", "val/ssim"} <= last.keys()
+    if bottleneck == "vq":
+        assert 0 < last["log/codes_used_share"] <= 1
+        assert 1 <= last["log/code_perplexity"] <= 16
+
+
+def test_codebooks_learn_and_no_code_stays_unused(tmp_path):
+    settings = CompressorSettings(**SMALL | {"bottleneck": "vq", "num_scenes": 2})
+    trainer = TrainerSettings(num_steps=30, lr=2e-3, warmup_steps=5, device="cpu", log_every=10)
+    train(CompressorTask(settings), trainer, str(tmp_path), progress=False)
+    lines = read_lines(str(tmp_path / "metrics.jsonl"))
+    assert lines[-1]["loss"] < lines[1]["loss"]
+    assert lines[-1]["log/codes_used_share"] > 0.9
+
+
+def test_each_side_of_the_discriminator_gets_its_own_gradient():
+    """One backward pass: the critic learns to tell, the decoder to fool, neither hears what the other is told."""
+    task = CompressorTask(
+        CompressorSettings(**SMALL, loss=CompressorLossSettings(discriminator_weight=1.0, discriminator_start=0))
+    )
+    model, critic = task.model, task.model.discriminator
+    pixels = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    made = model(pixels).pixels_BCTHW
+    reconstruction = (made - pixels).abs().mean()
+    parts = adversarial(
+        critic, pixels, made, reconstruction_loss=reconstruction, last_weight=model.decoder.leave.weight
+    )
+    wanted = torch.autograd.grad(reconstruction, model.decoder.leave.weight, retain_graph=True)[0].norm()
+    (parts.compressor + parts.critic).backward()
+    # The compressor's share is as long as the reconstruction's at the last layer.
+    torch.testing.assert_close(model.decoder.leave.weight.grad.norm(), wanted, rtol=0.1, atol=1e-6)
+    real, fake = (x.transpose(1, 2).flatten(0, 1) for x in (pixels, made.detach()))
+    hinge = 0.5 * (torch.relu(1 - critic(real)).mean() + torch.relu(1 + critic(fake)).mean())
+    alone = torch.autograd.grad(hinge, list(critic.parameters()))
+    for parameter, gradient in zip(critic.parameters(), alone):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_discriminator_waits_for_its_step_and_is_left_out_of_the_compressor(tmp_path):
+    settings = CompressorSettings(
+        **SMALL, loss=CompressorLossSettings(discriminator_weight=0.1, discriminator_start=5, discriminator_width=4)
+    )
+    task = CompressorTask(settings)
+    (batch,) = numbered(task, 0, 1)
+    assert "discriminator" not in task.loss(batch, step=4, seed=0).logs
+    assert "discriminator" in task.loss(batch, step=5, seed=0).logs
+    train(task, TrainerSettings(num_steps=1, device="cpu"), str(tmp_path), progress=False)
+    assert not any("discriminator" in name for name, _ in compressors.load(str(tmp_path)).named_parameters())
+
+
+def test_perceptual_term_pulls_the_features_together():
+    """Two steps of the same picture: with the term its distance is in the log, and its gradient reaches the decoder."""
+    settings = CompressorSettings(**SMALL, loss=CompressorLossSettings(perceptual_weight=1.0))
+    task = CompressorTask(settings)
+    (batch,) = numbered(task, 0, 1)
+    with_term = task.loss(batch, step=0, seed=0)
+    assert float(with_term.logs["perceptual"]) > 0
+    with_term.loss_sum.backward()
+    gradient = task.model.decoder.leave.weight.grad.clone()
+    without = CompressorTask(CompressorSettings(**SMALL))
+    without.loss(batch, step=0, seed=0).loss_sum.backward()
+    assert (gradient - without.model.decoder.leave.weight.grad).norm() > 0.01 * gradient.norm()
+    assert not any("tower" in name for name, _ in task.model.named_parameters())

@@ -11,6 +11,7 @@ diffusion model is trained against.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Protocol
 
@@ -69,7 +70,7 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
 
         compressor = PretrainedCompressor.from_pretrained(rest)
     elif os.path.isdir(spec):
-        from train.compressors.causal3d import load_trained
+        from train.compressors.autoencoder import load_trained
 
         compressor = load_trained(spec)
     else:
@@ -115,7 +116,15 @@ def latent_shape(
             f"not {num_frames}; cut the clip to {fitting}"
         )
     if min(height_px, width_px) < spatial_stride or height_px % spatial_stride or width_px % spatial_stride:
+        smaller, larger = (
+            tuple(max(1, round_(side / spatial_stride)) * spatial_stride for side in (width_px, height_px))
+            for round_ in (math.floor, math.ceil)
+        )
+        nearest = f"is {larger[0]}x{larger[1]}"
+        if smaller != larger:
+            nearest = f"are {smaller[0]}x{smaller[1]} and {larger[0]}x{larger[1]}"
         raise UsageError(
-            f"compressor {name} takes sizes that are multiples of {spatial_stride} px, not {width_px}x{height_px}"
+            f"compressor {name} takes sizes that are multiples of {spatial_stride} px, not {width_px}x{height_px}; "
+            f"the nearest {nearest}"
         )
     return 1 + (num_frames - 1) // frame_stride, height_px // spatial_stride, width_px // spatial_stride

@@ -5,7 +5,8 @@
 
 Colour goes to one luma and two colour differences, groups of 4 frames and squares of 8x8 px to their frequencies; of
 the 768 numbers of such a block the `num_channels` that carry most energy are kept (48: 39 luma, 9 colour). The first
-frame is a group of its own, as if it stood still for 4 frames, so its temporal channels are 0.
+frame is a group of its own, as if it stood still for 4 frames, so its temporal channels are 0. With `frame-stride=1`
+every frame is alone: spatial patches of 192 numbers, each with channels of its own.
 
 Squares overlap: before the cosine transform, 4 px on either side of each border between squares are rotated into each
 other (the lapped transform in its pre-filter form: Tran, Liang, Tu, "Lapped transform via time-domain pre- and
@@ -16,6 +17,8 @@ plain cosine transform for the same channels, and hides the borders that a model
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from recaption.errors import UsageError
 from train.compressors import check_latents, check_pixels
 
 FRAME_STRIDE = 4
+"""Unless asked for 1."""
 SPATIAL_STRIDE = 8
 DEFAULT_CHANNELS = 48
 DEFAULT_WHITENING = 0.7
@@ -54,18 +58,29 @@ Largest first; vertical and horizontal swapped is the same entry. Pixels are -1.
 114 spans of 17 frames of 41 real videos, at 8 frames per second, 96x96 and 256x144 px, the two kinds counting alike."""
 
 
+def _in_full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Without autocast: half precision would round pixels by more than the channels that are left out matter."""
+
+    @wraps(method)
+    def exact(self: Any, values: Tensor) -> Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            return method(self, values)
+
+    return exact
+
+
 class PatchTransform(nn.Module):
     """Fixed, so it has buffers but no parameters.
 
     Args:
-        num_channels: coefficients kept of each block of 4 frames x 8 x 8 px x RGB.
+        num_channels: coefficients kept of each block of frame_stride frames x 8 x 8 px x RGB.
         whitening: 1 = every channel has unit variance; 0 = channels keep their pixel-scale ratios, one factor for all;
             between, channel c is left with a standard deviation of sigma_c ** (1 - whitening), scaled so that the
             channels' mean square is 1. At 1 a diffusion model spends as much effort on the faintest detail as on a
             block's mean colour, whose errors are 30 times as visible; at 0 details vanish in the noise at once.
+        frame_stride: 4, or 1 for frames of their own.
     """
 
-    frame_stride = FRAME_STRIDE
     spatial_stride = SPATIAL_STRIDE
     kept: Tensor
     scale: Tensor
@@ -74,11 +89,22 @@ class PatchTransform(nn.Module):
     spatial: Tensor
     prefilter: Tensor
 
-    def __init__(self, num_channels: int = DEFAULT_CHANNELS, whitening: float = DEFAULT_WHITENING) -> None:
+    def __init__(
+        self,
+        num_channels: int = DEFAULT_CHANNELS,
+        whitening: float = DEFAULT_WHITENING,
+        frame_stride: int = FRAME_STRIDE,
+    ) -> None:
         super().__init__()
-        table = _coefficients()
+        if frame_stride not in (1, FRAME_STRIDE):
+            raise UsageError(f"compressor patch takes a frame-stride of 1 or {FRAME_STRIDE}, not {frame_stride}")
+        self.frame_stride = frame_stride
+        table = _coefficients(frame_stride)
         if not 4 <= num_channels <= len(table):
-            raise UsageError(f"compressor patch:{num_channels} is not possible; choose 4 to {len(table)} channels")
+            raise UsageError(
+                f"compressor patch:{num_channels} is not possible with a frame stride of {frame_stride}; "
+                f"choose 4 to {len(table)} channels"
+            )
         if not 0 <= whitening <= 1:
             raise UsageError(f"compressor patch takes a whitening of 0 to 1, not {whitening}")
         self.num_channels = num_channels
@@ -93,13 +119,16 @@ class PatchTransform(nn.Module):
             self.name += f"-{num_channels}"
         if whitening != DEFAULT_WHITENING:
             self.name += f"-w{whitening:g}"
+        if frame_stride != FRAME_STRIDE:
+            self.name += f"-f{frame_stride}"
+            self.config["frame_stride"] = frame_stride
         sigma = torch.tensor([deviation for _, deviation in table[:num_channels]])
         left = sigma ** (1 - whitening)
         left = left / left.square().mean().sqrt()
         self.register_buffer("kept", torch.tensor([index for index, _ in table[:num_channels]]), persistent=False)
         self.register_buffer("scale", left / sigma, persistent=False)
         self.register_buffer("colour", _cosine_matrix(3), persistent=False)
-        self.register_buffer("temporal", _cosine_matrix(FRAME_STRIDE), persistent=False)
+        self.register_buffer("temporal", _cosine_matrix(frame_stride), persistent=False)
         self.register_buffer("spatial", _cosine_matrix(SPATIAL_STRIDE), persistent=False)
         self.register_buffer("prefilter", _prefilter(), persistent=False)
 
@@ -111,30 +140,32 @@ class PatchTransform(nn.Module):
     def decode(self, latents_BCthw: Tensor) -> Tensor:
         return self.synthesise(latents_BCthw).clamp(-1, 1)
 
+    @_in_full_precision
     def analyse(self, pixels_BCTHW: Tensor) -> Tensor:
         """`encode` that gradients pass through."""
-        check_pixels(pixels_BCTHW, frame_stride=FRAME_STRIDE, spatial_stride=SPATIAL_STRIDE, name=self.name)
+        check_pixels(pixels_BCTHW, frame_stride=self.frame_stride, spatial_stride=SPATIAL_STRIDE, name=self.name)
         x = pixels_BCTHW.float()
-        x = torch.cat([x[:, :, :1].expand(-1, -1, FRAME_STRIDE - 1, -1, -1), x], dim=2)
+        x = torch.cat([x[:, :, :1].expand(-1, -1, self.frame_stride - 1, -1, -1), x], dim=2)
         x = torch.einsum("bcthw,dc->bdthw", x, self.colour)
-        x = torch.einsum("bdnthw,st->bdsnhw", x.unflatten(2, (-1, FRAME_STRIDE)), self.temporal)
+        x = torch.einsum("bdnthw,st->bdsnhw", x.unflatten(2, (-1, self.frame_stride)), self.temporal)
         # (B, colour, temporal, t, H, W) -> (.., H, w, u) -> (.., w, u, h, v)
         x = self._to_frequencies(self._to_frequencies(x).movedim(4, -1))
         x = x.permute(0, 1, 2, 7, 5, 3, 6, 4).flatten(1, 4)
         return x[:, self.kept] * self.scale.view(-1, 1, 1, 1)
 
+    @_in_full_precision
     def synthesise(self, latents_BCthw: Tensor) -> Tensor:
         """`decode` that gradients pass through: not clamped."""
         check_latents(latents_BCthw, num_channels=self.num_channels, name=self.name)
         batch, _, frames, rows, columns = latents_BCthw.shape
-        num_coefficients = 3 * FRAME_STRIDE * SPATIAL_STRIDE**2
+        num_coefficients = 3 * self.frame_stride * SPATIAL_STRIDE**2
         x = torch.zeros(batch, num_coefficients, frames, rows, columns, device=latents_BCthw.device)
         x[:, self.kept] = latents_BCthw.float() / self.scale.view(-1, 1, 1, 1)
-        x = x.unflatten(1, (3, FRAME_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE))
+        x = x.unflatten(1, (3, self.frame_stride, SPATIAL_STRIDE, SPATIAL_STRIDE))
         # (B, colour, temporal, v, u, t, h, w) -> (.., w, u, h, v) -> (.., w, u, H) -> (.., H, w, u) -> (.., H, W)
         x = self._to_pixels(self._to_pixels(x.permute(0, 1, 2, 5, 7, 4, 6, 3)).movedim(-1, 4))
         x = torch.einsum("bdsnhw,st->bdnthw", x, self.temporal).flatten(2, 3)
-        return torch.einsum("bdthw,dc->bcthw", x, self.colour)[:, :, FRAME_STRIDE - 1 :]
+        return torch.einsum("bdthw,dc->bcthw", x, self.colour)[:, :, self.frame_stride - 1 :]
 
     def _to_frequencies(self, x: Tensor) -> Tensor:
         """Pixels along the last axis (n) to squares and their frequencies (n/8, 8)."""
@@ -155,7 +186,7 @@ class PatchTransform(nn.Module):
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """`48` or `48,whitening=1.0`, what stands behind `patch:`.
+    """`48` or `48,whitening=1.0,frame-stride=1`, what stands behind `patch:`.
 
     Raises:
         UsageError: anything else.
@@ -168,25 +199,32 @@ def parse_options(text: str) -> dict[str, Any]:
                 options["num_channels"] = int(name)
             elif name == "whitening":
                 options["whitening"] = float(value)
+            elif name == "frame-stride":
+                options["frame_stride"] = int(value)
             else:
                 raise ValueError(part)
     except ValueError as error:
         raise UsageError(
-            f"compressor patch:{text} is not understood; write patch, patch:64 or patch:64,whitening=1.0"
+            f"compressor patch:{text} is not understood; write patch, patch:64 or patch:64,whitening=1.0,frame-stride=1"
         ) from error
     return options
 
 
-def _coefficients() -> list[tuple[int, float]]:
-    """(index among the 768, standard deviation), most energy first."""
+def _coefficients(frame_stride: int = FRAME_STRIDE) -> list[tuple[int, float]]:
+    """(index among the numbers of a block, standard deviation), most energy first.
+
+    What one frame has at a place is the mean over the temporal frequencies of the group's squares there.
+    """
     words = STANDARD_DEVIATIONS.split()
-    found = []
+    squares: dict[int, float] = {}
     for place, deviation in zip(words[::2], words[1::2]):
         colour, temporal, one, other = map(int, place)
+        if frame_stride == 1:
+            temporal = 0
         for vertical, horizontal in sorted({(one, other), (other, one)}):
-            index = ((colour * FRAME_STRIDE + temporal) * SPATIAL_STRIDE + vertical) * SPATIAL_STRIDE + horizontal
-            found.append((index, float(deviation)))
-    return found
+            index = ((colour * frame_stride + temporal) * SPATIAL_STRIDE + vertical) * SPATIAL_STRIDE + horizontal
+            squares[index] = squares.get(index, 0.0) + float(deviation) ** 2 * frame_stride / FRAME_STRIDE
+    return sorted(((index, math.sqrt(square)) for index, square in squares.items()), key=lambda row: -row[1])
 
 
 def _cosine_matrix(length: int) -> Tensor:

@@ -1,10 +1,11 @@
-"""Pretrained video autoencoders of the diffusers package: Wan, CogVideoX, HunyuanVideo, LTX-Video.
+"""Pretrained autoencoders of the diffusers package: Wan, CogVideoX, HunyuanVideo, LTX-Video, Mochi; DC and KL per frame.
 
     load("diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae")     # a hub id, `#`, the subfolder with the weights
     load("diffusers:/models/wan-vae")                           # or a folder on disk
 
 Needs the extra: pip install 'recaption[vae]'. Latents are the posterior's mean, normalised by what the model's own
-config records: (z - mean) / std, times the scaling factor.
+config records: (z - mean) / std, times the scaling factor. Autoencoders of images (AutoencoderKL of Stable Diffusion and
+Flux, AutoencoderDC of Sana) see every frame for itself: a latent frame per frame, --encode.frame-stride 1.
 
 Shapes: B clips, C channels, T frames, H rows, W columns; small letters in the latent grid.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +25,18 @@ from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.hub import first_line
 from train.compressors import check_latents, check_pixels
 
-CLASSES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo", "AutoencoderKLLTXVideo")
+VIDEO_CLASSES = (
+    "AutoencoderKLWan",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLLTXVideo",
+    "AutoencoderKLMochi",
+)
+IMAGE_CLASSES = ("AutoencoderKL", "AutoencoderDC")
+CLASSES = (*VIDEO_CLASSES, *IMAGE_CLASSES)
+"""Not among them: AutoencoderKLCosmos, whose statistics are of places in time and not only of channels."""
+FRAMES_AT_ONCE = 16
+"""Of a clip, through an autoencoder of images."""
 
 
 class PretrainedCompressor(nn.Module):
@@ -49,6 +62,7 @@ class PretrainedCompressor(nn.Module):
         self.autoencoder = autoencoder
         self.num_channels = int(settings.z_dim if kind == "AutoencoderKLWan" else settings.latent_channels)
         self.frame_stride, self.spatial_stride = _strides(autoencoder)
+        self.is_of_images = kind in IMAGE_CLASSES
         self.needs_timestep = bool(settings.get("timestep_conditioning", False))
         self.name = re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")[-64:]
         self.config: dict[str, Any] = {"kind": kind, "source": source}
@@ -114,7 +128,7 @@ class PretrainedCompressor(nn.Module):
     @torch.no_grad()
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
         check_pixels(pixels_BCTHW, frame_stride=self.frame_stride, spatial_stride=self.spatial_stride, name=self.name)
-        mean = self.autoencoder.encode(pixels_BCTHW).latent_dist.mode()
+        mean = self._per_frame(self._mean, pixels_BCTHW) if self.is_of_images else self._mean(pixels_BCTHW)
         return (mean - self._per_channel(self.latent_mean)) * self._per_channel(self.latent_scale)
 
     @torch.no_grad()
@@ -123,18 +137,32 @@ class PretrainedCompressor(nn.Module):
         latents = latents_BCthw / self._per_channel(self.latent_scale) + self._per_channel(self.latent_mean)
         # Decoders that also denoise are told that no noise is left.
         options = {"temb": latents.new_zeros(len(latents))} if self.needs_timestep else {}
+        if self.is_of_images:
+            return self._per_frame(lambda frames: self.autoencoder.decode(frames).sample, latents).clamp(-1, 1)
         return self.autoencoder.decode(latents, **options).sample.clamp(-1, 1)
+
+    def _mean(self, pixels: Tensor) -> Tensor:
+        encoded = self.autoencoder.encode(pixels)
+        return encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+
+    def _per_frame(self, function: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
+        """`function` takes and gives (frames, C, H, W)."""
+        frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+        made = torch.cat([function(some) for some in frames_NCHW.split(FRAMES_AT_ONCE)])
+        return made.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.view(-1, 1, 1, 1)
 
 
 def _strides(autoencoder: Any) -> tuple[int, int]:
-    """Frames per latent frame and pixels per latent row, as the four classes say it."""
+    """Frames per latent frame and pixels per latent row, as each class says it."""
     settings = autoencoder.config
     kind = type(autoencoder).__name__
     if kind == "AutoencoderKLWan":
         return int(settings.scale_factor_temporal), int(settings.scale_factor_spatial)
-    if kind == "AutoencoderKLCogVideoX":
-        return int(settings.temporal_compression_ratio), 2 ** (len(settings.block_out_channels) - 1)
-    return int(autoencoder.temporal_compression_ratio), int(autoencoder.spatial_compression_ratio)
+    if kind in ("AutoencoderKLCogVideoX", "AutoencoderKL"):
+        frames = 1 if kind in IMAGE_CLASSES else int(settings.temporal_compression_ratio)
+        return frames, 2 ** (len(settings.block_out_channels) - 1)
+    frames = 1 if kind in IMAGE_CLASSES else int(autoencoder.temporal_compression_ratio)
+    return frames, int(autoencoder.spatial_compression_ratio)
