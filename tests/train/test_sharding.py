@@ -49,25 +49,15 @@ def one_rank(tmp_path_factory) -> Path:
     """What all of these have to equal: 12 steps of four batches, never stopped."""
     folder = tmp_path_factory.mktemp("one_rank")
     train_blocks(str(folder / "whole"), {})
-    train_blocks(str(folder / "with_bad_steps"), {}, bad_places=(9, 10, 30))
     return folder
 
 
-def test_two_sharded_ranks_train_the_model_of_one(one_rank, tmp_path):
-    runs = [
-        (str(tmp_path / "fsdp_1"), {"parallel": "fsdp", "accumulation": 2}, {}),
-        (str(tmp_path / "bad"), {"parallel": "fsdp", "accumulation": 2}, {"bad_places": (9, 10, 30)}),
-        (str(tmp_path / "ddp"), {"parallel": "ddp", "accumulation": 2}, {}),
-        (str(tmp_path / "recomputed"), {"parallel": "fsdp", "accumulation": 1, "recompute": True}, {}),
-    ]
-    assert exit_codes(start_ranks(train_several, runs)) == [0, 0]
-    assert_same_training(one_rank / "whole", tmp_path / "fsdp_1")
-    assert_same_training(one_rank / "with_bad_steps", tmp_path / "bad")
-    assert_same_training(one_rank / "whole", tmp_path / "ddp")
-    assert [line["skipped_steps"] for line in read_lines(str(tmp_path / "bad" / "metrics.jsonl"))][-1] == 2
-    # One batch a rank: another training, of which the same on one rank is its measure.
-    train_blocks(str(tmp_path / "one"), {"accumulation": 2})
-    assert_same_training(tmp_path / "one", tmp_path / "recomputed")
+def test_two_sharded_ranks_skip_the_steps_that_one_rank_skips_and_train_its_model(tmp_path):
+    train_blocks(str(tmp_path / "one"), {}, bad_places=(9, 10, 30))
+    run = (str(tmp_path / "fsdp"), {"parallel": "fsdp", "accumulation": 2}, {"bad_places": (9, 10, 30)})
+    assert exit_codes(start_ranks(train_several, [run])) == [0, 0]
+    assert_same_training(tmp_path / "one", tmp_path / "fsdp")
+    assert read_lines(str(tmp_path / "fsdp" / "metrics.jsonl"))[-1]["skipped_steps"] == 2
     assert not list(tmp_path.glob("*/checkpoints/*.tmp"))
 
 
@@ -98,7 +88,7 @@ def test_recomputed_blocks_keep_less_and_change_no_gradient(tmp_path):
         sharding.recompute_blocks(torch.nn.Linear(2, 2), name="x")
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_path, parallel):
     """A save is done for sure when the next one begins: what is gone on from at last was written by two ranks."""
     folder, draw = tmp_path / "killed", random.Random()
@@ -136,13 +126,12 @@ def test_packed_rows_train_the_same_transformer_however_they_are_shared_out(tmp_
     runs = [
         ("ddp", half | {"parallel": "ddp"}),
         ("fsdp", half | {"parallel": "fsdp"}),
-        ("recomputed", half | {"parallel": "fsdp", "recompute": True}),
-        ("moved", half | {"parallel": "fsdp", "num_steps": 4}),
+        ("moved", half | {"parallel": "fsdp", "num_steps": 4, "recompute": True}),
         ("bf16", half | {"parallel": "fsdp", "precision": "bf16"}),
     ]
     assert exit_codes(start_ranks(train_several_packed, [(str(tmp_path / name), how) for name, how in runs])) == [0, 0]
     assert train_packed(str(tmp_path / "moved"), {}).resumed_from == 4
-    for name in ("ddp", "fsdp", "recomputed", "moved"):
+    for name in ("ddp", "fsdp", "moved"):
         assert_same_training(tmp_path / "one", tmp_path / name, step=6)
     one, rounded = (read_lines(str(tmp_path / name / "metrics.jsonl")) for name in ("one", "bf16"))
     assert [line["loss"] for line in rounded] == pytest.approx([line["loss"] for line in one], rel=0.02)
