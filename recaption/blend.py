@@ -45,23 +45,38 @@ def parse_ratios(ratios: Iterable[str]) -> dict[str, float]:
     """Kind -> share, in the order given; they sum to 1.
 
     Raises:
+        UsageError: as `parse_shares`, also where none is given.
+    """
+    shares = parse_shares(ratios, what="blend ratio", kinds=SOURCES)
+    if not shares:
+        raise UsageError("blend ratios: at least one share must be above 0")
+    return shares
+
+
+def parse_shares(entries: Iterable[str], *, what: str, kinds: Sequence[str]) -> dict[str, float]:
+    """Entries KIND=SHARE as kind -> share, in the order given, without those of 0; they sum to 1. Nothing given: {}.
+
+    Args:
+        what: an entry is called in messages.
+
+    Raises:
         UsageError: not KIND=SHARE, an unknown kind, one given twice, or shares that are negative or all 0.
     """
     shares: dict[str, float] = {}
-    for ratio in ratios:
-        kind, equals, text = ratio.partition("=")
+    for entry in entries:
+        kind, equals, text = entry.partition("=")
         try:
             share = float(text)
         except ValueError:
             share = -1.0
         if not equals or not 0 <= share < float("inf"):
-            raise UsageError(f"blend ratio {ratio!r}: write KIND=SHARE, such as {DEFAULT_RATIOS[0]}")
-        if kind not in SOURCES or kind in shares:
-            raise UsageError(f"blend ratio {ratio!r}: each kind once, out of {', '.join(SOURCES)}")
+            raise UsageError(f"{what} {entry!r}: write KIND=SHARE, such as {kinds[0]}=0.5")
+        if kind not in kinds or kind in shares:
+            raise UsageError(f"{what} {entry!r}: each kind once, out of {', '.join(kinds)}")
         shares[kind] = share
     total = sum(shares.values())
-    if total <= 0:
-        raise UsageError("blend ratios: at least one share must be above 0")
+    if shares and total <= 0:
+        raise UsageError(f"{what}s: at least one share must be above 0")
     return {kind: share / total for kind, share in shares.items() if share > 0}
 
 

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from recaption.blend import parse_shares
 from recaption.errors import UsageError
 from train.attention import Segments
 from train.flow import generator_for
@@ -45,27 +46,8 @@ NEEDED = {
 
 
 def parse_conditions(mix: Iterable[str]) -> dict[str, float]:
-    """Kind -> share, in the order given; they sum to 1. Nothing given: {}, nothing is conditioned.
-
-    Raises:
-        UsageError: not KIND=SHARE, an unknown kind, one given twice, or shares that are negative or all 0.
-    """
-    shares: dict[str, float] = {}
-    for entry in mix:
-        kind, equals, text = entry.partition("=")
-        try:
-            share = float(text)
-        except ValueError:
-            share = -1.0
-        if not equals or not 0 <= share < float("inf"):
-            raise UsageError(f"condition {entry!r}: write KIND=SHARE, such as {DEFAULT_MIX[1]}")
-        if kind not in CONDITIONS or kind in shares:
-            raise UsageError(f"condition {entry!r}: each kind once, out of {', '.join(CONDITIONS)}")
-        shares[kind] = share
-    total = sum(shares.values())
-    if shares and total <= 0:
-        raise UsageError("conditions: at least one share must be above 0")
-    return {kind: share / total for kind, share in shares.items() if share > 0}
+    """Kind -> share, as `parse_shares`. Nothing given: {}, nothing is conditioned."""
+    return parse_shares(mix, what="condition", kinds=CONDITIONS)
 
 
 def is_trained_for(mode: str, mix: Iterable[str]) -> bool:
