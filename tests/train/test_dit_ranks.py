@@ -1,12 +1,7 @@
-"""Two gloo ranks over packed rows: the gradient of an epoch is that of one rank with everything in one row; run as a
-program, this file is one rank."""
+"""Two gloo ranks over packed rows: the gradient of an epoch is that of one rank with everything in one row."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +14,7 @@ from torch import nn
 from packing.buckets import Bucket
 from packing.plan import PlanSettings
 from packing.rows import MemorySource
+from tests.stand_ins.ranks import exit_codes, start_ranks
 from train import distributed
 from train.dit_task import DitSettings, DitTask
 from train.flow import PathSettings
@@ -87,21 +83,7 @@ def epoch_gradient(capacity: int, **changes) -> dict[str, torch.Tensor]:
 def folder(tmp_path_factory) -> Path:
     """What two ranks found, one gradient per file."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait() for rank in ranks] == [0, 0]
+    assert exit_codes(start_ranks(one_rank, str(folder))) == [0, 0]
     return folder
 
 
@@ -119,14 +101,10 @@ def test_ranks_and_accumulation_steps_give_the_gradient_of_one_row(folder, name)
             assert difference <= 1e-5 * expected.abs().max() + 1e-7 * largest, (capacity, parameter)
 
 
-def main(folder: str) -> None:
+def one_rank(folder: str) -> None:
     with distributed.process_group("cpu"):
         for name, changes in LEARNED.items():
             for capacity in (12, 24):
                 found = epoch_gradient(capacity, **changes)
                 if distributed.rank() == 0:
                     save_file(found, f"{folder}/{name}-{capacity}.safetensors")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
