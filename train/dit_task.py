@@ -11,6 +11,7 @@ from (seed, epoch, clip_id), so neither the number of ranks nor the arrangement 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from packing.batch import PackedBatch
 from packing.buckets import Bucket, bucket_name, parse_bucket
-from packing.grid import Grid, Shape3
+from packing.grid import Grid, Shape3, patch_shape
 from packing.loader import PackLoader
 from packing.plan import PlanSettings
 from packing.rows import LatentShards, Source
@@ -265,18 +266,22 @@ class DitTask:
         point, timestep_S = self._point(batch, key=(seed, batch.epoch))
         given_L = self._given(batch, key=(seed, batch.epoch))
         loss_sum, weight = self._loss_at(self.model, batch, point, timestep_S, drop_text_S, given_L)
-        width, depth = self.settings.width, self.settings.depth
+        width, depth, num_registers = self.settings.width, self.settings.depth, self.settings.num_registers
+        lengths = [length + num_registers for length in batch.segments.lengths]
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
             num_tokens=batch.segments.num_tokens,
             capacity_tokens=batch.capacity,
-            flops=transformer_flops(batch.segments.lengths, batch.text.segments.lengths, width=width, depth=depth),
+            flops=transformer_flops(lengths, batch.text.segments.lengths, width=width, depth=depth),
         )
 
     def activation_bytes(self, precision: str, *, recompute: bool) -> int:
-        """Of one full row."""
-        size = {"width": self.settings.width, "depth": self.settings.depth, "capacity": self.plan.capacity}
+        """Of one full row of the shortest samples, which bring the most registers."""
+        settings = self.settings
+        shortest = min(math.prod(patch_shape(shape, settings.patch)) for shape in set(self.source.latent_shapes))
+        num_tokens = self.plan.capacity + settings.num_registers * (self.plan.capacity // shortest)
+        size = {"width": settings.width, "depth": settings.depth, "capacity": num_tokens}
         return activation_bytes(**size, precision=precision, recompute=recompute)
 
     def _point(self, batch: DitBatch, *, key: Sequence[str | int]) -> tuple[PathPoint, Tensor]:

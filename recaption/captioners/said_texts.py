@@ -51,12 +51,13 @@ def pool_said(
     weights = weights or StepWeights(model.coca, packed=False)
     pooled_SD = torch.empty(len(ids_SM), text.output_dim, dtype=text.positional_embedding.dtype, device=ids_SM.device)
     states = [said[row].states_LKPD for row in short]
-    pooled_SD[short] = _pool_after(
+    after_SD = _pool_after(
         text, weights, ids_SM[short], [one for one in states if one is not None], [num_shared[row] for row in short]
     )
+    pooled_SD[short] = after_SD.to(pooled_SD.dtype)  # under autocast it comes in half precision
     others = sorted(set(range(len(ids_SM))) - set(short))
     if others:
-        pooled_SD[others] = model.pool_texts(ids_SM[others])
+        pooled_SD[others] = model.pool_texts(ids_SM[others]).to(pooled_SD.dtype)
     return pooled_SD
 
 

@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scene_training import ONE_LARGE_OBJECT, Latents
 
 from packing.buckets import Bucket
-from packing.plan import PlanSettings
-from packing.rows import MemorySource
 from recaption.captioners import load_captioner
 from recaption.records import CaptionFields
-from recaption.scenes import SIMPLE, Scene, render
-from train import compressors
+from recaption.scenes import Scene, render
 from train.contact_sheet import contact_sheet_png
 from train.dit_task import DitSettings, DitTask
 from train.evaluation import Measure, RealClips, Samples, evaluate
@@ -41,12 +39,6 @@ from train.scene_clips import HELD_OUT_PAIRS
 from train.trainer import TrainerSettings, train
 
 BUCKET = Bucket(5, 64, 64, 8)
-LOOKS: dict[str, Any] = {
-    **SIMPLE,
-    "size": "large",
-    "background": ("sand", "grass", "road"),
-    "action": ("moves left", "moves right", "stays still"),
-}
 COMPRESSOR = "patch:24,whitening=0.5"
 FIRST_SEED = 7_000_000
 NUM_PROMPTS = 100
@@ -62,7 +54,7 @@ def scenes() -> Iterator[Scene]:
             height_px=BUCKET.height_px,
             width_px=BUCKET.width_px,
             fps=BUCKET.fps,
-            **LOOKS,
+            **ONE_LARGE_OBJECT,
         )
         if (scene.fields.main_object, scene.fields.colour) not in HELD_OUT_PAIRS:
             yield scene
@@ -129,47 +121,50 @@ def line(measures: dict[str, Measure]) -> str:
     return "  ".join(one(name, measures[f"prompt_following/{name}"]) for name in SHOWN)
 
 
-def build(arguments: argparse.Namespace) -> Curve:
-    of_training: list[Scene] = []
-    held_out: list[Scene] = []
+def split(num_training: int, held_out: list[Scene]) -> Iterator[Scene]:
+    """The scenes to train on; the first of the others are put into `held_out`."""
+    found = 0
     for scene in scenes():
-        (held_out if is_held_out(scene.fields) else of_training).append(scene)
-        if len(of_training) >= arguments.scenes and len(held_out) >= NUM_PROMPTS:
-            break
-    of_training = of_training[: arguments.scenes]
-    compressor = compressors.load(COMPRESSOR)
-    latents = []
-    for scene in of_training:
-        pixels_CTHW = torch.from_numpy(scene.frames_THWC).permute(3, 0, 1, 2).float() / 127.5 - 1
-        latents.append(compressor.encode(pixels_CTHW[None])[0].numpy())
-    source = MemorySource(latents, [f"scene-{s.seed}" for s in of_training], [s.short_caption for s in of_training])
-    task = Curve(
-        source,
-        DitSettings(
-            width=256,
-            depth=4,
-            num_heads=4,
-            patch=(2, 2, 2),
-            absolute_positions=arguments.positions,
-            path=PathSettings(timestep_mean=0.5),
-            validation_rows=1,
-        ),
-        PlanSettings(capacity=768, cost_width=256),
-        compressor=COMPRESSOR,
-        buckets=[BUCKET],
+        if is_held_out(scene.fields):
+            if len(held_out) < NUM_PROMPTS:
+                held_out.append(scene)
+        elif found < num_training:
+            found += 1
+            yield scene
+        if found == num_training and len(held_out) == NUM_PROMPTS:
+            return
+
+
+def build(arguments: argparse.Namespace) -> Curve:
+    held_out: list[Scene] = []
+    latents = Latents.of(split(arguments.scenes, held_out), BUCKET, COMPRESSOR)
+    settings = DitSettings(
+        width=256,
+        depth=4,
+        num_heads=4,
+        patch=(2, 2, 2),
+        absolute_positions=arguments.positions,
+        path=PathSettings(timestep_mean=0.5),
+        validation_rows=1,
     )
-    task.held_out, task.captioner, task.few = held_out[:NUM_PROMPTS], load_captioner("tiny"), arguments.prompts
-    triples = {(f.main_object, f.colour, f.background) for f in (scene.fields for scene in of_training)}
-    print(f"{len(of_training)} scenes of {len(triples)} (object, colour, background), {NUM_PROMPTS} prompts of others")
+    task = latents.task(Curve, settings, capacity=768)
+    task.held_out, task.captioner, task.few = held_out, load_captioner("tiny"), arguments.prompts
+    triples = {(f.main_object, f.colour, f.background) for f in latents.fields}
+    print(
+        f"{len(latents.fields)} scenes of {len(triples)} (object, colour, background), {NUM_PROMPTS} prompts of others; "
+        f"rendered in {time.process_time() / 60:.1f} CPU-min",
+        flush=True,
+    )
     return task
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4400)
-    parser.add_argument("--every", type=int, default=200, help="steps between two points of the curve")
+    parser.add_argument("--steps", type=int, default=13000)
+    parser.add_argument("--precision", default="bf16", help="fp32 where the CPU has no bfloat16 matrix unit")
+    parser.add_argument("--every", type=int, default=1000, help="steps between two points of the curve")
     parser.add_argument("--prompts", type=int, default=30, help="prompts of these; the last point has all 100")
-    parser.add_argument("--scenes", type=int, default=12000)
+    parser.add_argument("--scenes", type=int, default=30000)
     parser.add_argument("--positions", action=argparse.BooleanOptionalAction, default=True, help="absolute ones")
     parser.add_argument("--checkpoint", help="measure this one, trained by this file, and train nothing")
     parser.add_argument("--out", help="folder of the training; default: a temporary one")
@@ -185,7 +180,8 @@ def main() -> None:
             settings = TrainerSettings(
                 num_steps=arguments.steps,
                 lr=2e-3,
-                ema_decay=0.995,
+                ema_decay=0.998,
+                precision=arguments.precision,
                 validate_every=arguments.every,
                 checkpoint_every=arguments.every,
                 device="cpu",

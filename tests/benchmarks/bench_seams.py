@@ -1,6 +1,7 @@
 """Seams: how large the step from a given frame to a made one is, against the usual step between made frames.
 
     python tests/benchmarks/bench_seams.py --checkpoint RUN/train/main [--num-scenes 4] [--num-steps 30] [--sheet FILE.png]
+    python tests/benchmarks/bench_seams.py --checkpoint FOLDER --train 8000     # first trains one there, on such scenes
 
 Scenes that the model never saw are animated from their first frame, extended both ways, extended beyond the length of the
 training, connected, looped, filled in between, and edited. For each kind, over the scenes:
@@ -18,21 +19,70 @@ them. What scenes have where nothing is made at all, only compressed, is printed
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
+from scene_training import ONE_LARGE_OBJECT, Latents
 
-from recaption.scenes import SIMPLE, render
+from packing.buckets import Bucket
+from recaption.scenes import Scene, render
 from train import timeline
 from train.conditions import is_trained_for
 from train.contact_sheet import contact_sheet_png
+from train.dit_task import DitSettings, DitTask
+from train.flow import PathSettings
 from train.sampler import Sampler, SolverSettings
 from train.timeline import Timeline
+from train.trainer import TrainerSettings, train
 from train.video_request import Made, Request
 
 FIRST_SEED = 7_000_000
+FIRST_TRAINED_SEED = 20_000_000
 GOAL = 1.5
+BUCKET = Bucket(17, 64, 64, 8)
+COMPRESSOR = "patch:48,whitening=0.5"
+CONDITIONS = ("none=0.3", "first=0.1", "head=0.22", "tail=0.1", "ends=0.18", "keyframes=0.05", "random=0.05")
+"""Mostly given frames: what is measured here is how well they are gone on from."""
+
+
+def trained_scenes(number: int) -> Iterator[Scene]:
+    for seed in range(FIRST_TRAINED_SEED, FIRST_TRAINED_SEED + number):
+        yield render(
+            seed,
+            num_frames=BUCKET.num_frames,
+            height_px=BUCKET.height_px,
+            width_px=BUCKET.width_px,
+            fps=BUCKET.fps,
+            **ONE_LARGE_OBJECT,
+        )
+
+
+def train_one(folder: str, *, num_steps: int, num_scenes: int, precision: str) -> None:
+    """A transformer of 5 M weights, five latent frames a clip; goes on where `folder` stands."""
+    settings = DitSettings(
+        width=256,
+        depth=4,
+        num_heads=4,
+        patch=(1, 2, 2),
+        absolute_positions=True,
+        conditions=CONDITIONS,
+        path=PathSettings(timestep_mean=0.3),
+        validation_rows=1,
+    )
+    task = Latents.of(trained_scenes(num_scenes), BUCKET, COMPRESSOR).task(DitTask, settings, capacity=1280)
+    trainer = TrainerSettings(
+        num_steps=num_steps, lr=2e-3, ema_decay=0.998, precision=precision, checkpoint_every=500, device="cpu"
+    )
+    started = time.process_time()
+    result = train(task, trainer, folder)
+    print(
+        f"{num_scenes} scenes, {result.steps} steps from {result.resumed_from or 0} in "
+        f"{(time.process_time() - started) / 60:.1f} CPU-min: {result.validation}"
+    )
 
 
 def step(video_THWC: np.ndarray, frame: int) -> float:
@@ -62,7 +112,7 @@ def requests_of(seed: int, sampler: Sampler) -> dict[str, Request]:
     size = sampler.size(None, None, None)
     length = sampler.longest_frames
     scene = render(
-        seed, num_frames=2 * length, height_px=size.height_px, width_px=size.width_px, fps=size.fps, **SIMPLE
+        seed, num_frames=2 * length, height_px=size.height_px, width_px=size.width_px, fps=size.fps, **ONE_LARGE_OBJECT
     )
     video, grid = scene.frames_THWC, sampler.grid
     half = length // 2 + 1
@@ -151,7 +201,7 @@ def of_scenes(num_scenes: int, sampler: Sampler) -> Row:
             height_px=size.height_px,
             width_px=size.width_px,
             fps=size.fps,
-            **SIMPLE,
+            **ONE_LARGE_OBJECT,
         ).frames_THWC
         shown = sampler.codec.decode(sampler.codec.encode(frames), sampler.grid.token_shape(*frames.shape[:3]))
         row.measure(shown, np.arange(length) < length // 2 + 1, sampler.grid.frame_stride, is_loop=False)
@@ -165,7 +215,20 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument(
+        "--train", type=int, default=0, help="steps of a training into the folder --checkpoint; 0 = none"
+    )
+    parser.add_argument("--scenes", type=int, default=10000, help="of that training")
+    parser.add_argument("--precision", default="bf16", help="of that training; fp32 where the CPU knows no bfloat16")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.train:
+        train_one(
+            arguments.checkpoint,
+            num_steps=arguments.train,
+            num_scenes=arguments.scenes,
+            precision=arguments.precision,
+        )
     sampler = Sampler.from_checkpoint(arguments.checkpoint)
     names, requests = [], []
     for index in range(arguments.num_scenes):

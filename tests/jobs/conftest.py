@@ -1,10 +1,13 @@
 """A small run folder up to latents, made in this process: three parts of four scenes each, one of them twice."""
 
+import contextlib
 import dataclasses
+import json
 import shutil
 
 import pytest
 
+from jobs import cli
 from jobs.caption import caption
 from jobs.encode import encode
 from jobs.prepare import prepare
@@ -70,3 +73,18 @@ def run_copy(small_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(small_run.root, copy)
     return RunFolder(str(copy))
+
+
+@pytest.fixture
+def command(monkeypatch, in_process, capsys):
+    """Runs a command as typed, its parts in this process; (exit code, JSON object, stderr)."""
+    monkeypatch.setattr(cli.Common, "cluster", lambda _: contextlib.nullcontext(in_process))
+    in_process.address = None
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = cli.main([*arguments, "--json", "--no-progress"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out.strip() else {}, err
+
+    return run

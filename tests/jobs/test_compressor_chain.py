@@ -1,6 +1,7 @@
 """Shards to a sampled video through each kind of compressor, by the functions that the commands call."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -8,7 +9,6 @@ from jobs.cluster import Cluster
 from jobs.encode import encode
 from jobs.sample import sample_run
 from jobs.train import train_model
-from recaption.errors import UsageError
 from recaption.video_io import read_frames
 from train.compressor_task import CompressorSettings
 from train.dit_task import DitSettings
@@ -41,22 +41,55 @@ def encode_train_sample(run, recipe, in_process):
     return read_frames(made["videos"][0], None).pixels_THWC
 
 
+PRETRAINED = {
+    "AutoencoderKLWan": (4, 8),
+    "AutoencoderKL": (1, 8),
+    "AutoencoderKLCogVideoX": (4, 8),
+    "AutoencoderKLHunyuanVideo": (4, 8),
+    "AutoencoderKLLTXVideo": (8, 32),
+    "AutoencoderKLMochi": (6, 8),
+    "AutoencoderDC": (1, 4),
+}
+"""diffusers' class -> pixels per latent place, in time and in space."""
+ALSO_FAST = ("AutoencoderKLWan", "AutoencoderKL")
+
+
 @pytest.mark.parametrize(
-    ("kind", "frame_stride"), [("AutoencoderKLWan", 4), ("AutoencoderKL", 1)], ids=["video", "images"]
+    ("kind", "strides"),
+    [pytest.param(*one, marks=() if one[0] in ALSO_FAST else pytest.mark.slow) for one in PRETRAINED.items()],
 )
-def test_pretrained_autoencoder_goes_through_the_chain(
-    run_copy, small_recipe, in_process, tmp_path, kind, frame_stride
-):
+def test_pretrained_autoencoders_go_through_the_commands(run_copy, command, tmp_path, kind, strides):
     diffusers = pytest.importorskip("diffusers")
     from tests.train.test_compressors import tiny_autoencoder
 
     tiny_autoencoder(diffusers, kind).save_pretrained(tmp_path / "pipeline" / "vae")
-    spec = f"diffusers:{tmp_path}/pipeline#vae"
-    recipe = with_compressor(small_recipe, spec, frame_stride=frame_stride)
-    assert encode_train_sample(run_copy, recipe, in_process).shape == (9, 64, 64, 3)
-    wrong = with_compressor(small_recipe, spec, frame_stride=2)
-    with pytest.raises(UsageError, match=rf"has strides \({frame_stride}, 8\).*set --encode.frame-stride"):
-        encode(run_copy, wrong, in_process)
+    spec, (frame_stride, spatial_stride) = f"diffusers:{tmp_path}/pipeline#vae", strides
+    num_frames = 9 if 8 % frame_stride == 0 else 13
+    stride = ("--encode.frame-stride", str(frame_stride), "--encode.spatial-stride", str(spatial_stride))
+    at_run = ("--run", run_copy.uri)
+
+    def done(*arguments):
+        code, found, err = command(*arguments)
+        assert code == 0, err
+        return found
+
+    if strides not in ((4, 8), (1, 8), (1, 4)):  # shards of the sizes that it takes
+        for name in ("shards", "latents"):
+            shutil.rmtree(run_copy.path(name), ignore_errors=True)
+        multiple = ("--shard.buckets.size-multiple-px", str(2 * spatial_stride))
+        done("shard", *at_run, "--shard.buckets.num-frames", str(num_frames), *multiple)
+    assert done("encode", *at_run, "--compressor", spec, *stride)["samples"] > 0
+    size = ("--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2")
+    steps = ("--train-dit.trainer.num-steps", "2", "--train-dit.trainer.warmup-steps", "1")
+    trained = done("train", "dit", *at_run, "--encode.compressor", spec, *stride, *size, *steps)
+    prompt = ("--prompt", "a red circle", "--expander", "none", "--num-steps", "2", "--num-frames", str(num_frames))
+    made = done("sample", "--checkpoint", trained["checkpoint"], *prompt, "--out", str(tmp_path / "out"))
+    assert read_frames(made["videos"][0], None).pixels_THWC.shape == (num_frames, 64, 64, 3)
+    if kind == "AutoencoderKLWan":
+        code, _, err = command("encode", *at_run, "--compressor", spec, "--encode.frame-stride", "2")
+        assert code != 0
+        assert "has strides (4, 8)" in err
+        assert "set --encode.frame-stride" in err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -40,21 +39,6 @@ def with_encode(recipe, **changes):
 
 def with_text(recipe, **changes):
     return with_encode(recipe, text=dataclasses.replace(recipe.encode.text, **changes))
-
-
-@pytest.fixture
-def command(monkeypatch, in_process, capsys):
-    """Runs a command as typed, its parts in this process; (exit code, JSON object, stderr)."""
-    monkeypatch.setattr(cli.Common, "cluster", lambda _: contextlib.nullcontext(in_process))
-    in_process.address = None
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = cli.main([*arguments, "--json", "--no-progress"])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out.strip() else {}, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -116,3 +116,16 @@ def test_described_scores_are_those_of_score_and_no_caption_is_read_again(settin
     np.testing.assert_allclose(described.text_BD, captioner.embed_texts(texts), atol=1e-5)
     scores = [caption.clip_score for caption in described.captions]
     np.testing.assert_allclose(scores, np.diag(captioner.score(clips, texts)), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_training_in_half_precision_may_look_at_its_captions():
+    """Trainers validate under autocast: what is computed there comes in bfloat16, what is stored does not."""
+    model = small_model(legacy=True)
+    said, end = said_by(model)
+    ids_SM = as_texts(said, end)
+    ids_SM[-1, 1] = 3 + (ids_SM[-1, 1] == 3)  # a text that was not said goes through the tower as a whole
+    expected = model.encode_texts(ids_SM).pooled_SD
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = said_texts.pool_said(model, ids_SM, said, start=START)
+    assert_close(got, expected, atol=0.1, rtol=0.1)

@@ -175,6 +175,16 @@ def clips_of(batches, count):
     return [batch.clip_ids for batch in itertools.islice(batches, count)]
 
 
+def test_registers_are_counted_in_the_memory_needed_and_in_the_arithmetic_done():
+    plain, longer = make_task(), make_task(num_registers=3)
+    batch = next(longer.batches(0, 0, 1))
+    needed = [task.activation_bytes("fp32", recompute=False) for task in (plain, longer)]
+    of_blocks = batch.segments.num_tokens + 3 * len(batch.segments)
+    assert needed[1] / needed[0] >= max(1.1, of_blocks / plain.plan.capacity)
+    flops = [task.loss(batch, step=0, seed=0).flops for task in (plain, longer)]
+    assert flops[1] > 1.2 * flops[0]
+
+
 def test_any_step_can_be_the_first():
     task = make_task()
     straight = clips_of(task.batches(0, 0, 1), 9)

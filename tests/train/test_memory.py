@@ -12,11 +12,11 @@ def kept_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) ->
     inputs = (
         torch.zeros(num_tokens, 8),
         torch.zeros(num_tokens, 3, dtype=torch.int64),
-        Segments.from_lengths([num_tokens]),
-        torch.zeros(1),
-        torch.zeros(4, 32),
-        Segments.from_lengths([4]),
-        torch.zeros(1, 32),
+        Segments.from_lengths([num_tokens // 4, 3 * num_tokens // 4]),  # of one length they would keep less
+        torch.zeros(2),
+        torch.zeros(8, 32),
+        Segments.from_lengths([3, 5]),
+        torch.zeros(2, 32),
     )
     weights = {id(parameter) for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
