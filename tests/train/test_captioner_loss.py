@@ -1,18 +1,14 @@
-"""The captioner's loss in one pass, in micro-batches and on two gloo ranks; run as a program, this file is one rank."""
+"""The captioner's loss in one pass, in micro-batches and on two gloo ranks."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 
 from recaption.captioners import load_captioner
+from tests.stand_ins.ranks import exit_codes, start_ranks
 from train import checkpoint, distributed
 from train.captioner_task import CaptionerSettings, CaptionerTask
 from train.metrics import read_lines
@@ -126,37 +122,25 @@ def test_no_loss_is_taken_on_forced_words():
 
 def test_two_ranks_have_the_gradient_of_one(tmp_path):
     """Half the batch each, in micro-batches: the clips of the other rank are negatives, gradients come back from it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path / "gradients.pt")],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    ranks = start_ranks(one_rank, str(tmp_path / "gradients.pt"))
     task = task_of()
     loss, expected = gradients(task, next(task.batches(1, 0, 1)))
-    assert [child.wait() for child in ranks] == [0, 0]
+    assert exit_codes(ranks) == [0, 0]
     found = torch.load(tmp_path / "gradients.pt")
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     same(found["gradients"], expected)
 
 
 def one_rank(path: str) -> None:
-    task = task_of(batch_size=BATCH // 2, micro_batch=2)
-    parts = task.loss(next(task.batches(1, distributed.rank(), 2)), step=1, seed=0)
-    parts.loss_sum.backward()
-    parameters = dict(task.model.named_parameters())
-    distributed.sum_gradients(list(parameters.values()))
-    loss = distributed.sum_over_ranks(parts.loss_sum.detach().clone())
-    if distributed.rank() == 0:
-        torch.save({"loss": float(loss), "gradients": {name: p.grad for name, p in parameters.items()}}, path)
+    with distributed.process_group("cpu"):
+        task = task_of(batch_size=BATCH // 2, micro_batch=2)
+        parts = task.loss(next(task.batches(1, distributed.rank(), 2)), step=1, seed=0)
+        parts.loss_sum.backward()
+        parameters = dict(task.model.named_parameters())
+        distributed.sum_gradients(list(parameters.values()))
+        loss = distributed.sum_over_ranks(parts.loss_sum.detach().clone())
+        if distributed.rank() == 0:
+            torch.save({"loss": float(loss), "gradients": {name: p.grad for name, p in parameters.items()}}, path)
 
 
 def test_accumulation_is_the_mean_over_batches(tmp_path, monkeypatch):
@@ -193,8 +177,3 @@ def test_resume_in_the_second_stage_is_exact(tmp_path, monkeypatch):
     for ema in (False, True):
         (_, one), (_, two) = (checkpoint.load_model(str(tmp_path / name), ema=ema) for name in ("whole", "cut"))
         assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-if __name__ == "__main__":
-    with distributed.process_group("cpu"):
-        one_rank(sys.argv[1])

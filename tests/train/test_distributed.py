@@ -1,12 +1,8 @@
-"""Two gloo ranks against one; run as a program, this file is one rank."""
+"""Two gloo ranks against one."""
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import torch
 from torch import nn
 
 from recaption.errors import UsageError
+from tests.stand_ins.ranks import exit_codes, start_ranks
 from train import checkpoint, distributed
 from train.metrics import read_lines
 from train.trainer import LossParts, TrainerSettings, train
@@ -66,19 +63,10 @@ def settings(accumulation: int, num_steps: int = 8) -> TrainerSettings:
     )  # fmt: skip
 
 
-def run_ranks(folder: Path, *, pause: float = 0.0, num_steps: int = 8) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    command = [sys.executable, __file__, str(folder), str(pause), str(num_steps)]
-    return [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
+def one_rank(folder: str, pause: float = 0.0, num_steps: int = 8) -> None:
+    with distributed.process_group("cpu"):
+        task = SplitTask(ranks=2, accumulation=1, pause=pause)
+        train(task, settings(accumulation=1, num_steps=num_steps), folder, progress=False)
 
 
 class OneRankTask(SplitTask):
@@ -92,7 +80,7 @@ class OneRankTask(SplitTask):
 
 
 def test_two_ranks_train_the_model_of_one(tmp_path):
-    assert [child.wait() for child in run_ranks(tmp_path / "two")] == [0, 0]
+    assert exit_codes(start_ranks(one_rank, str(tmp_path / "two"))) == [0, 0]
     task = OneRankTask(ranks=1, accumulation=4)
     # Quarters 0, 1 went to rank 0 and 2, 3 to rank 1: with one rank and accumulation 2 they are batches 0 and 1.
     task.quarters_per_batch = 2
@@ -110,12 +98,12 @@ def test_two_ranks_train_the_model_of_one(tmp_path):
 
 
 def test_sigterm_to_one_rank_stops_both_at_the_same_step(tmp_path):
-    ranks = run_ranks(tmp_path, pause=0.1, num_steps=500)
+    ranks = start_ranks(one_rank, str(tmp_path), 0.1, 500)
     while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
         time.sleep(0.05)
-        assert [child.poll() for child in ranks] == [None, None]
-    ranks[1].send_signal(signal.SIGTERM)
-    assert [child.wait() for child in ranks] == [128 + signal.SIGTERM] * 2
+        assert [rank.exitcode for rank in ranks] == [None, None]
+    ranks[1].terminate()
+    assert exit_codes(ranks) == [128 + signal.SIGTERM] * 2
     assert checkpoint.find(str(tmp_path)).step < 500
 
 
@@ -148,13 +136,3 @@ def test_devices_that_are_not_there_are_refused():
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device here"):
             distributed.choose_device("cuda")
-
-
-def main(folder: str, pause: str, num_steps: str) -> None:
-    with distributed.process_group("cpu"):
-        task = SplitTask(ranks=2, accumulation=1, pause=float(pause))
-        train(task, settings(accumulation=1, num_steps=int(num_steps)), folder, progress=False)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
