@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.recipes import SampleSettings
+from jobs.settings import SampleSettings
 from recaption.errors import UsageError
 
 MODES = ("text", "image", "extend", "extend-back", "edit", "connect", "loop", "inbetween")

@@ -21,8 +21,8 @@ from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.duplicates import find_repeated_captions, find_semantic
 from jobs.frame_tokens import FrameTokens
-from jobs.recipes import CaptionSettings, Recipe, stage_hashes
 from jobs.run_state import kept_clips, part_name, part_number, write_recipe
+from jobs.settings import CaptionSettings, Recipe, stage_hashes
 from recaption.caption_gates import Gates, bad
 from recaption.captioners import Captioner, Described, check_spec, runs_elsewhere
 from recaption.captions import clean

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from jobs.recipes import Recipe
 from jobs.run_state import kept_clips
+from jobs.settings import Recipe
 from recaption.captions import KINDS, clean
 from recaption.errors import UsageError
 from recaption.inputs import read_side_text

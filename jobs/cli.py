@@ -19,8 +19,8 @@ import tyro
 from jobs import recipes
 from jobs.asks import MediaFlags, asked
 from jobs.cluster import Cluster
-from jobs.recipes import Recipe, SampleSettings
 from jobs.run_state import open_run
+from jobs.settings import Recipe, SampleSettings
 from jobs.summary import exit_code, print_summary
 from recaption.errors import RecaptionError, UsageError
 

@@ -15,8 +15,8 @@ import numpy as np
 from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.encode_text import encode_texts
-from jobs.recipes import Recipe, grid_of, stage_hashes
 from jobs.run_state import write_recipe
+from jobs.settings import Recipe, grid_of, stage_hashes
 from packing.grid import Grid
 from packing.latents import check_dtype
 from packing.reader import read_sample

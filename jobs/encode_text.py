@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster import Cluster
-from jobs.recipes import Recipe, TextSettings
+from jobs.settings import Recipe, TextSettings
 from packing.texts import read_blend
 from recaption.errors import UsageError
 from recaption.records import Sample, from_table

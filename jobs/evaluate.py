@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from jobs.caption import open_captioner
-from jobs.recipes import Recipe
 from jobs.run_state import open_run
+from jobs.settings import Recipe
 from packing.buckets import Bucket, bucket_name
 from packing.reader import read_sample
 from recaption.captioners import Captioner

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.recipes import CaptionSettings
 from jobs.run_state import part_name
+from jobs.settings import CaptionSettings
 from recaption.captioners import Captioner
 from recaption.captioners.describing import EncodedClip
 from recaption.clip_frames import View

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.recipes import Recipe, grid_of
 from jobs.run_state import open_run
+from jobs.settings import Recipe, grid_of
 from packing.epochs import EpochPlans
 from packing.plan import POLICIES, Plan, PlanSettings
 from packing.sizes import SampleSizes

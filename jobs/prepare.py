@@ -19,8 +19,8 @@ from PIL import Image
 from jobs import attempts
 from jobs.cluster import Cluster
 from jobs.duplicates import find_perceptual
-from jobs.recipes import PrepareSettings, Recipe, stage_hashes
 from jobs.run_state import check_same_recipe, part_name, plan_inputs, write_recipe
+from jobs.settings import PrepareSettings, Recipe, stage_hashes
 from recaption.errors import ErrorBudgetError, VideoError
 from recaption.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.inputs import expand

@@ -24,9 +24,9 @@ from jobs.cluster import Cluster
 from jobs.duplicates import find_perceptual, find_repeated_captions, find_semantic
 from jobs.encode import encode, planned_latents
 from jobs.prepare import prepare
-from jobs.recipes import Recipe, stage_hashes
 from jobs.repair_text import remake_texts
 from jobs.run_state import INPUTS, INPUTS_SCHEMA, check_same_recipe, part_name, part_number
+from jobs.settings import Recipe, stage_hashes
 from jobs.shard import REJECTED, planned_shards, shard
 from jobs.verify import as_summary, find_problems
 from packing.shards import is_committed

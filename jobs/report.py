@@ -22,7 +22,6 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.recipes import Recipe
 from jobs.report_charts import (
     FunnelRow,
     Segment,
@@ -38,6 +37,7 @@ from jobs.report_plan import plan_figures
 from jobs.report_tables import RunTables, duration, read_run
 from jobs.report_thresholds import amount, ask_run, threshold_figures, waterfall_rows
 from jobs.report_training import read_training
+from jobs.settings import Recipe
 from packing.buckets import parse_bucket
 from recaption.filters import FilterThresholds
 from recaption.ledger import ClipState

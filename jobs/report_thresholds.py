@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.recipes import Recipe, grid_of
 from jobs.report_charts import Marker, Segment, Series, number, shares, stacked_bar
 from jobs.report_distributions import SCORE_TITLES
 from jobs.report_gallery import previews
 from jobs.report_tables import clock
+from jobs.settings import Recipe, grid_of
 from packing.buckets import FRAME_TOLERANCE, BucketTable, assign_bucket
 from packing.grid import Grid
 from recaption.duplicates import read_pairs

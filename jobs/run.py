@@ -12,9 +12,9 @@ from jobs.cluster import Cluster
 from jobs.encode import encode
 from jobs.plan import plan
 from jobs.prepare import prepare
-from jobs.recipes import Recipe
 from jobs.report import write_report
 from jobs.sample import sample_run
+from jobs.settings import Recipe
 from jobs.shard import shard
 from jobs.train import train_model
 from recaption.errors import UsageError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.recipes import Recipe, from_dict, stage_hashes, to_dict
+from jobs.settings import Recipe, from_dict, stage_hashes, to_dict
 from recaption.duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, UsageError
 from recaption.filters import verdicts

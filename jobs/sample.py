@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.asks import Ask, asked
-from jobs.recipes import Recipe, SampleSettings
 from jobs.run_state import open_run
+from jobs.settings import Recipe, SampleSettings
 from recaption.errors import UsageError
 from recaption.prompts import Example, Expanded, expand, read_examples
 from recaption.run_folder import RunFolder, recipe_hash

@@ -15,25 +15,12 @@ import pyarrow.compute as pc
 
 from jobs import attempts
 from jobs.cluster import Cluster
-from jobs.recipes import Recipe, grid_of, stage_hashes
 from jobs.run_state import kept_clips, write_recipe
+from jobs.settings import Recipe, grid_of, stage_hashes
 from packing.buckets import Bucket, BucketTable
 from packing.grid import Grid
-from packing.shards import (
-    Entry,
-    OtherText,
-    PlannedShard,
-    Reject,
-    ShardClip,
-    build_index,
-    failed_entry,
-    is_committed,
-    plan_hash,
-    plan_shards,
-    remove_stale,
-    video_entry,
-    write_shard,
-)
+from packing.shard_plan import OtherText, PlannedShard, Reject, ShardClip, plan_hash, plan_shards
+from packing.shards import Entry, build_index, failed_entry, is_committed, remove_stale, video_entry, write_shard
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
 from recaption.ledger import mark_repeated, set_pattern
 from recaption.records import Caption, from_table, schema_of

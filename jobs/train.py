@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.cluster import Cluster
-from jobs.recipes import Recipe, TrainCaptioner, TrainCompressor, TrainDit
+from jobs.settings import Recipe, TrainCaptioner, TrainCompressor, TrainDit
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 from train import checkpoint

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from jobs.recipes import Recipe
+from jobs.settings import Recipe
 from recaption.damage import Problem, open_parts
 from recaption.errors import UsageError
 from recaption.ledger import (

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from jobs.recipes import Recipe
 from jobs.report import render_page
 from jobs.report_charts import Marker, Segment, number, stacked_bar
 from jobs.report_tables import duration
@@ -29,6 +28,7 @@ from jobs.report_thresholds import (
     threshold_text,
     title_of,
 )
+from jobs.settings import Recipe
 from recaption.errors import UsageError
 from recaption.filters import FilterThresholds
 from recaption.retention import (

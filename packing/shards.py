@@ -1,7 +1,6 @@
 """Shards: clips of one bucket in one tar, and beside it the parquet that says what lies where.
 
-    shards, rejects = plan_shards(clips, table)                          # pure: names and contents are fixed here
-    for shard in shards:
+    for shard in plan_shards(clips, table)[0]:                             # shard_plan.py
         key = plan_hash(shard, recipe_hash)
         if not is_committed(run, shard.name, key):
             write_shard(run, shard.name, entries, plan_hash=key)           # of video_entry(...) or failed_entry(...)
@@ -23,7 +22,6 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,18 +29,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from packing import latents
-from packing.buckets import Bucket, BucketTable, assign_bucket, bucket_name
+from packing.buckets import Bucket, bucket_name
+from packing.shard_plan import ShardClip, check_key
 from recaption.damage import payload_of
 from recaption.errors import FAILURE_REASONS, UsageError
 from recaption.latent_statistics import KEY, STATISTICS, ChannelStatistics, gather_statistics
 from recaption.records import Sample, schema_of
-from recaption.run_folder import RunFolder, recipe_hash
-
-BYTES_PER_PIXEL = 0.25
-"""Estimate that turns `max_shard_bytes` into a number of samples: H.264 at crf 12 takes 1 to 2 bits per pixel."""
-
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-"""Keys end at the first dot for WebDataset, and stay below the 100 bytes of a ustar name with their extension."""
+from recaption.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,46 +50,6 @@ class LatentSample(Sample):
     """One of `latents.LATENT_DTYPES`."""
     round_trip_psnr_db: float | None
     """Of the clip decoded from what lies in the tar, rounding included."""
-
-
-OtherText = tuple[str, str, int, float, float, str]
-"""(source, kind, window, start_seconds, end_seconds, text): what is said of a clip besides its caption."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardClip:
-    """What sharding needs to know of one kept, captioned clip."""
-
-    clip_id: str
-    uri: str
-    start_frame: int
-    end_frame: int
-    """Half-open, in the source's own numbering."""
-    start_seconds: float
-    end_seconds: float
-    width_px: int
-    height_px: int
-    caption: str
-    num_caption_tokens: int = 0
-    other_texts: tuple[OtherText, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedShard:
-    """Which clips one tar will hold. `name` is its path in the run folder without extension."""
-
-    name: str
-    bucket: Bucket
-    clips: tuple[ShardClip, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reject:
-    """A clip that no shard takes."""
-
-    clip_id: str
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,57 +76,6 @@ class ShardReport:
     num_bytes: int
     rejected: dict[str, int]
     """Failure reason -> number of clips."""
-
-
-# --- plan -----------------------------------------------------------------------------------------------------------
-
-
-def plan_shards(
-    clips: Iterable[ShardClip], table: BucketTable, *, folder: str = "shards"
-) -> tuple[list[PlannedShard], list[Reject]]:
-    """Divide clips among shards: per bucket, sorted by clip_id, evenly filled. The order of `clips` does not matter.
-
-    Raises:
-        UsageError: two clips share a clip_id, or one cannot be the key of a sample.
-    """
-    per_bucket: dict[Bucket, list[ShardClip]] = {}
-    rejects = []
-    previous = ""
-    for clip in sorted(clips, key=lambda c: c.clip_id):
-        if clip.clip_id == previous:
-            raise UsageError(f"clip {clip.clip_id} is listed twice")
-        check_key(clip.clip_id)
-        previous = clip.clip_id
-        seconds = clip.end_seconds - clip.start_seconds
-        bucket = assign_bucket(seconds, clip.width_px, clip.height_px, table)
-        if bucket is None:
-            detail = f"{seconds:.2f} s of {clip.height_px}x{clip.width_px}"
-            rejects.append(Reject(clip_id=clip.clip_id, reason="no_bucket", detail=detail))
-        else:
-            per_bucket.setdefault(bucket, []).append(clip)
-    shards = []
-    for bucket in sorted(per_bucket):
-        for number, group in enumerate(_even_groups(per_bucket[bucket], _samples_per_shard(bucket, table))):
-            name = f"{folder}/{bucket_name(bucket)}/{number:06d}"
-            shards.append(PlannedShard(name=name, bucket=bucket, clips=tuple(group)))
-    return shards, rejects
-
-
-def _samples_per_shard(bucket: Bucket, table: BucketTable) -> int:
-    estimate = bucket.num_frames * bucket.height_px * bucket.width_px * BYTES_PER_PIXEL
-    return max(1, min(table.max_samples_per_shard, int(table.max_shard_bytes / estimate)))
-
-
-def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
-    num_groups = -(-len(clips) // limit)
-    edges = [len(clips) * i // num_groups for i in range(num_groups + 1)]
-    return [clips[start:end] for start, end in pairwise(edges)]
-
-
-def plan_hash(shard: PlannedShard, recipe: str) -> str:
-    """Changes when the clips of a shard, their spans, captions, bucket or the recipe change; paths do not count."""
-    clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption, *c.other_texts) for c in shard.clips]
-    return recipe_hash([shard.name, clips, recipe])
 
 
 # --- entries --------------------------------------------------------------------------------------------------------
@@ -357,11 +259,6 @@ def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, 
         payload="npy",
         facts=lambda: {KEY: statistics.to_json()},
     )
-
-
-def check_key(key: str) -> None:
-    if not KEY_PATTERN.fullmatch(key):
-        raise UsageError(f"{key!r} cannot be the key of a sample: up to 80 letters, digits, '_' and '-', no dots")
 
 
 def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str) -> tuple[bytes, list[dict[str, Any]]]:

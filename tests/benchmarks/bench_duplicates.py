@@ -27,7 +27,7 @@ import numpy as np
 
 from jobs.duplicates import find_perceptual
 from jobs.prepare import PrepareWorker
-from jobs.recipes import PrepareSettings
+from jobs.settings import PrepareSettings
 from recaption.duplicate_candidates import candidate_pairs
 from recaption.duplicate_matching import match
 from recaption.duplicates import PERCEPTUAL, DuplicateSettings, read_pairs

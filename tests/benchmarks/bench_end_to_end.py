@@ -102,7 +102,8 @@ def frames_only(run_uri: str, out: str) -> None:
     import numpy as np
 
     from packing.buckets import Bucket
-    from packing.shards import ShardClip, video_entry, write_shard
+    from packing.shard_plan import ShardClip
+    from packing.shards import video_entry, write_shard
     from recaption.records import Clip, from_table, schema_of
     from recaption.run_folder import RunFolder
     from recaption.video_io import read_frames

@@ -20,8 +20,9 @@ from recaption.scenes import SIMPLE, render
 
 def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
     """What `prepare` does, without Ray."""
-    from jobs.recipes import load_recipe, stage_hashes
+    from jobs.recipes import load_recipe
     from jobs.run_state import plan_inputs, write_recipe
+    from jobs.settings import stage_hashes
     from recaption.inputs import expand
     from recaption.ledger import account
     from recaption.run_folder import RunFolder, recipe_hash

@@ -17,7 +17,7 @@ from small_captioners import VLMS
 
 from jobs.caption import caption, open_captioner
 from jobs.prepare import prepare
-from jobs.recipes import CaptionSettings
+from jobs.settings import CaptionSettings
 from jobs.verify import verify_run
 from recaption.captioners import load_captioner
 from recaption.chat_endpoint import EndpointSettings
@@ -227,7 +227,7 @@ def test_the_whole_chain_does_not_start_with_a_wrong_spec(small_recipe, tmp_path
 
 
 def test_the_way_an_endpoint_is_asked_is_not_what_it_says(small_recipe):
-    from jobs.recipes import stage_hashes
+    from jobs.settings import stage_hashes
 
     settings = CaptionSettings(endpoint=EndpointSettings(concurrency=99))
     assert (

@@ -8,7 +8,8 @@ import pytest
 from jobs.captioned_clips import captioned_clips
 from jobs.cli import parse
 from jobs.prepare import prepare
-from jobs.recipes import from_dict, quickstart, to_dict
+from jobs.recipes import quickstart
+from jobs.settings import from_dict, to_dict
 from jobs.train import train_model, with_start_flags
 from recaption.captioners import load_captioner
 from recaption.captioners.framing import Framing

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.duplicates import find_perceptual, find_semantic
-from jobs.recipes import load_recipe, stage_hashes
+from jobs.recipes import load_recipe
 from jobs.run_state import kept_clips
+from jobs.settings import stage_hashes
 from recaption.damage import Problem
 from recaption.duplicates import PAIRS_SCHEMA, PERCEPTUAL, DuplicateSettings, read_pairs
 from recaption.errors import UsageError

@@ -15,9 +15,9 @@ from small_text_encoders import write_clip, write_t5
 from jobs import cli
 from jobs.encode import encode
 from jobs.encode_text import encode_texts
-from jobs.recipes import stage_hashes
 from jobs.repair import repair_run
 from jobs.run_state import write_recipe
+from jobs.settings import stage_hashes
 from jobs.verify import verify_run
 from packing.reader import read_latent
 from packing.shards import LatentSample

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.recipes import TrainDit
 from jobs.report import write_report
 from jobs.run_state import write_recipe
+from jobs.settings import TrainDit
 from jobs.train import evaluate_model, train_model
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder

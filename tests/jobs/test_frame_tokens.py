@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.caption import CaptionWorker
-from jobs.recipes import CaptionSettings
+from jobs.settings import CaptionSettings
 from recaption.errors import UsageError
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder

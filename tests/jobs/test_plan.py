@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jobs.plan import plan
-from jobs.recipes import Recipe, grid_of, quickstart
+from jobs.recipes import quickstart
 from jobs.report_plan import plan_figures
+from jobs.settings import Recipe, grid_of
 from jobs.summary import print_summary
 from packing.loader import PackLoader
 from packing.rows import MemorySource

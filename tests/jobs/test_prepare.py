@@ -8,7 +8,8 @@ import pytest
 from jobs import attempts
 from jobs.attempts import Attempt, Record
 from jobs.prepare import BUDGET_AFTER_INPUTS, PrepareWorker, prepare
-from jobs.recipes import PrepareSettings, Recipe, from_dict, quickstart, stage_hashes, to_dict
+from jobs.recipes import quickstart
+from jobs.settings import PrepareSettings, Recipe, from_dict, stage_hashes, to_dict
 from recaption.errors import ErrorBudgetError, UsageError
 from recaption.ledger import read_clips
 from recaption.run_folder import RunFolder

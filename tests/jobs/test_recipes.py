@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import yaml
 
-from jobs.recipes import RECIPES, from_dict, load_recipe, stage_hashes, to_dict
+from jobs.recipes import RECIPES, load_recipe
+from jobs.settings import from_dict, stage_hashes, to_dict
 from recaption.errors import UsageError
 from train.memory import training_memory
 

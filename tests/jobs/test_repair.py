@@ -11,9 +11,9 @@ import pytest
 
 from jobs.caption import caption
 from jobs.prepare import prepare
-from jobs.recipes import stage_hashes
 from jobs.repair import repair_run
 from jobs.run_state import write_recipe
+from jobs.settings import stage_hashes
 from jobs.shard import shard
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder

@@ -15,9 +15,10 @@ import train.sampler
 from jobs.asks import Ask, MediaFlags, asked
 from jobs.cli import main, parse
 from jobs.given_media import GivenMedia
-from jobs.recipes import SampleSettings, quickstart
+from jobs.recipes import quickstart
 from jobs.report import write_report
 from jobs.sample import sample_asks, sample_run, sample_videos
+from jobs.settings import SampleSettings
 from packing.buckets import Bucket
 from packing.grid import Grid
 from recaption.captions import words_in

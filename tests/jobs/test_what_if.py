@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
-from jobs.recipes import grid_of
 from jobs.report_thresholds import clip_tokens
+from jobs.settings import grid_of
 from jobs.what_if import what_if
 from packing.buckets import assign_bucket
 from recaption.errors import UsageError

@@ -16,15 +16,8 @@ import numpy as np
 import pytest
 
 from packing.buckets import bucket_name, parse_bucket
-from packing.shards import (
-    ShardClip,
-    build_index,
-    build_latents_index,
-    latent_entry,
-    video_entry,
-    write_latents_shard,
-    write_shard,
-)
+from packing.shard_plan import ShardClip
+from packing.shards import build_index, build_latents_index, latent_entry, video_entry, write_latents_shard, write_shard
 from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder
 from recaption.scenes import SIMPLE, render

@@ -10,9 +10,9 @@ import webdataset
 
 from packing.buckets import Bucket
 from packing.reader import iterate, read_latent, read_sample
+from packing.shard_plan import ShardClip
 from packing.shards import (
     LatentSample,
-    ShardClip,
     build_index,
     build_latents_index,
     latent_entry,

@@ -14,19 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packing.buckets import Bucket, BucketTable, bucket_name
+from packing.shard_plan import PlannedShard, ShardClip, plan_hash, plan_shards
 from packing.shards import (
     Entry,
     LatentSample,
-    PlannedShard,
-    ShardClip,
     build_index,
     build_latents_index,
     failed_entry,
     is_committed,
     latent_entry,
     latent_shard_name,
-    plan_hash,
-    plan_shards,
     remove_stale,
     video_entry,
     write_latents_shard,

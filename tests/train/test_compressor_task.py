@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from packing.buckets import Bucket
-from packing.shards import ShardClip, build_index, video_entry, write_shard
+from packing.shard_plan import ShardClip
+from packing.shards import build_index, video_entry, write_shard
 from recaption.errors import ErrorBudgetError, UsageError
 from recaption.run_folder import RunFolder
 from recaption.scenes import render
