@@ -139,6 +139,21 @@ def test_packed_rows_train_the_same_transformer_however_they_are_shared_out(tmp_
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same_transformer_whole_sharded_and_recomputed(tmp_path):
+    """By inductor, as on a GPU; under FSDP2 a block is compiled inside of what gathers its weights."""
+    train_packed(str(tmp_path / "one"), {})
+    how = {"accumulation": 1, "compile": True}
+    runs = [
+        (str(tmp_path / "ddp"), how | {"parallel": "ddp"}),
+        (str(tmp_path / "fsdp"), how | {"parallel": "fsdp"}),
+        (str(tmp_path / "recomputed"), how | {"parallel": "fsdp", "recompute": True}),
+    ]
+    assert exit_codes(start_ranks(train_several_packed, runs), timeout=580) == [0, 0]
+    for folder, _ in runs:
+        assert_same_training(tmp_path / "one", Path(folder), step=6)
+
+
 def test_what_cannot_be_sharded_is_refused(tmp_path):
     with pytest.raises(UsageError, match="spreads a model over ranks, and there is one"):
         train(BlockTask(), settings(parallel="fsdp"), str(tmp_path), progress=False)
