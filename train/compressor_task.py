@@ -227,20 +227,25 @@ class CompressorTask:
         )
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Over the held-out clips, there and back: mean PSNR, SSIM, and how far latents are from unit size."""
+        """Over the held-out clips, there and back: mean PSNR, SSIM, feature distance where it is trained for, and how far
+        latents are from unit size."""
         assert isinstance(model, Autoencoder)
-        psnrs, ssims, squares = [], [], []
+        perceptual = self.criterion.perceptual
+        psnrs, ssims, distances, squares = [], [], [], []
         for pixels_BCTHW in self._held_out(next(model.parameters()).device):
             latents = model.encode(pixels_BCTHW)
             back = model.decode(latents)
             psnrs.append(psnr_db(back, pixels_BCTHW))
             ssims.append(ssim(back, pixels_BCTHW))
+            if perceptual is not None:
+                distances.append(float(perceptual.to(back.device)(back, pixels_BCTHW)))
             squares.append(latents.float().square().mean().item())
-        return {
+        found = {
             "psnr_db": float(np.mean(psnrs)),
             "ssim": float(np.mean(ssims)),
             "latent_rms": float(np.sqrt(np.mean(squares))),
         }
+        return found | ({"perceptual": float(np.mean(distances))} if distances else {})
 
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """The first held-out clip beside what comes back."""

@@ -219,6 +219,7 @@ def test_perceptual_term_pulls_the_features_together():
     (batch,) = numbered(task, 0, 1)
     with_term = task.loss(batch, step=0, seed=0)
     assert float(with_term.logs["perceptual"]) > 0
+    assert task.validate(task.model.eval(), 0)["perceptual"] > 0
     with_term.loss_sum.backward()
     gradient = task.model.decoder.leave.weight.grad.clone()
     without = CompressorTask(CompressorSettings(**SMALL))
