@@ -45,7 +45,7 @@ FIRST_TRAINED_SEED = 20_000_000
 GOAL = 1.5
 BUCKET = Bucket(17, 64, 64, 8)
 COMPRESSOR = "patch:48,whitening=0.5"
-CONDITIONS = ("none=0.3", "first=0.1", "head=0.22", "tail=0.1", "ends=0.18", "keyframes=0.05", "random=0.05")
+CONDITIONS = ("none=0.2", "first=0.1", "head=0.2", "tail=0.2", "ends=0.2", "keyframes=0.05", "random=0.05")
 """Mostly given frames: what is measured here is how well they are gone on from."""
 
 
@@ -61,7 +61,7 @@ def trained_scenes(number: int) -> Iterator[Scene]:
         )
 
 
-def train_one(folder: str, *, num_steps: int, num_scenes: int, precision: str) -> None:
+def train_one(folder: str, *, num_steps: int, num_scenes: int, precision: str, lr: float, start: str) -> None:
     """A transformer of 5 M weights, five latent frames a clip; goes on where `folder` stands."""
     settings = DitSettings(
         width=256,
@@ -70,12 +70,13 @@ def train_one(folder: str, *, num_steps: int, num_scenes: int, precision: str) -
         patch=(1, 2, 2),
         absolute_positions=True,
         conditions=CONDITIONS,
+        start=start,
         path=PathSettings(timestep_mean=0.3),
         validation_rows=1,
     )
     task = Latents.of(trained_scenes(num_scenes), BUCKET, COMPRESSOR).task(DitTask, settings, capacity=1280)
     trainer = TrainerSettings(
-        num_steps=num_steps, lr=2e-3, ema_decay=0.998, precision=precision, checkpoint_every=500, device="cpu"
+        num_steps=num_steps, lr=lr, ema_decay=0.998, precision=precision, checkpoint_every=500, device="cpu"
     )
     started = time.process_time()
     result = train(task, trainer, folder)
@@ -213,12 +214,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--num-scenes", type=int, default=4)
     parser.add_argument("--num-steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument(
         "--train", type=int, default=0, help="steps of a training into the folder --checkpoint; 0 = none"
     )
     parser.add_argument("--scenes", type=int, default=10000, help="of that training")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of that training")
+    parser.add_argument("--start", default="", help="checkpoint that it starts from")
     parser.add_argument("--precision", default="bf16", help="of that training; fp32 where the CPU knows no bfloat16")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -228,6 +231,8 @@ def main() -> None:
             num_steps=arguments.train,
             num_scenes=arguments.scenes,
             precision=arguments.precision,
+            lr=arguments.lr,
+            start=arguments.start,
         )
     sampler = Sampler.from_checkpoint(arguments.checkpoint)
     names, requests = [], []
