@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recaption.errors import UsageError
+from train import attention
 from train.attention import Segments, choose_backend, document_mask, packed_attention, why_not
 
 HEADS, WIDTH = 2, 8
@@ -122,3 +123,27 @@ def test_cuda_backends_equal_the_loop_forward_and_backward(backend, dtype):
         results.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
     for got, expected in zip(results[1], results[0]):
         assert F.cosine_similarity(got.float().flatten(), expected.float().flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_of_one_length_are_attended_to_together_wherever_they_lie(monkeypatch, dtype):
+    """Also empty ones; and the gradient is that of each sample by itself."""
+    lengths, text_lengths = [4, 4, 0, 200, 4, 4, 200, 7], [3, 3, 2, 3, 3, 5, 3, 3]
+    queries, keys = Segments.from_lengths(lengths), Segments.from_lengths(text_lengths)
+    calls = []
+    attend = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda q, k, v: calls.append(len(q)) or attend(q, k, v))
+    q, k, v = (
+        rows(n, seed).to(dtype).requires_grad_() for seed, n in enumerate((sum(lengths), *[sum(text_lengths)] * 2))
+    )
+    together = packed_attention(q, k, v, queries, keys, backend="loop")
+    assert sorted(calls) == [1, 1, 2, 3]
+    weight = rows(len(q), 9)
+    gradients = torch.autograd.grad((together * weight).sum(), (q, k, v))
+    singly = dense_attention(*(x.detach().double() for x in (q, k, v)), queries.index_L, keys.index_L)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(together.double(), singly, atol=tolerance, rtol=tolerance)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    out = dense_attention(*exact, queries.index_L, keys.index_L)
+    for got, expected in zip(gradients, torch.autograd.grad((out * weight).sum(), exact), strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=10 * tolerance, rtol=tolerance)
