@@ -41,7 +41,8 @@ from bench_plan import draw_lengths
 from packing.plan import plan_packs
 from train.attention import Segments
 from train.backbones import dit as dit_module
-from train.backbones.dit import Dit, rope_angles, rotate, timestep_frequencies
+from train.backbones.dit import Dit, timestep_frequencies
+from train.backbones.heads import rope_angles, rotate
 from train.backbones.modulation import NORM_EPS
 
 CAPACITY, MAX_TOKENS, BATCH, ROWS, POOL = 4096, 2048, 8, 5, 200

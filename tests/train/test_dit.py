@@ -12,7 +12,8 @@ from recaption.errors import UsageError
 from train import sharding
 from train.attention import Segments
 from train.backbones import build
-from train.backbones.dit import SIZES, rope_angles, rope_axis_widths, rotate
+from train.backbones.dit import SIZES
+from train.backbones.heads import HeadNorm, rope_angles, rope_axis_widths, rotate
 from train.backbones.modulation import gated_residual, modulated_layer_norm, modulated_layer_norm_reference
 
 TOKEN_WIDTH, TEXT_WIDTH, POOLED_WIDTH = 6, 10, 7
@@ -304,6 +305,22 @@ def test_a_compiled_block_is_the_eager_one_and_rows_of_other_lengths_are_not_com
         counts.append(counters["stats"]["unique_graphs"])
     assert counts[0] > 0
     assert counts == counts[:1] * len(counts)
+
+
+def test_norm_and_turn_on_a_cpu_are_the_written_out_ones():
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 16, dtype=torch.float64, requires_grad=True)
+    rope = rope_angles(torch.randint(0, 9, (5, 3)), 16)
+    cos, sin = (part.double()[:, None] for part in rope)
+    a, b = x.chunk(2, dim=-1)
+    torch.testing.assert_close(rotate(x, rope), torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rope), x)
+    norm = HeadNorm(16, eps=1e-6).double()
+    nn.init.normal_(norm.weight)
+    torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-6))
+    assert torch.autograd.gradcheck(lambda x, _: norm(x), (x, norm.weight))
+    half = x.detach().bfloat16()
+    assert norm.float()(half).dtype == rotate(half, rope).dtype == torch.float32, "more exact than what came in"
 
 
 def test_rope_sees_distances_only_and_takes_any_size():

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
 from train.attention import Segments, packed_attention
+from train.backbones.heads import HeadNorm, rope_angles, rotate
 from train.backbones.modulation import gated_residual, modulated_layer_norm
 
 SIZES: dict[str, dict[str, int]] = {
@@ -35,7 +35,6 @@ SIZES: dict[str, dict[str, int]] = {
 }
 """S to XL as in the paper (33 M to 675 M parameters there, more here: cross-attention); tiny trains on a laptop."""
 
-ROPE_THETA = 10_000.0
 TIME_FREQUENCIES = 256
 POSITION_FREQUENCIES = 8
 """Per axis, for `absolute_positions`: one turn in 2 pi to 128 pi tokens."""
@@ -262,13 +261,6 @@ def _attention_outside_compile() -> Callable[..., Tensor]:
     return torch.compiler.disable(packed_attention)
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm in the dtype of its input: torch's fused kernel wants the weight in that dtype, also under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
 class PackedAttention(nn.Module):
     """What self- and cross-attention share: how rows are attended to."""
 
@@ -326,27 +318,3 @@ def position_waves(position_L3: Tensor) -> Tensor:
     frequencies = 64.0 ** -(steps / (POSITION_FREQUENCIES - 1))
     angles = (position_L3.float()[:, :, None] * frequencies).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def rope_axis_widths(head_width: int) -> tuple[int, int, int]:
-    """How many of a head's numbers turn with (frame, row, column): 64 gives (24, 20, 20), as in Wan."""
-    spatial = 2 * (head_width // 6)
-    return head_width - 2 * spatial, spatial, spatial
-
-
-def rope_angles(position_L3: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (L, F), F = head_width / 2, of each token's rotation: absolute turns whose product in attention
-    depends on the distance along each axis only, so that any grid size is as valid as another."""
-    angles = []
-    for axis, axis_width in enumerate(rope_axis_widths(head_width)):
-        exponents = torch.arange(0, axis_width, 2, dtype=torch.float32, device=position_L3.device) / axis_width
-        angles.append(position_L3[:, axis, None].float() * ROPE_THETA**-exponents)
-    angle_LF = torch.cat(angles, dim=-1)
-    return angle_LF.cos(), angle_LF.sin()
-
-
-def rotate(x_LHD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + D/2) of every head by its token's angle."""
-    cos, sin = rope[0][:, None], rope[1][:, None]
-    a, b = x_LHD.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
