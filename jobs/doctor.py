@@ -35,7 +35,7 @@ def doctor() -> dict[str, Any]:
         "torch": torch.__version__,
         "gpus": gpus,
         "bf16": bool(gpus) and torch.cuda.is_bf16_supported(),
-        # where there are some, `precision bf16` trains the small models of a CPU in about two thirds of the time
+        # where there are some, `precision bf16` also pays on the CPU
         "cpu_bf16_matrix_units": bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "ray": ray_report()["version"],
         **codecs_report(),

@@ -9,7 +9,7 @@ kept out of the training, and prompts are of those alone. The `tiny` captioner r
 compressor and back). Pairs of shape and colour that `tiny` itself was never shown are left out: it cannot read them.
 
 The default is about an hour of one core with bfloat16 matrix units, three minutes of it rendering; elsewhere take
-`--precision fp32` and twice the time. `--no-positions` leaves absolute positions out.
+`--precision fp32` and more time. `--no-positions` leaves absolute positions out.
 """
 
 from __future__ import annotations
