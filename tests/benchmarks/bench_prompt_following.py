@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scene_training import ONE_LARGE_OBJECT, Latents
+from scene_training import Latents, one_large_object
 
 from packing.buckets import Bucket
 from recaption.captioners import load_captioner
 from recaption.records import CaptionFields
-from recaption.scenes import Scene, render
+from recaption.scenes import Scene
 from train.contact_sheet import contact_sheet_png
 from train.dit_task import DitSettings, DitTask
 from train.evaluation import Measure, RealClips, Samples, evaluate
@@ -49,14 +49,7 @@ SHOWN = ("main_object+colour", "main_object", "colour", "background", "action")
 def scenes() -> Iterator[Scene]:
     """All scenes, of training and of the held-out triples, without end."""
     for seed in itertools.count(FIRST_SEED):
-        scene = render(
-            seed,
-            num_frames=BUCKET.num_frames,
-            height_px=BUCKET.height_px,
-            width_px=BUCKET.width_px,
-            fps=BUCKET.fps,
-            **ONE_LARGE_OBJECT,
-        )
+        scene = one_large_object(seed, BUCKET)
         if (scene.fields.main_object, scene.fields.colour) not in HELD_OUT_PAIRS:
             yield scene
 

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scene_training import ONE_LARGE_OBJECT, Latents
+from scene_training import Latents, one_large_object
 
 from packing.buckets import Bucket
-from recaption.scenes import Scene, render
+from recaption.scenes import Scene
 from train import timeline
 from train.conditions import is_trained_for
 from train.contact_sheet import contact_sheet_png
@@ -51,14 +51,7 @@ CONDITIONS = ("none=0.3", "first=0.1", "head=0.22", "tail=0.1", "ends=0.18", "ke
 
 def trained_scenes(number: int) -> Iterator[Scene]:
     for seed in range(FIRST_TRAINED_SEED, FIRST_TRAINED_SEED + number):
-        yield render(
-            seed,
-            num_frames=BUCKET.num_frames,
-            height_px=BUCKET.height_px,
-            width_px=BUCKET.width_px,
-            fps=BUCKET.fps,
-            **ONE_LARGE_OBJECT,
-        )
+        yield one_large_object(seed, BUCKET)
 
 
 def train_one(folder: str, *, num_steps: int, num_scenes: int, precision: str) -> None:
@@ -116,9 +109,7 @@ def requests_of(seed: int, sampler: Sampler) -> dict[str, Request]:
     """One request of every kind about one scene."""
     size = sampler.size(None, None, None)
     length = sampler.longest_frames
-    scene = render(
-        seed, num_frames=2 * length, height_px=size.height_px, width_px=size.width_px, fps=size.fps, **ONE_LARGE_OBJECT
-    )
+    scene = one_large_object(seed, size, num_frames=2 * length)
     video, grid = scene.frames_THWC, sampler.grid
     half = length // 2 + 1
     made_from: dict[str, Timeline] = {
@@ -199,14 +190,7 @@ def of_scenes(num_scenes: int, sampler: Sampler) -> Row:
     """The same where nothing is made: the second half of a scene stands for the made one."""
     size, length, row = sampler.size(None, None, None), sampler.longest_frames, Row()
     for index in range(num_scenes):
-        frames = render(
-            FIRST_SEED + index,
-            num_frames=length,
-            height_px=size.height_px,
-            width_px=size.width_px,
-            fps=size.fps,
-            **ONE_LARGE_OBJECT,
-        ).frames_THWC
+        frames = one_large_object(FIRST_SEED + index, size, num_frames=length).frames_THWC
         shown = sampler.codec.decode(sampler.codec.encode(frames), sampler.grid.token_shape(*frames.shape[:3]))
         row.measure(shown, np.arange(length) < length // 2 + 1, sampler.grid.frame_stride, is_loop=False)
     return row

@@ -17,7 +17,7 @@ from packing.buckets import Bucket
 from packing.plan import PlanSettings
 from packing.rows import MemorySource
 from recaption.records import CaptionFields
-from recaption.scenes import SIMPLE, Scene
+from recaption.scenes import SIMPLE, Scene, render
 from train import compressors
 from train.compressor_task import to_pixels
 from train.dit_task import DitSettings, DitTask
@@ -29,6 +29,19 @@ ONE_LARGE_OBJECT: dict[str, Any] = {
     "action": ("moves left", "moves right", "stays still"),
 }
 """What `recaption.scenes.render` may show: scenes that a small transformer learns within an hour of one core."""
+
+
+def one_large_object(seed: int, bucket: Bucket, *, num_frames: int | None = None) -> Scene:
+    """Of the bucket's size, and length unless another is asked for."""
+    return render(
+        seed,
+        num_frames=num_frames or bucket.num_frames,
+        height_px=bucket.height_px,
+        width_px=bucket.width_px,
+        fps=bucket.fps,
+        **ONE_LARGE_OBJECT,
+    )
+
 
 SomeTask = TypeVar("SomeTask", bound=DitTask)
 
