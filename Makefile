@@ -29,13 +29,15 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	for bench in attention generate plan shots verify flat ray; do \
-		echo "== $$bench"; $(BIN)/python tests/benchmarks/bench_$$bench.py || exit 1; done
+	for bench in train/bench_attention recaption/bench_generate packing/bench_plan recaption/bench_shots \
+		jobs/bench_verify jobs/bench_flat jobs/bench_ray; do \
+		echo "== $$bench"; $(BIN)/python tests/benchmarks/$$bench.py || exit 1; done
 
 bench-footage: $(VENV)/.installed  ## what needs real videos: make bench-footage VIDEOS=folder
-	for bench in "frame_accuracy $(VIDEOS)" "mutations $(VIDEOS)" "isolation $(VIDEOS)" "scores $(VIDEOS)" \
-		"duplicates copies $(VIDEOS)" "end_to_end --videos $(VIDEOS)"; do set -- $$bench; name=$$1; shift; \
-		echo "== $$name"; $(BIN)/python tests/benchmarks/bench_$$name.py "$$@" || exit 1; done
+	for bench in "recaption/bench_frame_accuracy $(VIDEOS)" "recaption/bench_mutations $(VIDEOS)" \
+		"recaption/bench_isolation $(VIDEOS)" "recaption/bench_scores $(VIDEOS)" \
+		"recaption/bench_duplicates copies $(VIDEOS)" "jobs/bench_end_to_end --videos $(VIDEOS)"; do set -- $$bench; name=$$1; shift; \
+		echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py "$$@" || exit 1; done
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache .mypy_cache build *.egg-info

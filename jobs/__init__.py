@@ -1,1 +1,1 @@
-"""The commands: `recaption VERB` runs `jobs/VERB.py`, `recipes.py` holds all settings, `cluster.py` alone imports ray."""
+"""The commands: `recaption X` is X.py or X/ in this folder."""

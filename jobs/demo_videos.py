@@ -13,17 +13,30 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from recaption.scenes import SIMPLE, render, write_scenes
+from recaption.scenes.dataset import write_scenes
+from recaption.scenes.renderer import SIMPLE, render
 
 NUM_SIMPLE = 160
 """Single-shot scenes of one object on a plain background: what a model can learn in minutes on two cores."""
+
+
 NUM_VARIED = 16
 """All sizes, rates and styles, with cuts, fades and dissolves, as mp4 and webm."""
+
+
 SIMPLE_SIZES_PX = ((64, 64), (64, 96), (96, 64))
 """Height and width."""
+
+
 REAL_CLIPS = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
+
+
 FPS = 8
+
+
 NUM_FRAMES = 17
+
+
 FIRST_SEED = 2_000_000
 """Far from the seeds that the captioner was trained (below 1,000,000) and measured on."""
 

@@ -8,9 +8,11 @@ import shutil
 import socket
 from typing import Any
 
-from jobs.cluster import ray_report
+from jobs.cluster.cluster import ray_report
 
 HUB = ("huggingface.co", 443)
+
+
 HUB_TIMEOUT_SECONDS = 3.0
 
 
@@ -18,9 +20,9 @@ def doctor() -> dict[str, Any]:
     """Decoders, codecs, FFmpeg libraries, GPUs, Ray, and which weights can be reached."""
     import torch
 
-    from recaption.captioners import load_captioner
+    from recaption.captioners.registry import load_captioner
     from recaption.errors import RecaptionError
-    from recaption.video_io import codecs_report
+    from recaption.video_io.writer import codecs_report
 
     try:
         tiny = load_captioner("tiny")

@@ -9,17 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from jobs.run_state import open_run
-from jobs.settings import Recipe, grid_of
-from packing.epochs import EpochPlans
-from packing.plan import POLICIES, Plan, PlanSettings
-from packing.sizes import SampleSizes
+from jobs.recipe.run_inputs import open_run
+from jobs.recipe.settings import Recipe, grid_of
+from packing.mixture.sample_sizes import SampleSizes
+from packing.plan.epochs import EpochPlans
+from packing.plan.settings import POLICIES, PlanSettings
+from packing.plan.steps import Plan
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
 PLAN_JSON = "plan.json"
+
+
 MAX_PACKS_SHOWN = 2000
+
+
 MAX_STEPS_SHOWN = 400
+
+
 MAX_EPOCHS = 1000
 
 
@@ -157,7 +164,7 @@ def _spread(values: np.ndarray) -> list[float]:
 
 
 def _memory(recipe: Recipe, depth: int, num_ranks: int) -> dict[str, int]:
-    from train.memory import training_memory
+    from train.backbones.activation_memory import training_memory
 
     return dataclasses.asdict(
         training_memory(

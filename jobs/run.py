@@ -7,22 +7,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.caption import caption, check_specs
-from jobs.cluster import Cluster
-from jobs.encode import encode
+from jobs.caption.caption import caption
+from jobs.caption.worker import check_specs
+from jobs.cluster.cluster import Cluster
+from jobs.encode.encode import encode
 from jobs.plan import plan
-from jobs.prepare import prepare
-from jobs.report import write_report
-from jobs.sample import sample_run
-from jobs.settings import Recipe
+from jobs.prepare.prepare import prepare
+from jobs.recipe.settings import Recipe
+from jobs.report.page import write_report
+from jobs.sample.sample import sample_run
 from jobs.shard import shard
-from jobs.train import train_model
+from jobs.train.train import train_model
 from recaption.errors import UsageError
-from recaption.ledger import account
+from recaption.ledger.ledger import account
 from recaption.run_folder import RunFolder
 
 CAPTION_SET = "main"
+
+
 TRAINING = "main"
+
+
 STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
 
 
@@ -67,7 +72,7 @@ def run(
 def _record_timing(folder: RunFolder, stage: str, seconds: float, summary: dict[str, Any]) -> None:
     """Seconds of the last time that a stage did any work; a stage that found all done keeps its old figure.
 
-    Under "throughput" the same stages with what their workers did meanwhile (jobs/throughput.py).
+    Under "throughput" the same stages with what their workers did meanwhile (jobs/cluster/throughput.py).
     """
     if summary.get("computed_parts") == 0:
         return

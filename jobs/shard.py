@@ -13,22 +13,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import attempts
-from jobs.cluster import Cluster
-from jobs.run_state import kept_clips, write_recipe
-from jobs.settings import Recipe, grid_of, stage_hashes
+from jobs.cluster import attempts
+from jobs.cluster.cluster import Cluster
+from jobs.recipe.run_inputs import kept_clips, write_recipe
+from jobs.recipe.settings import Recipe, grid_of, stage_hashes
 from packing.buckets import Bucket, BucketTable
 from packing.grid import Grid
-from packing.shard_plan import OtherText, PlannedShard, Reject, ShardClip, plan_hash, plan_shards
-from packing.shards import Entry, build_index, failed_entry, is_committed, remove_stale, video_entry, write_shard
+from packing.shards.index import build_index, is_committed, remove_stale
+from packing.shards.plan import OtherText, PlannedShard, Reject, ShardClip, plan_hash, plan_shards
+from packing.shards.samples import Entry, failed_entry, video_entry
+from packing.shards.write import write_shard
+from recaption.captions.repeated import read_repeated
+from recaption.captions.sets import mark_repeated, set_pattern
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
-from recaption.ledger import mark_repeated, set_pattern
 from recaption.records import Caption, from_table, schema_of
-from recaption.repeated_captions import read_repeated
 from recaption.run_folder import RunFolder
-from recaption.video_io import DecodeLimits, encode_video, read_clip
+from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.reader import read_clip
+from recaption.video_io.writer import encode_video
 
 REJECTED = "shards/rejected.parquet"
+
+
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 

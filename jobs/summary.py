@@ -18,7 +18,7 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
 def print_summary(verb: str, summary: dict[str, Any]) -> None:
     """A few lines on stdout: counts first, then what went wrong, then where to look."""
     if "waterfall" in summary:  # of `prepare --what-if`, which is a table
-        from jobs import what_if
+        from jobs.report import what_if
 
         print(what_if.as_text(summary), flush=True)
         return

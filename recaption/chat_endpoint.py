@@ -31,16 +31,28 @@ from typing import Any
 from recaption.errors import EndpointDownError, UsageError
 
 KEY_NAMES = ("RECAPTION_API_KEY", "OPENAI_API_KEY")
+
+
 MAX_ANSWER_BYTES = 4 << 20
 """An answer is a few kB; more is something else than an answer."""
+
+
 CHECK_SECONDS = 10.0
 """For the list of models, which every server has in memory."""
+
+
 MAX_WAIT_SECONDS = 120.0
 """A server that says Retry-After: 3600 is asked sooner than that."""
+
+
 MAX_DEAD_IN_A_ROW = 3
 """Questions given up one after the other, none answered in between: the endpoint is down, not the question odd."""
+
+
 MAX_REFUSED_AT_FIRST = 4
 """Questions refused before any was answered: the server does not take such questions at all."""
+
+
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Status codes after which the same question may succeed."""
 

@@ -19,6 +19,7 @@ FAILURE_REASONS = (
 )
 """Why an input, or one clip of it, could not be used. Closed: tests and reports read it."""
 
+
 DROP_REASONS = (
     "too_short",
     "too_long",

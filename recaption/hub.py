@@ -22,6 +22,8 @@ from recaption.errors import WeightsUnreachableError
 
 PROBE_SECONDS = 4.0
 """A hub that leaves one small request unanswered this long is unreachable."""
+
+
 NOT_THERE = "the hub does not have it"
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from jobs.cli import main
-from recaption.scenes import SIMPLE, render
+from recaption.scenes.renderer import SIMPLE, render
 
 SHORT_TRAINING = [
     "--train-dit.trainer.num-steps", "6",

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cli import main
 from recaption.run_folder import RunFolder
-from recaption.video_io import decode_bytes, read_frames
+from recaption.video_io.reader import decode_bytes, read_frames
 from tests.end_to_end.conftest import SHORT_TRAINING, command
 
 

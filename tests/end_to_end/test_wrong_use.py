@@ -2,7 +2,8 @@
 
 import pytest
 
-from jobs.cli import VERBS, main
+from jobs.cli import main
+from jobs.commands import VERBS
 
 
 @pytest.fixture

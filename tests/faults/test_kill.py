@@ -18,7 +18,7 @@ from collections import Counter
 
 import pytest
 
-from recaption.scenes import SIMPLE, render
+from recaption.scenes.renderer import SIMPLE, render
 
 NUM_VIDEOS = 44
 MARK = "RECAPTION_FAULT_TEST"
@@ -142,7 +142,7 @@ def kill_and_go_on(chain, kills_within_a_driver, seed):
             for _ in range(num_kills):
                 wait_for_parts(command, chain.out, chance.randint(1, 2))
                 time.sleep(chance.uniform(0, 0.1))
-                target = chance.choice(["^ray::_PartRunner", "recaption.decode_worker", "recaption.decode_worker"])
+                target = chance.choice(["^ray::_PartRunner", "recaption.decoding.worker", "recaption.decoding.worker"])
                 kills[target] += command.kill_one(target, chance)
             wait_for_parts(command, chain.out, 1)
             time.sleep(chance.uniform(0, 0.5))

@@ -1,5 +1,5 @@
 """Damaged files end as a reason or as right frames: never as a hang, a crash or other pictures. The large sweep with
-real footage, held against the `ffmpeg` program, is tests/benchmarks/bench_mutations.py."""
+real footage, held against the `ffmpeg` program, is tests/benchmarks/recaption/bench_mutations.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from bench_mutations import MUTATIONS, mutate
 
 from recaption.errors import FAILURE_REASONS
-from recaption.scenes import render
-from recaption.video_io import read_frames, scan, write_video
+from recaption.scenes.renderer import render
+from recaption.video_io.reader import read_frames, scan
+from recaption.video_io.writer import write_video
 
 NUM_MUTATIONS = 20
 SIDE_PX = 64

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from jobs.cli import main
-from jobs.cluster import Cluster
+from jobs.cluster.cluster import Cluster
 from recaption.run_folder import RunFolder
-from recaption.scenes import SIMPLE, render
+from recaption.scenes.renderer import SIMPLE, render
 
 NUM_VIDEOS = 24
 

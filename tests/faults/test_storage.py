@@ -14,7 +14,7 @@ import pytest
 from jobs.cli import main
 from recaption.errors import StorageError
 from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder
-from recaption.scenes import SIMPLE, render
+from recaption.scenes.renderer import SIMPLE, render
 
 NUM_VIDEOS = 6
 

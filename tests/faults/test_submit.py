@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recaption.run_folder import RunFolder
-from recaption.scenes import SIMPLE, render
+from recaption.scenes.renderer import SIMPLE, render
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 180

@@ -82,8 +82,8 @@ def _tar_members(folder: Path) -> dict[str, str]:
 
 def _packs(run: Path) -> list[list[str]]:
     from packing.grid import Grid
-    from packing.loader import PackLoader
-    from packing.plan import PlanSettings
+    from packing.loader.loader import PackLoader
+    from packing.plan.settings import PlanSettings
     from recaption.run_folder import RunFolder
 
     settings = PlanSettings(capacity=CAPACITY)

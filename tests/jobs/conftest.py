@@ -8,13 +8,14 @@ import shutil
 import pytest
 
 from jobs import cli
-from jobs.caption import caption
-from jobs.encode import encode
-from jobs.prepare import prepare
-from jobs.recipes import quickstart
+from jobs.caption.caption import caption
+from jobs.commands import Common
+from jobs.encode.encode import encode
+from jobs.prepare.prepare import prepare
+from jobs.recipe.presets import quickstart
 from jobs.shard import shard
 from recaption.run_folder import RunFolder
-from recaption.scenes import SIMPLE, render
+from recaption.scenes.renderer import SIMPLE, render
 
 
 class InProcess:
@@ -78,7 +79,7 @@ def run_copy(small_run, tmp_path):
 @pytest.fixture
 def command(monkeypatch, in_process, capsys):
     """Runs a command as typed, its parts in this process; (exit code, JSON object, stderr)."""
-    monkeypatch.setattr(cli.Common, "cluster", lambda _: contextlib.nullcontext(in_process))
+    monkeypatch.setattr(Common, "cluster", lambda _: contextlib.nullcontext(in_process))
     in_process.address = None
 
     def run(*arguments):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from jobs.plan import plan
-from jobs.recipes import quickstart
-from jobs.report_plan import plan_figures
-from jobs.settings import Recipe, grid_of
+from jobs.recipe.presets import quickstart
+from jobs.recipe.settings import Recipe, grid_of
+from jobs.report.packs import plan_figures
 from jobs.summary import print_summary
-from packing.loader import PackLoader
-from packing.rows import MemorySource
+from packing.loader.loader import PackLoader
+from packing.loader.sources import MemorySource
 from recaption.errors import UsageError
 from recaption.records import Sample, to_table
 from recaption.run_folder import RunFolder

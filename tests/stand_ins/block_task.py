@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train import distributed
-from train.trainer import LossParts, TrainerSettings, TrainResult, train
+from train.engine.settings import TrainerSettings
+from train.engine.task import LossParts
+from train.engine.trainer import TrainResult, train
+from train.parallel import process_group as distributed
 
 
 class BlockModel(nn.Module):

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from packing.buckets import Bucket
-from packing.plan import PlanSettings
-from packing.rows import MemorySource
-from train import distributed
-from train.dit_task import DitSettings, DitTask
-from train.flow import PathSettings
-from train.text_encoder import TextEncoder
-from train.trainer import TrainerSettings, TrainResult, train
+from packing.loader.sources import MemorySource
+from packing.plan.settings import PlanSettings
+from train.diffusion.process import PathSettings
+from train.engine.settings import TrainerSettings
+from train.engine.trainer import TrainResult, train
+from train.generator.settings import DitSettings
+from train.generator.task import DitTask
+from train.parallel import process_group as distributed
+from train.text.encoder import TextEncoder
 
 BUCKETS = (Bucket(5, 16, 16, 8), Bucket(1, 16, 24, 8))
 NUM_CHANNELS = 8

@@ -340,14 +340,14 @@ def small_mplug2_config(num_tokens: int) -> dict:
 
 
 def small_words():
-    from recaption.captioners.own_folder import Words
+    from recaption.captioners.backends.checkpoint_folder import Words
 
     return Words(small_tokenizer(OWN_SPECIALS).backend_tokenizer)
 
 
 def small_frozenbilm(folder: Path) -> Path:
-    from recaption.captioners.frozen_bilm import FrozenBiLM
-    from recaption.captioners.own_folder import write_own
+    from recaption.captioners.backends.checkpoint_folder import write_own
+    from recaption.captioners.backends.frozenbilm_model import FrozenBiLM
 
     words = small_words()
     config = small_frozenbilm_config(words.num_tokens)
@@ -355,8 +355,8 @@ def small_frozenbilm(folder: Path) -> Path:
 
 
 def small_mplug2(folder: Path) -> Path:
-    from recaption.captioners.mplug2 import MPlug2
-    from recaption.captioners.own_folder import write_own
+    from recaption.captioners.backends.checkpoint_folder import write_own
+    from recaption.captioners.backends.mplug2_model import MPlug2
 
     words = small_words()
     config = small_mplug2_config(words.num_tokens)

@@ -14,17 +14,19 @@ as exactly 0 (adaLN-Zero), the text path included.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
-from train.attention import Segments, packed_attention
-from train.backbones.heads import HeadNorm, rope_angles, rotate
-from train.backbones.modulation import gated_residual, modulated_layer_norm
+from train.layers.adaln import gated_residual, modulated_layer_norm
+from train.layers.embeddings import POSITION_FREQUENCIES, TIME_FREQUENCIES, position_waves, timestep_frequencies
+from train.layers.packed_attention_layers import CrossAttention, SelfAttention, _attention_outside_compile
+from train.layers.rope import rope_angles
+from train.layers.segments import Segments
+from train.layers.text_condition import NULL_TOKENS
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 6, "num_heads": 6},
@@ -34,11 +36,6 @@ SIZES: dict[str, dict[str, int]] = {
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
 }
 """S to XL as in the paper (33 M to 675 M parameters there, more here: cross-attention); tiny trains on a laptop."""
-
-TIME_FREQUENCIES = 256
-POSITION_FREQUENCIES = 8
-"""Per axis, for `absolute_positions`: one turn in 2 pi to 128 pi tokens."""
-NULL_TOKENS = 1
 
 
 class Dit(nn.Module):
@@ -254,67 +251,3 @@ class DitBlock(nn.Module):
             self.forward = functools.partial(forward.func, inner, **forward.keywords)  # type: ignore[method-assign]
         else:
             self.forward = torch.compile(forward, *args, dynamic=dynamic, **kwargs)  # type: ignore[method-assign]
-
-
-@functools.cache
-def _attention_outside_compile() -> Callable[..., Tensor]:
-    return torch.compiler.disable(packed_attention)
-
-
-class PackedAttention(nn.Module):
-    """What self- and cross-attention share: how rows are attended to."""
-
-    def attend(
-        self, q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, segments_k: Segments, *, backend: str
-    ) -> Tensor:
-        return packed_attention(q_LHD, k_MHD, v_MHD, segments_q, segments_k, backend=backend)
-
-
-class SelfAttention(PackedAttention):
-    def __init__(self, width: int, num_heads: int, backend: str) -> None:
-        super().__init__()
-        self.num_heads, self.backend = num_heads, backend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = HeadNorm(width // num_heads, eps=1e-6)
-        self.k_norm = HeadNorm(width // num_heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x_LD: Tensor, rope: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
-        q_LHD, k_LHD, v_LHD = self.qkv(x_LD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        q_LHD = rotate(self.q_norm(q_LHD), rope).to(v_LHD.dtype)
-        k_LHD = rotate(self.k_norm(k_LHD), rope).to(v_LHD.dtype)
-        return self.out(self.attend(q_LHD, k_LHD, v_LHD, segments, segments, backend=self.backend).flatten(1))
-
-
-class CrossAttention(PackedAttention):
-    def __init__(self, width: int, num_heads: int, backend: str) -> None:
-        super().__init__()
-        self.num_heads, self.backend = num_heads, backend
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = HeadNorm(width // num_heads, eps=1e-6)
-        self.k_norm = HeadNorm(width // num_heads, eps=1e-6)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x_LD: Tensor, segments: Segments, text_MD: Tensor, text_segments: Segments) -> Tensor:
-        q_LHD = self.q(x_LD).unflatten(-1, (self.num_heads, -1))
-        k_MHD, v_MHD = self.kv(text_MD).unflatten(-1, (2, self.num_heads, -1)).unbind(1)
-        q_LHD = self.q_norm(q_LHD).to(v_MHD.dtype)
-        k_MHD = self.k_norm(k_MHD).to(v_MHD.dtype)
-        return self.out(self.attend(q_LHD, k_MHD, v_MHD, segments, text_segments, backend=self.backend).flatten(1))
-
-
-def timestep_frequencies(timestep_S: Tensor, num_frequencies: int = TIME_FREQUENCIES) -> Tensor:
-    """Cosines and sines of 1000 t at geometric frequencies (period 2 pi to 2 pi * 1e4), as DDPM's integer steps had."""
-    half = num_frequencies // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timestep_S.device) / half
-    angles = 1000.0 * timestep_S.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def position_waves(position_L3: Tensor) -> Tensor:
-    """Cosines and sines (L, 6 x POSITION_FREQUENCIES) of each token's place along each axis; any grid size."""
-    steps = torch.arange(POSITION_FREQUENCIES, dtype=torch.float32, device=position_L3.device)
-    frequencies = 64.0 ** -(steps / (POSITION_FREQUENCIES - 1))
-    angles = (position_L3.float()[:, :, None] * frequencies).flatten(1)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)

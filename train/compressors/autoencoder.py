@@ -27,25 +27,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recaption.errors import CheckpointMismatchError, UsageError
-from train import checkpoint
+from train.checkpoint import step_folder as checkpoint
+from train.checkpoint.weights import load_weights, weights_hash
 from train.compressors import bottleneck as bottlenecks
-from train.compressors import check_latents, check_pixels
 from train.compressors.blocks import ZERO_GAIN, Past, Tower
 from train.compressors.bottleneck import Bottled
+from train.compressors.interface import check_latents, check_pixels
 from train.compressors.patch_transform import FRAME_STRIDE, SPATIAL_STRIDE, PatchTransform
 
 KINDS = {"spatial": 1, "causal3d": FRAME_STRIDE}
 """Frames per latent frame."""
+
+
 VERSION = 2
 """Of the layers: weights of another version do not fit."""
+
+
 DISCRIMINATOR = "discriminator."
 """What the names of weights begin with that are trained beside a compressor and are no part of it."""
+
+
 WHITENING = 1.0
 """Of the fixed transform inside: its channels come out with unit variance."""
+
+
 SQUARE_PX = 4
 """Squares of so many pixels enter and leave; half of SPATIAL_STRIDE."""
+
+
 STATISTICS_MOMENTUM = 0.01
 """The recorded mean and variance follow about the last hundred batches."""
+
+
 CHUNK_LATENT_FRAMES = 16
 """Longer clips are encoded and decoded in pieces of so many latent frames, which gives the same and needs less memory."""
 
@@ -218,8 +231,8 @@ def load_trained(path: str) -> Autoencoder:
     autoencoder = Autoencoder(**{name: value for name, value in model.items() if name != "version"})
     # A discriminator trained beside it is of no use here.
     weights = {name: value for name, value in weights.items() if not name.startswith(DISCRIMINATOR)}
-    checkpoint.load_weights(autoencoder, weights, path)
-    digest = checkpoint.weights_hash(weights)
+    load_weights(autoencoder, weights, path)
+    digest = weights_hash(weights)
     autoencoder.name = f"{autoencoder.name}-{digest[:8]}"
     autoencoder.config = {**autoencoder.config, "weights_sha256": digest}
     return autoencoder

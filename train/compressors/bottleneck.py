@@ -18,14 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
-from train import distributed
+from train.parallel import process_group as distributed
+from train.parallel.collectives import sum_over_ranks
 
 INITIAL_LOGVAR = -8.0
 """Of the latents around their mean: at a standard deviation of 1 the decoder would learn to ignore them."""
+
+
 COMMITMENT = 0.25
 """Weight of the pull of vectors to their codes (van den Oord et al., arXiv 1711.00937)."""
+
+
 CODEBOOK_DECAY = 0.98
 """Codes follow the mean of the vectors nearest to them over about the last fifty batches."""
+
+
 DEAD_SHARE = 0.02
 """A code that fewer vectors choose than this share of an even split is moved to a vector of the batch."""
 
@@ -148,7 +155,7 @@ class VqBottleneck(nn.Module):
         number = torch.randint(vectors_GND.shape[1], (num_codes,), device=vectors_GND.device)
         vectors = vectors_GND[:, number]
         vectors = vectors + 0.01 * vectors_GND.std(1, keepdim=True) * torch.randn_like(vectors)
-        return distributed.sum_over_ranks(vectors if rank == 0 else torch.zeros_like(vectors))
+        return sum_over_ranks(vectors if rank == 0 else torch.zeros_like(vectors))
 
     @torch.no_grad()
     def _follow(self, vectors_GND: Tensor, chosen_GN: Tensor) -> dict[str, Tensor]:
@@ -157,8 +164,8 @@ class VqBottleneck(nn.Module):
         counts = torch.zeros_like(self.counts_GK).scatter_add_(1, chosen_GN, torch.ones_like(chosen_GN).float())
         sums = torch.zeros_like(self.sums_GKD)
         sums.scatter_add_(1, chosen_GN[..., None].expand_as(vectors_GND), vectors_GND)
-        distributed.sum_over_ranks(counts)
-        distributed.sum_over_ranks(sums)
+        sum_over_ranks(counts)
+        sum_over_ranks(sums)
         is_fine = torch.isfinite(sums).all()  # a broken batch is left out of the codes as of the weights
         share = torch.where(self.num_updates == 0, 1.0, 1 - CODEBOOK_DECAY)
         share = torch.where(is_fine, share, 0.0)
@@ -183,6 +190,8 @@ class VqBottleneck(nn.Module):
 
 
 Bottleneck = KlBottleneck | VqBottleneck
+
+
 BOTTLENECKS = ("kl", "vq")
 
 

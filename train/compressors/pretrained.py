@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.hub import first_line
-from train.compressors import check_latents, check_pixels
+from train.compressors.interface import check_latents, check_pixels
 
 VIDEO_CLASSES = (
     "AutoencoderKLWan",
@@ -32,9 +32,15 @@ VIDEO_CLASSES = (
     "AutoencoderKLLTXVideo",
     "AutoencoderKLMochi",
 )
+
+
 IMAGE_CLASSES = ("AutoencoderKL", "AutoencoderDC")
+
+
 CLASSES = (*VIDEO_CLASSES, *IMAGE_CLASSES)
 """Not among them: AutoencoderKLCosmos, whose statistics are of places in time and not only of channels."""
+
+
 FRAMES_AT_ONCE = 16
 """Of a clip, through an autoencoder of images."""
 

@@ -1,0 +1,176 @@
+"""What the frozen eyes of the tiny captioner see in its training clips, computed once and kept in a folder.
+
+The frozen network costs twenty times what one training step costs per clip, and its answer never changes: clips are
+rendered and looked at once, in parts that several processes may fill side by side, and trained on many times.
+
+    make_part(Part("photos", 3), photos, folder)
+    clips = read_part(folder, Part("photos", 3))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from examples.tiny_captioner.photo_clips import Photo, photo_clip
+from recaption.captioners.preprocess import Framing
+from recaption.captioners.videococa.efficientnet import COARSE_CHANNELS, load_tower
+from recaption.captioners.videococa.two_path import FRAME_PX, MOTION_PX, NUM_FRAMES, close_frames, coarse_fine
+from train.captioner.scene_clips import training_clip
+
+CLIPS_PER_PART = 500
+
+
+KEPT_COMPONENTS = 224
+"""Of the 1,280 channels of the last map: its principal components; folded back into the trained weights at the end."""
+
+
+FRAMING = Framing(
+    frame_px=FRAME_PX, fit="squash", interpolation="bilinear", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)
+
+
+_BATCH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    source: str
+    """`photos` or `scenes`."""
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}-{self.index:04d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeenClips:
+    semantic_NSLC: np.ndarray
+    """float16: S frames of L cells."""
+    motion_NTHWC: np.ndarray
+    """uint8: all frames, small."""
+    long_captions: list[list[str]]
+    short_captions: list[list[str]]
+    motions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Components:
+    """Principal components of the coarse map and the scale of both maps."""
+
+    mean_C: Tensor
+    basis_CK: Tensor
+    """Whitened: columns are divided by the spread along them."""
+    fine_mean_C: Tensor
+    fine_std_C: Tensor
+
+    def reduce(self, fine_BLC: Tensor, coarse_BLC: Tensor) -> Tensor:
+        return torch.cat(
+            [(fine_BLC - self.fine_mean_C) / self.fine_std_C, (coarse_BLC - self.mean_C) @ self.basis_CK], dim=-1
+        )
+
+
+class Looker:
+    """Clips in, cells of the frozen network out; bfloat16, three times as fast where the CPU has it."""
+
+    def __init__(self) -> None:
+        self.tower = load_tower().to(torch.bfloat16).to(memory_format=torch.channels_last)
+
+    def maps(self, clips_BTHWC: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Fine and coarse cells (B, S, L, C), float32."""
+        chosen = clips_BTHWC[:, close_frames(clips_BTHWC.shape[1])]
+        with torch.inference_mode():
+            close = FRAMING.normalise(torch.from_numpy(chosen)).to(torch.bfloat16)
+            fine, coarse = coarse_fine(self.tower, close)
+        return fine.float(), coarse.float()
+
+
+def load_components(folder: Path, photos: Sequence[Photo], looker: Looker) -> Components:
+    """From the folder; found in a few hundred clips and written there the first time."""
+    path = folder / "components.safetensors"
+    if path.is_file():
+        return Components(**load_file(path))
+    scenes = [training_clip(3 * i + 1, FRAMING, num_frames=NUM_FRAMES).pixels_THWC for i in range(160)]
+    pictured = range(400 if photos else 0)
+    clips = [photo_clip(photos, 13 * i + 1, frame_px=FRAME_PX, num_frames=NUM_FRAMES).pixels_THWC for i in pictured]
+    components = find_components(np.stack(clips + scenes), looker)
+    save_file({field.name: getattr(components, field.name).contiguous() for field in fields(components)}, path)
+    return components
+
+
+def find_components(clips_BTHWC: np.ndarray, looker: Looker) -> Components:
+    parts = [looker.maps(clips_BTHWC[i : i + _BATCH]) for i in range(0, len(clips_BTHWC), _BATCH)]
+    fine, coarse = (torch.cat(maps) for maps in zip(*parts, strict=True))
+    cells = coarse.reshape(-1, COARSE_CHANNELS).double()
+    mean = cells.mean(0)
+    spread, basis = torch.linalg.eigh((cells - mean).T @ (cells - mean) / len(cells))
+    spread, basis = spread.flip(0)[:KEPT_COMPONENTS], basis.flip(1)[:, :KEPT_COMPONENTS]
+    flat = fine.flatten(0, 2)
+    return Components(
+        mean_C=mean.float(),
+        basis_CK=(basis / spread.clamp(min=1e-6).sqrt()).float(),
+        fine_mean_C=flat.mean(0),
+        fine_std_C=flat.std(0).clamp(min=1e-3),
+    )
+
+
+def render_part(part: Part, photos: Sequence[Photo]) -> tuple[np.ndarray, dict[str, list]]:
+    clips, long, short, motions = [], [], [], []
+    for number in range(part.index * CLIPS_PER_PART, (part.index + 1) * CLIPS_PER_PART):
+        if part.source == "photos":
+            clip = photo_clip(photos, number, frame_px=FRAME_PX, num_frames=NUM_FRAMES)
+            clips.append(clip.pixels_THWC)
+            long.append(list(clip.captions))
+            short.append(list(clip.plain_captions))
+            motions.append(clip.motion)
+        else:
+            scene = training_clip(number, FRAMING, num_frames=NUM_FRAMES)
+            clips.append(scene.pixels_THWC)
+            long.append(list(scene.captions["descriptive"]))
+            short.append(list(scene.captions["short"]))
+            motions.append(scene.truth.action)
+    return np.stack(clips), {"long": long, "short": short, "motion": motions}
+
+
+def make_part(part: Part, photos: Sequence[Photo], folder: Path, components: Components, looker: Looker) -> None:
+    """Render, look and write one part; nothing to do where it stands already."""
+    if (folder / f"{part.name}.json").is_file():
+        return
+    clips_NTHWC, texts = render_part(part, photos)
+    semantic = []
+    for start in range(0, len(clips_NTHWC), _BATCH):
+        fine, coarse = looker.maps(clips_NTHWC[start : start + _BATCH])
+        semantic.append(components.reduce(fine, coarse).half().numpy())
+    small = _small(clips_NTHWC)
+    np.save(folder / f"{part.name}.semantic.npy", np.concatenate(semantic))
+    np.save(folder / f"{part.name}.motion.npy", small)
+    (folder / f"{part.name}.json").write_text(json.dumps(texts), encoding="utf-8")
+
+
+def _small(clips_NTHWC: np.ndarray) -> np.ndarray:
+    """Every pixel the mean of a square, as the motion path makes them."""
+    side = FRAME_PX // MOTION_PX
+    total = np.full((*clips_NTHWC.shape[:2], MOTION_PX, MOTION_PX, 3), side * side // 2, np.uint16)
+    for y in range(side):
+        for x in range(side):
+            total += clips_NTHWC[:, :, y::side, x::side]
+    return (total // (side * side)).astype(np.uint8)
+
+
+def read_part(folder: Path, part: Part) -> SeenClips:
+    texts = json.loads((folder / f"{part.name}.json").read_text(encoding="utf-8"))
+    return SeenClips(
+        semantic_NSLC=np.load(folder / f"{part.name}.semantic.npy"),
+        motion_NTHWC=np.load(folder / f"{part.name}.motion.npy"),
+        long_captions=texts["long"],
+        short_captions=texts["short"],
+        motions=texts["motion"],
+    )

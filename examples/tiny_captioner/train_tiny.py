@@ -1,0 +1,354 @@
+"""Training the captioner inside the package: poolers, motion path and decoder over a frozen EfficientNet-Lite0.
+
+    python -m train.tiny_captioner --photos FOLDER --work WORK --out recaption/captioners/tiny
+
+does everything: clips of photos with known camera motion and of rendered scenes, what the frozen network sees in them
+(kept in WORK, `train.tiny_features`), training (resumes where it was stopped), export to half precision and the model
+card with figures measured on the exported weights. Without --photos it trains on scenes alone.
+
+Batches of photos and of scenes take turns: texts of one batch have about one length, and the other clips of a batch,
+which the contrastive loss tells apart, are of the same kind. Loss as in CoCa, plus the name of the motion read from the
+motion path alone: the caption's few motion words would teach that path ten times slower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from examples.tiny_captioner.features import (
+    CLIPS_PER_PART,
+    FRAMING,
+    KEPT_COMPONENTS,
+    Looker,
+    Part,
+    SeenClips,
+    load_components,
+    make_part,
+    read_part,
+)
+from examples.tiny_captioner.photo_clips import MOTIONS, Photo, read_photos, split_motion
+from recaption.captioners.videococa.checkpoint import FORMAT
+from recaption.captioners.videococa.model import build_coca
+from recaption.captioners.videococa.tokenizer import BytePairVocabulary, train_vocabulary
+from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN, NUM_FRAMES, TwoPathCoCa, build_two_path
+from recaption.scenes.captions import VOCABULARY
+from train.captioner.loss import MAX_LOGIT_SCALE
+from train.captioner.scene_clips import some_captions
+from train.engine.settings import TrainerSettings
+from train.engine.task import LossParts
+from train.engine.trainer import train
+
+NUM_VOCABULARY_SCENES = 1500
+
+
+TRAIN_TAR, TEST_TAR = "flickr8k-train.tar", "flickr8k-devtest.tar"
+
+
+CAMERAS = tuple(MOTIONS)
+
+
+ACTIONS = VOCABULARY["action"]
+
+
+TRAINER = TrainerSettings(
+    lr=1.5e-3,
+    warmup_steps=150,
+    betas=(0.9, 0.98),
+    weight_decay=0.05,
+    ema_decay=0.998,
+    precision="bf16",
+    log_every=20,
+    checkpoint_every=200,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySettings:
+    """The defaults made the captioner inside the package."""
+
+    vision_width: int = 160
+    joint_layers: int = 1
+    num_queries: int = 33
+    width: int = 160
+    text_layers: int = 2
+    decoder_layers: int = 2
+    mlp_ratio: int = 2
+    head_width: int = 32
+    context_length: int = 80
+    vocabulary_tokens: int = 2600
+    turns: tuple[str, ...] = ("photos", "scenes", "photos")
+    """Sources of the batches in turn: scenes are a closed language, learned in half the time."""
+    batch_size: int = 48
+    captions_per_photo: int = 2
+    """Of its five, decoded per visit: the vision side costs more than the decoder."""
+    max_photo_tokens: int = 34
+    """Longer captions (3 in 100) are learned without their end: the longest text sets the price of a batch."""
+    caption_weight: float = 2.0
+    motion_weight: float = 0.5
+    label_smoothing: float = 0.1
+    dropout: float = 0.1
+    """Of the projected cells, nowhere else: random numbers are what costs on a CPU."""
+    seed: int = 0
+
+
+def tiny_config(settings: TinySettings, vocabulary: BytePairVocabulary) -> dict[str, Any]:
+    """What `recaption.captioners.checkpoint.build_model` rebuilds the captioner from."""
+    text = {
+        "context_length": settings.context_length,
+        "vocab_size": vocabulary.num_tokens,
+        "width": settings.width,
+        "heads": settings.width // settings.head_width,
+        "mlp_ratio": settings.mlp_ratio,
+    }
+    pad = vocabulary.special.pad
+    return {
+        "format": FORMAT,
+        "coca": {
+            "embed_dim": settings.width,
+            # stands in until the two paths take its place: open_clip builds no CoCa without a vision tower
+            "vision_cfg": {"image_size": 32, "patch_size": 32, "width": 32, "head_width": 32, "layers": 1}
+            | {"attentional_pool": True, "attn_pooler_queries": 2, "attn_pooler_heads": 1, "output_tokens": True},
+            "text_cfg": {
+                **text,
+                "layers": settings.text_layers,
+                "embed_cls": True,
+                "output_tokens": True,
+                "pad_id": pad,
+            },
+            "multimodal_cfg": {**text, "layers": settings.decoder_layers},
+            "pad_id": pad,
+        },
+        "vision": {
+            "frozen": FROZEN,
+            "width": settings.vision_width,
+            "queries": settings.num_queries,
+            "joint_layers": settings.joint_layers,
+        },
+        "num_frames": NUM_FRAMES,
+        "temporal": True,
+        "framing": {
+            "frame_px": FRAMING.frame_px,
+            "fit": FRAMING.fit,
+            "interpolation": FRAMING.interpolation,
+            "mean": list(FRAMING.mean),
+            "std": list(FRAMING.std),
+        },
+        "fields": "scenes",
+        "merges": vocabulary.merges,
+    }
+
+
+def tiny_vocabulary(settings: TinySettings, photos: Sequence[Photo]) -> BytePairVocabulary:
+    texts = some_captions(NUM_VOCABULARY_SCENES)
+    texts += [f"{phrase}." for phrase in MOTIONS.values() for _ in range(50)]
+    texts += [f"{caption}." for photo in photos for caption in photo.captions]
+    return train_vocabulary(texts, num_tokens=settings.vocabulary_tokens, context_length=settings.context_length)
+
+
+class TinyTraining(nn.Module):
+    """The captioner over reduced cells, and two heads that are left behind at the end."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.captioner: TwoPathCoCa = build_two_path(
+            build_coca(config["coca"]), config["vision"], semantic_width=FINE_CELL + KEPT_COMPONENTS
+        )
+        width = config["vision"]["width"]
+        self.camera_head = nn.Linear(width, len(CAMERAS))
+        self.action_head = nn.Linear(width, len(ACTIONS))
+
+
+class TinyTask:
+    """Implements `train.trainer.Task` over a folder of seen clips."""
+
+    name = "captioner"
+
+    def __init__(
+        self, settings: TinySettings, photos: Sequence[Photo], folder: Path, parts: Mapping[str, Sequence[Part]]
+    ) -> None:
+        """
+        Args:
+            parts: source -> its parts in `folder`; a source without parts takes no turn.
+        """
+        self.settings, self.folder = settings, folder
+        self.parts = {source: list(found) for source, found in parts.items() if found}
+        self.vocabulary = tiny_vocabulary(settings, photos)
+        self.captioner_config = tiny_config(settings, self.vocabulary)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model: nn.Module = TinyTraining(self.captioner_config)
+        self.config: dict[str, Any] = {
+            "captioner": self.captioner_config,
+            "data": {source: len(found) for source, found in self.parts.items()},
+            "loss": {"caption": settings.caption_weight, "motion": settings.motion_weight},
+        }
+
+    def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Tensor]]:
+        seen = {source: [read_part(self.folder, part) for part in found] for source, found in self.parts.items()}
+        turns = [source for source in self.settings.turns if source in seen]
+        step = start_step
+        while True:
+            source = turns[step % len(turns)]
+            rng = np.random.default_rng([self.settings.seed, step, rank])
+            yield self._batch(seen[source], rng)
+            step += 1
+
+    def _batch(self, parts: Sequence[SeenClips], rng: np.random.Generator) -> dict[str, Tensor]:
+        sizes = [len(part.motions) for part in parts]
+        numbers = rng.choice(sum(sizes), size=self.settings.batch_size, replace=False)
+        ends = np.cumsum(sizes)
+        places = [(int(k), int(n - (ends[k] - sizes[k]))) for n in numbers for k in [np.searchsorted(ends, n, "right")]]
+        per_clip = min(self.settings.captions_per_photo, min(len(parts[k].long_captions[i]) for k, i in places))
+        long, short, cameras, actions = [], [], [], []
+        for k, i in places:
+            part = parts[k]
+            order = rng.permutation(len(part.long_captions[i]))
+            long.append([part.long_captions[i][j] for j in order[:per_clip]])
+            short.append(part.short_captions[i][int(order[-1]) % len(part.short_captions[i])])
+            is_action = part.motions[i] in ACTIONS
+            actions.append(ACTIONS.index(part.motions[i]) if is_action else -1)
+            cameras.append(CAMERAS.index(split_motion(long[-1][0])[1]) if is_action else CAMERAS.index(part.motions[i]))
+        long_ids = self.vocabulary.encode([text for texts in zip(*long, strict=True) for text in texts])
+        if per_clip > 1:
+            long_ids = long_ids[:, : self.settings.max_photo_tokens]
+        return {
+            "semantic_BSLC": torch.from_numpy(np.stack([parts[k].semantic_NSLC[i] for k, i in places])),
+            "motion_BTHWC": torch.from_numpy(np.stack([parts[k].motion_NTHWC[i] for k, i in places])),
+            "long_SM": long_ids,
+            "short_BM": self.vocabulary.encode(short)[:, : long_ids.shape[1]],
+            "camera_B": torch.tensor(cameras),
+            "action_B": torch.tensor(actions),
+        }
+
+    def loss(self, batch: Mapping[str, Tensor], *, step: int, seed: int) -> LossParts:
+        model: Any = self.model
+        coca = model.captioner.coca
+        long_SM, short_BM = batch["long_SM"], batch["short_BM"]
+        num_clips = len(short_BM)
+        clips_BD, tokens_BND, motion_BD = encode(model, batch, dropout=self.settings.dropout)
+        texts = model.captioner.encode_texts(torch.cat([long_SM, short_BM]))
+
+        pad = self.vocabulary.special.pad
+        longest = int((long_SM != pad).sum(dim=1).max())
+        repeated = tokens_BND.repeat(len(long_SM) // num_clips, 1, 1)
+        targets_SM = long_SM[:, 1:longest]
+        logits = next_word_logits(
+            coca.text_decoder, repeated, texts.tokens_SMD[: len(long_SM), : longest - 1], targets_SM != pad
+        )
+        caption_loss = F.cross_entropy(
+            logits.float(), targets_SM[targets_SM != pad], label_smoothing=self.settings.label_smoothing
+        )
+        scale = coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        pooled_SD = F.normalize(texts.pooled_SD.float(), dim=-1)
+        pairs = ((pooled_SD[:num_clips], long_SM[:num_clips]), (pooled_SD[-num_clips:], short_BM))
+        contrastive_loss = torch.stack([_contrastive(clips_BD.float(), *pair, scale) for pair in pairs]).mean()
+        motion_loss = F.cross_entropy(model.camera_head(motion_BD).float(), batch["camera_B"])
+        if (batch["action_B"] >= 0).any():
+            action_loss = F.cross_entropy(model.action_head(motion_BD).float(), batch["action_B"], ignore_index=-1)
+            motion_loss = motion_loss + action_loss
+        loss = (
+            self.settings.caption_weight * caption_loss + contrastive_loss + self.settings.motion_weight * motion_loss
+        )
+        kind = "scenes" if (batch["action_B"] >= 0).any() else "photos"
+        return LossParts(
+            loss_sum=loss * num_clips,
+            weight=num_clips,
+            logs={
+                f"{kind}_caption": caption_loss.detach(),
+                f"{kind}_contrastive": contrastive_loss.detach(),
+                f"{kind}_motion": motion_loss.detach(),
+            },
+            num_tokens=int((long_SM != pad).sum()),
+            capacity_tokens=long_SM.numel(),
+        )
+
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
+        return {}
+
+
+def main(
+    out: Path,
+    work: Path,
+    photos: Path | None = None,
+    num_steps: int = 3900,
+    photo_rounds: int = 2,
+    scene_parts: int = 14,
+    num_scenes: int = 300,
+    num_photos: int = 1000,
+) -> None:
+    """Train the captioner inside the package and write it, with its model card.
+
+    Args:
+        out: folder for the captioner.
+        work: folder for what the frozen network sees and for checkpoints (4 GB); the same command goes on from there.
+        photos: folder with flickr8k-train.tar and flickr8k-devtest.tar; scenes alone where it is left out.
+        photo_rounds: clips rendered from every photo.
+        scene_parts: times 500 scenes.
+        num_scenes: held-out scenes that the card is measured on.
+        num_photos: photos, likewise.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from examples.tiny_captioner.model_card import export_tiny, known_clips
+
+    train_photos = read_photos(photos / TRAIN_TAR) if photos else []
+    seen = work / "seen"
+    seen.mkdir(parents=True, exist_ok=True)
+    looker = Looker()
+    components = load_components(seen, train_photos, looker)
+    parts = {
+        "photos": [Part("photos", i) for i in range(photo_rounds * len(train_photos) // CLIPS_PER_PART)],
+        "scenes": [Part("scenes", i) for i in range(scene_parts)],
+    }
+    for part in tqdm([part for found in parts.values() for part in found], desc="look at clips", unit="part"):
+        make_part(part, train_photos, seen, components, looker)
+    task = TinyTask(TinySettings(), train_photos, seen, parts)
+    with sdpa_kernel(SDPBackend.MATH):  # at these sizes the fused kernel's backward takes twice as long on a CPU
+        train(task, dataclasses.replace(TRAINER, num_steps=num_steps), str(work / "train"))
+    # every second photo was looked at while the recipe was chosen; the card measures the others
+    unseen = read_photos(photos / TEST_TAR) if photos else []
+    test, other = unseen[1::2][:num_photos], unseen[::2][: num_photos // 2]
+    known = known_clips(train_photos)
+    export_tiny(work / "train", components, out, photos=test, other_photos=other, known=known, num_scenes=num_scenes)
+
+
+def next_word_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, wanted_BM: Tensor) -> Tensor:
+    """The decoder's logits (number wanted, V) at some positions only: half of a batch is padding, and the vocabulary
+    is the dearest layer."""
+    length = text_BMD.shape[1]
+    for block, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
+        text_BMD = block(text_BMD, attn_mask=decoder.attn_mask[:length, :length])
+        text_BMD = cross(text_BMD, k_x=tokens_BND, v_x=tokens_BND)
+    return decoder.ln_final(text_BMD[wanted_BM]) @ decoder.text_projection
+
+
+def _contrastive(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy; clips whose texts are the same words count as each other's match."""
+    same_BB = (ids_BM[:, None] == ids_BM[None, :]).all(dim=-1).float()
+    targets_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
+    logits_BB = scale * clips_BD @ texts_BD.T
+    return (F.cross_entropy(logits_BB, targets_BB) + F.cross_entropy(logits_BB.T, targets_BB)) / 2
+
+
+def encode(model: Any, batch: Mapping[str, Tensor], *, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit contrastive embeddings, pooled tokens and motion of a batch of seen clips."""
+    mean, std = FRAMING.mean[0], FRAMING.std[0]
+    pixels = ((batch["motion_BTHWC"].float() / 255 - mean) / std).movedim(-1, -3)
+    pooled_BD, tokens_BND, motion_BD = model.captioner.coca.visual(batch["semantic_BSLC"].float(), pixels, dropout)
+    return F.normalize(pooled_BD, dim=-1), tokens_BND, motion_BD
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)

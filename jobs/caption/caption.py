@@ -1,0 +1,151 @@
+"""`recaption caption`: kept clips -> RUN/captions/<set>. A caption set is a version; shards made from another one stay.
+
+A part of captions belongs to the part of clips of the same number, as do the clips' embeddings in RUN/embeddings/<set>,
+which are written first. A clip has a row per kind of caption and window, and one for the text that came with it; the
+row that shards and reports use is the descriptive one of the whole clip. A part is complete when its file is there with
+the same settings and the same kept clips; where only the kept clips changed (a threshold moved), captions that exist are
+kept and only the missing ones are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from jobs.caption.repeated import find_repeated_captions
+from jobs.caption.semantic import find_semantic
+from jobs.caption.worker import CaptionWorker, check_specs
+from jobs.cluster.cluster import Cluster
+from jobs.recipe.run_inputs import kept_clips, part_name, write_recipe
+from jobs.recipe.settings import Recipe, stage_hashes
+from recaption.captioners.registry import runs_elsewhere
+from recaption.captions.repeated import read_repeated
+from recaption.captions.sets import mark_repeated, set_pattern
+from recaption.errors import UsageError
+from recaption.records import Caption, Clip, conform, from_table, schema_of
+from recaption.run_folder import RunFolder, recipe_hash
+
+MANY_BAD_SHARE = 0.2
+"""More bad captions than this are no accident of single clips."""
+
+
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def caption(
+    run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[int] | None = None
+) -> dict[str, Any]:
+    """Caption every kept clip that this set does not have yet.
+
+    Args:
+        only: parts that may be computed; default: all.
+
+    Raises:
+        UsageError: unknown captioner, weights out of reach, no clips in the run folder.
+    """
+    if not SET_NAME.fullmatch(set_name):
+        raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
+    check_specs(recipe.caption)
+    kept = kept_clips(run, recipe, before_captions=True)
+    stage_hash = stage_hashes(recipe)["caption"]
+    folder = f"captions/{set_name}"
+    parts = [
+        {"part": number, "clips": [dataclasses.asdict(c) for c in clips], "clips_hash": _clips_hash(clips)}
+        for number, clips in kept.items()
+        if (only is None or number in only)
+        and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
+    ]
+    settings = {
+        "run_uri": run.uri,
+        "folder": folder,
+        "settings": recipe.caption,
+        "decode": recipe.prepare.decode,
+        "stage_hash": stage_hash,
+    }
+    device = "cpu" if runs_elsewhere(recipe.caption.captioner) else recipe.caption.device
+    made: list[dict[str, Any]] = []
+    for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
+        if not made:
+            write_recipe(run, recipe)  # not before: a captioner that cannot be loaded leaves no trace
+        made.append(done)
+    write_recipe(run, recipe)
+    if run.list(f"embeddings/{set_name}/part-*.parquet"):
+        find_semantic(run, recipe.prepare.duplicates, set_name)
+    find_repeated_captions(run, recipe.caption.repeats, set_name)
+    seconds = sum(part["seconds"] for part in made)
+    return {
+        **summarise(run, set_name, recipe.filters.max_clips_per_caption),
+        "clips_per_second": sum(part["captions"] for part in made) / seconds if seconds else 0.0,
+        "computed_parts": len(parts),
+        "skipped_parts": len(kept) - len(parts),
+        "throughput": cluster.throughput(),
+    }
+
+
+def _clips_hash(clips: list[Clip]) -> str:
+    return recipe_hash([clip.clip_id for clip in clips])
+
+
+def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str) -> bool:
+    if not run.exists(name):
+        return False
+    metadata = run.table_metadata(name)
+    return metadata.get("recipe_hash") == stage_hash and metadata.get("clips_hash") == clips_hash
+
+
+def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) -> dict[str, Any]:
+    """Counts of a whole caption set, and its shuffled-pair check: own clip against another clip of the same batch."""
+    bad: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    further: Counter[str] = Counter()
+    num_captions = num_pairs = num_retried = num_stripped = 0
+    matched = mismatched = 0.0
+    repeated = read_repeated(run, set_name)
+    for name in run.list(set_pattern(set_name)):
+        metadata = run.table_metadata(name)
+        num_pairs += int(metadata["num_pairs"])
+        num_retried += int(metadata["num_retried"])
+        matched += float(metadata["matched_sum"])
+        mismatched += float(metadata["mismatched_sum"])
+        table = conform(run.read_table(name), schema_of(Caption))
+        for row in from_table(mark_repeated(table, repeated, max_clips_per_caption), Caption):
+            num_stripped += bool(row.stripped)
+            if row.is_main:
+                num_captions += row.reason is None
+                bad[row.reason or ""] += 1
+                faults[row.fault] += 1
+            elif row.reason is None:
+                further["windows" if row.window else row.kind or row.source] += 1
+            elif row.source == "model":
+                further["bad"] += 1
+    del bad[""], faults[""]
+    own, others = (total / num_pairs if num_pairs else None for total in (matched, mismatched))
+    summary = {
+        "captions": num_captions,
+        "retried": num_retried,
+        "bad": dict(sorted(bad.items())),
+        "faults": dict(sorted(faults.items())),
+        "stripped": num_stripped,
+        "repeated": repeated.num_rows,
+        "further": dict(sorted(further.items())),
+        "matched_score": own,
+        "mismatched_score": others,
+    }
+    return summary | {"warnings": warnings} if (warnings := list(_warnings(summary, num_pairs))) else summary
+
+
+def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:
+    own, others = summary["matched_score"], summary["mismatched_score"]
+    if own is not None and own <= others:
+        yield (
+            f"captions match their own clips ({own:.3f}) no better than other clips ({others:.3f}), over {num_pairs} "
+            "pairs: either they are not about these clips, or this captioner cannot tell them apart; "
+            "`recaption verify` asks more closely"
+        )
+    num_bad = sum(summary["faults"].values())
+    if num_bad > MANY_BAD_SHARE * (num_bad + summary["captions"]):
+        faults = ", ".join(f"{fault} {count}" for fault, count in summary["faults"].items())
+        yield f"{num_bad} of {num_bad + summary['captions']} captions failed a gate ({faults})"

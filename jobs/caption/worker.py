@@ -1,0 +1,284 @@
+"""The caption stage on one worker: decode the clips of a part, caption them, filter the captions, write the part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jobs.caption.encoder_cache import FrameTokens
+from jobs.cluster import attempts
+from jobs.recipe.run_inputs import part_name, part_number
+from jobs.recipe.settings import CaptionSettings
+from recaption.captioners.clip_views import View, views_of
+from recaption.captioners.gates import Gates, bad
+from recaption.captioners.interface import Captioner, Described
+from recaption.captioners.registry import check_spec
+from recaption.captions.text import clean
+from recaption.errors import UsageError, VideoError
+from recaption.inputs.sidecars import read_side_text
+from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
+from recaption.run_folder import RunFolder
+from recaption.video_io.frames import DecodeLimits
+
+RETRY_TEMPERATURE = 0.7
+
+
+Sums = dict[str, float]
+"""What a part's metadata carries: counts and sums of scores over its clips."""
+
+
+def check_specs(settings: CaptionSettings) -> None:
+    """Raises UsageError where no worker could open the captioners of a recipe; takes a moment."""
+    for spec in filter(None, (settings.captioner, settings.scorer)):
+        check_spec(spec)
+
+
+def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
+    """The captioner that a recipe names, with what it is to be asked."""
+    from recaption.captioners import registry as precision
+
+    return precision.open_captioner(
+        settings.captioner,
+        device=device,
+        precision=settings.precision,
+        scorer=settings.scorer,
+        prompt=settings.prompt,
+        num_frames=settings.num_frames,
+        endpoint=settings.endpoint,
+    )
+
+
+class CaptionWorker:
+    """One per actor: the captioner is loaded once."""
+
+    def __init__(
+        self, run_uri: str, folder: str, settings: CaptionSettings, decode: DecodeLimits, stage_hash: str
+    ) -> None:
+        import torch
+
+        from train.parallel.process_group import choose_device
+
+        torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
+        self.run = RunFolder(run_uri)
+        self.folder = folder
+        self.embeddings = folder.replace("captions/", "embeddings/", 1)
+        self.settings = settings
+        self.decode = decode
+        self.stage_hash = stage_hash
+        self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
+        self.tokens = FrameTokens(self.run, self.embeddings, settings, self.captioner)
+        _check_kinds(settings.kinds, self.captioner)
+        self.gates = _gates(settings, self.captioner)
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        import time
+
+        started = time.perf_counter()
+        name = part_name(self.folder, part["part"])
+        clips = [Clip(**row) for row in part["clips"]]
+        existing, embeddings, sums = self._existing(part["part"], {clip.clip_id for clip in clips})
+        new = [clip for clip in clips if clip.clip_id not in existing]
+        self.tokens.open(part["part"])
+        for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
+            made, made_embeddings = self._caption_batch(batch, sums)
+            embeddings |= made_embeddings
+            for row in made:
+                existing.setdefault(row.clip_id, []).append(row)
+        attempts.begin()
+        rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
+        metadata = {
+            "recipe_hash": self.stage_hash,
+            "clips_hash": part["clips_hash"],
+            **{key: repr(value) for key, value in sums.items()},
+        }
+        of_clips = [
+            ClipEmbedding(clip_id=clip.clip_id, embedding=embeddings[clip.clip_id])
+            for clip in clips
+            if clip.clip_id in embeddings
+        ]
+        self.tokens.write(part["part"], clips)
+        if of_clips or self.captioner.can_score:
+            self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
+        self.run.write_table(name, to_table(rows, Caption), metadata)
+        return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
+
+    def _existing(self, number: int, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, bytes], Sums]:
+        """Captions and embeddings of the same settings that an earlier run of this part left, and their sums."""
+        name = part_name(self.folder, number)
+        sums: Sums = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
+        found: dict[str, list[Caption]] = {}
+        embeddings: dict[str, bytes] = {}
+        beside = part_name(self.embeddings, number)
+        if self.captioner.can_score and not self.run.exists(beside):
+            return found, embeddings, sums  # half of a part is none
+        if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
+            sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
+            for row in from_table(self.run.read_table(name), Caption):
+                if row.clip_id in wanted:
+                    found.setdefault(row.clip_id, []).append(row)
+            of_clips = from_table(self.run.read_table(beside), ClipEmbedding) if self.run.exists(beside) else []
+            embeddings = {row.clip_id: row.embedding for row in of_clips if row.clip_id in wanted}
+        return found, embeddings, sums
+
+    def _caption_batch(self, clips: list[Clip], sums: Sums) -> tuple[list[Caption], dict[str, bytes]]:
+        rows: list[Caption] = []
+        views: list[View] = []
+        for clip in clips:
+            original = read_side_text(clip.uri)
+            if original:
+                text = Caption(text=clean(original), source="original", kind="")
+                rows.append(self._bound(self.gates.judge_original(text), clip))
+            try:
+                attempts.begin(clip.clip_id)
+                views += self._views(clip)
+            except VideoError as error:
+                rows.append(self._bound(Caption(reason=error.reason), clip))
+        if not views:
+            return rows, {}
+        attempts.begin(*dict.fromkeys(view.clip.clip_id for view in views))
+        described = self._described(views, sums)
+        main = described["descriptive"]
+        whole = [i for i, view in enumerate(views) if view.window == 0]
+        for i, view in enumerate(views):
+            rows += [self._bound(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
+        if main.clip_BD is None or main.text_BD is None:  # a captioner without a contrastive space
+            return rows, {}
+        _add_pairs(main.clip_BD[whole] @ main.text_BD[whole].T, sums)
+        halves_BD = main.clip_BD[whole].astype("<f2")
+        return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
+
+    def _views(self, clip: Clip) -> list[View]:
+        settings = self.settings
+        return self.tokens.views(clip) or views_of(
+            clip,
+            self.captioner,
+            self.decode,
+            window_seconds=settings.window_seconds,
+            snap_seconds=settings.snap_seconds,
+        )
+
+    def _described(self, views: list[View], sums: Sums) -> dict[str, Described]:
+        """Kind -> a caption per view, from one look at its frames."""
+        frames = [view.frames_THWC for view in views]
+        seen = self.captioner.encode(frames) if hasattr(self.captioner, "encode") else frames
+        self.tokens.add(views, seen)
+        owners = [view.clip.clip_id for view in views]
+        found = {kind: self._of_kind(kind, seen, owners, sums) for kind in self.settings.kinds}
+        is_unknown = [caption.fault == "low_score" for caption in found["descriptive"].captions]
+        for kind, described in found.items():
+            for i, caption in enumerate(described.captions):
+                if is_unknown[i] and not caption.fault:  # who has no words for these frames has no short ones either
+                    found[kind].captions[i] = bad(caption, "low_score")
+        return found
+
+    def _of_kind(self, kind: str, seen: list[Any], owners: list[str], sums: Sums) -> Described:
+        """What fails a gate is tried once more, drawn at random with another seed; over-long ones with fewer tokens."""
+        settings = self.settings
+        first = self.captioner.describe(
+            seen,
+            kind=kind,
+            max_tokens=settings.max_tokens,
+            num_beams=settings.num_beams,
+            seed=settings.seed,
+            **_samples(settings),
+        )
+        self.gates.judge(first, kind=kind, owners=owners)
+        failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
+        sums["num_retried"] += len(failed)
+        long = [i for i in failed if first.captions[i].fault == "over_long"]
+        fewer = self.gates.fewer_tokens([first.captions[i].text for i in long], settings.max_tokens)
+        for rows, max_tokens in ((long, fewer), ([i for i in failed if i not in long], settings.max_tokens)):
+            if rows:
+                self._try_again(first, rows, kind, seen, owners, max_tokens)
+        return first
+
+    def _try_again(
+        self, first: Described, rows: list[int], kind: str, seen: list[Any], owners: list[str], max_tokens: int
+    ) -> None:
+        """Put second captions in the place of the bad ones, where they are good."""
+        again = self.captioner.describe(
+            [seen[i] for i in rows],
+            kind=kind,
+            max_tokens=max_tokens,
+            temperature=RETRY_TEMPERATURE,
+            seed=self.settings.seed + 1,
+        )
+        # Judged among all of the batch, whose captions are what a margin is measured against.
+        whole = Described(list(first.captions), first.clip_BD, None if first.text_BD is None else first.text_BD.copy())
+        for place, i in enumerate(rows):
+            whole.captions[i] = again.captions[place]
+            if whole.text_BD is not None and again.text_BD is not None:
+                whole.text_BD[i] = again.text_BD[place]
+        self.gates.judge(whole, kind=kind, owners=owners)
+        for i in rows:
+            if whole.captions[i].reason is None:
+                first.captions[i] = whole.captions[i]
+                if whole.text_BD is not None and first.text_BD is not None:
+                    first.text_BD[i] = whole.text_BD[i]
+
+    def _bound(self, text: Caption, clip: Clip, view: View | None = None, kind: str | None = None) -> Caption:
+        return dataclasses.replace(
+            text,
+            kind=text.kind if kind is None else kind,
+            clip_id=clip.clip_id,
+            start_seconds=view.start_seconds if view else clip.start_seconds,
+            end_seconds=view.end_seconds if view else clip.end_seconds,
+            window=view.window if view else 0,
+            recipe_hash=self.stage_hash,
+        )
+
+
+def _check_kinds(kinds: Sequence[str], captioner: Captioner) -> None:
+    """Raises UsageError where the captioner cannot say these, or they lack the one that shards hold."""
+    unknown = [kind for kind in kinds if kind not in captioner.kinds]
+    if unknown:
+        raise UsageError(
+            f"--caption.kinds {unknown[0]}: captioner {captioner.name} was not trained on it (it knows "
+            f"{', '.join(captioner.kinds)})"
+        )
+    if "descriptive" not in kinds or len(set(kinds)) < len(kinds):
+        raise UsageError(
+            f"--caption.kinds {' '.join(kinds)}: each once, and descriptive, which shards hold, among them"
+        )
+
+
+def _samples(settings: CaptionSettings) -> dict[str, Any]:
+    """What more a captioner that draws several captions is told; others need not know how."""
+    if settings.num_samples == 1:
+        return {}
+    return {"num_samples": settings.num_samples, "temperature": RETRY_TEMPERATURE}
+
+
+def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
+    from train.text.lengths import load
+
+    length = None
+    if settings.text_encoder:
+        try:
+            length = load(
+                settings.text_encoder,
+                max_tokens=settings.max_text_tokens,
+                captioner=captioner,
+                captioner_spec=settings.captioner,
+            )
+        except UsageError as error:
+            raise type(error)(f'{error} (or do not count tokens: --caption.text-encoder "")') from error
+    return Gates(
+        min_clip_score=settings.min_clip_score,
+        least_scores=captioner.least_scores,
+        min_score_margin=settings.min_score_margin,
+        length=length,
+    )
+
+
+def _add_pairs(scores: np.ndarray, sums: Sums) -> None:
+    """Add each clip's score with its own caption, and with the next clip's caption, to the running sums."""
+    count = len(scores)
+    if count < 2:
+        return
+    sums["num_pairs"] += count
+    sums["matched_sum"] += float(np.trace(scores))
+    sums["mismatched_sum"] += float(sum(scores[i, (i + 1) % count] for i in range(count)))

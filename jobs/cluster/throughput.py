@@ -1,0 +1,67 @@
+"""What a stage's workers did with their time: one small record per part, summed up by the driver."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass, field
+from typing import Any
+
+from recaption.video_io import process as decoder_process
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, of its decoder child, and of the decoders it had before."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + reaped.ru_utime + reaped.ru_stime + _running(decoder_process.child_pid())
+
+
+def _running(pid: int | None) -> float:
+    """Processor time of a child that has not ended yet; `getrusage` knows only those that have."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:  # no child, or a system without /proc
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Throughput:
+    """Sums over the parts of one stage."""
+
+    unit: str = "parts"
+    """The count of the workers' summaries that is the stage's work: clips, captions, num_samples."""
+    wall_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    """Wall time that workers spent inside parts."""
+    cpu_seconds: float = 0.0
+    num_parts: int = 0
+    num_units: int = 0
+    workers: set[str] = field(default_factory=set)
+
+    def add(self, usage: dict[str, Any], num_units: int) -> None:
+        self.num_parts += 1
+        self.num_units += num_units
+        self.busy_seconds += usage["wall_seconds"]
+        self.cpu_seconds += usage["cpu_seconds"]
+        self.workers.add(usage["worker"])
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-simple; {} where nothing was computed."""
+        if not self.num_parts:
+            return {}
+        available = self.wall_seconds * len(self.workers)
+        return {
+            "parts": self.num_parts,
+            "unit": self.unit.removeprefix("num_"),
+            "units": self.num_units,
+            "workers": len(self.workers),
+            "wall_seconds": round(self.wall_seconds, 3),
+            "busy_seconds": round(self.busy_seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "utilisation": round(self.busy_seconds / available, 4) if available else 0.0,
+            "per_second": round(self.num_units / self.wall_seconds, 4) if self.wall_seconds else 0.0,
+            "cpu_seconds_each": round(self.cpu_seconds / self.num_units, 4) if self.num_units else 0.0,
+        }

@@ -1,0 +1,134 @@
+"""Distributions of the report page: one small chart per property of clips, captions and scores.
+
+for chart in distributions(tables): chart["title"], chart["note"], chart["svg"] (or chart["bars"])
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from jobs.report.charts import Group, Marker, Segment, histogram, number, stacked_bar
+from jobs.report.gallery import SCORES
+from jobs.report.tables import RunTables
+from recaption.quality.filters import FilterThresholds
+
+MAX_BARS = 8
+
+
+SCORE_TITLES = {
+    "motion": ("Motion", "frame heights / s"),
+    "sharpness": ("Sharpness", "variance of the Laplacian"),
+    "luma": ("Brightness", "mean luma"),
+    "text_area": ("Drawn text", "share of the frame"),
+    "text_area_ocr": ("Text by OCR", "share of the frame"),
+    "static_text": ("Text that stays", "share of the frame"),
+    "static_text_ocr": ("Text that stays, by OCR", "share of the frame"),
+    "letterbox": ("Letterbox", "share of the frame"),
+    "blockiness": ("Blockiness", "block edges against inside"),
+    "flicker": ("Flicker", "luma"),
+    "aesthetic": ("Aesthetic", ""),
+    "nsfw": ("NSFW", ""),
+}
+
+
+def _groups(tables: RunTables, values: Sequence[float | None]) -> list[Group]:
+    """`values` (one per clip) divided into those of kept clips and the others."""
+    is_kept = [clip.state in ("in_shard", "waiting") for clip in tables.ledger.clips]
+    kept = [v for v, k in zip(values, is_kept) if k and v is not None]
+    return [
+        Group("kept", "kept", kept),
+        Group("left out", "dropped", [v for v, k in zip(values, is_kept) if not k and v is not None]),
+    ]
+
+
+def _spread(values: Iterable[float | None], unit: str = "") -> str:
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    if not finite:
+        return ""
+    low, middle, high = (number(float(q)) for q in np.quantile(finite, [0, 0.5, 1]))
+    return f"median {middle}{unit}, from {low} to {high}{unit}"
+
+
+def _limits(thresholds: FilterThresholds, name: str) -> list[Marker]:
+    """Markers for `min_<name>` and `max_<name>`, where such thresholds exist and are on."""
+    markers = []
+    for side in ("min", "max"):
+        value = getattr(thresholds, f"{side}_{name}", None)
+        if value is not None:
+            markers.append(Marker(float(value), f"{side}_{name} = {number(float(value))}"))
+    return markers
+
+
+def distributions(tables: RunTables) -> list[dict[str, Any]]:
+    """Charts of what clips and captions are like."""
+    if not tables.clips.num_rows:
+        return []
+    columns = {name: tables.clips[name].to_pylist() for name in ("width_px", "height_px", "fps")}
+    seconds = [clip.seconds for clip in tables.ledger.clips]
+    aspects = [w / h if h else None for w, h in zip(columns["width_px"], columns["height_px"])]
+    sizes = [f"{w} × {h}" for w, h in zip(columns["width_px"], columns["height_px"])]
+    rates = [f"{number(round(fps, 2))} fps" for fps in columns["fps"]]
+    limits = _limits(tables.thresholds, "seconds")
+    charts: list[dict[str, Any]] = [
+        {
+            "title": "Clip length",
+            "note": _spread(seconds, " s"),
+            "svg": histogram(_groups(tables, seconds), label="Clip length", unit="s", markers=limits),
+            "markers": limits,
+        },
+        {"title": "Size", "note": f"{len(set(sizes))} different", "bars": _bars(tables, sizes)},
+        {"title": "Frame rate", "note": f"{len(set(rates))} different", "bars": _bars(tables, rates)},
+        {
+            "title": "Aspect ratio",
+            "note": f"{_spread(aspects)} (width / height)",
+            "svg": histogram(_groups(tables, aspects), label="Aspect ratio"),
+        },
+    ]
+    after = [float(len(row["text"].split())) for row in tables.captions.values() if row["reason"] is None]
+    before = [float(len(text.split())) for text in tables.originals.values()]
+    if after:
+        groups = [Group("captions", "kept", after), Group("texts that came with the video", "waiting", before)]
+        groups = groups if before else groups[:1]
+        svg = histogram(groups, label="Caption length", unit="words")
+        charts.append({"title": "Caption length", "note": _spread(after, " words"), "svg": svg, "legend": groups})
+    return charts
+
+
+def _bars(tables: RunTables, labels: Sequence[str]) -> list[tuple[str, Markup, int]]:
+    """(label, bar, clips) of the most frequent labels; the rest in one row."""
+    counts = Counter(labels)
+    kept = Counter(label for label, clip in zip(labels, tables.ledger.clips) if clip.state in ("in_shard", "waiting"))
+    most = sorted(counts, key=lambda label: (-counts[label], label))
+    named = most[:MAX_BARS] if len(most) <= MAX_BARS else most[: MAX_BARS - 1]
+    rest = most[len(named) :]
+    rows = [(label, kept[label], counts[label]) for label in named]
+    if rest:
+        rows.append((f"{len(rest)} others", sum(kept[x] for x in rest), sum(counts[x] for x in rest)))
+    largest = max(count for _, _, count in rows)
+    bars = []
+    for label, num_kept, count in rows:
+        segments = [Segment("kept", "kept", num_kept), Segment("left out", "dropped", count - num_kept)]
+        said = f"{label}: {count} clips, {num_kept} kept"
+        bars.append((label, stacked_bar(segments, total=largest, label=said, height_px=12), count))
+    return bars
+
+
+def score_charts(tables: RunTables) -> list[dict[str, Any]]:
+    """Charts of the scores, with the thresholds that are on."""
+    charts = []
+    for name in SCORES:
+        values = tables.clips[name].to_pylist()
+        if all(value is None for value in values):
+            continue
+        title, unit = SCORE_TITLES[name]
+        markers = _limits(tables.thresholds, name)
+        svg = histogram(_groups(tables, values), label=title, markers=markers, logarithmic=name == "sharpness")
+        note = f"{unit}; {_spread(values)}" if unit else _spread(values)
+        charts.append({"title": title, "note": note, "svg": svg, "markers": markers})
+    return charts

@@ -1,0 +1,315 @@
+"""The part of the report page that plays: which clips are shown, and the files they need beside the page.
+
+    media = Media(run)
+    cards(run, tables, media, max_clips=48)      # a mix of every state, each with picture, texts and scores
+    media.remove_others()                        # what an earlier report left behind
+
+Files in RUN/report/media are named by their content: the same run gives the same names, and nothing that came with a
+video ends up in a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs.report.charts import number
+from jobs.report.tables import CAPTION_SCHEMA, RunTables, clock
+from packing.shards.read import read_sample
+from recaption.captions.sets import main_captions, set_pattern
+from recaption.errors import VideoError
+from recaption.ledger.ledger import ClipState
+from recaption.records import conform
+from recaption.run_folder import RunFolder
+from recaption.video_io.reader import decode_bytes
+
+CAUSE = {
+    "low_motion": "motion",
+    "blurry": "sharpness",
+    "dark": "luma",
+    "bright": "luma",
+    "text": "text_area",
+    "letterbox": "letterbox",
+    "nsfw": "nsfw",
+    "low_aesthetic": "aesthetic",
+    "low_quality": "blockiness",
+}
+"""Drop reason -> the score that it was read from, the first of several."""
+
+
+SCORES = (
+    *("motion", "sharpness", "luma", "text_area", "text_area_ocr", "static_text", "static_text_ocr", "letterbox"),
+    *("blockiness", "flicker", "aesthetic", "nsfw"),
+)
+
+
+FIELDS = ("main_object", "action", "surroundings", "background", "text", "style", "colour")
+
+
+MAX_SAMPLED_VIDEOS = 24
+
+
+class Media:
+    """Files beside the page."""
+
+    FOLDER = "report/media"
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._names: set[str] = set()
+
+    def add(self, payload: bytes, extension: str) -> str:
+        """Link, relative to the page, to a file with these bytes."""
+        name = f"{hashlib.sha256(payload).hexdigest()[:16]}.{extension}"
+        if name not in self._names and not self.run.exists(f"{self.FOLDER}/{name}"):
+            self.run.write_bytes(f"{self.FOLDER}/{name}", payload)
+        self._names.add(name)
+        return f"media/{name}"
+
+    def remove_others(self) -> None:
+        for name in self.run.list(f"{self.FOLDER}/*"):
+            if posixpath.basename(name) not in self._names:
+                self.run.remove(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One clip of the gallery, ready to be printed."""
+
+    clip_id: str
+    source: str
+    """Name of the video, without the folders that all inputs share."""
+    span: str
+    size: str
+    state: str
+    group: str
+    """What the filter buttons read: `in_shard`, `waiting`, or the reason."""
+    caption: str
+    before: str
+    others: list[tuple[str, str]]
+    """(caption set, text) of the other sets."""
+    kinds: list[tuple[str, str]]
+    """(kind, text) of the same set, about the whole clip."""
+    windows: list[tuple[str, list[tuple[str, str]]]]
+    """(span, its texts by kind), in order."""
+    fault: str
+    """Why the caption is refused."""
+    fields: list[tuple[str, str]]
+    scores: list[tuple[str, str, bool]]
+    """(name, value, whether this one dropped the clip)."""
+    shard: str
+    duplicate_of: str = ""
+    """Clip that stays in this one's place."""
+    video: str = ""
+    poster: str = ""
+    unplayable: str = ""
+    """Why there is no video although there should be one."""
+
+    @property
+    def num_window_texts(self) -> int:
+        return sum(len(texts) for _, texts in self.windows)
+
+
+def choose(clips: Sequence[ClipState], max_clips: int) -> list[int]:
+    """Row numbers of up to `max_clips` clips: at least half from shards where there are so many, every reason in the
+    rest, each group picked evenly from its first row to its last."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, clip in enumerate(clips):
+        groups["in_shard" if clip.state == "in_shard" else clip.state, clip.reason or ""].append(row)
+    inside = groups.pop(("in_shard", ""), [])
+    others = [groups[key] for key in sorted(groups, key=lambda key: (key[0] != "waiting", key))]
+    num_others = min(sum(map(len, others)), max(max_clips - len(inside), max_clips // 2))
+    counts = [0] * len(others)
+    while sum(counts) < num_others:
+        for i, rows in enumerate(others):
+            if counts[i] < len(rows) and sum(counts) < num_others:
+                counts[i] += 1
+    picks = _evenly(inside, max_clips - num_others)
+    return picks + [row for rows, count in zip(others, counts) for row in _evenly(rows, count)]
+
+
+def _evenly(rows: list[int], count: int) -> list[int]:
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def cards(run: RunFolder, tables: RunTables, media: Media, *, max_clips: int) -> list[Card]:
+    """The gallery. Clips in shards play from the shard's own bytes; the others show the picture kept of them."""
+    chosen = choose(tables.ledger.clips, max_clips)
+    rows = tables.clips.take(chosen).to_pylist() if chosen else []
+    ids = {row["clip_id"] for row in rows}
+    posters = previews(run, ids)
+    others = {name: _texts(run, name, ids) for name in tables.other_sets}
+    return [_card(run, tables, media, tables.ledger.clips[i], row, posters, others) for i, row in zip(chosen, rows)]
+
+
+def _card(
+    run: RunFolder,
+    tables: RunTables,
+    media: Media,
+    state: ClipState,
+    row: dict[str, Any],
+    posters: dict[str, bytes],
+    others: dict[str, dict[str, str]],
+) -> Card:
+    clip_id = row["clip_id"]
+    caption = tables.captions.get(clip_id, {})
+    fields = caption.get("fields") or {}
+    further = tables.further.get(clip_id, [])
+    video, unplayable = _video(run, tables, media, state)
+    cause = CAUSE.get(state.reason or "", "")
+    return Card(
+        clip_id=clip_id,
+        source=tables.short_uri(row["uri"]),
+        span=f"{clock(row['start_seconds'])} – {clock(row['end_seconds'])}",
+        size=f"{row['width_px']} × {row['height_px']}, {number(row['fps'])} fps",
+        state=state.state,
+        group=state.state if state.state in ("in_shard", "waiting") else str(state.reason),
+        caption=caption.get("text", ""),
+        before=tables.originals.get(clip_id, ""),
+        others=[(name, texts[clip_id]) for name, texts in others.items() if texts.get(clip_id)],
+        kinds=[(row["kind"].replace("_", " "), row["text"]) for row in further if not row["window"]],
+        windows=[(span, texts) for span, texts in _by_window(further).items()],
+        fault=(caption.get("fault") or "").replace("_", " "),
+        fields=[(name.replace("_", " "), fields[name]) for name in FIELDS if fields.get(name)],
+        scores=[
+            *[(s.replace("_", " "), number(row[s]), s == cause) for s in SCORES if row.get(s) is not None],
+            *(
+                [("text–clip match", number(caption["clip_score"]), False)]
+                if caption.get("clip_score") is not None
+                else []
+            ),
+        ],
+        shard=state.shard or "",
+        duplicate_of=state.duplicate_of or "",
+        video=video,
+        poster=media.add(posters[clip_id], "jpg") if clip_id in posters else "",
+        unplayable=unplayable,
+    )
+
+
+def _by_window(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Span of time -> (kind, text); the descriptive kind has no name, as everywhere on the page."""
+    windows: dict[str, list[tuple[str, str]]] = {}
+    for row in sorted((row for row in rows if row["window"]), key=lambda row: row["window"]):
+        kind = "" if row["kind"] == "descriptive" else row["kind"].replace("_", " ")
+        span = f"{clock(row['start_seconds'])} – {clock(row['end_seconds'])}"
+        windows.setdefault(span, []).append((kind, row["text"]))
+    return windows
+
+
+def _video(run: RunFolder, tables: RunTables, media: Media, state: ClipState) -> tuple[str, str]:
+    """(link, why not) of a clip that lies in a shard."""
+    row = tables.index.get(state.clip_id)
+    if state.state != "in_shard" or row is None:
+        return "", ""
+    try:
+        return media.add(read_sample(run, row)["mp4"], "mp4"), ""
+    except VideoError as error:
+        return "", error.detail
+
+
+def previews(run: RunFolder, clip_ids: set[str]) -> dict[str, bytes]:
+    """Pictures of the wanted clips, one part in memory at a time."""
+    found: dict[str, bytes] = {}
+    for name in run.list("previews/part-*.parquet"):
+        if len(found) == len(clip_ids):
+            break
+        wanted = [("clip_id", "in", sorted(clip_ids))]
+        table = pq.read_table(io.BytesIO(run.read_bytes(name)), columns=["clip_id", "jpeg"], filters=wanted)
+        found |= {row["clip_id"]: row["jpeg"] for row in table.to_pylist()}
+    return found
+
+
+def _texts(run: RunFolder, set_name: str, clip_ids: set[str]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for name in run.list(set_pattern(set_name)):
+        table = main_captions(conform(run.read_table(name), CAPTION_SCHEMA)).select(["clip_id", "text"])
+        texts |= {row["clip_id"]: row["text"] for row in table.to_pylist() if row["clip_id"] in clip_ids}
+    return texts
+
+
+def filter_buttons(shown: Sequence[Card]) -> list[tuple[str, str, int]]:
+    """(group, label, number of cards), in the order of the cards."""
+    counts: dict[str, int] = defaultdict(int)
+    for card in shown:
+        counts[card.group] += 1
+    return [(group, group.replace("_", " "), count) for group, count in counts.items()]
+
+
+def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
+    """What every RUN/samples/*/samples.json lists: videos with their prompts, and the contact sheet."""
+    galleries = []
+    for name in run.list("samples/*/samples.json"):
+        listed = json.loads(run.read_bytes(name))
+        folder = posixpath.dirname(name)
+        prompts = [str(prompt) for prompt in listed.get("prompts", [])]
+        expanded = [str(text) for text in listed.get("expanded_prompts", [])]
+        videos = []
+        for i, relative in enumerate(listed.get("videos", [])[:MAX_SAMPLED_VIDEOS]):
+            payload, extension = _beside(run, folder, relative)
+            if payload:
+                link = media.add(payload, extension)
+                prompt = prompts[i] if i < len(prompts) else ""
+                text = expanded[i] if i < len(expanded) else ""
+                made_from = _made_from(listed, i)
+                videos.append((link, _poster(payload, media), prompt, text if text != prompt else "", made_from))
+        sheet, extension = _beside(run, folder, listed.get("contact_sheet") or "")
+        galleries.append(
+            {
+                "name": posixpath.basename(folder),
+                "videos": videos,
+                "num_hidden": max(len(listed.get("videos", [])) - MAX_SAMPLED_VIDEOS, 0),
+                "sheet": media.add(sheet, extension) if sheet else "",
+                "made_with": [
+                    (key.replace("_", " "), number(listed[key]))
+                    for key in ("num_frames", "height_px", "width_px", "fps", "num_steps", "guidance", "seed")
+                    if isinstance(listed.get(key), int | float)
+                ],
+            }
+        )
+    return galleries
+
+
+def _made_from(listed: dict[str, Any], row: int) -> str:
+    """Kind of prompt, its files, and which frames were given: `extend of bike.mp4, frames 1-9 of 21 given`; "" for text."""
+
+    def at(name: str, default: Any) -> Any:
+        values = listed.get(name) or []
+        return values[row] if row < len(values) else default
+
+    mode, media = str(at("modes", "text")), ", ".join(map(str, at("media", [])))
+    if mode == "text":
+        return ""
+    spans = ", ".join(f"{start + 1}-{end}" if end > start + 1 else f"{end}" for start, end in at("given_frames", []))
+    given = f", frames {spans} of {at('lengths', 0)} given" if spans else ""
+    return f"{mode} of {media}{given}" if media else f"{mode}{given}"
+
+
+def _beside(run: RunFolder, folder: str, relative: str) -> tuple[bytes, str]:
+    """Bytes and extension of a file that a samples.json names; none where it leads out of RUN/samples or to nothing."""
+    name = posixpath.normpath(posixpath.join(folder, str(relative).replace("\\", "/")))
+    extension = name.rpartition(".")[2].lower()
+    if not name.startswith("samples/") or extension not in ("mp4", "webm", "png") or not run.exists(name):
+        return b"", ""
+    return run.read_bytes(name), extension
+
+
+def _poster(video: bytes, media: Media) -> str:
+    """Link to a picture of the video's middle frame; empty where it does not decode."""
+    try:
+        frames = decode_bytes(video).pixels_THWC
+    except VideoError:
+        return ""
+    picture = io.BytesIO()
+    Image.fromarray(frames[len(frames) // 2]).save(picture, "JPEG", quality=88)
+    return media.add(picture.getvalue(), "jpg")

@@ -1,0 +1,181 @@
+"""`recaption train dit --eval`: the newest checkpoint of a training, measured; RUN/train/NAME/evaluation.json.
+
+    evaluate_training(run, "main", recipe)      # {"step": 800, "measures": {...}, "evaluation": PATH, ...}
+
+Prompts are captions of the run's clips, and the clips themselves are what samples are compared with: of the run that was
+trained on, or of another one that was not. The same checkpoint and settings give the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from jobs.caption.worker import open_captioner
+from jobs.recipe.run_inputs import open_run
+from jobs.recipe.settings import Recipe
+from packing.buckets import Bucket, bucket_name
+from packing.shards.read import read_sample
+from recaption.captioners.interface import Captioner
+from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.records import Sample, from_table
+from recaption.run_folder import RunFolder
+from recaption.video_io.reader import decode_bytes
+from train.checkpoint import step_folder as checkpoint
+from train.engine.metrics import read_lines
+from train.evaluation.metrics import (
+    Evaluation,
+    EvaluationSettings,
+    Measure,
+    RealClips,
+    Samples,
+    evaluate,
+    loss_measures,
+    sampled,
+)
+from train.generator.bucket_loss import loss_per_bucket
+from train.generator.task import DitTask
+from train.sampling.contact_sheet import contact_sheet_png
+from train.sampling.sampler import Sampler
+
+EVALUATION_JSON = "evaluation.json"
+
+
+EVALUATION_SHEET = "evaluation.png"
+
+
+EVALUATIONS_JSONL = "evaluations.jsonl"
+"""A line per evaluated step: the values alone, for curves."""
+
+
+SHEET_PROMPTS = 8
+"""Rows of the contact sheet."""
+
+
+INDEX = "index.parquet"
+
+
+MUST_AGREE = ("text_encoder", "compressor", "patch", "path", "loss_norm")
+"""What the flow loss is measured with; the rest of a checkpoint's config does not touch it."""
+
+
+def evaluate_training(
+    run: RunFolder, name: str, recipe: Recipe, *, device: str = "auto", progress: bool = True
+) -> dict[str, Any]:
+    """Measure the newest checkpoint of RUN/train/NAME, and write evaluation.json, a contact sheet and a line of
+    evaluations.jsonl there.
+
+    Raises:
+        UsageError: no checkpoint, no captions to take prompts from, no such held-out run, settings that make no sense.
+        CheckpointMismatchError: the checkpoint was trained with another compressor, text encoder or loss than the recipe's.
+    """
+    from jobs.train.tasks import dit_task
+    from train.parallel.process_group import choose_device
+
+    settings, given = recipe.train_dit.evaluation, recipe.sample
+    settings.check()
+    folder = run.path("train", name)
+    found = checkpoint.find(folder)
+    source = open_run(settings.held_out)[0] if settings.held_out else run
+    device = str(choose_device(device))
+    sampler = Sampler.from_checkpoint(found.path, device=device)
+    task = dit_task(source, recipe, recipe.train_dit.trainer)
+    _check_agreement(found, task)
+    size = sampler.size(given.num_frames or None, given.height_px or None, given.width_px or None)
+    prompts, real = _prompts_and_clips(source, size, settings)
+    captioner = _captioner(recipe, settings, device)
+    samples = sampled(
+        lambda texts: sampler.sample(
+            texts, size=size, num_steps=given.num_steps, guidance=given.guidance, seed=settings.seed, progress=progress
+        ),
+        prompts,
+        settings,
+    )
+    evaluation = evaluate(samples, real, captioner, sampler.compressor, device=device)
+    losses = loss_per_bucket(task, sampler.model, num_clips=settings.num_loss_clips, seed=settings.seed)
+    measures = evaluation.measures | loss_measures(losses, held_out=bool(settings.held_out))
+    evaluation = dataclasses.replace(evaluation, measures=measures)
+    document = {
+        "step": found.step,
+        "checkpoint": os.path.relpath(found.path, folder),
+        "captioner": f"{captioner.name}@{captioner.weights_hash}",
+        "size": bucket_name(size),
+        "num_steps": given.num_steps,
+        "guidance": given.guidance,
+        "settings": dataclasses.asdict(settings),
+        **_document(evaluation, samples),
+    }
+    _write(folder, document, samples)
+    return {
+        "steps": found.step,
+        "checkpoint": found.path,
+        "measures": {key: measure["value"] for key, measure in document["measures"].items()},
+        "evaluation": os.path.join(folder, EVALUATION_JSON),
+        "contact_sheet": os.path.join(folder, EVALUATION_SHEET),
+        "model": "dit",
+        "name": name,
+    }
+
+
+def _check_agreement(found: checkpoint.Checkpoint, task: DitTask) -> None:
+    theirs, ours = found.config, checkpoint.plain(task.config)
+    for key in MUST_AGREE:
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointMismatchError(
+                f"{found.path} was trained with {key} = {theirs.get(key)}, the recipe says {ours.get(key)}; "
+                "evaluate with the settings of the training"
+            )
+
+
+def _captioner(recipe: Recipe, settings: EvaluationSettings, device: str) -> Captioner:
+    """The recipe's, as it captioned the clips, or another one by its SPEC."""
+    chosen = recipe.caption
+    if settings.captioner:
+        chosen = dataclasses.replace(chosen, captioner=settings.captioner, prompt="", num_frames=0)
+    return open_captioner(chosen, device=device)
+
+
+def _prompts_and_clips(run: RunFolder, size: Bucket, settings: EvaluationSettings) -> tuple[list[str], RealClips]:
+    """Different captions of the run, drawn by the seed; and clips of the sampled size with theirs."""
+    rows = from_table(run.read_table(INDEX), Sample) if run.exists(INDEX) else []
+    order = np.random.default_rng(settings.seed).permutation(len(rows))
+    drawn = [rows[at] for at in order]
+    prompts = list(dict.fromkeys(row.caption for row in drawn if row.caption))[: settings.num_prompts]
+    if not prompts:
+        raise UsageError(f"{run.uri} has no captions to take prompts from; run `recaption shard` first")
+    of_size = [row for row in drawn if row.bucket == bucket_name(size)][: settings.num_real]
+    videos = [decode_bytes(read_sample(run, row)["mp4"]).pixels_THWC for row in of_size]
+    return prompts, RealClips(videos=videos, captions=[row.caption for row in of_size])
+
+
+def _document(evaluation: Evaluation, samples: Samples) -> dict[str, Any]:
+    return {
+        "measures": {key: _rounded(measure) for key, measure in evaluation.measures.items()},
+        "prompts": list(samples.prompts),
+        "said": list(evaluation.said),
+    }
+
+
+def _rounded(measure: Measure) -> dict[str, Any]:
+    """Six decimals: what lies behind differs between machines."""
+    return {
+        key: round(value, 6) if isinstance(value, float) else value
+        for key, value in dataclasses.asdict(measure).items()
+    }
+
+
+def _write(folder: str, document: dict[str, Any], samples: Samples) -> None:
+    """The sheet first: evaluation.json stands for all of it. Lines of other steps in evaluations.jsonl stay."""
+    target = RunFolder(folder)
+    shown = slice(SHEET_PROMPTS)
+    target.write_bytes(EVALUATION_SHEET, contact_sheet_png(samples.videos[shown], samples.prompts[shown]))
+    values = {key: measure["value"] for key, measure in document["measures"].items()}
+    line = {"step": document["step"], **{key: value for key, value in values.items() if value is not None}}
+    others = [other for other in read_lines(target.path(EVALUATIONS_JSONL)) if other["step"] != line["step"]]
+    lines = sorted([*others, line], key=lambda one: one["step"])
+    target.write_bytes(EVALUATIONS_JSONL, "".join(json.dumps(one) + "\n" for one in lines).encode())
+    target.write_bytes(EVALUATION_JSON, json.dumps(document, indent=1).encode())

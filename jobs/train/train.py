@@ -1,0 +1,143 @@
+"""`recaption train captioner|compressor|dit`: build the task, hand it to the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+from jobs.cluster.cluster import Cluster
+from jobs.recipe.settings import Recipe, TrainCaptioner, TrainCompressor, TrainDit
+from jobs.train.tasks import TASKS
+from recaption.errors import UsageError
+from recaption.run_folder import RunFolder
+from train.checkpoint import step_folder as checkpoint
+from train.engine.settings import TrainerSettings
+from train.engine.trainer import TrainResult, train
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def train_model(
+    model: str,
+    run_uri: str,
+    name: str,
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    num_steps: int | None = None,
+    num_ranks: int = 1,
+    use_gpu: bool = False,
+    resume: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train one model into RUN/train/NAME. With `--address` the training runs on that Ray cluster, else here.
+
+    Args:
+        num_ranks: above 1 that many train together (Ray Train), each on a GPU where there are any. Under torchrun every
+            rank calls this.
+        use_gpu: not on CPUs: an error where there are no GPUs.
+
+    Raises:
+        UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
+        CheckpointMismatchError: RUN/train/NAME holds another model.
+    """
+    if model not in TASKS:
+        raise UsageError(f"train {model!r}: there are {', '.join(TASKS)}")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: use letters, digits, - and _ only")
+    run = RunFolder(run_uri)
+    if not run.is_local:
+        raise UsageError(f"--run {run_uri}: training writes its checkpoints to a folder on disk (mount the bucket)")
+    settings: TrainCaptioner | TrainCompressor | TrainDit = getattr(recipe, f"train_{model}")
+    trainer = settings.trainer
+    if num_steps is not None:
+        trainer = dataclasses.replace(trainer, num_steps=num_steps)
+    if use_gpu and trainer.device not in ("auto", "cuda"):
+        raise UsageError(f"--use-gpu and the trainer's device {trainer.device!r} exclude each other: leave one out")
+    if use_gpu:
+        trainer = dataclasses.replace(trainer, device="cuda")
+    arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
+    if num_ranks > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("--num-workers starts ranks of its own: leave it out under torchrun")
+        if not resume and checkpoint.newest(run.path("train", name, "checkpoints")):
+            raise UsageError(f"{run.path('train', name)} already holds checkpoints; resume them or use another --name")
+        scratch = run.path("train", name, "ray")
+        result = cluster.run_training(
+            train_rank, *arguments[:-2], progress, num_workers=num_ranks, scratch=scratch, device=trainer.device
+        )
+    elif cluster.address:
+        result = dataclasses.asdict(cluster.run_once(train_here, *arguments, device=trainer.device))
+    else:
+        result = dataclasses.asdict(train_here(*arguments))
+    summary = {**result, "model": model, "name": name}
+    if model == "dit" and recipe.train_dit.evaluation.at_end and os.environ.get("RANK", "0") == "0":
+        summary["evaluation"] = evaluate_model(model, run_uri, name, recipe, cluster, progress=progress)["measures"]
+    return summary
+
+
+def evaluate_model(
+    model: str, run_uri: str, name: str, recipe: Recipe, cluster: Cluster, *, progress: bool = True
+) -> dict[str, Any]:
+    """Measure the newest checkpoint of RUN/train/NAME without training; where training would run.
+
+    Raises:
+        UsageError: another model than dit; and as `jobs.evaluate.evaluate_training`.
+    """
+    if model != "dit":
+        raise UsageError(f"--eval is of `train dit`; `train {model}` is measured while it trains (validate-every)")
+    arguments = (run_uri, name, recipe, progress)
+    if cluster.address:
+        return cluster.run_once(evaluate_here, *arguments, device=recipe.train_dit.trainer.device)
+    return evaluate_here(*arguments)
+
+
+def evaluate_here(run_uri: str, name: str, recipe: Recipe, progress: bool) -> dict[str, Any]:
+    """Build task, sampler and captioner on the machine that would train, and measure."""
+    from jobs.train.evaluate import evaluate_training
+
+    return evaluate_training(
+        RunFolder(run_uri), name, recipe, device=recipe.train_dit.trainer.device, progress=progress
+    )
+
+
+def train_rank(
+    model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, progress: bool
+) -> dict[str, Any]:
+    """`train_here` as one of several ranks, which may be started again at any time."""
+    return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
+
+
+def with_start_flags(
+    model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
+) -> Recipe:
+    """The recipe with `--captions`, `--start` and `--preset` in their places.
+
+    Raises:
+        UsageError: they are given to a model that has none of them.
+    """
+    if model == "dit" and not captions and preset is None and start is not None:
+        dit = dataclasses.replace(recipe.train_dit.dit, start=start)
+        return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
+    if model != "captioner":
+        raise UsageError(
+            f"--captions and --preset are of `train captioner`, --start is of that and `train dit`: not of `train {model}`"
+        )
+    settings = recipe.train_captioner
+    captioner = dataclasses.replace(
+        settings.captioner,
+        start=settings.captioner.start if start is None else start,
+        preset=settings.captioner.preset if preset is None else preset,
+    )
+    settings = dataclasses.replace(settings, captions=captions or settings.captions, captioner=captioner)
+    return dataclasses.replace(recipe, train_captioner=settings)
+
+
+def train_here(
+    model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, resume: bool, progress: bool
+) -> TrainResult:
+    """Build the task on the machine that trains, and train it."""
+    task = TASKS[model](RunFolder(run_uri), recipe, trainer)
+    return train(task, trainer, folder, resume=resume, progress=progress)

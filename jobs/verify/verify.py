@@ -1,0 +1,128 @@
+"""`recaption verify`: the ledger adds up, the shards are whole, the captions belong to their clips.
+
+recaption verify --run RUN --pairs 32        # 0: ask no pixels; all: every caption
+recaption verify --run RUN --repair          # see jobs/verify/repair.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from jobs.recipe.settings import Recipe
+from recaption.captions.repeated import read_repeated
+from recaption.captions.sets import CAPTION_STATE_SCHEMA, caption_sets, main_captions, mark_repeated, set_pattern
+from recaption.errors import UsageError
+from recaption.ledger.caption_checks import Pair, PairCheck, check_pairs, sample_pairs
+from recaption.ledger.ledger import CLIPS_SCHEMA, account, committed_clips
+from recaption.ledger.problems import Problem, open_parts
+from recaption.ledger.verify import verify
+from recaption.records import Clip, from_table
+from recaption.run_folder import RunFolder
+
+DEFAULT_PAIRS = 32
+"""Seconds of work on one core with the captioner in the package; shuffled captions show with far fewer."""
+
+
+def parse_pairs(text: str) -> int | None:
+    """How many captions of each set to hold against their pixels: a number, or None for `all`.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"--pairs {text!r}: a number of captions per set, 0 for none, or all")
+    return int(text)
+
+
+def verify_run(
+    run: RunFolder, recipe: Recipe, *, num_pairs: int | None = DEFAULT_PAIRS, progress: bool = False
+) -> dict[str, Any]:
+    """Problems found, and the sums that were checked. What could not be asked is named, and is no damage."""
+    problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=progress)
+    return as_summary(run, recipe, problems, pairs)
+
+
+def find_problems(
+    run: RunFolder, recipe: Recipe, *, num_pairs: int | None, progress: bool
+) -> tuple[list[Problem], dict[str, dict[str, Any]]]:
+    """(problems, caption set -> what the check of its pairs came to)."""
+
+    def track(names: Sequence[str]) -> Any:
+        return tqdm(names, desc="verify", unit="shard", file=sys.stderr, disable=not progress)
+
+    problems = verify(run, recipe.filters, track=track)
+    changed = {p.where.partition(":")[2] for p in problems if p.kind == "caption_changed"}
+    pairs = {}
+    for set_name in caption_sets(run) if num_pairs != 0 else ():
+        check = _check_set(run, recipe, set_name, num_pairs, first=changed, progress=progress)
+        problems += check.problems
+        pairs[set_name] = check.summary()
+    return problems, pairs
+
+
+def as_summary(
+    run: RunFolder, recipe: Recipe, problems: list[Problem], pairs: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What `--json` prints. Sums are left out where tables that they are read from do not open."""
+    summary: dict[str, Any] = {"ok": not problems}
+    if not any(problem.kind == "part_unreadable" for problem in problems):
+        sums = account(run, recipe.filters).summary()
+        summary |= {key: sums[key] for key in ("videos", "clips", "seconds")}
+        summary["faults"] = {name: faults_of(run, recipe, name) for name in caption_sets(run)}
+    return {
+        **summary,
+        "pairs": pairs,
+        "problems": [{"kind": p.kind, "where": p.where, "detail": p.detail} for p in problems],
+    }
+
+
+def faults_of(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, int]:
+    """Fault -> captions that were refused for it, of the rows that stand for their clips."""
+    captions = run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    captions = mark_repeated(captions, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
+    counts = Counter(main_captions(captions)["fault"].to_pylist())
+    return {fault: count for fault, count in sorted(counts.items()) if fault}
+
+
+def _check_set(
+    run: RunFolder, recipe: Recipe, set_name: str, num_pairs: int | None, *, first: Collection[str], progress: bool
+) -> PairCheck:
+    from jobs.caption.worker import open_captioner
+    from train.parallel.process_group import choose_device
+
+    pairs, _ = sample_pairs(run, set_name, num_pairs, first=first)
+    if not pairs:
+        return PairCheck(set_name=set_name)
+    try:
+        captioner = open_captioner(recipe.caption, device=str(choose_device(recipe.caption.device)))
+    except UsageError as error:
+        return PairCheck(set_name=set_name, unchecked={f"no captioner: {error}": len(pairs)})
+
+    def track(rows: Sequence[Pair]) -> Any:
+        return tqdm(rows, desc=f"pairs of {set_name}", unit="clip", file=sys.stderr, disable=not progress)
+
+    clips = clips_of(run, {pair.clip_id for pair in pairs})
+    decode, snap_seconds = recipe.prepare.decode, recipe.caption.snap_seconds
+    return check_pairs(set_name, pairs, captioner, clips, decode=decode, snap_seconds=snap_seconds, track=track)
+
+
+def clips_of(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Clip]:
+    """The wanted clips by id, of those parts that open; one part in memory at a time."""
+    wanted = pa.array(sorted(clip_ids), pa.string())
+    found: dict[str, Clip] = {}
+    for name in committed_clips(run):
+        tables, _ = open_parts(run, [name], CLIPS_SCHEMA)
+        for table in tables.values():
+            rows = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
+            for clip in from_table(rows, Clip):
+                found.setdefault(clip.clip_id, clip)
+    return found

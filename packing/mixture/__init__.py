@@ -1,0 +1,1 @@
+"""What an epoch shows of the samples: repeats, segments, token dropping, and the random numbers behind them."""

@@ -1,0 +1,1 @@
+"""WebDataset tars with their index: planned, written, read."""

@@ -1,0 +1,153 @@
+"""Rows of the shard index: one per sample, for videos and for latents."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from packing.buckets import Bucket, bucket_name
+from packing.shards import latent_codec as latents
+from packing.shards.plan import ShardClip
+from recaption.errors import UsageError
+from recaption.ledger.latent_statistics import ChannelStatistics
+from recaption.records import Sample, schema_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentSample(Sample):
+    """One row of RUN/latents/<name>/index.parquet; `sha256` is that of the .npy member, and .scale.npy if there is one."""
+
+    latent_channels: int
+    latent_frames: int
+    latent_height: int
+    latent_width: int
+    latent_dtype: str
+    """One of `latents.LATENT_DTYPES`."""
+    round_trip_psnr_db: float | None
+    """Of the clip decoded from what lies in the tar, rounding included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One sample on its way into a tar, or the reason why it does not get there."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    """Extension without dot -> bytes; empty where `reason` is set."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Columns of the parquet row; the writer adds shard, offset_bytes, num_bytes, sha256 and status."""
+    reason: str | None = None
+    detail: str = ""
+    statistics: ChannelStatistics | None = None
+    """Of a latent, as it will be read."""
+
+
+# --- entries --------------------------------------------------------------------------------------------------------
+
+
+def video_entry(clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_tokens: int) -> Entry:
+    """A transcoded clip as members .mp4 .json .txt. Where the source lay is left out: bytes depend on content only."""
+    description = {
+        "clip_id": clip.clip_id,
+        "caption": clip.caption,
+        "bucket": bucket_name(bucket),
+        **dataclasses.asdict(bucket),
+        "source_start_seconds": clip.start_seconds,
+        "source_end_seconds": clip.end_seconds,
+    }
+    if clip.other_texts:
+        names = ("source", "kind", "window", "start_seconds", "end_seconds", "text")
+        description["other_texts"] = [dict(zip(names, text, strict=True)) for text in clip.other_texts]
+    members = {"mp4": mp4, "json": _canonical_json(description), "txt": clip.caption.encode()}
+    return Entry(key=clip.clip_id, members=members, fields=_video_fields(clip, bucket, num_latent_tokens))
+
+
+def failed_entry(clip: ShardClip, bucket: Bucket, *, reason: str, detail: str) -> Entry:
+    """A clip that could not be transcoded: a row with a reason from `errors.FAILURE_REASONS`, no members."""
+    return Entry(key=clip.clip_id, fields=_video_fields(clip, bucket, 0), reason=reason, detail=detail)
+
+
+def _video_fields(clip: ShardClip, bucket: Bucket, num_latent_tokens: int) -> dict[str, Any]:
+    return {
+        "bucket": bucket_name(bucket),
+        **dataclasses.asdict(bucket),
+        "num_latent_tokens": num_latent_tokens,
+        "num_caption_tokens": clip.num_caption_tokens,
+        "caption": clip.caption,
+    }
+
+
+def latent_shard_name(compressor: str, shard: str) -> str:
+    """Latents mirror the video shards one to one: `shards/B/000000.tar` -> `latents/<compressor>/B/000000`.
+
+    Raises:
+        UsageError: `compressor` cannot be the name of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", compressor):
+        raise UsageError(f"{compressor!r} cannot name a folder of latents: use letters, digits, '.', '_' and '-'")
+    bucket, number = shard.removesuffix(".tar").split("/")[-2:]
+    return f"latents/{compressor}/{bucket}/{number}"
+
+
+def latent_entry(
+    sample: Sample,
+    latent: np.ndarray,
+    *,
+    num_latent_tokens: int,
+    dtype: str = "float16",
+    measure: Callable[[np.ndarray], float] | None = None,
+    details: dict[str, Any] | None = None,
+) -> Entry:
+    """A latent (C, t, h, w) as members .npy (and .scale.npy) and .json; one that `dtype` cannot hold becomes a failed row.
+
+    Args:
+        dtype: one of `latents.LATENT_DTYPES`.
+        measure: round-trip error in dB of the latent as it will be read.
+        details: JSON-simple facts to keep in the .json member (compressor).
+    """
+    latents.check_dtype(dtype)
+    shape = latent.shape
+    fields = {name: getattr(sample, name) for name in _COPIED} | {
+        "num_latent_tokens": num_latent_tokens,
+        **dict(zip(("latent_channels", "latent_frames", "latent_height", "latent_width"), shape)),
+        "latent_dtype": dtype,
+    }
+    try:
+        members = latents.store(latent, dtype)
+    except ValueError as error:
+        return Entry(key=sample.clip_id, fields=fields, reason="write_failed", detail=str(error))
+    restored = latents.restore(members, dtype, shape)
+    measured = {"round_trip_psnr_db": round(measure(restored), 2)} if measure is not None else {}
+    description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, "dtype": dtype}
+    members["json"] = _canonical_json({**description, **measured, **(details or {})})
+    fields |= measured
+    return Entry(key=sample.clip_id, members=members, fields=fields, statistics=ChannelStatistics.of(restored))
+
+
+def failed_latent(sample: Sample, *, reason: str, detail: str) -> Entry:
+    """A sample that could not be encoded: a row with a reason from `errors.FAILURE_REASONS`, no members."""
+    fields = {name: getattr(sample, name) for name in _COPIED}
+    return Entry(key=sample.clip_id, fields=fields, reason=reason, detail=detail)
+
+
+_COPIED = ("bucket", "num_frames", "height_px", "width_px", "fps", "num_caption_tokens", "caption")
+
+
+def _canonical_json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+
+
+# --- write ----------------------------------------------------------------------------------------------------------
+
+
+def shard_schema(record: type = Sample) -> pa.Schema:
+    """Columns of the parquet beside a tar: the record's, plus status (`ok` or `failed`), reason and detail."""
+    status = pa.field("status", pa.string(), nullable=False)
+    return pa.schema([*schema_of(record), status, pa.field("reason", pa.string()), pa.field("detail", pa.string())])

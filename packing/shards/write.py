@@ -1,0 +1,156 @@
+"""Shards: clips of one bucket in one tar, and beside it the parquet that says what lies where.
+
+    for shard in plan_shards(clips, table)[0]:                             # plan.py
+        key = plan_hash(shard, recipe_hash)
+        if not is_committed(run, shard.name, key):
+            write_shard(run, shard.name, entries, plan_hash=key)           # of video_entry(...) or failed_entry(...)
+    remove_stale(run, [s.name for s in shards])
+    build_index(run)
+
+Members `<clip_id>.json .mp4 .txt` (latents: `.json .npy`, see latent_codec.py) lie side by side, plain ustar with mtime 0,
+so any tar or WebDataset reader opens them and the same clips give the same bytes. The parquet is written last and marks the
+commit: a shard without it, or with another `plan_hash` in its metadata, is written anew. The one writer of both kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from packing.shards.plan import check_key
+from packing.shards.samples import Entry, LatentSample, shard_schema
+from recaption.errors import FAILURE_REASONS, UsageError
+from recaption.ledger.latent_statistics import KEY, ChannelStatistics
+from recaption.ledger.tar_checks import payload_of
+from recaption.records import Sample, schema_of
+from recaption.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReport:
+    """What one written shard came to."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    rejected: dict[str, int]
+    """Failure reason -> number of clips."""
+
+
+def write_shard(
+    run: RunFolder,
+    name: str,
+    entries: Iterable[Entry],
+    *,
+    plan_hash: str,
+    record: type = Sample,
+    payload: str = "mp4",
+    facts: Callable[[], dict[str, str]] = dict,
+) -> ShardReport:
+    """Write `<name>.tar`, then `<name>.parquet`, which commits it. Holds one shard in memory.
+
+    Args:
+        record: `Sample`, or `LatentSample` with payload="npy".
+        payload: extension of the member whose sha256 goes into the row.
+        facts: more to note in the parquet's metadata, asked once all entries are in the tar.
+
+    Raises:
+        OSError: the tar does not read back as it was written, or the storage failed; nothing is committed then.
+        UsageError: a key appears twice or is not fit to be one.
+    """
+    tar, rows = _build_tar(f"{name}.tar", entries, record, payload)
+    samples = [row for row in rows if row["status"] == "ok"]
+    _verify_tar(tar, samples, payload)
+    run.remove(f"{name}.parquet")  # from here on the old shard, if any, is no longer committed
+    if samples:
+        run.write_bytes(f"{name}.tar", tar)
+    else:
+        tar = b""  # readers stumble over tars without members, so there is none
+        run.remove(f"{name}.tar")
+    metadata = {
+        "plan_hash": plan_hash,
+        "tar_num_bytes": str(len(tar)),
+        "tar_sha256": hashlib.sha256(tar).hexdigest(),
+        "num_samples": str(len(samples)),
+        **facts(),
+    }
+    run.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=shard_schema(record)), metadata)
+    rejected: dict[str, int] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            rejected[row["reason"]] = rejected.get(row["reason"], 0) + 1
+    return ShardReport(name=name, num_samples=len(samples), num_bytes=len(tar), rejected=rejected)
+
+
+def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, plan_hash: str) -> ShardReport:
+    """`write_shard` for `latent_entry`s; `name` from `latent_shard_name`. Notes what their channels come to."""
+    statistics = ChannelStatistics()
+
+    def counted() -> Iterator[Entry]:
+        nonlocal statistics
+        for entry in entries:
+            statistics = statistics.merged(entry.statistics or ChannelStatistics())
+            yield entry
+
+    return write_shard(
+        run,
+        name,
+        counted(),
+        plan_hash=plan_hash,
+        record=LatentSample,
+        payload="npy",
+        facts=lambda: {KEY: statistics.to_json()},
+    )
+
+
+def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str) -> tuple[bytes, list[dict[str, Any]]]:
+    from webdataset import TarWriter  # imports torch: only where it is used
+
+    blank = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema_of(record) if not f.nullable}
+    rows: list[dict[str, Any]] = []
+    seen = set()
+    sink = io.BytesIO()
+    # mtime, owner and mode are pinned, members are sorted by extension: the same entries give the same bytes.
+    with TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        for entry in entries:
+            check_key(entry.key)
+            if entry.key in seen:
+                raise UsageError(f"{shard}: {entry.key} comes twice")
+            seen.add(entry.key)
+            row = blank | entry.fields | {"clip_id": entry.key, "shard": shard}
+            if entry.reason is not None:
+                if entry.reason not in FAILURE_REASONS:
+                    raise ValueError(f"{entry.reason = } is not in FAILURE_REASONS")
+                rows.append(row | {"status": "failed", "reason": entry.reason, "detail": entry.detail})
+                continue
+            start = writer.tarstream.offset
+            writer.write({"__key__": entry.key, **entry.members})
+            rows.append(
+                row
+                | {"offset_bytes": start, "num_bytes": writer.tarstream.offset - start}
+                | {"sha256": hashlib.sha256(payload_of(entry.members, payload)).hexdigest()}
+                | {"status": "ok", "reason": None, "detail": ""}
+            )
+    return sink.getvalue(), rows
+
+
+def _verify_tar(tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
+    """Open the bytes anew and hold them against the rows: every sample where it should be, whole, and nothing else."""
+    found: list[tuple[str, int, dict[str, bytes]]] = []
+    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            if not found or found[-1][0] != key:
+                found.append((key, member.offset, {}))
+            file = archive.extractfile(member)
+            found[-1][2][extension] = file.read() if file else b""
+    read = [(key, offset, hashlib.sha256(payload_of(parts, payload)).hexdigest()) for key, offset, parts in found]
+    expected = [(row["clip_id"], row["offset_bytes"], row["sha256"]) for row in samples]
+    if read != expected:
+        raise OSError(f"a tar of {len(expected)} samples does not read back as it was written ({len(read)} found)")

@@ -1,0 +1,1 @@
+"""Captioners of other projects behind our interface, one file each."""

@@ -1,0 +1,133 @@
+"""CoCa's two text towers, one new position at a time, for a batch of rows that move in step.
+
+Self-attention keys and values are cached for every row; cross-attention keys and values are computed once per clip and
+shared by all rows of that clip (its beams, or its samples): these become further query positions of the clip.
+
+Shapes: B clips, R rows (those of a clip are neighbours, as many for each clip), P new positions, D width, H heads, d
+width of a head, N image tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recaption.captioners.generation.packed_weights import BlockWeights, StepWeights
+from recaption.errors import UsageError
+
+
+class DecodingSteps:
+    """Feed tokens with `step`; drop and reorder rows with `keep`."""
+
+    def __init__(
+        self,
+        coca: nn.Module,
+        image_embs_BND: Tensor,
+        *,
+        rows_per_clip: int = 1,
+        capacity: int | None = None,
+        weights: StepWeights | None = None,
+    ) -> None:
+        """
+        Args:
+            capacity: most tokens that will be fed; the context length where None.
+            weights: of the same `coca`.
+        """
+        text: Any = coca.text
+        decoder: Any = coca.text_decoder
+        self.text, self.decoder = text, decoder
+        self.device = image_embs_BND.device
+        self.weights = weights or StepWeights(coca, packed=False)
+        self.rows_per_clip = rows_per_clip
+        self.num_clips = image_embs_BND.shape[0]
+        self.context_length = min(text.context_length, decoder.context_length)
+        self.position = 0
+        blocks = (*self.weights.text_blocks, *self.weights.decoder_blocks)
+        width = text.positional_embedding.shape[1]
+        shape = (len(blocks), 2, self.num_clips * rows_per_clip, min(capacity or 2**30, self.context_length), width)
+        self._cache_LKRPD = torch.empty(shape, dtype=text.positional_embedding.dtype, device=self.device)
+        self._spare_LKRPD: Tensor | None = None
+        """Where `keep` puts rows in another order; the two take turns."""
+        self._cross = [_Cross(block, image_embs_BND) for block in self.weights.cross_blocks]
+
+    def step(self, tokens_RP: Tensor) -> Tensor:
+        """Feed the tokens at the next P positions; logits (R, V), float32, for the position after them."""
+        start, end = self.position, self.position + tokens_RP.shape[1]
+        if end > self._cache_LKRPD.shape[3]:
+            raise UsageError(f"{end} tokens exceed the context of {self._cache_LKRPD.shape[3]}")
+        positions_PD = self.text.positional_embedding[start:end]
+        x_RPD = self.text.token_embedding(tokens_RP).to(positions_PD.dtype) + positions_PD
+        text_blocks, decoder_blocks = self.weights.text_blocks, self.weights.decoder_blocks
+        mask = (
+            None if end - start == 1 else torch.ones(end - start, end, dtype=torch.bool, device=self.device).tril(start)
+        )
+        for block, cache_KRPD in zip(text_blocks, self._cache_LKRPD, strict=False):
+            x_RPD = self_attention(block, x_RPD, cache_KRPD, start, mask)
+        caches = self._cache_LKRPD[len(text_blocks) :]
+        for block, cache_KRPD, cross in zip(decoder_blocks, caches, self._cross, strict=True):
+            x_RPD = cross.attend(self_attention(block, x_RPD, cache_KRPD, start, mask), self.rows_per_clip)
+        self.position = end
+        return self.weights.vocabulary(self.decoder.ln_final(x_RPD[:, -1])).float()
+
+    def text_states(self, row: int) -> Tensor:
+        """Keys and values (layers, 2, positions, D) of the text tower for what `row` has been fed; a copy."""
+        return self._cache_LKRPD[: len(self.weights.text_blocks), :, row, : self.position].clone()
+
+    def keep(self, rows: list[int], clips: list[int]) -> None:
+        """Go on with these clips (indices among the present ones); row i of them continues what row `rows[i]` said."""
+        if rows == list(range(self.num_clips * self.rows_per_clip)):
+            return
+        chosen = torch.tensor(rows, device=self.device)
+        old, kept = self._cache_LKRPD, self._spare_LKRPD
+        if kept is None or len(rows) != kept.shape[2]:
+            kept = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
+        said = (slice(None), slice(None), slice(None), slice(self.position))
+        torch.index_select(old[said], 2, chosen, out=kept[said])
+        self._cache_LKRPD, self._spare_LKRPD = kept, old if len(rows) == old.shape[2] else None
+        if len(clips) < self.num_clips:
+            kept_clips = torch.tensor(clips, device=self.device)
+            for cross in self._cross:
+                cross.keep(kept_clips)
+            self.num_clips = len(clips)
+        self.rows_per_clip = len(rows) // len(clips)
+
+
+def _heads(x_RPD: Tensor, num_heads: int) -> Tensor:
+    """(R, P, D) as (R, H, P, d)."""
+    rows, positions, width = x_RPD.shape
+    return x_RPD.view(rows, positions, num_heads, width // num_heads).transpose(1, 2)
+
+
+def self_attention(weights: BlockWeights, x_RPD: Tensor, cache_KRPD: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    """One block for P new positions, whose keys and values join the cache at `start`."""
+    num_heads = weights.block.attn.num_heads
+    query_RPD, key_RPD, value_RPD = weights.inward(weights.block.ln_1(x_RPD)).chunk(3, dim=-1)
+    end = start + x_RPD.shape[1]
+    cache_KRPD[0, :, start:end] = key_RPD
+    cache_KRPD[1, :, start:end] = value_RPD
+    keys, values = (_heads(one[:, :end], num_heads) for one in cache_KRPD)
+    attended = F.scaled_dot_product_attention(_heads(query_RPD, num_heads), keys, values, attn_mask=mask)
+    return weights.after_attention(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+
+
+class _Cross:
+    """Keys and values of one cross-attention block: one set per clip, whatever the number of rows."""
+
+    def __init__(self, weights: BlockWeights, image_embs_BND: Tensor) -> None:
+        self.weights = weights
+        self.num_heads = weights.block.attn.num_heads
+        projected = weights.keys_values(weights.block.ln_1_kv(image_embs_BND))
+        self.keys, self.values = (_heads(part, self.num_heads).contiguous() for part in projected.chunk(2, dim=-1))
+
+    def attend(self, x_RPD: Tensor, rows_per_clip: int) -> Tensor:
+        rows, positions, width = x_RPD.shape
+        query = self.weights.inward(self.weights.block.ln_1(x_RPD))
+        query = _heads(query.reshape(rows // rows_per_clip, rows_per_clip * positions, width), self.num_heads)
+        attended = F.scaled_dot_product_attention(query, self.keys, self.values)
+        return self.weights.after_attention(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+
+    def keep(self, clips: Tensor) -> None:
+        self.keys, self.values = self.keys[clips], self.values[clips]

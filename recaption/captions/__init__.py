@@ -1,0 +1,1 @@
+"""Caption texts: cleaning, sets, windows, mixture, repeated texts, metrics."""

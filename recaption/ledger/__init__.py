@@ -1,0 +1,1 @@
+"""Where every video and every second of it went, and whether the files agree."""

@@ -1,0 +1,251 @@
+"""The ledger: every input video, and every second of it, ends in exactly one state.
+
+    ledger = account(run, thresholds)
+    ledger.summary()["clips"]          # {"total": 18, "kept": 15, "dropped": {"blurry": 2, "no_bucket": 1}, ...}
+
+States are asked of what lies in the run folder; nothing here is stored, so nothing here can go stale. They are columns,
+not objects: about 0.6 kB per clip while they are asked for. `recaption.verification` holds them against the files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recaption.captions.repeated import read_repeated
+from recaption.captions.sets import (
+    CAPTION_STATE_SCHEMA,
+    REJECTED,
+    chosen_set,
+    main_captions,
+    mark_repeated,
+    set_pattern,
+)
+from recaption.dedup.near_duplicates import read_pairs
+from recaption.errors import DROP_REASONS
+from recaption.quality.filters import FilterThresholds, judge
+from recaption.records import Clip, ClipScores, Sample, Video, conform, from_table, schema_of
+from recaption.run_folder import RunFolder
+
+CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
+
+
+SHARD_SCHEMA = pa.schema([*schema_of(Sample), ("status", pa.string()), ("reason", pa.string())])
+
+
+REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
+
+
+SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
+
+
+INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
+
+
+CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipState:
+    """Where one clip ended up."""
+
+    clip_id: str
+    uri: str
+    state: str
+    """One of `CLIP_STATES`."""
+    reason: str | None = None
+    """dropped: of `DROP_REASONS`; failed: of `FAILURE_REASONS`; waiting: the stage that has not seen it, `caption` or
+    `shard`."""
+    shard: str | None = None
+    """in_shard: the tar; its key there is the clip id."""
+    duplicate_of: str | None = None
+    """dropped as a duplicate: the clip that stays in its place."""
+    seconds: float
+
+
+STATES_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("clip_id", "uri", "state", "reason", "shard", "duplicate_of")),
+        pa.field("seconds", pa.float64()),
+    ]
+)
+"""Columns of `ClipState`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """All videos and all clips of a run, each in one state."""
+
+    video_rows: pa.Table
+    """Columns of `Video`."""
+    clip_rows: pa.Table
+    """Columns of `ClipState`, in the order of `read_clips`."""
+    num_waiting_inputs: int = 0
+    """Inputs that `prepare` has listed and not reached."""
+
+    @cached_property
+    def videos(self) -> tuple[Video, ...]:
+        return tuple(from_table(self.video_rows, Video))
+
+    @cached_property
+    def clips(self) -> tuple[ClipState, ...]:
+        return tuple(from_table(self.clip_rows, ClipState))
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers that `--json` prints, JSON-simple.
+
+        videos.total = ok + failed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
+        seconds.total = kept + dropped + failed, where failed holds the length of failed videos as far as it is known.
+        """
+        failed = self.video_rows.filter(pc.equal(self.video_rows["status"], "failed"))
+        states = self.clip_rows["state"].to_numpy(zero_copy_only=False)
+        reasons = self.clip_rows["reason"].to_numpy(zero_copy_only=False)
+        seconds = self.clip_rows["seconds"].to_numpy()
+        count = Counter(zip(states, reasons))
+        of = {state: seconds[states == state] for state in CLIP_STATES}
+        lost = self.clip_rows.filter(pc.equal(self.clip_rows["state"], "failed"))
+        return {
+            "videos": {
+                "total": self.video_rows.num_rows,
+                "ok": self.video_rows.num_rows - failed.num_rows,
+                "failed": failed.num_rows,
+                "waiting": self.num_waiting_inputs,
+            },
+            "clips": {
+                "total": self.clip_rows.num_rows,
+                "kept": len(of["in_shard"]) + len(of["waiting"]),
+                "dropped": _count_reasons(count, "dropped"),
+                "failed": _count_reasons(count, "failed"),
+                "in_shard": len(of["in_shard"]),
+                "waiting": _count_reasons(count, "waiting"),
+            },
+            "seconds": {
+                "total": math.fsum(self.video_rows["duration_seconds"].to_numpy()),
+                "kept": math.fsum([*of["in_shard"], *of["waiting"]]),
+                "dropped": math.fsum(of["dropped"]),
+                "failed": math.fsum([*of["failed"], *failed["duration_seconds"].to_numpy()]),
+            },
+            "failures": failed.select(["uri", "reason", "detail"]).to_pylist(),
+            "clip_failures": lost.select(["clip_id", "uri", "reason"]).to_pylist(),
+        }
+
+
+def _count_reasons(count: Counter[tuple[str, str | None]], wanted: str) -> dict[str, int]:
+    return dict(sorted((str(reason), number) for (state, reason), number in count.items() if state == wanted))
+
+
+def account(run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None) -> Ledger:
+    """Ask the run folder, at whatever stage it is, for the state of everything.
+
+    Args:
+        set_name: caption set that decides `bad_caption`; default: the set that the shards were made with.
+    """
+    videos = run.read_tables("videos/part-*.parquet", schema_of(Video))
+    clips = read_clips(run)
+    captions = _read_captions(run, set_name or chosen_set(run), thresholds)
+    shards = run.read_tables("shards/*/*.parquet", SHARD_STATE_SCHEMA)
+    rejected = run.read_table(REJECTED) if run.exists(REJECTED) else REJECTED_SCHEMA.empty_table()
+    states = clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
+    return Ledger(video_rows=videos, clip_rows=states, num_waiting_inputs=_num_waiting_inputs(run, videos))
+
+
+def committed_clips(run: RunFolder) -> list[str]:
+    """Parts of clips whose part of videos is there: that one is written last and completes both."""
+    committed = set(run.list("videos/part-*.parquet"))
+    return [name for name in run.list("clips/part-*.parquet") if name.replace("clips/", "videos/", 1) in committed]
+
+
+def read_clips(run: RunFolder) -> pa.Table:
+    """Spans and scores of all clips; row i belongs to `Ledger.clips[i]`."""
+    return concat([run.read_table(name) for name in committed_clips(run)], CLIPS_SCHEMA)
+
+
+def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *(conform(table, schema) for table in tables)])
+
+
+def _read_captions(run: RunFolder, set_name: str | None, thresholds: FilterThresholds) -> pa.Table:
+    if set_name is None:
+        return CAPTION_STATE_SCHEMA.empty_table()
+    captions = run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    return mark_repeated(captions, read_repeated(run, set_name), thresholds.max_clips_per_caption)
+
+
+def _num_waiting_inputs(run: RunFolder, videos: pa.Table) -> int:
+    if not run.exists("inputs.parquet"):
+        return 0
+    seen = pc.is_in(run.read_table("inputs.parquet")["uri"], value_set=videos["uri"].combine_chunks())
+    return len(seen) - (pc.sum(seen).as_py() or 0)
+
+
+def clip_states(
+    clips: pa.Table,
+    thresholds: FilterThresholds,
+    pairs: pa.Table,
+    captions: pa.Table,
+    shards: pa.Table,
+    rejected: pa.Table,
+) -> pa.Table:
+    """One state per row of `clips`. A verdict comes first: what the filters drop is dropped, wherever it lies.
+
+    Texts that came with the video do not count as captions: the captioner still has to see those clips. Nor do captions
+    of a window, or of another kind than the descriptive one.
+
+    Args:
+        pairs: near copies, as `duplicates.read_pairs` gives them.
+        captions: columns of `CAPTION_STATE_SCHEMA`.
+        shards: columns of `SHARD_STATE_SCHEMA`.
+    """
+    ids = clips["clip_id"].combine_chunks()
+    judged = judge(clips, thresholds, pairs)
+    verdict = np.array(judged.reasons, object)
+    is_written = pc.equal(shards["status"], "ok")
+    shard = _lookup(ids, shards.filter(is_written), "shard")
+    turned_away = _lookup(ids, rejected, "reason")
+    failed = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
+    by_model = main_captions(captions)
+    is_good = pc.is_null(by_model["reason"])
+    has_text = _is_in(ids, by_model.filter(is_good))
+    bad_text = _lookup(ids, by_model.filter(pc.invert(is_good)), "reason")
+    bad_text[has_text] = None
+
+    state = np.full(len(verdict), "waiting", object)
+    reason = np.where(has_text, "shard", "caption").astype(object)
+    for lost in (bad_text, failed, turned_away, verdict):  # the last word counts
+        is_lost = _is_given(lost)
+        reason[is_lost] = lost[is_lost]
+        state[is_lost] = ["dropped" if one in DROP_REASONS else "failed" for one in lost[is_lost]]
+    is_inside = ~_is_given(verdict) & _is_given(shard)
+    state[is_inside], reason[is_inside] = "in_shard", None
+    shard[~is_inside] = None
+    seconds = pc.subtract(clips["end_seconds"], clips["start_seconds"])
+    columns = [ids, clips["uri"], state, reason, shard, judged.duplicate_of, seconds]
+    arrays = [pa.array(c, pa.string()) if isinstance(c, (np.ndarray, list)) else c for c in columns]
+    return pa.table(arrays, schema=STATES_SCHEMA)
+
+
+def _is_given(values: np.ndarray) -> np.ndarray:
+    """Which of (N,) object values, (N,) bool, are not None."""
+    given: np.ndarray = pa.array(values, pa.string()).is_valid().to_numpy(zero_copy_only=False)
+    return given
+
+
+def _is_in(ids: pa.Array, table: pa.Table) -> np.ndarray:
+    """Which of `ids`, (N,) bool, the table has."""
+    found: np.ndarray = pc.is_in(ids, value_set=table["clip_id"].combine_chunks()).to_numpy(zero_copy_only=False)
+    return found.astype(bool)
+
+
+def _lookup(ids: pa.Array, table: pa.Table, column: str) -> np.ndarray:
+    """(N,) object: what the table's first row of each id has in `column`, None where it has no such row."""
+    rows = pc.index_in(ids, value_set=table["clip_id"].combine_chunks())
+    values: np.ndarray = table[column].combine_chunks().take(rows).to_numpy(zero_copy_only=False)
+    return values.astype(object)

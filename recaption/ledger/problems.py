@@ -1,0 +1,100 @@
+"""What can be wrong inside one file of a run folder: parts that do not open, tars that are cut, bytes that changed.
+
+`recaption.verification.verify` calls these and adds what only shows across files.
+
+    for problem in tar_problems(run, "shards/17f-96x96-8fps/000000.tar", rows):
+        problem.kind, problem.where, problem.detail
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from recaption.records import conform
+from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder
+
+PROBLEM_KINDS = (
+    "temporary_file",
+    "part_unreadable",
+    "recipe_mixed",
+    "input_missing",
+    "part_missing",
+    "video_twice",
+    "clip_id_wrong",
+    "clip_without_video",
+    "clips_do_not_tile",
+    "seconds_do_not_add_up",
+    "caption_without_clip",
+    "caption_missing",
+    "embedding_missing",
+    "caption_of_other_clip",
+    "clip_score_differs",
+    "captions_shuffled",
+    "shard_missing",
+    "shard_unlisted",
+    "shard_broken",
+    "keys_scattered",
+    "members_missing",
+    "sample_missing",
+    "sample_unlisted",
+    "offset_wrong",
+    "sha256_wrong",
+    "json_unreadable",
+    "bytes_differ",
+    "text_differs",
+    "caption_changed",
+    "clip_in_two_shards",
+    "unknown_clip_in_shard",
+    "dropped_clip_in_shard",
+    "clip_missing_from_shards",
+    "index_missing",
+    "index_differs",
+    "statistics_differ",
+    "text_part_differs",
+)
+"""What `recaption verify` can find. Closed: tests and reports read it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is not as it should be."""
+
+    kind: str
+    """One of `PROBLEM_KINDS`."""
+    where: str
+    """The file, relative to the run folder; with `:` and a clip or video id where one row or sample is meant."""
+    detail: str
+
+    def __post_init__(self) -> None:
+        assert self.kind in PROBLEM_KINDS, self.kind
+
+
+def temporary_files(run: RunFolder) -> Iterator[Problem]:
+    """Files that a killed run left behind under a temporary name."""
+    prefix = run.root.rstrip("/") + "/"
+    for path in sorted(str(p) for p in run.fs.glob(run.path("**/*" + TEMPORARY_SUFFIX))):
+        detail = "left behind by a run that was killed; run the same command again to clear it"
+        yield Problem(kind="temporary_file", where=path.removeprefix(prefix), detail=detail)
+
+
+def open_parts(
+    run: RunFolder, names: Iterable[str], schema: pa.Schema, keep: Sequence[str] | None = None
+) -> tuple[dict[str, pa.Table], list[Problem]]:
+    """Tables by file name with the columns of `schema`, and the files that do not give them.
+
+    Args:
+        keep: columns that stay in memory; default: all of them.
+    """
+    tables: dict[str, pa.Table] = {}
+    problems = []
+    for name in names:
+        try:
+            table = conform(run.read_table(name), schema)
+            tables[name] = table if keep is None else table.select(list(keep))
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            detail = " ".join(str(error).split())[:200]
+            problems.append(Problem(kind="part_unreadable", where=name, detail=f"does not open as a table: {detail}"))
+    return tables, problems

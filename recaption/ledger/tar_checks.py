@@ -1,0 +1,167 @@
+"""Checks of tar shards against their tables: members, sizes, hashes, order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from recaption.ledger.problems import Problem
+from recaption.run_folder import RunFolder
+
+BLOCK_BYTES = 512
+"""A tar consists of blocks of this size; POSIX ends it with at least two blocks of zeros."""
+
+
+SHARD_MEMBERS = frozenset({"mp4", "json", "txt"})
+
+
+LATENT_MEMBERS = frozenset({"npy", "json"})
+
+
+# --- tars -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TarSample:
+    members: dict[str, tarfile.TarInfo]
+    """By extension: what follows the first dot of the member's name."""
+    start: int
+    end: int
+    """One past the padding of the last member."""
+
+
+def payload_of(members: Mapping[str, bytes], payload: str) -> bytes:
+    """What the sha256 in a sample's row is of: the member `payload`, and those that end in it (.scale.npy for npy)."""
+    return b"".join(members[ext] for ext in sorted(members) if ext == payload or ext.endswith("." + payload))
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _samples_of(tar: tarfile.TarFile) -> tuple[dict[str, _TarSample], set[str]]:
+    """Samples by key, and the keys whose members do not lie together."""
+    samples: dict[str, _TarSample] = {}
+    scattered: set[str] = set()
+    previous = None
+    for member in tar:
+        key, _, extension = member.name.partition(".")
+        end = member.offset_data + _padded(member.size)
+        if key not in samples:
+            samples[key] = _TarSample({extension: member}, member.offset, end)
+        else:
+            if key != previous or extension in samples[key].members:
+                scattered.add(key)
+            samples[key] = _TarSample({**samples[key].members, extension: member}, samples[key].start, end)
+        previous = key
+    return samples, scattered
+
+
+def _ends_in_zeros(file: BinaryIO, end_of_members: int) -> bool:
+    """Whether two zero blocks, and nothing else, follow. `tarfile` itself stops silently at a bad header in between."""
+    file.seek(end_of_members)
+    num_zeros = 0
+    while block := file.read(1 << 20):
+        if block.count(0) != len(block):
+            return False
+        num_zeros += len(block)
+    return num_zeros >= 2 * BLOCK_BYTES
+
+
+def tar_problems(
+    run: RunFolder,
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    extensions: frozenset[str] = SHARD_MEMBERS,
+    payload: str = "mp4",
+    sha256: str = "",
+) -> Iterator[Problem]:
+    """Compare one tar with its rows (columns of `Sample`, only those that were written).
+
+    Args:
+        extensions: members that every sample has.
+        payload: the member whose sha256 is in the row.
+        sha256: of the whole tar, where its writer noted it; asked last, for what the other checks cannot see.
+    """
+    listed = {row["clip_id"]: row for row in rows}
+    with run.fs.open(run.path(name), "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                samples, scattered = _samples_of(tar)
+                whole = _ends_in_zeros(file, tar.offset)
+                problems = list(_sample_problems(tar, name, samples, scattered, listed, extensions, payload))
+        except (tarfile.TarError, OSError) as error:
+            yield Problem(kind="shard_broken", where=name, detail=f"does not read as a tar to its end: {error}")
+            return
+        if not whole:
+            detail = "cut or overwritten: its samples are not followed by two blocks of zeros"
+            yield Problem(kind="shard_broken", where=name, detail=detail)
+            return
+        file.seek(0)
+        if not problems and sha256 and _sha256_of(file) != sha256:
+            detail = "its bytes are not the ones that were written"
+            problems.append(Problem(kind="bytes_differ", where=name, detail=detail))
+    yield from problems
+
+
+def _sha256_of(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sample_problems(
+    tar: tarfile.TarFile,
+    name: str,
+    samples: dict[str, _TarSample],
+    scattered: set[str],
+    rows: dict[str, Mapping[str, Any]],
+    extensions: frozenset[str],
+    payload: str,
+) -> Iterator[Problem]:
+    for key in sorted(rows.keys() - samples.keys()):
+        detail = "listed in the shard's table, not in the tar"
+        yield Problem(kind="sample_missing", where=f"{name}:{key}", detail=detail)
+    for key, sample in samples.items():
+        where = f"{name}:{key}"
+        missing = extensions - sample.members.keys()
+        if key in scattered:
+            detail = "its members do not lie together, so readers would see two incomplete samples"
+            yield Problem(kind="keys_scattered", where=where, detail=detail)
+        elif missing:
+            detail = "no " + ", ".join(f".{extension}" for extension in sorted(missing))
+            yield Problem(kind="members_missing", where=where, detail=detail)
+        elif key not in rows:
+            detail = "in the tar, not in the shard's table"
+            yield Problem(kind="sample_unlisted", where=where, detail=detail)
+        else:
+            yield from _content_problems(tar, where, sample, rows[key], payload)
+
+
+def _content_problems(
+    tar: tarfile.TarFile, where: str, sample: _TarSample, row: Mapping[str, Any], payload: str
+) -> Iterator[Problem]:
+    span = (sample.start, sample.end - sample.start)
+    listed = (row["offset_bytes"], row["num_bytes"])
+    if span != listed:
+        detail = f"offset and size are {span[0]} and {span[1]} bytes, the table says {listed[0]} and {listed[1]}"
+        yield Problem(kind="offset_wrong", where=where, detail=detail)
+    contents = {}
+    for extension, member in sample.members.items():
+        file = tar.extractfile(member)
+        contents[extension] = file.read() if file is not None else b""
+    if hashlib.sha256(payload_of(contents, payload)).hexdigest() != row["sha256"]:
+        detail = f"the .{payload} is not the one that was written"
+        yield Problem(kind="sha256_wrong", where=where, detail=detail)
+    if "txt" in contents and contents["txt"].decode(errors="replace") != row["caption"]:
+        yield Problem(kind="text_differs", where=where, detail="the .txt is not the caption that the table has")
+    try:
+        json.loads(contents["json"])
+    except ValueError as error:
+        yield Problem(kind="json_unreadable", where=where, detail=f"the .json does not parse: {error}")

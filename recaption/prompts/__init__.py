@@ -1,0 +1,1 @@
+"""User prompts rewritten in the style of the training captions."""

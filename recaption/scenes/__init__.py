@@ -1,0 +1,6 @@
+"""Rendered scenes whose caption fields and cuts are known: ground truth for every stage."""
+
+from recaption.scenes.dataset import write_scenes
+from recaption.scenes.renderer import render
+
+__all__ = ["render", "write_scenes"]

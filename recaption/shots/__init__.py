@@ -1,0 +1,7 @@
+"""Shots of a video and the clips cut from them."""
+
+from recaption.shots.clips import cut_to_clips
+from recaption.shots.detect import find_shots
+from recaption.shots.settings import ShotSettings
+
+__all__ = ["ShotSettings", "cut_to_clips", "find_shots"]

@@ -1,0 +1,7 @@
+"""Exact frames out of video files, and video files out of frames."""
+
+from recaption.video_io.frames import DecodeLimits, Frames
+from recaption.video_io.reader import probe, read_clip, read_frames, scan
+from recaption.video_io.writer import encode_video, write_video
+
+__all__ = ["DecodeLimits", "Frames", "encode_video", "probe", "read_clip", "read_frames", "scan", "write_video"]

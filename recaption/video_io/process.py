@@ -1,0 +1,281 @@
+"""One decoder child per process: started when first needed, reused, killed and replaced when it misbehaves.
+
+    header = exchange({"op": "probe", ...}, limits=limits, receive=room_for)      # or VideoError
+
+Decoding runs outside because bytes of strangers can do anything to a decoder: a lie of four bytes aborts decord, others
+never return (dmlc/decord issue 373: 38 hours). The child holds neither torch nor ray; a
+crash costs one video and 0.3 s. Safe with threads (one exchange at a time) and with fork (each process has its own).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recaption.decoding.messages import LENGTHS, pack_header, unpack_lengths
+from recaption.errors import RecaptionError, VideoError
+
+START_SECONDS = 120.0
+"""How long a child may take to import PyAV; 0.3 s on an idle machine, seconds on a loaded one."""
+
+
+PIPE_BYTES = 1 << 20
+"""The most that Linux grants without privileges."""
+
+
+MAX_EXCHANGES = 512
+"""A child is replaced after so many files, whatever leaks in a decoder."""
+
+
+MAX_KILLS = 4
+"""SIGKILLs of the decoder in a row, at work or as it starts, until they are taken for the video's own doing."""
+
+
+KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
+
+
+Receive = Callable[[dict[str, Any], int], memoryview]
+"""(header, payload bytes) -> writable memory of exactly that many bytes."""
+
+
+class _KilledError(VideoError):
+    """SIGKILL: nothing that a decoder does to itself."""
+
+
+class _Deadline:
+    def __init__(self, seconds: float) -> None:
+        self.started = time.monotonic()
+        self.seconds = seconds
+
+    def wait(self, *, read: int | None = None, write: int | None = None) -> None:
+        """Until one end of a pipe is ready. `poll`, not `select`: that one fails on descriptors above 1023."""
+        poll = select.poll()
+        if read is not None:
+            poll.register(read, select.POLLIN)
+        if write is not None:
+            poll.register(write, select.POLLOUT)
+        left = self.started + self.seconds - time.monotonic()
+        # Past the deadline an answer that happens to be there already is late too: limits hold on a busy machine as well.
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError
+
+
+class _Child:
+    """A running `python -m recaption.decode_worker`."""
+
+    def __init__(self) -> None:
+        package_parent = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "recaption.decoding.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.stderr,
+            bufsize=0,
+            env={**os.environ, **threads, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"},
+            start_new_session=True,  # Ctrl-C reaches the parent, which then closes the child
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        os.set_blocking(self.stdin.fileno(), False)
+        with contextlib.suppress(OSError, AttributeError):  # 64 KiB by default: too many switches between processes
+            fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.num_exchanges = 0
+        try:
+            header, _ = self.read_header(_Deadline(START_SECONDS))
+        except (EOFError, TimeoutError) as error:
+            said = self.last_words()
+            self.close()
+            if self.process.returncode == -signal.SIGKILL:
+                raise _KilledError("decode_memory", KILLED) from None
+            raise RecaptionError(f"the decoder process does not start ({error!r}): {said}") from None
+        assert header["kind"] == "ready"
+
+    def write(self, payload: bytes | memoryview, deadline: _Deadline) -> None:
+        view = memoryview(payload).cast("B")
+        while view:
+            deadline.wait(write=self.stdin.fileno())
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(self.stdin.fileno(), view[: 1 << 20]) :]
+
+    def read_into(self, view: memoryview, deadline: _Deadline) -> None:
+        while view:
+            deadline.wait(read=self.stdout.fileno())
+            num_read = os.readv(self.stdout.fileno(), [view])
+            if not num_read:
+                raise EOFError("the pipe closed")
+            view = view[num_read:]
+
+    def read_header(self, deadline: _Deadline) -> tuple[dict[str, Any], int]:
+        prefix = bytearray(LENGTHS.size)
+        self.read_into(memoryview(prefix), deadline)
+        num_header_bytes, num_payload_bytes = unpack_lengths(prefix)
+        encoded = bytearray(num_header_bytes)
+        self.read_into(memoryview(encoded), deadline)
+        return json.loads(encoded), num_payload_bytes
+
+    def last_words(self) -> str:
+        self.stderr.seek(0)
+        return self.stderr.read().decode(errors="replace")[-500:].strip()
+
+    def death(self) -> VideoError:
+        """Why the child is gone, as a reason."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return VideoError("unreadable", "the decoder closed its pipe without an answer")
+        words = self.last_words()
+        if any(sign in words for sign in ("bad_alloc", "MemoryError", "annot allocate memory")):
+            return VideoError("decode_memory", f"the decoder ran out of memory: {words[-200:]}")
+        if code == -signal.SIGXCPU:
+            return VideoError("decode_timeout", "the decoder used up its processor time")
+        if code == -signal.SIGKILL:
+            return _KilledError("decode_memory", KILLED)
+        if code < 0:
+            return VideoError("unreadable", f"decoder crashed with signal {-code}")
+        return VideoError("unreadable", f"decoder ended with code {code}: {words[-200:]}")
+
+    def close(self) -> None:
+        """Kill the child and free its pipes. Safe to repeat."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close this process's ends only: after a fork the child belongs to the parent."""
+        for file in (self.stdin, self.stdout, self.stderr):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+class _Decoder:
+    """The child of one process and the lock around it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.child: _Child | None = None
+
+    def started(self) -> _Child:
+        if self.child is not None and (
+            self.child.process.poll() is not None or self.child.num_exchanges >= MAX_EXCHANGES
+        ):
+            self.close()
+        if self.child is None:
+            self.child = _Child()
+        return self.child
+
+    def close(self) -> None:
+        if self.child is not None:
+            self.child.close()
+            self.child = None
+
+    def exchange(
+        self,
+        request: dict[str, Any],
+        payload: bytes,
+        receive: Receive,
+        *,
+        wall_seconds: float,
+        seconds_per_video_second: float,
+    ) -> dict[str, Any]:
+        child = self.started()
+        child.num_exchanges += 1
+        deadline = _Deadline(wall_seconds)
+        try:
+            child.write(pack_header(request, len(payload)), deadline)
+            child.write(payload, deadline)
+            while True:
+                header, num_payload_bytes = child.read_header(deadline)
+                if num_payload_bytes:
+                    child.read_into(receive(header, num_payload_bytes), deadline)
+                if header["kind"] == "length":
+                    deadline.seconds = wall_seconds + seconds_per_video_second * header["seconds"]
+                    receive(header, 0)
+                elif header["kind"] == "error":
+                    if header["reason"] == "decode_memory":
+                        self.close()  # a heap that hit its limit stays fragmented
+                    return header
+                elif header["kind"] == "done":
+                    return header
+        except TimeoutError:
+            self.close()
+            raise VideoError("decode_timeout", f"not decoded within {deadline.seconds:.3g} s") from None
+        except (EOFError, BrokenPipeError):
+            error = child.death()
+            self.close()
+            raise error from None
+        except BaseException:
+            self.close()  # an answer half read cannot be continued
+            raise
+
+
+_decoders: dict[int, _Decoder] = {}
+"""By process id: a forked process finds no entry of its own and starts its own child."""
+
+
+def _decoder() -> _Decoder:
+    decoder = _decoders.get(os.getpid())
+    if decoder is not None:
+        return decoder
+    for pid in [pid for pid in _decoders if pid != os.getpid()]:
+        inherited = _decoders.pop(pid, None)
+        if inherited is not None and inherited.child is not None:
+            inherited.child.forget()
+    atexit.register(close)
+    return _decoders.setdefault(os.getpid(), _Decoder())
+
+
+def close() -> None:
+    """End this process's decoder child, if any; the next exchange starts another."""
+    decoder = _decoders.get(os.getpid())
+    if decoder is not None:
+        with decoder.lock:
+            decoder.close()
+
+
+def child_pid() -> int | None:
+    """Process id of the running child, for reports and fault tests."""
+    decoder = _decoders.get(os.getpid())
+    return decoder.child.process.pid if decoder is not None and decoder.child is not None else None
+
+
+def exchange(
+    request: dict[str, Any],
+    payload: bytes = b"",
+    *,
+    receive: Receive,
+    wall_seconds: float,
+    seconds_per_video_second: float,
+) -> dict[str, Any]:
+    """Send one request, hand every payload of the answer to `receive`, return the last header ("done" or "error").
+
+    The clock is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
+
+    Raises:
+        VideoError: decode_timeout, decode_memory, or unreadable where the decoder crashed.
+        RecaptionError: the child cannot be started at all.
+    """
+    decoder = _decoder()
+    limits = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
+    with decoder.lock:
+        for _ in range(MAX_KILLS - 1):
+            with contextlib.suppress(_KilledError):  # from outside: that should not cost the video its row
+                return decoder.exchange(request, payload, receive, **limits)
+        return decoder.exchange(request, payload, receive, **limits)

@@ -1,0 +1,160 @@
+"""Clips of photos and the training of the tiny captioner, with drawn photos and a few steps."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.tiny_captioner.features import FRAMING, Components, Looker, Part, find_components, make_part, read_part
+from examples.tiny_captioner.model_card import evaluate_on_photos, export_weights, matched_auc
+from examples.tiny_captioner.photo_clips import CUT, MOTIONS, photo_clip, read_photos, split_motion, tidy, with_motion
+from examples.tiny_captioner.train_tiny import TinySettings, TinyTask
+from recaption.captioners.videococa.checkpoint import open_folder
+from recaption.errors import UsageError
+from train.engine.settings import TrainerSettings
+from train.engine.trainer import train
+
+NUM_PHOTOS = 8
+"""As many as there are motions."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos") / "train.tar"
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for index in range(NUM_PHOTOS):
+            noise = Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).resize((224, 224))
+            file = io.BytesIO()
+            noise.save(file, "PNG")
+            text = json.dumps({"captions": [f"Photo {index} , seen by {name} ." for name in ("Ann", "Bob", "Cy")]})
+            for suffix, content in ((".png", file.getvalue()), (".json", text.encode())):
+                member = tarfile.TarInfo(f"photo{index}{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return read_photos(path)
+
+
+def test_photos_are_read_with_tidy_captions(photos):
+    assert len(photos) == NUM_PHOTOS
+    assert photos[2].captions[0] == "Photo 2, seen by Ann"
+    assert tidy('A  "dog" barks .') == "A dog barks"
+
+
+def test_a_tar_without_photos_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="there is no file"):
+        read_photos(tmp_path / "none.tar")
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(UsageError, match="no pair"):
+        read_photos(tmp_path / "empty.tar")
+
+
+@pytest.mark.parametrize("motion", list(MOTIONS))
+def test_motion_phrases_are_read_back(motion):
+    text = with_motion("A dog runs in the snow", motion, "Two cats sleep")
+    assert split_motion(text) == ("A dog runs in the snow", motion)
+
+
+def test_a_caption_without_motion_is_all_content():
+    assert split_motion("A camera on a table.") == ("A camera on a table", "")
+
+
+@pytest.mark.parametrize(
+    ("motion", "dx", "dy"),
+    [("pans left", 1, 0), ("pans right", -1, 0), ("pans up", 0, 1), ("pans down", 0, -1)],
+)
+def test_the_world_moves_against_the_camera(photos, motion, dx, dy):
+    """Shift of the picture between two frames, by phase correlation."""
+    import cv2
+
+    clip = photo_clip(photos, 3, frame_px=96, num_frames=8, motion=motion)
+    first, second = (frame.mean(-1).astype(np.float32) for frame in clip.pixels_THWC[[2, 4]])
+    (x, y), _ = cv2.phaseCorrelate(first, second, cv2.createHanningWindow((96, 96), cv2.CV_32F))
+    assert np.sign(round(x)) == dx
+    assert np.sign(round(y)) == dy
+
+
+def test_fixed_and_cut_clips(photos):
+    still = photo_clip(photos, 1, frame_px=64, num_frames=8, motion="fixed").pixels_THWC.astype(int)
+    cut = photo_clip(photos, 1, frame_px=64, num_frames=8, motion=CUT)
+    changes = np.abs(np.diff(cut.pixels_THWC.astype(int), axis=0)).mean((1, 2, 3))
+    assert np.abs(np.diff(still, axis=0)).mean() < 8
+    assert (changes > 20).sum() == 1
+    assert "Then the video cuts to photo" in cut.captions[0]
+
+
+def test_the_same_number_is_the_same_clip(photos):
+    one, two, other = (photo_clip(photos, number, frame_px=48, num_frames=4) for number in (7, 7, 13))
+    np.testing.assert_array_equal(one.pixels_THWC, two.pixels_THWC)
+    assert not np.array_equal(one.pixels_THWC, other.pixels_THWC)
+
+
+def test_matched_auc():
+    assert matched_auc(np.eye(4)) == 1.0
+    assert matched_auc(-np.eye(4)) == 0.0
+
+
+@pytest.fixture(scope="module")
+def seen(photos, tmp_path_factory):
+    import examples.tiny_captioner.features as features
+
+    folder = tmp_path_factory.mktemp("seen")
+    looker = Looker()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "CLIPS_PER_PART", 6)
+        clips, _ = features.render_part(Part("photos", 1), photos)
+        components = find_components(clips, looker)
+        for source in ("photos", "scenes"):
+            make_part(Part(source, 0), photos, folder, components, looker)
+    return folder, components
+
+
+SMALL = TinySettings(
+    vision_width=32, width=32, text_layers=1, decoder_layers=1, num_queries=3, vocabulary_tokens=400, batch_size=4
+)
+
+
+def test_motion_frames_are_those_of_the_captioner(seen):
+    from recaption.captioners.videococa.two_path import motion_pixels
+
+    folder, _ = seen
+    part = read_part(folder, Part("scenes", 0))
+    from train.captioner.scene_clips import training_clip
+
+    clip = training_clip(0, FRAMING, num_frames=8).pixels_THWC
+    small = motion_pixels(torch.from_numpy(clip).movedim(-1, -3).float()[None])[0].movedim(-3, -1)
+    assert np.abs(small.numpy() - part.motion_NTHWC[0]).max() <= 0.51
+
+
+@pytest.mark.parametrize("sources", [("photos", "scenes"), ("scenes",)])
+def test_trains_and_the_export_sees_what_training_saw(seen, photos, tmp_path, sources):
+    folder, components = seen
+    task = TinyTask(SMALL, photos, folder, {source: [Part(source, 0)] for source in sources})
+    result = train(task, TrainerSettings(num_steps=4, log_every=1, precision="bf16"), str(tmp_path), progress=False)
+    assert np.isfinite(result.loss)
+    exported = export_weights(task.captioner_config, task.model.state_dict(), components, tmp_path / "out")
+    captioner = open_folder(exported, name="tiny", device="cpu", dtype=None)
+    assert not any("head" in name or name.startswith("captioner.") for name in captioner.model.state_dict())
+    if "photos" in sources:
+        figures = evaluate_on_photos(captioner, photos)
+        assert set(figures) >= {"cider_d", "motion", "auc", "motion/pans left"}
+
+
+def test_reduction_folds_into_the_projection(seen, photos):
+    """Whole cells through the exported projection are what reduced cells are through the trained one."""
+    from examples.tiny_captioner.model_card import whole_state
+
+    folder, components = seen
+    task = TinyTask(SMALL, photos, folder, {"scenes": [Part("scenes", 0)]})
+    state = task.model.state_dict()
+    whole = whole_state(state, components)
+    fine, coarse = torch.randn(3, 448), torch.rand(3, 1280)
+    trained = task.model.captioner.coca.visual.project(components.reduce(fine, coarse))
+    weight, bias = whole["coca.visual.project.weight"], whole["coca.visual.project.bias"]
+    torch.testing.assert_close(torch.cat([fine, coarse], -1) @ weight.T + bias, trained, rtol=1e-3, atol=2e-3)
+    assert isinstance(components, Components)

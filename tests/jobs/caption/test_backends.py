@@ -1,0 +1,237 @@
+"""Every captioner captions the same three scenes through the same stage: same rows, same proof, same gates."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import io
+import shutil
+
+import numpy as np
+import pytest
+from chat_server import Script, said, serving
+from PIL import Image
+from small_captioners import VLMS
+
+from jobs.caption.caption import caption
+from jobs.caption.worker import open_captioner
+from jobs.prepare.prepare import prepare
+from jobs.recipe.settings import CaptionSettings
+from jobs.verify.verify import verify_run
+from recaption.captioners.clip_views import frames_of
+from recaption.captioners.registry import load_captioner
+from recaption.captions.sets import set_pattern
+from recaption.chat_endpoint import EndpointSettings
+from recaption.errors import EndpointDownError, UsageError
+from recaption.records import Caption, Clip, from_table
+from recaption.run_folder import RunFolder
+from recaption.scenes.renderer import SIMPLE, render
+
+QUICK = EndpointSettings(concurrency=2, timeout_seconds=2.0, max_tries=2, backoff_seconds=0.01)
+
+
+@pytest.fixture(scope="session")
+def three_scenes(tmp_path_factory, small_recipe, in_process):
+    """Prepared, in parts of two clips and one; never changed by a test."""
+    folder = tmp_path_factory.mktemp("three")
+    for seed in range(3):
+        render(7000 + seed, num_frames=17, height_px=64, width_px=(64, 96)[seed % 2], fps=8, **SIMPLE).write(
+            folder / f"scene-{seed}.mp4"
+        )
+    recipe = dataclasses.replace(small_recipe, prepare=dataclasses.replace(small_recipe.prepare, part_size=2))
+    prepare([str(folder)], str(folder / "run"), recipe, in_process)
+    return RunFolder(str(folder / "run")), recipe
+
+
+@pytest.fixture
+def scenes(three_scenes, tmp_path):
+    run, recipe = three_scenes
+    shutil.copytree(run.root, tmp_path / "run")
+    return RunFolder(str(tmp_path / "run")), recipe
+
+
+def with_settings(recipe, **settings):
+    chosen = {"max_tokens": 8, "device": "cpu", "endpoint": QUICK, **settings}
+    return dataclasses.replace(recipe, caption=dataclasses.replace(recipe.caption, **chosen))
+
+
+def rows_of(run, set_name):
+    return [
+        row
+        for name in run.list(set_pattern(set_name))
+        for row in from_table(run.read_table(name), Caption)
+        if row.source == "model"
+    ]
+
+
+def clips_of(run):
+    clips = (from_table(run.read_table(name), Clip) for name in run.list("clips/*.parquet"))
+    return {clip.clip_id: clip for part in clips for clip in part}
+
+
+@contextlib.contextmanager
+def spec_of(backend, small_model):
+    if backend == "http":
+        with serving(Script(describe_pictures)) as spec:
+            yield spec
+    elif backend in VLMS:
+        yield f"vlm:{small_model(backend)}"
+    elif backend == "tiny":
+        yield backend
+    else:
+        yield f"{backend}:{small_model(backend)}"
+
+
+def describe_pictures(asked):
+    """A text that follows from the pictures that were sent, as a model's would."""
+    *pictures, words = asked["messages"][0]["content"]
+    assert str(len(pictures)) in words["text"]
+    levels = [picture_of(part).mean() for part in pictures]
+    return said(
+        f"A scene of {len(pictures)} frames at {np.mean(levels):.1f}.", logprobs={"content": [{"logprob": -0.5}]}
+    )
+
+
+def picture_of(part):
+    kind, encoded = part["image_url"]["url"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+
+
+@pytest.mark.parametrize("backend", ["tiny", "git", "frozenbilm", "mplug2", "http", *VLMS])
+def test_every_backend_captions_the_same_scenes(backend, scenes, small_model, in_process):
+    run, recipe = scenes
+    with spec_of(backend, small_model) as spec:
+        recipe = with_settings(recipe, captioner=spec)
+        summary = caption(run, recipe, "whole", in_process)
+        caption(run, recipe, "killed", in_process, only={0})
+        again = caption(run, recipe, "killed", in_process)
+        captioner = open_captioner(recipe.caption, device="cpu")
+    rows, clips = rows_of(run, "whole"), clips_of(run)
+    assert rows_of(run, "killed") == rows
+    assert again["skipped_parts"] == 1
+    assert len(rows) == len({row.clip_id for row in rows}) == 3
+    assert summary["captions"] + sum(summary["bad"].values()) == 3
+    for row in rows:
+        frames = frames_of(clips[row.clip_id], captioner, recipe.prepare.decode)
+        assert row.clip_sha256 == hashlib.sha256(frames.tobytes()).hexdigest()
+        assert row.captioner == f"{captioner.name}@{captioner.weights_hash}"
+        assert len(captioner.weights_hash) == 12
+        assert 1 <= row.num_tokens <= 8
+        assert row.mean_logprob < 0
+        assert row.reason in (None, "bad_caption")
+        assert row.start_seconds < row.end_seconds
+        assert (row.clip_score is not None) == captioner.can_score == (backend == "tiny")
+    assert (summary["matched_score"] is not None) == captioner.can_score
+
+
+def test_words_from_one_captioner_and_scores_from_another(scenes, small_model, in_process):
+    run, recipe = scenes
+    with spec_of("http", small_model) as spec:
+        # the words are not about the scenes: no limit, or none of them would be kept
+        recipe = with_settings(recipe, captioner=spec, scorer="tiny", num_frames=3, min_clip_score=-1.0)
+        summary = caption(run, recipe, "main", in_process)
+        check = verify_run(run, recipe)["pairs"]["main"]
+    assert summary["matched_score"] is not None
+    assert check["hashed"] == check["scored"] == 3
+    tiny, clips = load_captioner("tiny"), clips_of(run)
+    for row in rows_of(run, "main"):
+        assert row.captioner.startswith("http:m@")
+        assert row.text.startswith("A scene of 3 frames")
+        frames = frames_of(clips[row.clip_id], tiny, recipe.prepare.decode)
+        assert row.clip_score == pytest.approx(float(tiny.score([frames], [row.text])[0, 0]), abs=1e-5)
+    assert sum(run.read_table(name).num_rows for name in run.list("embeddings/main/part-*.parquet")) == 3
+
+
+def test_without_scores_the_frames_are_still_checked(scenes, small_model, in_process):
+    run, recipe = scenes
+    recipe = with_settings(recipe, captioner=f"git:{small_model('git')}")
+    caption(run, recipe, "main", in_process)
+    check = verify_run(run, recipe)["pairs"]["main"]
+    assert (check["hashed"], check["scored"]) == (3, 0)
+    assert check["verdict"] == "the captioner scores nothing"
+
+
+def test_one_garbage_answer_is_one_marked_row(scenes, in_process):
+    run, recipe = scenes
+    odd = []
+
+    def reply(asked):
+        picture = str(asked["messages"][0]["content"][0])
+        odd[:] = odd or [picture]
+        return (200, b"<html>", {}) if picture == odd[0] else describe_pictures(asked)
+
+    with serving(Script(reply)) as spec:
+        summary = caption(run, with_settings(recipe, captioner=spec), "main", in_process)
+    assert summary["captions"] == 2
+    assert summary["bad"] == {"bad_caption": 1}
+    assert summary["faults"] == {"no_answer": 1}
+    assert sorted(row.text == "" for row in rows_of(run, "main")) == [False, False, True]
+
+
+def test_an_endpoint_that_goes_down_midway_loses_nothing(scenes, in_process):
+    run, recipe = scenes
+    script = Script(describe_pictures)
+    with serving(script) as spec:
+        recipe = with_settings(recipe, captioner=spec)
+        caption(run, recipe, "main", in_process, only={1})
+        script.replies = [(503, b"", {})]
+        with pytest.raises(EndpointDownError, match=r"is down: status 503.*run this again"):
+            caption(run, recipe, "main", in_process)
+        assert len(rows_of(run, "main")) == 1
+        script.replies = [describe_pictures]
+        assert caption(run, recipe, "main", in_process)["skipped_parts"] == 1
+    assert sorted(row.text[:7] for row in rows_of(run, "main")) == ["A scene"] * 3
+    with pytest.raises(EndpointDownError, match="no endpoint answers"):
+        caption(run, recipe, "other", in_process)
+
+
+class NoCluster:
+    """Fails where a worker would be started."""
+
+    progress = False
+
+    def run_parts(self, *_, **__):
+        raise AssertionError("workers were started")
+
+    def throughput(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"captioner": "magic"}, "magic"),
+        ({"captioner": "/no/such/folder"}, "/no/such/folder"),
+        ({"captioner": "vlm:/no/such/folder"}, "no folder '/no/such/folder'"),
+        ({"captioner": "mplug2:org/model"}, "no folder 'org/model'"),
+        ({"captioner": "open_clip:coca_ViT-B-32//no/such/file.bin"}, "no file /no/such/file.bin"),
+        ({"captioner": "http://host/v1"}, "http://HOST:PORT/v1#MODEL"),
+        ({"captioner": "tiny", "scorer": "magic"}, "magic"),
+    ],
+)
+def test_a_wrong_spec_is_found_before_any_worker_starts(scenes, settings, sentence):
+    run, recipe = scenes
+    with pytest.raises(UsageError, match=sentence):
+        caption(run, with_settings(recipe, **settings), "main", NoCluster())
+    assert run.list("captions/main/*") == []
+
+
+def test_the_whole_chain_does_not_start_with_a_wrong_spec(small_recipe, tmp_path):
+    from jobs.run import run
+
+    with pytest.raises(UsageError, match="magic"):
+        run(["nowhere.mp4"], str(tmp_path / "run"), with_settings(small_recipe, captioner="magic"), NoCluster())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_way_an_endpoint_is_asked_is_not_what_it_says(small_recipe):
+    from jobs.recipe.settings import stage_hashes
+
+    settings = CaptionSettings(endpoint=EndpointSettings(concurrency=99))
+    assert (
+        stage_hashes(dataclasses.replace(small_recipe, caption=settings))["caption"]
+        == (stage_hashes(dataclasses.replace(small_recipe, caption=CaptionSettings()))["caption"])
+    )

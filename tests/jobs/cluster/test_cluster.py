@@ -1,0 +1,122 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from jobs.cluster.cluster import Cluster
+from jobs.cluster.worker_errors import WorkerError
+from recaption.errors import UsageError, WeightsUnreachableError
+
+
+def tripled(number):
+    return 3 * number
+
+
+class Doubler:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, part):
+        if part["n"] == 13:
+            raise WeightsUnreachableError("thirteen")
+        if part["n"] == 14:
+            raise ZeroDivisionError("fourteen")
+        return {"n": part["n"] * self.factor}
+
+
+def test_a_cluster_that_does_not_answer_is_a_usage_error():
+    with pytest.raises(UsageError, match="no Ray cluster answers"), Cluster(address="127.0.0.1:1") as lost:
+        list(lost.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster(num_workers=2, progress=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def running(cluster):
+    """The same Ray, used as one that somebody else has started."""
+    list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 1}], title="double"))
+    return Cluster(address="auto", num_workers=2, progress=False)
+
+
+def doubled(cluster, *numbers):
+    parts = [{"n": n} for n in numbers]
+    return sorted(summary["n"] for summary in cluster.run_parts(Doubler, {"factor": 2}, parts, title="double"))
+
+
+def test_every_part_is_done_once(cluster):
+    assert doubled(cluster, *range(10)) == [2 * n for n in range(10)]
+    assert cluster.throughput()["parts"] == 10
+
+
+def test_a_running_cluster_does_the_same(running):
+    assert doubled(running, *range(5)) == [2 * n for n in range(5)]
+    with pytest.raises(WeightsUnreachableError, match="thirteen"):
+        doubled(running, 13)
+
+
+def test_a_stage_that_ended_early_leaves_its_cores_to_the_next(cluster):
+    with pytest.raises(WeightsUnreachableError, match="thirteen"):
+        doubled(cluster, 13, *range(20, 30))
+    assert doubled(cluster, *range(4)) == [0, 2, 4, 6]
+
+
+def test_planners_that_one_machine_has_no_use_for_are_not_started():
+    """Ray Data starts three actors and imports pandas everywhere: half of what a local Ray costs."""
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from jobs.cluster import Cluster
+from tests.jobs.test_cluster import Doubler, doubled
+
+with Cluster(num_workers=2, progress=False) as cluster:
+    assert doubled(cluster, 1, 2, 3) == [2, 4, 6]
+    assert not {{"ray.data", "pandas"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+
+
+def test_nothing_to_do_starts_nothing():
+    cluster = Cluster()
+    assert list(cluster.run_parts(Doubler, {"factor": 2}, [], title="double")) == []
+    assert not cluster._started
+
+
+def test_a_users_mistake_comes_back_as_itself(cluster):
+    with pytest.raises(WeightsUnreachableError, match="thirteen"):
+        list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 13}], title="double"))
+
+
+def test_any_other_error_names_stage_and_cause(cluster):
+    with pytest.raises(WorkerError, match="double: a worker failed: ZeroDivisionError: fourteen"):
+        list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 14}], title="double"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(cluster):
+    with pytest.raises(UsageError, match="no node of this Ray cluster has a GPU"):
+        list(cluster.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double", device="cuda"))
+    assert cluster.run_once(tripled, 3, device="auto") == 9
+
+
+def test_after_a_run_that_failed_nothing_starts_ray_again():
+    """Ray's own threads and API start a Ray on first use, which collided with the next one of the same process."""
+    script = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import pytest
+from jobs.cluster import Cluster, WorkerError
+from tests.jobs.test_cluster import Doubler
+
+with pytest.raises(WorkerError), Cluster(num_workers=1, progress=False) as cluster:
+    list(cluster.run_parts(Doubler, {{"factor": 1}}, [{{"n": 14}}, {{"n": 1}}, {{"n": 2}}], title="double"))
+import ray
+with pytest.raises(ray.exceptions.RaySystemError):
+    ray.put(1)
+assert not ray.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)

@@ -1,0 +1,39 @@
+import time
+
+from jobs.cluster.throughput import Throughput, cpu_seconds
+from recaption.scenes.renderer import SIMPLE, render
+from recaption.video_io import process as decoder_process
+from recaption.video_io.reader import probe
+
+
+def test_the_decoders_time_counts_while_it_runs_and_after_it_ended(tmp_path):
+    path = tmp_path / "scene.mp4"
+    render(1, num_frames=60, height_px=240, width_px=320, fps=8, **SIMPLE).write(path)
+    probe(str(path))
+    running, own = cpu_seconds(), time.process_time()
+    assert decoder_process.child_pid() is not None
+    assert running - own > 0.05  # the child imported PyAV and decoded 60 frames
+    decoder_process.close()
+    assert cpu_seconds() >= running - 0.02  # /proc counts in ticks of 10 ms
+
+
+def test_utilisation_is_the_share_of_the_workers_time_spent_inside_parts():
+    stage = Throughput(unit="num_samples", wall_seconds=10.0)
+    stage.add({"worker": "a", "wall_seconds": 9.0, "cpu_seconds": 8.0}, 30)
+    stage.add({"worker": "b", "wall_seconds": 3.0, "cpu_seconds": 2.0}, 10)
+    assert stage.summary() == {
+        "parts": 2,
+        "unit": "samples",
+        "units": 40,
+        "workers": 2,
+        "wall_seconds": 10.0,
+        "busy_seconds": 12.0,
+        "cpu_seconds": 10.0,
+        "utilisation": 0.6,
+        "per_second": 4.0,
+        "cpu_seconds_each": 0.25,
+    }
+
+
+def test_a_stage_that_found_all_done_has_none():
+    assert Throughput().summary() == {}

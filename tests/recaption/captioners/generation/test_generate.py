@@ -1,0 +1,401 @@
+"""Cached decoding says exactly what the full computation says."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recaption.captioners.generation.generate import draw, generate
+from recaption.captioners.generation.kv_cache import DecodingSteps
+from recaption.captioners.generation.packed_weights import StepWeights
+from recaption.captioners.generation.settings import Decoding, SpecialTokens
+from recaption.captioners.videococa.model import VideoCoCa, initialise_decoder
+from recaption.errors import UsageError
+
+SPECIAL = SpecialTokens(start=1, end=2, pad=0)
+NUM_TOKENS = 40
+
+
+def small_coca(*, context_length: int = 12, seed: int = 0, spread: float = 6.0) -> torch.nn.Module:
+    """A random CoCa whose captions differ between clips (`spread` makes its distributions peaked)."""
+    from open_clip.coca_model import CoCa
+
+    tower = {"context_length": context_length, "vocab_size": NUM_TOKENS, "width": 32, "heads": 4, "layers": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        coca = CoCa(
+            embed_dim=32,
+            vision_cfg={
+                "image_size": 16,
+                "patch_size": 8,
+                "layers": 2,
+                "width": 24,
+                "head_width": 8,
+                "attentional_pool": True,
+                "attn_pooler_queries": 5,
+                "attn_pooler_heads": 4,
+                "output_tokens": True,
+            },
+            text_cfg={**tower, "embed_cls": True, "output_tokens": True},
+            multimodal_cfg={**tower},
+        )
+        initialise_decoder(coca)
+        with torch.no_grad():
+            coca.text.token_embedding.weight.mul_(20)
+            coca.text.positional_embedding.mul_(40)
+            coca.text_decoder.text_projection.mul_(spread)
+            for block in coca.text_decoder.cross_attn:
+                block.attn.out_proj.weight.mul_(8)
+    return coca.eval()
+
+
+def image_tokens(coca: torch.nn.Module, num_clips: int, seed: int = 1) -> torch.Tensor:
+    pixels = torch.randn(num_clips, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        return VideoCoCa(coca).encode_clips(pixels).tokens_BND
+
+
+def full_logits(coca: torch.nn.Module, tokens_BND: torch.Tensor, said_RM: torch.Tensor) -> torch.Tensor:
+    """open_clip's own forward over the whole prefix."""
+    unused = tokens_BND[:, 0]
+    return coca(None, said_RM, image_latent=unused, image_embs=tokens_BND, output_labels=False)["logits"][:, -1]
+
+
+@torch.inference_mode()
+def full_greedy(coca: torch.nn.Module, tokens_BND: torch.Tensor, max_tokens: int, prompt=(), special=SPECIAL):
+    captions = []
+    for clip in range(len(tokens_BND)):
+        said = [special.start, *prompt]
+        logprobs: list[float] = []
+        while len(logprobs) < max_tokens:
+            logits = full_logits(coca, tokens_BND[clip : clip + 1], torch.tensor([said]))[0]
+            token = int(logits.argmax())
+            logprobs.append(float(F.log_softmax(logits, dim=-1)[token]))
+            said.append(token)
+            if token in (special.end, special.pad):
+                break
+        captions.append((tuple(said[1 + len(prompt) :]), logprobs))
+    return captions
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("prompt", [(), (7, 9, 4)])
+def test_greedy_equals_open_clip_full_forward(seed, prompt):
+    coca = small_coca(seed=seed)
+    tokens_BND = image_tokens(coca, 7)
+    expected = full_greedy(coca, tokens_BND, 9, prompt)
+    with torch.inference_mode():
+        got = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9), prompt=prompt)
+    assert [caption.tokens for caption in got] == [tokens for tokens, _ in expected]
+    for caption, (_, logprobs) in zip(got, expected, strict=True):
+        np.testing.assert_allclose(caption.logprobs, logprobs, atol=1e-4)
+        assert caption.mean_logprob == pytest.approx(sum(caption.logprobs) / len(caption.logprobs))
+
+
+def test_rows_end_at_different_lengths_and_clips_differ():
+    """The comparison above has something to compare: early ends, cut ends, pad ends, more than one caption."""
+    endings = set()
+    texts = set()
+    for seed in range(6):
+        coca = small_coca(seed=seed)
+        with torch.inference_mode():
+            for caption in generate(coca, image_tokens(coca, 7), special=SPECIAL, decoding=Decoding(max_tokens=9)):
+                endings.add((caption.ended, caption.tokens[-1] if caption.ended else None))
+                texts.add(caption.tokens)
+                assert caption.ended == (caption.tokens[-1] in (SPECIAL.end, SPECIAL.pad))
+    assert {(True, SPECIAL.end), (True, SPECIAL.pad), (False, None)} <= endings
+    assert len(texts) > 10
+
+
+def test_a_clip_is_captioned_alike_alone_and_in_a_batch():
+    coca = small_coca(seed=3)
+    tokens_BND = image_tokens(coca, 6)
+    draws = np.random.default_rng(0).random((6, 9))
+    decoding = Decoding(max_tokens=9, temperature=1.0, top_k=10, top_p=0.9)
+    with torch.inference_mode():
+        together = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, draws_RM=draws)
+        alone = [
+            generate(coca, tokens_BND[i : i + 1], special=SPECIAL, decoding=decoding, draws_RM=draws[i : i + 1])[0]
+            for i in range(6)
+        ]
+    assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
+
+
+@torch.inference_mode()
+def three_samples_each(coca, tokens_BND, draws, rows=slice(None), num_samples=3):
+    """Drawn captions, whose end tokens are two that they say, so that they end at different times."""
+    decoding = Decoding(max_tokens=9, temperature=1.0, num_samples=3)
+    never = SpecialTokens(start=1, end=-1, pad=-1)
+    endless = generate(coca, tokens_BND, special=never, decoding=decoding, draws_RM=draws)
+    special = SpecialTokens(start=1, end=endless[0].tokens[2], pad=endless[-1].tokens[4])
+    clips = tokens_BND if num_samples == 3 else tokens_BND.repeat_interleave(3, dim=0)
+    decoding = dataclasses.replace(decoding, num_samples=num_samples)
+    return generate(coca, clips[rows], special=special, decoding=decoding, draws_RM=draws[rows])
+
+
+def test_samples_of_a_clip_are_folded_and_each_goes_its_own_way():
+    """Several captions per clip from one set of image keys: the same as each drawn by itself, ends at any time."""
+    coca = small_coca(seed=0)
+    tokens_BND = image_tokens(coca, 4)
+    draws = np.random.default_rng(1).random((12, 9))
+    folded = three_samples_each(coca, tokens_BND, draws)
+    alone = [three_samples_each(coca, tokens_BND, draws, [row], num_samples=1)[0] for row in range(12)]
+    assert [caption.tokens for caption in folded] == [caption.tokens for caption in alone]
+    assert len({len(caption.tokens) for caption in folded}) > 2
+    with pytest.raises(UsageError, match="12 captions"):
+        generate(
+            coca,
+            tokens_BND,
+            special=SPECIAL,
+            decoding=Decoding(max_tokens=9, temperature=1.0, num_samples=3),
+            draws_RM=draws[:4],
+        )
+
+
+def test_rows_that_ended_leave(monkeypatch):
+    coca = small_coca(seed=0)
+    rows = []
+    step = DecodingSteps.step
+    monkeypatch.setattr(DecodingSteps, "step", lambda self, tokens: rows.append(len(tokens)) or step(self, tokens))
+    three_samples_each(coca, image_tokens(coca, 4), np.random.default_rng(1).random((12, 9)))
+    rows = rows[9:]  # the first nine steps are those without an end token
+    assert rows[0] == 12
+    assert rows[-1] < 12
+    assert rows == sorted(rows, reverse=True)
+
+
+def wide_coca(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """Wide enough for its matrices to be laid out anew."""
+    from open_clip.coca_model import CoCa
+
+    tower = {"context_length": 12, "vocab_size": 600, "width": 160, "heads": 4, "layers": 1}
+    vision = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 24, "head_width": 8, "attentional_pool": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        coca = CoCa(
+            embed_dim=160,
+            vision_cfg={**vision, "attn_pooler_queries": 5, "attn_pooler_heads": 4, "output_tokens": True},
+            text_cfg={**tower, "embed_cls": True, "output_tokens": True},
+            multimodal_cfg={**tower},
+        )
+        initialise_decoder(coca)
+        with torch.no_grad():
+            coca.text.token_embedding.weight.mul_(20)
+            coca.text.positional_embedding.mul_(40)
+            coca.text_decoder.text_projection.mul_(6)
+    return coca.eval().to(dtype)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
+def test_matrices_laid_out_for_steps_say_the_same(settings):
+    coca = wide_coca()
+    tokens_BND = image_tokens(coca, 5)
+    decoding = Decoding(max_tokens=9, **settings)
+    with torch.inference_mode():
+        plain = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding)
+        packed = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, weights=StepWeights(coca))
+    assert [caption.tokens for caption in packed] == [caption.tokens for caption in plain]
+    assert len({caption.tokens for caption in plain}) > 1
+
+
+def test_int8_is_near_bfloat16_and_does_not_look_at_neighbours():
+    coca = wide_coca(torch.bfloat16)
+    tokens_BND = image_tokens(coca.float(), 4)
+    coca, tokens_BND = coca.bfloat16(), tokens_BND.bfloat16()
+    weights = StepWeights(coca, int8=True)
+    start = torch.full((4, 1), SPECIAL.start)
+    with torch.inference_mode():
+        exact = DecodingSteps(coca, tokens_BND).step(start)
+        rounded = DecodingSteps(coca, tokens_BND, weights=weights).step(start)
+        alone = DecodingSteps(coca, tokens_BND[:1], weights=weights).step(start[:1])
+    assert float((exact - rounded).std() / exact.std()) < 0.05
+    torch.testing.assert_close(alone[0], rounded[0], atol=float(exact.std()) * 0.05, rtol=0)
+    with pytest.raises(UsageError, match="bfloat16"):
+        StepWeights(wide_coca(), int8=True)
+
+
+def test_drawing_follows_the_distribution_and_its_limits():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(4000, -1)
+    uniform = torch.linspace(0, 1, 4001)[:-1]
+
+    def shares(**settings):
+        counts = draw(logits, uniform, Decoding(temperature=settings.pop("temperature", 1.0), **settings)).bincount(
+            minlength=4
+        )
+        return (counts / 4000).tolist()
+
+    np.testing.assert_allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=2e-3)
+    np.testing.assert_allclose(shares(top_k=2), [0.625, 0.375, 0, 0], atol=2e-3)
+    np.testing.assert_allclose(shares(top_p=0.7), [0.625, 0.375, 0, 0], atol=2e-3)
+    np.testing.assert_allclose(shares(top_p=0.01), [1, 0, 0, 0])
+    squared = np.square([0.5, 0.3, 0.15, 0.05])
+    np.testing.assert_allclose(shares(temperature=0.5), squared / squared.sum(), atol=2e-3)
+
+
+def test_sampling_with_one_candidate_is_greedy():
+    coca = small_coca(seed=2)
+    tokens_BND = image_tokens(coca, 4)
+    draws = np.random.default_rng(5).random((4, 9))
+    with torch.inference_mode():
+        greedy = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9))
+        drawn = generate(
+            coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9, temperature=2, top_k=1), draws_RM=draws
+        )
+    assert drawn == greedy
+
+
+def test_context_length_bounds_the_caption():
+    coca = small_coca(context_length=6, seed=1)
+    tokens_BND = image_tokens(coca, 3)
+    decoding = Decoding(max_tokens=500, min_tokens=500)
+    with torch.inference_mode():
+        captions = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=decoding)
+        assert {len(caption.tokens) for caption in captions} == {6}
+        assert not any(caption.ended for caption in captions)
+        with pytest.raises(UsageError, match="context"):
+            generate(coca, tokens_BND, special=SPECIAL, prompt=range(7))
+        steps = DecodingSteps(coca, tokens_BND)
+        with pytest.raises(UsageError, match="context"):
+            steps.step(torch.ones(3, 7, dtype=torch.long))
+
+
+def test_min_tokens_bars_the_end_token():
+    coca = small_coca(seed=0)
+    with torch.no_grad():
+        coca.text_decoder.text_projection[:, SPECIAL.end] = 0
+        coca.text_decoder.ln_final.bias.fill_(0.5)
+        coca.text_decoder.text_projection[:, SPECIAL.end] += 10
+    tokens_BND = image_tokens(coca, 2)
+    with torch.inference_mode():
+        at_once = generate(coca, tokens_BND, special=SPECIAL)
+        later = generate(
+            coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=Decoding(min_tokens=4)
+        )
+    assert {caption.tokens for caption in at_once} == {(SPECIAL.end,)}
+    assert {len(caption.tokens) for caption in later} == {5}
+
+
+@torch.inference_mode()
+def exhaustive_best(coca, tokens_1ND, max_tokens):
+    """Best mean log-probability over every caption of at most `max_tokens` tokens that ends."""
+    best = (-math.inf, ())
+    frontier = [((SPECIAL.start,), 0.0)]
+    for length in range(1, max_tokens + 1):
+        said_RM = torch.tensor([tokens for tokens, _ in frontier])
+        logprob_RV = F.log_softmax(full_logits(coca, tokens_1ND.expand(len(frontier), -1, -1), said_RM), dim=-1)
+        grown = []
+        for (tokens, total), row in zip(frontier, logprob_RV.tolist(), strict=True):
+            for token, logprob in enumerate(row):
+                if token in (SPECIAL.end, SPECIAL.pad):
+                    best = max(best, ((total + logprob) / length, (*tokens[1:], token)))
+                else:
+                    grown.append(((*tokens, token), total + logprob))
+        frontier = grown
+    return best
+
+
+def test_wide_beam_search_finds_the_best_caption_of_all():
+    """With as many beams as there are prefixes nothing is cut: the result is the exhaustive optimum."""
+    coca = small_coca(seed=4, spread=1.0)
+    with torch.no_grad():  # a vocabulary of 6, so that all prefixes can be enumerated
+        coca.text_decoder.text_projection = torch.nn.Parameter(coca.text_decoder.text_projection[:, :6].clone())
+    tokens_BND = image_tokens(coca, 3)
+    expected = [exhaustive_best(coca, tokens_BND[clip : clip + 1], 3) for clip in range(3)]
+    with torch.inference_mode():
+        got = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=3, num_beams=16))
+    for caption, (mean_logprob, tokens) in zip(got, expected, strict=True):
+        assert caption.tokens == tokens
+        assert caption.mean_logprob == pytest.approx(mean_logprob, abs=1e-4)
+
+
+@torch.inference_mode()
+def full_beam_search(coca, tokens_1ND, num_beams, max_tokens):
+    """Textbook beam search on open_clip's full forward, one clip, one prefix at a time."""
+    live = [((SPECIAL.start,), ())]
+    done = []
+    for _ in range(max_tokens):
+        grown = []
+        for tokens, logprobs in live:
+            row = F.log_softmax(full_logits(coca, tokens_1ND, torch.tensor([tokens]))[0], dim=-1).tolist()
+            grown += [((*tokens, token), (*logprobs, logprob)) for token, logprob in enumerate(row)]
+        grown.sort(key=lambda beam: -sum(beam[1]))
+        done += [beam for beam in grown[:num_beams] if beam[0][-1] in (SPECIAL.end, SPECIAL.pad)]
+        live = [beam for beam in grown if beam[0][-1] not in (SPECIAL.end, SPECIAL.pad)][:num_beams]
+        means = sorted((sum(scores) / len(scores) for _, scores in done), reverse=True)
+        if len(done) >= num_beams and max(sum(s) for _, s in live) / len(live[0][1]) <= means[num_beams - 1]:
+            break
+    if done:
+        return max(done, key=lambda beam: sum(beam[1]) / len(beam[1]))[0][1:]
+    return max(live, key=lambda beam: sum(beam[1]))[0][1:]
+
+
+@pytest.mark.parametrize(("seed", "num_beams"), itertools.product(range(3), (2, 4)))
+def test_beam_search_equals_the_textbook_on_the_full_forward(seed, num_beams):
+    coca = small_coca(seed=seed, spread=3.0)
+    tokens_BND = image_tokens(coca, 5)
+    with torch.inference_mode():
+        got = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=8, num_beams=num_beams))
+    expected = [full_beam_search(coca, tokens_BND[clip : clip + 1], num_beams, 8) for clip in range(5)]
+    assert [caption.tokens for caption in got] == expected
+
+
+def test_length_penalty_decides_between_short_and_long():
+    """0 compares sums, which only fall with length; a high one favours whatever is long."""
+    coca = small_coca(seed=0, spread=1.5)
+    tokens_BND = image_tokens(coca, 5)
+    with torch.inference_mode():
+        decoding = Decoding(max_tokens=9, num_beams=4)
+        endless = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=-1, pad=-1), decoding=decoding)
+    special = SpecialTokens(start=1, end=endless[0].tokens[1], pad=endless[0].tokens[4])  # so that captions do end
+    lengths = {}
+    for penalty in (0.0, 1.0, 4.0):
+        decoding = Decoding(max_tokens=9, num_beams=4, length_penalty=penalty)
+        with torch.inference_mode():
+            captions = generate(coca, tokens_BND, special=special, decoding=decoding)
+        lengths[penalty] = sum(len(caption.tokens) for caption in captions)
+    assert lengths[0.0] <= lengths[1.0] <= lengths[4.0]
+    assert lengths[0.0] < lengths[4.0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_samples": 0},
+        {"num_samples": 2},
+        {"max_tokens": 0},
+        {"num_beams": 0},
+        {"top_p": 0},
+        {"temperature": -1},
+        {"num_beams": 2, "temperature": 1},
+    ],
+)
+def test_contradicting_settings_are_refused(settings):
+    with pytest.raises(UsageError):
+        Decoding(**settings)
+
+
+@pytest.mark.slow
+def test_greedy_equals_open_clip_full_forward_at_full_size():
+    """coca_ViT-B-32, random weights, CLIP's own vocabulary."""
+    from recaption.captioners.registry import load_captioner
+
+    captioner = load_captioner("open_clip:coca_ViT-B-32/random")
+    coca = captioner.model.coca
+    with torch.no_grad():  # untouched random weights repeat one token; louder inputs make the captions vary
+        coca.text.token_embedding.weight.mul_(20)
+        coca.text.positional_embedding.mul_(40)
+    special = captioner.vocabulary.special
+    pixels = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens_BND = captioner.model.encode_clips(pixels).tokens_BND
+        got = generate(coca, tokens_BND, special=special, decoding=Decoding(max_tokens=30))
+    expected = full_greedy(coca, tokens_BND, 30, special=special)
+    assert [caption.tokens for caption in got] == [tokens for tokens, _ in expected]
+    assert len({caption.tokens for caption in got}) == 3
+    assert len(set(got[0].tokens)) > 5

@@ -1,0 +1,340 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from recaption.captions.text import words_in
+from recaption.errors import UsageError, WeightsUnreachableError
+from recaption.prompts.examples import read_examples
+from recaption.prompts.expand import Expanded, expand
+from recaption.prompts.language_model import messages_for, plain_text_for, shots_for
+from recaption.prompts.style import Example, Style, content_words, contradiction, why_unusable
+from recaption.records import Caption, to_table
+from recaption.run_folder import RunFolder
+from recaption.scenes.captions import VOCABULARY, Look, fields_in, long_caption, short_caption, word_in
+
+
+def looks(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Look(**{key: str(rng.choice(values)) for key, values in VOCABULARY.items()}) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    rng = np.random.default_rng(1)
+    return [Example(short_caption(look, rng), long_caption(look, rng)) for look in looks(60)]
+
+
+FOOTAGE = [
+    Example(
+        "a dog runs on the beach",
+        "A brown dog runs on the beach. The dog has a red collar. The sky is cloudy. Waves roll in.",
+    ),
+    Example(
+        "a man at a desk",
+        "A man in a black shirt sits at a desk. He types on a keyboard. The room is lit by a lamp.",
+    ),
+    Example(
+        "a car at night",
+        "A red car drives down a wet street at night. Neon signs are reflected on the road. The camera is fixed.",
+    ),
+    Example(
+        "a boat on a lake",
+        "A boat lies on a calm lake. Mountains rise in the background. It is a sunny day, and birds pass.",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red circle over the sea",
+        "blue star grows",
+        "green crescent moves left at night",
+        "a large white ring on the ice as the camera pans left",
+        'a pink heart on the road under the word "TAXI"',
+        "sepia video of a cross",
+    ],
+)
+def test_a_prompt_about_a_scene_becomes_a_caption_that_says_the_same(scenes, prompt):
+    (one,) = expand([prompt], scenes)
+    assert one.expander == "embedded"
+    assert len(words_in(one.text)) >= 20
+    for key in VOCABULARY:
+        if asked := word_in(prompt, key):
+            assert word_in(one.text, key) == asked, key
+    assert all(word_in(one.text, key) for key in ("main_object", "action", "background", "weather", "camera"))
+    assert expand([prompt], scenes) == [one]  # always the same
+
+
+def test_captions_and_blank_prompts_stay_as_they_are(scenes):
+    kept = [scenes[0].caption, "", "  "]
+    assert expand(kept, scenes) == [Expanded(text, text, "none") for text in kept]
+    assert expand(["a red circle"], scenes, "none") == [Expanded("a red circle", "a red circle", "none")]
+    (one,) = expand(["a red circle"], [])
+    assert (one.text, one.note) == ("a red circle", "no captions to take the style from")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("dog on the beach", "A dog on the beach. The dog has a red collar. The sky is cloudy. Waves roll in."),
+        ("a cat on the beach", "A cat on the beach. The sky is cloudy. Waves roll in."),  # whose collar would it be?
+        ("a sunny beach", "A sunny beach. Waves roll in."),
+        ("a desk at night", "A desk at night. The room is lit by a lamp."),
+        ("Two cars at night", "Two cars at night. Neon signs are reflected on the road. The camera is fixed."),
+        ("quantum foam", "A quantum foam."),
+    ],
+)
+def test_other_prompts_keep_their_words_and_borrow_what_fits(prompt, text):
+    assert expand([prompt], FOOTAGE)[0].text == text
+
+
+def test_what_a_scene_does_not_have_is_not_replaced_by_what_it_has(scenes):
+    (one,) = expand(["a dog runs over the grass"], scenes)
+    assert one.text.startswith("A dog runs over the grass.")
+    assert "circle" not in one.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "expected"),
+    [
+        ("a red ball", "A blue ball rolls.", ("red", "blue")),
+        ("a red ball", "A red ball on green grass.", None),
+        ("a street at night", "A street on a sunny day.", ("night", "day")),
+        ("a car turns left", "A car turns right.", ("left", "right")),
+        ("a ball", "A red ball.", None),
+    ],
+)
+def test_contradictions(prompt, text, expected):
+    assert contradiction(prompt, text) == expected
+
+
+class Answering:
+    name = "model"
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def rewrite(self, prompts, examples, style):
+        return [self.answers.pop(0) for _ in prompts]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("", "empty"),
+        ("a dog a dog a dog a dog a dog a dog", "looping"),
+        ("I'm sorry, but I cannot describe this.", "refusal"),
+        ("A dog sleeps on the beach. " + " ".join(f"word{i}" for i in range(60)), "too long"),
+        ("A cat sits on a chair near a big window in the room.", "it lost"),
+        ("A dog sleeps on the sandy beach at night under the stars.", "it says night where the prompt says day"),
+    ],
+)
+def test_answers_that_are_no_expansion_give_way_to_the_embedded_one_and_it_is_said(answer, why):
+    prompt = "a dog on the beach by day"
+    (one,) = expand([prompt], FOOTAGE, Answering(answer))
+    assert one.expander == "embedded"
+    assert one.text == expand([prompt], FOOTAGE)[0].text
+    assert one.note.startswith("the answer of model was not used: ")
+    assert why in one.note
+
+
+def test_good_answers_are_used_without_their_introduction():
+    first, second = expand(
+        ["a dog", "a boat"],
+        FOOTAGE,
+        Answering('Sure! Here is a caption: "A dog barks at the sea."', "A boat drifts by."),
+    )
+    assert (first.text, first.expander, first.note) == ("A dog barks at the sea.", "model", "")
+    assert second.text == "A boat drifts by."
+
+
+def test_examples_shown_to_a_model_end_with_the_nearest():
+    style = Style(tuple(example.caption for example in FOOTAGE))
+    shots = shots_for("a car on a street", FOOTAGE, style)
+    assert shots[-1] is FOOTAGE[2]
+    assert len(shots) == len(FOOTAGE)
+    assert messages_for("a car", shots)[-1] == {"role": "user", "content": "a car"}
+    assert plain_text_for("a car", shots).endswith("Prompt: a car\nCaption:")
+    assert content_words("The dog is on the beach") == {"dog", "beach"}
+    assert why_unusable("a dog", "A dog sits on a chair.", style) == ""
+
+
+@pytest.mark.parametrize("spec", ["gpt", "transformers:", ""])
+def test_unknown_expanders_are_refused(spec):
+    with pytest.raises(UsageError, match="no expander"):
+        expand(["a dog"], FOOTAGE, spec)
+
+
+# --- a language model -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A tiny GPT-2 with random weights and the real tokenizer class, its vocabulary learned from the captions."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    learned = ByteLevelBPETokenizer()
+    learned.train_from_iterator(
+        [example.caption for example in FOOTAGE], vocab_size=400, special_tokens=["<|endoftext|>"]
+    )
+    learned.save(str(folder / "tokenizer.json"))
+    tokenizer = GPT2TokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=2, n_head=2, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_language_model_is_asked_and_its_nonsense_is_not_used(language_model):
+    found = expand(["a dog on the beach", "a boat"], FOOTAGE, f"transformers:{language_model}")
+    assert [one.text for one in found] == [one.text for one in expand(["a dog on the beach", "a boat"], FOOTAGE)]
+    assert all("was not used" in one.note for one in found)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_first_line_of_a_language_model_that_answers_is_the_caption(language_model, chat, monkeypatch):
+    import torch
+
+    from recaption.prompts.language_model import CausalExpander
+
+    expander = CausalExpander(str(language_model))
+    if chat:
+        expander.tokenizer.chat_template = CHAT_TEMPLATE
+    asked = []
+
+    def generate(ids, **settings):
+        asked.append(expander.tokenizer.decode(ids[0]))
+        said = expander.tokenizer(" A dog barks at the beach.\nPrompt: another")["input_ids"]
+        return torch.cat([ids, torch.tensor([said])], dim=1)
+
+    monkeypatch.setattr(expander.model, "generate", generate)
+    (one,) = expand(["a dog on the beach"], FOOTAGE, expander)
+    assert (one.text, one.note) == ("A dog barks at the beach.", "")
+    assert FOOTAGE[0].caption in asked[0]
+    assert ("<assistant>" in asked[0]) == chat
+
+
+def test_a_language_model_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsUnreachableError, match="expander transformers:"):
+        expand(["a dog"], FOOTAGE, f"transformers:{tmp_path}")
+
+
+# --- an endpoint ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endpoint():
+    """A local chat endpoint that answers what `answers` says, and keeps what it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        answers: ClassVar[list[str]] = []
+        asked: ClassVar[list[dict]] = []
+
+        def _send(self, body):
+            payload = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def do_GET(self):
+            self._send({"data": [{"id": "writer"}]})
+
+        def do_POST(self):
+            self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            text = self.answers[len(self.asked) - 1]
+            self._send(
+                {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]} if text else {"choices": []}
+            )
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1", Handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_endpoint_is_asked_with_captions_of_the_set(endpoint):
+    address, handler = endpoint
+    handler.answers, handler.asked = ["A dog barks at the grey sea."], []
+    (one,) = expand(["a dog"], FOOTAGE, f"{address}#writer")
+    assert (one.text, one.expander, one.note) == ("A dog barks at the grey sea.", f"{address}#writer", "")
+    contents = [message["content"] for message in handler.asked[0]["messages"]]
+    assert FOOTAGE[0].caption in contents
+    assert contents[-1] == "a dog"
+    assert handler.asked[0]["temperature"] == 0
+
+
+def test_an_endpoint_that_answers_garbage_costs_the_answer_only(endpoint, monkeypatch):
+    import recaption.chat_endpoint
+
+    monkeypatch.setattr(recaption.chat_endpoint.EndpointSettings, "__init__", _impatient(recaption.chat_endpoint))
+    address, handler = endpoint
+    handler.answers, handler.asked = [""] * 20, []
+    (one,) = expand(["a dog on the beach"], FOOTAGE, f"{address}#writer")
+    assert one.text == expand(["a dog on the beach"], FOOTAGE)[0].text
+    assert one.note == f"the answer of {address}#writer was not used: empty"
+
+
+def _impatient(module):
+    real = module.EndpointSettings.__init__
+
+    def init(self, **settings):
+        real(self, **({"max_tries": 2, "backoff_seconds": 0.0} | settings))
+
+    return init
+
+
+def test_an_endpoint_that_is_not_there_is_one_sentence():
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:9"):
+        expand(["a dog"], FOOTAGE, "http://127.0.0.1:9/v1#writer")
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_good_captions_of_whole_clips_with_short_ones_beside(tmp_path):
+    run = RunFolder(str(tmp_path))
+    rows = [
+        Caption(clip_id="a", text="A red dog runs over the lawn, and birds fly."),
+        Caption(clip_id="a", text="a red dog", kind="short"),
+        Caption(clip_id="a", text="A dog at the gate.", window=1),
+        Caption(clip_id="b", text="A very small blue boat lies on the lake near a wide green wood."),
+        Caption(clip_id="c", text="a a a a a", reason="bad_caption", fault="looping"),
+        Caption(clip_id="d", text="my boat", source="original", kind=""),
+    ]
+    run.write_table("captions/main/part-00000.parquet", to_table(rows, Caption))
+    examples = read_examples(run)
+    assert sorted(examples, key=lambda example: example.caption) == [
+        Example("a red dog", rows[0].text),
+        Example("a very small blue boat lies on the", rows[3].text),
+    ]
+    assert read_examples(run, limit=1) == examples[:1]
+    assert read_examples(RunFolder(str(tmp_path / "nowhere"))) == []
+
+
+def test_fields_of_expanded_scenes_are_those_of_captions(scenes):
+    (one,) = expand(["a yellow diamond bounces"], scenes)
+    fields = fields_in(one.text)
+    assert (fields.main_object, fields.colour, fields.action) == ("diamond", "yellow", "bounces")

@@ -1,0 +1,119 @@
+"""Verdicts are a query over stored scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recaption.errors import DROP_REASONS
+from recaption.quality.filters import FILTERS, FilterThresholds, verdicts
+from recaption.quality.scores import score_clip
+from recaption.records import Clip, ClipScores, to_table
+from recaption.scenes.renderer import render
+from recaption.video_io.frames import Frames
+
+
+def clips_table(rows: list[dict]) -> pa.Table:
+    """Clips of two seconds whose scores are ordinary unless a row says otherwise."""
+    ordinary = {"motion": 0.1, "sharpness": 300.0, "luma": 0.5, "text_area": 0.0, "letterbox": 0.0}
+    scores, clips = [], []
+    for index, row in enumerate(rows):
+        row = {"clip_id": f"{index:016x}-0000000-0000048", "seconds": 2.0} | ordinary | row
+        end_seconds = 1.0 + row.pop("seconds")
+        place = {"video_id": "0", "uri": "", "shot_index": 0, "start_frame": 0, "end_frame": 48, "fps": 24.0}
+        place |= {"start_seconds": 1.0, "end_seconds": end_seconds, "width_px": 64, "height_px": 64}
+        clips.append(Clip(clip_id=row["clip_id"], **place))
+        scores.append(ClipScores(**row))
+    table, extra = to_table(clips, Clip), to_table(scores, ClipScores)
+    for name in extra.column_names[1:]:
+        table = table.append_column(name, extra[name])
+    return table
+
+
+def test_defaults_keep_rendered_scenes_still_ones_too():
+    for seed in range(10):
+        pixels_THWC = render(seed, num_frames=9, height_px=120, width_px=160).frames_THWC
+        frames = Frames(pixels_THWC, np.arange(9) / 8, np.arange(9))
+        scores = dataclasses.asdict(score_clip("clip", frames, frames[::4]))
+        scores.pop("clip_id")
+        assert verdicts(clips_table([scores]), FilterThresholds()) == [None], scores
+
+
+@pytest.mark.parametrize(
+    ("row", "thresholds", "reason"),
+    [
+        ({"seconds": 0.9}, FilterThresholds(min_seconds=1.0), "too_short"),
+        ({"seconds": 9.0}, FilterThresholds(max_seconds=8.0), "too_long"),
+        ({"motion": 0.001}, FilterThresholds(min_motion=0.01), "low_motion"),
+        ({"sharpness": 1.0}, FilterThresholds(min_sharpness=2.0), "blurry"),
+        ({"luma": 0.01}, FilterThresholds(min_luma=0.03), "dark"),
+        ({"luma": 0.99}, FilterThresholds(max_luma=0.98), "bright"),
+        ({"text_area": 0.5}, FilterThresholds(max_text_area=0.3), "text"),
+        ({"letterbox": 0.5}, FilterThresholds(max_letterbox=0.35), "letterbox"),
+        ({"nsfw": 0.9}, FilterThresholds(max_nsfw=0.5), "nsfw"),
+        ({"aesthetic": 2.0}, FilterThresholds(min_aesthetic=3.5), "low_aesthetic"),
+        ({"text_area_ocr": 0.2}, FilterThresholds(max_text_area_ocr=0.1), "text"),
+        ({"static_text": 0.02}, FilterThresholds(max_static_text=0.005), "text"),
+        ({"static_text_ocr": 0.02}, FilterThresholds(max_static_text_ocr=0.005), "text"),
+        ({"blockiness": 0.5}, FilterThresholds(max_blockiness=0.3), "low_quality"),
+        ({"flicker": 0.05}, FilterThresholds(max_flicker=0.02), "low_quality"),
+    ],
+)
+def test_each_threshold_drops_with_its_reason_and_keeps_the_rest(row, thresholds, reason):
+    assert verdicts(clips_table([row, {}]), thresholds) == [reason, None]
+
+
+def test_first_reason_in_the_closed_order_wins():
+    row = {"seconds": 0.1, "motion": 0.0, "luma": 0.0, "letterbox": 1.0}
+    names = ("min_motion", "min_luma", "max_letterbox", "min_seconds")
+    limits = dict(zip(names, (0.1, 0.1, 0.1, 1.0), strict=True))
+    reached = []
+    for name in ("min_seconds", "min_motion", "min_luma", "max_letterbox"):
+        reached.append(verdicts(clips_table([row]), FilterThresholds(**limits))[0])
+        limits[name] = None
+    assert reached == ["too_short", "low_motion", "dark", "letterbox"]
+    assert [DROP_REASONS.index(reason) for reason in reached] == sorted(DROP_REASONS.index(r) for r in reached)
+
+
+def test_filters_ask_in_the_order_of_the_reasons_and_know_every_score_that_has_a_threshold():
+    places = [DROP_REASONS.index(one.reason) for one in FILTERS]
+    assert places == sorted(places)
+    named = {name for one in FILTERS for name in (one.lowest, one.highest) if name}
+    of_sets = {
+        "drop_duplicates",
+        "max_copy_similarity",
+        "max_semantic_similarity",
+        "min_copy_share",
+        "max_clips_per_caption",
+    }
+    assert named == {f.name for f in dataclasses.fields(FilterThresholds)} - of_sets
+
+
+def test_scores_not_computed_drop_nothing():
+    missing = {"motion": None, "sharpness": None, "luma": None, "text_area": None, "letterbox": None}
+    unclear = dict.fromkeys(missing, math.nan)
+    strict = FilterThresholds(min_motion=9, min_sharpness=9e9, min_luma=1, max_luma=0, max_text_area=0, max_letterbox=0)
+    assert verdicts(clips_table([missing, unclear]), strict) == [None, None]
+
+
+def test_thresholds_can_all_be_off_and_limits_are_inclusive():
+    off = FilterThresholds(
+        **{f.name: None for f in dataclasses.fields(FilterThresholds) if f.name != "drop_duplicates"}
+    )
+    awful = {"seconds": 0.0, "motion": 0.0, "sharpness": 0.0, "luma": 0.0, "text_area": 1.0, "letterbox": 1.0}
+    assert verdicts(clips_table([awful]), off) == [None]
+    assert verdicts(clips_table([{"seconds": 1.0, "luma": 0.5}]), FilterThresholds(min_luma=0.5)) == [None]
+
+
+def test_second_of_two_equal_clips_is_the_duplicate():
+    rows = [{"clip_id": "a"}, {"clip_id": "b"}, {"clip_id": "a"}, {"clip_id": "a", "luma": 0.0}]
+    assert verdicts(clips_table(rows), FilterThresholds()) == [None, None, "duplicate", "dark"]
+    assert verdicts(clips_table(rows), FilterThresholds(drop_duplicates=False))[2] is None
+
+
+def test_an_empty_table_has_no_verdicts():
+    assert verdicts(clips_table([]), FilterThresholds()) == []

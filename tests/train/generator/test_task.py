@@ -1,0 +1,406 @@
+"""Training the transformer on packs: the same gradient however clips are arranged, exact resume, a loss that falls."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from packing.buckets import Bucket
+from packing.loader.sources import MemorySource
+from packing.plan.settings import PlanSettings
+from recaption.errors import CheckpointMismatchError, UsageError
+from train.diffusion.guidance import Guidance
+from train.diffusion.process import PathSettings, draw_path
+from train.engine.settings import TrainerSettings
+from train.engine.trainer import train
+from train.generator.settings import DitSettings
+from train.generator.task import DitTask
+from train.layers.segments import Segments
+from train.sampling import sampler as sampler_module
+from train.text.encoder import TextEncoder
+
+BUCKETS = (Bucket(5, 16, 16, 8), Bucket(1, 16, 24, 8))
+COLOURS = {"red": (1.0, -1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
+SETTINGS = DitSettings(width=24, depth=1, num_heads=2, path=PathSettings(shift_tokens=4), caption_dropout=0.25)
+
+
+class ColourTower:
+    """One token per text: which colour it names."""
+
+    width = pooled_width = 4
+
+    def encode(self, texts):
+        rows = torch.tensor([[float("red" in t), float("blue" in t), 1.0, 0.0] for t in texts])
+        return rows, torch.ones(len(texts), dtype=torch.int64), rows
+
+
+class BlockMeans:
+    """A compressor of block means."""
+
+    name, num_channels, frame_stride, spatial_stride = "block-means", 3, 4, 8
+    config = {"kind": "block-means"}  # noqa: RUF012
+
+    def to(self, device):
+        return self
+
+    def encode(self, pixels_BCTHW):
+        padded = torch.cat([pixels_BCTHW[:, :, :1].repeat(1, 1, 3, 1, 1), pixels_BCTHW], dim=2)
+        return nn.functional.avg_pool3d(padded, (4, 8, 8))
+
+    def decode(self, latents_BCTHW):
+        pixels = latents_BCTHW.repeat_interleave(4, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
+        return pixels[:, :, 3:]
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    """Every spec means the stand-ins of this file, also where a checkpoint names it."""
+    monkeypatch.setattr("train.compressors.registry.load", lambda spec, **settings: BlockMeans())
+    monkeypatch.setattr("train.text.encoder.load", lambda spec, **settings: make_encoder())
+
+
+def make_encoder() -> TextEncoder:
+    return TextEncoder(ColourTower(), spec="colours", weights_hash="0")
+
+
+def make_source(num_clips: int = 10, caption: str = "a {} field") -> MemorySource:
+    latents, captions = [], []
+    for index in range(num_clips):
+        colour = list(COLOURS)[index % 2]
+        bucket = BUCKETS[index % 3 == 2]
+        frames = 1 + (bucket.num_frames - 1) // 4
+        latent = np.zeros((3, frames, bucket.height_px // 8, bucket.width_px // 8), np.float32)
+        latents.append(latent + np.array(COLOURS[colour], np.float32)[:, None, None, None])
+        captions.append(caption.format(colour))
+    return MemorySource(latents, [f"clip-{i}" for i in range(num_clips)], captions)
+
+
+RULES = {"too_long": "split", "max_frames": ("1@epoch<1",), "mix": ("1.5",), "keep": ("0.6",)}
+"""Of the plan: epochs differ in length."""
+
+
+def make_task(source=None, *, capacity: int = 20, rules=None, **changes) -> DitTask:
+    settings = SETTINGS if not changes else DitSettings(**(vars(SETTINGS) | changes))
+    return DitTask(source or make_source(), settings, PlanSettings(capacity=capacity, **(rules or {})), buckets=BUCKETS)
+
+
+def fill_zeros(model: nn.Module) -> None:
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if not parameter.detach().any():
+            nn.init.normal_(parameter, std=0.2)
+
+
+def epoch_gradient(task: DitTask, num_ranks: int = 1) -> list[torch.Tensor]:
+    """Gradient over the whole first epoch as one step, whatever the rows."""
+    fill_zeros(task.model)
+    loss_sum, weight = torch.zeros(()), torch.zeros(())
+    for rank in range(num_ranks):
+        for batch in task.batches(0, rank, num_ranks):
+            if batch.epoch > 0:
+                break
+            parts = task.loss(batch, step=0, seed=0)
+            loss_sum, weight = loss_sum + parts.loss_sum, weight + parts.weight
+    return list(torch.autograd.grad(loss_sum / weight, list(task.model.parameters())))
+
+
+LEARNED = {
+    "flow per sample": {},
+    "flow per token": {"loss_norm": "token"},
+    "registers": {"num_registers": 2, "absolute_positions": True, "loss_norm": "tokens^0.5"},
+    "v": {"path": PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time")},
+    "epsilon": {"path": PathSettings(schedule="linear", prediction="epsilon", discrete=True), "loss_norm": "token"},
+    "given frames": {"conditions": ("first=1",), "num_registers": 1},
+    "x0": {"path": PathSettings(schedule="linear", prediction="x0", zero_terminal_snr=True)},
+}
+
+
+def assert_same_gradient(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    """To 1e-5 of the largest entry of each parameter's gradient. Those that should be 0 (a key's bias shifts all scores
+    of a query alike) are rounding errors themselves."""
+    largest = max(float(expected.abs().max()) for expected in other)
+    for got, expected in zip(one, other, strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-7 * largest
+
+
+@pytest.mark.parametrize("changes", LEARNED.values(), ids=LEARNED)
+def test_rows_and_ranks_do_not_change_the_gradient(changes):
+    reference = epoch_gradient(make_task(capacity=8, **changes))
+    assert max(float(gradient.abs().max()) for gradient in reference) > 0.01, "nothing to compare"
+    for capacity, num_ranks in ((20, 1), (60, 1), (20, 2)):
+        assert_same_gradient(epoch_gradient(make_task(capacity=capacity, **changes), num_ranks), reference)
+
+
+def test_rows_and_ranks_do_not_change_the_gradient_of_excerpts_with_dropped_tokens():
+    reference = epoch_gradient(make_task(capacity=8, rules=RULES))
+    for capacity, num_ranks in ((20, 1), (60, 2)):
+        assert_same_gradient(epoch_gradient(make_task(capacity=capacity, rules=RULES), num_ranks), reference)
+
+
+def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
+    task = make_task(rules={"mix": ("2",)})
+    names = [name for ids in clips_of(task.batches(0, 0, 1), 9) for name in ids]
+    assert {"clip-0", "clip-0#1"} <= set(names)
+    segments = Segments.from_lengths([4, 4])
+    noise_LD = draw_path(["clip-0", "clip-0#1"], segments, 3, PathSettings(), key=(0, 0)).noise_LD
+    assert not torch.equal(noise_LD[:4], noise_LD[4:])
+
+
+def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
+    """The shift goes by how large the picture is, not by how much of it is left."""
+    path = PathSettings(shift=3.0, shift_tokens=4)
+    few = Segments.from_lengths([4])
+    of_few = draw_path(["clip-0"], few, 3, path, key=(0, 0))
+    of_rest = draw_path(["clip-0"], few, 3, path, key=(0, 0), token_shapes=[(4, 2, 2)])
+    of_all = draw_path(["clip-0"], Segments.from_lengths([16]), 3, path, key=(0, 0))
+    assert of_few.timestep_S < of_rest.timestep_S == of_all.timestep_S
+    task = make_task(rules={"keep": ("0.5",)})
+    batch = next(task.batches(0, 0, 1))
+    assert all(math.prod(shape) in (6, 8) for shape in batch.token_shapes)
+    assert all(length in (3, 4) for length in batch.segments.lengths)
+
+
+def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
+    plan = make_task().config["plan"]
+    assert not {"too_long", "max_frames", "mix", "keep"} & plan.keys()
+    with_rules = make_task(rules={"keep": ("0.5",)})
+    assert with_rules.config["plan"] == plan | {"keep": ("0.5",)}
+
+
+def clips_of(batches, count):
+    return [batch.clip_ids for batch in itertools.islice(batches, count)]
+
+
+def test_registers_are_counted_in_the_memory_needed_and_in_the_arithmetic_done():
+    plain, longer = make_task(), make_task(num_registers=3)
+    batch = next(longer.batches(0, 0, 1))
+    needed = [task.activation_bytes("fp32", recompute=False) for task in (plain, longer)]
+    of_blocks = batch.segments.num_tokens + 3 * len(batch.segments)
+    assert needed[1] / needed[0] >= max(1.1, of_blocks / plain.plan.capacity)
+    flops = [task.loss(batch, step=0, seed=0).flops for task in (plain, longer)]
+    assert flops[1] > 1.2 * flops[0]
+
+
+def test_any_step_can_be_the_first():
+    task = make_task()
+    straight = clips_of(task.batches(0, 0, 1), 9)
+    assert clips_of(make_task().batches(4, 0, 1), 5) == straight[4:]
+    by_two_ranks = [clips_of(make_task().batches(0, rank, 2), 4) for rank in range(2)]
+    assert [row for pair in zip(*by_two_ranks) for row in pair] == straight[:8]
+
+
+@pytest.mark.parametrize("rules", [{}, RULES])
+def test_a_restored_task_goes_on_at_the_next_row_on_another_number_of_ranks(rules):
+    straight = clips_of(make_task(rules=rules).batches(0, 0, 1), 9)
+    before = make_task(rules=rules)
+    clips_of(before.batches(0, 0, 2), 2)  # two steps of two ranks: four rows are read
+    after = make_task(rules=rules)
+    after.load_state_dict(before.state_dict())
+    assert clips_of(after.batches(4, 0, 1), 3) == straight[4:7]
+    earlier = make_task(rules=rules)
+    earlier.load_state_dict(before.state_dict())
+    assert clips_of(earlier.batches(2, 0, 1), 3) == straight[2:5], "a batch before the saved ones, too"
+
+
+def test_a_position_in_other_samples_is_refused():
+    before = make_task()
+    clips_of(before.batches(0, 0, 1), 1)
+    with pytest.raises(CheckpointMismatchError, match="plan"):
+        make_task(make_source(num_clips=11)).load_state_dict(before.state_dict())
+
+
+@pytest.mark.parametrize("rules", [{}, RULES])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, rules):
+    settings = {"lr": 3e-3, "warmup_steps": 1, "device": "cpu", "schedule": "constant", "checkpoint_every": 2}
+    whole = make_task(rules=rules)
+    train(whole, TrainerSettings(num_steps=5, **settings), str(tmp_path / "whole"), progress=False)
+    train(make_task(rules=rules), TrainerSettings(num_steps=2, **settings), str(tmp_path / "cut"), progress=False)
+    resumed = make_task(rules=rules)
+    result = train(resumed, TrainerSettings(num_steps=5, **settings), str(tmp_path / "cut"), progress=False)
+    assert result.resumed_from == 2
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_loss_falls_and_the_checkpoint_alone_samples_the_colour_that_is_asked_for(tmp_path):
+    task = make_task(capacity=60)
+    settings = TrainerSettings(
+        num_steps=150, lr=1e-2, warmup_steps=5, device="cpu", log_every=150, ema_decay=0.9, max_grad_norm=1.0
+    )
+    start = task.validate(task.model, 0)
+    result = train(task, settings, str(tmp_path / "dit"), progress=False)
+    assert start["loss"] == pytest.approx(start["loss_without_prompt"])
+    assert result.validation["loss"] < 0.5 * start["loss"]
+    assert result.validation["prompt_gain"] > 0.2
+    videos = sampler_module.sample(
+        str(tmp_path / "dit"), ["a red field", "a blue field"], num_steps=8, guidance=2.0, progress=False
+    )
+    assert [video.shape for video in videos] == [(5, 16, 16, 3)] * 2
+    red, blue = (video.reshape(-1, 3).mean(0) for video in videos)
+    assert red[0] - red[2] > 60
+    assert blue[2] - blue[0] > 60
+
+
+def test_a_compressor_that_has_changed_since_is_refused(tmp_path, monkeypatch):
+    settings = TrainerSettings(num_steps=1, device="cpu")
+    train(make_task(), settings, str(tmp_path / "dit"), progress=False)
+    monkeypatch.setattr(BlockMeans, "config", {"kind": "block-medians"})
+    with pytest.raises(CheckpointMismatchError, match="block-medians"):
+        sampler_module.sample(str(tmp_path / "dit"), ["a red field"], progress=False)
+
+
+def image_source() -> MemorySource:
+    whole = make_source()
+    rows = [row for row, latent in enumerate(whole.latents) if latent.shape[1] == 1]
+    kept = ([values[row] for row in rows] for values in (whole.latents, whole.clip_ids, whole.captions))
+    return MemorySource(*kept)
+
+
+def test_a_training_on_images_goes_on_with_video_from_bit_equal_images(tmp_path):
+    images = DitTask(image_source(), SETTINGS, PlanSettings(capacity=20), buckets=BUCKETS[1:])
+    trainer = TrainerSettings(num_steps=2, lr=1e-2, warmup_steps=0, device="cpu", ema_decay=0.5)
+    train(images, trainer, str(tmp_path / "images"), progress=False)
+    trained = sampler_module.Sampler.from_checkpoint(str(tmp_path / "images")).model
+    start = str(tmp_path / "images")
+    video = make_task(start=start, absolute_positions=True, path=PathSettings(shift_tokens=9))
+    assert video.config["start"]["step"] == 2
+    image = next(images.batches(0, 0, 1))
+    inputs = (image.tokens_LD, image.position_L3, image.segments, torch.rand(len(image.segments)))
+    text = (image.text.text_MC, image.text.segments, image.text.pooled_SC)
+    assert trained(*inputs, *text).abs().max() > 0
+    assert torch.equal(video.model(*inputs, *text), trained(*inputs, *text))
+    clip = next(row for row in video.batches(0, 0, 1) if max(shape[0] for shape in row.token_shapes) > 1)
+    video.loss(clip, step=0, seed=0).loss_sum.backward()
+    assert video.model.position_embedding.weight.grad.abs().max() > 0, "what starts at zero learns"
+    video.model.zero_grad()
+    first = train(video, trainer, str(tmp_path / "video"), progress=False)
+    assert first.steps == 2
+    again = make_task(start=start, absolute_positions=True, path=PathSettings(shift_tokens=9))
+    longer = dataclasses.replace(trainer, num_steps=3)
+    assert train(again, longer, str(tmp_path / "video"), progress=False).resumed_from == 2
+
+
+def test_a_start_from_another_model_is_refused_with_what_differs(tmp_path):
+    trainer = TrainerSettings(num_steps=1, device="cpu")
+    start = str(tmp_path / "first")
+    train(make_task(), trainer, start, progress=False)
+    for match, changes in {
+        "backbone width 24 there, 48 here": {"width": 48},
+        "backbone num_registers None there, 2 here": {"num_registers": 2},
+        "path prediction None there, 'v' here; path schedule None there, 'cosine' here": {
+            "path": PathSettings(schedule="cosine", prediction="v")
+        },
+    }.items():
+        with pytest.raises(CheckpointMismatchError, match=match):
+            make_task(start=start, **changes)
+    with pytest.raises(UsageError, match="not a folder"):
+        make_task(start=str(tmp_path / "nothing"))
+
+
+def test_a_checkpoint_of_an_unknown_backbone_is_refused(tmp_path):
+    train(make_task(), TrainerSettings(num_steps=1, device="cpu"), str(tmp_path / "dit"), progress=False)
+    config = tmp_path / "dit" / "checkpoints" / "step-000001" / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"name": "dit"', '"name": "mmm"'))
+    with pytest.raises(UsageError, match="unknown backbone 'mmm': choose one of dit"):
+        sampler_module.sample(str(tmp_path / "dit"), ["a red field"], progress=False)
+
+
+def test_a_v_model_on_the_cosine_schedule_learns_and_samples_by_all_its_solvers(tmp_path):
+    path = PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, timesteps="uniform")
+    task = make_task(capacity=60, path=path)
+    settings = TrainerSettings(num_steps=60, lr=1e-2, warmup_steps=5, device="cpu", log_every=60, ema_decay=0.9)
+    start = task.validate(task.model, 0)
+    result = train(task, settings, str(tmp_path / "dit"), progress=False)
+    assert result.validation["loss"] < 0.5 * start["loss"]
+    sampler = sampler_module.Sampler.from_checkpoint(str(tmp_path / "dit"))
+    size = sampler.size(None, None, None)
+    guidance = Guidance(scale=2.0, interval=(0.2, 0.9), rescale=0.5)
+    for solver in ("auto", "dpmpp_2m", "ddim", "ancestral"):
+        video = sampler.sample(["a red field"], size=size, num_steps=8, solver=solver, guidance=guidance)[0]
+        red, _, blue = video.reshape(-1, 3).mean(0)
+        assert red - blue > 30, solver
+    with pytest.raises(UsageError, match="'euler' does not go with schedule 'cosine'"):
+        sampler.sample(["a red field"], size=size, solver="euler")
+
+
+def test_validation_is_repeatable_and_does_not_train():
+    task = make_task()
+    fill_zeros(task.model)
+    before = [p.detach().clone() for p in task.model.parameters()]
+    assert task.validate(task.model, 0) == task.validate(task.model, 7)
+    assert all(torch.equal(a, b) for a, b in zip(before, task.model.parameters()))
+
+
+def test_blank_captions_train_the_null_caption():
+    task = make_task(make_source(caption=""), caption_dropout=0.0)
+    fill_zeros(task.model)
+    batch = next(task.batches(0, 0, 1))
+    assert batch.text.segments.num_tokens == 0
+    task.loss(batch, step=0, seed=0).loss_sum.backward()
+    assert task.model.null_text_embedding_MC.grad.abs().sum() > 0
+
+
+def test_sample_prompts_give_videos_for_the_log():
+    task = make_task(sample_prompts=("a red field",))
+    video, fps = task.sample(task.model, 0)["sample/0"]
+    assert video.shape == (5, 16, 16, 3)
+    assert fps == 8
+    assert make_task().sample(task.model, 0) == {}
+
+
+def test_config_has_what_sampling_needs_and_is_plain():
+    import json
+
+    config = json.loads(json.dumps(make_task().config))
+    assert config["buckets"] == ["5f-16x16-8fps", "1f-16x24-8fps"]
+    assert config["backbone"]["token_width"] == 3
+    assert config["compressor"] == {"spec": "patch", "config": {"kind": "block-means"}}
+    assert config["text_encoder"]["spec"] == "colours"
+
+
+def test_wrong_use_gets_one_sentence():
+    source = make_source()
+    source.latents = [latent[:2] for latent in source.latents]
+    with pytest.raises(UsageError, match="the latents have 2 channels, compressor 'patch' makes 3"):
+        make_task(source)
+    with pytest.raises(UsageError, match="not what compressor 'patch' makes"):
+        DitTask(make_source(), SETTINGS, PlanSettings(capacity=20), buckets=BUCKETS[:1])
+    with pytest.raises(UsageError, match="needs its buckets named"):
+        DitTask(make_source(), SETTINGS, PlanSettings(capacity=20))
+    with pytest.raises(UsageError, match="caption_dropout"):
+        make_task(caption_dropout=1.5)
+    with pytest.raises(UsageError, match="loss_norm"):
+        make_task(loss_norm="mean")
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        make_task(attention_backend="varlen")
+
+
+def test_given_frames_come_clean_and_nothing_is_learned_on_them():
+    """Two clips that differ in the given frame only: the model sees that frame, its error there does not count."""
+    losses, inputs = [], []
+    for first in (0.0, 5.0):
+        latent = np.zeros((3, 2, 2, 2), np.float32)
+        latent[:, 0] = first
+        source = MemorySource([latent], ["clip-0"], ["a red field"])
+        task = make_task(source, conditions=("first=1",))
+        batch = next(task.batches(0, 0, 1))
+        hook = task.model.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        losses.append(task.loss(batch, step=0, seed=0))
+        hook.remove()
+        assert (inputs[-1][:4] == first).all()
+        assert task.config["conditions"] == ["first=1"]
+    assert losses[0].loss_sum == losses[1].loss_sum, "at the start the model answers 0 everywhere"
+    assert losses[0].weight == 1
+    assert torch.equal(inputs[0][4:], inputs[1][4:])
+
+
+def test_a_mix_of_conditions_that_makes_no_sense_is_refused():
+    with pytest.raises(UsageError, match="middle=1"):
+        make_task(conditions=("middle=1",))

@@ -1,0 +1,150 @@
+"""Packed attention: samples of a row never meet, and no backend runs where it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recaption.errors import UsageError
+from train.layers import attention
+from train.layers.attention import choose_backend, packed_attention, why_not
+from train.layers.segments import Segments, document_mask
+
+HEADS, WIDTH = 2, 8
+
+
+def rows(num_tokens: int, seed: int) -> torch.Tensor:
+    return torch.randn(num_tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def dense_attention(q_LHD, k_MHD, v_MHD, index_L, index_M):
+    """The yardstick: one L x M mask, written out."""
+    mask = (index_L[:, None] == index_M)[None]
+    q, k, v = (x.transpose(0, 1) for x in (q_LHD, k_MHD, v_MHD))
+    scores = (q @ k.transpose(1, 2)) / WIDTH**0.5
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=1, max_size=6))
+def test_loop_equals_a_dense_mask_for_self_and_cross_attention(lengths):
+    queries = Segments.from_lengths([n for n, _ in lengths])
+    keys = Segments.from_lengths([m for _, m in lengths])
+    q = rows(queries.num_tokens, 0)
+    for segments, seed in ((queries, 1), (keys, 2)):
+        k, v = rows(segments.num_tokens, seed), rows(segments.num_tokens, seed + 10)
+        got = packed_attention(q, k, v, queries, segments, backend="loop")
+        expected = dense_attention(q, k, v, queries.index_L, segments.index_L)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_sample_changes_nothing_in_another_neither_forward_nor_backward():
+    segments = Segments.from_lengths([5, 3, 4])
+    q, k, v = (rows(12, seed).requires_grad_() for seed in range(3))
+    first = packed_attention(q, k, v, segments, segments)
+    first[5:8].sum().backward()
+    for x in (q, k, v):
+        assert x.grad is not None
+        assert x.grad[:5].abs().max() == 0
+        assert x.grad[8:].abs().max() == 0
+    assert v.grad[5:8].abs().min() > 0
+    changed = [x.detach().clone().index_fill(0, torch.tensor([5, 6, 7]), 9.0) for x in (q, k, v)]
+    second = packed_attention(*changed, segments, segments)
+    assert torch.equal(first[:5], second[:5])
+    assert torch.equal(first[8:], second[8:])
+    assert not torch.allclose(first[5:8], second[5:8])
+
+
+def test_bare_cu_seqlens_mean_the_same_as_segments():
+    segments = Segments.from_lengths([5, 3])
+    q, k, v = (rows(8, seed) for seed in range(3))
+    cu_seqlens = torch.tensor([0, 5, 8], dtype=torch.int32)
+    assert torch.equal(packed_attention(q, k, v, cu_seqlens, cu_seqlens), packed_attention(q, k, v, segments, segments))
+    assert Segments.of(cu_seqlens).lengths == (5, 3)
+
+
+def test_sums_and_means_stay_within_samples():
+    segments = Segments.from_lengths([2, 3])
+    values = torch.arange(5.0)[:, None]
+    assert segments.sum(values)[:, 0].tolist() == [1.0, 9.0]
+    assert segments.mean(values[:, 0]).tolist() == [0.5, 3.0]
+    assert segments.repeated(2).lengths == (2, 3, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert segments.sum(torch.full((5, 1), 1.001)).dtype == torch.float32
+
+
+def test_flex_mask_is_the_document_mask():
+    queries, keys = Segments.from_lengths([3, 2]), Segments.from_lengths([1, 4])
+    mask_of = document_mask(queries.index_L, keys.index_L)
+    zero = torch.tensor(0)
+    got = [[bool(mask_of(zero, zero, torch.tensor(i), torch.tensor(j))) for j in range(5)] for i in range(5)]
+    assert got == (queries.index_L[:, None] == keys.index_L).tolist()
+    assert queries.block_mask(keys) is queries.block_mask(keys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+@pytest.mark.parametrize("backend", ["varlen", "flex"])
+def test_backends_that_cannot_run_on_cpu_say_why(backend):
+    segments = Segments.from_lengths([4])
+    q = rows(4, 0)
+    with pytest.raises(UsageError, match="needs a CUDA device and the tensors are on 'cpu'"):
+        packed_attention(q, q, q, segments, segments, backend=backend)
+    assert choose_backend("auto", "cpu", torch.float32) == "loop"
+
+
+def test_varlen_refuses_float32_and_unknown_names_are_listed():
+    assert "bfloat16 or float16" in str(why_not("varlen", "cuda", torch.float32))
+    with pytest.raises(UsageError, match="choose one of auto, loop, varlen, flex"):
+        choose_backend("xformers", "cpu", torch.float32)
+
+
+def test_rows_that_do_not_fit_their_segments_are_refused():
+    q = rows(4, 0)
+    with pytest.raises(ValueError, match="cover 3 tokens, the row has 4"):
+        packed_attention(q, q, q, Segments.from_lengths([3]), Segments.from_lengths([4]))
+    with pytest.raises(ValueError, match="sample 1 has 2 queries and no key"):
+        packed_attention(q, q, q, Segments.from_lengths([2, 2]), Segments.from_lengths([4, 0]))
+    with pytest.raises(ValueError, match="samples of queries"):
+        packed_attention(q, q, q, Segments.from_lengths([2, 2]), Segments.from_lengths([4]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("varlen", torch.bfloat16), ("flex", torch.bfloat16), ("flex", torch.float32)]
+)
+def test_cuda_backends_equal_the_loop_forward_and_backward(backend, dtype):
+    segments = Segments.from_lengths([200, 64, 130], "cuda")
+    inputs = [torch.randn(394, 2, 64, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    results = []
+    for name in ("loop", backend):
+        out = packed_attention(*inputs, segments, segments, backend=name)
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), inputs)))
+    for got, expected in zip(results[1], results[0]):
+        assert F.cosine_similarity(got.float().flatten(), expected.float().flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_of_one_length_are_attended_to_together_wherever_they_lie(monkeypatch, dtype):
+    """Also empty ones; and the gradient is that of each sample by itself."""
+    lengths, text_lengths = [4, 4, 0, 200, 4, 4, 200, 7], [3, 3, 2, 3, 3, 5, 3, 3]
+    queries, keys = Segments.from_lengths(lengths), Segments.from_lengths(text_lengths)
+    calls = []
+    attend = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda q, k, v: calls.append(len(q)) or attend(q, k, v))
+    q, k, v = (
+        rows(n, seed).to(dtype).requires_grad_() for seed, n in enumerate((sum(lengths), *[sum(text_lengths)] * 2))
+    )
+    together = packed_attention(q, k, v, queries, keys, backend="loop")
+    assert sorted(calls) == [1, 1, 2, 3]
+    weight = rows(len(q), 9)
+    gradients = torch.autograd.grad((together * weight).sum(), (q, k, v))
+    singly = dense_attention(*(x.detach().double() for x in (q, k, v)), queries.index_L, keys.index_L)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(together.double(), singly, atol=tolerance, rtol=tolerance)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    out = dense_attention(*exact, queries.index_L, keys.index_L)
+    for got, expected in zip(gradients, torch.autograd.grad((out * weight).sum(), exact), strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=10 * tolerance, rtol=tolerance)

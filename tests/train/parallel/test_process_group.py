@@ -1,0 +1,142 @@
+"""Two gloo ranks against one."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from recaption.errors import UsageError
+from tests.stand_ins.ranks import exit_codes, start_ranks
+from train.checkpoint import step_folder as checkpoint
+from train.engine.metrics import read_lines
+from train.engine.settings import TrainerSettings
+from train.engine.task import LossParts
+from train.engine.trainer import train
+from train.parallel import process_group as distributed
+from train.parallel.collectives import sum_gradients
+
+NUM_SAMPLES = (5, 3, 2, 1)
+"""Of the four quarters of every step: unequal, so that a mean of means would be wrong."""
+
+
+class SplitTask:
+    """Each step sees four quarters, whichever ranks and batches they arrive in."""
+
+    name = "split"
+
+    def __init__(self, *, ranks: int, accumulation: int, pause: float = 0.0) -> None:
+        torch.manual_seed(distributed.rank())  # ranks start apart on purpose: rank 0's weights are to win
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1), nn.Linear(1, 1))
+        self.config = {"ranks": ranks, "accumulation": accumulation}
+        self.quarters_per_batch = 4 // (ranks * accumulation)
+        self.pause = pause
+
+    def batches(self, start_step, rank, num_ranks):
+        number = start_step
+        while True:
+            first = (number * num_ranks + rank) * self.quarters_per_batch
+            x = torch.cat([quarter(k) for k in range(first, first + self.quarters_per_batch)])
+            yield x, rank
+            number += 1
+
+    def loss(self, batch, *, step, seed):
+        time.sleep(self.pause)
+        x, rank = batch
+        # Only rank 0's batches reach the third layer's bias and the last layer.
+        hidden = self.model[:3](x)
+        error = ((self.model[3](hidden) if rank == 0 else hidden) - x.sum(1, keepdim=True)).square()
+        return LossParts(loss_sum=error.sum(), weight=len(x), num_tokens=len(x), logs={"rows": len(x)})
+
+    def validate(self, model, step):
+        return {}
+
+
+def quarter(index: int) -> torch.Tensor:
+    return torch.randn(NUM_SAMPLES[index % 4], 4, generator=torch.Generator().manual_seed(index))
+
+
+def settings(accumulation: int, num_steps: int = 8) -> TrainerSettings:
+    return TrainerSettings(
+        num_steps=num_steps, accumulation=accumulation, lr=1e-2, warmup_steps=2, checkpoint_every=4, log_every=2,
+        max_grad_norm=0.5, device="cpu",
+    )  # fmt: skip
+
+
+def one_rank(folder: str, pause: float = 0.0, num_steps: int = 8) -> None:
+    with distributed.process_group("cpu"):
+        task = SplitTask(ranks=2, accumulation=1, pause=pause)
+        train(task, settings(accumulation=1, num_steps=num_steps), folder, progress=False)
+
+
+class OneRankTask(SplitTask):
+    """The batches of both ranks, one after the other."""
+
+    def batches(self, start_step, rank, num_ranks):
+        for x, _ in super().batches(start_step, rank, num_ranks):
+            number = start_step
+            start_step += 1
+            yield x, number % 2
+
+
+def test_two_ranks_train_the_model_of_one(tmp_path):
+    assert exit_codes(start_ranks(one_rank, str(tmp_path / "two"))) == [0, 0]
+    task = OneRankTask(ranks=1, accumulation=4)
+    # Quarters 0, 1 went to rank 0 and 2, 3 to rank 1: with one rank and accumulation 2 they are batches 0 and 1.
+    task.quarters_per_batch = 2
+    train(task, settings(accumulation=2), str(tmp_path / "one"), progress=False)
+    for ema in (False, True):
+        _, one = checkpoint.load_model(str(tmp_path / "one"), ema=ema)
+        _, two = checkpoint.load_model(str(tmp_path / "two"), ema=ema)
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
+    for one_line, two_line in zip(*(read_lines(str(tmp_path / name / "metrics.jsonl")) for name in ("one", "two"))):
+        assert one_line["loss"] == pytest.approx(two_line["loss"], rel=1e-5)
+        assert one_line["grad_norm"] == pytest.approx(two_line["grad_norm"], rel=1e-5)
+        assert one_line["log/rows"] == two_line["log/rows"] == 5.5
+    assert not list(Path(tmp_path / "two" / "checkpoints").glob("*.tmp"))
+
+
+def test_sigterm_to_one_rank_stops_both_at_the_same_step(tmp_path):
+    ranks = start_ranks(one_rank, str(tmp_path), 0.1, 500)
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        time.sleep(0.05)
+        assert [rank.exitcode for rank in ranks] == [None, None]
+    ranks[1].terminate()
+    assert exit_codes(ranks) == [128 + signal.SIGTERM] * 2
+    assert checkpoint.find(str(tmp_path)).step < 500
+
+
+def test_flat_buckets_keep_every_gradient_in_place(monkeypatch):
+    """Same numbers whatever the bucket size; a sum over ranks is played by doubling."""
+
+    class Done:
+        def wait(self):
+            return None
+
+    def double(flat, async_op):
+        flat.mul_(2)
+        return Done()
+
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", double)
+    for num_bytes in (1, 40, 1 << 20):
+        monkeypatch.setattr(distributed, "BUCKET_BYTES", num_bytes)
+        parameters = [nn.Parameter(torch.zeros(shape)) for shape in [(3,), (2, 5), (), (4, 1, 2)]]
+        for index, parameter in enumerate(parameters):
+            parameter.grad = torch.full_like(parameter, index + 1.0)
+        sum_gradients(parameters)
+        assert [float(p.grad.sum()) for p in parameters] == [6.0, 40.0, 6.0, 64.0]
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert distributed.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="not a name that torch knows"):
+        distributed.choose_device("gpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA device here"):
+            distributed.choose_device("cuda")

@@ -1,0 +1,43 @@
+"""Compressors by SPEC: a fixed transform, a folder trained here, or a model of diffusers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from recaption.errors import UsageError
+from train.compressors.interface import Compressor
+
+
+def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
+    """A compressor by its spec, without gradients, ready on `device`.
+
+    Args:
+        spec: `patch` or `patch:NUM_CHANNELS` (a fixed transform, nothing to train or download); the path of a
+            checkpoint made by `recaption train compressor`; `diffusers:ID[#subfolder]` (a pretrained video VAE).
+
+    Raises:
+        UsageError: no such compressor; a missing extra; weights that cannot be reached.
+    """
+    kind, _, rest = spec.partition(":")
+    compressor: Any
+    if kind == "patch":
+        from train.compressors.patch_transform import PatchTransform, parse_options
+
+        compressor = PatchTransform(**parse_options(rest))
+    elif kind == "diffusers":
+        from train.compressors.pretrained import PretrainedCompressor
+
+        compressor = PretrainedCompressor.from_pretrained(rest)
+    elif os.path.isdir(spec):
+        from train.compressors.autoencoder import load_trained
+
+        compressor = load_trained(spec)
+    else:
+        raise UsageError(
+            f"compressor {spec!r} is neither a folder with a checkpoint nor one of: "
+            "patch, patch:NUM_CHANNELS, diffusers:ID"
+        )
+    return compressor.to(device).eval().requires_grad_(False)

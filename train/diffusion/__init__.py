@@ -1,0 +1,1 @@
+"""The diffusion process: noising, parameterization, loss, guidance, solvers."""

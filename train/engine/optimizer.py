@@ -1,0 +1,103 @@
+"""Optimizer and learning rate, the same for every task.
+
+    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    set_lr(optimizer, lr_at(step, peak=1e-3, num_steps=1000, warmup_steps=50, schedule="cosine"))
+    apply_step(optimizer, skip=loss_was_not_finite)      # a tensor: nobody waits for the device
+
+The trainer calls these in this order, then `WeightAverage.update` (ema.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from recaption.errors import UsageError
+
+SCHEDULES = ("cosine", "wsd", "constant")
+
+
+def split_for_decay(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Trainable parameters with and without weight decay.
+
+    Matrices and convolution kernels decay; norms, biases, single scales, embeddings and learned positions do not:
+    pulling those towards zero changes what they mean instead of how smooth the function is.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decay: dict[str, nn.Parameter] = {}
+    rest: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        leaf = name.rsplit(".", 1)[-1]
+        is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and "embed" not in leaf
+        (decay if is_matrix else rest)[name] = parameter
+    return decay, rest
+
+
+def build_optimizer(
+    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters. Fused, because that kernel can leave out a step without a host sync.
+
+    Raises:
+        UsageError: nothing to train.
+    """
+    decay, rest = split_for_decay(model)
+    if not decay and not rest:
+        raise UsageError("the model has no trainable parameter")
+    groups = [
+        {"params": list(decay.values()), "weight_decay": weight_decay},
+        {"params": list(rest.values()), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+
+
+def lr_at(
+    step: int,
+    *,
+    peak: float,
+    num_steps: int,
+    warmup_steps: int,
+    schedule: str,
+    final_share: float = 0.0,
+    decay_share: float = 0.2,
+) -> float:
+    """Learning rate of the step that follows `step` finished ones: linear warmup, then `schedule`.
+
+    `constant`; `cosine`: half a cosine; `wsd` (warmup, stable, decay; arXiv 2404.06395): constant, then a straight line
+    over the last `decay_share` of all steps. Both end at `final_share * peak` on the last step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    last = num_steps - 1
+    first = warmup_steps if schedule == "cosine" else max(warmup_steps, last - round(decay_share * num_steps))
+    progress = min(1.0, max(0, step - first) / max(1, last - first))
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
+    return peak * (final_share + (1 - final_share) * left)
+
+
+def moments(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's own tensors of a parameter, made where it has taken no step yet: `step`, `exp_avg`, `exp_avg_sq`."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def apply_step(optimizer: torch.optim.AdamW, *, skip: Tensor) -> None:
+    """One optimizer step, left out on the device where `skip` (a scalar 0. or 1.) is 1: weights and moments stay."""
+    # The fused kernel's own switch, the one that torch.amp.GradScaler sets.
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+    optimizer.step()

@@ -1,0 +1,1 @@
+"""Training of the video generator (the diffusion transformer)."""

@@ -1,0 +1,1 @@
+"""Ranks: process groups, collectives, FSDP2, device memory."""

@@ -1,0 +1,82 @@
+"""What is known of a text encoder without its weights: how many tokens a caption has for it, and how wide they are.
+
+length = load("t5:google/t5-v1_1-xxl")
+length.limit, length.count(["a red circle moves left"])         (256, [6])
+widths("t5:google/t5-v1_1-xxl")                                 (4096, 4096)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recaption.captioners.gates import TextLength
+from recaption.captioners.interface import Captioner
+from train.text.clip import clip_config
+from train.text.t5 import MAX_TEXT_TOKENS, t5_config, t5_tokenizer
+from train.text.towers import parse
+
+
+def load(spec: str, *, max_tokens: int = 0, captioner: Captioner | None = None, captioner_spec: str = "") -> TextLength:
+    """Lengths for a text encoder as `text_encoder.load` takes it. Of several the smallest limit counts.
+
+    Args:
+        max_tokens: limit in place of the encoder's own; 0 = its own.
+        captioner: one that is already here, opened from `captioner_spec`.
+
+    Raises:
+        UsageError: no such text encoder, or none whose tokens can be counted.
+        WeightsUnreachableError: its tokenizer cannot be had.
+    """
+    lengths = [
+        _length(kind, name, max_tokens, captioner if name == captioner_spec else None) for kind, name in parse(spec)
+    ]
+    if len(lengths) == 1:
+        return lengths[0]
+    tightest = min(lengths, key=lambda length: length.limit)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        """Tokens for the encoder with the smallest limit; more, by what another is exceeded, where one is."""
+        counts = [length.count(texts) for length in lengths]
+        own = counts[lengths.index(tightest)]
+        excess = [max(n - length.limit for n, length in zip(row, lengths)) for row in zip(*counts)]
+        return [n if over <= 0 else tightest.limit + over for n, over in zip(own, excess)]
+
+    return TextLength(tightest.limit, count)
+
+
+def _length(kind: str, name: str, max_tokens: int, captioner: Captioner | None) -> TextLength:
+    if kind == "captioner":
+        from recaption.captioners.registry import load_captioner
+
+        tower = (captioner or load_captioner(name)).text_tower
+        return TextLength(max_tokens or tower.max_tokens, tower.count_tokens)
+    if kind == "clip":
+        from recaption.captioners.videococa.tokenizer import ClipVocabulary
+
+        vocabulary = ClipVocabulary(int(clip_config(name)["text_cfg"].get("context_length", 77)))
+        return TextLength(max_tokens or vocabulary.context_length, vocabulary.count)
+    tokenizer = t5_tokenizer(name)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+
+    return TextLength(max_tokens or MAX_TEXT_TOKENS, count)
+
+
+def widths(spec: str) -> tuple[int, int]:
+    """(width of token states, width of the pooled vector) of one tower; of several, their sums. Raises as `load`."""
+    found = [_widths(kind, name) for kind, name in parse(spec)]
+    return sum(width for width, _ in found), sum(pooled for _, pooled in found)
+
+
+def _widths(kind: str, name: str) -> tuple[int, int]:
+    if kind == "captioner":
+        from recaption.captioners.registry import load_captioner
+
+        tower = load_captioner(name).text_tower
+        return tower.width, tower.pooled_width
+    if kind == "clip":
+        config = clip_config(name)
+        return int(config["text_cfg"].get("width", 512)), int(config["embed_dim"])
+    config, _ = t5_config(name)
+    return int(config.d_model), int(config.d_model)

@@ -1,0 +1,80 @@
+"""T5 and UMT5 encoders as text towers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recaption import hub
+from recaption.errors import UsageError
+from train.text.interface import _hash_of_weights
+
+MAX_TEXT_TOKENS = 256
+"""Longer captions are cut (T5 only; CLIP and a captioner's tower have limits of their own)."""
+
+
+# --- T5 ---------------------------------------------------------------------------------------------------------------
+
+
+class T5Tower:
+    """The encoder half of a T5, mT5 or UMT5."""
+
+    def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
+        config, encoder_class = t5_config(model_id)
+        self.tokenizer = t5_tokenizer(model_id)
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        what, give, local_only = _t5_place(model_id)
+        try:
+            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise hub.unreachable(what, error, give) from error
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.device = device
+        self.width = self.pooled_width = int(config.d_model)
+        self.weights_hash = _hash_of_weights(self.model)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Last states of the real tokens; pooled = their mean."""
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
+        ).to(self.device)
+        states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state.float()
+        mask = tokens.attention_mask.bool()
+        pooled_SC = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return states[mask], mask.sum(1), pooled_SC
+
+
+def t5_config(model_id: str) -> tuple[Any, Any]:
+    """(config, class of the encoder), without weights; raises as `open_tower`."""
+    import transformers
+
+    what, give, local_only = _t5_place(model_id)
+    try:
+        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only)
+    except (OSError, ValueError) as error:
+        raise hub.unreachable(what, error, give) from error
+    classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+    if config.model_type not in classes:
+        raise UsageError(f"{model_id} is a {config.model_type!r} model; t5: takes {', '.join(classes)}")
+    return config, getattr(transformers, classes[config.model_type])
+
+
+def t5_tokenizer(model_id: str) -> Any:
+    from transformers import AutoTokenizer
+
+    _, give, local_only = _t5_place(model_id)
+    try:
+        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
+    except (OSError, ValueError) as error:
+        raise hub.unreachable(f"the tokenizer of t5:{model_id}", error, give) from error
+
+
+def _t5_place(model_id: str) -> tuple[str, str, bool]:
+    """(the weights in the user's words, what to give instead, whether they are on this disk)."""
+    what = f"text encoder t5:{model_id}"
+    give = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
+    return what, give, hub.is_on_disk(model_id, what=what, give=give)
