@@ -16,15 +16,15 @@ are copies only where nearly all that they could have in common agrees: a still 
 of an empty street are not. Known confusion: two spans of one fixed camera in which the same kind of thing happens at the
 same time, such as a car leaving an empty road.
 
-Cost (tests/benchmarks/recaption/bench_duplicates.py scale 400000; clips of 4 s, 16 samples). Candidates: n log n in the number n
-of hashes, 112 a clip; 0.28 ms of one core and 0.9 kB of hashes per clip. Chance candidates grow with the square of the clips:
-3,099 among 440,000, or 3.2e-8 of all pairs, of drawn pictures; real ones are more alike. Comparing takes 3 ms a pair. For
-10^8 clips that is 8 core hours of sorting, 90 GB of hashes, 1.6e8 chance candidates, 1e7 true ones where every tenth clip
-is a copy, and 130 core hours of comparing. Pictures of the samples, 1.5 kB per second of clip before compression, stay
-on disk and are read for candidates only. One machine of 64 GB holds a few million clips. Beyond that each of the 8 tables is
-independent, and so is each range of keys in it (candidates.py): with 64 ranges a task sorts 1.4 GB. Candidates
-are compared in lots sorted by the parts they are in. Spreading these tasks over machines is not written:
-`find_perceptual` is one process.
+Cost (tests/benchmarks/recaption/bench_duplicates.py scale 400000; clips of 4 s, 16 samples). Candidates: n log n in the
+number n of hashes, 112 a clip; 0.28 ms of one core and 0.9 kB of hashes per clip. Chance candidates grow with the
+square of the clips: 3,099 among 440,000, or 3.2e-8 of all pairs, of drawn pictures; real ones are more alike. Comparing
+takes 3 ms a pair. For 10^8 clips that is 8 core hours of sorting, 90 GB of hashes, 1.6e8 chance candidates, 1e7 true
+ones where every tenth clip is a copy, and 130 core hours of comparing. Pictures of the samples, 1.5 kB per second of
+clip before compression, stay on disk and are read for candidates only. One machine of 64 GB holds a few million clips.
+Beyond that each of the 8 tables is independent, and so is each range of keys in it (candidates.py): with 64 ranges a
+task sorts 1.4 GB. Candidates are compared in lots sorted by the parts they are in. Spreading these tasks over machines
+is not written: `find_perceptual` is one process.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_planners_that_one_machine_has_no_use_for_are_not_started():
 import sys
 sys.path[:0] = {sys.path!r}
 from jobs.cluster import Cluster
-from tests.jobs.test_cluster import Doubler, doubled
+from tests.jobs.cluster.test_cluster import Doubler, doubled
 
 with Cluster(num_workers=2, progress=False) as cluster:
     assert doubled(cluster, 1, 2, 3) == [2, 4, 6]
@@ -110,7 +110,7 @@ import sys
 sys.path[:0] = {sys.path!r}
 import pytest
 from jobs.cluster import Cluster, WorkerError
-from tests.jobs.test_cluster import Doubler
+from tests.jobs.cluster.test_cluster import Doubler
 
 with pytest.raises(WorkerError), Cluster(num_workers=1, progress=False) as cluster:
     list(cluster.run_parts(Doubler, {{"factor": 1}}, [{{"n": 14}}, {{"n": 1}}, {{"n": 2}}], title="double"))

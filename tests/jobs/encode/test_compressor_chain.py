@@ -60,7 +60,7 @@ ALSO_FAST = ("AutoencoderKLWan", "AutoencoderKL")
 )
 def test_pretrained_autoencoders_go_through_the_commands(run_copy, command, tmp_path, kind, strides):
     diffusers = pytest.importorskip("diffusers")
-    from tests.train.test_compressors import tiny_autoencoder
+    from tests.train.compressors.test_compressors import tiny_autoencoder
 
     tiny_autoencoder(diffusers, kind).save_pretrained(tmp_path / "pipeline" / "vae")
     spec, (frame_stride, spatial_stride) = f"diffusers:{tmp_path}/pipeline#vae", strides

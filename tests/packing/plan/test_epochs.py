@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.packing.test_plan import video_lengths
 
 from packing.mixture.sample_sizes import SampleSizes
 from packing.mixture.segments import Excerpt
 from packing.plan.epochs import EpochPlans, Windows, automatic_global_rows
 from packing.plan.settings import PlanSettings
 from recaption.errors import UsageError
+from tests.packing.plan.test_steps import video_lengths
 
 
 def test_epoch_plans_do_not_know_how_many_ranks_read_them() -> None:
