@@ -1,7 +1,7 @@
 """Images and videos of a prompt on their way to the model: read, brought to its rate and to a size of its grid.
 
 given = GivenMedia.read(ask, sampler)
-given.timeline, given.closing_frames                        # what train.video_request.Request takes
+given.timeline, given.closing_frames                        # what train.sampling.request.Request takes
 given.notes                                                 # what was cropped, and what was left out
 """
 

@@ -37,7 +37,7 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
 
 
 def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTask:
-    from train.compressors.registry import load
+    from train import compressors
     from train.parallel.process_group import choose_device
     from train.text import encoder as text_encoder
 
@@ -48,7 +48,7 @@ def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTas
         run,
         recipe.train_dit.dit,
         recipe.plan,
-        latents=load(recipe.encode.compressor).name,
+        latents=compressors.load(recipe.encode.compressor).name,
         compressor=recipe.encode.compressor,
         encoder=text_encoder.load(recipe.train_dit.dit.text_encoder, device=device, run=run),
         seed=trainer.seed,

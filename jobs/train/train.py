@@ -84,7 +84,7 @@ def evaluate_model(
     """Measure the newest checkpoint of RUN/train/NAME without training; where training would run.
 
     Raises:
-        UsageError: another model than dit; and as `jobs.evaluate.evaluate_training`.
+        UsageError: another model than dit; and as `jobs.train.evaluate.evaluate_training`.
     """
     if model != "dit":
         raise UsageError(f"--eval is of `train dit`; `train {model}` is measured while it trains (validate-every)")

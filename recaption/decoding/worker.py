@@ -1,6 +1,6 @@
 """The decoder child: reads requests on stdin, answers on its original stdout, dies without harm.
 
-    python -m recaption.decode_worker      started by process.py, never by hand
+    python -m recaption.decoding.worker      started by process.py, never by hand
 
 No torch, no ray, no pyarrow: it must start in a fraction of a second and stay at ~80 MB.
 """

@@ -4,7 +4,7 @@
     ledger.summary()["clips"]          # {"total": 18, "kept": 15, "dropped": {"blurry": 2, "no_bucket": 1}, ...}
 
 States are asked of what lies in the run folder; nothing here is stored, so nothing here can go stale. They are columns,
-not objects: about 0.6 kB per clip while they are asked for. `recaption.verification` holds them against the files.
+not objects: about 0.6 kB per clip while they are asked for. `recaption.ledger.verify` holds them against the files.
 """
 
 from __future__ import annotations

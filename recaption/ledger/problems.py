@@ -1,6 +1,6 @@
 """What can be wrong inside one file of a run folder: parts that do not open, tars that are cut, bytes that changed.
 
-`recaption.verification.verify` calls these and adds what only shows across files.
+`recaption.ledger.verify.verify` calls these and adds what only shows across files.
 
     for problem in tar_problems(run, "shards/17f-96x96-8fps/000000.tar", rows):
         problem.kind, problem.where, problem.detail

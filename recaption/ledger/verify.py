@@ -2,7 +2,7 @@
 
     verify(run, thresholds)            # [] where sums match, shards are whole and captions belong to their clips
 
-Whether captions describe what their clips show is asked of the pixels: `recaption.pairs`.
+Whether captions describe what their clips show is asked of the pixels: `recaption.ledger.caption_checks`.
 
 Memory: tables of one shard, or of one part, at a time; of the whole run only what joins files: scores and ids of the
 clips, states of the captions, the index. About 1.3 kB per clip (tests/benchmarks/jobs/bench_verify.py).

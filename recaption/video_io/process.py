@@ -74,7 +74,7 @@ class _Deadline:
 
 
 class _Child:
-    """A running `python -m recaption.decode_worker`."""
+    """A running `python -m recaption.decoding.worker`."""
 
     def __init__(self) -> None:
         package_parent = str(Path(__file__).resolve().parents[2])

@@ -86,12 +86,12 @@ without a download. **It knows nothing but rendered scenes**: on real footage it
 
 {num_scenes} held-out scenes (seeds from {FIRST_HELD_OUT_SEED} on) of several sizes and lengths, and {num_scenes} whose
 shape and colour were never shown together in training ({pairs}). Greedy captions, fields read back by
-`recaption.scenes.fields_in`; a field counts where the caption names exactly the true word.
+`recaption.scenes.renderer.fields_in`; a field counts where the caption names exactly the true word.
 
 | field | held-out scenes | unseen pairs |
 | --- | --- | --- |
 {rows}
 {totals}
 
-Measured on the weights in this folder by `train.captioner_card.export`.
+Measured on the weights in this folder by `train.captioner.export.export`.
 """

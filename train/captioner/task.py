@@ -1,9 +1,9 @@
-"""Training a captioner, a VideoCoCa, as a Task of `train.trainer`: from nothing or from another captioner, on any clips.
+"""Training a captioner, a VideoCoCa, as a Task of `train.engine.trainer`: from nothing or from another captioner, on any clips.
 
     task = CaptionerTask(CaptionerSettings())                                   # rendered scenes, from nothing
     task = CaptionerTask(CaptionerSettings(start="tiny", preset="lit"), clips=RunClips(...), held_out=RunClips(...))
     result = train(task, TrainerSettings(num_steps=2000), "RUN/train/captioner")
-    load_captioner("RUN/train/captioner")                  # or export it: train.captioner_card
+    load_captioner("RUN/train/captioner")                  # or export it: train.captioner.export
 
 What is said in training follows `stages`; the contrastive head learns descriptive and short captions all along, so that
 the text tower knows what people type. The loss is in loss.py, what of the model trains in freezing.py.
@@ -128,7 +128,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Captioner
 
 
 class CaptionerTask:
-    """Implements `train.trainer.Task`."""
+    """Implements `train.engine.task.Task`."""
 
     name = "captioner"
 
@@ -258,7 +258,7 @@ class CaptionerTask:
 
 
 def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary) -> dict[str, Any]:
-    """What `recaption.captioners.checkpoint` rebuilds the captioner from."""
+    """What `recaption.captioners.videococa.checkpoint` rebuilds the captioner from."""
     text = {
         "context_length": settings.context_length,
         "vocab_size": vocabulary.num_tokens,

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class CompressorTask:
-    """Implements `train.trainer.Task`."""
+    """Implements `train.engine.task.Task`."""
 
     name = "compressor"
 

@@ -4,9 +4,9 @@
     point = path_point(clean_LD, draws, segments, PathSettings())     # .x_LD, .target_LD, .weight_S
     loss_sum, weight = flow_loss(backbone(point.x_LD, ...), point.target_LD, segments, norm="sample")
 
-Shape suffixes: L tokens of a row, S samples of a row, D numbers per token. The way back is in `train.solvers`.
+Shape suffixes: L tokens of a row, S samples of a row, D numbers per token. The way back is in `train.diffusion.solvers`.
 
-One convention: t = 0 is clean, t = 1 is noise, x_t = alpha x_0 + sigma eps with the shares of `train.noise_schedules`
+One convention: t = 0 is clean, t = 1 is noise, x_t = alpha x_0 + sigma eps with the shares of `train.diffusion.noise_schedules`
 (rectified flow: 1 - t and t). Everything random is drawn per sample from a generator keyed by names and numbers, so a
 sample gets the same noise whichever row, rank or accumulation step it lands in.
 """

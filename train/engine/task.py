@@ -25,7 +25,7 @@ class LossParts:
     """Tokens that the batch had room for; fill = num_tokens / capacity_tokens."""
     flops: float = 0.0
     """Floating-point operations that the model needs for the batch, forward and backward, nothing recomputed; 0 = not
-    known. See `train.flops`."""
+    known. See `train.backbones.flops`."""
 
 
 class Task(Protocol):

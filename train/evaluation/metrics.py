@@ -107,7 +107,7 @@ def sampled(
     """Sample each prompt once, and the first few of them as often as the settings ask.
 
     Args:
-        sample: prompts to videos; the same prompt again gets another noise, as `train.sampler.Sampler.sample` does.
+        sample: prompts to videos; the same prompt again gets another noise, as `train.sampling.sampler.Sampler.sample` does.
     """
     often = list(prompts[: settings.num_varied_prompts])
     videos = list(sample([*prompts, *often * (settings.num_seeds - 1)]))

@@ -1,4 +1,4 @@
-"""Packs of latents to a trained diffusion transformer: the task that `train.trainer` runs for `recaption train dit`.
+"""Packs of latents to a trained diffusion transformer: the task that `train.engine.trainer` runs for `recaption train dit`.
 
     task = DitTask(RunFolder("RUN"), DitSettings(), PlanSettings(capacity=4096), compressor="patch")
     train(task, TrainerSettings(num_steps=2000), "RUN/train/dit")
@@ -26,10 +26,10 @@ from packing.loader.sources import LatentShards, Source
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
+from train import compressors
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.flops import transformer_flops
 from train.backbones.registry import build
-from train.compressors.registry import load
 from train.diffusion.frame_conditioning import draw_given, parse_conditions
 from train.diffusion.loss import flow_loss
 from train.diffusion.process import PathPoint, draw_path, path_point
@@ -49,7 +49,7 @@ VALIDATION_DRAWS = 4
 
 
 class DitTask:
-    """Implements `train.trainer.Task`, with a state and samples."""
+    """Implements `train.engine.task.Task`, with a state and samples."""
 
     name = "dit"
 
@@ -86,7 +86,7 @@ class DitTask:
         self.source: Source = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
-        self.compressor = load(compressor)
+        self.compressor = compressors.load(compressor)
         self.grid = Grid(
             frame_stride=self.compressor.frame_stride,
             spatial_stride=self.compressor.spatial_stride,

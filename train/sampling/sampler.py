@@ -31,11 +31,11 @@ from tqdm import tqdm
 
 from packing.buckets import Bucket, parse_bucket
 from recaption.errors import CheckpointMismatchError, UsageError
+from train import compressors
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
 from train.checkpoint.weights import load_weights
 from train.compressors.interface import Compressor
-from train.compressors.registry import load
 from train.diffusion.frame_conditioning import check_trained_for, is_trained_for
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import PathSettings
@@ -67,7 +67,7 @@ class SolverSettings:
     """A scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher = closer to the
     prompt and less varied."""
     solver: str = "auto"
-    """`auto`, or one of `train.solvers` that goes with the schedule the model was trained on."""
+    """`auto`, or one of `train.diffusion.solvers` that goes with the schedule the model was trained on."""
 
     def resolved(self, path: PathSettings) -> SolverSettings:
         """Raises UsageError where they do not go with the model, or make no sense."""
@@ -102,7 +102,7 @@ def sample(
         num_steps: of the solver; `heun` asks the model twice a step.
         guidance: a scale, or `Guidance` for all there is to set: 1 = none (one model call instead of two), higher =
             closer to the prompt and less varied.
-        solver: `auto`, or one of `train.solvers` that goes with the schedule the model was trained on.
+        solver: `auto`, or one of `train.diffusion.solvers` that goes with the schedule the model was trained on.
         seed: the same noise for every prompt; a prompt that is given twice gets another noise the second time.
 
     Raises:
@@ -310,7 +310,7 @@ def _load_compressor(saved: dict[str, Any], path: str, device: str) -> Compresso
     Raises:
         CheckpointMismatchError: its spec now means another one (retrained under the same path, say).
     """
-    compressor = load(saved["spec"], device=device)
+    compressor = compressors.load(saved["spec"], device=device)
     if checkpoint.plain(compressor.config) != saved["config"]:
         raise CheckpointMismatchError(
             f"{path} was trained on latents of {saved['spec']} with {saved['config']}; here it is {compressor.config}"

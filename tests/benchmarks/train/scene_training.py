@@ -29,7 +29,7 @@ ONE_LARGE_OBJECT: dict[str, Any] = {
     "background": ("sand", "grass", "road"),
     "action": ("moves left", "moves right", "stays still"),
 }
-"""What `recaption.scenes.render` may show: scenes that a small transformer learns within an hour of one core."""
+"""What `recaption.scenes.renderer.render` may show: scenes that a small transformer learns within an hour of one core."""
 
 
 def one_large_object(seed: int, bucket: Bucket, *, num_frames: int | None = None) -> Scene:

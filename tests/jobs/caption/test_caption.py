@@ -367,7 +367,7 @@ def test_a_resume_with_another_blend_is_refused(encoded):
 CAPTION_HERE = """
 import sys
 from jobs.caption.caption import caption
-from jobs.run_state import open_run
+from jobs.recipe.run_inputs import open_run
 
 class Here:
     def run_parts(self, worker, settings, parts, **_):

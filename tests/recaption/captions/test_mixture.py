@@ -34,7 +34,7 @@ def test_epochs_and_seeds_draw_independently():
 
 def test_the_choice_is_the_same_in_another_process():
     code = (
-        "import json, sys; from recaption.blend import choose, parse_ratios;"
+        "import json, sys; from recaption.captions.mixture import choose, parse_ratios;"
         "r = parse_ratios(['descriptive=0.6', 'short=0.4']);"
         "print(json.dumps([choose(i, epoch=2, ratios=r, seed=5) for i in json.load(sys.stdin)]))"
     )

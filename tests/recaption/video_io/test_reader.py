@@ -537,7 +537,7 @@ def test_the_child_is_gone_after_close_and_holds_no_heavy_imports(clips: dict[st
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     heavy = "{'torch', 'ray', 'pyarrow', 'pandas', 'PIL', 'fsspec'}"
-    code = f"import recaption.decode_worker, sys; raise SystemExit(str({heavy} & set(sys.modules) or ''))"
+    code = f"import recaption.decoding.worker, sys; raise SystemExit(str({heavy} & set(sys.modules) or ''))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert said.stderr.strip() == ""
 

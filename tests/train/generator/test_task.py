@@ -61,7 +61,7 @@ class BlockMeans:
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     """Every spec means the stand-ins of this file, also where a checkpoint names it."""
-    monkeypatch.setattr("train.compressors.registry.load", lambda spec, **settings: BlockMeans())
+    monkeypatch.setattr("train.compressors.load", lambda spec, **settings: BlockMeans())
     monkeypatch.setattr("train.text.encoder.load", lambda spec, **settings: make_encoder())
 
 

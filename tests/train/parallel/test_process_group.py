@@ -17,6 +17,7 @@ from train.engine.metrics import read_lines
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
 from train.engine.trainer import train
+from train.parallel import collectives
 from train.parallel import process_group as distributed
 from train.parallel.collectives import sum_gradients
 
@@ -122,10 +123,10 @@ def test_flat_buckets_keep_every_gradient_in_place(monkeypatch):
         flat.mul_(2)
         return Done()
 
-    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
-    monkeypatch.setattr(distributed.dist, "all_reduce", double)
+    monkeypatch.setattr(collectives, "num_ranks", lambda: 2)
+    monkeypatch.setattr(collectives.dist, "all_reduce", double)
     for num_bytes in (1, 40, 1 << 20):
-        monkeypatch.setattr(distributed, "BUCKET_BYTES", num_bytes)
+        monkeypatch.setattr(collectives, "BUCKET_BYTES", num_bytes)
         parameters = [nn.Parameter(torch.zeros(shape)) for shape in [(3,), (2, 5), (), (4, 1, 2)]]
         for index, parameter in enumerate(parameters):
             parameter.grad = torch.full_like(parameter, index + 1.0)
