@@ -24,7 +24,7 @@ from packing.shards.plan import OtherText, PlannedShard, Reject, ShardClip, plan
 from packing.shards.samples import Entry, failed_entry, video_entry
 from packing.shards.write import write_shard
 from recaption.captions.repeated import read_repeated
-from recaption.captions.sets import mark_repeated, set_pattern
+from recaption.captions.sets import caption_set_pattern, mark_repeated_captions
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
 from recaption.records import Caption, from_table, schema_of
 from recaption.run_folder import RunFolder
@@ -90,8 +90,8 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
     """Kept clips whose model caption passed its gates."""
     if not run.list(f"captions/{set_name}/part-*.parquet"):
         raise UsageError(f"{run.uri} has no caption set {set_name!r}: run `recaption caption --set {set_name}` first")
-    table = run.read_tables(set_pattern(set_name), schema_of(Caption))
-    table = mark_repeated(table, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
+    table = run.read_tables(caption_set_pattern(set_name), schema_of(Caption))
+    table = mark_repeated_captions(table, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
     captions: dict[str, Caption] = {}
     others: dict[str, list[OtherText]] = {}
     for row in from_table(table.filter(pc.is_null(table["reason"])), Caption):

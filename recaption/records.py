@@ -159,7 +159,7 @@ class Caption:
     reason: str | None = None
     """`bad_caption` where the text failed a gate, else None."""
     kind: str = "descriptive"
-    """One of `captions.KINDS`: what the captioner was asked for. "" for an original text."""
+    """One of `captions.text.CAPTION_KINDS`: what the captioner was asked for. "" for an original text."""
     window: int = 0
     """0: the whole clip; 1, 2, ...: its consecutive windows."""
     fault: str = ""

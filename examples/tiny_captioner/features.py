@@ -20,9 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from examples.tiny_captioner.photo_clips import Photo, photo_clip
-from recaption.captioners.preprocess import Framing
-from recaption.captioners.videococa.efficientnet import COARSE_CHANNELS, load_tower
-from recaption.captioners.videococa.two_path import FRAME_PX, MOTION_PX, NUM_FRAMES, close_frames, coarse_fine
+from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captioners.videococa.efficientnet import COARSE_CHANNELS, load_backbone
+from recaption.captioners.videococa.two_path import (
+    FAST_PATHWAY_PX,
+    FRAME_PX,
+    NUM_FRAMES,
+    slow_frame_indices,
+    slow_pathway_features,
+)
 from train.captioner.scene_clips import training_clip
 
 CLIPS_PER_PART = 500
@@ -32,7 +38,7 @@ KEPT_COMPONENTS = 224
 """Of the 1,280 channels of the last map: its principal components; folded back into the trained weights at the end."""
 
 
-FRAMING = Framing(
+PREPROCESSOR = FramePreprocessor(
     frame_px=FRAME_PX, fit="squash", interpolation="bilinear", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )
 
@@ -82,14 +88,14 @@ class Looker:
     """Clips in, cells of the frozen network out; bfloat16, three times as fast where the CPU has it."""
 
     def __init__(self) -> None:
-        self.tower = load_tower().to(torch.bfloat16).to(memory_format=torch.channels_last)
+        self.tower = load_backbone().to(torch.bfloat16).to(memory_format=torch.channels_last)
 
     def maps(self, clips_BTHWC: np.ndarray) -> tuple[Tensor, Tensor]:
         """Fine and coarse cells (B, S, L, C), float32."""
-        chosen = clips_BTHWC[:, close_frames(clips_BTHWC.shape[1])]
+        chosen = clips_BTHWC[:, slow_frame_indices(clips_BTHWC.shape[1])]
         with torch.inference_mode():
-            close = FRAMING.normalise(torch.from_numpy(chosen)).to(torch.bfloat16)
-            fine, coarse = coarse_fine(self.tower, close)
+            close = PREPROCESSOR.normalise(torch.from_numpy(chosen)).to(torch.bfloat16)
+            fine, coarse = slow_pathway_features(self.tower, close)
         return fine.float(), coarse.float()
 
 
@@ -98,7 +104,7 @@ def load_components(folder: Path, photos: Sequence[Photo], looker: Looker) -> Co
     path = folder / "components.safetensors"
     if path.is_file():
         return Components(**load_file(path))
-    scenes = [training_clip(3 * i + 1, FRAMING, num_frames=NUM_FRAMES).pixels_THWC for i in range(160)]
+    scenes = [training_clip(3 * i + 1, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for i in range(160)]
     pictured = range(400 if photos else 0)
     clips = [photo_clip(photos, 13 * i + 1, frame_px=FRAME_PX, num_frames=NUM_FRAMES).pixels_THWC for i in pictured]
     components = find_components(np.stack(clips + scenes), looker)
@@ -132,7 +138,7 @@ def render_part(part: Part, photos: Sequence[Photo]) -> tuple[np.ndarray, dict[s
             short.append(list(clip.plain_captions))
             motions.append(clip.motion)
         else:
-            scene = training_clip(number, FRAMING, num_frames=NUM_FRAMES)
+            scene = training_clip(number, PREPROCESSOR, num_frames=NUM_FRAMES)
             clips.append(scene.pixels_THWC)
             long.append(list(scene.captions["descriptive"]))
             short.append(list(scene.captions["short"]))
@@ -157,8 +163,8 @@ def make_part(part: Part, photos: Sequence[Photo], folder: Path, components: Com
 
 def _small(clips_NTHWC: np.ndarray) -> np.ndarray:
     """Every pixel the mean of a square, as the motion path makes them."""
-    side = FRAME_PX // MOTION_PX
-    total = np.full((*clips_NTHWC.shape[:2], MOTION_PX, MOTION_PX, 3), side * side // 2, np.uint16)
+    side = FRAME_PX // FAST_PATHWAY_PX
+    total = np.full((*clips_NTHWC.shape[:2], FAST_PATHWAY_PX, FAST_PATHWAY_PX, 3), side * side // 2, np.uint16)
     for y in range(side):
         for x in range(side):
             total += clips_NTHWC[:, :, y::side, x::side]

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.tiny_captioner.features import FRAMING, Components
+from examples.tiny_captioner.features import PREPROCESSOR, Components
 from examples.tiny_captioner.photo_clips import CUT, MOTIONS, Photo, photo_clip, split_motion
 from recaption.captioners.videococa.captioner import CocaCaptioner
-from recaption.captioners.videococa.checkpoint import open_folder, read_folder, save_captioner
-from recaption.captioners.videococa.out_of_domain import Familiar
-from recaption.captioners.videococa.tokenizer import vocabulary_from_merges
-from recaption.captioners.videococa.two_path import FINE_CELL, FRAME_PX, MOTION_PX, NUM_CLOSE_FRAMES, NUM_FRAMES
+from recaption.captioners.videococa.checkpoint import open_captioner_folder, read_captioner_folder, save_captioner
+from recaption.captioners.videococa.out_of_domain import TrainingAnchors
+from recaption.captioners.videococa.tokenizer import tokenizer_from_merges
+from recaption.captioners.videococa.two_path import FAST_PATHWAY_PX, FINE_CELL, FRAME_PX, NUM_FRAMES, NUM_SLOW_FRAMES
 from recaption.captions.metrics import caption_scores, cider_d
 from train.captioner.evaluation import FIELDS, evaluate_on_scenes
 from train.captioner.export import FIELD_NAMES
@@ -52,7 +52,7 @@ def known_clips(photos: Sequence[Photo]) -> list[np.ndarray]:
         ).pixels_THWC
         for i, n in enumerate(chosen)
     ]
-    return clips + [training_clip(n, FRAMING, num_frames=NUM_FRAMES).pixels_THWC for n in range(NUM_KNOWN_SCENES)]
+    return clips + [training_clip(n, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for n in range(NUM_KNOWN_SCENES)]
 
 
 def whole_state(state: Mapping[str, Tensor], components: Components) -> dict[str, Tensor]:
@@ -86,16 +86,16 @@ def export_tiny(
     Args:
         photos: photos to measure on; none of them may have been trained on.
         other_photos: neither trained nor measured on: the score below which captions are flagged is found on them.
-        known: clips of the training, by which footage unlike it is told; see captioners/familiar.py.
+        known: clips of the training, by which footage unlike it is told; see videococa/out_of_domain.py.
         num_scenes: held-out scenes, and as many again of shape-colour pairs never trained on.
     """
-    saved = read_folder(checkpoint)
+    saved = read_captioner_folder(checkpoint)
     config = {**saved.config, "num_beams": NUM_BEAMS}
     folder = export_weights(config, saved.state, components, folder)
     if other_photos:
         config["min_clip_score"] = _calibrate(folder, other_photos, known)
         export_weights(config, saved.state, components, folder)
-    captioner = open_folder(folder, name="tiny", device="cpu", dtype=None)
+    captioner = open_captioner_folder(folder, name="tiny", device="cpu", dtype=None)
     figures = evaluate_on_scenes(captioner, num_scenes)
     unseen = evaluate_on_scenes(captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True)
     seen = evaluate_on_photos(captioner, photos) if photos else {}
@@ -107,15 +107,15 @@ def export_tiny(
 
 def _calibrate(folder: Path, photos: Sequence[Photo], known: Sequence[np.ndarray]) -> float:
     """The clip score that flags `FLAGGED_SHARE` of clips of `photos`; the same for familiarity, written beside it."""
-    captioner = open_folder(folder, name="tiny", device="cpu", dtype=None)
+    captioner = open_captioner_folder(folder, name="tiny", device="cpu", dtype=None)
     clips = [photo_clip(photos, i, frame_px=FRAME_PX, num_frames=NUM_FRAMES, augment=False) for i in range(len(photos))]
-    described = captioner.describe([clip.pixels_THWC for clip in clips])
-    assert described.clip_BD is not None
+    described = captioner.caption_with_embeddings([clip.pixels_THWC for clip in clips])
+    assert described.clip_embeddings_BD is not None
     scores = np.array([caption.clip_score for caption in described.captions], np.float32)
     if known:
-        familiar = Familiar(captioner.embed_clips(known))
-        limit = np.quantile(scores + familiar.of(described.clip_BD), UNFAMILIAR_SHARE)
-        replace(familiar, limit=round(float(limit), 2)).write(folder)
+        training_anchors = TrainingAnchors(captioner.embed_clips(known))
+        limit = np.quantile(scores + training_anchors.knn_similarity(described.clip_embeddings_BD), UNFAMILIAR_SHARE)
+        replace(training_anchors, min_score_plus_similarity=round(float(limit), 2)).write(folder)
     return round(float(np.quantile(scores, FLAGGED_SHARE)), 2)
 
 
@@ -123,8 +123,8 @@ def export_weights(
     config: Mapping[str, Any], state: Mapping[str, Tensor], components: Components, folder: str | Path
 ) -> Path:
     """The captioner folder without its card."""
-    vocabulary = vocabulary_from_merges(config["merges"], context_length=config["coca"]["text_cfg"]["context_length"])
-    return save_captioner(folder, whole_state(state, components), vocabulary, config)
+    tokenizer = tokenizer_from_merges(config["merges"], context_length=config["coca"]["text_cfg"]["context_length"])
+    return save_captioner(folder, whole_state(state, components), tokenizer, config)
 
 
 def evaluate_on_photos(captioner: CocaCaptioner, photos: Sequence[Photo]) -> dict[str, float]:
@@ -143,14 +143,16 @@ def evaluate_on_photos(captioner: CocaCaptioner, photos: Sequence[Photo]) -> dic
         for i in range(len(photos))
     ]
     seen = captioner.encode([clip.pixels_THWC for clip in clips])
-    described = captioner.describe(seen)
+    described = captioner.caption_with_embeddings(seen)
     captions = described.captions
-    least_B = None if described.clip_BD is None else captioner.least_scores(described.clip_BD)
+    least_B = None if described.clip_embeddings_BD is None else captioner.min_clip_scores(described.clip_embeddings_BD)
     split = [split_motion(caption.text) for caption in captions]
     whole = [index for index, clip in enumerate(clips) if clip.motion != CUT]
     references = [clips[i].plain_captions for i in whole]
     scores = caption_scores([split[i][0] for i in whole], references)
-    greedy = [split_motion(caption.text)[0] for caption in captioner.describe(seen, num_beams=1).captions]
+    greedy = [
+        split_motion(caption.text)[0] for caption in captioner.caption_with_embeddings(seen, num_beams=1).captions
+    ]
     right = np.array([said == clip.motion for (_, said), clip in zip(split, clips, strict=True)])
     cosine = captioner.score(seen, [clip.plain_captions[0] for clip in clips])[np.ix_(whole, whole)]
     return {
@@ -193,8 +195,8 @@ def _card(
         _INTRODUCTION,
         _DATA if num_photos else _SCENES_ONLY,
         f"""- Weights `{weights_hash}`, {num_bytes / 1e6:.1f} MB in all (fp16); the frozen network beside them has 17 MB.
-- {config["num_frames"]} frames, each squeezed to {config["framing"]["frame_px"]} px square. {NUM_CLOSE_FRAMES} of them
-  go through the frozen network; all of them, at {MOTION_PX} px, through a small trained motion path. Joint layers
+- {config["num_frames"]} frames, each squeezed to {config["framing"]["frame_px"]} px square. {NUM_SLOW_FRAMES} of them
+  go through the frozen network; all of them, at {FAST_PATHWAY_PX} px, through a small trained motion path. Joint layers
   {vision["joint_layers"]} x {vision["width"]}, {vision["queries"] - 1} pooled tokens, text {text["layers"]} x \
 {text["width"]}, decoder {coca["multimodal_cfg"]["layers"]} x {coca["multimodal_cfg"]["width"]}; context
   {text["context_length"]} tokens.

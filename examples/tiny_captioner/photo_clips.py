@@ -4,7 +4,7 @@
     clip = photo_clip(photos, 7, frame_px=192, num_frames=8)
     clip.pixels_THWC, clip.captions[0], clip.motion            "A dog runs through the water. The camera pans left."
 
-A window of varying shape travels over the photo and every frame is squeezed into a square, as `Framing` does it. The
+A window of varying shape travels over the photo and every frame is resized to a square, as by `FramePreprocessor`. The
 window always keeps most of the photo: what people wrote about the photo should stay true of the clip.
 """
 

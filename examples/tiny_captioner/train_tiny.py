@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from examples.tiny_captioner.features import (
     CLIPS_PER_PART,
-    FRAMING,
     KEPT_COMPONENTS,
+    PREPROCESSOR,
     Looker,
     Part,
     SeenClips,
@@ -37,11 +37,11 @@ from examples.tiny_captioner.features import (
     read_part,
 )
 from examples.tiny_captioner.photo_clips import MOTIONS, Photo, read_photos, split_motion
-from recaption.captioners.videococa.checkpoint import FORMAT
+from recaption.captioners.videococa.checkpoint import FORMAT_VERSION
 from recaption.captioners.videococa.model import build_coca
-from recaption.captioners.videococa.tokenizer import BytePairVocabulary, train_vocabulary
-from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN, NUM_FRAMES, TwoPathCoCa, build_two_path
-from recaption.scenes.captions import VOCABULARY
+from recaption.captioners.videococa.tokenizer import BPETokenizer, train_tokenizer
+from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN_BACKBONE, NUM_FRAMES, TwoPathCoCa, build_two_path
+from recaption.scenes.captions import ATTRIBUTE_VALUES
 from train.captioner.loss import MAX_LOGIT_SCALE
 from train.captioner.scene_clips import some_captions
 from train.engine.settings import TrainerSettings
@@ -57,7 +57,7 @@ TRAIN_TAR, TEST_TAR = "flickr8k-train.tar", "flickr8k-devtest.tar"
 CAMERAS = tuple(MOTIONS)
 
 
-ACTIONS = VOCABULARY["action"]
+ACTIONS = ATTRIBUTE_VALUES["action"]
 
 
 TRAINER = TrainerSettings(
@@ -101,18 +101,18 @@ class TinySettings:
     seed: int = 0
 
 
-def tiny_config(settings: TinySettings, vocabulary: BytePairVocabulary) -> dict[str, Any]:
+def tiny_config(settings: TinySettings, tokenizer: BPETokenizer) -> dict[str, Any]:
     """What `recaption.captioners.checkpoint.build_model` rebuilds the captioner from."""
     text = {
         "context_length": settings.context_length,
-        "vocab_size": vocabulary.num_tokens,
+        "vocab_size": tokenizer.num_tokens,
         "width": settings.width,
         "heads": settings.width // settings.head_width,
         "mlp_ratio": settings.mlp_ratio,
     }
-    pad = vocabulary.special.pad
+    pad = tokenizer.special.pad
     return {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "coca": {
             "embed_dim": settings.width,
             # stands in until the two paths take its place: open_clip builds no CoCa without a vision tower
@@ -129,7 +129,7 @@ def tiny_config(settings: TinySettings, vocabulary: BytePairVocabulary) -> dict[
             "pad_id": pad,
         },
         "vision": {
-            "frozen": FROZEN,
+            "frozen": FROZEN_BACKBONE,
             "width": settings.vision_width,
             "queries": settings.num_queries,
             "joint_layers": settings.joint_layers,
@@ -137,22 +137,22 @@ def tiny_config(settings: TinySettings, vocabulary: BytePairVocabulary) -> dict[
         "num_frames": NUM_FRAMES,
         "temporal": True,
         "framing": {
-            "frame_px": FRAMING.frame_px,
-            "fit": FRAMING.fit,
-            "interpolation": FRAMING.interpolation,
-            "mean": list(FRAMING.mean),
-            "std": list(FRAMING.std),
+            "frame_px": PREPROCESSOR.frame_px,
+            "fit": PREPROCESSOR.fit,
+            "interpolation": PREPROCESSOR.interpolation,
+            "mean": list(PREPROCESSOR.mean),
+            "std": list(PREPROCESSOR.std),
         },
         "fields": "scenes",
-        "merges": vocabulary.merges,
+        "merges": tokenizer.merges,
     }
 
 
-def tiny_vocabulary(settings: TinySettings, photos: Sequence[Photo]) -> BytePairVocabulary:
+def tiny_tokenizer(settings: TinySettings, photos: Sequence[Photo]) -> BPETokenizer:
     texts = some_captions(NUM_VOCABULARY_SCENES)
     texts += [f"{phrase}." for phrase in MOTIONS.values() for _ in range(50)]
     texts += [f"{caption}." for photo in photos for caption in photo.captions]
-    return train_vocabulary(texts, num_tokens=settings.vocabulary_tokens, context_length=settings.context_length)
+    return train_tokenizer(texts, num_tokens=settings.vocabulary_tokens, context_length=settings.context_length)
 
 
 class TinyTraining(nn.Module):
@@ -161,7 +161,7 @@ class TinyTraining(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.captioner: TwoPathCoCa = build_two_path(
-            build_coca(config["coca"]), config["vision"], semantic_width=FINE_CELL + KEPT_COMPONENTS
+            build_coca(config["coca"]), config["vision"], slow_feature_width=FINE_CELL + KEPT_COMPONENTS
         )
         width = config["vision"]["width"]
         self.camera_head = nn.Linear(width, len(CAMERAS))
@@ -182,8 +182,8 @@ class TinyTask:
         """
         self.settings, self.folder = settings, folder
         self.parts = {source: list(found) for source, found in parts.items() if found}
-        self.vocabulary = tiny_vocabulary(settings, photos)
-        self.captioner_config = tiny_config(settings, self.vocabulary)
+        self.tokenizer = tiny_tokenizer(settings, photos)
+        self.captioner_config = tiny_config(settings, self.tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model: nn.Module = TinyTraining(self.captioner_config)
@@ -218,14 +218,14 @@ class TinyTask:
             is_action = part.motions[i] in ACTIONS
             actions.append(ACTIONS.index(part.motions[i]) if is_action else -1)
             cameras.append(CAMERAS.index(split_motion(long[-1][0])[1]) if is_action else CAMERAS.index(part.motions[i]))
-        long_ids = self.vocabulary.encode([text for texts in zip(*long, strict=True) for text in texts])
+        long_ids = self.tokenizer.encode([text for texts in zip(*long, strict=True) for text in texts])
         if per_clip > 1:
             long_ids = long_ids[:, : self.settings.max_photo_tokens]
         return {
             "semantic_BSLC": torch.from_numpy(np.stack([parts[k].semantic_NSLC[i] for k, i in places])),
             "motion_BTHWC": torch.from_numpy(np.stack([parts[k].motion_NTHWC[i] for k, i in places])),
             "long_SM": long_ids,
-            "short_BM": self.vocabulary.encode(short)[:, : long_ids.shape[1]],
+            "short_BM": self.tokenizer.encode(short)[:, : long_ids.shape[1]],
             "camera_B": torch.tensor(cameras),
             "action_B": torch.tensor(actions),
         }
@@ -238,7 +238,7 @@ class TinyTask:
         clips_BD, tokens_BND, motion_BD = encode(model, batch, dropout=self.settings.dropout)
         texts = model.captioner.encode_texts(torch.cat([long_SM, short_BM]))
 
-        pad = self.vocabulary.special.pad
+        pad = self.tokenizer.special.pad
         longest = int((long_SM != pad).sum(dim=1).max())
         repeated = tokens_BND.repeat(len(long_SM) // num_clips, 1, 1)
         targets_SM = long_SM[:, 1:longest]
@@ -342,7 +342,7 @@ def _contrastive(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tens
 
 def encode(model: Any, batch: Mapping[str, Tensor], *, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Unit contrastive embeddings, pooled tokens and motion of a batch of seen clips."""
-    mean, std = FRAMING.mean[0], FRAMING.std[0]
+    mean, std = PREPROCESSOR.mean[0], PREPROCESSOR.std[0]
     pixels = ((batch["motion_BTHWC"].float() / 255 - mean) / std).movedim(-1, -3)
     pooled_BD, tokens_BND, motion_BD = model.captioner.coca.visual(batch["semantic_BSLC"].float(), pixels, dropout)
     return F.normalize(pooled_BD, dim=-1), tokens_BND, motion_BD

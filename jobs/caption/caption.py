@@ -21,9 +21,9 @@ from jobs.caption.worker import CaptionWorker, check_specs
 from jobs.cluster.cluster import Cluster
 from jobs.recipe.run_inputs import kept_clips, part_name, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
-from recaption.captioners.registry import runs_elsewhere
+from recaption.captioners.registry import is_remote
 from recaption.captions.repeated import read_repeated
-from recaption.captions.sets import mark_repeated, set_pattern
+from recaption.captions.sets import caption_set_pattern, mark_repeated_captions
 from recaption.errors import UsageError
 from recaption.records import Caption, Clip, conform, from_table, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
@@ -65,7 +65,7 @@ def caption(
         "decode": recipe.prepare.decode,
         "stage_hash": stage_hash,
     }
-    device = "cpu" if runs_elsewhere(recipe.caption.captioner) else recipe.caption.device
+    device = "cpu" if is_remote(recipe.caption.captioner) else recipe.caption.device
     made: list[dict[str, Any]] = []
     for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
         if not made:
@@ -104,14 +104,14 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
     num_captions = num_pairs = num_retried = num_stripped = 0
     matched = mismatched = 0.0
     repeated = read_repeated(run, set_name)
-    for name in run.list(set_pattern(set_name)):
+    for name in run.list(caption_set_pattern(set_name)):
         metadata = run.table_metadata(name)
         num_pairs += int(metadata["num_pairs"])
         num_retried += int(metadata["num_retried"])
         matched += float(metadata["matched_sum"])
         mismatched += float(metadata["mismatched_sum"])
         table = conform(run.read_table(name), schema_of(Caption))
-        for row in from_table(mark_repeated(table, repeated, max_clips_per_caption), Caption):
+        for row in from_table(mark_repeated_captions(table, repeated, max_clips_per_caption), Caption):
             num_stripped += bool(row.stripped)
             if row.is_main:
                 num_captions += row.reason is None

@@ -16,7 +16,7 @@ import numpy as np
 
 from jobs.recipe.run_inputs import part_name
 from jobs.recipe.settings import CaptionSettings
-from recaption.captioners.clip_views import View
+from recaption.captioners.clip_views import CaptionInput
 from recaption.captioners.interface import Captioner, EncodedClip
 from recaption.errors import UsageError
 from recaption.records import Clip, from_table, to_table
@@ -78,10 +78,10 @@ class FrameTokens:
                 found.setdefault(row.clip_id, []).append(row)
             self._known |= found
 
-    def views(self, clip: Clip) -> list[View]:
+    def views(self, clip: Clip) -> list[CaptionInput]:
         """The clip as it was seen, tokens in the place of frames; [] where it was not."""
         return [
-            View(
+            CaptionInput(
                 clip=clip,
                 window=row.window,
                 start_seconds=row.start_seconds,
@@ -91,7 +91,7 @@ class FrameTokens:
             for row in self._known.get(clip.clip_id, [])
         ]
 
-    def add(self, views: Sequence[View], seen: Sequence[Any]) -> None:
+    def add(self, views: Sequence[CaptionInput], seen: Sequence[Any]) -> None:
         """Remember views that were not known, where tokens are to be kept."""
         if not self.keep:
             return
@@ -110,7 +110,7 @@ class FrameTokens:
         self._known = {}
 
 
-def _row(view: View, encoded: EncodedClip) -> TokensRow:
+def _row(view: CaptionInput, encoded: EncodedClip) -> TokensRow:
     return TokensRow(
         clip_id=view.clip.clip_id,
         window=view.window,

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.prepare.duplicates import METHOD, _inputs_hash, _is_made_from
-from recaption.captions.repeated import REPEATED_SCHEMA, RepeatSettings, find_repeated, repeated_name
-from recaption.captions.sets import main_captions, set_pattern
-from recaption.dedup.near_duplicates import PERCEPTUAL
+from recaption.captions.repeated import REPEATED_SCHEMA, RepeatedCaptionSettings, find_repeated_texts, repeated_name
+from recaption.captions.sets import caption_set_pattern, main_captions
+from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS
 from recaption.records import Caption, conform, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -19,10 +19,10 @@ REPEATED_INPUT = pa.schema(
 )
 
 
-def find_repeated_captions(run: RunFolder, settings: RepeatSettings, set_name: str) -> bool:
+def find_repeated_captions(run: RunFolder, settings: RepeatedCaptionSettings, set_name: str) -> bool:
     """Write which captions of a set are said of several clips; False where the table there is already made from the same."""
-    names = run.list(set_pattern(set_name))
-    same = [PERCEPTUAL] if run.exists(PERCEPTUAL) else []
+    names = run.list(caption_set_pattern(set_name))
+    same = [PERCEPTUAL_PAIRS] if run.exists(PERCEPTUAL_PAIRS) else []
     metadata = {
         "inputs_hash": _inputs_hash(run, names + same),
         "settings_hash": recipe_hash([METHOD, asdict(settings)]),
@@ -38,9 +38,9 @@ def find_repeated_captions(run: RunFolder, settings: RepeatSettings, set_name: s
         (row["clip_id_a"], row["clip_id_b"])
         for name in same
         for row in run.read_columns(name, ["clip_id_a", "clip_id_b", "similarity"]).to_pylist()
-        if row["similarity"] >= settings.min_copy_similarity
+        if row["similarity"] >= settings.min_duplicate_similarity
     ]
-    found = find_repeated(text_of, same_footage=pairs, min_similarity=settings.min_similarity)
+    found = find_repeated_texts(text_of, duplicate_pairs=pairs, min_similarity=settings.min_similarity)
     table = [{"clip_id": clip_id, **asdict(repeated)} for clip_id, repeated in found.items()]
     run.write_table(repeated_name(set_name), pa.Table.from_pylist(table, schema=REPEATED_SCHEMA), metadata)
     return True

@@ -14,7 +14,7 @@ from jobs.prepare.duplicates import (
     _settings_hash,
     _sorted,
 )
-from recaption.dedup.near_duplicates import DuplicateSettings, semantic_name
+from recaption.dedup.near_duplicates import DuplicateSettings, semantic_pairs_file
 from recaption.dedup.semantic import semantic_pairs
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
@@ -30,7 +30,7 @@ def find_semantic(run: RunFolder, settings: DuplicateSettings, set_name: str) ->
     if not names:
         raise UsageError(f"{run.uri} has no embeddings of caption set {set_name!r}")
     metadata = {"inputs_hash": _inputs_hash(run, names), "settings_hash": _settings_hash(settings)}
-    if _is_made_from(run, semantic_name(set_name), metadata):
+    if _is_made_from(run, semantic_pairs_file(set_name), metadata):
         return False
     embedded = pa.concat_tables([run.read_table(name).select(["clip_id", "embedding"]) for name in names])
     embeddings = dict(zip(embedded["clip_id"].to_pylist(), embedded["embedding"].to_pylist(), strict=True))
@@ -46,5 +46,5 @@ def find_semantic(run: RunFolder, settings: DuplicateSettings, set_name: str) ->
     shorter = np.minimum(clips.seconds[found[:, 0]], clips.seconds[found[:, 1]])
     nothing = np.zeros(len(found))
     table = _pair_table(clips, found, "semantic", similarity, shorter, nothing, nothing)
-    run.write_table(semantic_name(set_name), _sorted([table]), metadata)
+    run.write_table(semantic_pairs_file(set_name), _sorted([table]), metadata)
     return True

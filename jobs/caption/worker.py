@@ -12,11 +12,11 @@ from jobs.caption.encoder_cache import FrameTokens
 from jobs.cluster import attempts
 from jobs.recipe.run_inputs import part_name, part_number
 from jobs.recipe.settings import CaptionSettings
-from recaption.captioners.clip_views import View, views_of
-from recaption.captioners.gates import Gates, bad
-from recaption.captioners.interface import Captioner, Described
+from recaption.captioners.clip_views import CaptionInput, sample_windows
+from recaption.captioners.gates import QualityGates, mark_bad
+from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.captioners.registry import check_spec
-from recaption.captions.text import clean
+from recaption.captions.text import normalize_text
 from recaption.errors import UsageError, VideoError
 from recaption.inputs.sidecars import read_side_text
 from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
@@ -38,9 +38,9 @@ def check_specs(settings: CaptionSettings) -> None:
 
 def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
     """The captioner that a recipe names, with what it is to be asked."""
-    from recaption.captioners import registry as precision
+    from recaption.captioners import registry
 
-    return precision.open_captioner(
+    return registry.load_captioner_with_precision(
         settings.captioner,
         device=device,
         precision=settings.precision,
@@ -100,7 +100,7 @@ class CaptionWorker:
             if clip.clip_id in embeddings
         ]
         self.tokens.write(part["part"], clips)
-        if of_clips or self.captioner.can_score:
+        if of_clips or self.captioner.has_contrastive_head:
             self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
@@ -112,7 +112,7 @@ class CaptionWorker:
         found: dict[str, list[Caption]] = {}
         embeddings: dict[str, bytes] = {}
         beside = part_name(self.embeddings, number)
-        if self.captioner.can_score and not self.run.exists(beside):
+        if self.captioner.has_contrastive_head and not self.run.exists(beside):
             return found, embeddings, sums  # half of a part is none
         if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
             sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
@@ -125,12 +125,12 @@ class CaptionWorker:
 
     def _caption_batch(self, clips: list[Clip], sums: Sums) -> tuple[list[Caption], dict[str, bytes]]:
         rows: list[Caption] = []
-        views: list[View] = []
+        views: list[CaptionInput] = []
         for clip in clips:
             original = read_side_text(clip.uri)
             if original:
-                text = Caption(text=clean(original), source="original", kind="")
-                rows.append(self._bound(self.gates.judge_original(text), clip))
+                text = Caption(text=normalize_text(original), source="original", kind="")
+                rows.append(self._bound(self.gates.apply_to_original(text), clip))
             try:
                 attempts.begin(clip.clip_id)
                 views += self._views(clip)
@@ -144,15 +144,17 @@ class CaptionWorker:
         whole = [i for i, view in enumerate(views) if view.window == 0]
         for i, view in enumerate(views):
             rows += [self._bound(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
-        if main.clip_BD is None or main.text_BD is None:  # a captioner without a contrastive space
+        if (
+            main.clip_embeddings_BD is None or main.text_embeddings_BD is None
+        ):  # a captioner without a contrastive space
             return rows, {}
-        _add_pairs(main.clip_BD[whole] @ main.text_BD[whole].T, sums)
-        halves_BD = main.clip_BD[whole].astype("<f2")
+        _add_pairs(main.clip_embeddings_BD[whole] @ main.text_embeddings_BD[whole].T, sums)
+        halves_BD = main.clip_embeddings_BD[whole].astype("<f2")
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
-    def _views(self, clip: Clip) -> list[View]:
+    def _views(self, clip: Clip) -> list[CaptionInput]:
         settings = self.settings
-        return self.tokens.views(clip) or views_of(
+        return self.tokens.views(clip) or sample_windows(
             clip,
             self.captioner,
             self.decode,
@@ -160,24 +162,24 @@ class CaptionWorker:
             snap_seconds=settings.snap_seconds,
         )
 
-    def _described(self, views: list[View], sums: Sums) -> dict[str, Described]:
+    def _described(self, views: list[CaptionInput], sums: Sums) -> dict[str, CaptionBatch]:
         """Kind -> a caption per view, from one look at its frames."""
         frames = [view.frames_THWC for view in views]
         seen = self.captioner.encode(frames) if hasattr(self.captioner, "encode") else frames
         self.tokens.add(views, seen)
-        owners = [view.clip.clip_id for view in views]
-        found = {kind: self._of_kind(kind, seen, owners, sums) for kind in self.settings.kinds}
+        clip_ids = [view.clip.clip_id for view in views]
+        found = {kind: self._of_kind(kind, seen, clip_ids, sums) for kind in self.settings.kinds}
         is_unknown = [caption.fault == "low_score" for caption in found["descriptive"].captions]
         for kind, described in found.items():
             for i, caption in enumerate(described.captions):
                 if is_unknown[i] and not caption.fault:  # who has no words for these frames has no short ones either
-                    found[kind].captions[i] = bad(caption, "low_score")
+                    found[kind].captions[i] = mark_bad(caption, "low_score")
         return found
 
-    def _of_kind(self, kind: str, seen: list[Any], owners: list[str], sums: Sums) -> Described:
+    def _of_kind(self, kind: str, seen: list[Any], clip_ids: list[str], sums: Sums) -> CaptionBatch:
         """What fails a gate is tried once more, drawn at random with another seed; over-long ones with fewer tokens."""
         settings = self.settings
-        first = self.captioner.describe(
+        first = self.captioner.caption_with_embeddings(
             seen,
             kind=kind,
             max_tokens=settings.max_tokens,
@@ -185,21 +187,21 @@ class CaptionWorker:
             seed=settings.seed,
             **_samples(settings),
         )
-        self.gates.judge(first, kind=kind, owners=owners)
+        self.gates.apply(first, kind=kind, clip_ids=clip_ids)
         failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
         sums["num_retried"] += len(failed)
         long = [i for i in failed if first.captions[i].fault == "over_long"]
-        fewer = self.gates.fewer_tokens([first.captions[i].text for i in long], settings.max_tokens)
+        fewer = self.gates.reduced_max_tokens([first.captions[i].text for i in long], settings.max_tokens)
         for rows, max_tokens in ((long, fewer), ([i for i in failed if i not in long], settings.max_tokens)):
             if rows:
-                self._try_again(first, rows, kind, seen, owners, max_tokens)
+                self._try_again(first, rows, kind, seen, clip_ids, max_tokens)
         return first
 
     def _try_again(
-        self, first: Described, rows: list[int], kind: str, seen: list[Any], owners: list[str], max_tokens: int
+        self, first: CaptionBatch, rows: list[int], kind: str, seen: list[Any], clip_ids: list[str], max_tokens: int
     ) -> None:
         """Put second captions in the place of the bad ones, where they are good."""
-        again = self.captioner.describe(
+        again = self.captioner.caption_with_embeddings(
             [seen[i] for i in rows],
             kind=kind,
             max_tokens=max_tokens,
@@ -207,19 +209,23 @@ class CaptionWorker:
             seed=self.settings.seed + 1,
         )
         # Judged among all of the batch, whose captions are what a margin is measured against.
-        whole = Described(list(first.captions), first.clip_BD, None if first.text_BD is None else first.text_BD.copy())
+        whole = CaptionBatch(
+            list(first.captions),
+            first.clip_embeddings_BD,
+            None if first.text_embeddings_BD is None else first.text_embeddings_BD.copy(),
+        )
         for place, i in enumerate(rows):
             whole.captions[i] = again.captions[place]
-            if whole.text_BD is not None and again.text_BD is not None:
-                whole.text_BD[i] = again.text_BD[place]
-        self.gates.judge(whole, kind=kind, owners=owners)
+            if whole.text_embeddings_BD is not None and again.text_embeddings_BD is not None:
+                whole.text_embeddings_BD[i] = again.text_embeddings_BD[place]
+        self.gates.apply(whole, kind=kind, clip_ids=clip_ids)
         for i in rows:
             if whole.captions[i].reason is None:
                 first.captions[i] = whole.captions[i]
-                if whole.text_BD is not None and first.text_BD is not None:
-                    first.text_BD[i] = whole.text_BD[i]
+                if whole.text_embeddings_BD is not None and first.text_embeddings_BD is not None:
+                    first.text_embeddings_BD[i] = whole.text_embeddings_BD[i]
 
-    def _bound(self, text: Caption, clip: Clip, view: View | None = None, kind: str | None = None) -> Caption:
+    def _bound(self, text: Caption, clip: Clip, view: CaptionInput | None = None, kind: str | None = None) -> Caption:
         return dataclasses.replace(
             text,
             kind=text.kind if kind is None else kind,
@@ -252,7 +258,7 @@ def _samples(settings: CaptionSettings) -> dict[str, Any]:
     return {"num_samples": settings.num_samples, "temperature": RETRY_TEMPERATURE}
 
 
-def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
+def _gates(settings: CaptionSettings, captioner: Captioner) -> QualityGates:
     from train.text.lengths import load
 
     length = None
@@ -266,11 +272,11 @@ def _gates(settings: CaptionSettings, captioner: Captioner) -> Gates:
             )
         except UsageError as error:
             raise type(error)(f'{error} (or do not count tokens: --caption.text-encoder "")') from error
-    return Gates(
+    return QualityGates(
         min_clip_score=settings.min_clip_score,
-        least_scores=captioner.least_scores,
+        min_clip_scores=captioner.min_clip_scores,
         min_score_margin=settings.min_score_margin,
-        length=length,
+        token_budget=length,
     )
 
 

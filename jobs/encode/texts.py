@@ -69,8 +69,8 @@ def training_texts(run: RunFolder, recipe: Recipe) -> list[str]:
     blend = read_blend(run, rows, settings.blend, window_texts=recipe.plan.excerpt_rules.cuts)
     texts = {row.caption for row in rows} | {*settings.sample_prompts}
     if blend is not None:
-        texts |= {text for others in blend.others.values() for text in others.values()}
-        shown = {*blend.ratios, "descriptive"}
+        texts |= {text for others in blend.texts_by_kind.values() for text in others.values()}
+        shown = {*blend.weights, "descriptive"}
         spoken = (caption for _, captions in blend.windows.values() for caption in captions)
         texts |= {c.text for c in spoken if (c.source if c.source == "original" else c.kind) in shown}
     return sorted({text.strip() for text in texts} - {""}, key=lambda text: (len(text), text))
@@ -94,8 +94,8 @@ def _plan(run: RunFolder, spec: str, texts: list[str], settings: TextSettings) -
     for is_new, group in ((False, [text for part in known for text in part]), (True, new)):
         for start in range(0, len(group), PART_TEXTS):
             some = group[start : start + PART_TEXTS]
-            for text, count in zip(some, length.count(some)):
-                count = min(count, length.limit)
+            for text, count in zip(some, length.count_tokens(some)):
+                count = min(count, length.max_tokens)
                 size = (count * width + pooled_width) * item_bytes + 8
                 num_tokens, num_bytes = num_tokens + count, num_bytes + size
                 if is_new and (room < size or len(parts[-1]) == PART_TEXTS):

@@ -17,9 +17,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from recaption.dedup.candidates import candidate_pairs
-from recaption.dedup.fingerprints import HASH_TYPE, samples_of
-from recaption.dedup.matching import Matches, match
-from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL, DuplicateSettings
+from recaption.dedup.fingerprints import HASH_TYPE, thumbnails_from_bytes
+from recaption.dedup.matching import Matches, match_pairs
+from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL_PAIRS, DuplicateSettings
 from recaption.run_folder import RunFolder, recipe_hash
 
 FINGERPRINTS = "fingerprints/part-*.parquet"
@@ -33,7 +33,7 @@ RANK_COLUMNS = ("clip_id", "num_pixels", "seconds", "bytes_per_second")
 
 
 WHOLE_COPY, WHOLE_SHARE = 0.95, 0.9
-"""Similarity, and share of the worse clip, from which a pair counts towards `max_copies`."""
+"""Similarity, and share of the worse clip, from which a pair counts towards `max_matches_per_clip`."""
 
 
 PAIRS_AT_A_TIME = 4096
@@ -61,7 +61,7 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
     """
     names = run.list(FINGERPRINTS)
     metadata = {"inputs_hash": _inputs_hash(run, names), "settings_hash": _settings_hash(settings)}
-    if _is_made_from(run, PERCEPTUAL, metadata):
+    if _is_made_from(run, PERCEPTUAL_PAIRS, metadata):
         return False
     clips, hashes, owners = _read_hashes(run, names)
     found = candidate_pairs(
@@ -70,14 +70,14 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
         num_tables=settings.num_tables,
         key_bits=settings.key_bits,
         max_hash_distance=settings.max_hash_distance,
-        max_links=settings.max_links,
+        max_candidates_per_hash=settings.max_candidates_per_hash,
     )
     bar = tqdm(total=len(found), desc="near copies", unit="pair", file=sys.stderr, disable=not progress)
     tables = [PAIRS_SCHEMA.empty_table()]
     num_whole = np.zeros(len(clips.clip_id), np.int64)
     with bar:
         while len(found):
-            now = _place_among_better(found) < settings.max_copies
+            now = _place_among_better(found) < settings.max_matches_per_clip
             for candidates in _side_by_side(clips, found[now]):
                 matches = _matched(run, clips, candidates)
                 worse = candidates[:, 1]
@@ -88,10 +88,10 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
                 tables.append(_similar_table(clips, candidates, matches, settings.min_similarity))
                 bar.update(len(candidates))
             found = found[~now]
-            is_open = num_whole[found[:, 1]] < settings.max_copies
+            is_open = num_whole[found[:, 1]] < settings.max_matches_per_clip
             bar.update(int((~is_open).sum()))
             found = found[is_open]
-    run.write_table(PERCEPTUAL, _sorted(tables), metadata)
+    run.write_table(PERCEPTUAL_PAIRS, _sorted(tables), metadata)
     return True
 
 
@@ -170,7 +170,7 @@ def _read_pictures(run: RunFolder, clips: _Clips, wanted: np.ndarray) -> dict[in
     for name in sorted(set(clips.name[wanted])):
         column = run.read_columns(name, ["pictures"])["pictures"]
         for clip in wanted[clips.name[wanted] == name].tolist():
-            pictures[clip] = samples_of(column[int(clips.row[clip])].as_py())
+            pictures[clip] = thumbnails_from_bytes(column[int(clips.row[clip])].as_py())
     return pictures
 
 
@@ -179,7 +179,9 @@ def _read_pictures(run: RunFolder, clips: _Clips, wanted: np.ndarray) -> dict[in
 
 def _matched(run: RunFolder, clips: _Clips, candidates: np.ndarray) -> Matches:
     pictures = _read_pictures(run, clips, np.unique(candidates))
-    return match([pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()])
+    return match_pairs(
+        [pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()]
+    )
 
 
 def _similar_table(clips: _Clips, candidates: np.ndarray, matches: Matches, min_similarity: float) -> pa.Table:

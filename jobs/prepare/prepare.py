@@ -19,7 +19,7 @@ from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.errors import ErrorBudgetError
 from recaption.inputs.paths import expand
 from recaption.ledger.ledger import account
-from recaption.quality.model_scorers import absent_scorers
+from recaption.quality.model_scorers import unavailable_scorers
 from recaption.run_folder import RunFolder, recipe_hash
 
 BUDGET_AFTER_INPUTS = 50
@@ -45,7 +45,7 @@ def prepare(
     run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    absent_here = absent_scorers(recipe.prepare.scores)
+    absent_here = unavailable_scorers(recipe.prepare.scores)
     planned = plan_inputs(run, uris, recipe.prepare.part_size)
     parts: list[dict[str, Any]] = []
     absent_scores: dict[str, str] = {}

@@ -16,7 +16,7 @@ from jobs.recipe.settings import PrepareSettings
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
 from recaption.ledger.ledger import CLIPS_SCHEMA
-from recaption.quality.model_scorers import Scorers, load_scorers
+from recaption.quality.model_scorers import ModelScorers, load_scorers
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
 from recaption.run_folder import RunFolder
@@ -28,7 +28,7 @@ from recaption.video_io.reader import Scan, scan
 JPEG_QUALITY = 82
 
 
-NO_SCORERS = Scorers()
+NO_SCORERS = ModelScorers()
 
 
 class PrepareWorker:
@@ -61,14 +61,14 @@ class PrepareWorker:
                 previews.append(preview)
         attempts.begin()
         metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
-        metadata["absent_scores"] = json.dumps(self.scorers.absent, sort_keys=True)
+        metadata["absent_scores"] = json.dumps(self.scorers.unavailable, sort_keys=True)
         number = part["part"]
         self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
         self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
         self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
         self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
         counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos), "clips": len(clips)}
-        return {"part": number, **counts, "absent_scores": self.scorers.absent}
+        return {"part": number, **counts, "absent_scores": self.scorers.unavailable}
 
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _columns(record: Clip | ClipScores) -> dict[str, Any]:
 
 
 def clips_of(
-    found: Scan, settings: PrepareSettings, scorers: Scorers = NO_SCORERS
+    found: Scan, settings: PrepareSettings, scorers: ModelScorers = NO_SCORERS
 ) -> list[tuple[Clip, ClipScores, ClipFingerprint, ClipPreview]]:
     """Shots of one scanned video, cut to length, each with scores, a fingerprint and a picture."""
     video, pts_seconds = found.video, found.pts_seconds

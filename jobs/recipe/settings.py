@@ -20,7 +20,7 @@ import tyro
 from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan.settings import PlanSettings
-from recaption.captions.repeated import RepeatSettings
+from recaption.captions.repeated import RepeatedCaptionSettings
 from recaption.chat_endpoint import EndpointSettings
 from recaption.dedup.near_duplicates import DuplicateSettings
 from recaption.errors import UsageError
@@ -96,7 +96,7 @@ class CaptionSettings:
     than it reads are bad. "": not asked."""
     max_text_tokens: int = 0
     """Limit in that encoder's tokens; 0: as many as it reads."""
-    repeats: RepeatSettings = field(default_factory=RepeatSettings)
+    repeats: RepeatedCaptionSettings = field(default_factory=RepeatedCaptionSettings)
     precision: str = "auto"
     """`fp32`, `bf16` or `int8` (CPUs only); auto: bf16 on a GPU, fp32 on a CPU, where the others pay for small batches."""
     keep_embeddings: bool = False

@@ -25,7 +25,7 @@ from PIL import Image
 from jobs.report.charts import number
 from jobs.report.tables import CAPTION_SCHEMA, RunTables, clock
 from packing.shards.read import read_sample
-from recaption.captions.sets import main_captions, set_pattern
+from recaption.captions.sets import caption_set_pattern, main_captions
 from recaption.errors import VideoError
 from recaption.ledger.ledger import ClipState
 from recaption.records import conform
@@ -232,7 +232,7 @@ def previews(run: RunFolder, clip_ids: set[str]) -> dict[str, bytes]:
 
 def _texts(run: RunFolder, set_name: str, clip_ids: set[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for name in run.list(set_pattern(set_name)):
+    for name in run.list(caption_set_pattern(set_name)):
         table = main_captions(conform(run.read_table(name), CAPTION_SCHEMA)).select(["clip_id", "text"])
         texts |= {row["clip_id"]: row["text"] for row in table.to_pylist() if row["clip_id"] in clip_ids}
     return texts

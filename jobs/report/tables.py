@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from recaption.captions.repeated import read_repeated
-from recaption.captions.sets import caption_sets, chosen_set, mark_repeated, set_pattern
+from recaption.captions.sets import caption_set_pattern, caption_sets, default_caption_set, mark_repeated_captions
 from recaption.ledger.ledger import Ledger, account, read_clips
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, Sample, from_table, schema_of
@@ -80,13 +80,13 @@ class RunTables:
 
 def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None) -> RunTables:
     """Read what is there; stages that have not run leave empty tables."""
-    set_name = set_name or chosen_set(run)
+    set_name = set_name or default_caption_set(run)
     captions: dict[str, dict[str, Any]] = {}
     originals: dict[str, str] = {}
     further: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    table = run.read_tables(set_pattern(set_name), CAPTION_SCHEMA) if set_name else CAPTION_SCHEMA.empty_table()
+    table = run.read_tables(caption_set_pattern(set_name), CAPTION_SCHEMA) if set_name else CAPTION_SCHEMA.empty_table()
     if set_name:
-        table = mark_repeated(table, read_repeated(run, set_name), thresholds.max_clips_per_caption)
+        table = mark_repeated_captions(table, read_repeated(run, set_name), thresholds.max_clips_per_caption)
     for row in table.to_pylist():
         if row["source"] == "original":
             originals[row["clip_id"]] = row["text"]

@@ -25,18 +25,18 @@ from packing.buckets import FRAME_TOLERANCE, BucketTable, assign_bucket
 from packing.grid import Grid
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.ledger.ledger import read_clips
-from recaption.quality.filters import FILTERS, FilterThresholds, score_column, verdicts
+from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons, score_column
 from recaption.quality.threshold_analysis import (
-    Around,
-    Ask,
-    Column,
-    Curve,
-    Step,
-    around,
-    columns_of,
-    curve_of,
-    not_computed,
-    waterfall,
+    Evaluate,
+    FunnelStep,
+    RetentionCurve,
+    ThresholdColumn,
+    ThresholdNeighbours,
+    clips_near_threshold,
+    filter_funnel,
+    missing_scores,
+    retention_curve,
+    threshold_columns,
 )
 from recaption.run_folder import RunFolder
 
@@ -47,9 +47,9 @@ Link = Callable[[bytes], str]
 def fields_of(reason: str) -> list[str]:
     """Names of the thresholds that can give this verdict."""
     if reason == "duplicate":
-        return ["drop_duplicates", "max_copy_similarity", "max_semantic_similarity"]
+        return ["drop_duplicates", "max_duplicate_similarity", "max_semantic_similarity"]
     filters = [one for one in FILTERS if one.reason == reason]
-    return [name for one in filters for name in (one.lowest, one.highest) if name]
+    return [name for one in filters for name in (one.min_field, one.max_field) if name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +62,15 @@ class Seen:
     seconds: np.ndarray
     tokens: np.ndarray
     """(N,) training tokens of the bucket that each clip would take; 0 where it has none."""
-    ask: Ask
+    ask: Evaluate
     """Verdicts of the filters and, for what they keep, `no_bucket`."""
-    filters_only: Ask
+    filters_only: Evaluate
 
-    def steps(self, thresholds: FilterThresholds) -> list[Step]:
+    def steps(self, thresholds: FilterThresholds) -> list[FunnelStep]:
         weights = {"seconds": self.seconds, "tokens": self.tokens}
-        return waterfall(self.ask(thresholds), weights, also=() if self.ask is self.filters_only else ("no_bucket",))
+        return filter_funnel(
+            self.ask(thresholds), weights, extra_reasons=() if self.ask is self.filters_only else ("no_bucket",)
+        )
 
 
 def ask_run(run: RunFolder, recipe: Recipe | None) -> Seen:
@@ -78,7 +80,7 @@ def ask_run(run: RunFolder, recipe: Recipe | None) -> Seen:
         recipe: says which bucket a clip would take; without it nothing is known of tokens and buckets.
     """
     clips = read_clips(run)
-    filters_only = partial(verdicts, clips, pairs=read_pairs(run))
+    filters_only = partial(drop_reasons, clips, pairs=read_pairs(run))
     seconds = score_column(clips, "seconds")
     if recipe is None:
         none = np.zeros(len(seconds))
@@ -155,20 +157,20 @@ def title_of(score: str) -> tuple[str, str]:
     return SCORE_TITLES.get(score, (score.replace("_", " ").capitalize(), ""))
 
 
-def curve_chart(column: Column, curve: Curve, markers: Sequence[Marker]) -> Any:
+def curve_chart(column: ThresholdColumn, curve: RetentionCurve, markers: Sequence[Marker]) -> Any:
     """The share of clips kept as one threshold moves."""
     finite = column.values[np.isfinite(column.values)]
     # A few sharp clips must not squeeze all others into the first pixels.
     wide = bool((finite > 0).all()) and float(np.quantile(finite, 0.95)) > 30 * float(np.quantile(finite, 0.05))
     places = curve.thresholds.tolist()
     series = [
-        Series("kept by all filters", "accent", places, curve.share_kept.tolist()),
-        Series("by this one alone", "second", places, curve.share_inside.tolist()),
+        Series("kept by all filters", "accent", places, curve.kept_fraction.tolist()),
+        Series("by this one alone", "second", places, curve.passing_fraction.tolist()),
     ]
     return shares(places, series, label=column.field, markers=markers, logarithmic=wide)
 
 
-def picture_rows(seen: Seen, found: Around) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def picture_rows(seen: Seen, found: ThresholdNeighbours) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The clips on both sides of a threshold, without their pictures yet."""
     columns = ["clip_id", "uri", "start_seconds", "end_seconds"]
     sides = []
@@ -196,29 +198,29 @@ def threshold_figures(
     if not seen.clips.num_rows:
         return [], []
     figures: list[dict[str, Any]] = []
-    for field, column in columns_of(seen.clips, thresholds, seen.filters_only).items():
-        title, unit = title_of(column.one.score)
+    for field, column in threshold_columns(seen.clips, thresholds, seen.filters_only).items():
+        title, unit = title_of(column.clip_filter.score)
         value = column.threshold
         markers = [] if value is None else [Marker(value, f"{field} = {number(value)}")]
-        is_outside = column.is_outside(value)
-        inside, outside = picture_rows(seen, around(column, count=count))
+        is_outside = column.is_violation(value)
+        inside, outside = picture_rows(seen, clips_near_threshold(column, count=count))
         figures.append(
             {
-                "title": f"{title}, {'at least' if column.is_lowest else 'at most'}",
+                "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
                 "field": field,
                 "unit": unit,
                 "setting": f"{field} = {threshold_text(value)}",
                 "is_on": value is not None,
                 "num_outside": int(is_outside.sum()),
-                "num_only": int((is_outside & column.passes).sum()),
+                "num_only": int((is_outside & column.passes_others).sum()),
                 "num_missing": int(np.isnan(column.values).sum()),
-                "svg": curve_chart(column, curve_of(column), markers),
+                "svg": curve_chart(column, retention_curve(column), markers),
                 "inside": inside,
                 "outside": outside,
             }
         )
     add_pictures(seen, [row for f in figures for row in (*f["inside"], *f["outside"])], link)
-    return figures, not_computed(seen.clips)
+    return figures, missing_scores(seen.clips)
 
 
 def amount(value: float) -> str:

@@ -32,13 +32,13 @@ from jobs.report.thresholds import (
 from recaption.errors import UsageError
 from recaption.quality.filters import FilterThresholds
 from recaption.quality.threshold_analysis import (
-    Column,
-    around,
-    changed_fields,
-    columns_of,
-    curve_of,
-    not_computed,
-    parse_changes,
+    ThresholdColumn,
+    changed_thresholds,
+    clips_near_threshold,
+    missing_scores,
+    parse_threshold_changes,
+    retention_curve,
+    threshold_columns,
 )
 from recaption.run_folder import RunFolder
 
@@ -55,12 +55,12 @@ def what_if(run: RunFolder, recipe: Recipe, asked: Sequence[str]) -> dict[str, A
     Raises:
         UsageError: no clips, no such score, or a score that no clip has.
     """
-    before, after = recipe.filters, parse_changes(asked, recipe.filters)
+    before, after = recipe.filters, parse_threshold_changes(asked, recipe.filters)
     seen = ask_run(run, recipe)
     if not seen.clips.num_rows:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
-    fields = changed_fields(before, after)
-    columns = columns_of(seen.clips, after, seen.filters_only)
+    fields = changed_thresholds(before, after)
+    columns = threshold_columns(seen.clips, after, seen.filters_only)
     _check_computed(asked, run, columns, seen)
     summary: dict[str, Any] = {
         "changes": {f: {"before": getattr(before, f), "after": getattr(after, f)} for f in fields},
@@ -68,18 +68,18 @@ def what_if(run: RunFolder, recipe: Recipe, asked: Sequence[str]) -> dict[str, A
         "thresholds": {f: _one_change(seen, before, after, f, columns.get(f)) for f in fields},
         "waterfall": _waterfall(seen, before, after),
         "curves": {f: _curve_json(column, _other_place(before, f)) for f, column in columns.items()},
-        "not_computed": not_computed(seen.clips),
+        "not_computed": missing_scores(seen.clips),
     }
     run.write_bytes(PAGE, _page(seen, before, after, summary, columns, asked).encode())
     return {**summary, "page": run.path(*PAGE.split("/")) if run.is_local else f"{run.uri}/{PAGE}"}
 
 
-def _check_computed(asked: Sequence[str], run: RunFolder, columns: dict[str, Column], seen: Seen) -> None:
+def _check_computed(asked: Sequence[str], run: RunFolder, columns: dict[str, ThresholdColumn], seen: Seen) -> None:
     """A threshold on a score that no clip has would seem to cost nothing."""
     for text in asked:
         for part in text.split(","):
             name = part.partition("=")[0].strip().removeprefix("min_").removeprefix("max_")
-            if name in not_computed(seen.clips):
+            if name in missing_scores(seen.clips):
                 raise UsageError(f"--what-if {name}: not computed, no clip of {run.uri} has this score")
 
 
@@ -119,16 +119,16 @@ def _totals(seen: Seen, before: FilterThresholds, after: FilterThresholds) -> di
 
 
 def _one_change(
-    seen: Seen, before: FilterThresholds, after: FilterThresholds, field: str, column: Column | None
+    seen: Seen, before: FilterThresholds, after: FilterThresholds, field: str, column: ThresholdColumn | None
 ) -> dict[str, Any]:
     """One change by itself: its cost where all others stay, and the clips on both sides of it."""
-    alone = parse_changes([f"{field}={_flag_value(getattr(after, field))}"], before)
+    alone = parse_threshold_changes([f"{field}={_flag_value(getattr(after, field))}"], before)
     cost = _compared(seen, _kept(seen, before), _kept(seen, alone))
     if column is None:
         return {"alone": cost, "just_kept": [], "just_dropped": []}
     # Where a filter is switched off, the clips in question are those beside the threshold that it had.
     place = column.threshold if column.threshold is not None else getattr(before, field)
-    inside, outside = picture_rows(seen, around(column, at=place, count=NUM_PICTURES))
+    inside, outside = picture_rows(seen, clips_near_threshold(column, at=place, count=NUM_PICTURES))
     return {"alone": cost, "at": place, "just_kept": inside, "just_dropped": outside}
 
 
@@ -150,14 +150,14 @@ def _waterfall(seen: Seen, before: FilterThresholds, after: FilterThresholds) ->
     return rows
 
 
-def _curve_json(column: Column, also_at: tuple[float, ...]) -> dict[str, Any]:
-    curve = curve_of(column, also_at=also_at)
+def _curve_json(column: ThresholdColumn, extra_thresholds: tuple[float, ...]) -> dict[str, Any]:
+    curve = retention_curve(column, extra_thresholds=extra_thresholds)
     return {
-        "score": column.one.score,
+        "score": column.clip_filter.score,
         "threshold": column.threshold,
         "thresholds": [float(x) for x in curve.thresholds],
-        "share_kept": [float(x) for x in curve.share_kept],
-        "share_inside": [float(x) for x in curve.share_inside],
+        "share_kept": [float(x) for x in curve.kept_fraction],
+        "share_inside": [float(x) for x in curve.passing_fraction],
         "num_missing": int(np.isnan(column.values).sum()),
     }
 
@@ -238,21 +238,21 @@ def _page(
     before: FilterThresholds,
     after: FilterThresholds,
     summary: dict[str, Any],
-    columns: dict[str, Column],
+    columns: dict[str, ThresholdColumn],
     asked: Sequence[str],
 ) -> str:
     figures, others = [], []
     for field, column in columns.items():
-        title, unit = title_of(column.one.score)
+        title, unit = title_of(column.clip_filter.score)
         was, then = getattr(before, field), getattr(after, field)
         markers = [Marker(was, f"now {number(was)}", "was")] if was is not None and was != then else []
         markers += [Marker(then, f"{field} = {number(then)}")] if then is not None else []
         figure: dict[str, Any] = {
-            "title": f"{title}, {'at least' if column.is_lowest else 'at most'}",
+            "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
             "unit": unit,
             "field": field,
             "setting": f"{field} = {threshold_text(then)}",
-            "svg": curve_chart(column, curve_of(column, also_at=_other_place(before, field)), markers),
+            "svg": curve_chart(column, retention_curve(column, extra_thresholds=_other_place(before, field)), markers),
             "num_missing": int(np.isnan(column.values).sum()),
         }
         if field in summary["thresholds"]:

@@ -17,7 +17,7 @@ from jobs.recipe.settings import Recipe, SampleSettings
 from jobs.sample.requests import Ask, asked
 from recaption.errors import UsageError
 from recaption.prompts.examples import read_examples
-from recaption.prompts.expand import Expanded, expand
+from recaption.prompts.expand import ExpandedPrompt, expand
 from recaption.prompts.style import Example
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -114,7 +114,7 @@ def _make(
     sampler: Sampler,
     asks: Sequence[Ask],
     given: Sequence[GivenMedia],
-    expanded: Sequence[Expanded],
+    expanded: Sequence[ExpandedPrompt],
     solver: SolverSettings,
     settings: SampleSettings,
     *,
@@ -150,7 +150,7 @@ def _solver_settings(settings: SampleSettings) -> SolverSettings:
     return SolverSettings(num_steps=settings.num_steps, guidance=guidance, solver=settings.solver)
 
 
-def _expanded(prompts: Sequence[str], path: str, settings: SampleSettings, *, is_shown: bool) -> list[Expanded]:
+def _expanded(prompts: Sequence[str], path: str, settings: SampleSettings, *, is_shown: bool) -> list[ExpandedPrompt]:
     expanded = expand(prompts, _examples(path, settings), settings.expander)
     for one in expanded if is_shown else ():
         if one.text != one.prompt:
@@ -164,7 +164,7 @@ def _description(
     checkpoint: str,
     asks: Sequence[Ask],
     given: Sequence[GivenMedia],
-    expanded: Sequence[Expanded],
+    expanded: Sequence[ExpandedPrompt],
     settings: SampleSettings,
     sampler: Sampler,
 ) -> dict[str, Any]:

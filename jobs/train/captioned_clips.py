@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from jobs.recipe.run_inputs import kept_clips
 from jobs.recipe.settings import Recipe
-from recaption.captions.text import KINDS, clean
+from recaption.captions.text import CAPTION_KINDS, normalize_text
 from recaption.errors import UsageError
 from recaption.inputs.sidecars import read_side_text
 from recaption.records import Caption, Clip, from_table
@@ -34,8 +34,8 @@ def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list
     texts: dict[str, dict[str, list[str]]] = {}
     for one in sets:
         name, _, kind = one.partition("=")
-        if kind and kind not in KINDS:
-            raise UsageError(f"--captions {one}: there is no kind {kind!r}; there are {', '.join(KINDS)}")
+        if kind and kind not in CAPTION_KINDS:
+            raise UsageError(f"--captions {one}: there is no kind {kind!r}; there are {', '.join(CAPTION_KINDS)}")
         found = _originals(clips.values()) if name == ORIGINAL else _of_set(run, name)
         for clip_id, own_kind, text in found:
             several = texts.setdefault(clip_id, {}).setdefault(kind or own_kind, [])
@@ -58,7 +58,7 @@ def _originals(clips: Iterable[Clip]) -> Iterator[tuple[str, str, str]]:
     of_uri: dict[str, str] = {}
     for clip in clips:
         if clip.uri not in of_uri:
-            of_uri[clip.uri] = clean(read_side_text(clip.uri))
+            of_uri[clip.uri] = normalize_text(read_side_text(clip.uri))
         if of_uri[clip.uri]:
             yield clip.clip_id, "descriptive", of_uri[clip.uri]
 

@@ -32,8 +32,8 @@ from jobs.verify.repair_text import remake_texts
 from jobs.verify.sources import _expected_sources, _why_lost
 from jobs.verify.verify import as_summary, find_problems
 from packing.shards.index import is_committed
-from recaption.captions.sets import caption_sets, chosen_set
-from recaption.dedup.near_duplicates import PERCEPTUAL, set_of
+from recaption.captions.sets import caption_sets, default_caption_set
+from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, SHARD_SCHEMA
 from recaption.ledger.problems import Problem, open_parts
@@ -153,12 +153,12 @@ def _remake_parts(job: Repair, numbers: set[int]) -> None:
 def _remake_pairs(job: Repair, name: str) -> None:
     settings = job.recipe.prepare.duplicates
     job.run.remove(name)
-    if name == PERCEPTUAL:
+    if name == PERCEPTUAL_PAIRS:
         find_perceptual(job.run, settings, progress=job.cluster.progress)
     elif name.endswith("/repeated.parquet"):
         find_repeated_captions(job.run, job.recipe.caption.repeats, name.split("/")[1])
     else:
-        find_semantic(job.run, settings, set_of(name))
+        find_semantic(job.run, settings, caption_set_of(name))
     job.remade.append(name)
 
 
@@ -248,7 +248,7 @@ def _plan_in_use(job: Repair, damage: _Damage) -> tuple[str, list[Any], dict[str
     """(caption set, plan, hashes) by which all undamaged shards were made; no set where there is none."""
     lost = damage.lost_clips
     tables, unreadable = open_parts(job.run, job.run.list(REJECTED), pa.schema([("clip_id", pa.string())]))
-    sets = caption_sets(job.run) if unreadable or not tables else [chosen_set(job.run)]
+    sets = caption_sets(job.run) if unreadable or not tables else [default_caption_set(job.run)]
     for set_name in sets:
         try:
             planned, _, hashes = planned_shards(job.run, job.recipe, set_name or "")

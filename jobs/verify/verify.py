@@ -17,7 +17,13 @@ from tqdm import tqdm
 
 from jobs.recipe.settings import Recipe
 from recaption.captions.repeated import read_repeated
-from recaption.captions.sets import CAPTION_STATE_SCHEMA, caption_sets, main_captions, mark_repeated, set_pattern
+from recaption.captions.sets import (
+    CAPTION_STATE_SCHEMA,
+    caption_set_pattern,
+    caption_sets,
+    main_captions,
+    mark_repeated_captions,
+)
 from recaption.errors import UsageError
 from recaption.ledger.caption_checks import Pair, PairCheck, check_pairs, sample_pairs
 from recaption.ledger.ledger import CLIPS_SCHEMA, account, committed_clips
@@ -87,8 +93,8 @@ def as_summary(
 
 def faults_of(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, int]:
     """Fault -> captions that were refused for it, of the rows that stand for their clips."""
-    captions = run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
-    captions = mark_repeated(captions, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
+    captions = run.read_tables(caption_set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    captions = mark_repeated_captions(captions, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
     counts = Counter(main_captions(captions)["fault"].to_pylist())
     return {fault: count for fault, count in sorted(counts.items()) if fault}
 

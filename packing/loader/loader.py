@@ -26,7 +26,7 @@ from packing.loader.pack_reader import Read, Rows
 from packing.loader.sources import Source
 from packing.plan.epochs import Beginning
 from packing.plan.settings import PlanSettings
-from recaption.captions.mixture import BlendSettings
+from recaption.captions.mixture import CaptionMixtureSettings
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
@@ -47,7 +47,7 @@ class PackLoader:
         settings: PlanSettings,
         latents: str = "patch",
         grid: Grid | None = None,
-        blend: BlendSettings | None = None,
+        blend: CaptionMixtureSettings | None = None,
         rank: int = 0,
         num_ranks: int = 1,
         start_step: int = 0,

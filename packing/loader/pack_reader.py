@@ -23,7 +23,7 @@ from packing.mixture.segments import Excerpt
 from packing.mixture.token_dropping import kept_tokens
 from packing.plan.epochs import Beginning, EpochPlans
 from packing.plan.settings import PlanSettings
-from recaption.captions.mixture import BlendSettings
+from recaption.captions.mixture import CaptionMixtureSettings
 from recaption.errors import ErrorBudgetError, UsageError, VideoError
 from recaption.run_folder import RunFolder
 
@@ -56,7 +56,7 @@ class Rows:
         *,
         latents: str = "patch",
         patch: Shape3 = (1, 1, 1),
-        blend: BlendSettings | None = None,
+        blend: CaptionMixtureSettings | None = None,
         pad_to_capacity: bool = False,
     ) -> None:
         """

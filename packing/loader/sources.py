@@ -13,7 +13,7 @@ from packing.loader.captions import read_blend
 from packing.mixture.segments import Excerpt
 from packing.shards.read import read_latent
 from packing.shards.samples import LatentSample
-from recaption.captions.mixture import BlendSettings
+from recaption.captions.mixture import CaptionMixtureSettings
 from recaption.errors import UsageError
 from recaption.records import from_table
 from recaption.run_folder import RunFolder
@@ -60,7 +60,7 @@ class LatentShards:
     """The latents under RUN/latents/<name>, by ranged reads; texts from the shards, or blended (captions/mixture.py)."""
 
     def __init__(
-        self, run: RunFolder, name: str, *, blend: BlendSettings | None = None, window_texts: bool = False
+        self, run: RunFolder, name: str, *, blend: CaptionMixtureSettings | None = None, window_texts: bool = False
     ) -> None:
         """
         Args:

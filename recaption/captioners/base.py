@@ -1,13 +1,14 @@
-"""What all captioners do alike: batches, the clips' digests, clean text, gates, records, scores.
+"""Base class of all captioners: batches clips, hashes their frames, cleans and checks texts, builds `Caption` records.
 
-A backend says what its model says about one batch of frames, and nothing else:
+A backend implements `generate` for one batch of clips:
 
-    class MyCaptioner(Describing):
-        def tell(self, batch: Batch) -> Told:
-            return Told(said=[Said(text="A red circle.", num_tokens=5, mean_logprob=-0.2) for clip in batch.clips])
+    class MyCaptioner(BaseCaptioner):
+        def generate(self, batch: ClipBatch) -> GenerationOutput:
+            texts = [GeneratedText(text="A red circle.", num_tokens=5, mean_logprob=-0.2) for clip in batch.clips]
+            return GenerationOutput(texts=texts)
 
-One with a contrastive space also has `can_score`, gives `Told.clip_BD` and implements `embed_clips` and `embed_texts`. One
-without leaves all of it out: its captions have no clip score, and no check of pairs is pretended.
+A backend with a contrastive head also sets `has_contrastive_head`, returns `GenerationOutput.clip_embeddings_BD` and
+implements `embed_clips` and `embed_texts`. Without one, captions have no clip score and caption-clip checks are skipped.
 """
 
 from __future__ import annotations
@@ -20,70 +21,71 @@ from typing import Any
 
 import numpy as np
 
-from recaption.captioners.generation.settings import Decoding
-from recaption.captioners.interface import Described, EncodedClip, TextTower
-from recaption.captions.text import clean, fault_in, strip_boilerplate
+from recaption.captioners.generation.settings import DecodingSettings
+from recaption.captioners.interface import CaptionBatch, EncodedClip, TextTower
+from recaption.captions.text import find_fault, normalize_text, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
 
 CLIPS_PER_BATCH = 16
-"""Clips encoded and decoded together: decoding 16 costs about four times as much as decoding 1."""
+"""Batch size of encoding and decoding: decoding 16 clips costs about four times as much as decoding 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """A few clips, and how they are to be described."""
+class ClipBatch:
+    """A batch of clips and the settings to caption them with."""
 
     clips: list[Any]
-    """uint8 (T, H, W, 3), T >= 1, each of its own size; or `EncodedClip`, of a captioner that encodes."""
-    digests: list[str]
-    keys: list[str]
-    """By which each of the R rows draws its tokens: B clips times `decoding.num_samples`, samples of a clip neighbours."""
+    """uint8 (T, H, W, 3), T >= 1, each of its own size; or `EncodedClip`, for a captioner that has `encode`."""
+    clip_hashes: list[str]
+    """sha256 of each clip's frames."""
+    rng_keys: list[str]
+    """RNG key of each of the R rows: B clips times `decoding.num_samples`, samples of a clip adjacent."""
     kind: str
-    decoding: Decoding
+    decoding: DecodingSettings
     seed: int
 
     @property
-    def draws_RM(self) -> np.ndarray:
-        """A uniform number per row and token, its own for each clip, sample and seed; see `uniform_draws`."""
-        return np.stack([uniform_draws(self.seed, key, self.decoding.max_tokens) for key in self.keys])
+    def uniforms_RM(self) -> np.ndarray:
+        """Uniform random numbers per row and token, a function of clip, sample index and seed; see `sample_uniforms`."""
+        return np.stack([sample_uniforms(self.seed, key, self.decoding.max_tokens) for key in self.rng_keys])
 
-    def unfolded(self) -> Batch:
-        """Each sample as a clip of its own, for models that know one text per clip."""
-        times = self.decoding.num_samples
-        clips = [clip for clip in self.clips for _ in range(times)]
-        digests = [digest for digest in self.digests for _ in range(times)]
-        return replace(self, clips=clips, digests=digests, decoding=replace(self.decoding, num_samples=1))
+    def repeat_per_sample(self) -> ClipBatch:
+        """Each sample as a clip of its own, for models that generate one text per clip."""
+        num_samples = self.decoding.num_samples
+        clips = [clip for clip in self.clips for _ in range(num_samples)]
+        clip_hashes = [clip_hash for clip_hash in self.clip_hashes for _ in range(num_samples)]
+        return replace(self, clips=clips, clip_hashes=clip_hashes, decoding=replace(self.decoding, num_samples=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
-    """What a model said about one clip."""
+class GeneratedText:
+    """Text that a model generated for one clip."""
 
     text: str
     num_tokens: int
     mean_logprob: float | None = None
-    """Natural log, of the model itself: no temperature, nothing barred. None where the model does not tell."""
+    """Natural log under the model itself (temperature 1, nothing masked out). None if the model returns none."""
     ended: bool = True
-    """False where the length limit cut it short."""
+    """False if it was truncated at the length limit."""
     fault: str = ""
-    """`no_answer` where the model could not be asked."""
+    """`no_answer` if the request to the model failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
-    """What a model said about a batch."""
+class GenerationOutput:
+    """Texts that a model generated for a batch."""
 
-    said: list[Said]
-    """One for each of the batch's rows."""
-    clip_BD: np.ndarray | None = None
+    texts: list[GeneratedText]
+    """One per `batch.rng_keys`, in order."""
+    clip_embeddings_BD: np.ndarray | None = None
     """Contrastive embeddings of the clips, float32, unit length."""
-    states: Any = None
-    """What the captioner's own `embed_said` can use of the work already done."""
+    decoder_outputs: Any = None
+    """Passed to the captioner's own `embed_generated`, such as KV caches that it can reuse."""
 
 
-class Describing(ABC):
-    """Implements `captioners.Captioner` on top of `tell`."""
+class BaseCaptioner(ABC):
+    """Implements the `Captioner` protocol on top of `generate`."""
 
     name: str
     weights_hash: str
@@ -91,47 +93,47 @@ class Describing(ABC):
     frame_px: int
     max_tokens: int
     kinds: tuple[str, ...] = ("descriptive",)
-    can_score = False
+    has_contrastive_head = False
     min_clip_score: float | None = None
-    has_beams = True
+    supports_beam_search = True
     num_beams = 1
-    folds_samples = False
-    """Whether `tell` draws all samples of a clip itself; otherwise it is given the clip once for each."""
+    supports_num_samples = False
+    """Whether `generate` handles `num_samples` > 1 itself; otherwise it gets each clip once per sample."""
     clips_per_batch = CLIPS_PER_BATCH
 
     @abstractmethod
-    def tell(self, batch: Batch) -> Told:
-        """One `Said` for each of `batch.keys`, in order."""
+    def generate(self, batch: ClipBatch) -> GenerationOutput:
+        """One `GeneratedText` per `batch.rng_keys`, in order."""
 
-    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
-        """Clip scores (B,) below which captions of clips that lie there are rather wrong than right; None: not known."""
-        return None if self.min_clip_score is None else np.full(len(clip_BD), self.min_clip_score)
+    def min_clip_scores(self, clip_embeddings_BD: np.ndarray) -> np.ndarray | None:
+        """Minimum clip score (B,) of a good caption, per clip embedding; None if the captioner has no threshold."""
+        return None if self.min_clip_score is None else np.full(len(clip_embeddings_BD), self.min_clip_score)
 
     def embed_clips(self, clips: Sequence[Any]) -> np.ndarray:
-        """clip_BD, float32, unit length."""
-        raise self._cannot_score()
+        """clip_embeddings_BD, float32, unit length."""
+        raise self._no_contrastive_head()
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """text_SD, float32, unit length."""
-        raise self._cannot_score()
+        raise self._no_contrastive_head()
 
-    def embed_said(self, texts: Sequence[str], told: Told) -> np.ndarray:
-        """`embed_texts` of what has just been told, one text for each of `told.said`."""
+    def embed_generated(self, texts: Sequence[str], output: GenerationOutput) -> np.ndarray:
+        """`embed_texts` of texts that were just generated, one per `output.texts`; may reuse `output.decoder_outputs`."""
         return self.embed_texts(texts)
 
-    def fields_in(self, text: str) -> CaptionFields:
-        """For a captioner with a closed vocabulary, which can be read back."""
+    def parse_fields(self, text: str) -> CaptionFields:
+        """Caption fields parsed from the text; only captioners with a closed vocabulary have any."""
         return CaptionFields()
 
     @property
     def text_tower(self) -> TextTower:
-        raise UsageError(f"captioner {self.name} has no text tower of its own; take captioner:tiny or t5:ID as encoder")
+        raise UsageError(f"captioner {self.name} has no text tower; use captioner:tiny or t5:ID as text encoder")
 
     def caption(self, clips: Sequence[np.ndarray], **settings: Any) -> list[Caption]:
-        """One caption per clip, in order; see `describe` for the settings."""
-        return self.describe(clips, **settings).captions
+        """One caption per clip, in order; see `caption_with_embeddings` for the settings."""
+        return self.caption_with_embeddings(clips, **settings).captions
 
-    def describe(
+    def caption_with_embeddings(
         self,
         clips: Sequence[np.ndarray | EncodedClip],
         *,
@@ -144,28 +146,28 @@ class Describing(ABC):
         top_p: float = 1.0,
         num_samples: int = 1,
         length_penalty: float = 1.0,
-    ) -> Described:
-        """A caption per clip (uint8 (T,H,W,3), each of its own size), in order, and the embeddings that its clip score
-        comes from: each clip is encoded once for both.
+    ) -> CaptionBatch:
+        """One caption per clip, in order, with clip and caption embeddings; each clip is encoded once for both.
 
-        Nothing is drawn by default. With `temperature` above 0 the draws depend on `seed` and on the clip's own pixels:
-        the same clip gets the same caption wherever it stands. `reason` is set where the text fails a gate of `captions`.
+        Deterministic by default. With `temperature` > 0 the random numbers are a function of `seed` and the clip's pixels:
+        the same clip gets the same caption in any batch. `reason` is set if the text fails a check of `captions.text`.
 
         Args:
-            kind: one of `kinds`. The words that ask for it are no part of the text.
-            num_beams: 0: the captioner's own `num_beams`, and none where tokens are drawn.
-            num_samples: captions drawn per clip, which needs a temperature; the best one without fault is kept, by clip
-                score, or by log-probability where there is none.
-            length_penalty: of beam search; see `Decoding`.
+            clips: uint8 (T, H, W, 3), T >= 1, each of its own size.
+            kind: one of `kinds`. The prompt that selects it is not part of the text.
+            num_beams: 0 = the captioner's own `num_beams`, or 1 if `temperature` > 0.
+            num_samples: captions sampled per clip (needs `temperature` > 0); returns the best one without defect, by clip
+                score, or by mean log-probability if the captioner has no contrastive head.
+            length_penalty: of beam search; see `DecodingSettings`.
 
         Raises:
-            UsageError: `kind` is not one of `kinds`; no clips, but something else.
+            UsageError: `kind` is not one of `kinds`, or `clips` holds something else than clips.
         """
         if kind not in self.kinds:
             raise UsageError(f"captioner {self.name} has no captions of kind {kind!r}; it has {', '.join(self.kinds)}")
-        if num_beams > 1 and not self.has_beams:
-            raise UsageError(f"captioner {self.name} searches no beams; leave --caption.num-beams at 1")
-        decoding = Decoding(
+        if num_beams > 1 and not self.supports_beam_search:
+            raise UsageError(f"captioner {self.name} has no beam search; leave --caption.num-beams at 1")
+        decoding = DecodingSettings(
             max_tokens=min(max_tokens or self.max_tokens, self.max_tokens),
             num_beams=num_beams or (1 if temperature > 0 else self.num_beams),
             temperature=temperature,
@@ -175,55 +177,57 @@ class Describing(ABC):
             length_penalty=length_penalty,
         )
         captions: list[Caption] = []
-        clip_parts: list[np.ndarray] = []
-        text_parts: list[np.ndarray] = []
-        for some in self.batches(clips):
-            digests = [digest(clip) for clip in some]
-            keys = [f"{one}/{sample}" if sample else one for one in digests for sample in range(num_samples)]
-            batch = Batch(clips=some, digests=digests, keys=keys, kind=kind, decoding=decoding, seed=seed)
-            drawn, clip_BD, text_RD = self._drawn(batch)
-            best = [_best(drawn, range(row, row + num_samples)) for row in range(0, len(drawn), num_samples)]
-            captions += [drawn[row] for row in best]
-            if clip_BD is not None and text_RD is not None:
-                clip_parts.append(clip_BD)
-                text_parts.append(text_RD[best])
-        if not self.can_score:
-            return Described(captions, None, None)
+        clip_embeddings: list[np.ndarray] = []
+        text_embeddings: list[np.ndarray] = []
+        for clips_of_batch in self.batches(clips):
+            hashes = [hash_frames(clip) for clip in clips_of_batch]
+            keys = [f"{key}/{sample}" if sample else key for key in hashes for sample in range(num_samples)]
+            batch = ClipBatch(
+                clips=clips_of_batch, clip_hashes=hashes, rng_keys=keys, kind=kind, decoding=decoding, seed=seed
+            )
+            samples, clip_embeddings_BD, text_RD = self._all_samples(batch)
+            best = [_best_sample(samples, range(row, row + num_samples)) for row in range(0, len(samples), num_samples)]
+            captions += [samples[row] for row in best]
+            if clip_embeddings_BD is not None and text_RD is not None:
+                clip_embeddings.append(clip_embeddings_BD)
+                text_embeddings.append(text_RD[best])
+        if not self.has_contrastive_head:
+            return CaptionBatch(captions, None, None)
         if not captions:
-            none = self.embed_texts([])
-            return Described([], none, none)
-        return Described(captions, np.concatenate(clip_parts), np.concatenate(text_parts))
+            empty_0D = self.embed_texts([])
+            return CaptionBatch([], empty_0D, empty_0D)
+        return CaptionBatch(captions, np.concatenate(clip_embeddings), np.concatenate(text_embeddings))
 
-    def _drawn(self, batch: Batch) -> tuple[list[Caption], np.ndarray | None, np.ndarray | None]:
-        """All captions of a batch, R of them, and where its clips (B) and these captions lie."""
-        told = self.tell(batch if self.folds_samples else batch.unfolded())
-        stripped = [strip_boilerplate(clean(said.text)) for said in told.said]
-        times = batch.decoding.num_samples
+    def _all_samples(self, batch: ClipBatch) -> tuple[list[Caption], np.ndarray | None, np.ndarray | None]:
+        """All R captions of a batch, with the embeddings of its clips (B, D) and captions (R, D)."""
+        output = self.generate(batch if self.supports_num_samples else batch.repeat_per_sample())
+        stripped = [strip_boilerplate(normalize_text(generated.text)) for generated in output.texts]
+        num_samples = batch.decoding.num_samples
         cosines: Sequence[float | None] = [None] * len(stripped)
         text_RD = None
-        if told.clip_BD is not None:
-            text_RD = self.embed_said([text for text, _ in stripped], told)
-            cosines = (told.clip_BD.repeat(times, axis=0) * text_RD).sum(axis=1).tolist()
+        if output.clip_embeddings_BD is not None:
+            text_RD = self.embed_generated([text for text, _ in stripped], output)
+            cosines = (output.clip_embeddings_BD.repeat(num_samples, axis=0) * text_RD).sum(axis=1).tolist()
         rows = [
-            self._record(words, said, batch.digests[row // times], cosines[row], batch)
-            for row, (words, said) in enumerate(zip(stripped, told.said, strict=True))
+            self._to_caption(text_and_phrases, generated, batch.clip_hashes[row // num_samples], cosines[row], batch)
+            for row, (text_and_phrases, generated) in enumerate(zip(stripped, output.texts, strict=True))
         ]
-        return rows, told.clip_BD, text_RD
+        return rows, output.clip_embeddings_BD, text_RD
 
     def score(self, clips: Sequence[np.ndarray | EncodedClip], texts: Sequence[str]) -> np.ndarray:
         """Contrastive similarity (num_clips, num_texts), float32 cosines in -1..1.
 
         Raises:
-            UsageError: this captioner has no contrastive space; see `can_score`.
+            UsageError: this captioner has no contrastive head; see `has_contrastive_head`.
         """
-        if not self.can_score:
-            raise self._cannot_score()
+        if not self.has_contrastive_head:
+            raise self._no_contrastive_head()
         if not clips or not texts:
             return np.zeros((len(clips), len(texts)), np.float32)
         return self.embed_clips(clips) @ self.embed_texts(texts).T
 
     def batches(self, clips: Sequence[Any]) -> Iterator[list[Any]]:
-        """Clips a few at a time, all of them looked at first: one that is none stops everything before it starts."""
+        """Batches of `clips_per_batch`; all clips are validated first, so an invalid one raises before any work is done."""
         for clip in clips:
             if isinstance(clip, EncodedClip):
                 continue
@@ -235,18 +239,23 @@ class Describing(ABC):
         for start in range(0, len(clips), self.clips_per_batch):
             yield list(clips[start : start + self.clips_per_batch])
 
-    def _record(
-        self, stripped: tuple[str, str], said: Said, clip_sha256: str, cosine: float | None, batch: Batch
+    def _to_caption(
+        self,
+        stripped: tuple[str, str],
+        generated: GeneratedText,
+        clip_sha256: str,
+        cosine: float | None,
+        batch: ClipBatch,
     ) -> Caption:
         text, phrases = stripped
-        fault = said.fault or fault_in(text, ended=said.ended, kind=batch.kind)
+        fault = generated.fault or find_fault(text, ended=generated.ended, kind=batch.kind)
         return Caption(
             text=text,
-            fields=self.fields_in(text),
+            fields=self.parse_fields(text),
             clip_sha256=clip_sha256,
             captioner=f"{self.name}@{self.weights_hash}",
-            num_tokens=said.num_tokens,
-            mean_logprob=said.mean_logprob,
+            num_tokens=generated.num_tokens,
+            mean_logprob=generated.mean_logprob,
             clip_score=cosine,
             source="model",
             seed=batch.seed,
@@ -256,28 +265,30 @@ class Describing(ABC):
             stripped=phrases,
         )
 
-    def _cannot_score(self) -> UsageError:
+    def _no_contrastive_head(self) -> UsageError:
         return UsageError(
-            f"captioner {self.name} has no contrastive space and scores nothing; name another one as --caption.scorer"
+            f"captioner {self.name} has no contrastive head, so it cannot score; set another captioner as --caption.scorer"
         )
 
 
-def _best(drawn: Sequence[Caption], rows: range) -> int:
-    def worth(row: int) -> tuple[bool, float]:
-        caption = drawn[row]
+def _best_sample(samples: Sequence[Caption], rows: range) -> int:
+    """Index of the best caption among the samples of one clip: without defect first, then by score."""
+
+    def rank(row: int) -> tuple[bool, float]:
+        caption = samples[row]
         return caption.reason is None, caption.mean_logprob or 0.0 if caption.clip_score is None else caption.clip_score
 
-    return max(rows, key=worth)
+    return max(rows, key=rank)
 
 
-def digest(clip: np.ndarray | EncodedClip) -> str:
-    """sha256 of a clip's frames: binds a caption to the pixels."""
+def hash_frames(clip: np.ndarray | EncodedClip) -> str:
+    """sha256 of a clip's uint8 frames: ties a caption to the pixels that it describes."""
     if isinstance(clip, EncodedClip):
         return clip.clip_sha256
     return hashlib.sha256(clip.tobytes()).hexdigest()
 
 
-def uniform_draws(seed: int, clip_sha256: str, count: int) -> np.ndarray:
-    """Uniform numbers that belong to a clip: a counter-based stream keyed by the seed and the clip's pixels."""
+def sample_uniforms(seed: int, clip_sha256: str, count: int) -> np.ndarray:
+    """Uniform random numbers in [0, 1) for one clip: counter-based (Philox), keyed by the seed and the frames' hash."""
     key = np.frombuffer(hashlib.sha256(f"{seed}:{clip_sha256}".encode()).digest()[:16], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)

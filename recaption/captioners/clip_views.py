@@ -1,4 +1,4 @@
-"""The frames of a clip that a captioner sees: one rule for who writes captions and for who checks them."""
+"""Frame sampling for captioners: the same frames for captioning, scoring and verification."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recaption.captions.windows import windows_of
+from recaption.captions.windows import split_into_windows
 from recaption.errors import VideoError
 from recaption.records import Clip
 from recaption.video_io.frames import DecodeLimits
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """The whole of a clip, or one window of it, as a captioner sees it."""
+class CaptionInput:
+    """The sampled frames of a whole clip, or of one window of it."""
 
     clip: Clip
     window: int
     """0: the whole clip; 1, 2, ...: its windows."""
     start_seconds: float
-    """In the source video's time."""
+    """In the time of the source video."""
     end_seconds: float
     frames_THWC: np.ndarray | EncodedClip
-    """Or what the captioner kept of them."""
+    """Frames, or their cached encoder output."""
 
 
-def frames_of(clip: Clip, captioner: Captioner, decode: DecodeLimits, *, snap_seconds: float = 0.0) -> np.ndarray:
-    """(T, H, W, 3) uint8: `captioner.num_frames` frames spread evenly, the middle of each of as many equal spans.
+def sample_frames(clip: Clip, captioner: Captioner, decode: DecodeLimits, *, snap_seconds: float = 0.0) -> np.ndarray:
+    """`captioner.num_frames` evenly spaced frames, each from the middle of an equal span: (T, H, W, 3) uint8.
 
     Args:
-        snap_seconds: a keyframe of the clip this close may stand in for a frame; see `read_frames`.
+        snap_seconds: a keyframe within this distance replaces a frame, which is faster; see `read_frames`.
 
     Raises:
         VideoError: as `read_frames`.
     """
-    indices = _spread(clip.start_frame, clip.end_frame, captioner.num_frames)
+    indices = _uniform_indices(clip.start_frame, clip.end_frame, captioner.num_frames)
     short_side = _short_side(clip, captioner)
     within = (clip.start_frame, clip.end_frame)
     frames = read_frames(
@@ -49,35 +49,45 @@ def frames_of(clip: Clip, captioner: Captioner, decode: DecodeLimits, *, snap_se
     return frames.pixels_THWC
 
 
-def views_of(
+def sample_windows(
     clip: Clip, captioner: Captioner, decode: DecodeLimits, *, window_seconds: float = 0.0, snap_seconds: float = 0.0
-) -> list[View]:
-    """The whole clip, then its windows: frames as `frames_of` spreads them, over exactly that window.
+) -> list[CaptionInput]:
+    """Sampled frames of the whole clip, then of each of its windows; spaced as by `sample_frames`.
 
     Raises:
         VideoError: as `read_frames`.
     """
-    windows = windows_of(clip, window_seconds)
-    whole = [] if snap_seconds and windows else [_spread(clip.start_frame, clip.end_frame, captioner.num_frames)]
+    windows = split_into_windows(clip, window_seconds)
+    whole = (
+        [] if snap_seconds and windows else [_uniform_indices(clip.start_frame, clip.end_frame, captioner.num_frames)]
+    )
     if not windows:
-        frames_THWC = frames_of(clip, captioner, decode, snap_seconds=snap_seconds)
-        return [_view(clip, 0, clip.start_seconds, clip.end_seconds, frames_THWC)]
-    # One read for all of it, and the first frame of each window with it: only its own time says when a window starts.
-    firsts = np.array([start for start, _ in windows])
-    wanted = [firsts, *whole, *(_spread(start, end, captioner.num_frames) for start, end in windows)]
-    read = read_frames(clip.uri, np.concatenate(wanted), short_side_px=_short_side(clip, captioner), limits=decode)
-    edges = np.cumsum([len(indices) for indices in wanted])
-    parts = np.split(read.pixels_THWC, edges[:-1])[1:]
-    if not whole:  # a keyframe that stands in may lie outside of a window, so windows are read without
-        parts.insert(0, frames_of(clip, captioner, decode, snap_seconds=snap_seconds))
-    times = clip.start_seconds + read.pts_seconds[: len(windows)] - read.pts_seconds[0]
+        frames_THWC = sample_frames(clip, captioner, decode, snap_seconds=snap_seconds)
+        return [_caption_input(clip, 0, clip.start_seconds, clip.end_seconds, frames_THWC)]
+    # One read for everything, with the first frame of each window: its timestamp is the start time of the window.
+    first_frames = np.array([start for start, _ in windows])
+    indices_per_part = [
+        first_frames,
+        *whole,
+        *(_uniform_indices(start, end, captioner.num_frames) for start, end in windows),
+    ]
+    frames = read_frames(
+        clip.uri, np.concatenate(indices_per_part), short_side_px=_short_side(clip, captioner), limits=decode
+    )
+    edges = np.cumsum([len(indices) for indices in indices_per_part])
+    parts = np.split(frames.pixels_THWC, edges[:-1])[1:]
+    if not whole:  # only the whole clip snaps to keyframes: those may lie outside a window
+        parts.insert(0, sample_frames(clip, captioner, decode, snap_seconds=snap_seconds))
+    times = clip.start_seconds + frames.pts_seconds[: len(windows)] - frames.pts_seconds[0]
     starts = [clip.start_seconds, *(float(time) for time in times)]
     ends = [clip.end_seconds, *starts[2:], clip.end_seconds]
-    return [_view(clip, i, starts[i], ends[i], part) for i, part in enumerate(parts)]
+    return [_caption_input(clip, i, starts[i], ends[i], part) for i, part in enumerate(parts)]
 
 
-def _view(clip: Clip, window: int, start_seconds: float, end_seconds: float, frames_THWC: np.ndarray) -> View:
-    return View(
+def _caption_input(
+    clip: Clip, window: int, start_seconds: float, end_seconds: float, frames_THWC: np.ndarray
+) -> CaptionInput:
+    return CaptionInput(
         clip=clip,
         window=window,
         start_seconds=start_seconds,
@@ -86,11 +96,11 @@ def _view(clip: Clip, window: int, start_seconds: float, end_seconds: float, fra
     )
 
 
-def _spread(start_frame: int, end_frame: int, num_frames: int) -> np.ndarray:
-    """Frame numbers: the middle of each of `num_frames` equal spans, or all frames where there are fewer."""
+def _uniform_indices(start_frame: int, end_frame: int, num_frames: int) -> np.ndarray:
+    """Frame indices in the middle of `num_frames` equal spans; all frames where there are fewer."""
     count = min(num_frames, end_frame - start_frame)
     if count < 1:
-        raise VideoError("zero_frames", f"frames {start_frame} to {end_frame} are none")
+        raise VideoError("zero_frames", f"the clip has no frames: {start_frame = }, {end_frame = }")
     return start_frame + ((np.arange(count) + 0.5) * (end_frame - start_frame) / count).astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""The captioner protocol and what passes through it."""
+"""Protocols of captioners and their text towers, and the records they take and return."""
 
 from __future__ import annotations
 
@@ -9,67 +9,66 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from recaption.records import Caption
 
 
 class TextTower(Protocol):
-    """The text side of a captioner, by itself."""
+    """A captioner's text encoder."""
 
     width: int
     pooled_width: int
     max_tokens: int
 
     def encode(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """text_MD float32 (tokens of all texts one after another), lengths_S int64, pooled_SD float32."""
+        """text_MD float32 (token features of all texts, concatenated), lengths_S int64, pooled_SD float32."""
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Of each whole text; what exceeds `max_tokens` is cut by `encode`."""
+        """Tokens per whole text; `encode` truncates what exceeds `max_tokens`."""
         ...
 
 
 @dataclass(frozen=True)
-class Described:
-    """Captions of B clips, and where clips and captions lie in the captioner's contrastive space."""
+class CaptionBatch:
+    """Captions of B clips, with the contrastive embeddings of clips and captions."""
 
     captions: list[Caption]
-    clip_BD: np.ndarray | None
-    """float32, unit length; None from a captioner without contrastive space."""
-    text_BD: np.ndarray | None
-    """float32, unit length: of the captions. `clip_BD @ text_BD.T` is what `score` returns for them."""
+    clip_embeddings_BD: np.ndarray | None
+    """float32, unit length; None from a captioner without a contrastive head."""
+    text_embeddings_BD: np.ndarray | None
+    """float32, unit length, one per caption. `clip_embeddings_BD @ text_embeddings_BD.T` is `score(clips, captions)`."""
 
 
 class Captioner(Protocol):
-    """A model that describes clips."""
+    """A model that captions clips."""
 
     name: str
     weights_hash: str
     """First 12 hex digits of the weights' sha256."""
     num_frames: int
-    """Frames it looks at; clips may be given with more (sampled evenly) or fewer."""
+    """Frames per clip that it encodes; longer clips are sampled uniformly, shorter ones are allowed."""
     frame_px: int
-    """Side of the square it looks at; larger frames are only more work to read."""
+    """Side of its square input; reading larger frames only costs time."""
     max_tokens: int
-    """Most tokens of a caption."""
+    """Maximum number of tokens of a caption."""
     kinds: tuple[str, ...]
-    """Of `captions.KINDS`, those that it can be asked for; `descriptive` at least."""
+    """Caption kinds that it supports (all kinds: `recaption.captions.text`); at least `descriptive`."""
     num_beams: int
-    """Beams that it searches where it is asked for no number and with no temperature; 1 is greedy."""
-    can_score: bool
-    """Whether it has a contrastive space; without one, `score` and the embeddings raise `UsageError`."""
+    """Default beam count, used if the call sets neither `num_beams` nor a temperature; 1 is greedy."""
+    has_contrastive_head: bool
+    """Whether it embeds clips and texts in one space; without, `score` and the `embed_` methods raise `UsageError`."""
     min_clip_score: float | None
-    """Below this its captions are rather wrong than right, by its own calibration; None where it has none."""
+    """Clip score below which its captions are more often wrong than right, by its own calibration; None if uncalibrated."""
 
-    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
-        """The same for clips that lie there, (B,): one that the captioner knows nothing like may need more."""
+    def min_clip_scores(self, clip_embeddings_BD: np.ndarray) -> np.ndarray | None:
+        """(B,) `min_clip_score` per clip embedding; it may be higher for clips unlike the training data."""
         ...
 
     @property
     def text_tower(self) -> TextTower:
-        """Raises UsageError where there is none."""
+        """Raises UsageError if there is none."""
         ...
 
     def caption(
@@ -82,10 +81,10 @@ class Captioner(Protocol):
         seed: int = 0,
         temperature: float = 0.0,
     ) -> list[Caption]:
-        """One caption per clip; `reason` is set on those that fail a gate. With a temperature, words are drawn."""
+        """One caption per clip; `reason` is set on those that fail a text check. Sampled if `temperature` > 0."""
         ...
 
-    def describe(
+    def caption_with_embeddings(
         self,
         clips: Sequence[np.ndarray],
         *,
@@ -94,8 +93,8 @@ class Captioner(Protocol):
         num_beams: int = 0,
         seed: int = 0,
         temperature: float = 0.0,
-    ) -> Described:
-        """`caption` with the embeddings of clips and captions; each clip is encoded once for all of it.
+    ) -> CaptionBatch:
+        """`caption`, with the embeddings of clips and captions; each clip is encoded once for both.
 
         Raises:
             UsageError: `kind` is not one of `kinds`.
@@ -103,11 +102,11 @@ class Captioner(Protocol):
         ...
 
     def embed_clips(self, clips: Sequence[np.ndarray]) -> np.ndarray:
-        """Where clips lie in the contrastive space: (B, D) float32, unit length."""
+        """Contrastive embeddings (B, D) of clips: float32, unit length."""
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Where texts lie in it: (S, D) float32, unit length."""
+        """Contrastive embeddings (S, D) of texts: float32, unit length."""
         ...
 
     def score(self, clips: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
@@ -117,11 +116,11 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedClip:
-    """What is kept of a clip's frames once they have been looked at: enough to describe and to score it again."""
+    """A clip's vision features: enough to caption and score it again without its frames."""
 
     clip_sha256: str
-    """Of the uint8 frames."""
+    """sha256 of the uint8 frames."""
     pooled_D: np.ndarray
-    """float32, unit length."""
+    """Contrastive embedding, float32, unit length."""
     tokens_ND: np.ndarray
-    """float16."""
+    """Input of the caption decoder, float16."""

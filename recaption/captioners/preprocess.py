@@ -1,10 +1,10 @@
-"""From a clip of any size and length to the square frames a captioner looks at.
+"""Frame preprocessing: from a clip of any size and length to the normalised square frames of a captioner.
 
-    framing = Framing(frame_px=64, fit="pad")
-    framing.tensor(clip_THWC, num_frames=8)        float32 (8, 3, 64, 64), normalised
+    preprocessor = FramePreprocessor(frame_px=64, fit="pad")
+    preprocessor.to_tensor(clip_THWC, num_frames=8, repeat=True)        float32 (8, 3, 64, 64)
 
-`crop` is CLIP's own framing (shorter side to size, middle kept); `pad` keeps the whole picture: longer side to size,
-grey above and below or left and right.
+`crop` resizes the shorter side and crops the centre, as CLIP does; `pad` resizes the longer side and pads with the mean
+colour (letterbox); `squash` ignores the aspect ratio.
 """
 
 from __future__ import annotations
@@ -19,33 +19,36 @@ from torch import Tensor
 from recaption.errors import UsageError
 
 FITS = ("crop", "pad", "squash")
-"""Named as open_clip's resize modes shortest, longest and squash."""
+"""Resize modes: open_clip's `shortest`, `longest` and `squash`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Framing:
+class FramePreprocessor:
+    """Resizes and normalises frames."""
+
     frame_px: int
+    """Side of the square output."""
     fit: str = "crop"
-    """One of `FITS`."""
+    """Resize mode, one of `FITS`."""
     interpolation: str = "bicubic"
     """`bicubic` or `bilinear`, both with antialiasing (Pillow)."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Of RGB in 0..1; also the colour of the padding."""
+    """Of RGB in 0..1; also the padding colour."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
             raise UsageError(f"{self.fit = } is not one of {', '.join(FITS)}")
 
-    def tensor(self, clip_THWC: np.ndarray, *, num_frames: int, repeat: bool) -> Tensor:
-        """Normalised frames (T, 3, frame_px, frame_px) of a clip; see `choose_frames` for `repeat`."""
-        chosen = choose_frames(len(clip_THWC), num_frames, repeat=repeat)
-        return self.normalise(torch.from_numpy(self.pixels(clip_THWC, chosen)))
+    def to_tensor(self, clip_THWC: np.ndarray, *, num_frames: int, repeat: bool) -> Tensor:
+        """Uniformly sampled frames, normalised, (T, 3, frame_px, frame_px); `repeat` as in `uniform_frame_indices`."""
+        indices = uniform_frame_indices(len(clip_THWC), num_frames, repeat=repeat)
+        return self.normalise(torch.from_numpy(self.resize_frames(clip_THWC, indices)))
 
-    def pixels(self, clip_THWC: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """The chosen frames, framed, still uint8: (T, frame_px, frame_px, 3)."""
-        framed = {index: self._frame(clip_THWC[index]) for index in np.unique(chosen).tolist()}
-        return np.stack([framed[index] for index in chosen.tolist()])
+    def resize_frames(self, clip_THWC: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """The frames at `indices`, resized, still uint8: (T, frame_px, frame_px, 3)."""
+        resized = {index: self._resize(clip_THWC[index]) for index in np.unique(indices).tolist()}
+        return np.stack([resized[index] for index in indices.tolist()])
 
     def normalise(self, pixels_THWC: Tensor) -> Tensor:
         """uint8 (..., H, W, 3) to normalised float32 (..., 3, H, W)."""
@@ -53,34 +56,34 @@ class Framing:
         std = torch.tensor(self.std, device=pixels_THWC.device)
         return ((pixels_THWC.float() / 255 - mean) / std).movedim(-1, -3).contiguous()
 
-    def _frame(self, frame_HWC: np.ndarray) -> np.ndarray:
+    def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
         height, width = frame_HWC.shape[:2]
         size = self.frame_px
         resample = Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
-        picture = Image.fromarray(np.ascontiguousarray(frame_HWC))
+        image = Image.fromarray(np.ascontiguousarray(frame_HWC))
         if self.fit == "squash":
-            return np.asarray(picture.resize((size, size), resample))
+            return np.asarray(image.resize((size, size), resample))
         if self.fit == "pad":
             scale = size / max(height, width)
             fitted = max(1, round(width * scale)), max(1, round(height * scale))
             canvas = Image.new("RGB", (size, size), tuple(round(255 * level) for level in self.mean))
-            canvas.paste(picture.resize(fitted, resample), ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
+            canvas.paste(image.resize(fitted, resample), ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
             return np.asarray(canvas)
         # integer rules of torchvision's Resize and CenterCrop, so that one frame equals open_clip's own input
         short, long = min(height, width), max(height, width)
         fitted = (size, int(size * long / short)) if width <= height else (int(size * long / short), size)
         left, top = round((fitted[0] - size) / 2), round((fitted[1] - size) / 2)
-        return np.asarray(picture.resize(fitted, resample).crop((left, top, left + size, top + size)))
+        return np.asarray(image.resize(fitted, resample).crop((left, top, left + size, top + size)))
 
 
-def choose_frames(num_present: int, num_wanted: int, *, repeat: bool) -> np.ndarray:
-    """Indices of frames spread evenly over the clip: the middle of each of as many equal spans.
+def uniform_frame_indices(num_available: int, num_frames: int, *, repeat: bool) -> np.ndarray:
+    """Indices of uniformly spaced frames: the middle of each of `num_frames` equal spans of the clip.
 
     Args:
-        repeat: a clip shorter than wanted shows frames twice (a captioner with a temporal embedding needs its full
-            count); otherwise it gives fewer frames.
+        repeat: whether a clip with fewer frames repeats some (a captioner with a temporal embedding needs exactly
+            `num_frames`); otherwise all of its frames are taken once.
     """
-    if num_present < 1:
+    if num_available < 1:
         raise UsageError("a clip without frames cannot be captioned")
-    count = num_wanted if repeat else min(num_wanted, num_present)
-    return ((np.arange(count) + 0.5) * num_present / count).astype(np.int64)
+    count = num_frames if repeat else min(num_frames, num_available)
+    return ((np.arange(count) + 0.5) * num_available / count).astype(np.int64)

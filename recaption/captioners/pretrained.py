@@ -1,9 +1,9 @@
-"""Weights of the transformers package: opened whole or not at all, and named by their hash.
+"""Loads Hugging Face transformers models strictly, and hashes their weights.
 
-    model = open_model(AutoModelForImageTextToText, "org/model", what="captioner vlm:org/model", give="give vlm:FOLDER")
+    model = open_model(AutoModelForImageTextToText, "org/model", spec="vlm:org/model")
     weights_hash(model)          # "3f9a0c1d22be"
 
-transformers itself fills what a checkpoint lacks with random numbers and a warning; here that is an error.
+transformers initialises missing weights at random with a warning; here missing weights are an error.
 """
 
 from __future__ import annotations
@@ -27,43 +27,46 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def open_config(place: str, *, spec: str, takes: str, fits: Any) -> Any:
-    """The config of a hub id or folder, of a model that `fits` says yes to.
+def open_config(model_id_or_path: str, *, spec: str, supported: str, is_supported: Any) -> Any:
+    """The config of a supported model from a hub id or local folder.
 
     Args:
-        spec: the captioner in the user's words.
-        takes: which models would do, for the error.
+        spec: SPEC of the captioner, for error messages.
+        supported: description of the supported models, for error messages.
+        is_supported: config -> bool.
 
     Raises:
-        UsageError: another architecture.
-        WeightsUnreachableError: nothing there, within seconds.
+        UsageError: unsupported architecture.
+        WeightsUnreachableError: no config found; raised within seconds.
     """
     from transformers import AutoConfig
 
-    is_local = hub.is_on_disk(place, what=f"captioner {spec}", give=_give(spec))
+    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", give=_hint(spec))
     try:
-        config = AutoConfig.from_pretrained(place, local_files_only=is_local)
+        config = AutoConfig.from_pretrained(model_id_or_path, local_files_only=is_local)
     except (OSError, ValueError, KeyError) as error:
-        raise hub.unreachable(f"captioner {spec}", error, _give(spec)) from error
-    if not fits(config):
-        raise UsageError(f"captioner {spec}: a {config.model_type!r} model; {spec.partition(':')[0]}: takes {takes}")
+        raise hub.unreachable(f"captioner {spec}", error, _hint(spec)) from error
+    if not is_supported(config):
+        raise UsageError(
+            f"captioner {spec}: a {config.model_type!r} model; {spec.partition(':')[0]}: supports {supported}"
+        )
     return config
 
 
-def open_model(model_class: Any, place: str, *, spec: str) -> Any:
-    """A model in the precision it is stored in, in eval mode, without gradients.
+def open_model(model_class: Any, model_id_or_path: str, *, spec: str) -> Any:
+    """A model in its stored precision, in eval mode, without gradients.
 
     Raises:
-        CheckpointMismatchError: the weights are not those of its own config.
-        WeightsUnreachableError: no weights.
+        CheckpointMismatchError: the weights do not match their config.
+        WeightsUnreachableError: no weights found.
     """
-    is_local = hub.is_on_disk(place, what=f"captioner {spec}", give=_give(spec))
+    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", give=_hint(spec))
     try:
         model, found = model_class.from_pretrained(
-            place, local_files_only=is_local, dtype="auto", output_loading_info=True
+            model_id_or_path, local_files_only=is_local, dtype="auto", output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise hub.unreachable(f"captioner {spec}", error, _give(spec)) from error
+        raise hub.unreachable(f"captioner {spec}", error, _hint(spec)) from error
     except RuntimeError as error:
         raise CheckpointMismatchError(
             f"captioner {spec}: the weights do not fit their config: {hub.first_line(error)}"
@@ -75,29 +78,27 @@ def open_model(model_class: Any, place: str, *, spec: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def open_processor(processor_class: Any, place: str, *, spec: str) -> Any:
-    """What turns pictures and words into the model's inputs; raises as `open_model`."""
-    is_local = hub.is_on_disk(place, what=f"captioner {spec}", give=_give(spec))
+def open_processor(processor_class: Any, model_id_or_path: str, *, spec: str) -> Any:
+    """The model's tokenizer and image processor; raises as `open_model`."""
+    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", give=_hint(spec))
     try:
-        return processor_class.from_pretrained(place, local_files_only=is_local)
+        return processor_class.from_pretrained(model_id_or_path, local_files_only=is_local)
     except ImportError as error:
-        raise UsageError(
-            f"captioner {spec}: {hub.first_line(error)} (pip install 'recaption[vlm]' has what they want)"
-        ) from error
+        raise UsageError(f"captioner {spec}: {hub.first_line(error)} (pip install 'recaption[vlm]')") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"captioner {spec}: its tokenizer and image processor do not open: {hub.first_line(error)}"
+            f"captioner {spec}: cannot load its tokenizer and image processor: {hub.first_line(error)}"
         ) from error
 
 
-def check_vocabulary(tokenizer: Any, num_embeddings: int, *, spec: str) -> None:
-    """Raises CheckpointMismatchError where the tokenizer has words that the model has never seen."""
+def check_tokenizer_size(tokenizer: Any, num_embeddings: int, *, spec: str) -> None:
+    """Raises CheckpointMismatchError if the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > num_embeddings:
         raise CheckpointMismatchError(
-            f"captioner {spec}: its tokenizer has {len(tokenizer)} tokens, its model {num_embeddings}: "
-            "they do not belong together"
+            f"captioner {spec}: its tokenizer has {len(tokenizer)} tokens, its model {num_embeddings} "
+            "embeddings: they do not belong together"
         )
 
 
-def _give(spec: str) -> str:
+def _hint(spec: str) -> str:
     return f"give a folder with config.json, the processor's files and the weights as {spec.partition(':')[0]}:FOLDER"

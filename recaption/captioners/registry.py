@@ -1,6 +1,4 @@
-"""Captioners: clips in, captions out. One interface, several models.
-
-from recaption.captioners import load_captioner
+"""Registry of captioners: `load_captioner` opens one from its SPEC.
 
 captioner = load_captioner("tiny")
 captions = captioner.caption([clip_THWC])          # uint8 (T, H, W, 3), any size
@@ -26,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """One kind of captioner that `load_captioner` opens."""
+    """One kind of captioner."""
 
-    form: str
-    """How its SPEC is written."""
-    place: str
-    """`folder`: a hub id or a folder follows; `own`: a folder of our format; `address`; or empty: checked elsewhere."""
-    opener: str
-    """`module:function` in this package, called with what follows the colon and with the settings it takes."""
-    takes: frozenset[str] = frozenset()
-    """Of `prompt`, `num_frames` and `endpoint`."""
+    spec_format: str
+    """Syntax of its SPEC."""
+    location: str
+    """What the SPEC refers to: `hub_or_folder` (a hub id or local folder), `folder` (a folder in this project's own format),
+    `url`, or empty (checked by the factory)."""
+    factory: str
+    """`module:function` in this package, called with the SPEC after its colon and with `options`."""
+    options: frozenset[str] = frozenset()
+    """Settings that the factory accepts, of `prompt`, `num_frames` and `endpoint`."""
 
 
 BACKENDS = {
@@ -45,54 +44,57 @@ BACKENDS = {
         "",
         "videococa.checkpoint:open_open_clip",
     ),
-    "git": Backend("git:ID_OR_PATH", "folder", "backends.git:open_git", frozenset({"prompt"})),
-    "vlm": Backend("vlm:ID_OR_PATH", "folder", "backends.vlm:open_vlm", frozenset({"prompt", "num_frames"})),
-    "frozenbilm": Backend("frozenbilm:ID_OR_PATH", "folder", "backends.frozenbilm:open_frozenbilm"),
-    "mplug2": Backend("mplug2:PATH", "own", "backends.mplug2:open_mplug2", frozenset({"prompt"})),
+    "git": Backend("git:ID_OR_PATH", "hub_or_folder", "backends.git:open_git", frozenset({"prompt"})),
+    "vlm": Backend("vlm:ID_OR_PATH", "hub_or_folder", "backends.vlm:open_vlm", frozenset({"prompt", "num_frames"})),
+    "frozenbilm": Backend("frozenbilm:ID_OR_PATH", "hub_or_folder", "backends.frozenbilm:open_frozenbilm"),
+    "mplug2": Backend("mplug2:PATH", "folder", "backends.mplug2:open_mplug2", frozenset({"prompt"})),
     "http": Backend(
-        "http://HOST/v1#MODEL", "address", "backends.http:open_http", frozenset({"prompt", "num_frames", "endpoint"})
+        "http://HOST/v1#MODEL", "url", "backends.http:open_http", frozenset({"prompt", "num_frames", "endpoint"})
     ),
     "https": Backend(
-        "https://HOST/v1#MODEL", "address", "backends.http:open_http", frozenset({"prompt", "num_frames", "endpoint"})
+        "https://HOST/v1#MODEL", "url", "backends.http:open_http", frozenset({"prompt", "num_frames", "endpoint"})
     ),
-    "path": Backend("path of a checkpoint", "own", "videococa.checkpoint:open_videococa"),
+    "path": Backend("path of a checkpoint", "folder", "videococa.checkpoint:open_videococa"),
 }
 
 
-SPECS = " | ".join(backend.form for backend in BACKENDS.values())
-"""What `load_captioner` accepts, for messages."""
+SPEC_FORMATS = " | ".join(backend.spec_format for backend in BACKENDS.values())
+"""SPEC syntaxes that `load_captioner` accepts, for error messages."""
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def check_spec(spec: str) -> None:
-    """Find in a moment, without opening anything, what no worker could open: to be asked before workers are started.
+    """Check a SPEC without loading anything: fails fast, before workers start.
 
     Raises:
-        UsageError: no such kind of captioner, not of its form, or a path where nothing is.
+        UsageError: unknown kind of captioner, malformed SPEC, or a path that does not exist.
+        WeightsUnreachableError: a weights file that does not exist.
     """
     kind, rest = _split(spec)
     backend = BACKENDS[kind]
-    if backend.place == "address":
+    if backend.location == "url":
         from recaption.chat_endpoint import split_spec
 
         split_spec(rest)
     elif kind == "open_clip":
         model, slash, pretrained = rest.partition("@")[0].partition("/")
         if not (model and slash and pretrained):
-            raise UsageError(f"captioner {spec!r} names no weights; write open_clip:MODEL/TAG (available: {SPECS})")
+            raise UsageError(
+                f"captioner {spec!r} names no weights; write open_clip:MODEL/TAG (available: {SPEC_FORMATS})"
+            )
         if os.path.isabs(pretrained) and not os.path.isfile(pretrained):
             raise WeightsUnreachableError(f"captioner {spec!r}: there is no file {pretrained}")
-    elif backend.place == "own" and not os.path.isdir(rest):
-        raise UsageError(f"captioner {spec!r}: there is no folder {rest!r}; write {backend.form}")
-    elif backend.place == "folder" and not os.path.isdir(rest) and not HUB_ID.fullmatch(rest):
-        raise UsageError(f"captioner {spec!r}: there is no folder {rest!r}, and it is no hub id; write {backend.form}")
+    elif backend.location == "folder" and not os.path.isdir(rest):
+        raise UsageError(f"captioner {spec!r}: there is no folder {rest!r}; write {backend.spec_format}")
+    elif backend.location == "hub_or_folder" and not os.path.isdir(rest) and not HUB_ID.fullmatch(rest):
+        raise UsageError(f"captioner {spec!r}: no folder {rest!r}, and it is not a hub id; write {backend.spec_format}")
 
 
-def runs_elsewhere(spec: str) -> bool:
-    """Whether the captioner's model is not in the process that opens it, so that it needs no GPU here."""
-    return BACKENDS[_split(spec)[0]].place == "address"
+def is_remote(spec: str) -> bool:
+    """Whether the captioner's model runs behind an HTTP endpoint, so that it needs no GPU here."""
+    return BACKENDS[_split(spec)[0]].location == "url"
 
 
 def load_captioner(
@@ -105,41 +107,40 @@ def load_captioner(
     num_frames: int = 0,
     endpoint: EndpointSettings | None = None,
 ) -> Captioner:
-    """Open a captioner.
+    """Load a captioner from its SPEC.
 
     Args:
-        spec: one of `SPECS`. With two slashes the part after the first is an absolute path.
-        dtype: of the weights; where None float32, of a `vlm:` on a GPU bfloat16.
-        scorer: SPEC of a second captioner that gives clip scores and embeddings, for one that has none.
-        prompt: what a captioner that is asked in words is asked; its own question where empty.
-        num_frames: how many frames such a captioner is shown; its own number where 0.
-        endpoint: how an HTTP endpoint is asked.
+        spec: one of `SPEC_FORMATS`. With two slashes the part after the first is an absolute path.
+        dtype: of the weights; None = float32, but bfloat16 for a `vlm:` on a GPU.
+        scorer: SPEC of a second captioner that computes clip scores and embeddings, for one without contrastive head.
+        prompt: instruction of an instruction-following captioner; empty = its default.
+        num_frames: frames per clip for such a captioner; 0 = its default.
+        endpoint: settings of the HTTP endpoint.
 
     Raises:
-        UsageError: no such captioner, or a setting that it has no use for.
-        WeightsUnreachableError: its weights are neither here nor downloadable; the message names the file.
+        UsageError: no such captioner, or an option that it does not support.
+        WeightsUnreachableError: its weights are neither local nor downloadable; the message names the file.
     """
     check_spec(spec)
     kind, rest = _split(spec)
     backend = BACKENDS[kind]
-    given = {"prompt": prompt, "num_frames": num_frames}
-    for name, value in given.items():
-        if value and name not in backend.takes:
+    options = {"prompt": prompt, "num_frames": num_frames, "endpoint": endpoint}
+    for name in ("prompt", "num_frames"):
+        if options[name] and name not in backend.options:
             raise UsageError(f"captioner {spec!r} takes no {name.replace('_', '-')}")
-    settings = {**given, "endpoint": endpoint}
-    module, _, function = backend.opener.partition(":")
-    opener = getattr(import_module(f"recaption.captioners.{module}"), function)
-    taken = {name: settings[name] for name in sorted(backend.takes)}
-    captioner: Captioner = opener(rest, device=device, dtype=dtype, **taken)
+    module, _, function = backend.factory.partition(":")
+    factory = getattr(import_module(f"recaption.captioners.{module}"), function)
+    supported = {name: options[name] for name in sorted(backend.options)}
+    captioner: Captioner = factory(rest, device=device, dtype=dtype, **supported)
     if not scorer:
         return captioner
-    from recaption.captioners.external_scorer import ScoredCaptioner
+    from recaption.captioners.external_scorer import CaptionerWithScorer
 
-    return ScoredCaptioner(captioner, load_captioner(scorer, device=device, dtype=dtype))
+    return CaptionerWithScorer(captioner, load_captioner(scorer, device=device, dtype=dtype))
 
 
 def _split(spec: str) -> tuple[str, str]:
-    """(kind, what its opener is given). A SPEC without known kind is the path of a checkpoint, where there is one."""
+    """(kind, rest of the SPEC). A SPEC without a known kind is the path of a checkpoint, if that folder exists."""
     kind, colon, rest = spec.partition(":")
     if spec == "tiny":
         return "tiny", ""
@@ -149,22 +150,22 @@ def _split(spec: str) -> tuple[str, str]:
         return kind, rest
     if os.path.isdir(spec):
         return "path", spec
-    raise UsageError(f"there is no captioner {spec!r}; available: {SPECS}")
+    raise UsageError(f"there is no captioner {spec!r}; available: {SPEC_FORMATS}")
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 
-def open_captioner(spec: str, *, device: str, precision: str = "auto", **settings: Any) -> Captioner:
-    """`load_captioner` in a precision; `settings` are its other ones.
+def load_captioner_with_precision(spec: str, *, device: str, precision: str = "auto", **settings: Any) -> Captioner:
+    """`load_captioner` with a named precision; `settings` are its other arguments.
 
     Raises:
-        UsageError: no such precision, or int8 where there is none: on a GPU, or for a captioner of another kind.
+        UsageError: unknown precision, or int8 on a GPU or for a captioner without int8 decoding.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"{precision = } is not one of {', '.join(PRECISIONS)}")
     if precision == "int8" and device != "cpu":
-        raise UsageError("int8 decoding is for CPUs; on a GPU take bf16")
+        raise UsageError("int8 decoding is for CPUs; on a GPU use bf16")
     captioner = load_captioner(spec, device=device, dtype=_dtype(device, precision), **settings)
     if precision == "int8":
         if not hasattr(captioner, "quantise"):

@@ -1,1 +1,1 @@
-"""Caption texts: cleaning, sets, windows, mixture, repeated texts, metrics."""
+"""Caption texts: normalization and faults, caption sets, windows, caption mixture, repeated captions, metrics."""

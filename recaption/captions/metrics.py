@@ -1,12 +1,12 @@
-"""How good captions are against references: CIDEr-D, BLEU, ROUGE-L, retrieval. No Java, no torch.
+"""Caption metrics against references: CIDEr-D, BLEU, ROUGE-L, retrieval recall. Needs neither Java nor torch.
 
     caption_scores(["a dog runs"], [["a dog is running", "the dog runs fast"]])
     {"cider_d": ..., "bleu_1": ..., ..., "bleu_4": ..., "rouge_l": ...}
-    recall_at(cosine_AB, (1, 5, 10))      # row i belongs to column i
+    recall_at(cosine_BB, (1, 5, 10))      # column i is the match of row i
 
-The numbers are those of pycocoevalcap on its own scale (CIDEr-D about 1.0 where papers write 100). Candidates and
-references are raw text; `tokenise` follows the Penn Treebank as that package's Java tokeniser does: lower case,
-punctuation gone, "don't" is "do n't".
+The numbers equal those of pycocoevalcap, on its scale (CIDEr-D 1.0 where papers write 100). Candidates and references are
+raw text; `tokenize_ptb` does what that package's Java tokenizer (Penn Treebank) does: lower case, no punctuation, "don't"
+becomes "do n't".
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MAX_NGRAM = 4
 
 
 CIDER_SIGMA = 6.0
-"""Of the Gaussian penalty on the difference of lengths that makes CIDEr into CIDEr-D (arXiv 1411.5726)."""
+"""Standard deviation of the Gaussian length penalty of CIDEr-D (arXiv 1411.5726)."""
 
 
 CIDER_SCALE = 10.0
 
 
 ROUGE_BETA = 1.2
-"""Weight of recall against precision, as MS-COCO has it."""
+"""Weight of recall against precision, as in the MS-COCO evaluation."""
 
 
 _TINY, _SMALL = 1e-15, 1e-9
-"""Keep BLEU's quotients defined; part of the reference implementation's numbers."""
+"""Avoid division by zero in BLEU; the values are those of the reference implementation."""
 
 
 Ngram = tuple[str, ...]
@@ -55,7 +55,7 @@ _JOINED = {
 
 
 _TOKEN = re.compile(
-    r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)"  # what a contraction leaves
+    r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)"  # suffix of a contraction
     r"|\d+(?:[.,:/]\d+)*(?![\w-])"  # 1,000 3.5 10:30 1/2
     r"|(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|st|jr|sr|vs|prof)\.(?=\s)"  # u.s. mr.
     r"|[@]?\w+(?:[-'/&.@]\w+)*"  # t-shirt o'clock
@@ -66,7 +66,7 @@ _TOKEN = re.compile(
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
-def tokenise(text: str) -> list[str]:
+def tokenize_ptb(text: str) -> list[str]:
     """Lower-case Penn Treebank words without punctuation."""
     text = text.lower().replace("’", "'").replace("‘", "'")
     text = _CONTRACTION.sub(r" \1", text)
@@ -88,26 +88,26 @@ def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]
 
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr-D, mean over clips: agreement with the references, n-grams weighted by how rare they are among all of them.
+    """CIDEr-D, mean over clips: tf-idf weighted n-gram similarity to the references.
 
-    The weights come from these references: figures of sets of other sizes or contents cannot be compared, and of one
-    clip alone every weight is 0.
+    The idf comes from these references: scores of different data sets cannot be compared, and for a single clip every
+    weight is 0.
     """
-    texts, referred = _checked(candidates, references)
-    appearances: Counter[Ngram] = Counter()
-    counted = [[_ngrams(words) for words in several] for several in referred]
-    for several in counted:
-        appearances.update({ngram for counts in several for ngram in counts})
+    texts, reference_texts = _tokenize_checked(candidates, references)
+    document_frequency: Counter[Ngram] = Counter()
+    reference_counts = [[_ngrams(words) for words in references] for references in reference_texts]
+    for counts_of_clip in reference_counts:
+        document_frequency.update({ngram for counts in counts_of_clip for ngram in counts})
     idf: dict[Ngram, float] = defaultdict(lambda: math.log(len(texts)))
-    idf |= {ngram: math.log(len(texts) / clips) for ngram, clips in appearances.items()}
+    idf |= {ngram: math.log(len(texts) / num_clips) for ngram, num_clips in document_frequency.items()}
     total = 0.0
-    for words, several in zip(texts, counted, strict=True):
-        own = _Weighted(_ngrams(words), idf)
-        total += sum(own.similarity(_Weighted(counts, idf)) for counts in several) / len(several)
+    for words, counts_of_clip in zip(texts, reference_counts, strict=True):
+        candidate = _TfIdf(_ngrams(words), idf)
+        total += sum(candidate.similarity(_TfIdf(counts, idf)) for counts in counts_of_clip) / len(counts_of_clip)
     return CIDER_SCALE * total / len(texts)
 
 
-class _Weighted:
+class _TfIdf:
     """tf-idf vectors of one text, one per n-gram length."""
 
     def __init__(self, counts: Mapping[Ngram, int], idf: Mapping[Ngram, float]) -> None:
@@ -115,57 +115,62 @@ class _Weighted:
         for ngram, count in counts.items():
             self.weights[len(ngram) - 1][ngram] = count * idf[ngram]
         self.norms = [math.sqrt(sum(weight**2 for weight in part.values())) for part in self.weights]
-        # the reference implementation measures length in pairs of words
+        # the reference implementation counts bigrams as the length
         self.length = sum(count for ngram, count in counts.items() if len(ngram) == 2)
 
-    def similarity(self, reference: _Weighted) -> float:
-        """Mean over n of the cosine, in which repeating a word beyond the reference earns nothing."""
+    def similarity(self, reference: _TfIdf) -> float:
+        """Mean over n of the cosine with counts clipped to the reference, times the length penalty."""
         penalty = math.exp(-((self.length - reference.length) ** 2) / (2 * CIDER_SIGMA**2))
         cosines = 0.0
-        for mine, theirs, norm in zip(
+        for weights, reference_weights, norm in zip(
             self.weights,
             reference.weights,
             (a * b for a, b in zip(self.norms, reference.norms, strict=True)),
             strict=True,
         ):
-            dot = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in mine.items() if ngram in theirs)
+            dot = sum(
+                min(weight, reference_weights[ngram]) * reference_weights[ngram]
+                for ngram, weight in weights.items()
+                if ngram in reference_weights
+            )
             cosines += dot / norm if norm else dot
         return penalty * cosines / MAX_NGRAM
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, ...]:
-    """BLEU-1 to BLEU-4 of the whole set, brevity against the reference nearest in length."""
-    texts, referred = _checked(candidates, references)
-    right, said = [0] * MAX_NGRAM, [0] * MAX_NGRAM
-    length = wanted_length = 0
-    for words, several in zip(texts, referred, strict=True):
-        allowed: dict[Ngram, int] = {}
-        for counts in map(_ngrams, several):
+    """Corpus BLEU-1 to BLEU-4; the brevity penalty uses the reference closest in length."""
+    texts, reference_texts = _tokenize_checked(candidates, references)
+    num_matches, num_ngrams = [0] * MAX_NGRAM, [0] * MAX_NGRAM
+    length = reference_length = 0
+    for words, references_of_clip in zip(texts, reference_texts, strict=True):
+        max_counts: dict[Ngram, int] = {}
+        for counts in map(_ngrams, references_of_clip):
             for ngram, count in counts.items():
-                allowed[ngram] = max(count, allowed.get(ngram, 0))
+                max_counts[ngram] = max(count, max_counts.get(ngram, 0))
         for ngram, count in _ngrams(words).items():
-            right[len(ngram) - 1] += min(count, allowed.get(ngram, 0))
+            num_matches[len(ngram) - 1] += min(count, max_counts.get(ngram, 0))
         for n in range(MAX_NGRAM):
-            said[n] += max(0, len(words) - n)
+            num_ngrams[n] += max(0, len(words) - n)
         length += len(words)
-        wanted_length += min((abs(len(other) - len(words)), len(other)) for other in several)[1]
-    ratio = (length + _TINY) / (wanted_length + _SMALL)
+        reference_length += min((abs(len(other) - len(words)), len(other)) for other in references_of_clip)[1]
+    ratio = (length + _TINY) / (reference_length + _SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = [], 1.0
     for n in range(MAX_NGRAM):
-        product *= (right[n] + _TINY) / (said[n] + _SMALL)
+        product *= (num_matches[n] + _TINY) / (num_ngrams[n] + _SMALL)
         scores.append(brevity * product ** (1 / (n + 1)))
     return tuple(scores)
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L, mean over clips: longest common subsequence, best precision and best recall over the references."""
-    texts, referred = _checked(candidates, references)
-    return sum(_rouge_l(words, several) for words, several in zip(texts, referred, strict=True)) / len(texts)
+    """ROUGE-L, mean over clips: F-score of the longest common subsequence, best precision and recall over references."""
+    texts, reference_texts = _tokenize_checked(candidates, references)
+    scores = (_rouge_l(words, references) for words, references in zip(texts, reference_texts, strict=True))
+    return sum(scores) / len(texts)
 
 
 def _rouge_l(words: list[str], references: list[list[str]]) -> float:
-    common = [_longest_common(words, reference) for reference in references]
+    common = [_lcs_length(words, reference) for reference in references]
     precision = max(common) / max(1, len(words))
     recall = max(count / max(1, len(reference)) for count, reference in zip(common, references, strict=True))
     if not precision or not recall:
@@ -173,39 +178,40 @@ def _rouge_l(words: list[str], references: list[list[str]]) -> float:
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def _longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+def _lcs_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence."""
-    row = [0] * (len(other) + 1)
-    for word in one:
-        before = 0
-        for place, theirs in enumerate(other, start=1):
-            above = row[place]
-            row[place] = before + 1 if word == theirs else max(above, row[place - 1])
-            before = above
+    row = [0] * (len(b) + 1)
+    for word in a:
+        diagonal = 0
+        for column, other in enumerate(b, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            diagonal = above
     return row[-1]
 
 
 def _ngrams(words: Sequence[str]) -> Counter[Ngram]:
-    """Counts of all runs of 1 to `MAX_NGRAM` words."""
+    """Counts of all n-grams of 1 to `MAX_NGRAM` words."""
     return Counter(
         tuple(words[start : start + n]) for n in range(1, MAX_NGRAM + 1) for start in range(len(words) - n + 1)
     )
 
 
-def _checked(
+def _tokenize_checked(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """Tokenized candidates and references; raises UsageError where they do not match or a clip has no reference."""
     if not candidates or len(candidates) != len(references):
         raise UsageError(f"{len(candidates)} captions against the references of {len(references)} clips")
-    for index, several in enumerate(references):
-        if isinstance(several, str) or not several:
-            raise UsageError(f"clip {index} needs a list of one reference or more, not {several!r}")
-    return [tokenise(text) for text in candidates], [[tokenise(text) for text in several] for several in references]
+    for index, texts in enumerate(references):
+        if isinstance(texts, str) or not texts:
+            raise UsageError(f"clip {index} needs a list of one reference or more, not {texts!r}")
+    return [tokenize_ptb(text) for text in candidates], [[tokenize_ptb(text) for text in texts] for texts in references]
 
 
-def recall_at(cosine_AB: np.ndarray, ks: Iterable[int] = (1, 5, 10)) -> dict[int, float]:
-    """Share of rows whose own column (row i, column i) is among the k largest; a tie counts against the row."""
-    if cosine_AB.ndim != 2 or cosine_AB.shape[0] != cosine_AB.shape[1] or not len(cosine_AB):
-        raise UsageError(f"recall needs a square table of cosines, not {cosine_AB.shape}")
-    ranks = (cosine_AB >= np.diagonal(cosine_AB)[:, None]).sum(axis=1)
+def recall_at(cosine_BB: np.ndarray, ks: Iterable[int] = (1, 5, 10)) -> dict[int, float]:
+    """Recall at k: fraction of rows i whose match, column i, is among the k largest; ties count as misses."""
+    if cosine_BB.ndim != 2 or cosine_BB.shape[0] != cosine_BB.shape[1] or not len(cosine_BB):
+        raise UsageError(f"recall needs a square matrix of cosines, not {cosine_BB.shape}")
+    ranks = (cosine_BB >= np.diagonal(cosine_BB)[:, None]).sum(axis=1)
     return {k: float((ranks <= k).mean()) for k in ks}

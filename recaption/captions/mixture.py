@@ -1,16 +1,16 @@
-"""Which of its texts a sample shows to training: mostly what a captioner says, now and then what people wrote.
+"""Caption mixture: samples which caption variant of a clip training sees, per sample and epoch.
 
-    ratios = parse_ratios(["descriptive=0.95", "original=0.05"])
-    choose("clip-1", epoch=3, ratios=ratios, seed=0)                 # "descriptive", or one time in twenty "original"
+    weights = parse_mixture_weights(["descriptive=0.95", "original=0.05"])
+    sample_caption_kind("clip-1", epoch=3, weights=weights, seed=0)         # "descriptive"; "original" in 5 % of epochs
 
-Captions that were all written by one model teach its habits: the first word, the length, the full stop at the end.
-DALL-E 3's recipe leaves 5 % of the original texts in for that.
+Captions written by one model share its habits: first word, length, final full stop. As in DALL-E 3, 5 % original texts
+counter that.
 
-The rule. For each sample and each epoch one number from 0 to 1 is drawn, from sha256 of (seed, clip id, epoch): the same
-on every machine, whatever the number of ranks and the order of reading. The kind whose span of the ratios, in the order in
-which they are given, holds that number is shown. Each epoch draws anew, so a sample shows its original in 5 % of its
-epochs, rather than 5 % of the samples in all of them. A sample that does not have the text drawn shows its descriptive one:
-what others show does not depend on it. Shards are not touched: texts are read from the caption set beside them.
+For each sample and epoch, one uniform number is derived from sha256 of (seed, clip id, epoch): the same on every machine,
+whatever the number of ranks and the reading order. It selects the kind by inverse transform over the weights, in the order
+in which they are listed. Each epoch samples anew: a clip shows its original text in 5 % of its epochs, instead of 5 % of
+the clips showing theirs in all epochs. A clip without the sampled kind shows its descriptive caption, which changes nothing
+for other clips. Shards are not rewritten: texts are read from the caption set of the run folder.
 """
 
 from __future__ import annotations
@@ -20,121 +20,123 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from recaption.captions.text import KINDS
+from recaption.captions.text import CAPTION_KINDS
 from recaption.captions.windows import caption_for_window
 from recaption.errors import UsageError
 from recaption.records import Caption
 
-SOURCES = (*KINDS, "original")
-"""What a ratio may be given for."""
+MIXTURE_KINDS = (*CAPTION_KINDS, "original")
+"""Kinds that a mixture may weight."""
 
 
-DEFAULT_RATIOS = ("descriptive=0.95", "original=0.05")
+DEFAULT_WEIGHTS = ("descriptive=0.95", "original=0.05")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlendSettings:
-    """Which texts training sees."""
+class CaptionMixtureSettings:
+    """Which captions training sees, and how often."""
 
-    ratios: tuple[str, ...] = DEFAULT_RATIOS
-    """KIND=SHARE of descriptive, short, original or a field (main_object, ...); shares are divided by their sum."""
-    captions: str = ""
-    """Caption set that the texts are from; "": the set that the shards were made from."""
+    weights: tuple[str, ...] = DEFAULT_WEIGHTS
+    """KIND=WEIGHT of descriptive, short, original or a field (main_object, ...); weights are normalized to sum 1."""
+    caption_set: str = ""
+    """Caption set that the texts are from; "": the set of the shards."""
     seed: int = 0
 
 
-def parse_ratios(ratios: Iterable[str]) -> dict[str, float]:
-    """Kind -> share, in the order given; they sum to 1.
+def parse_mixture_weights(entries: Iterable[str]) -> dict[str, float]:
+    """Kind -> weight, in the order listed; they sum to 1.
 
     Raises:
-        UsageError: as `parse_shares`, also where none is given.
+        UsageError: as `parse_weights`, and where no weight is above 0.
     """
-    shares = parse_shares(ratios, what="blend ratio", kinds=SOURCES)
-    if not shares:
-        raise UsageError("blend ratios: at least one share must be above 0")
-    return shares
+    weights = parse_weights(entries, what="caption mixture weight", kinds=MIXTURE_KINDS)
+    if not weights:
+        raise UsageError("caption mixture weights: at least one must be above 0")
+    return weights
 
 
-def parse_shares(entries: Iterable[str], *, what: str, kinds: Sequence[str]) -> dict[str, float]:
-    """Entries KIND=SHARE as kind -> share, in the order given, without those of 0; they sum to 1. Nothing given: {}.
+def parse_weights(entries: Iterable[str], *, what: str, kinds: Sequence[str]) -> dict[str, float]:
+    """Parse entries KIND=WEIGHT to kind -> weight, in the order listed, without zeros, normalized to sum 1.
 
     Args:
-        what: an entry is called in messages.
+        what: the name of an entry in error messages.
 
     Raises:
-        UsageError: not KIND=SHARE, an unknown kind, one given twice, or shares that are negative or all 0.
+        UsageError: not KIND=WEIGHT, an unknown or repeated kind, or weights that are negative or all 0. No entries: {}.
     """
-    shares: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for entry in entries:
         kind, equals, text = entry.partition("=")
         try:
-            share = float(text)
+            weight = float(text)
         except ValueError:
-            share = -1.0
-        if not equals or not 0 <= share < float("inf"):
-            raise UsageError(f"{what} {entry!r}: write KIND=SHARE, such as {kinds[0]}=0.5")
-        if kind not in kinds or kind in shares:
+            weight = -1.0
+        if not equals or not 0 <= weight < float("inf"):
+            raise UsageError(f"{what} {entry!r}: write KIND=WEIGHT, such as {kinds[0]}=0.5")
+        if kind not in kinds or kind in weights:
             raise UsageError(f"{what} {entry!r}: each kind once, out of {', '.join(kinds)}")
-        shares[kind] = share
-    total = sum(shares.values())
-    if shares and total <= 0:
-        raise UsageError(f"{what}s: at least one share must be above 0")
-    return {kind: share / total for kind, share in shares.items() if share > 0}
+        weights[kind] = weight
+    total = sum(weights.values())
+    if weights and total <= 0:
+        raise UsageError(f"{what}s: at least one must be above 0")
+    return {kind: weight / total for kind, weight in weights.items() if weight > 0}
 
 
-def choose(clip_id: str, *, epoch: int, ratios: Mapping[str, float], seed: int = 0) -> str:
-    """The kind that this sample shows in this epoch.
+def sample_caption_kind(clip_id: str, *, epoch: int, weights: Mapping[str, float], seed: int = 0) -> str:
+    """The caption kind that a sample shows in an epoch.
 
     Args:
-        ratios: of `parse_ratios`.
+        weights: of `parse_mixture_weights`.
     """
+    # "blend" seeds the draw: another word would change every sampled kind
     digest = hashlib.sha256(f"blend\n{seed}\n{clip_id}\n{epoch}".encode()).digest()
-    drawn = int.from_bytes(digest[:8], "big") / 2**64
-    reached = 0.0
-    for kind, share in ratios.items():
-        reached += share
-        if drawn < reached:
+    uniform = int.from_bytes(digest[:8], "big") / 2**64
+    cumulative = 0.0
+    for kind, weight in weights.items():
+        cumulative += weight
+        if uniform < cumulative:
             return kind
-    return list(ratios)[-1]
+    return list(weights)[-1]
 
 
 @dataclass(frozen=True)
-class Blend:
-    """The texts of each sample, and which of them it shows when."""
+class CaptionMixture:
+    """The caption variants of each sample, from which `text` samples one."""
 
     clip_ids: Sequence[str]
     captions: Sequence[str]
-    """What a sample shows that has no other text."""
-    others: Mapping[int, Mapping[str, str]]
-    """Sample -> kind -> text, where any of them differs from its caption."""
-    ratios: Mapping[str, float]
+    """The caption in the shard, for samples without variants."""
+    texts_by_kind: Mapping[int, Mapping[str, str]]
+    """Sample -> kind -> text; only samples with a text that differs from `captions`."""
+    weights: Mapping[str, float]
     seed: int
     windows: Mapping[int, tuple[float, Sequence[Caption]]] = field(default_factory=dict)
-    """Sample -> second at which it starts, and the captions of its clip; where these are of several windows and parts of a
-    sample are shown."""
+    """Sample -> its start in seconds and all captions of its clip; only where there are captions of several windows, and
+    samples are cropped in time."""
 
     def text(self, index: int, epoch: int, *, number: int = 0, seconds: tuple[float, float] | None = None) -> str:
-        """What a sample shows.
+        """The caption of a sample in an epoch.
 
         Args:
-            number: counts its appearances in the epoch, each with a draw of its own.
-            seconds: the part that is shown, since the start of the sample; None: all of it.
+            number: counts the appearances of the sample within the epoch; each samples its own kind.
+            seconds: start and end of a temporal crop, relative to the start of the sample; None: the whole sample.
         """
-        others = self.others.get(index)
+        texts = self.texts_by_kind.get(index)
         if seconds is not None and index in self.windows:
             start, captions = self.windows[index]
-            others = texts_of_sample(captions, {*self.ratios, "descriptive"}, start + seconds[0], start + seconds[1])
-        if not others:
+            kinds = {*self.weights, "descriptive"}
+            texts = captions_for_sample(captions, kinds, start + seconds[0], start + seconds[1])
+        if not texts:
             return self.captions[index]
-        name = f"{self.clip_ids[index]}#{number}" if number else self.clip_ids[index]
-        kind = choose(name, epoch=epoch, ratios=self.ratios, seed=self.seed)
-        return others.get(kind) or others.get("descriptive") or self.captions[index]
+        key = f"{self.clip_ids[index]}#{number}" if number else self.clip_ids[index]
+        kind = sample_caption_kind(key, epoch=epoch, weights=self.weights, seed=self.seed)
+        return texts.get(kind) or texts.get("descriptive") or self.captions[index]
 
     @property
     def fingerprint(self) -> str:
-        """Changes when what training sees does, in any epoch."""
-        digest = hashlib.sha256(json.dumps([list(self.ratios.items()), self.seed]).encode())
-        for index, texts in sorted(self.others.items()):
+        """Hash of everything that decides which text training sees, in any epoch."""
+        digest = hashlib.sha256(json.dumps([list(self.weights.items()), self.seed]).encode())
+        for index, texts in sorted(self.texts_by_kind.items()):
             digest.update(json.dumps([self.clip_ids[index], sorted(texts.items())]).encode())
         for index, (start, captions) in sorted(self.windows.items()):
             rows = [(c.kind, c.source, c.start_seconds, c.end_seconds, c.text) for c in captions]
@@ -142,17 +144,20 @@ class Blend:
         return digest.hexdigest()[:16]
 
 
-def texts_of_sample(
+def captions_for_sample(
     captions: Sequence[Caption], kinds: Iterable[str], start_seconds: float, end_seconds: float
 ) -> dict[str, str]:
-    """Kind -> the good text that a sample showing these seconds of its clip has, of all rows about the clip.
+    """Kind -> text of the caption that fits a sample of these seconds; kinds without a good caption are left out.
 
-    Of captions of windows it is the one of the sample's own frames (`caption_windows.caption_for_window`).
+    Of several windows it is the one that overlaps the sample most (`windows.caption_for_window`).
+
+    Args:
+        captions: all captions of the clip.
     """
-    found = {}
+    texts = {}
     for kind in kinds:
-        rows = [c for c in captions if (c.source if kind == "original" else c.kind) == kind]
-        chosen = caption_for_window(rows, start_seconds, end_seconds)
-        if chosen is not None:
-            found[kind] = chosen.text
-    return found
+        of_kind = [c for c in captions if (c.source if kind == "original" else c.kind) == kind]
+        best = caption_for_window(of_kind, start_seconds, end_seconds)
+        if best is not None:
+            texts[kind] = best.text
+    return texts

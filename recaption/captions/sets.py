@@ -1,4 +1,4 @@
-"""Caption sets of a run folder: their names, the default one, and which captions count."""
+"""Caption sets of a run folder: their names, the default set, and marking of repeated captions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 from recaption.records import Caption, schema_of
 from recaption.run_folder import RunFolder
 
-REJECTED = "shards/rejected.parquet"
-"""Clips that no shard takes; its metadata names the caption set of the shards."""
+REJECTED_CLIPS = "shards/rejected.parquet"
+"""Path of the table of clips in no shard; its metadata names the caption set of the shards."""
 
 
 CAPTION_STATE_SCHEMA = pa.schema(
@@ -17,14 +17,15 @@ CAPTION_STATE_SCHEMA = pa.schema(
 )
 
 
-def chosen_set(run: RunFolder) -> str | None:
-    """The caption set that the shards were made from; before there are shards the last by name; None without any."""
+def default_caption_set(run: RunFolder) -> str | None:
+    """The caption set of the shards; before there are shards the last by name; None where there is no set."""
     sets = caption_sets(run)
-    made_from = run.table_metadata(REJECTED).get("set") if run.exists(REJECTED) else None
+    made_from = run.table_metadata(REJECTED_CLIPS).get("set") if run.exists(REJECTED_CLIPS) else None
     return made_from if made_from in sets else sets[-1] if sets else None
 
 
-def set_pattern(set_name: str) -> str:
+def caption_set_pattern(set_name: str) -> str:
+    """Glob of the tables of a caption set."""
     return f"captions/{set_name}/part-*.parquet"
 
 
@@ -34,26 +35,27 @@ def caption_sets(run: RunFolder) -> list[str]:
 
 
 def main_captions(captions: pa.Table) -> pa.Table:
-    """`Caption.is_main` of a table: one row per clip at most."""
+    """Rows for which `Caption.is_main` holds: at most one per clip."""
     is_main = pc.and_(pc.equal(captions["source"], "model"), pc.equal(captions["kind"], "descriptive"))
     return captions.filter(pc.and_(is_main, pc.equal(captions["window"], 0)))
 
 
-def mark_repeated(captions: pa.Table, repeated: pa.Table, max_clips: int | None) -> pa.Table:
-    """Captions as the gate over the whole set leaves them: good ones that are said of too many clips have a fault.
+def mark_repeated_captions(captions: pa.Table, repeated: pa.Table, max_clips: int | None) -> pa.Table:
+    """Captions in which good texts shared by more than `max_clips` clips have the fault `repeated`.
 
     Args:
-        captions: with the columns of `CAPTION_STATE_SCHEMA`, and others.
+        captions: has at least the columns of `CAPTION_STATE_SCHEMA`.
         repeated: rows of `REPEATED_SCHEMA`.
+        max_clips: None: nothing is marked.
     """
     if max_clips is None or not repeated.num_rows:
         return captions
-    often = repeated.filter(pc.greater(repeated["num_clips"], max_clips))["clip_id"].combine_chunks()
-    is_bad = pc.and_(pc.is_in(captions["clip_id"], value_set=often), pc.is_null(captions["reason"]))
+    repeated_ids = repeated.filter(pc.greater(repeated["num_clips"], max_clips))["clip_id"].combine_chunks()
+    is_bad = pc.and_(pc.is_in(captions["clip_id"], value_set=repeated_ids), pc.is_null(captions["reason"]))
     is_bad = pc.and_(is_bad, pc.and_(pc.equal(captions["kind"], "descriptive"), pc.equal(captions["window"], 0)))
     is_bad = pc.and_(is_bad, pc.equal(captions["source"], "model"))
     for name, value in (("reason", "bad_caption"), ("fault", "repeated")):
-        place = captions.schema.get_field_index(name)
+        position = captions.schema.get_field_index(name)
         column = pc.if_else(is_bad, value, captions[name])
-        captions = captions.set_column(place, captions.schema.field(name), column)
+        captions = captions.set_column(position, captions.schema.field(name), column)
     return captions

@@ -1,10 +1,10 @@
-"""Windows of a long clip: consecutive spans, each with captions of its own frames.
+"""Windows of a long clip: consecutive spans of equal length, each with its own caption.
 
-windows_of(clip, 4.0)                                       # [(0, 96), (96, 192), (192, 288)] frames of a 12 s clip
-caption_for_window(captions, 3.9, 8.1).text                  # that of the second window
+split_into_windows(clip, 4.0)                        # [(0, 96), (96, 192), (192, 288)]: frames of a 12 s clip at 24 fps
+caption_for_window(captions, 3.9, 8.1).text          # the caption of the second window
 
-A sample of a training set shows a part of its clip. What is said of the whole clip may happen before or after it; the
-caption for it is looked up by the seconds that it shows.
+A training sample may show only a part of its clip, and the caption of the whole clip may describe what happens before or
+after it. So the caption is chosen by overlap in time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from itertools import pairwise
 from recaption.records import Caption, Clip
 
 SLACK_SECONDS = 1e-6
-"""Times are sums of frame durations: 12.0000001 s are three windows of 4 s."""
+"""Rounding tolerance: a clip of 12.0000001 s has three windows of 4 s. Times are sums of frame durations."""
 
 
-def windows_of(clip: Clip, window_seconds: float) -> list[tuple[int, int]]:
-    """Half-open spans of frames, in the video's own numbering: as many equal ones as it takes for none to be longer.
+def split_into_windows(clip: Clip, window_seconds: float) -> list[tuple[int, int]]:
+    """Half-open frame spans in the video's numbering: the fewest equal windows of at most `window_seconds`.
 
-    Equal ones, because a rest of half a second would get a caption as long as the others. None where the clip is no
-    longer than one window, or `window_seconds` is 0: its own caption says it all.
+    Equal, because a remainder of half a second would get a caption as long as the others. Empty where the clip is not
+    longer than one window, or `window_seconds` is 0: its own caption is enough.
     """
     if window_seconds <= 0:
         return []
@@ -34,20 +34,22 @@ def windows_of(clip: Clip, window_seconds: float) -> list[tuple[int, int]]:
 
 
 def caption_for_window(captions: Iterable[Caption], start_seconds: float, end_seconds: float) -> Caption | None:
-    """Of the good captions of one clip and one kind, the one whose window is most like the seconds asked for.
+    """The caption, of those without a reason, whose window overlaps most (IoU over time) with the requested seconds.
 
-    Likeness is the time in common over the time covered by either: a window of 4 s beats the whole clip for a part of
-    it, and the whole clip beats each window where most of it is asked for. Among equals the shorter window counts, then
-    the earlier. None where nothing good overlaps.
+    By IoU a window of 4 s wins over the whole clip for a part of that window, and the whole clip wins where most of it is
+    requested. Ties go to the shorter window, then to the earlier. None where no caption without a reason overlaps.
+
+    Args:
+        captions: of one clip and one kind.
     """
 
-    def overlap(caption: Caption) -> float:
-        common = min(caption.end_seconds, end_seconds) - max(caption.start_seconds, start_seconds)
-        either = max(caption.end_seconds, end_seconds) - min(caption.start_seconds, start_seconds)
-        return round(max(common, 0.0) / either, 9) if either > 0 else 0.0
+    def iou(caption: Caption) -> float:
+        intersection = min(caption.end_seconds, end_seconds) - max(caption.start_seconds, start_seconds)
+        union = max(caption.end_seconds, end_seconds) - min(caption.start_seconds, start_seconds)
+        return round(max(intersection, 0.0) / union, 9) if union > 0 else 0.0
 
     def rank(caption: Caption) -> tuple[float, float, float]:
-        return -overlap(caption), caption.end_seconds - caption.start_seconds, caption.start_seconds
+        return -iou(caption), caption.end_seconds - caption.start_seconds, caption.start_seconds
 
-    found = [caption for caption in captions if caption.reason is None and overlap(caption) > 0]
-    return min(found, key=rank) if found else None
+    candidates = [caption for caption in captions if caption.reason is None and iou(caption) > 0]
+    return min(candidates, key=rank) if candidates else None

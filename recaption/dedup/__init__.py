@@ -1,1 +1,1 @@
-"""Near copies and semantic duplicates."""
+"""Near-duplicate and semantic duplicate clips."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from recaption.captioners.clip_views import frames_of
+from recaption.captioners.clip_views import sample_frames
 from recaption.captions.sets import main_captions
 from recaption.errors import VideoError
 from recaption.inputs.local_files import file_id, local_copy
@@ -180,7 +180,7 @@ def check_pairs(
             detail = "the frames of this clip are not those that its caption was written about"
             where = f"{pair.part}:{pair.clip_id}"
             check.problems.append(Problem(kind="caption_of_other_clip", where=where, detail=detail))
-        elif pair.text and captioner.can_score:
+        elif pair.text and captioner.has_contrastive_head:
             batch.append((pair, frames))
         if len(batch) == BATCH:
             blocks.append(_score(batch, captioner, check))
@@ -201,7 +201,7 @@ def _frames_or_why(clip: Clip, captioner: Captioner, decode: DecodeLimits, snap_
     except VideoError:
         return "the source video is gone"
     try:
-        return frames_of(clip, captioner, decode, snap_seconds=snap_seconds)
+        return sample_frames(clip, captioner, decode, snap_seconds=snap_seconds)
     except VideoError as error:
         return (
             "the source video has other bytes now" if _is_changed(clip) else f"the clip does not decode: {error.reason}"
@@ -231,7 +231,7 @@ def _score(batch: list[tuple[Pair, np.ndarray]], captioner: Captioner, check: Pa
 
 def _judge(check: PairCheck, blocks: list[np.ndarray], frames: list[np.ndarray], captioner: Captioner) -> None:
     """The third question, over all batches together."""
-    if not captioner.can_score:
+    if not captioner.has_contrastive_head:
         check.verdict = "the captioner scores nothing"
         return
     blocks = [block for block in blocks if len(block) > 1]

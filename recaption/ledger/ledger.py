@@ -23,15 +23,15 @@ import pyarrow.compute as pc
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import (
     CAPTION_STATE_SCHEMA,
-    REJECTED,
-    chosen_set,
+    REJECTED_CLIPS,
+    caption_set_pattern,
+    default_caption_set,
     main_captions,
-    mark_repeated,
-    set_pattern,
+    mark_repeated_captions,
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
-from recaption.quality.filters import FilterThresholds, judge
+from recaption.quality.filters import FilterThresholds, evaluate_filters
 from recaption.records import Clip, ClipScores, Sample, Video, conform, from_table, schema_of
 from recaption.run_folder import RunFolder
 
@@ -150,9 +150,9 @@ def account(run: RunFolder, thresholds: FilterThresholds, set_name: str | None =
     """
     videos = run.read_tables("videos/part-*.parquet", schema_of(Video))
     clips = read_clips(run)
-    captions = _read_captions(run, set_name or chosen_set(run), thresholds)
+    captions = _read_captions(run, set_name or default_caption_set(run), thresholds)
     shards = run.read_tables("shards/*/*.parquet", SHARD_STATE_SCHEMA)
-    rejected = run.read_table(REJECTED) if run.exists(REJECTED) else REJECTED_SCHEMA.empty_table()
+    rejected = run.read_table(REJECTED_CLIPS) if run.exists(REJECTED_CLIPS) else REJECTED_SCHEMA.empty_table()
     states = clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
     return Ledger(video_rows=videos, clip_rows=states, num_waiting_inputs=_num_waiting_inputs(run, videos))
 
@@ -175,8 +175,8 @@ def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
 def _read_captions(run: RunFolder, set_name: str | None, thresholds: FilterThresholds) -> pa.Table:
     if set_name is None:
         return CAPTION_STATE_SCHEMA.empty_table()
-    captions = run.read_tables(set_pattern(set_name), CAPTION_STATE_SCHEMA)
-    return mark_repeated(captions, read_repeated(run, set_name), thresholds.max_clips_per_caption)
+    captions = run.read_tables(caption_set_pattern(set_name), CAPTION_STATE_SCHEMA)
+    return mark_repeated_captions(captions, read_repeated(run, set_name), thresholds.max_clips_per_caption)
 
 
 def _num_waiting_inputs(run: RunFolder, videos: pa.Table) -> int:
@@ -205,7 +205,7 @@ def clip_states(
         shards: columns of `SHARD_STATE_SCHEMA`.
     """
     ids = clips["clip_id"].combine_chunks()
-    judged = judge(clips, thresholds, pairs)
+    judged = evaluate_filters(clips, thresholds, pairs)
     verdict = np.array(judged.reasons, object)
     is_written = pc.equal(shards["status"], "ok")
     shard = _lookup(ids, shards.filter(is_written), "shard")

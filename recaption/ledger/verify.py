@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 from recaption.captions.repeated import REPEATED_SCHEMA, repeated_name
 from recaption.captions.sets import (
     CAPTION_STATE_SCHEMA,
-    REJECTED,
+    REJECTED_CLIPS,
+    caption_set_pattern,
     caption_sets,
-    chosen_set,
+    default_caption_set,
     main_captions,
-    mark_repeated,
-    set_pattern,
+    mark_repeated_captions,
 )
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA
@@ -103,10 +103,10 @@ def verify(
     found.problems += text_problems(run)
     _check_rows(run, found)
     if found.has("clips", "duplicates", "shards", "rejected", "index"):
-        set_name = set_name or chosen_set(run)
+        set_name = set_name or default_caption_set(run)
         if set_name is None or found.has(f"captions/{set_name}", f"repeated/{set_name}"):
             found.problems += _state_problems(run, thresholds, set_name, found)
-    if found.has("clips", "rejected") and run.exists(REJECTED):
+    if found.has("clips", "rejected") and run.exists(REJECTED_CLIPS):
         found.problems += _lost_captions(run, found)
     return found.problems
 
@@ -117,7 +117,7 @@ def _read(run: RunFolder, found: _Found) -> None:
         "videos": ("videos/part-*.parquet", schema_of(Video), VIDEO_COLUMNS),
         "clips": ("clips/part-*.parquet", CLIPS_SCHEMA, None),
         "shards": ("shards/*/*.parquet", SHARD_SCHEMA, SHARD_STATE_SCHEMA.names),
-        "rejected": (REJECTED, REJECTED_SCHEMA, None),
+        "rejected": (REJECTED_CLIPS, REJECTED_SCHEMA, None),
         "index": (INDEX, schema_of(Sample), None),
         "inputs": ("inputs.parquet", INPUTS_SCHEMA, None),
         "previews": ("previews/part-*.parquet", schema_of(ClipPreview), ()),
@@ -127,7 +127,7 @@ def _read(run: RunFolder, found: _Found) -> None:
         "latents index": ("latents/*/index.parquet", schema_of(Sample), ()),
     }
     for name in caption_sets(run):
-        stages[f"captions/{name}"] = (set_pattern(name), CAPTION_STATE_SCHEMA, None)
+        stages[f"captions/{name}"] = (caption_set_pattern(name), CAPTION_STATE_SCHEMA, None)
         embeddings = f"embeddings/{name}/part-*.parquet"
         stages[f"embeddings/{name}"] = (embeddings, schema_of(ClipEmbedding), ("clip_id",))
         stages[f"repeated/{name}"] = (repeated_name(name), REPEATED_SCHEMA, None)
@@ -175,8 +175,8 @@ def _check_rows(run: RunFolder, found: _Found) -> None:
 
 def _lost_captions(run: RunFolder, found: _Found) -> Iterator[Problem]:
     """Once there are shards, every part of clips has its part of captions, if only an empty one."""
-    set_name = chosen_set(run)
-    present = run.list(set_pattern(set_name)) if set_name else ()
+    set_name = default_caption_set(run)
+    present = run.list(caption_set_pattern(set_name)) if set_name else ()
     for name in found.tables["clips"] if present else ():
         beside = name.replace("clips/", f"captions/{set_name}/", 1)
         if beside not in present:
@@ -295,7 +295,7 @@ def _state_problems(
     texts = concat(texts_by_part.values(), CAPTION_STATE_SCHEMA)
     pairs = concat(found.tables["duplicates"].values(), PAIRS_SCHEMA)
     repeated = concat(found.tables.get(f"repeated/{set_name}", {}).values(), REPEATED_SCHEMA)
-    judged = mark_repeated(texts, repeated, thresholds.max_clips_per_caption)
+    judged = mark_repeated_captions(texts, repeated, thresholds.max_clips_per_caption)
     states = clip_states(clips, thresholds, pairs, judged, shards, rejected)
     # The same bytes twice: the first row speaks for both.
     originals = states.filter(pc.invert(pc.equal(pc.fill_null(states["duplicate_of"], ""), states["clip_id"])))
@@ -360,7 +360,7 @@ def _parts_of(clips: dict[str, pa.Table], wanted: pa.Array) -> dict[str, str]:
 def _changed_captions(run: RunFolder, set_name: str, index: pa.Table) -> Iterator[Problem]:
     """Samples whose text is no longer the one that the caption set has: one part of captions in memory at a time."""
     ids = _ids(index)
-    for name in run.list(set_pattern(set_name)):
+    for name in run.list(caption_set_pattern(set_name)):
         rows = main_captions(conform(run.read_table(name), TEXT_SCHEMA))
         rows = rows.filter(pc.is_null(rows["reason"]))
         place = pc.index_in(_ids(rows), value_set=ids)

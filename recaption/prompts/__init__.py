@@ -1,1 +1,1 @@
-"""User prompts rewritten in the style of the training captions."""
+"""Prompt expansion: rewrites user prompts in the style of the training captions."""

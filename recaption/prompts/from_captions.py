@@ -1,8 +1,9 @@
-"""Prompts expanded without a language model: what the prompt leaves open is taken from the captions nearest to it.
+"""The `embedded` expander: fills a prompt from similar captions of the training set, without a language model.
 
-Two ways. Captions of rendered scenes name one value per field: the prompt's fields are read, the others come from the
-nearest caption, and a caption is written from all of them. Of any other captions whole sentences are borrowed: the prompt
-comes first, in its own words, then sentences of its nearest captions that speak of nothing that the prompt does not have.
+Two methods. Captions of rendered scenes name one value per attribute: those that the prompt names are kept, the others
+are taken from the nearest caption, and a new caption is written from all of them. For all other captions, sentences are
+borrowed: the prompt comes first, unchanged, then sentences of the nearest caption that mention no object the prompt does
+not have.
 """
 
 from __future__ import annotations
@@ -13,103 +14,104 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recaption.captions.text import words_in
-from recaption.prompts.style import STOP_WORDS, Example, Style, content_words, contradiction, why_unusable
-from recaption.scenes.captions import VOCABULARY, Look, long_caption, word_in
+from recaption.captions.text import tokenize_words
+from recaption.prompts.style import STOP_WORDS, Example, Style, content_words, find_contradiction, rejection_reason
+from recaption.scenes.captions import ATTRIBUTE_VALUES, SceneAttributes, attribute_in, long_caption
 
 NUM_NEAREST = 8
-"""Captions that sentences are looked for in."""
+"""Nearest captions that sentences may be borrowed from."""
 
 
-SCENE_KEYS = 7
-"""A caption that names as many keys of the scenes' vocabulary is one of a scene."""
+MIN_SCENE_ATTRIBUTES = 7
+"""A caption that names at least this many attributes of `ATTRIBUTE_VALUES` is that of a rendered scene."""
 
 
-SCENE_SHARE = 0.8
+MIN_SCENE_FRACTION = 0.8
+"""Captions of rendered scenes among the examples, from which on the template is used."""
 
 
-NEUTRAL = {"size": "", "text": ""}
+OPTIONAL_ATTRIBUTES = {"size": "", "text": ""}
 
 
-MEDIUM = frozenset(["video", "clip", "footage"])
-"""Every caption is about one; not every caption says so."""
+MEDIUM_WORDS = frozenset(["video", "clip", "footage"])
+"""Ignored when prompt and caption are compared: true of every caption."""
 
 
-PERSONS = frozenset(["he", "she", "his", "her", "him", "hers", "himself", "herself", "they", "them", "their"])
-"""Sentences about somebody whom the prompt may not have."""
+PERSONAL_PRONOUNS = frozenset(["he", "she", "his", "her", "him", "hers", "himself", "herself", "they", "them", "their"])
+"""Sentences with these refer to a person whom the prompt may not have."""
 
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
-_ENDS = ".!?"
+_END_MARKS = ".!?"
 
 
-class Embedded:
-    """Implements `prompts.Expander`."""
+class RetrievalExpander:
+    """Implements `expand.Expander` by retrieval of similar captions."""
 
     name = "embedded"
 
     def rewrite(self, prompts: Sequence[str], examples: Sequence[Example], style: Style) -> list[str]:
-        is_scenes = _are_scenes(style)
+        is_scenes = _are_scene_captions(style)
         texts = []
         for prompt in prompts:
-            text = _filled(prompt, style) if is_scenes else ""
-            texts.append(text or _borrowed(prompt, style))
+            text = _fill_template(prompt, style) if is_scenes else ""
+            texts.append(text or _borrow_sentences(prompt, style))
         return texts
 
 
-def _are_scenes(style: Style) -> bool:
-    some = style.captions[:200]
-    named = [sum(bool(word_in(caption, key)) for key in VOCABULARY) for caption in some]
-    return sum(count >= SCENE_KEYS for count in named) >= SCENE_SHARE * len(some)
+def _are_scene_captions(style: Style) -> bool:
+    captions = style.captions[:200]
+    num_named = [sum(bool(attribute_in(caption, key)) for key in ATTRIBUTE_VALUES) for caption in captions]
+    return sum(count >= MIN_SCENE_ATTRIBUTES for count in num_named) >= MIN_SCENE_FRACTION * len(captions)
 
 
-def _filled(prompt: str, style: Style) -> str:
-    """A scene's caption with every field that the prompt names; "" where the prompt asks for more than scenes have."""
-    asked = {key: word_in(prompt, key) for key in VOCABULARY}
-    if not any(asked.values()):
+def _fill_template(prompt: str, style: Style) -> str:
+    """A scene caption with every attribute of the prompt; "" where the prompt has words that scenes cannot express."""
+    requested = {key: attribute_in(prompt, key) for key in ATTRIBUTE_VALUES}
+    if not any(requested.values()):
         return ""
-    look = _nearest_look(asked, style) | {key: value for key, value in asked.items() if value}
-    if not asked["size"] and (look["action"] in ("grows", "shrinks") or look["camera"].startswith("zooms")):
+    look = _nearest_attributes(requested, style) | {key: value for key, value in requested.items() if value}
+    if not requested["size"] and (look["action"] in ("grows", "shrinks") or look["camera"].startswith("zooms")):
         look["size"] = ""
-    if any(not value for key, value in look.items() if key not in NEUTRAL):
+    if any(not value for key, value in look.items() if key not in OPTIONAL_ATTRIBUTES):
         return ""
     seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
-    text = long_caption(Look(**look), np.random.default_rng(seed))
-    kept = all(word_in(text, key) == value for key, value in asked.items() if value)
-    known = content_words(prompt) - MEDIUM <= set(words_in(text))
-    return text if kept and known and not why_unusable(prompt, text, style) else ""
+    text = long_caption(SceneAttributes(**look), np.random.default_rng(seed))
+    keeps_requested = all(attribute_in(text, key) == value for key, value in requested.items() if value)
+    keeps_words = content_words(prompt) - MEDIUM_WORDS <= set(tokenize_words(text))
+    return text if keeps_requested and keeps_words and not rejection_reason(prompt, text, style) else ""
 
 
-def _nearest_look(asked: dict[str, str], style: Style) -> dict[str, str]:
-    """The values of the caption that names the most of what is asked for, the first of the alphabet among equals."""
+def _nearest_attributes(requested: dict[str, str], style: Style) -> dict[str, str]:
+    """Attributes of the caption with the most requested values; ties go to the alphabetically first."""
     best: tuple[int, str, dict[str, str]] | None = None
     for caption in style.captions:
-        look = {key: word_in(caption, key) for key in VOCABULARY}
-        rank = -sum(bool(value) and look[key] == value for key, value in asked.items()), caption
-        missing = sum(not value for key, value in look.items() if key not in NEUTRAL)
+        look = {key: attribute_in(caption, key) for key in ATTRIBUTE_VALUES}
+        rank = -sum(bool(value) and look[key] == value for key, value in requested.items()), caption
+        missing = sum(not value for key, value in look.items() if key not in OPTIONAL_ATTRIBUTES)
         if not missing and (best is None or rank < best[:2]):
             best = (*rank, look)
-    return dict(best[2]) if best else dict.fromkeys(VOCABULARY, "")
+    return dict(best[2]) if best else dict.fromkeys(ATTRIBUTE_VALUES, "")
 
 
-def _borrowed(prompt: str, style: Style) -> str:
-    """The prompt as a sentence, then what fits of the nearest caption, to the length that captions have.
+def _borrow_sentences(prompt: str, style: Style) -> str:
+    """The prompt as a sentence, then fitting sentences of one similar caption, up to the median caption length.
 
-    Of one caption only: two would speak of two places.
+    Of one caption only: two would describe two places.
     """
     sentences = [_as_sentence(prompt, style)]
-    length = len(words_in(prompt))
-    usual = float(np.median(style.lengths))
-    for row in style.nearest(prompt, NUM_NEAREST):
-        first, *others = _SENTENCES.split(style.captions[row])
-        strange = content_words(first) - content_words(prompt)
-        for sentence in others:
-            words = words_in(sentence)
-            if length + len(words) > usual or sentence in sentences:
+    length = len(tokenize_words(prompt))
+    median_length = float(np.median(style.lengths))
+    for index in style.nearest(prompt, NUM_NEAREST):
+        first, *rest = _SENTENCES.split(style.captions[index])
+        foreign_words = content_words(first) - content_words(prompt)
+        for sentence in rest:
+            words = tokenize_words(sentence)
+            if length + len(words) > median_length or sentence in sentences:
                 continue
-            if strange & set(words) or PERSONS & set(words) or contradiction(prompt, sentence):
+            if foreign_words & set(words) or PERSONAL_PRONOUNS & set(words) or find_contradiction(prompt, sentence):
                 continue
             sentences.append(sentence)
             length += len(words)
@@ -119,15 +121,17 @@ def _borrowed(prompt: str, style: Style) -> str:
 
 
 def _as_sentence(prompt: str, style: Style) -> str:
-    """The prompt's own words, with the article, capital and full stop that the captions have."""
+    """The prompt with the article, capital letter and full stop that most captions have."""
     text = prompt.strip()
-    first = words_in(text)[0]
-    opens = sum(words_in(caption)[:1] in (["a"], ["an"]) for caption in style.captions)
-    is_plain = first not in STOP_WORDS and not first.endswith("s") and not text[0].isupper() and not text[0].isdigit()
-    if is_plain and opens * 2 > len(style.captions):
+    first = tokenize_words(text)[0]
+    num_articles = sum(tokenize_words(caption)[:1] in (["a"], ["an"]) for caption in style.captions)
+    needs_article = (
+        first not in STOP_WORDS and not first.endswith("s") and not text[0].isupper() and not text[0].isdigit()
+    )
+    if needs_article and num_articles * 2 > len(style.captions):
         text = f"{'an' if first[0] in 'aeiou' else 'a'} {text}"
     if style.starts_upper:
         text = text[0].upper() + text[1:]
-    if style.ends_with_stop and text[-1] not in _ENDS:
+    if style.ends_with_stop and text[-1] not in _END_MARKS:
         text += "."
     return text

@@ -1,13 +1,11 @@
-"""User prompts in the style of the training captions: a model that learned from paragraphs does not follow four words.
+"""The style of the training captions, and the checks that an expanded prompt keeps the meaning of the original.
 
-    examples = read_examples(RunFolder("RUN"))                  # captions of the set that the shards were made from
-    (one,) = expand(["a red circle over the sea"], examples, "embedded")
-    one.text         "A flat clip shows a small plain red circle that moves left. ... over the sea. No text is shown."
+    style = Style(tuple(example.caption for example in read_examples(RunFolder("RUN"))))
+    rejection_reason("a red ball", "A blue ball rolls.", style)              # "it says blue where the prompt says red"
 
-An expander may add what the prompt leaves open, never change what it says. `embedded` needs no download: it takes words
-and structure from the captions nearest to the prompt. `transformers:ID` and `http://HOST/v1#MODEL` ask a language model,
-with captions of the set as examples; its answer is held against the prompt, and where it is empty, a loop, too long, or has
-lost or turned what was asked for, the embedded one takes its place, and the note says so.
+A model trained on paragraphs does not follow prompts of four words, so prompts are expanded (prompts/expand.py). An expander
+may add details, never change what the prompt says: its text is rejected where it is empty, a loop, too long, drops words of
+the prompt or contradicts it.
 """
 
 from __future__ import annotations
@@ -18,35 +16,35 @@ from functools import cached_property
 
 import numpy as np
 
-from recaption.captions.text import fault_in, words_in
+from recaption.captions.text import find_fault, tokenize_words
 
 MAX_LENGTH_RATIO = 1.5
-"""Against the longest caption: a longer answer is no caption of this set."""
+"""Most words of an expanded prompt, relative to the longest caption."""
 
 
-MIN_KEPT_SHARE = 0.6
-"""Of the prompt's content words, those that an answer must still have: it may say "strolls" for "walks", not forget half."""
+MIN_KEPT_WORD_FRACTION = 0.6
+"""Fraction of the prompt's content words that must be kept: "strolls" may replace "walks", half may not be dropped."""
 
 
-def _sets(*words: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(one.split()) for one in words)
+def _word_sets(*words: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(group.split()) for group in words)
 
 
-(STOP_WORDS,) = _sets(
+(STOP_WORDS,) = _word_sets(
     "a an the and or of in on at to from with by for as is are was were be been it its this that these those there here "
     "his her their he she they some any all into onto over under near next while which who whose then so very"
 )
 
 
-EXCLUSIVE = (
-    _sets(
+ANTONYM_GROUPS = (
+    _word_sets(
         *("red crimson scarlet", "orange", "yellow golden", "green", "blue azure navy", "purple violet", "pink"),
         *("white", "black", "brown", "gray grey"),
     ),
-    _sets("day daytime daylight noon sunny sunlit", "night nighttime midnight dark moonlit"),
-    _sets("day daytime noon", "dusk dawn sunset sunrise", "night nighttime midnight"),
-    _sets("indoor indoors inside", "outdoor outdoors outside"),
-    _sets(
+    _word_sets("day daytime daylight noon sunny sunlit", "night nighttime midnight dark moonlit"),
+    _word_sets("day daytime noon", "dusk dawn sunset sunrise", "night nighttime midnight"),
+    _word_sets("indoor indoors inside", "outdoor outdoors outside"),
+    _word_sets(
         "sunny sunshine",
         "rainy rain raining",
         "snowy snow snowing",
@@ -55,22 +53,24 @@ EXCLUSIVE = (
         "clear",
         "stormy storm",
     ),
-    _sets("flat", "outline", "pixelated", "noisy", "sepia", "black-and-white monochrome", "photo", "cartoon animated"),
-    _sets("left leftward leftwards", "right rightward rightwards"),
-    _sets("up upward upwards", "down downward downwards"),
-    _sets("still static fixed stationary motionless", "pans panning zooms zooming moves moving"),
-    _sets("one single lone", "two pair", "three", "many several"),
-    _sets("man", "men"),
-    _sets("woman", "women"),
-    _sets("small tiny little", "large big huge"),
-    _sets("slowly", "quickly fast"),
+    _word_sets(
+        "flat", "outline", "pixelated", "noisy", "sepia", "black-and-white monochrome", "photo", "cartoon animated"
+    ),
+    _word_sets("left leftward leftwards", "right rightward rightwards"),
+    _word_sets("up upward upwards", "down downward downwards"),
+    _word_sets("still static fixed stationary motionless", "pans panning zooms zooming moves moving"),
+    _word_sets("one single lone", "two pair", "three", "many several"),
+    _word_sets("man", "men"),
+    _word_sets("woman", "women"),
+    _word_sets("small tiny little", "large big huge"),
+    _word_sets("slowly", "quickly fast"),
 )
-"""Words of one row speak of one thing: a text that has one where the prompt has another turns what was asked for."""
+"""Groups of mutually exclusive sets of synonyms: text with a word of one set contradicts a prompt with one of another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One caption of the set, and what a user might have typed for it."""
+    """A caption of the set, and a short prompt that a user might have typed for it."""
 
     prompt: str
     caption: str
@@ -78,14 +78,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Style:
-    """What captions of a set are like."""
+    """Statistics of the captions of a set: lengths, punctuation, inverse document frequency."""
 
     captions: tuple[str, ...]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Words of each caption, sorted."""
-        return np.sort([len(words_in(caption)) for caption in self.captions])
+        """Number of words of each caption, sorted."""
+        return np.sort([len(tokenize_words(caption)) for caption in self.captions])
 
     @cached_property
     def ends_with_stop(self) -> bool:
@@ -96,64 +96,64 @@ class Style:
         return sum(caption[:1].isupper() for caption in self.captions) * 2 > len(self.captions)
 
     @cached_property
-    def rarity(self) -> dict[str, float]:
-        """Word -> the log of how few captions have it."""
+    def idf(self) -> dict[str, float]:
+        """Word -> log(1 + captions / captions with the word)."""
         counts: dict[str, int] = {}
         for caption in self.captions:
-            for word in set(words_in(caption)):
+            for word in set(tokenize_words(caption)):
                 counts[word] = counts.get(word, 0) + 1
         return {word: math.log(1 + len(self.captions) / count) for word, count in counts.items()}
 
     def nearest(self, prompt: str, count: int) -> list[int]:
-        """Rows of the captions that share the most with a prompt, rare words counting more; none that share nothing."""
-        wanted = content_words(prompt)
+        """Indices of the captions with the highest idf-weighted word overlap with a prompt; none without overlap."""
+        prompt_words = content_words(prompt)
         scores = []
-        for row, caption in enumerate(self.captions):
-            common = sum(self.rarity[word] for word in wanted & content_words(caption))
-            if common > 0:
-                scores.append((-common, len(caption), caption, row))
-        return [row for *_, row in sorted(scores)[:count]]
+        for index, caption in enumerate(self.captions):
+            overlap = sum(self.idf[word] for word in prompt_words & content_words(caption))
+            if overlap > 0:
+                scores.append((-overlap, len(caption), caption, index))
+        return [index for *_, index in sorted(scores)[:count]]
 
 
-def why_unusable(prompt: str, text: str, style: Style) -> str:
-    """Why `text` is no expansion of `prompt`; "" where it is one."""
-    words = words_in(text)
-    fault = fault_in(text)
+def rejection_reason(prompt: str, text: str, style: Style) -> str:
+    """Why `text` is not a valid expansion of `prompt`; "" where it is."""
+    words = tokenize_words(text)
+    fault = find_fault(text)
     if fault:
         return fault
-    if len(words) > MAX_LENGTH_RATIO * max(style.lengths[-1], len(words_in(prompt))):
+    if len(words) > MAX_LENGTH_RATIO * max(style.lengths[-1], len(tokenize_words(prompt))):
         return f"too long ({len(words)} words, captions have at most {style.lengths[-1]})"
-    asked = content_words(prompt)
+    prompt_words = content_words(prompt)
     stems = {_stem(word) for word in words}
-    lost = sorted(word for word in asked if _stem(word) not in stems)
-    if asked and 1 - len(lost) / len(asked) < MIN_KEPT_SHARE:
+    lost = sorted(word for word in prompt_words if _stem(word) not in stems)
+    if prompt_words and 1 - len(lost) / len(prompt_words) < MIN_KEPT_WORD_FRACTION:
         return f"it lost {', '.join(lost)}"
-    if turned := contradiction(prompt, text):
-        return f"it says {turned[1]} where the prompt says {turned[0]}"
+    if contradiction := find_contradiction(prompt, text):
+        return f"it says {contradiction[1]} where the prompt says {contradiction[0]}"
     return ""
 
 
-def contradiction(prompt: str, text: str) -> tuple[str, str] | None:
-    """(word of the prompt, word of the text that excludes it), by `EXCLUSIVE`; None where there is none.
+def find_contradiction(prompt: str, text: str) -> tuple[str, str] | None:
+    """A word of the prompt and a word of the text that contradicts it, by `ANTONYM_GROUPS`; None where there is none.
 
-    A text that also has the prompt's own word does not turn it: "a red ball on green grass" has two colours.
+    A text that also contains the prompt's word does not contradict it: "a red ball on green grass" has two colours.
     """
-    asked, said = set(words_in(prompt)), set(words_in(text))
-    for row in EXCLUSIVE:
-        for one in row:
-            if not asked & one or said & one:
+    prompt_words, text_words = set(tokenize_words(prompt)), set(tokenize_words(text))
+    for group in ANTONYM_GROUPS:
+        for words in group:
+            if not prompt_words & words or text_words & words:
                 continue
-            for other in row:
-                if other is not one and said & other and not asked & other:
-                    return min(asked & one), min(said & other)
+            for antonyms in group:
+                if antonyms is not words and text_words & antonyms and not prompt_words & antonyms:
+                    return min(prompt_words & words), min(text_words & antonyms)
     return None
 
 
 def content_words(text: str) -> frozenset[str]:
-    """Words that say something."""
-    return frozenset(word for word in words_in(text) if word not in STOP_WORDS)
+    """Words that are not stop words."""
+    return frozenset(word for word in tokenize_words(text) if word not in STOP_WORDS)
 
 
 def _stem(word: str) -> str:
-    """Enough of a word to find it again with another ending."""
+    """A prefix that survives another inflection."""
     return word[: max(4, len(word) - 3)]

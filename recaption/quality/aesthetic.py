@@ -1,9 +1,9 @@
-"""Aesthetic score: a linear head over the image embedding of a CLIP, as LAION's predictors are.
+"""Aesthetic score: a linear head on CLIP image embeddings, as in LAION's aesthetic predictors.
 
     ScoreSettings(models=("aesthetic",), aesthetic_weights="sac+logos+ava1-l14-linearMSE.pth",
                   aesthetic_tower="ViT-L-14-quickgelu//models/ViT-L-14.safetensors")
 
-Both sets of weights are only on hubs: without the two files the scorer is absent.
+Both sets of weights are distributed on hubs only: without the two local files the scorer is unavailable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from recaption.errors import CheckpointMismatchError, UsageError
-from recaption.quality.model_scorers import AbsentError
+from recaption.quality.model_scorers import ScorerUnavailableError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 class AestheticScorer:
-    """Mean over frames of head(embedding of length 1)."""
+    """Mean over frames of the head applied to the L2-normalised CLIP image embedding."""
 
     columns = ("aesthetic",)
 
     def __init__(self, settings: ScoreSettings) -> None:
-        if reason := self.why_absent(settings):
-            raise AbsentError(reason)
+        if reason := self.unavailable_reason(settings):
+            raise ScorerUnavailableError(reason)
         import open_clip
 
-        architecture, weights = _tower(settings)
+        architecture, weights = _parse_tower(settings)
         if open_clip.get_model_config(architecture) is None:
             raise UsageError(
                 f"open_clip has no model {architecture!r} (aesthetic_tower = {settings.aesthetic_tower!r})"
@@ -41,19 +41,21 @@ class AestheticScorer:
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(architecture, pretrained=weights)
         except RuntimeError as error:
-            raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
+            raise CheckpointMismatchError(
+                f"{weights} does not match the architecture {architecture}: {error}"
+            ) from error
         self._model = model.eval().requires_grad_(False)
         self._preprocess = preprocess
-        self._layers = read_head(settings.aesthetic_weights, width=int(model.visual.output_dim))
+        self._layers = load_head(settings.aesthetic_weights, width=int(model.visual.output_dim))
 
     @staticmethod
-    def why_absent(settings: ScoreSettings) -> str | None:
-        files = {"aesthetic_weights": settings.aesthetic_weights, "aesthetic_tower": _tower(settings)[1]}
+    def unavailable_reason(settings: ScoreSettings) -> str | None:
+        files = {"aesthetic_weights": settings.aesthetic_weights, "aesthetic_tower": _parse_tower(settings)[1]}
         for name, path in files.items():
             if not path:
-                return f"{name} names no file"
+                return f"{name} is not set"
             if not os.path.isfile(path):
-                return f"{name}: there is no file {path}"
+                return f"{name}: file not found: {path}"
         return None
 
     def score(self, frames_THWC: np.ndarray) -> dict[str, float | None]:
@@ -68,18 +70,19 @@ class AestheticScorer:
         return {"aesthetic": float(x_TD.mean())}
 
 
-def _tower(settings: ScoreSettings) -> tuple[str, str]:
-    """`ViT-L-14//models/a.pt` -> ("ViT-L-14", "/models/a.pt")."""
+def _parse_tower(settings: ScoreSettings) -> tuple[str, str]:
+    """(architecture, path of the weights): `ViT-L-14//models/a.pt` -> ("ViT-L-14", "/models/a.pt")."""
     architecture, _, weights = settings.aesthetic_tower.partition("/")
     return architecture, weights
 
 
-def read_head(path: str, *, width: int) -> list[tuple[Tensor, Tensor]]:
-    """Layers (weight, bias) of a head from `width` values to one, in the order of the file: LAION's have one layer, or five
-    without activations between them.
+def load_head(path: str, *, width: int) -> list[tuple[Tensor, Tensor]]:
+    """Load the (weight, bias) layers of a linear head from `width` values to one, in the file's order.
+
+    LAION's heads have one layer, or five without activations between them.
 
     Raises:
-        CheckpointMismatchError: the file holds something else.
+        CheckpointMismatchError: the file does not hold such layers.
     """
     import torch
     from safetensors.torch import load_file
@@ -93,5 +96,5 @@ def read_head(path: str, *, width: int) -> list[tuple[Tensor, Tensor]]:
     widths = [width, *(len(weight) for weight, _ in layers)]
     if not layers or widths[-1] != 1 or [weight.shape[-1] for weight, _ in layers] != widths[:-1]:
         shapes = [tuple(weight.shape) for weight, _ in layers]
-        raise CheckpointMismatchError(f"{path} has layers {shapes}, not a chain from {width} values to 1")
+        raise CheckpointMismatchError(f"{path} has layers {shapes}, expected a chain from {width} values to 1")
     return layers

@@ -1,10 +1,10 @@
-"""Scores that need a model: each asked for by name, each from a package or weights that may not be there.
+"""Scores that need a model (`nsfw`, `ocr`, `aesthetic`), selected by name; their packages and weights are optional.
 
     scorers = load_scorers(ScoreSettings(models=("nsfw", "ocr")))         once per worker
     scores = scorers.add(scores, detail.pixels_THWC)                      ClipScores with nsfw and text_area_ocr set
-    scorers.absent                                                        {"ocr": "No module named 'rapidocr...': pip ..."}
+    scorers.unavailable                                                   {"ocr": "No module named 'rapidocr...': pip ..."}
 
-A scorer that is absent leaves its columns None and says why; it never stands in as 0. Nothing is downloaded.
+An unavailable scorer leaves its columns None, never 0, and gives the reason. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from recaption.quality.scores import ScoreSettings
 
 
-class AbsentError(Exception):
-    """A scorer's package or weights are not on this machine; the message says which."""
+class ScorerUnavailableError(Exception):
+    """A scorer's package or weights are missing on this machine; the message says which."""
 
 
 class Scorer(Protocol):
-    """One model. Made from `ScoreSettings`; raises `AbsentError` there where it cannot be had."""
+    """A model that scores clips. Constructed from `ScoreSettings`; raises `ScorerUnavailableError` if it is missing."""
 
     columns: tuple[str, ...]
-    """Fields of `ClipScores` that it fills."""
+    """Fields of `ClipScores` that this scorer fills."""
 
     def score(self, frames_THWC: np.ndarray) -> dict[str, float | None]:
-        """Values of `columns` for one clip, given some of its frames: uint8 RGB, short side up to 256 px, at least one."""
+        """Values of `columns` for one clip from at least one of its frames: uint8 RGB, short side up to 256 px."""
         ...
 
 
@@ -47,52 +47,53 @@ SCORERS = {
 
 
 @dataclass(frozen=True)
-class Scorers:
-    """The scorers asked for that are here, and why the others are not."""
+class ModelScorers:
+    """The requested scorers that could be loaded, and why the others are unavailable."""
 
     loaded: Sequence[Scorer] = ()
-    absent: dict[str, str] = dataclasses.field(default_factory=dict)
+    unavailable: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Name of a scorer -> reason."""
     max_frames: int = 8
 
     def add(self, scores: ClipScores, frames_THWC: np.ndarray) -> ClipScores:
-        """The same scores with those of the models; unchanged for a clip without frames of this size."""
+        """Return `scores` with the scores of the models filled in; unchanged where there are no frames."""
         if not len(frames_THWC) or not self.loaded:
             return scores
-        places = np.linspace(0, len(frames_THWC) - 1, min(self.max_frames, len(frames_THWC))).round().astype(int)
+        frame_indices = np.linspace(0, len(frames_THWC) - 1, min(self.max_frames, len(frames_THWC))).round().astype(int)
         values: dict[str, Any] = {}
         for scorer in self.loaded:
-            values |= scorer.score(frames_THWC[places])
+            values |= scorer.score(frames_THWC[frame_indices])
         return dataclasses.replace(scores, **values)
 
 
-def load_scorers(settings: ScoreSettings) -> Scorers:
-    """All of `settings.models`, loaded or with the reason why not.
+def load_scorers(settings: ScoreSettings) -> ModelScorers:
+    """Load all of `settings.models`; those that are missing are listed with the reason.
 
     Raises:
-        UsageError: there is no scorer of that name.
+        UsageError: unknown name of a scorer.
     """
     loaded: list[Scorer] = []
-    absent: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     for name in settings.models:
         try:
             loaded.append(_scorer_class(name)(settings))
-        except AbsentError as reason:
-            absent[name] = str(reason)
-    return Scorers(loaded, absent, settings.model_frames)
+        except ScorerUnavailableError as reason:
+            unavailable[name] = str(reason)
+    return ModelScorers(loaded, unavailable, settings.num_model_frames)
 
 
-def absent_scorers(settings: ScoreSettings) -> dict[str, str]:
-    """Name -> reason of those of `settings.models` that cannot be had here; loads no weights.
+def unavailable_scorers(settings: ScoreSettings) -> dict[str, str]:
+    """Name -> reason of those of `settings.models` that are unavailable on this machine; loads no weights.
 
     Raises:
-        UsageError: there is no scorer of that name.
+        UsageError: unknown name of a scorer.
     """
-    reasons = {name: _scorer_class(name).why_absent(settings) for name in settings.models}
+    reasons = {name: _scorer_class(name).unavailable_reason(settings) for name in settings.models}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def why_missing(module: str) -> str | None:
-    """None where a package can be imported, else what is missing and what brings it."""
+def missing_package_reason(module: str) -> str | None:
+    """None if a package can be imported, else what is missing and how to install it."""
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -102,6 +103,6 @@ def why_missing(module: str) -> str | None:
 
 def _scorer_class(name: str) -> Any:
     if name not in SCORERS:
-        raise UsageError(f"there is no scorer {name!r}; there are: {', '.join(SCORERS)}")
+        raise UsageError(f"unknown scorer {name!r}; available: {', '.join(SCORERS)}")
     module, _, attribute = SCORERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

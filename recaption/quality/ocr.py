@@ -1,4 +1,7 @@
-"""Drawn text: the detector of PP-OCRv4 (Apache-2.0, inside the package rapidocr-onnxruntime). Boxes only."""
+"""OCR scores: area of text boxes found by the PP-OCRv4 detector (Apache-2.0, package rapidocr-onnxruntime).
+
+Text is detected, not recognised.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,37 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from recaption.quality.model_scorers import AbsentError, why_missing
+from recaption.quality.model_scorers import ScorerUnavailableError, missing_package_reason
 
 if TYPE_CHECKING:
     from recaption.quality.scores import ScoreSettings
 
 
 SHORT_SIDE_PX = 384
-"""Frames come with 256 px and are enlarged to this: of lines of 4 % of the height drawn on 15 real clips the detector then
-finds all, of those at 256 px every second one, with as few false boxes, at 2.3 times the cost (0.08 CPU-s a frame)."""
+"""Frames arrive with 256 px and are upscaled to this. Measured on 15 real clips with text lines of 4 % of the height: all
+are found, against every second one at 256 px, with as few false boxes, at 2.3 times the cost (0.08 CPU-s a frame)."""
 
 
-LEAST_ASPECT, LEAST_VERTICAL_ASPECT = 1.6, 3.0
-"""Width over height of a line of text, and height over width of one that runs downwards: what the detector takes for text
-and is none is often as tall as wide (toys, cars, flowers)."""
+MIN_ASPECT, MIN_VERTICAL_ASPECT = 1.6, 3.0
+"""Minimum width / height of a horizontal text line, and height / width of a vertical one: false positives of the detector
+(toys, cars, flowers) are often as tall as wide."""
 
 
-STAYING_SHARE = 0.8
-"""Of the frames, those in which a place must be text for the text to be one that stays."""
+MIN_STATIC_FRACTION = 0.8
+"""Fraction of the frames in which a pixel must be inside a text box to count as static text."""
 
 
-LEAST_FRAMES = 3
+MIN_FRAMES = 3
 
 
 class OcrScorer:
-    """Share of the frame inside text boxes, mean over frames; and of the places that are text in nearly all of them."""
+    """Fraction of the frame inside text boxes: the mean over frames, and of pixels inside a box in nearly all frames."""
 
     columns = ("text_area_ocr", "static_text_ocr")
 
     def __init__(self, settings: ScoreSettings) -> None:
-        if reason := self.why_absent(settings):
-            raise AbsentError(reason)
+        if reason := self.unavailable_reason(settings):
+            raise ScorerUnavailableError(reason)
         import rapidocr_onnxruntime
         import yaml
         from rapidocr_onnxruntime.ch_ppocr_det import TextDetector
@@ -50,19 +53,19 @@ class OcrScorer:
         self._detector = TextDetector(config)
 
     @staticmethod
-    def why_absent(settings: ScoreSettings) -> str | None:
-        return why_missing("rapidocr_onnxruntime")
+    def unavailable_reason(settings: ScoreSettings) -> str | None:
+        return missing_package_reason("rapidocr_onnxruntime")
 
     def score(self, frames_THWC: np.ndarray) -> dict[str, float | None]:
-        text_THW = np.stack([self._text(frame) for frame in frames_THWC])
-        staying = text_THW.mean(axis=0) >= STAYING_SHARE
+        text_THW = np.stack([self._text_mask(frame) for frame in frames_THWC])
+        static_HW = text_THW.mean(axis=0) >= MIN_STATIC_FRACTION
         return {
             "text_area_ocr": float(text_THW.mean()),
-            "static_text_ocr": float(staying.mean()) if len(text_THW) >= LEAST_FRAMES else None,
+            "static_text_ocr": float(static_HW.mean()) if len(text_THW) >= MIN_FRAMES else None,
         }
 
-    def _text(self, frame_HWC: np.ndarray) -> np.ndarray:
-        """(H, W) bool: inside a box."""
+    def _text_mask(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """(H, W) bool: pixels inside a text box."""
         boxes, _ = self._detector(np.ascontiguousarray(frame_HWC[..., ::-1]))
         inside_HW = np.zeros(frame_HWC.shape[:2], np.uint8)
         for box in boxes if boxes is not None else ():
@@ -72,6 +75,6 @@ class OcrScorer:
 
 
 def _is_line(corners_42: np.ndarray) -> bool:
-    """Whether a box (corners clockwise from the top left) is as long as a word."""
-    along, down = (float(np.linalg.norm(corners_42[a] - corners_42[0])) for a in (1, 3))
-    return along >= LEAST_ASPECT * down or down >= LEAST_VERTICAL_ASPECT * along
+    """Whether a box (corners clockwise from the top left) is elongated like a text line."""
+    width, height = (float(np.linalg.norm(corners_42[a] - corners_42[0])) for a in (1, 3))
+    return width >= MIN_ASPECT * height or height >= MIN_VERTICAL_ASPECT * width

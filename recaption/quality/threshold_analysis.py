@@ -1,10 +1,11 @@
-"""What thresholds cost, asked of the stored scores: nothing is decoded, scored or written.
+"""Threshold analysis: how many clips each filter threshold drops, from stored scores; nothing is decoded or written.
 
-    changed = parse_changes(["motion=0.02", "text_area=0.1"], thresholds)      # FilterThresholds
-    steps = waterfall(ask(changed), weights)                                    # what is left after each filter
-    columns = columns_of(clips, changed, ask)                                   # ask = partial(verdicts, clips)
-    curve_of(columns["min_motion"])                                             # share kept as one threshold moves
-    around(columns["min_motion"])                                               # the clips just inside and outside
+    changed = parse_threshold_changes(["motion=0.02", "text_area=0.1"], thresholds)
+    evaluate = partial(drop_reasons, clips)
+    steps = filter_funnel(evaluate(changed), weights)                 # clips left after each filter
+    columns = threshold_columns(clips, changed, evaluate)
+    retention_curve(columns["min_motion"])                            # fraction kept as a function of one threshold
+    clips_near_threshold(columns["min_motion"])                       # the clips just inside and just outside
 
 Everything is one pass over columns: a few vectorised steps per filter, 8 bytes per clip and score.
 """
@@ -23,71 +24,72 @@ import numpy as np
 import pyarrow as pa
 
 from recaption.errors import DROP_REASONS, UsageError
-from recaption.quality.filters import FILTERS, SLACK, Filter, FilterThresholds, outside, score_column
+from recaption.quality.filters import FILTERS, TOLERANCE, Filter, FilterThresholds, score_column, violates
 
 NUM_POINTS = 160
-"""Of a curve: more than a chart is pixels wide shows nothing more."""
+"""Points of a curve; more would not be visible in a chart of the report."""
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def _sides() -> dict[str, list[tuple[Filter, str]]]:
-    """Score -> its thresholds, each with its filter, in the order of `FILTERS`."""
-    found: dict[str, list[tuple[Filter, str]]] = {}
-    for one in FILTERS:
-        fields = [name for name in (one.lowest, one.highest) if name]
-        found.setdefault(one.score, []).extend((one, name) for name in fields)
-    return found
+def _thresholds_by_score() -> dict[str, list[tuple[Filter, str]]]:
+    """Score -> (filter, name of the threshold) pairs, in the order of `FILTERS`."""
+    by_score: dict[str, list[tuple[Filter, str]]] = {}
+    for clip_filter in FILTERS:
+        fields = [name for name in (clip_filter.min_field, clip_filter.max_field) if name]
+        by_score.setdefault(clip_filter.score, []).extend((clip_filter, name) for name in fields)
+    return by_score
 
 
-OF_CAPTIONS = "max_clips_per_caption"
+CAPTION_THRESHOLD = "max_clips_per_caption"
+"""Applies to captions, which do not exist yet when clips are filtered."""
 
 
-def parse_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterThresholds:
-    """Thresholds with some of them moved.
+def parse_threshold_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterThresholds:
+    """Parse `NAME=VALUE` texts and return `thresholds` with these changes.
 
-    Each text is `NAME=VALUE`, or several with commas between. NAME is a score (`motion`) or a threshold by its own name,
-    which a score with a lowest and a highest needs (`min_luma`, `max_luma`); VALUE is a number or `off`.
+    A text may hold several, separated by commas. NAME is a score (`motion`) or the name of a threshold, required for a
+    score that has a minimum and a maximum (`min_luma`, `max_luma`); VALUE is a number or `off`.
 
     Raises:
-        UsageError: no such score, no number, or a score with two sides; the sentence names what there is.
+        UsageError: unknown score, not a number, or a score with two thresholds; the message lists what is available.
     """
     changes: dict[str, Any] = {}
     for text in ",".join(texts).split(","):
         match = re.fullmatch(r"\s*([A-Za-z_-]+)\s*=\s*(\S+)\s*", text)
         if match is None:
-            raise UsageError(f"--what-if {text.strip()!r}: say NAME=NUMBER or NAME=off, such as motion=0.02")
-        name = _field(match[1].replace("-", "_"))
+            raise UsageError(f"--what-if {text.strip()!r}: expected NAME=NUMBER or NAME=off, such as motion=0.02")
+        name = _threshold_name(match[1].replace("-", "_"))
         if name in changes:
             raise UsageError(f"--what-if names {name} twice")
-        changes[name] = _value(name, match[2])
+        changes[name] = _parse_value(name, match[2])
     return dataclasses.replace(thresholds, **changes)
 
 
-def _field(name: str) -> str:
-    """Name of the threshold that a score, or the threshold's own name, stands for."""
-    sides = _sides()
-    if name == OF_CAPTIONS:
-        raise UsageError(f"--what-if {name}: it is asked of captions, which a clip has only once the filters kept it")
+def _threshold_name(name: str) -> str:
+    """Resolve the name of a score or of a threshold to the name of the threshold."""
+    by_score = _thresholds_by_score()
+    if name == CAPTION_THRESHOLD:
+        raise UsageError(f"--what-if {name}: applies to captions, which exist only for clips that the filters keep")
     if name in {field.name for field in dataclasses.fields(FilterThresholds)}:
         return name
-    if name not in sides:
-        asked = {field for found in sides.values() for _, field in found}
-        asked |= {OF_CAPTIONS}
-        others = [field.name for field in dataclasses.fields(FilterThresholds) if field.name not in asked]
-        raise UsageError(f"--what-if {name}: no such score; there are {', '.join([*sides, *others])}")
-    fields = [field for _, field in sides[name]]
+    if name not in by_score:
+        listed = {field for pairs in by_score.values() for _, field in pairs} | {CAPTION_THRESHOLD}
+        others = [field.name for field in dataclasses.fields(FilterThresholds) if field.name not in listed]
+        raise UsageError(f"--what-if {name}: unknown score; available: {', '.join([*by_score, *others])}")
+    fields = [field for _, field in by_score[name]]
     if len(fields) > 1:
-        raise UsageError(f"--what-if {name}: it has a lowest and a highest, so say {' or '.join(fields)}")
+        raise UsageError(f"--what-if {name}: it has a minimum and a maximum; use {' or '.join(fields)}")
     return fields[0]
 
 
-def _value(name: str, text: str) -> float | bool | None:
+def _parse_value(name: str, text: str) -> float | bool | None:
+    """A number, on/off for a switch, or None for `off`."""
     hint = typing.get_type_hints(FilterThresholds)[name]
     if hint is bool:
         if text not in ("on", "off"):
-            raise UsageError(f"--what-if {name}={text}: say on or off")
+            raise UsageError(f"--what-if {name}={text}: expected on or off")
         return text == "on"
     if text == "off" and type(None) in typing.get_args(hint):
         return None
@@ -96,189 +98,192 @@ def _value(name: str, text: str) -> float | bool | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"--what-if {name}={text}: a number, or off")
+        raise UsageError(f"--what-if {name}={text}: expected a number or off")
     return value
 
 
-def changed_fields(before: FilterThresholds, after: FilterThresholds) -> list[str]:
-    """Names of the thresholds that differ, in their own order."""
+def changed_thresholds(before: FilterThresholds, after: FilterThresholds) -> list[str]:
+    """Names of the thresholds that differ, in the order of the fields of `FilterThresholds`."""
     names = [field.name for field in dataclasses.fields(before)]
     return [name for name in names if getattr(before, name) != getattr(after, name)]
 
 
-def not_computed(clips: pa.Table) -> list[str]:
-    """Scores that filters ask for and no clip has. A threshold on one of them drops nothing."""
-    return [score for score in _sides() if clips.num_rows and np.isnan(score_column(clips, score)).all()]
+def missing_scores(clips: pa.Table) -> list[str]:
+    """Scores that have a filter but were computed for no clip; a threshold on one of them drops nothing."""
+    return [score for score in _thresholds_by_score() if clips.num_rows and np.isnan(score_column(clips, score)).all()]
 
 
-# --- waterfall --------------------------------------------------------------------------------------------------------
+# --- filter funnel ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What is left after one filter."""
+class FunnelStep:
+    """Clips left after one filter."""
 
     reason: str
-    """Of `errors.DROP_REASONS`; empty for the first step, before any filter."""
+    """One of `errors.DROP_REASONS`; empty for the first step, before any filter."""
     clips: int
+    """Number of clips left."""
     left: dict[str, float]
     """Name of a weight (`seconds`, `tokens`) -> its sum over the clips that are left."""
 
 
-def waterfall(
-    reasons: Sequence[str | None], weights: Mapping[str, np.ndarray], *, also: Sequence[str] = ()
-) -> list[Step]:
-    """Clips, and sums of their weights, left after each filter in the order in which verdicts are reached.
+def filter_funnel(
+    reasons: Sequence[str | None], weights: Mapping[str, np.ndarray], *, extra_reasons: Sequence[str] = ()
+) -> list[FunnelStep]:
+    """Clips left, and sums of their weights, after each filter in the order of `errors.DROP_REASONS`.
 
-    Filters that are off are steps too, so that two waterfalls stand side by side.
+    Filters that are off are steps too, so that two funnels can be compared step by step.
 
     Args:
-        reasons: of `filters.verdicts`.
-        weights: name -> (N,) what each clip weighs.
-        also: reasons beside those of the filters that are steps.
+        reasons: from `filters.drop_reasons`.
+        weights: name -> (N,) weight of each clip.
+        extra_reasons: reasons other than those of the filters that are steps too.
     """
-    given = np.array([reason or "" for reason in reasons], object)
-    steps_of = {one.reason for one in FILTERS} | {"duplicate", *also}
-    order = [reason for reason in DROP_REASONS if reason in steps_of]
-    is_left = np.ones(len(given), bool)
+    reason_of_clip = np.array([reason or "" for reason in reasons], object)
+    used = {clip_filter.reason for clip_filter in FILTERS} | {"duplicate", *extra_reasons}
+    order = [reason for reason in DROP_REASONS if reason in used]
+    is_left = np.ones(len(reason_of_clip), bool)
     steps = []
     for reason in ["", *order]:
         if reason:
-            is_left &= given != reason
+            is_left &= reason_of_clip != reason
         left = {name: math.fsum(values[is_left]) for name, values in weights.items()}
-        steps.append(Step(reason=reason, clips=int(is_left.sum()), left=left))
+        steps.append(FunnelStep(reason=reason, clips=int(is_left.sum()), left=left))
     return steps
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
 
-Ask = Callable[[FilterThresholds], Sequence[str | None]]
-"""`filters.verdicts` of the clips in question."""
+Evaluate = Callable[[FilterThresholds], Sequence[str | None]]
+"""`filters.drop_reasons` with the clips bound: thresholds -> drop reason of each clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """What one threshold asks, and of which clips it alone decides."""
+class ThresholdColumn:
+    """One threshold, the scores it applies to, and the clips that only it can drop."""
 
     field: str
-    """Of `FilterThresholds`."""
-    one: Filter
+    """Name of a field of `FilterThresholds`."""
+    clip_filter: Filter
     """The filter with this threshold only."""
     thresholds: FilterThresholds
     values: np.ndarray
     """(N,) scores, NaN where not computed."""
-    passes: np.ndarray
-    """(N,) bool: which clips everything else lets pass."""
+    passes_others: np.ndarray
+    """(N,) bool: clips that pass all other filters."""
 
     @property
-    def is_lowest(self) -> bool:
+    def is_minimum(self) -> bool:
         """Whether clips below the threshold are dropped; else those above it."""
-        return self.one.lowest is not None
+        return self.clip_filter.min_field is not None
 
     @property
     def threshold(self) -> float | None:
-        found: float | None = getattr(self.thresholds, self.field)
-        return found
+        """The current value; None = off."""
+        value: float | None = getattr(self.thresholds, self.field)
+        return value
 
-    def is_outside(self, at: float | None) -> np.ndarray:
-        """Which clips, (N,) bool, a threshold of `at` drops."""
-        moved: dict[str, Any] = {self.field: at}
-        return outside(self.values, self.one, dataclasses.replace(self.thresholds, **moved))
+    def is_violation(self, at: float | None) -> np.ndarray:
+        """(N,) bool: clips that a threshold of `at` drops."""
+        change: dict[str, Any] = {self.field: at}
+        return violates(self.values, self.clip_filter, dataclasses.replace(self.thresholds, **change))
 
 
-def columns_of(clips: pa.Table, thresholds: FilterThresholds, ask: Ask) -> dict[str, Column]:
-    """Threshold -> its column, in the order of `FILTERS`; those whose score no clip has are left out."""
-    scores = {score: score_column(clips, score) for score in _sides()}
-    found: list[tuple[str, Filter]] = []
-    for score, sides in _sides().items():
+def threshold_columns(clips: pa.Table, thresholds: FilterThresholds, evaluate: Evaluate) -> dict[str, ThresholdColumn]:
+    """Name of a threshold -> its column, in the order of `FILTERS`; thresholds whose score no clip has are left out."""
+    by_score = _thresholds_by_score()
+    scores = {score: score_column(clips, score) for score in by_score}
+    single: list[tuple[str, Filter]] = []
+    for score, fields in by_score.items():
         if clips.num_rows and not np.isnan(scores[score]).all():
-            for one, field in sides:
-                low, high = (field, None) if field == one.lowest else (None, field)
-                found.append((field, Filter(one.reason, score, lowest=low, highest=high)))
-    is_outside = {field: outside(scores[one.score], one, thresholds) for field, one in found}
-    num_outside = np.sum(list(is_outside.values()), axis=0, dtype=np.int32)
-    # Copies are looked for among all clips, whatever the filters say about them.
-    all_off: dict[str, Any] = dict.fromkeys(field for sides in _sides().values() for _, field in sides)
-    is_original = np.fromiter((r is None for r in ask(dataclasses.replace(thresholds, **all_off))), bool)
+            for clip_filter, field in fields:
+                low, high = (field, None) if field == clip_filter.min_field else (None, field)
+                single.append((field, Filter(clip_filter.reason, score, min_field=low, max_field=high)))
+    is_violation = {field: violates(scores[f.score], f, thresholds) for field, f in single}
+    num_violations = np.sum(list(is_violation.values()), axis=0, dtype=np.int32)
+    # Duplicates are searched among all clips, whether or not another filter drops them.
+    all_off: dict[str, Any] = dict.fromkeys(field for fields in by_score.values() for _, field in fields)
+    is_original = np.fromiter((r is None for r in evaluate(dataclasses.replace(thresholds, **all_off))), bool)
     return {
-        field: Column(
+        field: ThresholdColumn(
             field=field,
-            one=one,
+            clip_filter=clip_filter,
             thresholds=thresholds,
-            values=scores[one.score],
-            passes=is_original & (num_outside - is_outside[field] == 0),
+            values=scores[clip_filter.score],
+            passes_others=is_original & (num_violations - is_violation[field] == 0),
         )
-        for field, one in found
+        for field, clip_filter in single
     }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Share of all clips that are kept, as one threshold moves and the others stay."""
+class RetentionCurve:
+    """Fraction of all clips kept as a function of one threshold, the others fixed."""
 
     thresholds: np.ndarray
-    """(P,) ascending: where the curve was asked."""
-    share_kept: np.ndarray
-    """(P,) by all filters together."""
-    share_inside: np.ndarray
-    """(P,) by this threshold alone."""
+    """(P,) ascending values of the threshold."""
+    kept_fraction: np.ndarray
+    """(P,) fraction of the clips kept by all filters together."""
+    passing_fraction: np.ndarray
+    """(P,) fraction that passes this threshold, other filters ignored."""
 
 
-def curve_of(column: Column, *, also_at: Sequence[float] = ()) -> Curve:
+def retention_curve(column: ThresholdColumn, *, extra_thresholds: Sequence[float] = ()) -> RetentionCurve:
     """The retention curve of one threshold.
 
     Args:
-        also_at: thresholds that are asked beside those that the values suggest and the present one.
+        extra_thresholds: evaluated in addition to the current threshold and to points chosen from the values.
     """
-    present = () if column.threshold is None else (column.threshold,)
-    points = _points(column.values, [*present, *also_at])
-    slack = SLACK.get(column.one.score, 0.0)
-    asked = points - slack if column.is_lowest else points + slack
-    return Curve(
+    current = () if column.threshold is None else (column.threshold,)
+    points = _curve_points(column.values, [*current, *extra_thresholds])
+    tolerance = TOLERANCE.get(column.clip_filter.score, 0.0)
+    limits = points - tolerance if column.is_minimum else points + tolerance
+    return RetentionCurve(
         thresholds=points,
-        share_kept=_num_inside(column.values[column.passes], asked, column.is_lowest) / len(column.values),
-        share_inside=_num_inside(column.values, asked, column.is_lowest) / len(column.values),
+        kept_fraction=_num_passing(column.values[column.passes_others], limits, column.is_minimum) / len(column.values),
+        passing_fraction=_num_passing(column.values, limits, column.is_minimum) / len(column.values),
     )
 
 
-def _points(values: np.ndarray, also_at: Sequence[float]) -> np.ndarray:
-    """Where to ask: half of the points evenly over the range, half evenly over the clips."""
+def _curve_points(values: np.ndarray, extra_thresholds: Sequence[float]) -> np.ndarray:
+    """Thresholds to evaluate: half evenly over the range of the values, half at their quantiles."""
     finite = values[np.isfinite(values)]
-    shares = np.linspace(0, 1, NUM_POINTS // 2)
+    fractions = np.linspace(0, 1, NUM_POINTS // 2)
     evenly = np.linspace(finite.min(), finite.max(), NUM_POINTS // 2)
-    return np.unique(np.concatenate([np.quantile(finite, shares), evenly, np.asarray(also_at, float)]))
+    return np.unique(np.concatenate([np.quantile(finite, fractions), evenly, np.asarray(extra_thresholds, float)]))
 
 
-def _num_inside(values: np.ndarray, points: np.ndarray, is_lowest: bool) -> np.ndarray:
-    """(P,) how many values each threshold keeps; NaN is always kept."""
+def _num_passing(values: np.ndarray, points: np.ndarray, is_minimum: bool) -> np.ndarray:
+    """(P,) number of values that pass each threshold; NaN always passes."""
     ordered = np.sort(values[~np.isnan(values)])
     num_missing = len(values) - len(ordered)
-    if is_lowest:
+    if is_minimum:
         return num_missing + len(ordered) - np.searchsorted(ordered, points, "left")
     return num_missing + np.searchsorted(ordered, points, "right")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Around:
-    """The clips nearest to a threshold, nearest first: (row of the clips table, value)."""
+class ThresholdNeighbours:
+    """The clips nearest to a threshold on either side, nearest first: (row of the clips table, value)."""
 
     inside: list[tuple[int, float]]
     outside: list[tuple[int, float]]
 
 
-def around(column: Column, *, at: float | None = None, count: int = 4) -> Around:
-    """The clips that a threshold decides: on both sides of it, those that everything else lets pass.
+def clips_near_threshold(column: ThresholdColumn, *, at: float | None = None, count: int = 4) -> ThresholdNeighbours:
+    """The clips nearest to a threshold on both sides, among those that pass all other filters.
 
     Args:
-        at: where to look; default: the present threshold. Without either there is nothing to see.
+        at: value of the threshold; default: the current one. If that is off too, both lists are empty.
     """
-    place = column.threshold if at is None else at
-    if place is None:
-        return Around(inside=[], outside=[])
-    is_outside = column.is_outside(place)
+    value = column.threshold if at is None else at
+    if value is None:
+        return ThresholdNeighbours(inside=[], outside=[])
+    is_violation = column.is_violation(value)
     sides = []
-    for side in (~is_outside, is_outside):
-        rows = np.flatnonzero(side & column.passes & ~np.isnan(column.values))
-        nearest = rows[np.argsort(np.abs(column.values[rows] - place), kind="stable")][:count]
+    for side in (~is_violation, is_violation):
+        rows = np.flatnonzero(side & column.passes_others & ~np.isnan(column.values))
+        nearest = rows[np.argsort(np.abs(column.values[rows] - value), kind="stable")][:count]
         sides.append([(int(row), float(column.values[row])) for row in nearest])
-    return Around(inside=sides[0], outside=sides[1])
+    return ThresholdNeighbours(inside=sides[0], outside=sides[1])

@@ -1,4 +1,4 @@
-"""Rendered scenes whose caption fields and cuts are known: ground truth for every stage."""
+"""Synthetic videos with known captions and cuts: ground truth for every stage."""
 
 from recaption.scenes.dataset import write_scenes
 from recaption.scenes.renderer import render

@@ -1,8 +1,8 @@
-"""The words of rendered scenes: the closed vocabulary, captions written from it, and the way back.
+"""Captions of rendered scenes: the attributes and their values, caption templates, and parsing captions back to fields.
 
-look = Look(main_object="circle", colour="red", action="moves left", background="sea", ...)
-short_caption(look, rng)         "a red circle moves left over the sea"
-fields_in(long_caption(look, rng)) == look.fields
+scene = SceneAttributes(main_object="circle", colour="red", action="moves left", background="sea", ...)
+short_caption(scene, rng)         "a red circle moves left over the sea"
+fields_in(long_caption(scene, rng)) == scene.fields
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from recaption.records import CaptionFields
 
-VOCABULARY: dict[str, tuple[str, ...]] = {
+ATTRIBUTE_VALUES: dict[str, tuple[str, ...]] = {
     "main_object": ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond", "crescent"),
     "colour": ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black"),
     "action": (
@@ -40,16 +40,16 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "camera": ("fixed", "pans left", "pans right", "zooms in", "zooms out"),
     "weather": ("clear", "sunny", "rainy", "snowy", "foggy", "dusk"),
 }
-"""Every value a scene can take, as the exact words that its captions use. No value is part of another one.
+"""Attribute -> its possible values, in the exact words that captions use. No value is part of another one.
 
-The first seven keys are the fields of `CaptionFields`. `text` may also be "" (nothing is drawn), `size` is "" where it
-changes during the shot (grows, shrinks, zooms).
+The first seven attributes are the fields of `CaptionFields`. `text` may also be "" (no text), `size` is "" where it changes
+during the shot (grows, shrinks, zooms).
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """What is seen in one shot: one value of `VOCABULARY` per key."""
+class SceneAttributes:
+    """The content of one shot: one value of `ATTRIBUTE_VALUES` per attribute."""
 
     main_object: str
     colour: str
@@ -65,10 +65,11 @@ class Look:
 
     @property
     def fields(self) -> CaptionFields:
+        """The attributes that captions are evaluated on."""
         return CaptionFields(**{f.name: getattr(self, f.name) for f in dataclasses.fields(CaptionFields)})
 
 
-_OVER = {
+_LOCATION_PHRASES = {
     "sky": ("in the sky", "up in the sky"),
     "sea": ("over the sea", "above the sea"),
     "sand": ("on the sand", "over the sand"),
@@ -80,7 +81,7 @@ _OVER = {
 }
 
 
-_BACKDROP = {
+_BACKGROUND_PHRASES = {
     "sky": "a wide sky that fades downwards",
     "sea": "the sea with rows of thin waves",
     "sand": "bare sand with soft ripples",
@@ -90,10 +91,10 @@ _BACKDROP = {
     "brick wall": "a brick wall with rows of joints",
     "road": "a grey road with dashed lane lines",
 }
-"""None of these phrases may hold a word of another field: `fields_in` takes the first word it meets."""
+"""None of these phrases may contain a value of another attribute: `fields_in` takes the first match."""
 
 
-_WEATHER = {
+_WEATHER_PHRASES = {
     "clear": ("The air is clear", "The weather is clear"),
     "sunny": ("It is sunny", "The weather is sunny"),
     "rainy": ("It is rainy", "The weather is rainy, with drops falling"),
@@ -103,7 +104,7 @@ _WEATHER = {
 }
 
 
-_CAMERA = {
+_CAMERA_PHRASES = {
     "fixed": "the camera is fixed",
     "pans left": "the camera pans left",
     "pans right": "the camera pans right",
@@ -112,91 +113,91 @@ _CAMERA = {
 }
 
 
-def short_caption(look: Look, rng: np.random.Generator) -> str:
-    """What a person would type: one clause, not every field, nothing untrue."""
-    over = _pick(_OVER[look.background], rng)
-    subject = f"{look.colour} {look.main_object}"
-    endings = [over]
-    if look.surroundings != "empty":
-        endings += [f"{over} near some {look.surroundings}", f"near some {look.surroundings}"]
-    if look.text:
-        endings.append(f'{over} under the word "{look.text}"')
-    text = f"{_article(subject)} {subject} {look.action} {_pick(endings, rng)}"
-    if look.camera != "fixed":
-        text += f" as {_CAMERA[look.camera]}"
+def short_caption(scene: SceneAttributes, rng: np.random.Generator) -> str:
+    """A caption like a user's prompt: one clause that names some of the attributes."""
+    location = _pick(_LOCATION_PHRASES[scene.background], rng)
+    subject = f"{scene.colour} {scene.main_object}"
+    endings = [location]
+    if scene.surroundings != "empty":
+        endings += [f"{location} near some {scene.surroundings}", f"near some {scene.surroundings}"]
+    if scene.text:
+        endings.append(f'{location} under the word "{scene.text}"')
+    text = f"{_article(subject)} {subject} {scene.action} {_pick(endings, rng)}"
+    if scene.camera != "fixed":
+        text += f" as {_CAMERA_PHRASES[scene.camera]}"
     return text
 
 
-def long_caption(look: Look, rng: np.random.Generator) -> str:
-    """Every field, the camera and the weather in 25 to 60 words; `rng` varies the wording, never the field words."""
-    adjectives = " ".join(word for word in (look.size, look.texture, look.colour) if word)
-    subject = f"{_article(adjectives)} {adjectives} {look.main_object}"
-    over = _pick(_OVER[look.background], rng)
-    backdrop = _BACKDROP[look.background]
-    weather = _pick(_WEATHER[look.weather], rng)
-    style = f"{_article(look.style)} {look.style}"
-    camera = _CAMERA[look.camera]
+def long_caption(scene: SceneAttributes, rng: np.random.Generator) -> str:
+    """A caption of 25 to 60 words that names all attributes; `rng` varies the wording, never the attribute values."""
+    adjectives = " ".join(word for word in (scene.size, scene.texture, scene.colour) if word)
+    subject = f"{_article(adjectives)} {adjectives} {scene.main_object}"
+    location = _pick(_LOCATION_PHRASES[scene.background], rng)
+    background = _BACKGROUND_PHRASES[scene.background]
+    weather = _pick(_WEATHER_PHRASES[scene.weather], rng)
+    style = f"{_article(scene.style)} {scene.style}"
+    camera = _CAMERA_PHRASES[scene.camera]
     templates = (
-        f"In {style} video, {subject} {look.action} {over}. {_around(look, rng)} "
-        f"The background is {backdrop}. {weather}, and {camera}. {_writing(look, rng)}",
-        f"{_capitalised(subject)} {look.action} {over}, and {camera}. {_around(look, rng)} Behind it lies {backdrop}. "
-        f"{_writing(look, rng)} {weather}. The picture has {style} look.",
-        f"{_capitalised(style)} clip shows {subject} that {look.action}. {weather}. {_around(look, rng)} "
-        f"Further back there is {backdrop}. {_writing(look, rng)} All along, {camera}.",
-        f"{weather}. Against {backdrop}, {subject} {look.action} while {camera}. {_around(look, rng)} "
-        f"The drawing style is {look.style}. {_writing(look, rng)}",
+        f"In {style} video, {subject} {scene.action} {location}. {_surroundings_sentence(scene, rng)} "
+        f"The background is {background}. {weather}, and {camera}. {_text_sentence(scene, rng)}",
+        f"{_capitalised(subject)} {scene.action} {location}, and {camera}. {_surroundings_sentence(scene, rng)} "
+        f"Behind it lies {background}. {_text_sentence(scene, rng)} {weather}. The picture has {style} look.",
+        f"{_capitalised(style)} clip shows {subject} that {scene.action}. {weather}. {_surroundings_sentence(scene, rng)} "
+        f"Further back there is {background}. {_text_sentence(scene, rng)} All along, {camera}.",
+        f"{weather}. Against {background}, {subject} {scene.action} while {camera}. {_surroundings_sentence(scene, rng)} "
+        f"The drawing style is {scene.style}. {_text_sentence(scene, rng)}",
     )
     return _pick(templates, rng)
 
 
 def fields_in(text: str) -> CaptionFields:
-    """Read the caption fields back out of any text: the first whole-word match per field, upper or lower case.
+    """Parse the caption fields from any text: the first whole-word match per field, case-insensitive.
 
-    A field that the text does not name is "". Works on the captions above and on what a captioner trained on them says.
+    A field that the text does not name is "". Works on the captions above and on those of a captioner trained on them.
     """
-    return CaptionFields(**{f.name: word_in(text, f.name) for f in dataclasses.fields(CaptionFields)})
+    return CaptionFields(**{f.name: attribute_in(text, f.name) for f in dataclasses.fields(CaptionFields)})
 
 
-def is_of_scene(text: str) -> bool:
-    """Whether `text` speaks of a scene: one of the shapes does one of the actions.
+def describes_scene(text: str) -> bool:
+    """Whether `text` describes a rendered scene: it names a shape followed by one of the actions.
 
-    A sentence about real footage may say red, road and heart too; read as fields of a scene they would be untrue.
+    A caption of real footage may contain red, road or heart too; parsed as fields of a scene they would be wrong.
     """
-    return _subject().search(text) is not None
+    return _subject_pattern().search(text) is not None
 
 
 @cache
-def _subject() -> re.Pattern[str]:
-    shapes, actions = ("|".join(map(re.escape, VOCABULARY[key])) for key in ("main_object", "action"))
+def _subject_pattern() -> re.Pattern[str]:
+    shapes, actions = ("|".join(map(re.escape, ATTRIBUTE_VALUES[key])) for key in ("main_object", "action"))
     return re.compile(rf"\b(?:{shapes}) (?:that )?(?:{actions})\b", re.IGNORECASE)
 
 
-def word_in(text: str, key: str) -> str:
-    """First value of `VOCABULARY[key]` that `text` names, "" where it names none."""
-    match = _pattern(key).search(text)
-    return _canonical(key)[match.group(0).lower()] if match else ""
+def attribute_in(text: str, key: str) -> str:
+    """First value of the attribute `key` that `text` names; "" if it names none."""
+    match = _value_pattern(key).search(text)
+    return _value_of_lower_case(key)[match.group(0).lower()] if match else ""
 
 
 @cache
-def _pattern(key: str) -> re.Pattern[str]:
-    return re.compile(r"\b(?:" + "|".join(map(re.escape, VOCABULARY[key])) + r")\b", re.IGNORECASE)
+def _value_pattern(key: str) -> re.Pattern[str]:
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, ATTRIBUTE_VALUES[key])) + r")\b", re.IGNORECASE)
 
 
 @cache
-def _canonical(key: str) -> dict[str, str]:
-    return {value.lower(): value for value in VOCABULARY[key]}
+def _value_of_lower_case(key: str) -> dict[str, str]:
+    return {value.lower(): value for value in ATTRIBUTE_VALUES[key]}
 
 
-def _around(look: Look, rng: np.random.Generator) -> str:
-    if look.surroundings == "empty":
+def _surroundings_sentence(scene: SceneAttributes, rng: np.random.Generator) -> str:
+    if scene.surroundings == "empty":
         return _pick(("The surroundings are empty.", "The place around it is empty."), rng)
-    return _pick((f"Around it there are {look.surroundings}.", f"It is surrounded by {look.surroundings}."), rng)
+    return _pick((f"Around it there are {scene.surroundings}.", f"It is surrounded by {scene.surroundings}."), rng)
 
 
-def _writing(look: Look, rng: np.random.Generator) -> str:
-    if not look.text:
+def _text_sentence(scene: SceneAttributes, rng: np.random.Generator) -> str:
+    if not scene.text:
         return _pick(("No text is shown.", "There is no writing."), rng)
-    return _pick((f'The word "{look.text}" is written over the picture.', f'The text reads "{look.text}".'), rng)
+    return _pick((f'The word "{scene.text}" is written over the picture.', f'The text reads "{scene.text}".'), rng)
 
 
 def _pick(options: tuple[str, ...] | list[str], rng: np.random.Generator) -> str:

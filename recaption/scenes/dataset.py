@@ -1,4 +1,4 @@
-"""Rendered scenes written as video files, with their ground truth."""
+"""Write a dataset of rendered scenes: video files and truth.jsonl with their ground truth."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FORMATS = (
     (128, 224, Fraction(24), 96, 1, ".mp4"),
     (160, 160, Fraction(15), 60, 1, ".mp4"),
 )
-"""Sizes, rates and lengths that `write_scenes` goes round."""
+"""Sizes, frame rates and lengths that `write_scenes` cycles through."""
 
 
-def write_scenes(folder: str | Path, num: int, seed: int = 0, **only: Any) -> list[Path]:
+def write_scenes(folder: str | Path, num: int, seed: int = 0, **constraints: Any) -> list[Path]:
     """Write `num` varied scenes (mp4 and webm, several sizes, rates, lengths, with and without transitions).
 
-    `only` as for `render`. `folder/truth.jsonl` gets one line per file: its name under `file`, and `Scene.truth()`.
+    `constraints` as for `render`. `folder/truth.jsonl` gets one line per file: its name as `file`, and `Scene.truth()`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def write_scenes(folder: str | Path, num: int, seed: int = 0, **only: Any) -> li
             width_px=width_px,
             fps=fps,
             num_shots=num_shots,
-            **only,
+            **constraints,
         )
         path = folder / f"scene-{index:04d}{suffix}"
         scene.write(path)

@@ -1,7 +1,7 @@
-"""The moving parts of a rendered scene: object, its path, camera, weather, drawn text, style.
+"""Moving parts of a rendered scene: the object (signed distance functions, textures), its trajectory, the camera.
 
 Lengths are in units of the frame's short side unless a name ends in `_px`. Shapes are signed distances (negative
-inside, positive outside, in object radii), so an edge is smooth at any size and angle.
+inside, positive outside, in object radii), so that edges are antialiased at any size and angle.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recaption.scenes.captions import Look
+from recaption.scenes.captions import SceneAttributes
 from recaption.scenes.overlays import text_at_bottom
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -24,18 +24,18 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (252, 252, 252),
     "black": (18, 18, 20),
 }
-"""RGB of the object, the same in every style: sepia tones only what is behind it."""
+"""RGB of the object, the same in every style: sepia changes only the background."""
 
 
 ROUND_SHAPES = ("circle", "ring")
-"""Turning these shows nothing unless they carry a texture."""
+"""Shapes whose rotation is visible only with a texture."""
 
 
 # --- shapes: (x, y) in object radii, y downwards -> signed distance in object radii ----------------------------------
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance to the edge of `shape`, negative inside; exact enough near the edge for antialiasing."""
+    """Signed distance to the edge of `shape`, negative inside; accurate near the edge, as needed for antialiasing."""
     return _SHAPES[shape](x, y)
 
 
@@ -106,7 +106,7 @@ _SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where the object is in one frame: centre and radius in pixels, angle in radians."""
+    """Pose of the object in one frame: centre and radius in pixels, angle in radians."""
 
     x_px: float
     y_px: float
@@ -115,73 +115,74 @@ class Pose:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Where the camera is in one frame: shift of the picture in pixels, and magnification about the frame's middle."""
+class CameraPose:
+    """Pose of the camera in one frame: shift of the picture in pixels, and magnification about the centre of the frame."""
 
     shift_px: float
     zoom: float
 
 
 ZOOM = 1.7
+"""Magnification over a whole zoom."""
 
 
 PAN = 0.45
-"""A pan travels this share of the frame's width, or one short side where that is less."""
+"""Length of a pan as a fraction of the frame's width; at most one short side."""
 
 
-def camera_path(camera: str, num_frames: int, height_px: int, width_px: int) -> list[View]:
-    """One view per frame; a camera that pans left shows the world moving right."""
+def camera_trajectory(camera: str, num_frames: int, height_px: int, width_px: int) -> list[CameraPose]:
+    """One camera pose per frame; under a pan to the left the background moves right."""
     progress = np.linspace(0.0, 1.0, num_frames) if num_frames > 1 else np.zeros(1)
     travel = min(PAN * width_px, float(min(height_px, width_px)))
     if camera == "pans left":
-        return [View(float(travel * (p - 0.5)), 1.0) for p in progress]
+        return [CameraPose(float(travel * (p - 0.5)), 1.0) for p in progress]
     if camera == "pans right":
-        return [View(float(-travel * (p - 0.5)), 1.0) for p in progress]
+        return [CameraPose(float(-travel * (p - 0.5)), 1.0) for p in progress]
     if camera == "zooms in":
-        return [View(0.0, float(ZOOM**p)) for p in progress]
+        return [CameraPose(0.0, float(ZOOM**p)) for p in progress]
     if camera == "zooms out":
-        return [View(0.0, float(ZOOM ** (1 - p))) for p in progress]
-    return [View(0.0, 1.0)] * num_frames
+        return [CameraPose(0.0, float(ZOOM ** (1 - p))) for p in progress]
+    return [CameraPose(0.0, 1.0)] * num_frames
 
 
-def object_path(
-    look: Look, num_frames: int, height_px: int, width_px: int, fps: float, rng: np.random.Generator
+def object_trajectory(
+    scene: SceneAttributes, num_frames: int, height_px: int, width_px: int, fps: float, rng: np.random.Generator
 ) -> list[Pose]:
-    """One pose per frame in screen pixels, camera included. The object never leaves the frame."""
+    """One pose per frame in frame pixels, camera motion included. The object never leaves the frame."""
     unit = float(min(height_px, width_px))
-    views = camera_path(look.camera, num_frames, height_px, width_px)
+    camera_poses = camera_trajectory(scene.camera, num_frames, height_px, width_px)
     jitter = rng.uniform(-1.0, 1.0, size=4)
-    radius = unit * {"small": 0.18 + 0.015 * jitter[0], "large": 0.3 + 0.02 * jitter[0]}.get(look.size, 0.19)
+    radius = unit * {"small": 0.18 + 0.015 * jitter[0], "large": 0.3 + 0.02 * jitter[0]}.get(scene.size, 0.19)
     progress = np.linspace(0.0, 1.0, num_frames) if num_frames > 1 else np.zeros(1)
     radii = np.full(num_frames, radius)
-    if look.action in ("grows", "shrinks"):
-        ratio = progress if look.action == "grows" else 1.0 - progress
+    if scene.action in ("grows", "shrinks"):
+        ratio = progress if scene.action == "grows" else 1.0 - progress
         radii = unit * (0.15 + 0.22 * ratio)
-    widest = 1.2 if look.action == "rotates" else 1.08  # corners stick out of the radius
-    reach = float(radii.max()) * (ZOOM if look.camera.startswith("zooms") else 1.0) * widest + 1.0
-    room_x, room_y = max(width_px / 2 - reach, 0.0), max(height_px / 2 - reach, 0.0)
-    if look.camera.startswith("pans"):
-        room_x = max(room_x - abs(views[0].shift_px), 0.0)
-    if look.camera.startswith("zooms"):
+    widest = 1.2 if scene.action == "rotates" else 1.08  # corners extend beyond the radius
+    extent = float(radii.max()) * (ZOOM if scene.camera.startswith("zooms") else 1.0) * widest + 1.0
+    room_x, room_y = max(width_px / 2 - extent, 0.0), max(height_px / 2 - extent, 0.0)
+    if scene.camera.startswith("pans"):
+        room_x = max(room_x - abs(camera_poses[0].shift_px), 0.0)
+    if scene.camera.startswith("zooms"):
         room_x, room_y = 0.15 * room_x, 0.15 * room_y
-    if look.text:  # stay clear of the words where the action leaves the choice
-        jitter[2] = abs(jitter[2]) * (-1 if text_at_bottom(look) else 1)
-    x, y, angles = _action_path(look.action, progress, num_frames, fps, (room_x, room_y), jitter)
+    if scene.text:  # keep away from the text where the action permits
+        jitter[2] = abs(jitter[2]) * (-1 if text_at_bottom(scene) else 1)
+    x, y, angles = _action_offsets(scene.action, progress, num_frames, fps, (room_x, room_y), jitter)
     return [
         Pose(
-            float(width_px / 2 + (x[k] * views[k].zoom) + views[k].shift_px),
-            float(height_px / 2 + y[k] * views[k].zoom),
-            float(radii[k] * views[k].zoom),
+            float(width_px / 2 + (x[k] * camera_poses[k].zoom) + camera_poses[k].shift_px),
+            float(height_px / 2 + y[k] * camera_poses[k].zoom),
+            float(radii[k] * camera_poses[k].zoom),
             float(angles[k]),
         )
         for k in range(num_frames)
     ]
 
 
-def _action_path(
+def _action_offsets(
     action: str, progress: np.ndarray, num_frames: int, fps: float, room: tuple[float, float], jitter: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets (x, y) from the middle of the frame within `room`, and angles, for every frame."""
+    """Offsets (x, y) from the centre of the frame, at most `room`, and angles, for every frame."""
     room_x, room_y = room
     frame = np.arange(num_frames, dtype=np.float64)
     zeros = np.zeros(num_frames)
@@ -211,12 +212,12 @@ def _action_path(
 # --- the object -------------------------------------------------------------------------------------------------------
 
 
-def draw_object(frame_HWC: np.ndarray, look: Look, pose: Pose, contour: tuple[int, int, int]) -> None:
-    """Blend the object into `frame_HWC` (uint8 RGB) in place; `contour` is the line colour of the outline style."""
+def draw_object(frame_HWC: np.ndarray, scene: SceneAttributes, pose: Pose, contour: tuple[int, int, int]) -> None:
+    """Draw the object into `frame_HWC` (uint8 RGB) in place; `contour` is the line colour of the outline style."""
     height_px, width_px = frame_HWC.shape[:2]
-    reach = pose.radius_px * 1.25 + 2
-    x0, x1 = max(int(pose.x_px - reach), 0), min(int(pose.x_px + reach) + 2, width_px)
-    y0, y1 = max(int(pose.y_px - reach), 0), min(int(pose.y_px + reach) + 2, height_px)
+    extent = pose.radius_px * 1.25 + 2
+    x0, x1 = max(int(pose.x_px - extent), 0), min(int(pose.x_px + extent) + 2, width_px)
+    y0, y1 = max(int(pose.y_px - extent), 0), min(int(pose.y_px + extent) + 2, height_px)
     if x0 >= x1 or y0 >= y1:
         return
     dx = ((np.arange(x0, x1, dtype=np.float32) + 0.5 - pose.x_px) / pose.radius_px)[None, :]
@@ -226,40 +227,42 @@ def draw_object(frame_HWC: np.ndarray, look: Look, pose: Pose, contour: tuple[in
         x, y = cos * dx + sin * dy, cos * dy - sin * dx
     else:
         x, y = np.broadcast_arrays(dx, dy)
-    distance_px = signed_distance(look.main_object, x, y) * np.float32(pose.radius_px)
-    ink = np.asarray(COLOURS[look.colour], np.float32)
-    if look.texture == "plain":
-        paint: np.ndarray = ink
+    distance_px = signed_distance(scene.main_object, x, y) * np.float32(pose.radius_px)
+    base = np.asarray(COLOURS[scene.colour], np.float32)
+    if scene.texture == "plain":
+        paint: np.ndarray = base
     else:
-        marks = _coverage(_texture(look.texture, x, y) * np.float32(pose.radius_px))[..., None]
-        paint = ink + (_mark_colour(look.colour) - ink) * marks
-    if look.style == "outline":
+        marks = _coverage(_texture_distance(scene.texture, x, y) * np.float32(pose.radius_px))[..., None]
+        paint = base + (_texture_colour(scene.colour) - base) * marks
+    if scene.style == "outline":
         line_px = contour_width_px(height_px, width_px)
         edge = _coverage(distance_px + np.float32(line_px))[..., None]
         paint = np.asarray(contour, np.float32) + (paint - np.asarray(contour, np.float32)) * edge
     patch = frame_HWC[y0:y1, x0:x1]
-    cover = _coverage(distance_px)[..., None]
-    patch[...] = (patch + (paint - patch) * cover + 0.5).astype(np.uint8)
+    alpha = _coverage(distance_px)[..., None]
+    patch[...] = (patch + (paint - patch) * alpha + 0.5).astype(np.uint8)
 
 
-def object_coverage(look: Look, pose: Pose, height_px: int, width_px: int) -> np.ndarray:
-    """Where the object is, (H, W) float 0..1: ground truth for masks."""
+def object_mask(scene: SceneAttributes, pose: Pose, height_px: int, width_px: int) -> np.ndarray:
+    """Segmentation mask of the object: (H, W) float 0..1, antialiased."""
     y, x = np.mgrid[0:height_px, 0:width_px].astype(np.float32) + 0.5
     dx, dy = (x - pose.x_px) / pose.radius_px, (y - pose.y_px) / pose.radius_px
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
-    return _coverage(signed_distance(look.main_object, cos * dx + sin * dy, cos * dy - sin * dx) * pose.radius_px)
+    return _coverage(signed_distance(scene.main_object, cos * dx + sin * dy, cos * dy - sin * dx) * pose.radius_px)
 
 
 def contour_width_px(height_px: int, width_px: int) -> float:
+    """Line width of the outline style."""
     return max(1.5, 0.028 * min(height_px, width_px))
 
 
 def _coverage(distance_px: np.ndarray) -> np.ndarray:
+    """Antialiased coverage of each pixel, 0..1, from its signed distance."""
     return np.clip(0.5 - distance_px, 0.0, 1.0).astype(np.float32, copy=False)
 
 
-def _texture(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance (object radii) to the marks; they cover under half of the object."""
+def _texture_distance(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance (object radii) to the stripes or dots; they cover less than half of the object."""
     if texture == "striped":
         period = 0.58
         return np.abs(np.mod(x + 0.6 * y, period) - period / 2) - 0.34 * period / 2
@@ -268,6 +271,7 @@ def _texture(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(u, v) - 0.145
 
 
-def _mark_colour(colour: str) -> np.ndarray:
+def _texture_colour(colour: str) -> np.ndarray:
+    """RGB of stripes and dots on an object of this colour."""
     light = {"white": (150, 150, 155), "yellow": (150, 110, 10), "black": (125, 125, 130)}
     return np.asarray(light.get(colour, (250, 250, 250)), np.float32)

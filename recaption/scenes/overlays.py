@@ -1,4 +1,4 @@
-"""What lies over a rendered scene: weather, drawn text, grain, pixelation."""
+"""Overlays of rendered scenes: weather, text, film grain, pixelation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from recaption.scenes.captions import Look
+from recaption.scenes.captions import SceneAttributes
 
 FOG_GREY = 222.0
 
@@ -17,22 +17,29 @@ FOG_GREY = 222.0
 
 
 class Weather:
-    """Sun, rain, snow and fog in front of the world; dusk is a matter of the world's own colours."""
+    """Sun, rain, snow and fog over the background; dusk only changes the background's colours."""
 
     def __init__(
-        self, kind: str, height_px: int, width_px: int, *, dark_world: bool, num_units: float, rng: np.random.Generator
+        self,
+        kind: str,
+        height_px: int,
+        width_px: int,
+        *,
+        is_dark: bool,
+        num_units: float,
+        rng: np.random.Generator,
     ) -> None:
         self.kind = kind
         self.unit = float(min(height_px, width_px))
         self.size_px = (height_px, width_px)
-        self.places = rng.uniform(0.0, 1.0, size=(max(int(22 * num_units), 14), 2))
-        self.speeds = rng.uniform(0.8, 1.2, size=len(self.places))
+        self.positions = rng.uniform(0.0, 1.0, size=(max(int(22 * num_units), 14), 2))
+        self.speeds = rng.uniform(0.8, 1.2, size=len(self.positions))
         self.sun_left = bool(rng.integers(2))
-        self.rain = np.asarray((205, 225, 250) if dark_world else (45, 65, 120), np.float32)
+        self.rain = np.asarray((205, 225, 250) if is_dark else (45, 65, 120), np.float32)
         self.fog_phase = float(rng.uniform(0.0, 2 * np.pi))
 
-    def draw_behind(self, frame_HWC: np.ndarray, seconds: float) -> None:
-        """The sun and the fog: behind the object, whose colour they leave alone."""
+    def draw_behind_object(self, frame_HWC: np.ndarray, seconds: float) -> None:
+        """Draw sun or fog: behind the object, so that its colour is unchanged."""
         height_px, width_px = self.size_px
         if self.kind == "sunny":
             self._draw_sun(frame_HWC)
@@ -43,27 +50,35 @@ class Weather:
             veil = (0.6 + 0.16 * waves * np.cos(7.0 * rows - 0.3 * seconds))[..., None]
             frame_HWC[...] = (frame_HWC + (np.float32(FOG_GREY) - frame_HWC) * veil).astype(np.uint8)
 
-    def draw_before(self, frame_HWC: np.ndarray, seconds: float) -> None:
-        """Rain and snow: in front of everything, thin enough to see through."""
+    def draw_in_front(self, frame_HWC: np.ndarray, seconds: float) -> None:
+        """Draw rain or snow: in front of everything, thin enough to see through."""
         height_px, width_px = self.size_px
         if self.kind == "rainy":
             length = 0.13 * self.unit
             fall = 2.2 * seconds * self.speeds
-            x = np.mod(self.places[:, 0] - 0.25 * fall, 1.0) * width_px
-            y = np.mod(self.places[:, 1] + fall, 1.0) * (height_px + length) - length / 2
+            x = np.mod(self.positions[:, 0] - 0.25 * fall, 1.0) * width_px
+            y = np.mod(self.positions[:, 1] + fall, 1.0) * (height_px + length) - length / 2
             mask = np.zeros(self.size_px, np.uint8)
             ends = np.stack([np.stack([x, y], 1), np.stack([x - 0.25 * length, y + length], 1)], 1)
             width = max(1, round(0.012 * self.unit))
-            cv2.polylines(mask, list(_fixed(ends)), False, 190, width, cv2.LINE_AA, _SHIFT)
+            cv2.polylines(mask, list(_fixed_point(ends)), False, 190, width, cv2.LINE_AA, _SHIFT)
             _blend(frame_HWC, self.rain, mask)
         elif self.kind == "snowy":
             fall = 0.3 * seconds * self.speeds
-            x = np.mod(self.places[:, 0] + 0.02 * np.sin(3.0 * fall + self.places[:, 1] * 20), 1.0) * width_px
-            y = np.mod(self.places[:, 1] + fall, 1.0) * height_px
+            x = np.mod(self.positions[:, 0] + 0.02 * np.sin(3.0 * fall + self.positions[:, 1] * 20), 1.0) * width_px
+            y = np.mod(self.positions[:, 1] + fall, 1.0) * height_px
             radius = max(0.017 * self.unit, 0.6)
             mask = np.zeros(self.size_px, np.uint8)
-            for centre in _fixed(np.stack([x, y], 1)):
-                cv2.circle(mask, (int(centre[0]), int(centre[1])), round(radius * _ONE), 235, -1, cv2.LINE_AA, _SHIFT)
+            for centre in _fixed_point(np.stack([x, y], 1)):
+                cv2.circle(
+                    mask,
+                    (int(centre[0]), int(centre[1])),
+                    round(radius * _ONE),
+                    235,
+                    -1,
+                    cv2.LINE_AA,
+                    _SHIFT,
+                )
             _blend(frame_HWC, np.asarray((250, 252, 255), np.float32), mask)
 
     def _draw_sun(self, frame_HWC: np.ndarray) -> None:
@@ -73,41 +88,42 @@ class Weather:
         for angle in np.arange(12) * (2 * np.pi / 12):
             ray = np.asarray((np.cos(angle), np.sin(angle)))
             line = np.stack([centre + 0.12 * self.unit * ray, centre + 0.19 * self.unit * ray])
-            cv2.polylines(mask, [_fixed(line)], False, 255, max(1, round(0.02 * self.unit)), cv2.LINE_AA, _SHIFT)
-        x, y = _fixed(centre)
+            cv2.polylines(mask, [_fixed_point(line)], False, 255, max(1, round(0.02 * self.unit)), cv2.LINE_AA, _SHIFT)
+        x, y = _fixed_point(centre)
         cv2.circle(mask, (int(x), int(y)), round(0.095 * self.unit * _ONE), 255, -1, cv2.LINE_AA, _SHIFT)
         _blend(frame_HWC, np.asarray((255, 238, 120), np.float32), mask)
 
 
 _SHIFT = 4
+"""Fractional bits of the fixed-point coordinates that OpenCV takes, its parameter `shift`."""
 
 
 _ONE = 1 << _SHIFT
-"""OpenCV takes coordinates as integers with this many fractional bits."""
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    """Pixel coordinates as int32 with `_SHIFT` fractional bits."""
     return np.round((points - 0.5) * _ONE).astype(np.int32)
 
 
 def _blend(frame_HWC: np.ndarray, colour: np.ndarray, mask_HW: np.ndarray) -> None:
-    """Paint `colour` where the mask (0..255) is set; touches only those pixels."""
-    where = mask_HW > 0
-    alpha = mask_HW[where].astype(np.float32)[:, None] / 255.0
-    frame_HWC[where] = (frame_HWC[where] * (1 - alpha) + colour * alpha + 0.5).astype(np.uint8)
+    """Alpha-blend `colour` in place where the mask (0..255) is non-zero."""
+    is_set = mask_HW > 0
+    alpha = mask_HW[is_set].astype(np.float32)[:, None] / 255.0
+    frame_HWC[is_set] = (frame_HWC[is_set] * (1 - alpha) + colour * alpha + 0.5).astype(np.uint8)
 
 
 # --- text and style ---------------------------------------------------------------------------------------------------
 
 
-def text_at_bottom(look: Look) -> bool:
-    """Words stand at the top, except where clouds do."""
-    return look.surroundings == "clouds"
+def text_at_bottom(scene: SceneAttributes) -> bool:
+    """Whether text is at the bottom of the frame: only if clouds are at the top."""
+    return scene.surroundings == "clouds"
 
 
 @lru_cache(maxsize=64)
-def drawn_text(word: str, height_px: int, width_px: int, at_bottom: bool) -> tuple[np.ndarray, np.ndarray]:
-    """White capitals with a dark stroke: (H, W, 1) float opacity 0..1 and (H, W, 1) float grey level."""
+def render_text(word: str, height_px: int, width_px: int, at_bottom: bool) -> tuple[np.ndarray, np.ndarray]:
+    """White letters with a dark outline: (H, W, 1) float opacity 0..1 and (H, W, 1) float grey level."""
     unit = min(height_px, width_px)
     size = max(8.0, 0.2 * unit)
     stroke = max(1, round(size * 0.09))
@@ -125,8 +141,8 @@ def drawn_text(word: str, height_px: int, width_px: int, at_bottom: bool) -> tup
     return np.asarray(opacity, np.float32)[..., None] / 255, np.asarray(letters, np.float32)[..., None]
 
 
-def pixelated(frame_HWC: np.ndarray) -> np.ndarray:
-    """Blocks of 1/24 of the short side, at least 2 px."""
+def pixelate(frame_HWC: np.ndarray) -> np.ndarray:
+    """Pixelate with blocks of 1/24 of the short side, at least 2 px."""
     height_px, width_px = frame_HWC.shape[:2]
     block = max(2, round(min(height_px, width_px) / 24))
     small = cv2.resize(frame_HWC, (-(-width_px // block), -(-height_px // block)), interpolation=cv2.INTER_AREA)
@@ -134,7 +150,7 @@ def pixelated(frame_HWC: np.ndarray) -> np.ndarray:
 
 
 class Grain:
-    """Film noise that changes with every frame: one large field, read at another place each time."""
+    """Film grain that changes with every frame: one noise field, read at a random offset each time."""
 
     def __init__(self, height_px: int, width_px: int, rng: np.random.Generator) -> None:
         self.size_px = (height_px, width_px)

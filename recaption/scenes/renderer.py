@@ -1,11 +1,11 @@
-"""Rendered videos whose every caption field, cut and action is known: the yardstick of every stage.
+"""Renderer of synthetic videos whose captions, cuts and actions are known: ground truth for every stage.
 
     scene = render(7, num_frames=33, height_px=96, width_px=96, colour="red", action=("moves left", "moves right"))
     scene.frames_THWC, scene.short_caption, scene.long_caption, scene.fields, scene.cut_frames
     scene.write("scene.mp4")
 
-What a caption says is always decidable from the pixels: fields that would hide each other (green on grass, a plain
-circle that rotates, dusk in sepia) are never drawn together. The same seed gives the same frames.
+A caption can always be verified from the pixels: attributes that would hide each other (green on grass, a plain circle that
+rotates, dusk in sepia) are never combined. The same seed gives the same frames.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 
 from recaption.errors import UsageError
 from recaption.records import CaptionFields
-from recaption.scenes.backgrounds import contour_colour, is_dark, is_visible, paint_world
-from recaption.scenes.captions import VOCABULARY, Look, long_caption, short_caption
-from recaption.scenes.objects import ROUND_SHAPES, camera_path, draw_object, object_path
-from recaption.scenes.overlays import Grain, Weather, drawn_text, pixelated, text_at_bottom
+from recaption.scenes.backgrounds import contour_colour, is_dark, is_visible, paint_background
+from recaption.scenes.captions import ATTRIBUTE_VALUES, SceneAttributes, long_caption, short_caption
+from recaption.scenes.objects import ROUND_SHAPES, camera_trajectory, draw_object, object_trajectory
+from recaption.scenes.overlays import Grain, Weather, pixelate, render_text, text_at_bottom
 
-Only = str | Sequence[str]
-"""One value of `VOCABULARY[key]`, or those to choose from."""
+AttributeChoice = str | Sequence[str]
+"""One value of an attribute, or several to choose from."""
 
 
 SIMPLE: Mapping[str, Any] = {
@@ -46,13 +46,16 @@ TRANSITIONS = ("cut", "fade", "dissolve")
 """`fade` goes through black."""
 
 
-_TEXT_SHARE = 0.35
+_MAX_TEXT_PROBABILITY = 0.35
+"""Upper bound of the probability that a scene has text."""
 
 
-_MOVING_CAMERA_SHARE = 0.3
+_MAX_CAMERA_MOTION_PROBABILITY = 0.3
+"""Upper bound of the probability that the camera moves."""
 
 
-_EASY_STYLE_SHARE = 0.3
+_FORCED_FLAT_PROBABILITY = 0.3
+"""Probability that the style is set to `flat` whatever was sampled."""
 
 
 _MIN_SHOT_FRAMES = 4
@@ -60,36 +63,36 @@ _MIN_SHOT_FRAMES = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shot:
-    """What is true of the frames [start_frame, end_frame) of a scene."""
+    """Ground truth of the frames [start_frame, end_frame) of a scene."""
 
     start_frame: int
     end_frame: int
-    look: Look
+    attributes: SceneAttributes
     short_caption: str
     long_caption: str
 
     @property
     def fields(self) -> CaptionFields:
-        return self.look.fields
+        return self.attributes.fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transition:
-    """How one shot turns into the next."""
+    """Transition between two neighbouring shots."""
 
     kind: str
     """One of `TRANSITIONS`."""
     cut_frame: int
     """First frame of the new shot; the middle of a gradual transition."""
     start_frame: int
-    """First frame that both shots (or black) share; equals `cut_frame` for a cut."""
+    """First frame in which both shots (or black) are visible; equals `cut_frame` for a cut."""
     end_frame: int
-    """First frame that is the new shot alone; equals `cut_frame` for a cut."""
+    """First frame that shows only the new shot; equals `cut_frame` for a cut."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """Frames and their ground truth."""
+    """A rendered video and its ground truth."""
 
     frames_THWC: np.ndarray
     """uint8 RGB."""
@@ -100,7 +103,7 @@ class Scene:
 
     @property
     def cut_frames(self) -> tuple[int, ...]:
-        """First frame of each shot but the first."""
+        """First frame of every shot after the first."""
         return tuple(t.cut_frame for t in self.transitions)
 
     @property
@@ -125,10 +128,10 @@ class Scene:
         elif suffix == ".webm":
             write_video(str(path), self.frames_THWC, fps=self.fps, codec="libvpx-vp9", crf=crf, container="webm")
         else:
-            raise UsageError(f"{path}: a scene is written as .mp4 or .webm, not {suffix!r}")
+            raise UsageError(f"{path}: scenes can be written as .mp4 or .webm, not {suffix!r}")
 
     def truth(self) -> dict[str, object]:
-        """Everything but the pixels, JSON-simple."""
+        """The ground truth without pixels, as a JSON-serialisable dictionary."""
         num_frames, height_px, width_px, _ = self.frames_THWC.shape
         return {
             "seed": self.seed,
@@ -138,8 +141,15 @@ class Scene:
             "fps": float(self.fps),
             "cut_frames": list(self.cut_frames),
             "transitions": [dataclasses.asdict(t) for t in self.transitions],
-            "shots": [dataclasses.asdict(s) | {"fields": dataclasses.asdict(s.fields)} for s in self.shots],
+            "shots": [_shot_truth(shot) for shot in self.shots],
         }
+
+
+def _shot_truth(shot: Shot) -> dict[str, object]:
+    """Columns of a shot in truth.jsonl; its attributes are under the key `look`."""
+    names = {"attributes": "look"}
+    columns = {names.get(name, name): value for name, value in dataclasses.asdict(shot).items()}
+    return columns | {"fields": dataclasses.asdict(shot.fields)}
 
 
 def render(
@@ -151,17 +161,17 @@ def render(
     fps: int | float | Fraction = 8,
     num_shots: int = 1,
     transition: str | None = None,
-    **only: Only,
+    **constraints: AttributeChoice,
 ) -> Scene:
-    """Draw one scene.
+    """Render one scene.
 
     Args:
-        seed: decides everything that the other arguments leave open.
-        num_shots: shots of at least 4 frames each, joined by `transition` (None = drawn for each).
-        only: keys of `VOCABULARY` with one value, or several to choose from. `text=""` draws none.
+        seed: determines everything that the other arguments do not.
+        num_shots: shots of at least 4 frames each, joined by `transition` (None = chosen at random for each).
+        constraints: attribute = one value, or several to choose from. `text=""` renders no text.
 
     Raises:
-        UsageError: a size under 32 px, too few frames for the shots, an unknown key or value, or values that would hide
+        UsageError: a size under 32 px, too few frames for the shots, an unknown attribute or value, or values that hide
             each other (`colour="green", background="grass"`).
     """
     if min(height_px, width_px) < 32 or num_frames < 1 or fps <= 0:
@@ -172,8 +182,8 @@ def render(
         raise UsageError(f"{transition = } is not one of {TRANSITIONS}")
     exact_fps = Fraction(fps).limit_denominator(1001)
     rng = np.random.default_rng([seed, 0])
-    choices = _choices(only)
-    transitions = _draw_transitions(num_frames, num_shots, transition, float(exact_fps), rng)
+    choices = _allowed_values(constraints)
+    transitions = _sample_transitions(num_frames, num_shots, transition, float(exact_fps), rng)
     bounds = [0, *(t.cut_frame for t in transitions), num_frames]
     shots: list[Shot] = []
     frames_THWC = np.empty((num_frames, height_px, width_px, 3), np.uint8)
@@ -181,33 +191,34 @@ def render(
         start = transitions[index - 1].start_frame if index else 0
         end = transitions[index].end_frame if index + 1 < num_shots else num_frames
         shot_rng = np.random.default_rng([seed, 1, index])
-        look = _draw_look(choices, end - start, min(height_px, width_px), shot_rng, shots[-1].look if shots else None)
+        previous = shots[-1].attributes if shots else None
+        attributes = _sample_attributes(choices, end - start, min(height_px, width_px), shot_rng, previous)
         shots.append(
             Shot(
                 start_frame=bounds[index],
                 end_frame=bounds[index + 1],
-                look=look,
-                short_caption=short_caption(look, shot_rng),
-                long_caption=long_caption(look, shot_rng),
+                attributes=attributes,
+                short_caption=short_caption(attributes, shot_rng),
+                long_caption=long_caption(attributes, shot_rng),
             )
         )
-        draw = _shot_drawer(look, end - start, height_px, width_px, float(exact_fps), shot_rng)
-        before = transitions[index - 1] if index else None
+        render_frame = _frame_renderer(attributes, end - start, height_px, width_px, float(exact_fps), shot_rng)
+        transition_in = transitions[index - 1] if index else None
         for frame in range(start, end):
-            picture = draw(frame - start)
-            if before is not None and frame < before.end_frame:
-                picture = _mixed(frames_THWC[frame], picture, frame, before)
+            picture = render_frame(frame - start)
+            if transition_in is not None and frame < transition_in.end_frame:
+                picture = _blend_transition(frames_THWC[frame], picture, frame, transition_in)
             frames_THWC[frame] = picture
     return Scene(frames_THWC=frames_THWC, fps=exact_fps, shots=tuple(shots), transitions=tuple(transitions), seed=seed)
 
 
-def _choices(only: Mapping[str, Only]) -> dict[str, tuple[str, ...]]:
-    """Allowed values per key, in the order of `VOCABULARY`."""
-    unknown = set(only) - set(VOCABULARY)
+def _allowed_values(constraints: Mapping[str, AttributeChoice]) -> dict[str, tuple[str, ...]]:
+    """Attribute -> its allowed values, in the order of `ATTRIBUTE_VALUES`."""
+    unknown = set(constraints) - set(ATTRIBUTE_VALUES)
     if unknown:
-        raise UsageError(f"render() knows no {sorted(unknown)}; it knows {list(VOCABULARY)}")
-    choices = {key: values if key != "text" else ("", *values) for key, values in VOCABULARY.items()}
-    for key, value in only.items():
+        raise UsageError(f"unknown attributes {sorted(unknown)}; available: {list(ATTRIBUTE_VALUES)}")
+    choices = {key: values if key != "text" else ("", *values) for key, values in ATTRIBUTE_VALUES.items()}
+    for key, value in constraints.items():
         values = (value,) if isinstance(value, str) else tuple(value)
         wrong = [v for v in values if v not in choices[key]]
         if wrong or not values:
@@ -216,89 +227,105 @@ def _choices(only: Mapping[str, Only]) -> dict[str, tuple[str, ...]]:
     return choices
 
 
-def _draw_look(
+def _sample_attributes(
     choices: Mapping[str, tuple[str, ...]],
     num_frames: int,
     short_side_px: int,
     rng: np.random.Generator,
-    before: Look | None,
-) -> Look:
-    """One look whose fields can all be seen; differs in background and colour from the shot before where it may."""
+    previous: SceneAttributes | None,
+) -> SceneAttributes:
+    """Sample attributes that are all visible; background and colour differ from the previous shot where possible."""
     conflict: str | None = None
     for attempt in range(2000):
         values = {key: options[int(rng.integers(len(options)))] for key, options in choices.items()}
-        _keep_rare_things_rare(values, choices, rng)
+        _downweight_complex_values(values, choices, rng)
         if values["action"] in ("grows", "shrinks") or values["camera"].startswith("zooms"):
             values["size"] = ""
-        look = Look(**values)
-        conflict = _conflict(look, num_frames, short_side_px)
-        if conflict is None and before is not None and attempt < 200:
-            same = [key for key in ("background", "colour") if getattr(look, key) == getattr(before, key)]
-            conflict = "the same look twice in a row" if same else None
+        attributes = SceneAttributes(**values)
+        conflict = _conflict(attributes, num_frames, short_side_px)
+        if conflict is None and previous is not None and attempt < 200:
+            same = [key for key in ("background", "colour") if getattr(attributes, key) == getattr(previous, key)]
+            conflict = "the same background or colour twice in a row" if same else None
         if conflict is None:
-            return look
+            return attributes
     raise UsageError(f"no scene can show {dict(choices)}: {conflict}")
 
 
-def _keep_rare_things_rare(
+def _downweight_complex_values(
     values: dict[str, str], choices: Mapping[str, tuple[str, ...]], rng: np.random.Generator
 ) -> None:
-    """Most scenes have no text, a fixed camera and flat colours; drawn evenly, fields would rarely be seen alone."""
-    draws = rng.uniform(size=3)
-    if "" in choices["text"] and draws[0] > _TEXT_SHARE:
+    """Make text and camera motion rarer and the flat style more frequent than uniform sampling would."""
+    uniform = rng.uniform(size=3)
+    if "" in choices["text"] and uniform[0] > _MAX_TEXT_PROBABILITY:
         values["text"] = ""
-    if "fixed" in choices["camera"] and draws[1] > _MOVING_CAMERA_SHARE:
+    if "fixed" in choices["camera"] and uniform[1] > _MAX_CAMERA_MOTION_PROBABILITY:
         values["camera"] = "fixed"
-    if "flat" in choices["style"] and draws[2] < _EASY_STYLE_SHARE:
+    if "flat" in choices["style"] and uniform[2] < _FORCED_FLAT_PROBABILITY:
         values["style"] = "flat"
 
 
-def _conflict(look: Look, num_frames: int, short_side_px: int) -> str | None:
-    """Why this look could not be told from its pixels; None where it can."""
-    moving = look.action != "stays still"
-    panning, zooming = look.camera.startswith("pans"), look.camera.startswith("zooms")
-    tiny = short_side_px < 64
+def _conflict(scene: SceneAttributes, num_frames: int, short_side_px: int) -> str | None:
+    """Reason why these attributes could not be recognised in the pixels; None if they can."""
+    moving = scene.action != "stays still"
+    panning, zooming = scene.camera.startswith("pans"), scene.camera.startswith("zooms")
+    is_tiny = short_side_px < 64
     rules = (
         (moving and num_frames < 2, "motion needs at least 2 frames"),
-        (look.camera != "fixed" and num_frames < 2, "camera motion needs at least 2 frames"),
-        (look.action in ("loops around", "bounces", "rotates") and num_frames < 6, "this motion needs 6 frames"),
+        (scene.camera != "fixed" and num_frames < 2, "camera motion needs at least 2 frames"),
+        (scene.action in ("loops around", "bounces", "rotates") and num_frames < 6, "this motion needs 6 frames"),
         (
-            look.action == "rotates" and look.main_object in ROUND_SHAPES and look.texture == "plain",
+            scene.action == "rotates" and scene.main_object in ROUND_SHAPES and scene.texture == "plain",
             "a plain round object shows no rotation",
         ),
-        (panning and look.action not in ("stays still", "rotates", "bounces"), "a pan hides this motion"),
-        (zooming and look.action not in ("stays still", "rotates"), "a zoom hides this motion"),
-        ((panning or zooming) and look.surroundings == "empty", "camera motion shows only against surroundings"),
-        (tiny and look.texture != "plain", "textures need a short side of 64 px"),
-        (tiny and look.size == "small", "below 64 px only large objects keep their shape"),
-        (look.style == "pixelated" and look.texture != "plain" and look.size != "large", "blocks hide a fine texture"),
-        (look.style == "noisy" and look.texture == "dotted" and look.size != "large", "grain hides fine dots"),
-        (look.style == "sepia" and look.weather == "dusk", "sepia hides the colours of dusk"),
-        (look.background == "night" and look.weather in ("sunny", "dusk"), "at night there is neither sun nor dusk"),
+        (panning and scene.action not in ("stays still", "rotates", "bounces"), "a pan hides this motion"),
+        (zooming and scene.action not in ("stays still", "rotates"), "a zoom hides this motion"),
+        ((panning or zooming) and scene.surroundings == "empty", "camera motion shows only against surroundings"),
+        (is_tiny and scene.texture != "plain", "textures need a short side of 64 px"),
+        (is_tiny and scene.size == "small", "below 64 px only large objects keep their shape"),
         (
-            look.weather == "foggy" and (look.background in ("sky", "ice", "road", "night") or look.style == "sepia"),
+            scene.style == "pixelated" and scene.texture != "plain" and scene.size != "large",
+            "blocks hide a fine texture",
+        ),
+        (
+            scene.style == "noisy" and scene.texture == "dotted" and scene.size != "large",
+            "grain hides fine dots",
+        ),
+        (scene.style == "sepia" and scene.weather == "dusk", "sepia hides the colours of dusk"),
+        (
+            scene.background == "night" and scene.weather in ("sunny", "dusk"),
+            "at night there is neither sun nor dusk",
+        ),
+        (
+            scene.weather == "foggy"
+            and (scene.background in ("sky", "ice", "road", "night") or scene.style == "sepia"),
             "fog hides this background",
         ),
-        (look.background == "ice" and look.weather == "snowy", "snow does not show on ice"),
-        (look.style == "pixelated" and look.background == "night" and look.weather == "snowy", "blocks hide flakes"),
-        (look.weather == "foggy" and look.surroundings == "clouds", "fog hides clouds"),
-        (look.texture == "dotted" and look.main_object in ("ring", "cross", "crescent"), "too thin for dots"),
+        (scene.background == "ice" and scene.weather == "snowy", "snow does not show on ice"),
         (
-            look.style == "outline" and look.colour == ("white" if is_dark(look) else "black"),
+            scene.style == "pixelated" and scene.background == "night" and scene.weather == "snowy",
+            "blocks hide flakes",
+        ),
+        (scene.weather == "foggy" and scene.surroundings == "clouds", "fog hides clouds"),
+        (
+            scene.texture == "dotted" and scene.main_object in ("ring", "cross", "crescent"),
+            "too thin for dots",
+        ),
+        (
+            scene.style == "outline" and scene.colour == ("white" if is_dark(scene) else "black"),
             "the outline has the colour of the object",
         ),
-        (not is_visible(look), f"{look.colour} does not stand out from {look.background}"),
+        (not is_visible(scene), f"{scene.colour} does not stand out from {scene.background}"),
     )
-    return next((reason for broken, reason in rules if broken), None)
+    return next((reason for is_violated, reason in rules if is_violated), None)
 
 
-def _draw_transitions(
+def _sample_transitions(
     num_frames: int, num_shots: int, kind: str | None, fps: float, rng: np.random.Generator
 ) -> list[Transition]:
-    """Boundaries that leave every shot at least `_MIN_SHOT_FRAMES` frames, and some of its own outside transitions."""
-    spare = num_frames - num_shots * _MIN_SHOT_FRAMES
+    """Sample transitions so that every shot has at least `_MIN_SHOT_FRAMES` frames, some of them outside transitions."""
+    spare_frames = num_frames - num_shots * _MIN_SHOT_FRAMES
     weights = rng.uniform(0.5, 1.5, size=num_shots)
-    ends = np.cumsum(weights / weights.sum() * spare + _MIN_SHOT_FRAMES)
+    ends = np.cumsum(weights / weights.sum() * spare_frames + _MIN_SHOT_FRAMES)
     cuts = [round(end) for end in ends[:-1]]
     transitions = []
     for index, cut in enumerate(cuts):
@@ -312,53 +339,55 @@ def _draw_transitions(
     return transitions
 
 
-def _mixed(old: np.ndarray, new: np.ndarray, frame: int, transition: Transition) -> np.ndarray:
-    """The picture of a transition's frame: part of each shot (dissolve), or one of them darkened (fade)."""
-    share = (frame - transition.start_frame + 0.5) / (transition.end_frame - transition.start_frame)
+def _blend_transition(old: np.ndarray, new: np.ndarray, frame: int, transition: Transition) -> np.ndarray:
+    """One frame of a gradual transition: both shots blended (dissolve), or one of them darkened (fade through black)."""
+    progress = (frame - transition.start_frame + 0.5) / (transition.end_frame - transition.start_frame)
     if transition.kind == "dissolve":
-        return cv2.addWeighted(old, 1.0 - share, new, share, 0.0)
-    source, light = (old, 1.0 - 2.0 * share) if share < 0.5 else (new, 2.0 * share - 1.0)
-    return cv2.convertScaleAbs(source, alpha=light)
+        return cv2.addWeighted(old, 1.0 - progress, new, progress, 0.0)
+    source, gain = (old, 1.0 - 2.0 * progress) if progress < 0.5 else (new, 2.0 * progress - 1.0)
+    return cv2.convertScaleAbs(source, alpha=gain)
 
 
-def _shot_drawer(
-    look: Look, num_frames: int, height_px: int, width_px: int, fps: float, rng: np.random.Generator
+def _frame_renderer(
+    scene: SceneAttributes, num_frames: int, height_px: int, width_px: int, fps: float, rng: np.random.Generator
 ) -> Callable[[int], np.ndarray]:
-    """A function from the shot's frame number to its picture; what stays the same is drawn once, here."""
-    poses = object_path(look, num_frames, height_px, width_px, fps, rng)
-    views = camera_path(look.camera, num_frames, height_px, width_px)
-    world = paint_world(look, height_px, width_px, rng)
-    margin_px = (world.shape[1] - width_px) // 2
-    dark = is_dark(look)
-    area = height_px * width_px / min(height_px, width_px) ** 2
-    weather = Weather(look.weather, height_px, width_px, dark_world=dark, num_units=area, rng=rng)
-    grain = Grain(height_px, width_px, rng) if look.style == "noisy" else None
-    contour = contour_colour(look)
-    words = drawn_text(look.text, height_px, width_px, text_at_bottom(look)) if look.text else None
+    """Return a function from a frame number of the shot to its pixels; static layers are rendered once, here."""
+    poses = object_trajectory(scene, num_frames, height_px, width_px, fps, rng)
+    camera_poses = camera_trajectory(scene.camera, num_frames, height_px, width_px)
+    background = paint_background(scene, height_px, width_px, rng)
+    margin_px = (background.shape[1] - width_px) // 2
+    dark = is_dark(scene)
+    num_square_units = height_px * width_px / min(height_px, width_px) ** 2
+    weather = Weather(scene.weather, height_px, width_px, is_dark=dark, num_units=num_square_units, rng=rng)
+    grain = Grain(height_px, width_px, rng) if scene.style == "noisy" else None
+    contour = contour_colour(scene)
+    overlay = render_text(scene.text, height_px, width_px, text_at_bottom(scene)) if scene.text else None
 
-    def draw(frame: int) -> np.ndarray:
-        view, seconds = views[frame], frame / fps
-        if look.camera == "fixed":
-            picture = world.copy()
+    def render_frame(frame: int) -> np.ndarray:
+        camera_pose, seconds = camera_poses[frame], frame / fps
+        if scene.camera == "fixed":
+            picture = background.copy()
         else:
-            picture = _seen(world, view.shift_px - margin_px, view.zoom, height_px, width_px)
-        weather.draw_behind(picture, seconds)
-        draw_object(picture, look, poses[frame], contour)
-        weather.draw_before(picture, seconds)
-        if look.style == "pixelated":
-            picture = pixelated(picture)
-        if words is not None:
-            opacity, letters = words
+            picture = _camera_view(background, camera_pose.shift_px - margin_px, camera_pose.zoom, height_px, width_px)
+        weather.draw_behind_object(picture, seconds)
+        draw_object(picture, scene, poses[frame], contour)
+        weather.draw_in_front(picture, seconds)
+        if scene.style == "pixelated":
+            picture = pixelate(picture)
+        if overlay is not None:
+            opacity, letters = overlay
             picture = (picture + (letters - picture) * opacity + 0.5).astype(np.uint8)
         return grain.add(picture) if grain is not None else picture
 
-    return draw
+    return render_frame
 
 
-def _seen(world: np.ndarray, shift_px: float, zoom: float, height_px: int, width_px: int) -> np.ndarray:
-    """The window of the world in front of the camera, magnified about the frame's middle."""
+def _camera_view(background: np.ndarray, shift_px: float, zoom: float, height_px: int, width_px: int) -> np.ndarray:
+    """Crop the background layer to the camera's view, magnified about the centre of the frame."""
     centre_x, centre_y = width_px / 2 - 0.5, height_px / 2 - 0.5
     matrix = np.asarray(
         [[zoom, 0.0, centre_x + zoom * (shift_px - centre_x)], [0.0, zoom, centre_y * (1 - zoom)]], np.float64
     )
-    return cv2.warpAffine(world, matrix, (width_px, height_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        background, matrix, (width_px, height_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )

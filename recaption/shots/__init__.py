@@ -1,4 +1,4 @@
-"""Shots of a video and the clips cut from them."""
+"""Shot detection, and cutting shots into clips."""
 
 from recaption.shots.clips import cut_to_clips
 from recaption.shots.detect import find_shots

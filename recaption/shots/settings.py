@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """The first frame of a new shot, and how sure the detector is."""
+    """A shot boundary: the first frame of the new shot, and the confidence of the detector."""
 
     frame: int
     score: float
@@ -15,30 +15,30 @@ class Boundary:
 
 @dataclass(frozen=True, kw_only=True)
 class ShotSettings:
-    """Defaults were set on rendered scenes and a dozen real clips, and measured on other scenes (test_shots.py)."""
+    """Settings of shot detection. Defaults were tuned on rendered scenes and a dozen real clips (see bench_shots.py)."""
 
     detector: str = "histogram"
-    """`histogram` (ours), or `scenedetect-content`, `scenedetect-adaptive`, `transnetv2` (extra `recaption[shots]`)."""
+    """`histogram` (built in), or `scenedetect-content`, `scenedetect-adaptive`, `transnetv2` (extra `recaption[shots]`)."""
     stitch_distance: float = 0.15
-    """Shots are joined where the pictures on both sides of a boundary are nearer than this, whatever their light:
-    1 - correlation of their pixels, 0..1. 0 = off. For every detector. Measured: boundaries of 150 rendered scenes lie at
-    0.25 and more, of a film at 0.49 and more, false ones from a change of exposure at 0.04 to 0.29."""
+    """Shots are joined if the frames on both sides of a boundary are closer than this: 1 - correlation of their pixels,
+    0..1, invariant to lighting. 0 = off. Applies to every detector. Measured: true boundaries have at least 0.25 in 150
+    rendered scenes and 0.49 in a film, false ones from a change of exposure 0.04 to 0.29."""
     cut_distance: float = 0.1
-    """Histogram distance (0..1) between neighbouring frames from which they may be a hard cut."""
+    """Minimum histogram distance (0..1) between neighbouring frames at a hard cut."""
     cut_ratio: float = 3.0
-    """How many times that distance must exceed the mean of the frames around it."""
+    """Minimum ratio of that distance to the mean of the nearby frames."""
     min_change: float = 0.04
-    """Mean change of the pixels (0..1) across a hard cut, and twice that across a gradual transition: an even wall in
-    changing light moves its histogram far, its pixels little."""
+    """Minimum mean change of the pixels (0..1) across a hard cut, and twice that across a gradual transition: a plain wall
+    in changing light changes its histogram much, its pixels little."""
     flash_seconds: float = 0.35
-    """A change that goes back within this time is a flash, not a cut."""
+    """A change that reverts within this time is a flash, not a cut."""
     gradual_distance: float = 0.45
-    """Histogram distance between the two sides of a gradual transition."""
+    """Minimum histogram distance between the two sides of a gradual transition."""
     max_gradual_seconds: float = 2.0
-    """Longest dissolve or fade looked for; 0 = look for hard cuts only."""
-    blend_share: float = 0.7
-    """Share of the changed picture that must be a blend of the two sides."""
-    max_light_share: float = 0.7
-    """A gradual change of which one common gain explains more than this share is light, not a new shot."""
+    """Longest dissolve or fade searched for; 0 = hard cuts only."""
+    min_blend_fraction: float = 0.7
+    """Minimum fraction of the changed pixels that must be a blend of the two sides."""
+    max_lighting_fraction: float = 0.7
+    """A gradual change is lighting, not a new shot, if one common gain explains more than this fraction of its pixels."""
     min_shot_seconds: float = 0.25
-    """Boundaries closer than this are one."""
+    """Of boundaries closer than this, only the one with the highest score is kept."""

@@ -9,11 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.tiny_captioner.features import FRAMING, Components, Looker, Part, find_components, make_part, read_part
+from examples.tiny_captioner.features import (
+    PREPROCESSOR,
+    Components,
+    Looker,
+    Part,
+    find_components,
+    make_part,
+    read_part,
+)
 from examples.tiny_captioner.model_card import evaluate_on_photos, export_weights, matched_auc
 from examples.tiny_captioner.photo_clips import CUT, MOTIONS, photo_clip, read_photos, split_motion, tidy, with_motion
 from examples.tiny_captioner.train_tiny import TinySettings, TinyTask
-from recaption.captioners.videococa.checkpoint import open_folder
+from recaption.captioners.videococa.checkpoint import open_captioner_folder
 from recaption.errors import UsageError
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
@@ -120,14 +128,14 @@ SMALL = TinySettings(
 
 
 def test_motion_frames_are_those_of_the_captioner(seen):
-    from recaption.captioners.videococa.two_path import motion_pixels
+    from recaption.captioners.videococa.two_path import fast_pathway_frames
 
     folder, _ = seen
     part = read_part(folder, Part("scenes", 0))
     from train.captioner.scene_clips import training_clip
 
-    clip = training_clip(0, FRAMING, num_frames=8).pixels_THWC
-    small = motion_pixels(torch.from_numpy(clip).movedim(-1, -3).float()[None])[0].movedim(-3, -1)
+    clip = training_clip(0, PREPROCESSOR, num_frames=8).pixels_THWC
+    small = fast_pathway_frames(torch.from_numpy(clip).movedim(-1, -3).float()[None])[0].movedim(-3, -1)
     assert np.abs(small.numpy() - part.motion_NTHWC[0]).max() <= 0.51
 
 
@@ -138,7 +146,7 @@ def test_trains_and_the_export_sees_what_training_saw(seen, photos, tmp_path, so
     result = train(task, TrainerSettings(num_steps=4, log_every=1, precision="bf16"), str(tmp_path), progress=False)
     assert np.isfinite(result.loss)
     exported = export_weights(task.captioner_config, task.model.state_dict(), components, tmp_path / "out")
-    captioner = open_folder(exported, name="tiny", device="cpu", dtype=None)
+    captioner = open_captioner_folder(exported, name="tiny", device="cpu", dtype=None)
     assert not any("head" in name or name.startswith("captioner.") for name in captioner.model.state_dict())
     if "photos" in sources:
         figures = evaluate_on_photos(captioner, photos)

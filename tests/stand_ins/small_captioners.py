@@ -1,10 +1,10 @@
-"""Captioners of every kind, a few kB each: real model classes, real processors, random weights, no download."""
+"""Tiny captioners of every backend, a few kB each: real model classes and processors, random weights, no download."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-WORDS = [
+TEXTS = [
     "A red circle moves left over the sea.",
     "A blue star stays still on the grass near some trees.",
     "A green square jumps up and down in front of a hill, and the camera is fixed.",
@@ -15,7 +15,7 @@ CHAT = (
 )
 
 
-def small_tokenizer(specials: dict[str, str], more: tuple[str, ...] = ()):
+def small_tokenizer(special_tokens: dict[str, str], added_tokens: tuple[str, ...] = ()):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -24,12 +24,14 @@ def small_tokenizer(specials: dict[str, str], more: tuple[str, ...] = ()):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=340,
-        special_tokens=[*dict.fromkeys([*specials.values(), *more])],
+        special_tokens=[*dict.fromkeys([*special_tokens.values(), *added_tokens])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=list(more), **specials)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens=list(added_tokens), **special_tokens
+    )
 
 
 def _save(folder: Path, model, processor) -> Path:
@@ -65,8 +67,8 @@ def small_git(folder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.5,
     )
-    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return _save(folder, GitForCausalLM(config), GitProcessor(pictures, tokenizer))
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return _save(folder, GitForCausalLM(config), GitProcessor(image_processor, tokenizer))
 
 
 def _text_config(tokenizer, **more):
@@ -98,9 +100,9 @@ def small_qwen2_5_vl(folder: Path) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer = small_tokenizer(CHAT_SPECIALS, marks)
-    start, end, image, video = tokenizer.convert_tokens_to_ids(list(marks))
+    tokens = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = small_tokenizer(CHAT_SPECIALS, tokens)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(tokens))
     config = Qwen2_5_VLConfig(
         text_config=_text_config(
             tokenizer, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -141,8 +143,8 @@ def small_smolvlm(folder: Path) -> Path:
         SmolVLMVideoProcessor,
     )
 
-    marks = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<video>")
-    tokenizer = small_tokenizer(CHAT_SPECIALS, marks)
+    tokens = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<video>")
+    tokenizer = small_tokenizer(CHAT_SPECIALS, tokens)
     config = SmolVLMConfig(
         vision_config={
             "hidden_size": 16,
@@ -216,11 +218,11 @@ def small_internvl(folder: Path) -> Path:
         InternVLVideoProcessor,
     )
 
-    marks = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
-    tokenizer = small_tokenizer(CHAT_SPECIALS, marks)
+    tokens = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+    tokenizer = small_tokenizer(CHAT_SPECIALS, tokens)
     names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
     tokenizer = type(tokenizer)(
-        tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=dict(zip(names, marks)), **CHAT_SPECIALS
+        tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=dict(zip(names, tokens)), **CHAT_SPECIALS
     )
     config = InternVLConfig(
         vision_config={
@@ -255,9 +257,9 @@ def small_qwen3_vl(folder: Path) -> Path:
         Qwen3VLVideoProcessor,
     )
 
-    marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer = small_tokenizer(CHAT_SPECIALS, marks)
-    start, end, image, video = tokenizer.convert_tokens_to_ids(list(marks))
+    tokens = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = small_tokenizer(CHAT_SPECIALS, tokens)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(tokens))
     config = Qwen3VLConfig(
         text_config=_text_config(
             tokenizer,
@@ -291,21 +293,21 @@ def small_qwen3_vl(folder: Path) -> Path:
     return _save(folder, Qwen3VLForConditionalGeneration(config), processor)
 
 
-OWN_SPECIALS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+BERT_SPECIALS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 
 
-def small_frozenbilm_config(num_tokens: int) -> dict:
+def small_frozenbilm_config(vocab_size: int) -> dict:
     language = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     return {
         "format": "frozenbilm-1",
-        "num_tokens": num_tokens,
+        "num_tokens": vocab_size,
         "num_frames": 4,
         "lengths": [8, 10],
         "adapter_divisor": 1,
         "language": {
             **language,
-            "vocab_size": num_tokens,
+            "vocab_size": vocab_size,
             "max_position_embeddings": 64,
             "relative_attention": True,
             "position_biased_input": False,
@@ -318,16 +320,16 @@ def small_frozenbilm_config(num_tokens: int) -> dict:
     }
 
 
-def small_mplug2_config(num_tokens: int) -> dict:
+def small_mplug2_config(vocab_size: int) -> dict:
     return {
         "format": "mplug2-1",
-        "num_tokens": num_tokens,
+        "num_tokens": vocab_size,
         "num_frames": 4,
         "num_universal_layers": 2,
         "num_queries": 5,
         "vision": {"frame_px": 32, "patch_px": 8, "width": 32, "num_layers": 2, "num_heads": 2},
         "text": {
-            "vocab_size": num_tokens,
+            "vocab_size": vocab_size,
             "hidden_size": 48,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
@@ -339,28 +341,28 @@ def small_mplug2_config(num_tokens: int) -> dict:
     }
 
 
-def small_words():
-    from recaption.captioners.backends.checkpoint_folder import Words
+def small_bert_tokenizer():
+    from recaption.captioners.backends.checkpoint_folder import Tokenizer
 
-    return Words(small_tokenizer(OWN_SPECIALS).backend_tokenizer)
+    return Tokenizer(small_tokenizer(BERT_SPECIALS).backend_tokenizer)
 
 
 def small_frozenbilm(folder: Path) -> Path:
-    from recaption.captioners.backends.checkpoint_folder import write_own
+    from recaption.captioners.backends.checkpoint_folder import write_checkpoint_folder
     from recaption.captioners.backends.frozenbilm_model import FrozenBiLM
 
-    words = small_words()
-    config = small_frozenbilm_config(words.num_tokens)
-    return write_own(folder, config=config, words=words, model=FrozenBiLM(config))
+    tokenizer = small_bert_tokenizer()
+    config = small_frozenbilm_config(tokenizer.vocab_size)
+    return write_checkpoint_folder(folder, config=config, tokenizer=tokenizer, model=FrozenBiLM(config))
 
 
 def small_mplug2(folder: Path) -> Path:
-    from recaption.captioners.backends.checkpoint_folder import write_own
+    from recaption.captioners.backends.checkpoint_folder import write_checkpoint_folder
     from recaption.captioners.backends.mplug2_model import MPlug2
 
-    words = small_words()
-    config = small_mplug2_config(words.num_tokens)
-    return write_own(folder, config=config, words=words, model=MPlug2(config))
+    tokenizer = small_bert_tokenizer()
+    config = small_mplug2_config(tokenizer.vocab_size)
+    return write_checkpoint_folder(folder, config=config, tokenizer=tokenizer, model=MPlug2(config))
 
 
 BUILDERS = {

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.videococa.captioner import token_lengths
-from recaption.captioners.videococa.tokenizer import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
-from recaption.captions.text import KINDS
+from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer, tokenizer_from_merges
+from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import RecaptionError, VideoError
 from train.captioner.clips import CaptionClips, CaptionedClip, numbered
 from train.captioner.stages import Stage, stage_at
@@ -47,8 +47,8 @@ class CaptionBatches:
     def __init__(
         self,
         clips: CaptionClips,
-        vocabulary: BytePairVocabulary | ClipVocabulary,
-        framing: Framing,
+        tokenizer: BPETokenizer | ClipTokenizer,
+        preprocessor: FramePreprocessor,
         *,
         num_frames: int,
         stages: Sequence[Stage],
@@ -63,12 +63,12 @@ class CaptionBatches:
             prefixes: kind -> text that is forced before captions of that kind.
             batch_size: clips per rank and batch.
         """
-        self.clips, self.framing, self.num_frames = clips, framing, num_frames
+        self.clips, self.preprocessor, self.num_frames = clips, preprocessor, num_frames
         self.stages, self.prefixes = list(stages), dict(prefixes)
         self.batch_size, self.rank, self.num_ranks, self.seed = batch_size, rank, num_ranks, seed
-        self._merges = vocabulary.merges if isinstance(vocabulary, BytePairVocabulary) else None
-        self._context_length = vocabulary.context_length
-        self._vocabulary: BytePairVocabulary | ClipVocabulary | None = None
+        self._merges = tokenizer.merges if isinstance(tokenizer, BPETokenizer) else None
+        self._context_length = tokenizer.context_length
+        self._tokenizer: BPETokenizer | ClipTokenizer | None = None
         self.num_meanings = sum(kind in clips.kinds for kind in MEANING_KINDS) or 1
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class CaptionBatches:
         for missed in range(MAX_UNREADABLE_IN_A_ROW):
             number, epoch = numbered(place + missed, self.clips.num_clips, seed=self.seed)
             try:
-                return self.clips.clip(number, self.framing, num_frames=self.num_frames, epoch=epoch), missed
+                return self.clips.clip(number, self.preprocessor, num_frames=self.num_frames, epoch=epoch), missed
             except VideoError as error:
                 logger.warning("clip %d of %s is left out of a batch: %s", number, self.clips.name, error)
         raise RecaptionError(f"{MAX_UNREADABLE_IN_A_ROW} clips of {self.clips.name} in a row cannot be read")
@@ -101,7 +101,7 @@ class CaptionBatches:
     def _draw(self, clip: CaptionedClip, shares: Mapping[str, float], place: int) -> tuple[str, str, list[str]]:
         """(kind that is said, its text, texts that mean the clip)."""
         rng = np.random.default_rng([self.seed, 6, place])
-        present = [kind for kind in KINDS if clip.captions.get(kind)]
+        present = [kind for kind in CAPTION_KINDS if clip.captions.get(kind)]
         weights = np.array([shares.get(kind, 0.0) for kind in present])
         if weights.sum():
             kind = present[int(rng.choice(len(present), p=weights / weights.sum()))]
@@ -114,15 +114,15 @@ class CaptionBatches:
         return kind, said, [meanings[min(k, len(meanings) - 1)] for k in range(self.num_meanings)]
 
     def _texts(self, drawn: Sequence[tuple[str, str, list[str]]]) -> dict[str, Any]:
-        vocabulary = self._ready_vocabulary()
+        tokenizer = self._ready_tokenizer()
         rows: dict[tuple[str, str], int] = {}
         said = [rows.setdefault((self.prefixes.get(kind, ""), text), len(rows)) for kind, text, _ in drawn]
         meant = [
             [rows.setdefault(("", texts[k]), len(rows)) for _, _, texts in drawn] for k in range(self.num_meanings)
         ]
-        encoded = [encode_behind(vocabulary, prefix, text) for prefix, text in rows]
+        encoded = [encode_behind(tokenizer, prefix, text) for prefix, text in rows]
         texts_SM = torch.stack([ids for ids, _ in encoded])
-        lengths_S = token_lengths(texts_SM, vocabulary)
+        lengths_S = token_lengths(texts_SM, tokenizer)
         prefix_S = torch.tensor([num_prefix for _, num_prefix in encoded])
         said_B = torch.tensor(said)
         keys_S = torch.tensor([_key(text) for _, text in rows])
@@ -138,14 +138,14 @@ class CaptionBatches:
             "num_tokens": int((lengths_S - 1 - prefix_S)[said_B].sum()),
         }
 
-    def _ready_vocabulary(self) -> BytePairVocabulary | ClipVocabulary:
-        if self._vocabulary is None:  # made in the worker: tokenizers do not like being forked after use
+    def _ready_tokenizer(self) -> BPETokenizer | ClipTokenizer:
+        if self._tokenizer is None:  # made in the worker: tokenizers do not like being forked after use
             if self._merges is None:
-                self._vocabulary = ClipVocabulary(self._context_length)
+                self._tokenizer = ClipTokenizer(self._context_length)
             else:
-                self._vocabulary = vocabulary_from_merges(self._merges, context_length=self._context_length)
+                self._tokenizer = tokenizer_from_merges(self._merges, context_length=self._context_length)
             _one_thread()
-        return self._vocabulary
+        return self._tokenizer
 
     def stream(self, start: int, *, num_workers: int) -> Iterator[dict[str, Any]]:
         """Batches `start`, `start + 1`, ... without end, made by `num_workers` processes in the background."""
@@ -161,16 +161,16 @@ class CaptionBatches:
         return iter(loader)
 
 
-def encode_behind(vocabulary: BytePairVocabulary | ClipVocabulary, prefix: str, text: str) -> tuple[Tensor, int]:
+def encode_behind(tokenizer: BPETokenizer | ClipTokenizer, prefix: str, text: str) -> tuple[Tensor, int]:
     """Padded ids (M) of start, prefix, text, end, and how many of them are the prefix; a text too long is cut."""
-    (ids_M,) = vocabulary.encode([text])
+    (ids_M,) = tokenizer.encode([text])
     if not prefix:
         return ids_M, 0
-    special = vocabulary.special
+    special = tokenizer.special
     length = int((ids_M == special.end).int().argmax())
-    (before_M,) = vocabulary.encode([prefix])
+    (before_M,) = tokenizer.encode([prefix])
     before = before_M[1 : int((before_M == special.end).int().argmax())]
-    kept = ids_M[1:length][: vocabulary.context_length - 2 - len(before)]
+    kept = ids_M[1:length][: tokenizer.context_length - 2 - len(before)]
     whole = torch.full_like(ids_M, special.pad)
     ids = torch.cat([ids_M[:1], before, kept, torch.tensor([special.end])])
     whole[: len(ids)] = ids

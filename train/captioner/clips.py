@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.errors import UsageError
 from recaption.records import CaptionFields
 
@@ -31,7 +31,7 @@ class CaptionedClip:
     pixels_THWC: np.ndarray
     """uint8, `num_frames` frames, framed for the captioner."""
     captions: Mapping[str, Sequence[str]]
-    """Kind (one of `captions.KINDS`) -> texts, each as right as the other. Training draws one; all are references. A
+    """Kind (one of `CAPTION_KINDS`) -> texts, each as right as the other. Training draws one; all are references. A
     kind that the clip lacks is absent."""
     truth: CaptionFields = field(default_factory=CaptionFields)
     """Fields that are known to be true (scenes); empty where nobody knows."""
@@ -48,11 +48,11 @@ class CaptionClips(Protocol):
     num_clips: int | None
     """Clip numbers run from 0 to this; None: endless, any number is a clip."""
 
-    def clip(self, number: int, framing: Framing, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
+    def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
         """The same for the same arguments, on any machine.
 
         Args:
-            framing: `framing.pixels(frames, chosen)` makes the pixels; `choose_frames(..., repeat=True)` chooses.
+            preprocessor: resizes the frames that `uniform_frame_indices(..., repeat=True)` selects.
             epoch: how often a finite source has been gone through. Where above 0 the clip may be varied (other frames,
                 other crop); measuring uses 0.
 
@@ -104,12 +104,12 @@ class Mixture:
         places = [((k + 0.5) / weight, index, k) for index, (_, weight) in enumerate(parts) for k in range(weight)]
         self._round = [(index, k) for _, index, k in sorted(places)]
 
-    def clip(self, number: int, framing: Framing, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
+    def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
         round_number, position = divmod(number, len(self._round))
         index, k = self._round[position]
         source, weight = self._parts[index]
         inner, inner_epoch = numbered(round_number * weight + k, source.num_clips, seed=self._seed)
-        return source.clip(inner, framing, num_frames=num_frames, epoch=inner_epoch)
+        return source.clip(inner, preprocessor, num_frames=num_frames, epoch=inner_epoch)
 
     def texts(self, count: int) -> list[str]:
         total = sum(weight for _, weight in self._parts)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from recaption.captioners.interface import Captioner
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captions.metrics import caption_scores, recall_at
 from recaption.records import CaptionFields
 from recaption.scenes.captions import fields_in
@@ -35,14 +35,14 @@ class _LooksOnce(Protocol):
 
 
 class _Framed(Protocol):
-    framing: Framing
+    preprocessor: FramePreprocessor
     num_frames: int
 
 
 def held_out_clips(clips: CaptionClips, count: int, captioner: _Framed) -> list[CaptionedClip]:
     """The first `count` clips of a source, framed for the captioner."""
     count = count if clips.num_clips is None else min(count, clips.num_clips)
-    return [clips.clip(number, captioner.framing, num_frames=captioner.num_frames) for number in range(count)]
+    return [clips.clip(number, captioner.preprocessor, num_frames=captioner.num_frames) for number in range(count)]
 
 
 def evaluate(captioner: Captioner, clips: Sequence[CaptionedClip]) -> dict[str, float]:

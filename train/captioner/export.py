@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recaption.captioners.registry import load_captioner
-from recaption.captioners.videococa.checkpoint import read_folder, save_captioner
+from recaption.captioners.videococa.checkpoint import read_captioner_folder, save_captioner
 from train.captioner.evaluation import FIELDS, evaluate_on_scenes
 from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 
@@ -30,8 +30,8 @@ def export(checkpoint: str | Path, folder: str | Path, *, num_scenes: int = 500)
         num_scenes: held-out scenes measured for the card, and as many again of shape-colour pairs never trained on; 0
             writes no card.
     """
-    saved = read_folder(checkpoint)
-    folder = save_captioner(folder, saved.state, saved.vocabulary, saved.config)
+    saved = read_captioner_folder(checkpoint)
+    folder = save_captioner(folder, saved.state, saved.tokenizer, saved.config)
     if num_scenes:
         captioner = load_captioner(str(folder))
         figures = evaluate_on_scenes(captioner, num_scenes)

@@ -18,13 +18,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.pretrained import weights_hash
-from recaption.captioners.registry import SPECS
+from recaption.captioners.registry import SPEC_FORMATS
 from recaption.captioners.videococa.captioner import token_lengths
-from recaption.captioners.videococa.checkpoint import MEASURED, TINY_FOLDER, build_model, read_folder, read_open_clip
+from recaption.captioners.videococa.checkpoint import (
+    CALIBRATED_KEYS,
+    TINY_FOLDER,
+    build_model,
+    load_open_clip_model,
+    read_captioner_folder,
+)
 from recaption.captioners.videococa.model import VideoCoCa
-from recaption.captioners.videococa.tokenizer import BytePairVocabulary, ClipVocabulary
+from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer
 from recaption.errors import CheckpointMismatchError, UsageError
 
 MAX_CUT_SHARE = 0.2
@@ -36,16 +42,16 @@ class Start:
     config: dict[str, Any]
     """What `checkpoint.build_model` rebuilds the model from."""
     model: VideoCoCa
-    vocabulary: BytePairVocabulary | ClipVocabulary
+    tokenizer: BPETokenizer | ClipTokenizer
     came_from: dict[str, str]
     """Spec and weights hash of the captioner it was; empty: from nothing."""
 
     @property
-    def framing(self) -> Framing:
-        return Framing(**self.config["framing"])
+    def preprocessor(self) -> FramePreprocessor:
+        return FramePreprocessor(**self.config["framing"])
 
 
-def from_nothing(config: dict[str, Any], vocabulary: BytePairVocabulary, *, temporal_std: float, seed: int) -> Start:
+def from_nothing(config: dict[str, Any], tokenizer: BPETokenizer, *, temporal_std: float, seed: int) -> Start:
     """A model with first weights of its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,7 +59,7 @@ def from_nothing(config: dict[str, Any], vocabulary: BytePairVocabulary, *, temp
         if model.temporal_embedding is not None:
             # zero would hide the order of frames until its first gradients
             nn.init.normal_(model.temporal_embedding, std=temporal_std)
-    return Start(config=config, model=model, vocabulary=vocabulary, came_from={})
+    return Start(config=config, model=model, tokenizer=tokenizer, came_from={})
 
 
 def from_captioner(spec: str, *, temporal: bool = True) -> Start:
@@ -67,24 +73,24 @@ def from_captioner(spec: str, *, temporal: bool = True) -> Start:
         WeightsUnreachableError: its weights are out of reach.
         CheckpointMismatchError: weights, vocabulary and config do not belong together.
     """
-    vocabulary: BytePairVocabulary | ClipVocabulary
+    tokenizer: BPETokenizer | ClipTokenizer
     kind, _, rest = spec.partition(":")
     if kind == "open_clip" and "/" in rest:
-        config, model = read_open_clip(rest)
-        vocabulary = ClipVocabulary(config["coca"]["text_cfg"]["context_length"])
+        config, model = load_open_clip_model(rest)
+        tokenizer = ClipTokenizer(config["coca"]["text_cfg"]["context_length"])
         state = model.state_dict()
     elif spec == "tiny" or os.path.isdir(spec):
-        saved = read_folder(TINY_FOLDER if spec == "tiny" else spec)
-        config = {key: value for key, value in saved.config.items() if key not in MEASURED}
-        vocabulary, state = saved.vocabulary, saved.state
+        saved = read_captioner_folder(TINY_FOLDER if spec == "tiny" else spec)
+        config = {key: value for key, value in saved.config.items() if key not in CALIBRATED_KEYS}
+        tokenizer, state = saved.tokenizer, saved.state
         model = build_model(config)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointMismatchError(f"{saved.weights_path} does not fit its own config.json: {error}") from error
     else:
-        raise UsageError(f"--start {spec!r} is no captioner that can be trained further; there are {SPECS}")
-    _check_vocabulary(spec, config, vocabulary)
+        raise UsageError(f"--start {spec!r} is no captioner that can be trained further; there are {SPEC_FORMATS}")
+    _check_vocabulary(spec, config, tokenizer)
     came_from = {"spec": spec, "weights": weights_hash(model)}
     if temporal and not config["temporal"]:
         config = {**config, "temporal": True}
@@ -92,24 +98,24 @@ def from_captioner(spec: str, *, temporal: bool = True) -> Start:
         model.load_state_dict(before.state_dict(), strict=False)
         assert isinstance(model.temporal_embedding, nn.Parameter)
         nn.init.zeros_(model.temporal_embedding)
-    if isinstance(vocabulary, BytePairVocabulary):
-        config = {**config, "merges": vocabulary.merges}  # a checkpoint has no tokenizer.json beside it
-    return Start(config=config, model=model, vocabulary=vocabulary, came_from=came_from)
+    if isinstance(tokenizer, BPETokenizer):
+        config = {**config, "merges": tokenizer.merges}  # a checkpoint has no tokenizer.json beside it
+    return Start(config=config, model=model, tokenizer=tokenizer, came_from=came_from)
 
 
-def _check_vocabulary(spec: str, config: dict[str, Any], vocabulary: BytePairVocabulary | ClipVocabulary) -> None:
+def _check_vocabulary(spec: str, config: dict[str, Any], tokenizer: BPETokenizer | ClipTokenizer) -> None:
     """Raises CheckpointMismatchError where the tokeniser's ids are not those of the model's embedding."""
     known = config["coca"]["text_cfg"]["vocab_size"]
     # CLIP's end token is its last one; coca_base has room for tokens that CLIP does not have
-    exact = isinstance(vocabulary, BytePairVocabulary)
-    num_tokens = vocabulary.num_tokens if isinstance(vocabulary, BytePairVocabulary) else vocabulary.special.end + 1
+    exact = isinstance(tokenizer, BPETokenizer)
+    num_tokens = tokenizer.num_tokens if isinstance(tokenizer, BPETokenizer) else tokenizer.special.end + 1
     if num_tokens > known or (exact and num_tokens != known):
         raise CheckpointMismatchError(
             f"captioner {spec}: its tokeniser has {num_tokens} tokens, its model {known}; they do not belong together"
         )
 
 
-def check_texts(vocabulary: BytePairVocabulary | ClipVocabulary, texts: Sequence[str]) -> None:
+def check_texts(tokenizer: BPETokenizer | ClipTokenizer, texts: Sequence[str]) -> None:
     """Refuse captions that the context cannot hold.
 
     Raises:
@@ -117,10 +123,10 @@ def check_texts(vocabulary: BytePairVocabulary | ClipVocabulary, texts: Sequence
     """
     if not texts:
         return
-    ids_SM = vocabulary.encode(texts)
-    cut = float((token_lengths(ids_SM, vocabulary) >= vocabulary.context_length).float().mean())
+    ids_SM = tokenizer.encode(texts)
+    cut = float((token_lengths(ids_SM, tokenizer) >= tokenizer.context_length).float().mean())
     if cut > MAX_CUT_SHARE:
         raise UsageError(
-            f"{cut:.0%} of the captions are longer than the {vocabulary.context_length} tokens of the captioner's context; "
+            f"{cut:.0%} of the captions are longer than the {tokenizer.context_length} tokens of the captioner's context; "
             "start from a captioner with a longer one, from nothing with a larger context_length, or use shorter captions"
         )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.videococa.model import VideoCoCa
 from train.parallel.collectives import gather, gather_with_gradient, sum_over_ranks
 
@@ -44,7 +44,7 @@ class CaptionerLoss:
 def captioner_loss(
     model: VideoCoCa,
     batch: Mapping[str, Any],
-    framing: Framing,
+    preprocessor: FramePreprocessor,
     *,
     pad: int,
     caption_weight: float,
@@ -62,9 +62,9 @@ def captioner_loss(
     for start in range(0, num_clips, size):
         part = _part_of(batch, slice(start, start + size))
         if size >= num_clips:
-            parts.append(_encode(model, framing, pad, part))
+            parts.append(_encode(model, preprocessor, pad, part))
         else:
-            parts.append(checkpoint(_encode, model, framing, pad, part, use_reentrant=False))
+            parts.append(checkpoint(_encode, model, preprocessor, pad, part, use_reentrant=False))
     clips_BD = torch.cat([clips for clips, _, _ in parts])
     texts_KBD = torch.cat([texts for _, texts, _ in parts], dim=1)
     caption_sum = torch.stack([total for _, _, total in parts]).sum()
@@ -100,9 +100,11 @@ def _part_of(batch: Mapping[str, Any], rows: slice) -> dict[str, Tensor]:
     }
 
 
-def _encode(model: VideoCoCa, framing: Framing, pad: int, part: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def _encode(
+    model: VideoCoCa, preprocessor: FramePreprocessor, pad: int, part: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
     """(clips_BD, texts_KBD, summed cross-entropy of the captions): vectors of unit length, all float32."""
-    clips = model.encode_clips(framing.normalise(part["pixels_BTHWC"]))
+    clips = model.encode_clips(preprocessor.normalise(part["pixels_BTHWC"]))
     texts = model.encode_texts(part["texts_SM"])
     longest = part["longest"]
     said_BM = part["texts_SM"][part["said_B"], :longest]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from recaption.captioners.preprocess import Framing
-from recaption.captions.text import KINDS
+from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import UsageError
 from recaption.records import Clip
 from recaption.video_io.frames import DecodeLimits
@@ -51,10 +51,12 @@ class RunClips:
         self.name = name
         self.clips = list(clips)
         self.num_clips: int | None = len(self.clips)
-        self.kinds: tuple[str, ...] = tuple(kind for kind in KINDS if any(kind in one.captions for one in clips))
+        self.kinds: tuple[str, ...] = tuple(
+            kind for kind in CAPTION_KINDS if any(kind in one.captions for one in clips)
+        )
         self._decode = decode or DecodeLimits()
 
-    def clip(self, number: int, framing: Framing, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
+    def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
         one = self.clips[number]
         clip = one.clip
         within = np.full(num_frames, 0.5)
@@ -65,12 +67,12 @@ class RunClips:
         frames = read_frames(
             clip.uri,
             clip.start_frame + wanted,
-            short_side_px=min(framing.frame_px, clip.width_px, clip.height_px),
+            short_side_px=min(preprocessor.frame_px, clip.width_px, clip.height_px),
             limits=self._decode,
         )
         return CaptionedClip(
             clip_id=clip.clip_id,
-            pixels_THWC=framing.pixels(frames.pixels_THWC, again),
+            pixels_THWC=preprocessor.resize_frames(frames.pixels_THWC, again),
             captions=one.captions,
         )
 

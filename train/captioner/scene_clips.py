@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from recaption.captioners.preprocess import Framing, choose_frames
-from recaption.captions.text import KINDS
-from recaption.scenes.captions import VOCABULARY, Look, long_caption, short_caption
+from recaption.captioners.preprocess import FramePreprocessor, uniform_frame_indices
+from recaption.captions.text import CAPTION_KINDS
+from recaption.scenes.captions import ATTRIBUTE_VALUES, SceneAttributes, long_caption, short_caption
 from recaption.scenes.renderer import Scene, render
 from train.captioner.clips import CaptionedClip
 
@@ -64,16 +64,16 @@ class SceneClips:
 
     name = "scenes"
     fields = "scenes"
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = CAPTION_KINDS
     num_clips: int | None = None
 
     def __init__(self, *, held_out: bool = False) -> None:
         self._held_out = held_out
 
-    def clip(self, number: int, framing: Framing, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
+    def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
         if self._held_out:
-            return _captioned(held_out_scene(number), framing, num_frames)
-        return training_clip(number, framing, num_frames=num_frames)
+            return _captioned(held_out_scene(number), preprocessor, num_frames)
+        return training_clip(number, preprocessor, num_frames=num_frames)
 
     def texts(self, count: int) -> list[str]:
         return some_captions(count // 2)
@@ -82,12 +82,14 @@ class SceneClips:
         return {"name": self.name, "held_out": self._held_out}
 
 
-def training_clip(number: int, framing: Framing, *, num_frames: int) -> CaptionedClip:
+def training_clip(number: int, preprocessor: FramePreprocessor, *, num_frames: int) -> CaptionedClip:
     """Clip `number` of the endless training stream."""
     seed = number * _SEED_SPREAD % FIRST_HELD_OUT_SEED
-    shape = VOCABULARY["main_object"][int(np.random.default_rng([seed, 3]).integers(len(VOCABULARY["main_object"])))]
-    colours = tuple(colour for colour in VOCABULARY["colour"] if (shape, colour) not in HELD_OUT_PAIRS)
-    return _captioned(_varied_scene(seed, main_object=shape, colour=colours), framing, num_frames)
+    shape = ATTRIBUTE_VALUES["main_object"][
+        int(np.random.default_rng([seed, 3]).integers(len(ATTRIBUTE_VALUES["main_object"])))
+    ]
+    colours = tuple(colour for colour in ATTRIBUTE_VALUES["colour"] if (shape, colour) not in HELD_OUT_PAIRS)
+    return _captioned(_varied_scene(seed, main_object=shape, colour=colours), preprocessor, num_frames)
 
 
 def held_out_scene(number: int, *, first_seed: int = FIRST_HELD_OUT_SEED, only_unseen_pairs: bool = False) -> Scene:
@@ -105,8 +107,10 @@ def some_captions(count: int, *, seed: int = 0) -> list[str]:
     rng = np.random.default_rng([seed, 4])
     captions = []
     for _ in range(count):
-        options = {key: (*values, "") if key in ("text", "size") else values for key, values in VOCABULARY.items()}
-        look = Look(**{key: values[int(rng.integers(len(values)))] for key, values in options.items()})
+        options = {
+            key: (*values, "") if key in ("text", "size") else values for key, values in ATTRIBUTE_VALUES.items()
+        }
+        look = SceneAttributes(**{key: values[int(rng.integers(len(values)))] for key, values in options.items()})
         captions += [long_caption(look, rng), short_caption(look, rng)]
     return captions
 
@@ -129,11 +133,11 @@ def scene_captions(scene: Scene) -> dict[str, tuple[str, ...]]:
     return {"descriptive": (scene.long_caption,), "short": (scene.short_caption,), **fields}
 
 
-def _captioned(scene: Scene, framing: Framing, num_frames: int) -> CaptionedClip:
-    chosen = choose_frames(len(scene.frames_THWC), num_frames, repeat=True)
+def _captioned(scene: Scene, preprocessor: FramePreprocessor, num_frames: int) -> CaptionedClip:
+    chosen = uniform_frame_indices(len(scene.frames_THWC), num_frames, repeat=True)
     return CaptionedClip(
         clip_id=f"scene-{scene.seed}",
-        pixels_THWC=framing.pixels(scene.frames_THWC, chosen),
+        pixels_THWC=preprocessor.resize_frames(scene.frames_THWC, chosen),
         captions=scene_captions(scene),
         truth=scene.fields,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from recaption.captions.text import KINDS
+from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import UsageError
 
 TWO_STAGES = ("0.4:short=1", "0.6:descriptive=8,short=1,fields=1")
@@ -25,7 +25,7 @@ FIELDS = "fields"
 """In a stage: all kinds that name one field, in equal shares."""
 
 
-_FIELD_KINDS = tuple(kind for kind in KINDS if kind not in ("descriptive", "short"))
+_FIELD_KINDS = tuple(kind for kind in CAPTION_KINDS if kind not in ("descriptive", "short"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +64,7 @@ def stage_at(stages: Sequence[Stage], batch: int) -> Stage:
 
 def kinds_in(stages: Sequence[Stage]) -> tuple[str, ...]:
     """Kinds that any of the stages speaks, in the order of `KINDS`."""
-    return tuple(kind for kind in KINDS if any(kind in stage.shares for stage in stages))
+    return tuple(kind for kind in CAPTION_KINDS if any(kind in stage.shares for stage in stages))
 
 
 def _parse(text: str) -> tuple[float, dict[str, float]]:
@@ -79,9 +79,11 @@ def _parse(text: str) -> tuple[float, dict[str, float]]:
                 weights[kind] = weights.get(kind, 0.0) + float(weight) / len(names)
     except ValueError as error:
         raise UsageError(f"stage {text!r} is not of the form SHARE:KIND=WEIGHT,..., such as {TWO_STAGES[1]}") from error
-    unknown = [kind for kind in weights if kind not in KINDS]
+    unknown = [kind for kind in weights if kind not in CAPTION_KINDS]
     if unknown:
-        raise UsageError(f"stage {text!r}: there is no kind {unknown[0]!r}; there are {', '.join(KINDS)} and {FIELDS}")
+        raise UsageError(
+            f"stage {text!r}: there is no kind {unknown[0]!r}; there are {', '.join(CAPTION_KINDS)} and {FIELDS}"
+        )
     if share <= 0 or min(weights.values()) < 0 or not sum(weights.values()):
         raise UsageError(f"stage {text!r}: its share and one weight must be above 0, and no weight below")
     total = sum(weights.values())

@@ -19,8 +19,8 @@ from typing import Any
 from torch import nn
 
 from recaption.captioners.videococa.captioner import CocaCaptioner
-from recaption.captioners.videococa.checkpoint import FORMAT, captioner_from
-from recaption.captioners.videococa.tokenizer import BytePairVocabulary, train_vocabulary
+from recaption.captioners.videococa.checkpoint import FORMAT_VERSION, captioner_from_config
+from recaption.captioners.videococa.tokenizer import BPETokenizer, train_tokenizer
 from recaption.errors import UsageError
 from train.captioner.batches import CaptionBatches
 from train.captioner.clips import CaptionClips, CaptionedClip
@@ -157,8 +157,8 @@ class CaptionerTask:
         self.stages = parse_stages(self.settings.stages, num_batches)
         spoken = [kind for kind in kinds_in(self.stages) if kind in self.clips.kinds]
         start = self._start([prefix_of(kind) for kind in spoken])
-        self.vocabulary, self.framing = start.vocabulary, start.framing
-        check_texts(self.vocabulary, self.clips.texts(NUM_CHECKED_TEXTS))
+        self.tokenizer, self.preprocessor = start.tokenizer, start.preprocessor
+        check_texts(self.tokenizer, self.clips.texts(NUM_CHECKED_TEXTS))
         known = start.config.get("kinds", {"descriptive": ""})
         self.prefixes: dict[str, str] = {**{kind: prefix_of(kind) for kind in spoken}, **known}
         self.captioner_config = {**start.config, "kinds": self.prefixes, "fields": self.clips.fields}
@@ -184,21 +184,21 @@ class CaptionerTask:
         if settings.start:
             return from_captioner(settings.start, temporal=settings.temporal)
         texts = self.clips.texts(NUM_VOCABULARY_TEXTS)
-        vocabulary = train_vocabulary(
+        tokenizer = train_tokenizer(
             # often enough that each prefix becomes whole words
             [*texts, *(prefix for prefix in prefixes for _ in range(100) if prefix)],
             num_tokens=settings.vocabulary_tokens,
             context_length=settings.context_length,
         )
-        config = captioner_config(settings, vocabulary)
-        return from_nothing(config, vocabulary, temporal_std=settings.temporal_std, seed=settings.seed)
+        config = captioner_config(settings, tokenizer)
+        return from_nothing(config, tokenizer, temporal_std=settings.temporal_std, seed=settings.seed)
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Any]]:
         """Batch s of rank r holds the clips at places (s * num_ranks + r) * batch_size and on of the stream."""
         batches = CaptionBatches(
             self.clips,
-            self.vocabulary,
-            self.framing,
+            self.tokenizer,
+            self.preprocessor,
             num_frames=self.captioner_config["num_frames"],
             stages=self.stages,
             prefixes=self.prefixes,
@@ -215,8 +215,8 @@ class CaptionerTask:
         loss = captioner_loss(
             self.model,  # type: ignore[arg-type]
             batch,
-            self.framing,
-            pad=self.vocabulary.special.pad,
+            self.preprocessor,
+            pad=self.tokenizer.special.pad,
             caption_weight=self.settings.caption_weight,
             contrastive_weight=self.settings.contrastive_weight,
             micro_batch=self.settings.micro_batch,
@@ -231,7 +231,7 @@ class CaptionerTask:
                 **({"unreadable_clips": batch["num_unreadable"]} if self.clips.num_clips is not None else {}),
             },
             num_tokens=batch["num_tokens"],
-            capacity_tokens=num_clips * self.vocabulary.context_length,
+            capacity_tokens=num_clips * self.tokenizer.context_length,
         )
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -245,10 +245,10 @@ class CaptionerTask:
         """`model` as a captioner; the weights are shared, not copied."""
         flags = [parameter.requires_grad for parameter in model.parameters()]
         device = next(model.parameters()).device
-        captioner = captioner_from(
+        captioner = captioner_from_config(
             self.captioner_config,
             model,  # type: ignore[arg-type]
-            self.vocabulary,
+            self.tokenizer,
             name="videococa",
             device=device,
         )
@@ -257,16 +257,16 @@ class CaptionerTask:
         return captioner
 
 
-def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary) -> dict[str, Any]:
+def captioner_config(settings: CaptionerSettings, tokenizer: BPETokenizer) -> dict[str, Any]:
     """What `recaption.captioners.videococa.checkpoint` rebuilds the captioner from."""
     text = {
         "context_length": settings.context_length,
-        "vocab_size": vocabulary.num_tokens,
+        "vocab_size": tokenizer.num_tokens,
         "width": settings.width,
         "heads": settings.width // settings.head_width,
     }
     return {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "coca": {
             "embed_dim": settings.width,
             "vision_cfg": {
@@ -286,10 +286,10 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
                 "layers": settings.text_layers,
                 "embed_cls": True,
                 "output_tokens": True,
-                "pad_id": vocabulary.special.pad,
+                "pad_id": tokenizer.special.pad,
             },
             "multimodal_cfg": {**text, "layers": settings.decoder_layers},
-            "pad_id": vocabulary.special.pad,
+            "pad_id": tokenizer.special.pad,
         },
         **({"stem_channels": list(settings.stem_channels)} if settings.stem_channels else {}),
         **({"joint_layers": settings.joint_layers} if settings.joint_layers else {}),
@@ -297,5 +297,5 @@ def captioner_config(settings: CaptionerSettings, vocabulary: BytePairVocabulary
         "temporal": settings.temporal,
         "framing": {"frame_px": settings.frame_px, "fit": "squash", "interpolation": "bilinear"},
         "fields": "",
-        "merges": vocabulary.merges,
+        "merges": tokenizer.merges,
     }

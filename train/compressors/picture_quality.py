@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recaption.captioners.videococa.efficientnet import MEAN, STD, STRIDE_PX, load_tower
+from recaption.captioners.videococa.efficientnet import MEAN, STD, STRIDE_PX, load_backbone
 from recaption.errors import UsageError
 
 
@@ -78,7 +78,7 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tower = load_tower()
+        self.tower = load_backbone()
         self.register_buffer("mean", torch.tensor(MEAN).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(-1, 1, 1), persistent=False)
 

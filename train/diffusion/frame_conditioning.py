@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from recaption.captions.mixture import parse_shares
+from recaption.captions.mixture import parse_weights
 from recaption.errors import UsageError
 from train.diffusion.rng import generator_for
 from train.layers.segments import Segments
@@ -50,8 +50,8 @@ NEEDED = {
 
 
 def parse_conditions(mix: Iterable[str]) -> dict[str, float]:
-    """Kind -> share, as `parse_shares`. Nothing given: {}, nothing is conditioned."""
-    return parse_shares(mix, what="condition", kinds=CONDITIONS)
+    """Kind -> share, as `parse_weights`. Nothing given: {}, nothing is conditioned."""
+    return parse_weights(mix, what="condition", kinds=CONDITIONS)
 
 
 def is_trained_for(mode: str, mix: Iterable[str]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recaption.captioners.interface import Captioner, Described
+from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.errors import UsageError
 from train.compressors.interface import Compressor
 from train.evaluation.frechet import MIN_CLIPS, Frechet, frechet_distance, mean_cosine_distance, mean_distance_within
@@ -129,18 +129,18 @@ def evaluate(
     """
     if not samples.videos:
         raise UsageError("nothing was sampled, so there is nothing to evaluate")
-    seen = captioner.describe(list(samples.videos))
+    seen = captioner.caption_with_embeddings(list(samples.videos))
     through = _through(compressor, real.videos, device)
-    seen_real = captioner.describe(through) if through else None
+    seen_real = captioner.caption_with_embeddings(through) if through else None
     following = follow(samples.prompts, seen, captioner)
     following_real = follow(list(real.captions), seen_real, captioner) if seen_real else Following()
     measures = _following_measures(following, following_real)
-    if seen.clip_BD is None:
+    if seen.clip_embeddings_BD is None:
         note = f"captioner {captioner.name} has no contrastive space"
         measures |= {name: _absent(definition, note) for name, definition in _SPACE_DEFINITIONS.items()}
     else:
         more_BD = [captioner.embed_clips(list(videos)) if len(videos) else None for videos in samples.more_videos]
-        measures |= _space_measures(seen.clip_BD, more_BD, seen_real)
+        measures |= _space_measures(seen.clip_embeddings_BD, more_BD, seen_real)
     return Evaluation(measures=measures, said=tuple(caption.text for caption in seen.captions))
 
 
@@ -244,12 +244,12 @@ def _absent(definition: str, note: str) -> Measure:
 
 
 def _space_measures(
-    clips_ND: np.ndarray, more_ND: Sequence[np.ndarray | None], real: Described | None
+    clips_ND: np.ndarray, more_ND: Sequence[np.ndarray | None], real: CaptionBatch | None
 ) -> dict[str, Measure]:
     groups = [np.concatenate([clips_ND[at : at + 1], more]) for at, more in enumerate(more_ND) if more is not None]
     within, num_within = mean_distance_within(groups)
     between, num_between = mean_cosine_distance(clips_ND)
-    real_ND = real.clip_BD if real is not None else None
+    real_ND = real.clip_embeddings_BD if real is not None else None
     between_real = mean_cosine_distance(real_ND)[0] if real_ND is not None else None
     kept: dict[str, Any] = {
         "diversity/same_prompt": {

@@ -1,6 +1,6 @@
 """Whether samples show what their prompts ask for, as a captioner reads them.
 
-following = follow(prompts, described, captioner)      # Described: captions and embeddings of the samples, in order
+following = follow(prompts, described, captioner)      # CaptionBatch: captions and embeddings of the samples, in order
 following.fields["colour"]                             # Share(value=0.91, chance=0.13, num=64)
 following.matched, following.mismatched                # mean contrastive scores
 
@@ -19,9 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
-from recaption.captioners.interface import Described
+from recaption.captioners.interface import CaptionBatch
 from recaption.records import CaptionFields
-from recaption.scenes.captions import fields_in, is_of_scene
+from recaption.scenes.captions import describes_scene, fields_in
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 
@@ -64,20 +64,20 @@ class TextEmbedder(Protocol):
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-def follow(prompts: Sequence[str], described: Described, captioner: TextEmbedder) -> Following:
+def follow(prompts: Sequence[str], described: CaptionBatch, captioner: TextEmbedder) -> Following:
     """Hold what a captioner said about samples against their prompts.
 
     Args:
-        prompts: one per sample. Those that name no object of a scene and what it does (`is_of_scene`) have no fields:
+        prompts: one per sample. Those that name no object of a scene and what it does (`describes_scene`) have no fields:
             the words of a scene mean other things in other sentences.
         described: of the samples, in the order of the prompts.
     """
     said = [fields_in(caption.text) for caption in described.captions]
-    wanted = [fields_in(prompt) if is_of_scene(prompt) else CaptionFields() for prompt in prompts]
+    wanted = [fields_in(prompt) if describes_scene(prompt) else CaptionFields() for prompt in prompts]
     following = Following(fields=_shares(wanted, said))
-    if described.clip_BD is None or not prompts:
+    if described.clip_embeddings_BD is None or not prompts:
         return following
-    cosine_NN = described.clip_BD @ captioner.embed_texts(list(prompts)).T
+    cosine_NN = described.clip_embeddings_BD @ captioner.embed_texts(list(prompts)).T
     others_NN = np.array([[one != other for other in prompts] for one in prompts])
     num_different = len(set(prompts))
     best = cosine_NN.argmax(axis=1)

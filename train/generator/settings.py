@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recaption.captions.mixture import BlendSettings, parse_ratios
+from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
@@ -38,7 +38,7 @@ class DitSettings:
     conditions: tuple[str, ...] = ()
     """KIND=SHARE: how often which frames of a clip are given clean, for prompts with images and videos: none, first, head,
     tail, ends, keyframes, random (diffusion/frame_conditioning.py). Empty: never, and only text and edits can be sampled."""
-    blend: BlendSettings = field(default_factory=BlendSettings)
+    blend: CaptionMixtureSettings = field(default_factory=CaptionMixtureSettings)
     """Which of its texts a clip is trained with, drawn anew each epoch."""
     loss_norm: str = "sample"
     """`sample`: every clip counts the same; `token`: every token does; `tokens^0.5`: between the two."""
@@ -51,7 +51,7 @@ class DitSettings:
 
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
-        parse_ratios(self.blend.ratios)
+        parse_mixture_weights(self.blend.weights)
         parse_conditions(self.conditions)
         if not 0 <= self.caption_dropout <= 1:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a share from 0 to 1")

@@ -29,7 +29,7 @@ class ClipTower:
         """Args: place: MODEL/TAG, MODEL/path of a file of weights, MODEL/random, or a folder with `CLIP_FILES`."""
         from open_clip.model import _build_text_tower
 
-        from recaption.captioners.videococa.tokenizer import ClipVocabulary
+        from recaption.captioners.videococa.tokenizer import ClipTokenizer
 
         config, weights = clip_config(place), _clip_weights(place)
         text = dict(config["text_cfg"]) | {"output_tokens": True}
@@ -39,7 +39,7 @@ class ClipTower:
         if weights is not None:
             _fill(model, weights, place)
         self.model = model.to(device).eval().requires_grad_(False)
-        self.vocabulary = ClipVocabulary(int(model.context_length))
+        self.tokenizer = ClipTokenizer(int(model.context_length))
         self.device = device
         self.width, self.pooled_width = int(model.width), int(config["embed_dim"])
         self.weights_hash = _hash_of_weights(self.model)
@@ -47,9 +47,9 @@ class ClipTower:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Last states from the start token to the end token; pooled = that of the end token, projected."""
-        ids_SM = self.vocabulary.encode(texts).to(self.device)
+        ids_SM = self.tokenizer.encode(texts).to(self.device)
         pooled_SC, states_SMC = self.model(ids_SM)
-        lengths_S = (ids_SM == self.vocabulary.special.end).int().argmax(dim=1) + 1
+        lengths_S = (ids_SM == self.tokenizer.special.end).int().argmax(dim=1) + 1
         mask_SM = torch.arange(ids_SM.shape[1], device=ids_SM.device) < lengths_S[:, None]
         return states_SMC[mask_SM].float(), lengths_S, pooled_SC.float()
 
@@ -89,12 +89,12 @@ def clip_config(place: str) -> dict[str, Any]:
 
 def _clip_weights(place: str) -> Path | None:
     """The file that holds them; None for random ones."""
-    from recaption.captioners.videococa.checkpoint import find_weights
+    from recaption.captioners.videococa.checkpoint import find_open_clip_weights
 
     if os.path.isdir(place):
         return Path(place) / CLIP_FILES[1]
     architecture, _, pretrained = place.partition("/")
-    return None if pretrained == "random" else find_weights(architecture, pretrained, kind="clip")
+    return None if pretrained == "random" else find_open_clip_weights(architecture, pretrained, kind="clip")
 
 
 def _fill(model: torch.nn.Module, weights: Path, place: str) -> None:

@@ -1,7 +1,7 @@
 """What is known of a text encoder without its weights: how many tokens a caption has for it, and how wide they are.
 
 length = load("t5:google/t5-v1_1-xxl")
-length.limit, length.count(["a red circle moves left"])         (256, [6])
+length.max_tokens, length.count_tokens(["a red circle moves left"])         (256, [6])
 widths("t5:google/t5-v1_1-xxl")                                 (4096, 4096)
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recaption.captioners.gates import TextLength
+from recaption.captioners.gates import TokenBudget
 from recaption.captioners.interface import Captioner
 from train.text.clip import clip_config
 from train.text.t5 import MAX_TEXT_TOKENS, t5_config, t5_tokenizer
 from train.text.towers import parse
 
 
-def load(spec: str, *, max_tokens: int = 0, captioner: Captioner | None = None, captioner_spec: str = "") -> TextLength:
+def load(
+    spec: str, *, max_tokens: int = 0, captioner: Captioner | None = None, captioner_spec: str = ""
+) -> TokenBudget:
     """Lengths for a text encoder as `text_encoder.load` takes it. Of several the smallest limit counts.
 
     Args:
@@ -32,35 +34,35 @@ def load(spec: str, *, max_tokens: int = 0, captioner: Captioner | None = None, 
     ]
     if len(lengths) == 1:
         return lengths[0]
-    tightest = min(lengths, key=lambda length: length.limit)
+    tightest = min(lengths, key=lambda length: length.max_tokens)
 
     def count(texts: Sequence[str]) -> list[int]:
         """Tokens for the encoder with the smallest limit; more, by what another is exceeded, where one is."""
-        counts = [length.count(texts) for length in lengths]
+        counts = [length.count_tokens(texts) for length in lengths]
         own = counts[lengths.index(tightest)]
-        excess = [max(n - length.limit for n, length in zip(row, lengths)) for row in zip(*counts)]
-        return [n if over <= 0 else tightest.limit + over for n, over in zip(own, excess)]
+        excess = [max(n - length.max_tokens for n, length in zip(row, lengths)) for row in zip(*counts)]
+        return [n if over <= 0 else tightest.max_tokens + over for n, over in zip(own, excess)]
 
-    return TextLength(tightest.limit, count)
+    return TokenBudget(tightest.max_tokens, count)
 
 
-def _length(kind: str, name: str, max_tokens: int, captioner: Captioner | None) -> TextLength:
+def _length(kind: str, name: str, max_tokens: int, captioner: Captioner | None) -> TokenBudget:
     if kind == "captioner":
         from recaption.captioners.registry import load_captioner
 
         tower = (captioner or load_captioner(name)).text_tower
-        return TextLength(max_tokens or tower.max_tokens, tower.count_tokens)
+        return TokenBudget(max_tokens or tower.max_tokens, tower.count_tokens)
     if kind == "clip":
-        from recaption.captioners.videococa.tokenizer import ClipVocabulary
+        from recaption.captioners.videococa.tokenizer import ClipTokenizer
 
-        vocabulary = ClipVocabulary(int(clip_config(name)["text_cfg"].get("context_length", 77)))
-        return TextLength(max_tokens or vocabulary.context_length, vocabulary.count)
+        tokenizer = ClipTokenizer(int(clip_config(name)["text_cfg"].get("context_length", 77)))
+        return TokenBudget(max_tokens or tokenizer.context_length, tokenizer.count)
     tokenizer = t5_tokenizer(name)
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
 
-    return TextLength(max_tokens or MAX_TEXT_TOKENS, count)
+    return TokenBudget(max_tokens or MAX_TEXT_TOKENS, count)
 
 
 def widths(spec: str) -> tuple[int, int]:

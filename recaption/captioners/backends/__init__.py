@@ -1,1 +1,1 @@
-"""Captioners of other projects behind our interface, one file each."""
+"""Captioners of other projects behind the `Captioner` interface, one file each."""

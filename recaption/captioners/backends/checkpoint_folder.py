@@ -1,10 +1,10 @@
-"""Folders of the captioners that are built here from parts: config.json, tokenizer.json, model.safetensors.
+"""Checkpoint folders of FrozenBiLM and mPLUG-2: config.json, tokenizer.json, model.safetensors.
 
-    write_own("out/mine", config={"format": "frozenbilm-1", ...}, words=words, model=model)
-    own = read_own("out/mine", "frozenbilm-1")
-    own.load(FrozenBiLM(own.config))
+    write_checkpoint_folder("out/mine", config={"format": "frozenbilm-1", ...}, tokenizer=tokenizer, model=model)
+    folder = read_checkpoint_folder("out/mine", "frozenbilm-1")
+    folder.load_weights(FrozenBiLM(folder.config))
 
-Any tokenizer of the `tokenizers` package will do that has the four special tokens.
+Any tokenizer of the `tokenizers` package works that has the four special tokens.
 """
 
 from __future__ import annotations
@@ -20,31 +20,37 @@ import torch
 from torch import Tensor, nn
 
 from recaption import hub
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.errors import CheckpointMismatchError, UsageError
 
-SPECIAL = {"start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+SPECIAL_TOKENS = {"start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pictures that CLIP was trained on; both kinds of captioner see through a CLIP vision transformer."""
+"""Image statistics of CLIP's training set; FrozenBiLM and mPLUG-2 both start from a CLIP vision transformer."""
 
 
-class Words:
-    """A tokenizer with the ids of its special tokens."""
+class Tokenizer:
+    """A tokenizer of the `tokenizers` package, with the ids of its special tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        if missing := [token for token in SPECIAL.values() if token not in ids]:
-            raise CheckpointMismatchError(f"the tokenizer lacks {', '.join(missing)}: it is not that of this captioner")
-        self.start, self.end, self.pad, self.mask = (ids[SPECIAL[name]] for name in ("start", "end", "pad", "mask"))
-        self.num_tokens = tokenizer.get_vocab_size(with_added_tokens=True)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        if missing := [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]:
+            raise CheckpointMismatchError(
+                f"the tokenizer lacks {', '.join(missing)}: it is not the tokenizer of this captioner"
+            )
+        self.start_id, self.end_id, self.pad_id, self.mask_id = (
+            vocabulary[SPECIAL_TOKENS[name]] for name in ("start", "end", "pad", "mask")
+        )
+        self.special_ids = [self.start_id, self.end_id, self.pad_id, self.mask_id]
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def ids(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids, without special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -52,85 +58,97 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lesson:
-    """What one training step sees: B clips and what is said about them."""
+class TrainingBatch:
+    """B clips and one caption each."""
 
     pixels_BTCHW: Tensor
-    ids_BM: Tensor
-    """Words of each caption, no special tokens, then `words.pad`."""
+    token_ids_BM: Tensor
+    """Captions without special tokens, padded with `tokenizer.pad_id`."""
     lengths_B: Tensor
+    """Tokens of each caption without padding."""
 
 
-def lesson(pixels_BTCHW: Tensor, texts: Sequence[str], words: Words) -> Lesson:
-    ids = [words.ids(text) for text in texts]
-    longest = max(map(len, ids))
-    ids_BM = torch.tensor([row + [words.pad] * (longest - len(row)) for row in ids])
-    return Lesson(pixels_BTCHW=pixels_BTCHW, ids_BM=ids_BM, lengths_B=torch.tensor([len(row) for row in ids]))
+def collate(pixels_BTCHW: Tensor, texts: Sequence[str], tokenizer: Tokenizer) -> TrainingBatch:
+    """Tokenize and pad the captions of B clips."""
+    token_ids = [tokenizer.encode(text) for text in texts]
+    longest = max(map(len, token_ids))
+    token_ids_BM = torch.tensor([ids + [tokenizer.pad_id] * (longest - len(ids)) for ids in token_ids])
+    lengths_B = torch.tensor([len(ids) for ids in token_ids])
+    return TrainingBatch(pixels_BTCHW=pixels_BTCHW, token_ids_BM=token_ids_BM, lengths_B=lengths_B)
 
 
-def clip_framing(frame_px: int) -> Framing:
-    """CLIP's own cut and colours."""
-    return Framing(frame_px=frame_px, fit="crop", mean=CLIP_MEAN, std=CLIP_STD)
+def openai_clip_preprocessor(frame_px: int) -> FramePreprocessor:
+    """OpenAI CLIP's preprocessing: center crop, and normalization by CLIP's own mean and standard deviation."""
+    return FramePreprocessor(frame_px=frame_px, fit="crop", mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def stacked(clips: Sequence[np.ndarray], framing: Framing, num_frames: int) -> Tensor:
-    """(B, T, 3, H, W): each clip with exactly `num_frames`, frames of short ones shown twice."""
-    return torch.stack([framing.tensor(clip, num_frames=num_frames, repeat=True) for clip in clips])
+def stack_clips(clips: Sequence[np.ndarray], preprocessor: FramePreprocessor, num_frames: int) -> Tensor:
+    """Preprocess clips to one tensor (B, T, 3, H, W) of exactly `num_frames` each; short clips repeat frames."""
+    return torch.stack([preprocessor.to_tensor(clip, num_frames=num_frames, repeat=True) for clip in clips])
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnFolder:
-    """What a folder holds."""
+class CheckpointFolder:
+    """An opened checkpoint folder: its config and tokenizer; `load_weights` fills the model."""
 
-    place: Path
+    path: Path
     config: dict[str, Any]
-    words: Words
+    tokenizer: Tokenizer
 
-    def load(self, model: nn.Module) -> None:
-        """Put the weights into the model of `config`; raises CheckpointMismatchError where they do not fit."""
-        if self.words.num_tokens > self.config["num_tokens"]:
+    def load_weights(self, model: nn.Module) -> None:
+        """Load model.safetensors into the model built from `config`.
+
+        Raises:
+            CheckpointMismatchError: weights or tokenizer do not fit the model.
+        """
+        if self.tokenizer.vocab_size > self.config["num_tokens"]:
             raise CheckpointMismatchError(
-                f"{self.place}: its tokenizer has {self.words.num_tokens} tokens, its model {self.config['num_tokens']}: "
-                "they do not belong together"
+                f"{self.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, its model "
+                f"{self.config['num_tokens']}: they do not belong together"
             )
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 
         try:
-            load_model(model, self.place / "model.safetensors")
+            load_model(model, self.path / "model.safetensors")
         except (RuntimeError, SafetensorError) as error:
             raise CheckpointMismatchError(
-                f"{self.place}/model.safetensors does not fit its config: {hub.first_line(error)}"
+                f"{self.path}/model.safetensors does not fit its config: {hub.first_line(error)}"
             ) from error
 
 
-def write_own(folder: str | Path, *, config: dict[str, Any], words: Words, model: nn.Module) -> Path:
-    """Write a captioner folder; `config` has `format` and `num_tokens`, and what its model is built from."""
+def write_checkpoint_folder(
+    folder: str | Path, *, config: dict[str, Any], tokenizer: Tokenizer, model: nn.Module
+) -> Path:
+    """Write a checkpoint folder; `config` holds `format`, `num_tokens` and the arguments of the model."""
     from safetensors.torch import save_model
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(folder / "model.safetensors"))  # tied weights once
-    (folder / "tokenizer.json").write_text(words.tokenizer.to_str() + "\n", encoding="utf-8")
+    save_model(model, str(folder / "model.safetensors"))  # writes tied weights once
+    (folder / "tokenizer.json").write_text(tokenizer.tokenizer.to_str() + "\n", encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def read_own(place: str | Path, form: str) -> OwnFolder:
-    """
+def read_checkpoint_folder(folder: str | Path, expected_format: str) -> CheckpointFolder:
+    """Open a checkpoint folder and check its format; the weights are not read yet.
+
     Raises:
         UsageError: a file is missing.
-        CheckpointMismatchError: a folder of another kind of captioner, or with a tokenizer of another.
+        CheckpointMismatchError: the config has another format, or the tokenizer lacks a special token.
     """
-    from tokenizers import Tokenizer
+    import tokenizers
 
-    folder = Path(place)
+    path = Path(folder)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UsageError(f"{folder} holds no captioner of format {form!r}: {name} is missing")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("format") != form:
+        if not (path / name).is_file():
+            raise UsageError(f"{path} holds no captioner of format {expected_format!r}: {name} is missing")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if config.get("format") != expected_format:
         found = config.get("format") or config.get("model_type") or "no format"
-        raise CheckpointMismatchError(f"{folder} is a captioner of another kind: {found}, where {form!r} is needed")
-    words = Words(Tokenizer.from_file(str(folder / "tokenizer.json")))
-    return OwnFolder(place=folder, config=config, words=words)
+        raise CheckpointMismatchError(
+            f"{path} is a captioner of another kind: {found}, where {expected_format!r} is needed"
+        )
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")))
+    return CheckpointFolder(path=path, config=config, tokenizer=tokenizer)

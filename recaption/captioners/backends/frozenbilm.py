@@ -1,4 +1,4 @@
-"""FrozenBiLM behind the captioner interface; the model and its decoding are in `frozen_bilm`.
+"""FrozenBiLM as a captioner; model and decoding are in `frozenbilm_model`.
 
 captioner = load_captioner("frozenbilm:models/mine")
 """
@@ -11,62 +11,79 @@ import numpy as np
 import torch
 
 from recaption import hub
-from recaption.captioners.backends.checkpoint_folder import OwnFolder, clip_framing, read_own, stacked
-from recaption.captioners.backends.frozenbilm_model import FORMAT, NUM_ROUNDS, FrozenBiLM
-from recaption.captioners.base import Batch, Describing, Said, Told, uniform_draws
+from recaption.captioners.backends.checkpoint_folder import (
+    CheckpointFolder,
+    openai_clip_preprocessor,
+    read_checkpoint_folder,
+    stack_clips,
+)
+from recaption.captioners.backends.frozenbilm_model import FORMAT, NUM_ITERATIONS, FrozenBiLM
+from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput, sample_uniforms
 from recaption.captioners.pretrained import weights_hash
 
 
-class FrozenBiLMCaptioner(Describing):
-    """`config`: what FrozenBiLM takes, and `num_frames`, `lengths` (in words, of the captions it was trained on)."""
+class FrozenBiLMCaptioner(BaseCaptioner):
+    """Captions by mask-predict.
 
-    has_beams = False
+    Its config holds the arguments of `FrozenBiLM`, `num_frames`, and `lengths`: the lengths in tokens that are tried.
+    """
 
-    def __init__(self, model: FrozenBiLM, own: OwnFolder, *, spec: str, weights_hash: str) -> None:
-        self.model, self.words = model.eval().requires_grad_(False), own.words
+    supports_beam_search = False
+
+    def __init__(self, model: FrozenBiLM, folder: CheckpointFolder, *, spec: str, weights_hash: str) -> None:
+        self.model, self.tokenizer = model.eval().requires_grad_(False), folder.tokenizer
         self.name, self.weights_hash = spec, weights_hash
-        self.num_frames, self.frame_px = own.config["num_frames"], own.config["vision"]["image_size"]
-        self.lengths = sorted(own.config["lengths"])
+        self.num_frames, self.frame_px = folder.config["num_frames"], folder.config["vision"]["image_size"]
+        self.lengths = sorted(folder.config["lengths"])
         self.max_tokens = self.lengths[-1]
-        self._framing = clip_framing(self.frame_px)
+        self._framing = openai_clip_preprocessor(self.frame_px)
 
-    def tell(self, batch: Batch) -> Told:
+    def generate(self, batch: ClipBatch) -> GenerationOutput:
         weight = self.model.prefix.weight
-        pixels = stacked(batch.clips, self._framing, self.num_frames).to(weight.device, weight.dtype)
-        most = batch.decoding.max_tokens
-        lengths = [length for length in self.lengths if length <= most] or [most]
-        draws = [uniform_draws(batch.seed, key, NUM_ROUNDS * lengths[-1]) for key in batch.keys]
-        filled = self.model.fill(
+        pixels = stack_clips(batch.clips, self._framing, self.num_frames).to(weight.device, weight.dtype)
+        max_tokens = batch.decoding.max_tokens
+        lengths = [length for length in self.lengths if length <= max_tokens] or [max_tokens]
+        uniforms = [sample_uniforms(batch.seed, key, NUM_ITERATIONS * lengths[-1]) for key in batch.rng_keys]
+        predictions = self.model.mask_predict(
             pixels,
-            self.words,
+            self.tokenizer,
             lengths=lengths,
             temperature=batch.decoding.temperature,
-            draws_BRM=np.stack(draws).reshape(len(draws), NUM_ROUNDS, lengths[-1]),
+            uniform_BIM=np.stack(uniforms).reshape(len(uniforms), NUM_ITERATIONS, lengths[-1]),
         )
-        return Told(
-            said=[
-                Said(text=self.words.decode(one.tokens), num_tokens=len(one.tokens), mean_logprob=one.mean_logprob)
-                for one in filled
+        return GenerationOutput(
+            texts=[
+                GeneratedText(
+                    text=self.tokenizer.decode(prediction.tokens),
+                    num_tokens=len(prediction.tokens),
+                    mean_logprob=prediction.mean_logprob,
+                )
+                for prediction in predictions
             ]
         )
 
 
-def open_frozenbilm(place: str, *, device: str, dtype: torch.dtype | None) -> FrozenBiLMCaptioner:
-    """Raises as `own_folder.read_own`; WeightsUnreachableError for a hub id that is neither cached nor offered."""
-    spec = f"frozenbilm:{place}"
-    if not os.path.isdir(place):
+def open_frozenbilm(path_or_id: str, *, device: str, dtype: torch.dtype | None) -> FrozenBiLMCaptioner:
+    """Open a checkpoint folder, or the hub repository of one.
+
+    Raises:
+        UsageError, CheckpointMismatchError: as `read_checkpoint_folder`.
+        WeightsUnreachableError: a hub id that is neither cached nor downloadable.
+    """
+    spec = f"frozenbilm:{path_or_id}"
+    if not os.path.isdir(path_or_id):
         from huggingface_hub import snapshot_download
 
         what, give = f"captioner {spec}", "give a folder as frozenbilm:FOLDER"
-        is_local = hub.is_on_disk(place, what=what, give=give)
+        is_local = hub.is_on_disk(path_or_id, what=what, give=give)
         try:
-            place = snapshot_download(place, local_files_only=is_local)
+            path_or_id = snapshot_download(path_or_id, local_files_only=is_local)
         except Exception as error:  # the hub's client passes on whatever its network layer raises
             raise hub.unreachable(what, error, give) from error
-    own = read_own(place, FORMAT)
-    model = FrozenBiLM(own.config)
-    own.load(model)
+    folder = read_checkpoint_folder(path_or_id, FORMAT)
+    model = FrozenBiLM(folder.config)
+    folder.load_weights(model)
     digest = weights_hash(model)
     return FrozenBiLMCaptioner(
-        model.to(device=device, dtype=dtype or torch.float32), own, spec=spec, weights_hash=digest
+        model.to(device=device, dtype=dtype or torch.float32), folder, spec=spec, weights_hash=digest
     )

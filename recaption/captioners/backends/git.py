@@ -1,9 +1,9 @@
-"""GIT (arXiv 2205.14100): a picture or a few frames as prefix of a causal language model, by the transformers package.
+"""GIT (arXiv 2205.14100), by the transformers package: a causal language model with image tokens as prefix.
 
     captioner = load_captioner("git:microsoft/git-base-vatex")
 
-GIT as transformers has it encodes one frame after the other, and each clip once per beam. Here all frames of a batch are
-encoded together, once, and its forward pass is handed the result.
+The implementation in transformers encodes one frame after another, and each clip once per beam. Here all frames of a batch
+are encoded once, together, and the result is passed to its forward pass.
 """
 
 from __future__ import annotations
@@ -15,63 +15,62 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recaption.captioners.backends.hf_generate import continue_rows, plain_generation
-from recaption.captioners.base import Batch, Describing, Told
-from recaption.captioners.preprocess import choose_frames
-from recaption.captioners.pretrained import check_vocabulary, open_config, open_model, open_processor, weights_hash
+from recaption.captioners.backends.hf_generate import generate_completions, reset_generation_config
+from recaption.captioners.base import BaseCaptioner, ClipBatch, GenerationOutput
+from recaption.captioners.preprocess import uniform_frame_indices
+from recaption.captioners.pretrained import check_tokenizer_size, open_config, open_model, open_processor, weights_hash
 from recaption.errors import UsageError
 
 
-class GitCaptioner(Describing):
-    """A `GitForCausalLM` with its processor."""
+class GitCaptioner(BaseCaptioner):
+    """Captions of a `GitForCausalLM` and its processor."""
 
     def __init__(self, model: Any, processor: Any, *, spec: str, weights_hash: str, prompt: str) -> None:
         """
         Args:
-            prompt: words that every caption goes on from; no part of it.
+            prompt: text that every caption continues; not part of the caption.
         """
         config = model.config
         self.model, self.processor = model, processor
         self.name, self.weights_hash = spec, weights_hash
-        # one temporal embedding per frame that it was trained with; a model of pictures has none
+        # one temporal embedding per frame it was trained with; image models have none
         self.num_frames = config.num_image_with_embedding or 1
         self.frame_px = int(config.vision_config.image_size)
         tokenizer = processor.tokenizer
-        self._prompt = [
+        self._prompt_ids = [
             tokenizer.cls_token_id if tokenizer.cls_token_id is not None else config.bos_token_id,
             *tokenizer(prompt, add_special_tokens=False)["input_ids"],
         ]
-        self.max_tokens = config.max_position_embeddings - len(self._prompt)
+        self.max_tokens = config.max_position_embeddings - len(self._prompt_ids)
         if self.max_tokens < 1:
             raise UsageError(
-                f"captioner {spec}: a prompt of {len(self._prompt) - 1} tokens leaves no room in its context of "
+                f"captioner {spec}: a prompt of {len(self._prompt_ids) - 1} tokens leaves no room in its context of "
                 f"{config.max_position_embeddings}"
             )
-        self._ends = plain_generation(model) or (tokenizer.sep_token_id,)
+        self._end_ids = reset_generation_config(model) or (tokenizer.sep_token_id,)
         self._encoder = model.git.image_encoder
-        model.git.image_encoder = _Encoded()
+        model.git.image_encoder = _PrecomputedStates()
 
-    def tell(self, batch: Batch) -> Told:
-        states = self._encode(batch.clips)
-        prompt_BM = torch.tensor([self._prompt] * len(batch.clips), device=states.device)
-        continuations = continue_rows(
+    def generate(self, batch: ClipBatch) -> GenerationOutput:
+        states = self._encode_frames(batch.clips)
+        prompt_BM = torch.tensor([self._prompt_ids] * len(batch.clips), device=states.device)
+        completions = generate_completions(
             self.model,
             {"input_ids": prompt_BM, "attention_mask": torch.ones_like(prompt_BM), "pixel_values": states},
             decoding=batch.decoding,
-            draws_BM=batch.draws_RM,
-            ends=self._ends,
-            pad=self.processor.tokenizer.pad_token_id or 0,
+            uniform_BM=batch.uniforms_RM,
+            end_ids=self._end_ids,
+            pad_id=self.processor.tokenizer.pad_token_id or 0,
         )
-        return Told(said=[one.said(self.processor.tokenizer) for one in continuations])
+        return GenerationOutput(texts=[completion.decode(self.processor.tokenizer) for completion in completions])
 
     @torch.inference_mode()
-    def _encode(self, clips: list[np.ndarray]) -> Tensor:
-        """States of all frames in the form in which GIT takes pixels: (B, T, 1, L, D), of a model of pictures (B, 1, L, D).
+    def _encode_frames(self, clips: list[np.ndarray]) -> Tensor:
+        """Image tokens of all frames, in the layout in which GIT takes pixels: (B, T, 1, L, D), image models (B, 1, L, D).
 
-        Always as many frames as there are temporal embeddings, some twice where a clip is short: GIT counts on it in its
-        cache.
+        T is always the number of temporal embeddings, short clips repeat frames: GIT's KV cache assumes it.
         """
-        chosen = [clip[choose_frames(len(clip), self.num_frames, repeat=True)] for clip in clips]
+        chosen = [clip[uniform_frame_indices(len(clip), self.num_frames, repeat=True)] for clip in clips]
         frames = [frame for clip in chosen for frame in clip]
         pixels = self.processor.image_processor(images=frames, return_tensors="pt")["pixel_values"]
         weight = next(self._encoder.parameters())
@@ -80,22 +79,22 @@ class GitCaptioner(Describing):
         return states if self.model.config.num_image_with_embedding else states[:, 0]
 
 
-class _Encoded(nn.Module):
-    """Stands where GIT has its image encoder, and hands on what was encoded before."""
+class _PrecomputedStates(nn.Module):
+    """Replaces GIT's image encoder: returns the states it is given, which were encoded before."""
 
     def forward(self, states: Tensor, **_: Any) -> Any:
         return SimpleNamespace(last_hidden_state=states[:, 0].clone())  # GIT adds to it in place
 
 
-def open_git(place: str, *, device: str, dtype: torch.dtype | None, prompt: str) -> GitCaptioner:
-    """Raises as `weights.open_config` and `weights.open_model`."""
+def open_git(path_or_id: str, *, device: str, dtype: torch.dtype | None, prompt: str) -> GitCaptioner:
+    """Open a GIT model from the hub or a folder; raises as `pretrained.open_config` and `pretrained.open_model`."""
     from transformers import AutoProcessor, GitForCausalLM
 
-    spec = f"git:{place}"
-    open_config(place, spec=spec, takes="GIT", fits=lambda config: config.model_type == "git")
-    processor = open_processor(AutoProcessor, place, spec=spec)
-    model = open_model(GitForCausalLM, place, spec=spec)
-    check_vocabulary(processor.tokenizer, model.config.vocab_size, spec=spec)
+    spec = f"git:{path_or_id}"
+    open_config(path_or_id, spec=spec, supported="GIT", is_supported=lambda config: config.model_type == "git")
+    processor = open_processor(AutoProcessor, path_or_id, spec=spec)
+    model = open_model(GitForCausalLM, path_or_id, spec=spec)
+    check_tokenizer_size(processor.tokenizer, model.config.vocab_size, spec=spec)
     digest = weights_hash(model)
     model = model.to(device=device, dtype=dtype or torch.float32)
     return GitCaptioner(model, processor, spec=spec, weights_hash=digest, prompt=prompt)

@@ -1,10 +1,11 @@
-"""Captions from a model of the transformers package that continues a text: its own cache and beams, our draws.
+"""Caption generation by `generate` of the transformers package, with random numbers per sequence.
 
-    continuations = continue_rows(model, inputs, decoding=Decoding(max_tokens=40), draws_BM=batch.draws_RM, pad=0)
-    continuations[0].tokens, continuations[0].mean_logprob, continuations[0].ended
+    completions = generate_completions(model, inputs, decoding=settings, uniform_BM=uniforms_BM, pad_id=0)
+    completions[0].tokens, completions[0].mean_logprob, completions[0].ended
 
-transformers draws all rows of a batch from one stream, so a caption would depend on its neighbours. Here each row's tokens
-come from its own uniform numbers, and log-probabilities are those of the model itself.
+KV cache and beam search are those of transformers. Its sampling draws all sequences of a batch from one random stream, so
+that a caption would depend on the other clips of its batch. Here each sequence has its own uniform random numbers, and
+log-probabilities are those of the model, before temperature and top-k.
 """
 
 from __future__ import annotations
@@ -17,97 +18,107 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recaption.captioners.base import Said
-from recaption.captioners.generation.generate import draw
-from recaption.captioners.generation.settings import Decoding
+from recaption.captioners.base import GeneratedText
+from recaption.captioners.generation.generate import sample_tokens
+from recaption.captioners.generation.settings import DecodingSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Continuation:
-    """What a model says after one prompt."""
+class Completion:
+    """The tokens generated after one prompt."""
 
     tokens: tuple[int, ...]
-    """With the end token, where it came."""
+    """With the end token, if it was generated."""
     mean_logprob: float
     ended: bool
+    """False where `max_tokens` cut it short."""
 
-    def said(self, tokenizer: Any) -> Said:
+    def decode(self, tokenizer: Any) -> GeneratedText:
         text = tokenizer.decode(list(self.tokens), skip_special_tokens=True)
-        return Said(text=text, num_tokens=len(self.tokens), mean_logprob=self.mean_logprob, ended=self.ended)
+        return GeneratedText(text=text, num_tokens=len(self.tokens), mean_logprob=self.mean_logprob, ended=self.ended)
 
 
-def plain_generation(model: Any) -> tuple[int, ...]:
-    """Forget how a checkpoint wants to be sampled, and return the tokens that end a text.
+def reset_generation_config(model: Any) -> tuple[int, ...]:
+    """Drop a checkpoint's own generation settings and return its end token ids.
 
-    Checkpoints come with penalties, temperatures and lengths of their own that would be mixed into ours.
+    Checkpoints come with penalties, temperatures and lengths that would be mixed into ours.
     """
     from transformers import GenerationConfig
 
-    known = model.generation_config
-    ends = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
+    original = model.generation_config
+    end_ids = original.eos_token_id if isinstance(original.eos_token_id, list) else [original.eos_token_id]
     model.generation_config = GenerationConfig(
-        bos_token_id=known.bos_token_id, eos_token_id=known.eos_token_id, pad_token_id=known.pad_token_id
+        bos_token_id=original.bos_token_id, eos_token_id=original.eos_token_id, pad_token_id=original.pad_token_id
     )
-    return tuple(token for token in ends if token is not None)
+    return tuple(token for token in end_ids if token is not None)
 
 
 @torch.inference_mode()
-def continue_rows(
+def generate_completions(
     model: Any,
     inputs: Mapping[str, Any],
     *,
-    decoding: Decoding,
-    draws_BM: np.ndarray,
-    ends: Sequence[int],
-    pad: int,
-) -> list[Continuation]:
-    """Continue each row of `inputs["input_ids"]` (padded on the left), which are no part of what comes back."""
+    decoding: DecodingSettings,
+    uniform_BM: np.ndarray,
+    end_ids: Sequence[int],
+    pad_id: int,
+) -> list[Completion]:
+    """Generate one completion per prompt in `inputs["input_ids"]` (B, prompt length; padded on the left).
+
+    Args:
+        uniform_BM: uniform random numbers per sequence and token; used where `decoding.temperature` is above 0.
+
+    Returns:
+        Generated tokens without their prompts.
+    """
     from transformers import LogitsProcessorList
 
-    choice = _Choice(decoding, draws_BM)
-    beams = decoding.num_beams
-    made = model.generate(
+    selector = _TokenSelector(decoding, uniform_BM)
+    num_beams = decoding.num_beams
+    output = model.generate(
         **inputs,
         max_new_tokens=decoding.max_tokens,
         do_sample=False,
-        num_beams=beams,
+        num_beams=num_beams,
         length_penalty=decoding.length_penalty,
-        eos_token_id=list(ends),
-        pad_token_id=pad,
+        eos_token_id=list(end_ids),
+        pad_token_id=pad_id,
         use_cache=True,
-        logits_processor=LogitsProcessorList([] if beams > 1 else [choice]),
+        logits_processor=LogitsProcessorList([] if num_beams > 1 else [selector]),
         return_dict_in_generate=True,
-        output_scores=beams > 1,  # without, no sequences_scores
+        output_scores=num_beams > 1,  # sequences_scores needs it
     )
-    new_BM = made.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    scores_B = made.sequences_scores.tolist() if beams > 1 else None
-    continuations = []
-    for row, tokens in enumerate(new_BM):
-        length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
-        ended = bool(length) and tokens[length - 1] in ends
-        # a beam's score is the sum over its tokens by length**penalty
-        mean = scores_B[row] * length ** (decoding.length_penalty - 1) if scores_B else choice.mean_logprob(row, length)
-        continuations.append(Continuation(tokens=tuple(tokens[:length]), mean_logprob=mean, ended=ended))
-    return continuations
+    new_BM = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    scores_B = output.sequences_scores.tolist() if num_beams > 1 else None
+    completions = []
+    for index, tokens in enumerate(new_BM):
+        length = next((position + 1 for position, token in enumerate(tokens) if token in end_ids), len(tokens))
+        ended = bool(length) and tokens[length - 1] in end_ids
+        if scores_B:  # a beam's score is its summed log-probability / length**penalty
+            mean_logprob = scores_B[index] * length ** (decoding.length_penalty - 1)
+        else:
+            mean_logprob = selector.mean_logprob(index, length)
+        completions.append(Completion(tokens=tuple(tokens[:length]), mean_logprob=mean_logprob, ended=ended))
+    return completions
 
 
-class _Choice:
-    """Chooses each row's next token, leaves `generate` no other, and remembers its log-probability."""
+class _TokenSelector:
+    """Logits processor that selects each sequence's next token: all other logits become -inf; keeps its log-probability."""
 
-    def __init__(self, decoding: Decoding, draws_BM: np.ndarray) -> None:
-        self._decoding, self._draws_BM = decoding, draws_BM
+    def __init__(self, decoding: DecodingSettings, uniform_BM: np.ndarray) -> None:
+        self._decoding, self._uniform_BM = decoding, uniform_BM
         self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
         logprob_BV = scores_BV.float().log_softmax(dim=-1)
         if self._decoding.temperature > 0:
-            drawn = self._draws_BM[:, len(self._logprobs)]
-            uniform_B = torch.as_tensor(drawn, dtype=torch.float32, device=scores_BV.device)
-            chosen_B = draw(scores_BV.float(), uniform_B, self._decoding)
+            uniforms = self._uniform_BM[:, len(self._logprobs)]
+            uniform_B = torch.as_tensor(uniforms, dtype=torch.float32, device=scores_BV.device)
+            chosen_B = sample_tokens(scores_BV.float(), uniform_B, self._decoding)
         else:
             chosen_B = logprob_BV.argmax(dim=-1)
         self._logprobs.append(logprob_BV.gather(1, chosen_B[:, None])[:, 0])
         return torch.full_like(scores_BV, -torch.inf).scatter(1, chosen_B[:, None], 0.0)
 
-    def mean_logprob(self, row: int, length: int) -> float:
-        return float(torch.stack(self._logprobs[:length])[:, row].mean()) if length else 0.0
+    def mean_logprob(self, index: int, length: int) -> float:
+        return float(torch.stack(self._logprobs[:length])[:, index].mean()) if length else 0.0

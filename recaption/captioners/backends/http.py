@@ -1,9 +1,9 @@
-"""A model behind an OpenAI-compatible endpoint as captioner: frames travel as JPEGs, nothing runs here.
+"""A captioner behind an OpenAI-compatible endpoint: frames are sent as JPEGs, the model runs on the server.
 
     captioner = load_captioner("http://localhost:8000/v1#Qwen/Qwen3-VL-8B-Instruct")
 
-A clip that the endpoint has no answer for, after all tries, gets an empty caption, which fails its gate: one marked row.
-An endpoint that is down is one `EndpointDownError`. See `recaption.chat_endpoint` for both.
+A clip whose request fails after all retries gets an empty caption with fault `no_answer`. An endpoint that is down raises
+one `EndpointDownError`. See `recaption.chat_endpoint` for both.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recaption.captioners.backends.instructions import QUESTIONS, question_for
-from recaption.captioners.base import Batch, Describing, Said, Told
-from recaption.captioners.preprocess import choose_frames
+from recaption.captioners.backends.instructions import INSTRUCTIONS, instruction_for
+from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput
+from recaption.captioners.preprocess import uniform_frame_indices
 from recaption.chat_endpoint import Answer, ChatEndpoint, EndpointSettings, Question
 
 NUM_FRAMES = 8
+"""Default number of frames per clip."""
 
 
 FRAME_PX = 448
-"""Shorter side: at 8 frames of 16:9 some 4,000 tokens for the models of 2025, and 50 kB a frame."""
+"""Largest shorter side that is sent: 8 frames of 16:9 are some 4,000 tokens for the models of 2025, and 50 kB each."""
 
 
 JPEG_QUALITY = 90
@@ -36,43 +37,42 @@ JPEG_QUALITY = 90
 MAX_TOKENS = 512
 
 
-class HttpCaptioner(Describing):
-    """One question per clip, many at a time."""
+class HttpCaptioner(BaseCaptioner):
+    """One request per clip, many concurrent."""
 
-    kinds = tuple(QUESTIONS)
-    has_beams = False
+    kinds = tuple(INSTRUCTIONS)
+    supports_beam_search = False
 
     def __init__(self, endpoint: ChatEndpoint, *, prompt: str, num_frames: int, weights_hash: str) -> None:
         """
         Args:
-            weights_hash: of what is known about the weights, which is their name.
+            weights_hash: a hash of the model name and what the server lists about it; the weights are not visible.
         """
         self.endpoint, self.prompt = endpoint, prompt
         self.name, self.weights_hash = f"http:{endpoint.model}", weights_hash
         self.num_frames, self.frame_px, self.max_tokens = num_frames or NUM_FRAMES, FRAME_PX, MAX_TOKENS
-        self.clips_per_batch = (
-            2 * endpoint.settings.concurrency
-        )  # the next ones are encoded while answers are waited for
+        # twice the concurrency: the next clips are encoded as JPEGs while responses are pending
+        self.clips_per_batch = 2 * endpoint.settings.concurrency
 
-    def tell(self, batch: Batch) -> Told:
-        questions = [
+    def generate(self, batch: ClipBatch) -> GenerationOutput:
+        requests = [
             Question(
                 key=key,
                 messages=self._messages(clip, batch.kind),
                 max_tokens=batch.decoding.max_tokens,
                 temperature=batch.decoding.temperature,
                 top_p=batch.decoding.top_p,
-                seed=_seed(batch.seed, key),
+                seed=_request_seed(batch.seed, key),
             )
-            for clip, key in zip(batch.clips, batch.keys, strict=True)
+            for clip, key in zip(batch.clips, batch.rng_keys, strict=True)
         ]
-        return Told(said=[_said(answer) for answer in self.endpoint.ask(questions)])
+        return GenerationOutput(texts=[_generated_text(answer) for answer in self.endpoint.ask(requests)])
 
     def _messages(self, clip_THWC: np.ndarray, kind: str) -> list[dict[str, Any]]:
-        frames = clip_THWC[choose_frames(len(clip_THWC), self.num_frames, repeat=False)]
-        pictures = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in frames]
-        words = f"These are {len(frames)} frames of one video clip, in order. {question_for(kind, self.prompt)}"
-        return [{"role": "user", "content": [*pictures, {"type": "text", "text": words}]}]
+        frames = clip_THWC[uniform_frame_indices(len(clip_THWC), self.num_frames, repeat=False)]
+        images = [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in frames]
+        text = f"These are {len(frames)} frames of one video clip, in order. {instruction_for(kind, self.prompt)}"
+        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
 def open_http(
@@ -84,21 +84,24 @@ def open_http(
     num_frames: int,
     endpoint: EndpointSettings | None,
 ) -> HttpCaptioner:
-    """Raises as `ChatEndpoint.check`. `device` and `dtype` are the endpoint's own affair."""
+    """Connect to an endpoint and check its model; raises as `ChatEndpoint.check`.
+
+    `device` and `dtype` are ignored: the model runs on the server.
+    """
     chat = ChatEndpoint.at(spec, endpoint)
-    listed = chat.check()
-    known = f"{chat.model} {listed.get('root', '')} {listed.get('max_model_len', '')}"
-    digest = hashlib.sha256(known.encode()).hexdigest()[:12]
+    model_entry = chat.check()
+    identity = f"{chat.model} {model_entry.get('root', '')} {model_entry.get('max_model_len', '')}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return HttpCaptioner(chat, prompt=prompt, num_frames=num_frames, weights_hash=digest)
 
 
-def _seed(seed: int, key: str) -> int:
-    """A seed for each clip and sample: with one for all, a server draws alike for clips that look alike."""
+def _request_seed(seed: int, key: str) -> int:
+    """A seed per clip and sample: with one seed for all, a server may sample the same for similar clips."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:4], "big") >> 1
 
 
-def _said(answer: Answer) -> Said:
-    return Said(
+def _generated_text(answer: Answer) -> GeneratedText:
+    return GeneratedText(
         text=answer.text,
         num_tokens=answer.num_tokens,
         mean_logprob=answer.mean_logprob,
@@ -108,13 +111,13 @@ def _said(answer: Answer) -> Said:
 
 
 def _data_url(frame_HWC: np.ndarray) -> str:
-    """A frame as JPEG, no larger than `FRAME_PX` on its shorter side."""
-    picture = Image.fromarray(np.ascontiguousarray(frame_HWC))
-    short = min(picture.size)
+    """A frame as JPEG data URL, its shorter side at most `FRAME_PX`."""
+    image = Image.fromarray(np.ascontiguousarray(frame_HWC))
+    short = min(image.size)
     if short > FRAME_PX:
-        picture = picture.resize(_scaled(picture.size, FRAME_PX / short), Image.Resampling.BICUBIC)
+        image = image.resize(_scaled(image.size, FRAME_PX / short), Image.Resampling.BICUBIC)
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    image.save(jpeg, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
 

@@ -1,15 +1,15 @@
-"""mPLUG-2 (arXiv 2302.00402), its caption path: what of the modular model turns a video into words.
+"""mPLUG-2 (arXiv 2302.00402): the modules of the model that video captioning uses.
 
-    frames -> vision transformer, each block with two small convolutions over time beside attention (local temporal)
-           -> universal layers: learned queries read the frames, then the frames read the queries; added to the frames
-           -> text decoder, each layer with self-attention over the words and cross-attention to the frames (fusion)
+    frames -> vision transformer with two temporal convolutions per block (local temporal modules)
+           -> universal layers: learned queries attend to the frames, then the frames to the queries; added to the frames
+           -> text decoder with cross-attention to the frames in each layer (fusion)
 
-The decoder goes on from a prompt ("a video of"), on which no loss is taken. Modules are named as in the published source,
-so that `from_published` only has to choose among the tensors of a published caption checkpoint. Those tensors were not at
-hand: their names are read off that source. Left out are its text encoder below the universal layers and its separate fusion
-encoder, which captions do not pass through.
+The decoder continues a prompt ("a video of"), which is excluded from the loss. Modules are named as in the published
+source, so that `convert_state_dict` only has to select tensors of a published caption checkpoint. No such checkpoint was at
+hand: tensor names are taken from that source. Left out are the text encoder below the universal layers and the separate
+fusion encoder, which captioning does not use.
 
-Shapes: B clips, T frames, N patches of a frame, L = 1 + T*N frame tokens, Q queries, M words, D widths.
+Shapes: B clips, T frames, N patches of a frame, L = 1 + T*N frame tokens, Q queries, M text tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recaption import hub
-from recaption.captioners.backends.checkpoint_folder import Lesson, Words, write_own
+from recaption.captioners.backends.checkpoint_folder import Tokenizer, TrainingBatch, write_checkpoint_folder
 from recaption.errors import CheckpointMismatchError
 
 FORMAT = "mplug2-1"
 
 
-PUBLISHED_LARGE: dict[str, Any] = {
+LARGE_CONFIG: dict[str, Any] = {
     "format": FORMAT,
     "num_frames": 16,
     "num_universal_layers": 2,
@@ -45,11 +45,11 @@ PUBLISHED_LARGE: dict[str, Any] = {
         "max_position_embeddings": 512,
     },
 }
-"""Of the published captioners for MSR-VTT and MSVD."""
+"""The published captioners for MSR-VTT and MSVD."""
 
 
 class LocalTemporal(nn.Module):
-    """What the same place shows one frame earlier and later; starts without effect."""
+    """Depthwise convolution over time (kernel 3) in a residual bottleneck; zero-initialized."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LocalTemporal(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """A block of CLIP's vision transformer between convolutions over time, which the class token does not pass."""
+    """A CLIP vision transformer block with temporal convolutions before attention and MLP; they skip the class token."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -78,21 +78,21 @@ class TemporalBlock(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
     def forward(self, x_BTLD: Tensor) -> Tensor:
-        x_BTLD = self._over_time(self.lmhra1, x_BTLD)
+        x_BTLD = self._temporal_conv(self.lmhra1, x_BTLD)
         flat = x_BTLD.flatten(0, 1)
         normed = self.ln_1(flat)
         flat = flat + self.attn(normed, normed, normed, need_weights=False)[0]
-        flat = self._over_time(self.lmhra2, flat.view_as(x_BTLD)).flatten(0, 1)
+        flat = self._temporal_conv(self.lmhra2, flat.view_as(x_BTLD)).flatten(0, 1)
         flat = flat + self.mlp["c_proj"](_quick_gelu(self.mlp["c_fc"](self.ln_2(flat))))
         return flat.view_as(x_BTLD)
 
     @staticmethod
-    def _over_time(module: nn.Module, x_BTLD: Tensor) -> Tensor:
+    def _temporal_conv(module: nn.Module, x_BTLD: Tensor) -> Tensor:
         return torch.cat([x_BTLD[:, :, :1], module(x_BTLD[:, :, 1:])], dim=2)
 
 
 class VideoFormer(nn.Module):
-    """Frames to tokens: one for the clip (mean of the frames' class tokens), then all patches of all frames."""
+    """Vision encoder: the mean of the frames' class tokens, then the patch tokens of all frames, (B, L, D)."""
 
     def __init__(self, *, frame_px: int, patch_px: int, width: int, num_layers: int, num_heads: int) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ class VideoFormer(nn.Module):
         return self.ln_post(torch.cat(tokens, dim=1))
 
 
-class Universal(nn.Module):
-    """Layers that vision and text share. Queries gather what the frames show; in the last layer the frames read them."""
+class UniversalLayers(nn.Module):
+    """Layers shared by vision and text: queries attend to the frames; in the last layer the frames attend to the queries."""
 
     def __init__(self, config: Any, *, num_layers: int, num_queries: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Universal(nn.Module):
         self.latents = nn.Parameter(torch.randn(num_queries, config.hidden_size))
         self.layer = nn.ModuleList([BertLayer(config) for _ in range(num_layers)])
         for layer in self.layer:
-            layer.attention.self.is_causal = False  # of frames, all see all
+            layer.attention.self.is_causal = False  # bidirectional over frames
 
     def forward(self, frames_BLD: Tensor) -> Tensor:
         queries_BQD = self.latents.expand(len(frames_BLD), -1, -1)
@@ -135,7 +135,8 @@ class Universal(nn.Module):
 
 
 class MPlug2(nn.Module):
-    """
+    """Vision encoder, universal layers and a BERT decoder with cross-attention.
+
     Args:
         config: `vision` (what `VideoFormer` takes), `text` (a BertConfig as dict; its num_hidden_layers are the
             decoder's), `num_universal_layers`, `num_queries`.
@@ -152,44 +153,46 @@ class MPlug2(nn.Module):
         is_same = config["vision"]["width"] == width
         self.visn_fc = nn.Identity() if is_same else nn.Linear(config["vision"]["width"], width)
         self.visn_layer_norm = nn.Identity() if is_same else nn.LayerNorm(width, eps=1e-12)
-        self.universal = Universal(text, num_layers=config["num_universal_layers"], num_queries=config["num_queries"])
+        self.universal = UniversalLayers(
+            text, num_layers=config["num_universal_layers"], num_queries=config["num_queries"]
+        )
         self.visn_emb_norm = nn.LayerNorm(width, eps=1e-12)
         self.text_decoder: Any = BertLMHeadModel(text)
 
-    def see(self, pixels_BTCHW: Tensor) -> Tensor:
-        """What the decoder attends to: (B, L, D)."""
+    def encode_video(self, pixels_BTCHW: Tensor) -> Tensor:
+        """Frame tokens that the decoder cross-attends to: (B, L, D)."""
         frames_BLD = self.visn_layer_norm(self.visn_fc(self.visual(pixels_BTCHW)))
         return self.visn_emb_norm(frames_BLD + self.universal(frames_BLD))
 
-    def loss(self, batch: Lesson, words: Words, *, prompt: list[int]) -> Tensor:
-        """Cross-entropy of each word and of the end, given the frames, the prompt and the words before."""
-        num_clips = len(batch.ids_BM)
-        first = torch.tensor([words.start, *prompt]).expand(num_clips, -1)
-        ids = torch.cat([first, batch.ids_BM, torch.full((num_clips, 1), words.pad)], dim=1)
-        ends = batch.lengths_B + first.shape[1]
-        ids[torch.arange(num_clips), ends] = words.end
-        places = torch.arange(ids.shape[1])
-        is_taught = (places >= first.shape[1]) & (places <= ends[:, None])
+    def loss(self, batch: TrainingBatch, tokenizer: Tokenizer, *, prompt_ids: list[int]) -> Tensor:
+        """Next-token cross-entropy of the caption and its end token, conditioned on frames and prompt."""
+        num_clips = len(batch.token_ids_BM)
+        prefix = torch.tensor([tokenizer.start_id, *prompt_ids]).expand(num_clips, -1)
+        ids = torch.cat([prefix, batch.token_ids_BM, torch.full((num_clips, 1), tokenizer.pad_id)], dim=1)
+        ends = batch.lengths_B + prefix.shape[1]
+        ids[torch.arange(num_clips), ends] = tokenizer.end_id
+        positions = torch.arange(ids.shape[1])
+        is_target = (positions >= prefix.shape[1]) & (positions <= ends[:, None])
         device = batch.pixels_BTCHW.device
         logits = self.text_decoder(
             input_ids=ids.to(device),
-            attention_mask=(places <= ends[:, None]).long().to(device),
-            encoder_hidden_states=self.see(batch.pixels_BTCHW),
+            attention_mask=(positions <= ends[:, None]).long().to(device),
+            encoder_hidden_states=self.encode_video(batch.pixels_BTCHW),
             use_cache=False,
         ).logits
-        targets = ids.masked_fill(~is_taught, -100).to(device)
+        targets = ids.masked_fill(~is_target, -100).to(device)
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
 
-def from_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of a published caption checkpoint (its `model` or `module`) under our names.
+def convert_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of `MPlug2` from that of a published caption checkpoint (its `model` or `module`).
 
     Raises:
-        CheckpointMismatchError: a tensor that captions need is missing.
+        CheckpointMismatchError: a tensor of `MPlug2` is missing.
     """
     num_universal = config["num_universal_layers"]
-    encoder = {int(name.split(".")[3]) for name in state if name.startswith("text_encoder.encoder.layer.")}
-    first = max(encoder, default=num_universal - 1) + 1 - num_universal
+    encoder_layers = {int(name.split(".")[3]) for name in state if name.startswith("text_encoder.encoder.layer.")}
+    first = max(encoder_layers, default=num_universal - 1) + 1 - num_universal
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith("visual_encoder.visual."):
@@ -203,34 +206,36 @@ def from_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
         elif name.startswith(("visn_", "text_decoder.")):
             renamed[name] = tensor
     with torch.device("meta"):
-        wanted = set(MPlug2(config).state_dict())
-    # buffers of positions, tied weights and layers that only text passes through come and go between versions
+        expected = set(MPlug2(config).state_dict())
+    # position buffers, tied weights and text-only layers differ between versions
     tied = {"text_decoder.cls.predictions.decoder.weight", "text_decoder.cls.predictions.decoder.bias"}
-    if missing := sorted(wanted - renamed.keys() - tied):
+    if missing := sorted(expected - renamed.keys() - tied):
         raise CheckpointMismatchError(
-            f"this is no caption checkpoint of mPLUG-2: it lacks {len(missing)} tensors, such as {missing[0]}"
+            f"this is not a caption checkpoint of mPLUG-2: it lacks {len(missing)} tensors, such as {missing[0]}"
         )
     renamed |= {
         "text_decoder.cls.predictions.decoder.weight": renamed["text_decoder.bert.embeddings.word_embeddings.weight"],
         "text_decoder.cls.predictions.decoder.bias": renamed["text_decoder.cls.predictions.bias"],
     }
-    return {name: renamed[name] for name in sorted(wanted)}
+    return {name: renamed[name] for name in sorted(expected)}
 
 
-def convert(checkpoint: str | Path, words: Words, folder: str | Path, config: Mapping[str, Any] | None = None) -> Path:
-    """Make a captioner folder of a published checkpoint (a .pth file); `config` is that of the large model by default.
+def convert_checkpoint(
+    checkpoint: str | Path, tokenizer: Tokenizer, folder: str | Path, config: Mapping[str, Any] | None = None
+) -> Path:
+    """Convert a published checkpoint (a .pth file) to a checkpoint folder; `config` defaults to `LARGE_CONFIG`.
 
     Raises:
-        CheckpointMismatchError: as `from_published`, or where shapes or the tokenizer do not fit.
+        CheckpointMismatchError: as `convert_state_dict`, or where shapes or the tokenizer do not fit.
     """
-    config = {**(config or PUBLISHED_LARGE), "num_tokens": (config or PUBLISHED_LARGE)["text"]["vocab_size"]}
+    config = {**(config or LARGE_CONFIG), "num_tokens": (config or LARGE_CONFIG)["text"]["vocab_size"]}
     tree = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = MPlug2(config)
     try:
-        model.load_state_dict(from_published(tree.get("model", tree.get("module", tree)), config))
+        model.load_state_dict(convert_state_dict(tree.get("model", tree.get("module", tree)), config))
     except RuntimeError as error:
         raise CheckpointMismatchError(f"{checkpoint} does not fit: {hub.first_line(error)}") from error
-    return write_own(folder, config=config, words=words, model=model)
+    return write_checkpoint_folder(folder, config=config, tokenizer=tokenizer, model=model)
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

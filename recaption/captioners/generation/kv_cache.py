@@ -1,9 +1,9 @@
-"""CoCa's two text towers, one new position at a time, for a batch of rows that move in step.
+"""KV-cached decoding with CoCa's two text towers, a batch of rows one position at a time.
 
 Self-attention keys and values are cached for every row; cross-attention keys and values are computed once per clip and
 shared by all rows of that clip (its beams, or its samples): these become further query positions of the clip.
 
-Shapes: B clips, R rows (those of a clip are neighbours, as many for each clip), P new positions, D width, H heads, d
+Shapes: B clips, R rows (those of a clip are adjacent, equally many for each clip), P new positions, D width, H heads, d
 width of a head, N image tokens, V vocabulary.
 """
 
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recaption.captioners.generation.packed_weights import BlockWeights, StepWeights
+from recaption.captioners.generation.packed_weights import BlockWeights, PackedWeights
 from recaption.errors import UsageError
 
 
-class DecodingSteps:
-    """Feed tokens with `step`; drop and reorder rows with `keep`."""
+class CachedDecoder:
+    """Feeds tokens with `step`; drops and reorders rows with `select_rows`."""
 
     def __init__(
         self,
@@ -29,18 +29,18 @@ class DecodingSteps:
         *,
         rows_per_clip: int = 1,
         capacity: int | None = None,
-        weights: StepWeights | None = None,
+        weights: PackedWeights | None = None,
     ) -> None:
         """
         Args:
-            capacity: most tokens that will be fed; the context length where None.
-            weights: of the same `coca`.
+            capacity: maximum number of tokens that will be fed; None = the context length.
+            weights: packed weights of the same `coca`.
         """
         text: Any = coca.text
         decoder: Any = coca.text_decoder
         self.text, self.decoder = text, decoder
         self.device = image_embs_BND.device
-        self.weights = weights or StepWeights(coca, packed=False)
+        self.weights = weights or PackedWeights(coca, packed=False)
         self.rows_per_clip = rows_per_clip
         self.num_clips = image_embs_BND.shape[0]
         self.context_length = min(text.context_length, decoder.context_length)
@@ -50,8 +50,8 @@ class DecodingSteps:
         shape = (len(blocks), 2, self.num_clips * rows_per_clip, min(capacity or 2**30, self.context_length), width)
         self._cache_LKRPD = torch.empty(shape, dtype=text.positional_embedding.dtype, device=self.device)
         self._spare_LKRPD: Tensor | None = None
-        """Where `keep` puts rows in another order; the two take turns."""
-        self._cross = [_Cross(block, image_embs_BND) for block in self.weights.cross_blocks]
+        """Second buffer that `select_rows` copies into; the two are swapped."""
+        self._cross = [_CrossAttention(block, image_embs_BND) for block in self.weights.cross_blocks]
 
     def step(self, tokens_RP: Tensor) -> Tensor:
         """Feed the tokens at the next P positions; logits (R, V), float32, for the position after them."""
@@ -70,27 +70,27 @@ class DecodingSteps:
         for block, cache_KRPD, cross in zip(decoder_blocks, caches, self._cross, strict=True):
             x_RPD = cross.attend(self_attention(block, x_RPD, cache_KRPD, start, mask), self.rows_per_clip)
         self.position = end
-        return self.weights.vocabulary(self.decoder.ln_final(x_RPD[:, -1])).float()
+        return self.weights.lm_head(self.decoder.ln_final(x_RPD[:, -1])).float()
 
-    def text_states(self, row: int) -> Tensor:
-        """Keys and values (layers, 2, positions, D) of the text tower for what `row` has been fed; a copy."""
+    def text_kv_cache(self, row: int) -> Tensor:
+        """Copy of the text tower's keys and values (layers, 2, positions, D) for the tokens fed to `row`."""
         return self._cache_LKRPD[: len(self.weights.text_blocks), :, row, : self.position].clone()
 
-    def keep(self, rows: list[int], clips: list[int]) -> None:
-        """Go on with these clips (indices among the present ones); row i of them continues what row `rows[i]` said."""
+    def select_rows(self, rows: list[int], clips: list[int]) -> None:
+        """Continue with these rows and their clips (indices into the current ones); row i continues row `rows[i]`."""
         if rows == list(range(self.num_clips * self.rows_per_clip)):
             return
-        chosen = torch.tensor(rows, device=self.device)
-        old, kept = self._cache_LKRPD, self._spare_LKRPD
-        if kept is None or len(rows) != kept.shape[2]:
-            kept = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
-        said = (slice(None), slice(None), slice(None), slice(self.position))
-        torch.index_select(old[said], 2, chosen, out=kept[said])
-        self._cache_LKRPD, self._spare_LKRPD = kept, old if len(rows) == old.shape[2] else None
+        row_index = torch.tensor(rows, device=self.device)
+        old, new = self._cache_LKRPD, self._spare_LKRPD
+        if new is None or len(rows) != new.shape[2]:
+            new = old.new_empty((*old.shape[:2], len(rows), *old.shape[3:]))
+        filled = (slice(None), slice(None), slice(None), slice(self.position))
+        torch.index_select(old[filled], 2, row_index, out=new[filled])
+        self._cache_LKRPD, self._spare_LKRPD = new, old if len(rows) == old.shape[2] else None
         if len(clips) < self.num_clips:
-            kept_clips = torch.tensor(clips, device=self.device)
+            clip_index = torch.tensor(clips, device=self.device)
             for cross in self._cross:
-                cross.keep(kept_clips)
+                cross.select_clips(clip_index)
             self.num_clips = len(clips)
         self.rows_per_clip = len(rows) // len(clips)
 
@@ -102,32 +102,32 @@ def _heads(x_RPD: Tensor, num_heads: int) -> Tensor:
 
 
 def self_attention(weights: BlockWeights, x_RPD: Tensor, cache_KRPD: Tensor, start: int, mask: Tensor | None) -> Tensor:
-    """One block for P new positions, whose keys and values join the cache at `start`."""
+    """One self-attention block for P new positions; their keys and values are written to the cache at `start`."""
     num_heads = weights.block.attn.num_heads
-    query_RPD, key_RPD, value_RPD = weights.inward(weights.block.ln_1(x_RPD)).chunk(3, dim=-1)
+    query_RPD, key_RPD, value_RPD = weights.qkv_proj(weights.block.ln_1(x_RPD)).chunk(3, dim=-1)
     end = start + x_RPD.shape[1]
     cache_KRPD[0, :, start:end] = key_RPD
     cache_KRPD[1, :, start:end] = value_RPD
     keys, values = (_heads(one[:, :end], num_heads) for one in cache_KRPD)
     attended = F.scaled_dot_product_attention(_heads(query_RPD, num_heads), keys, values, attn_mask=mask)
-    return weights.after_attention(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+    return weights.out_proj_and_mlp(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
 
 
-class _Cross:
-    """Keys and values of one cross-attention block: one set per clip, whatever the number of rows."""
+class _CrossAttention:
+    """One cross-attention block with its cached keys and values: one set per clip, shared by the clip's rows."""
 
     def __init__(self, weights: BlockWeights, image_embs_BND: Tensor) -> None:
         self.weights = weights
         self.num_heads = weights.block.attn.num_heads
-        projected = weights.keys_values(weights.block.ln_1_kv(image_embs_BND))
+        projected = weights.kv_proj(weights.block.ln_1_kv(image_embs_BND))
         self.keys, self.values = (_heads(part, self.num_heads).contiguous() for part in projected.chunk(2, dim=-1))
 
     def attend(self, x_RPD: Tensor, rows_per_clip: int) -> Tensor:
         rows, positions, width = x_RPD.shape
-        query = self.weights.inward(self.weights.block.ln_1(x_RPD))
+        query = self.weights.qkv_proj(self.weights.block.ln_1(x_RPD))
         query = _heads(query.reshape(rows // rows_per_clip, rows_per_clip * positions, width), self.num_heads)
         attended = F.scaled_dot_product_attention(query, self.keys, self.values)
-        return self.weights.after_attention(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+        return self.weights.out_proj_and_mlp(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
 
-    def keep(self, clips: Tensor) -> None:
+    def select_clips(self, clips: Tensor) -> None:
         self.keys, self.values = self.keys[clips], self.values[clips]

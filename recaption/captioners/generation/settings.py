@@ -1,4 +1,4 @@
-"""What a caption decoder is asked for, and what it answers."""
+"""Settings of caption generation (`DecodingSettings`) and its result per caption (`GeneratedTokens`)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from recaption.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpecialTokens:
+    """Ids of the start, end and padding tokens."""
+
     start: int
     end: int
     pad: int
-    """Ends a row too, as in open_clip (where pad is also an ordinary token, "!")."""
+    """Ends a caption too, as in open_clip (where pad is also an ordinary token, "!")."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoding:
-    """How the next token is chosen. Greedy unless `num_beams` > 1 or `temperature` > 0."""
+class DecodingSettings:
+    """Decoding strategy: greedy unless `num_beams` > 1 (beam search) or `temperature` > 0 (sampling)."""
 
     max_tokens: int = 76
-    """Most tokens to generate, the end token included; the context length of the model bounds it too."""
+    """Maximum number of generated tokens, the end token included; also bounded by the model's context length."""
     num_beams: int = 1
     length_penalty: float = 1.0
-    """Ended beams are compared by the sum of their log-probabilities over length**length_penalty: 1 is the mean per
+    """Finished beams are ranked by the sum of their log-probabilities over length**length_penalty: 1 is the mean per
     token, 0 the sum, which favours short captions."""
     temperature: float = 0.0
-    """0 takes the most probable token; above 0 a token is drawn."""
+    """0 takes the most probable token; above 0 tokens are sampled."""
     num_samples: int = 1
-    """Captions drawn per clip."""
+    """Captions sampled per clip."""
     top_k: int = 0
-    """Draw among this many most probable tokens; 0 = all."""
+    """Sample from the k most probable tokens; 0 = all."""
     top_p: float = 1.0
-    """Draw among the fewest tokens whose probabilities reach this sum."""
+    """Nucleus sampling: sample from the fewest tokens whose probabilities reach this sum."""
     min_tokens: int = 0
-    """The end token is barred until this many tokens stand."""
+    """The end token is masked out until this many tokens are generated."""
 
     def __post_init__(self) -> None:
         if min(self.max_tokens, self.num_beams, self.num_samples) < 1 or self.top_k < 0 or self.temperature < 0:
@@ -49,21 +51,23 @@ class Decoding:
         if self.num_beams > 1 and self.temperature > 0:
             raise UsageError("beam search takes no temperature; leave one of num_beams and temperature at its default")
         if self.num_samples > 1 and self.temperature == 0:
-            raise UsageError(f"{self.num_samples} samples of a clip are all the same without a temperature above 0")
+            raise UsageError(
+                f"{self.num_samples} samples of a clip are all the same at temperature 0; set a temperature above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Generated:
-    """One generated caption, prompt excluded."""
+class GeneratedTokens:
+    """Tokens of one generated caption, prompt excluded."""
 
     tokens: tuple[int, ...]
-    """With the end token, where it came."""
+    """Including the end token where the caption ended."""
     logprobs: tuple[float, ...]
-    """Natural log of each token's probability under the model itself (no temperature, nothing barred)."""
+    """Natural log of each token's probability under the model itself (temperature 1, nothing masked out)."""
     ended: bool
-    """False where the length limit cut it short."""
-    states_LKPD: Tensor | None = field(default=None, compare=False, repr=False)
-    """Keys and values of the text tower at the positions that were fed: the start token, then all tokens but the last."""
+    """False where the caption was truncated at the length limit."""
+    kv_cache_LKPD: Tensor | None = field(default=None, compare=False, repr=False)
+    """Text tower's keys and values at the positions that were fed: the start token, then all tokens but the last."""
 
     @property
     def mean_logprob(self) -> float:

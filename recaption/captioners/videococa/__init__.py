@@ -1,1 +1,1 @@
-"""VideoCoCa: CoCa over the frames of a clip, its tokenizer, checkpoints and the shipped `tiny` weights."""
+"""VideoCoCa: CoCa on video clips, its tokenizer, checkpoints and the `tiny` weights inside the package."""

@@ -1,16 +1,18 @@
-"""Contrastive embeddings of texts that a decoder has just said, from what its text tower computed while saying them.
+"""Contrastive text embeddings of generated captions, computed from the decoder's KV cache.
 
-CoCa's contrastive embedding is the CLS token behind a text, read by the same causal tower that the decoder goes through
-token by token. Once a caption has been said, all that is missing are its last token and end, and the CLS token: two to
-four positions that look at keys and values which are there, instead of a pass over the whole text.
+CoCa's contrastive text embedding is a CLS token appended to the text, computed by the same causal tower that generates the
+caption. After generation only the last token, the end token and CLS are missing: two to four positions that attend to cached
+keys and values, instead of a forward pass over the whole text.
 
-    captions = generate(coca, tokens_BND, special=special, keep_states=True)
-    texts = [vocabulary.decode(caption.tokens) for caption in captions]        # cleaned, stripped, ...
-    pool_said(model, vocabulary.encode(texts), captions, start=special.start)  # as model.pool_texts(...), to rounding
+    captions = generate(coca, tokens_BND, special=special, return_kv_cache=True)
+    texts = [tokenizer.decode(caption.tokens) for caption in captions]        # then cleaned, stripped, ...
+    # equals model.pool_texts(...) up to rounding
+    embed_from_kv_cache(model, tokenizer.encode(texts), captions, start=special.start)
 
-A text that differs from what was said shares only its first tokens; one that shares too few gets a pass of its own.
+Only the cached positions before the first difference between text and generated tokens are reused; texts with more than
+`MAX_NEW_POSITIONS` other positions get a full forward pass.
 
-Shapes: S texts, M positions of a text and its CLS token, P positions said, N new positions, D width.
+Shapes: S texts, M positions of a text and its CLS token, P cached positions, N new positions, D width.
 """
 
 from __future__ import annotations
@@ -22,64 +24,73 @@ import torch
 from torch import Tensor
 
 from recaption.captioners.generation.kv_cache import self_attention
-from recaption.captioners.generation.packed_weights import StepWeights
-from recaption.captioners.generation.settings import Generated
+from recaption.captioners.generation.packed_weights import PackedWeights
+from recaption.captioners.generation.settings import GeneratedTokens
 from recaption.captioners.videococa.model import VideoCoCa
 
-MAX_NEW = 8
-"""Positions beyond the shared ones, CLS included; a text with more is passed through the tower as a whole."""
+MAX_NEW_POSITIONS = 8
+"""New positions per text, CLS included, up to which the cache is used; beyond it a full pass is as fast."""
 
 
-def pool_said(
-    model: VideoCoCa, ids_SM: Tensor, said: Sequence[Generated], *, start: int, weights: StepWeights | None = None
+def embed_from_kv_cache(
+    model: VideoCoCa,
+    ids_SM: Tensor,
+    generated: Sequence[GeneratedTokens],
+    *,
+    start: int,
+    weights: PackedWeights | None = None,
 ) -> Tensor:
     """`model.pool_texts(ids_SM)`, up to rounding.
 
     Args:
-        said: one for each text, with `states_LKPD` where they were kept.
-        start: token that all of them began with; no prompt.
-        weights: of the same model.
+        generated: one per text; those without `kv_cache_LKPD` get a full forward pass.
+        start: the start token; captions generated with a prompt are not supported.
+        weights: packed weights of the same model.
     """
     text: Any = model.coca.text
-    if not model.has_cls_of_its_own:
+    if not model.has_appended_cls_token:
         return model.pool_texts(ids_SM)
-    num_shared = [_num_shared(ids, one, start) for ids, one in zip(ids_SM.tolist(), said, strict=True)]
+    num_shared = [_num_shared(ids, caption, start) for ids, caption in zip(ids_SM.tolist(), generated, strict=True)]
     lengths = _lengths(ids_SM, text.pad_id)
-    short = [row for row, shared in enumerate(num_shared) if shared and lengths[row] - shared < MAX_NEW]
-    if not short:
+    cached_rows = [row for row, shared in enumerate(num_shared) if shared and lengths[row] - shared < MAX_NEW_POSITIONS]
+    if not cached_rows:
         return model.pool_texts(ids_SM)
-    weights = weights or StepWeights(model.coca, packed=False)
+    weights = weights or PackedWeights(model.coca, packed=False)
     pooled_SD = torch.empty(len(ids_SM), text.output_dim, dtype=text.positional_embedding.dtype, device=ids_SM.device)
-    states = [said[row].states_LKPD for row in short]
-    after_SD = _pool_after(
-        text, weights, ids_SM[short], [one for one in states if one is not None], [num_shared[row] for row in short]
+    caches = [generated[row].kv_cache_LKPD for row in cached_rows]
+    from_cache_SD = _pool_with_cache(
+        text,
+        weights,
+        ids_SM[cached_rows],
+        [cache for cache in caches if cache is not None],
+        [num_shared[row] for row in cached_rows],
     )
-    pooled_SD[short] = after_SD.to(pooled_SD.dtype)  # under autocast it comes in half precision
-    others = sorted(set(range(len(ids_SM))) - set(short))
+    pooled_SD[cached_rows] = from_cache_SD.to(pooled_SD.dtype)  # half precision under autocast
+    others = sorted(set(range(len(ids_SM))) - set(cached_rows))
     if others:
         pooled_SD[others] = model.pool_texts(ids_SM[others]).to(pooled_SD.dtype)
     return pooled_SD
 
 
-def _num_shared(ids: Sequence[int], said: Generated, start: int) -> int:
-    """Positions from the start at which a text and what was fed are alike; 0 where nothing is known of them."""
-    if said.states_LKPD is None:
+def _num_shared(ids: Sequence[int], generated: GeneratedTokens, start: int) -> int:
+    """Length of the common prefix of a text and the tokens fed to the decoder; 0 without a cache."""
+    if generated.kv_cache_LKPD is None:
         return 0
-    fed = (start, *said.tokens)[: said.states_LKPD.shape[2]]
-    return next((place for place, (a, b) in enumerate(zip(ids, fed, strict=False)) if a != b), min(len(ids), len(fed)))
+    fed = (start, *generated.tokens)[: generated.kv_cache_LKPD.shape[2]]
+    return next((index for index, (a, b) in enumerate(zip(ids, fed, strict=False)) if a != b), min(len(ids), len(fed)))
 
 
 def _lengths(ids_SM: Tensor, pad: int) -> list[int]:
-    """Positions of each text that its CLS token may see: published weights take the one behind a text for a part of it."""
-    places = torch.arange(1, ids_SM.shape[1] + 1, device=ids_SM.device)
-    last_S = (places * (ids_SM != pad)).amax(dim=1)
+    """Positions per text that CLS attends to; with published weights they include the one after the text."""
+    positions = torch.arange(1, ids_SM.shape[1] + 1, device=ids_SM.device)
+    last_S = (positions * (ids_SM != pad)).amax(dim=1)
     return (last_S + 1).clamp(max=ids_SM.shape[1]).tolist()
 
 
-def _pool_after(
-    text: Any, weights: StepWeights, ids_SM: Tensor, states: Sequence[Tensor], num_shared: Sequence[int]
+def _pool_with_cache(
+    text: Any, weights: PackedWeights, ids_SM: Tensor, kv_caches: Sequence[Tensor], num_shared: Sequence[int]
 ) -> Tensor:
-    """Feed what each text has beyond its shared positions, then CLS; every row has its own positions and keys."""
+    """Feed each text's positions after its cached ones, then CLS; every row has its own positions and keys."""
     x_SMD, mask = text._embeds(ids_SM)
     num_texts, num_positions = x_SMD.shape[:2]
     mask_SMM = mask.view(num_texts, -1, num_positions, num_positions)[:, 0]
@@ -87,7 +98,7 @@ def _pool_after(
     most_new = max(length - shared for length, shared in zip(lengths, num_shared, strict=True))
     most_shared = max(num_shared)
     device = ids_SM.device
-    # slots without a position of their own stand at the front of the new ones; nobody looks at them
+    # shorter rows are padded at the front of the new positions; padding is masked out as keys
     new = [[*range(shared, length)] for length, shared in zip(lengths, num_shared, strict=True)]
     queries_SN = torch.tensor([[*[0] * (most_new - len(row)), *row, num_positions - 1] for row in new], device=device)
     keys_SK = torch.cat([torch.arange(most_shared, device=device).expand(num_texts, -1), queries_SN], dim=1)
@@ -105,7 +116,7 @@ def _pool_after(
     for layer, block in enumerate(weights.text_blocks):
         cache_KSPD = x_SND.new_zeros(2, num_texts, keys_SK.shape[1], x_SND.shape[2])
         for row, shared in enumerate(num_shared):
-            cache_KSPD[:, row, :shared] = states[row][layer, :, :shared]
+            cache_KSPD[:, row, :shared] = kv_caches[row][layer, :, :shared]
         x_SND = self_attention(block, x_SND, cache_KSPD, most_shared, mask_S1NK)
     pooled_SD = text.ln_final(x_SND[:, -1])
     return pooled_SD if text.text_projection is None else pooled_SD @ text.text_projection

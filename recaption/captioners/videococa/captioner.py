@@ -1,8 +1,8 @@
-"""The captioner that pipelines use: frames in, checked captions out, around one VideoCoCa.
+"""The VideoCoCa captioner: frames in, checked captions, clip scores and embeddings out.
 
 captioner = load_captioner("tiny")
 captioner.caption([clip_THWC])[0].text
-captioner.score([clip_THWC], ["a red circle", "a blue star"])        (1, 2) cosines
+captioner.score([clip_THWC], ["a red circle", "a blue star"])        # (1, 2) cosines
 """
 
 from __future__ import annotations
@@ -14,151 +14,155 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recaption.captioners.base import Batch, Describing, Said, Told, digest
+from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput, hash_frames
 from recaption.captioners.generation.generate import generate
-from recaption.captioners.generation.packed_weights import StepWeights
+from recaption.captioners.generation.packed_weights import PackedWeights
 from recaption.captioners.interface import EncodedClip, TextTower
-from recaption.captioners.preprocess import Framing
-from recaption.captioners.videococa.caption_embeddings import pool_said
+from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captioners.videococa.caption_embeddings import embed_from_kv_cache
 from recaption.captioners.videococa.model import ClipEmbedding, VideoCoCa
-from recaption.captioners.videococa.out_of_domain import Familiar
-from recaption.captioners.videococa.tokenizer import Vocabulary
+from recaption.captioners.videococa.out_of_domain import TrainingAnchors
+from recaption.captioners.videococa.tokenizer import CaptionTokenizer
 from recaption.errors import CheckpointMismatchError
 from recaption.records import CaptionFields
 
 
 class CocaTextTower:
-    """The unimodal text transformer by itself: the text encoder of the diffusion transformer."""
+    """CoCa's unimodal text tower as a text encoder, for example of the diffusion transformer."""
 
-    def __init__(self, model: VideoCoCa, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: VideoCoCa, tokenizer: CaptionTokenizer) -> None:
         self._model = model
-        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
         text = model.coca.text
         self.width = int(text.width)
         self.pooled_width = int(text.output_dim)
-        self.max_tokens = int(vocabulary.context_length)
+        self.max_tokens = int(tokenizer.context_length)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Of each whole text, start and end included; what exceeds `max_tokens` is cut by `encode`."""
-        return self._vocabulary.count(texts)
+        """Tokens per whole text, start and end included; `encode` truncates what exceeds `max_tokens`."""
+        return self._tokenizer.count(texts)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of texts, padding left out.
+        """Text features without padding.
 
         Returns:
-            text_MD: float32, the tokens of all texts one after another (start and end token included), after the
+            text_MD: float32, token features of all texts, concatenated (start and end token included), after the
                 tower's final norm.
             lengths_S: int64, tokens per text; sums to M.
             pooled_SD: float32, projected CLS token, not normalised.
         """
         if not texts:
             return torch.zeros(0, self.width), torch.zeros(0, dtype=torch.long), torch.zeros(0, self.pooled_width)
-        ids_SM = self._vocabulary.encode(texts).to(self._model.coca.logit_scale.device)
-        lengths_S = token_lengths(ids_SM, self._vocabulary)
+        ids_SM = self._tokenizer.encode(texts).to(self._model.coca.logit_scale.device)
+        lengths_S = token_lengths(ids_SM, self._tokenizer)
         with torch.inference_mode():
             embedding = self._model.encode_texts(ids_SM)
             tokens_SMD = self._model.coca.text.ln_final(embedding.tokens_SMD)
         text_MD = torch.cat([tokens_SMD[row, :length] for row, length in enumerate(lengths_S.tolist())])
-        # leaving inference mode: the result enters autograd where a model is trained on it
+        # cloned outside inference mode, so that autograd accepts the result when a model is trained on it
         return text_MD.float().clone(), lengths_S.cpu(), embedding.pooled_SD.float().clone()
 
 
-class CocaCaptioner(Describing):
-    """Frames and decoding settings to words and contrastive embeddings."""
+class CocaCaptioner(BaseCaptioner):
+    """Captions clips with one `VideoCoCa` and its tokenizer."""
 
-    can_score = True
-    folds_samples = True
+    has_contrastive_head = True
+    supports_num_samples = True
 
     def __init__(
         self,
         model: VideoCoCa,
-        vocabulary: Vocabulary,
-        framing: Framing,
+        tokenizer: CaptionTokenizer,
+        preprocessor: FramePreprocessor,
         *,
         name: str,
         weights_hash: str,
         num_frames: int,
-        read_fields: Callable[[str], CaptionFields] | None = None,
+        field_parser: Callable[[str], CaptionFields] | None = None,
         kinds: Mapping[str, str] | None = None,
         min_clip_score: float | None = None,
         num_beams: int = 1,
-        familiar: Familiar | None = None,
+        training_anchors: TrainingAnchors | None = None,
     ) -> None:
         """
         Args:
-            familiar: what it was trained on, where its captions of other footage are to be told by it.
-            kinds: of caption that it was trained on, each with the words that ask for it.
-            min_clip_score: below this its captions are rather wrong than right, by its own calibration.
-            num_beams: that its captions were found best with.
-            num_frames: frames of a clip that are looked at; a clip given with more is sampled evenly.
-            read_fields: reads the caption fields out of a text, for a captioner with a closed vocabulary.
+            num_frames: frames per clip that are encoded; longer clips are sampled uniformly.
+            field_parser: caption text -> fields, for a captioner with a closed vocabulary.
+            kinds: caption kind -> prompt, for the kinds that it was trained on besides `descriptive`.
+            min_clip_score: below this its captions are more often wrong than right, by its own calibration.
+            num_beams: default beam count.
+            training_anchors: raise the minimum clip score of out-of-domain clips.
 
         Raises:
-            CheckpointMismatchError: the vocabulary is not the one that the model was trained with.
+            CheckpointMismatchError: the tokenizer is not the one that the model was trained with.
         """
-        known = int(model.coca.text.token_embedding.num_embeddings)
-        if vocabulary.num_tokens != known:
+        num_embeddings = int(model.coca.text.token_embedding.num_embeddings)
+        if tokenizer.num_tokens != num_embeddings:
             raise CheckpointMismatchError(
-                f"the tokenizer of captioner {name} has {vocabulary.num_tokens} tokens, its model {known}: "
-                "tokenizer.json belongs to other weights"
+                f"the tokenizer of captioner {name} has {tokenizer.num_tokens} tokens, its model {num_embeddings} "
+                "embeddings: tokenizer.json belongs to other weights"
             )
         self.model = model.eval().requires_grad_(False)
-        self.vocabulary = vocabulary
-        self.framing = framing
+        self.tokenizer = tokenizer
+        self.preprocessor = preprocessor
         self.name = name
         self.weights_hash = weights_hash
         self.num_frames = num_frames
-        self.frame_px = framing.frame_px
+        self.frame_px = preprocessor.frame_px
         self.max_tokens = min(model.coca.text.context_length, model.coca.text_decoder.context_length)
-        self._text_tower = CocaTextTower(model, vocabulary)
+        self._text_tower = CocaTextTower(model, tokenizer)
         self.min_clip_score = min_clip_score
         self.num_beams = num_beams
-        self._familiar = familiar
-        self._prefixes = {"descriptive": "", **(kinds or {})}
-        self.kinds = tuple(self._prefixes)
-        self._read_fields = read_fields
+        self._training_anchors = training_anchors
+        self._prompts = {"descriptive": "", **(kinds or {})}
+        self.kinds = tuple(self._prompts)
+        self._field_parser = field_parser
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.logit_scale.dtype
-        self._weights: StepWeights | None = None
-        self._is_rounded = False
+        self._packed: PackedWeights | None = None
+        self._is_int8 = False
 
     @property
     def text_tower(self) -> TextTower:
         return self._text_tower
 
-    def tell(self, batch: Batch) -> Told:
+    def generate(self, batch: ClipBatch) -> GenerationOutput:
+        prompt_ids = self._prompt_ids(batch.kind)
         with torch.inference_mode():
             embedding = self._encode(batch.clips)
             generated = generate(
                 self.model.coca,
                 embedding.tokens_BND,
-                special=self.vocabulary.special,
+                special=self.tokenizer.special,
                 decoding=batch.decoding,
-                prompt=self._prefix(batch.kind),
-                draws_RM=batch.draws_RM if batch.decoding.temperature > 0 else None,
-                weights=self._step_weights(),
-                keep_states=not self._prefix(batch.kind),  # with words before it, no caption is where it was said
+                prompt=prompt_ids,
+                uniforms_RM=batch.uniforms_RM if batch.decoding.temperature > 0 else None,
+                weights=self._packed_weights(),
+                return_kv_cache=not prompt_ids,  # after a prompt, tokens have other positions than in their text alone
             )
-        said = [
-            Said(
-                text=self.vocabulary.decode(one.tokens),
-                num_tokens=len(one.tokens),
-                mean_logprob=one.mean_logprob,
-                ended=one.ended,
+        texts = [
+            GeneratedText(
+                text=self.tokenizer.decode(caption.tokens),
+                num_tokens=len(caption.tokens),
+                mean_logprob=caption.mean_logprob,
+                ended=caption.ended,
             )
-            for one in generated
+            for caption in generated
         ]
-        return Told(said=said, clip_BD=embedding.pooled_BD.float().cpu().numpy(), states=generated)
+        clip_embeddings_BD = embedding.pooled_BD.float().cpu().numpy()
+        return GenerationOutput(texts=texts, clip_embeddings_BD=clip_embeddings_BD, decoder_outputs=generated)
 
-    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray | None:
-        return super().least_scores(clip_BD) if self._familiar is None else self._familiar.least_scores(clip_BD)
+    def min_clip_scores(self, clip_embeddings_BD: np.ndarray) -> np.ndarray | None:
+        if self._training_anchors is None:
+            return super().min_clip_scores(clip_embeddings_BD)
+        return self._training_anchors.min_clip_scores(clip_embeddings_BD)
 
     def encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> list[EncodedClip]:
-        """Look at the frames once, for any number of `describe`s; what is encoded stays as it is."""
-        made = iter(self._encoded([clip for clip in clips if not isinstance(clip, EncodedClip)]))
-        return [clip if isinstance(clip, EncodedClip) else next(made) for clip in clips]
+        """Encode clips once, to be captioned or scored any number of times; encoded clips are returned as they are."""
+        new = iter(self._encode_new([clip for clip in clips if not isinstance(clip, EncodedClip)]))
+        return [clip if isinstance(clip, EncodedClip) else next(new) for clip in clips]
 
-    def _encoded(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
+    def _encode_new(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
         encoded: list[EncodedClip] = []
         for batch in self.batches(clips):
             with torch.inference_mode():
@@ -166,25 +170,25 @@ class CocaCaptioner(Describing):
             pooled_BD = embedding.pooled_BD.float().cpu().numpy()
             tokens_BND = embedding.tokens_BND.to(torch.float16).cpu().numpy()
             encoded += [
-                EncodedClip(clip_sha256=digest(clip), pooled_D=pooled_BD[row], tokens_ND=tokens_BND[row])
+                EncodedClip(clip_sha256=hash_frames(clip), pooled_D=pooled_BD[row], tokens_ND=tokens_BND[row])
                 for row, clip in enumerate(batch)
             ]
         return encoded
 
-    def _step_weights(self) -> StepWeights:
-        """Laid out at the first caption: who only scores needs none, and the copy is as large as the text towers."""
-        if self._weights is None:
-            self._weights = StepWeights(self.model.coca)
-        return self._weights
+    def _packed_weights(self) -> PackedWeights:
+        """Packed on first use: scoring needs none, and the copy is as large as the text towers."""
+        if self._packed is None:
+            self._packed = PackedWeights(self.model.coca)
+        return self._packed
 
     def quantise(self) -> None:
-        """Decode with matrices rounded to 8 bits from now on; raises UsageError where the model is not in bfloat16."""
-        self._weights = StepWeights(self.model.coca, int8=True)
-        self._is_rounded = True
+        """Switch generation to int8 weights; raises UsageError if the model is not in bfloat16."""
+        self._packed = PackedWeights(self.model.coca, int8=True)
+        self._is_int8 = True
 
-    def _prefix(self, kind: str) -> list[int]:
-        ids = self.vocabulary.encode([self._prefixes[kind]])[0].tolist()
-        return ids[1 : ids.index(self.vocabulary.special.end)]
+    def _prompt_ids(self, kind: str) -> list[int]:
+        ids = self.tokenizer.encode([self._prompts[kind]])[0].tolist()
+        return ids[1 : ids.index(self.tokenizer.special.end)]
 
     def embed_clips(self, clips: Sequence[np.ndarray | EncodedClip]) -> np.ndarray:
         with torch.inference_mode():
@@ -194,30 +198,30 @@ class CocaCaptioner(Describing):
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, int(self.model.coca.text.output_dim)), np.float32)
-        ids_SM = self.vocabulary.encode(texts).to(self._device)
+        ids_SM = self.tokenizer.encode(texts).to(self._device)
         with torch.inference_mode():
             return F.normalize(self.model.pool_texts(ids_SM).float(), dim=-1).cpu().numpy()
 
-    def embed_said(self, texts: Sequence[str], told: Told) -> np.ndarray:
-        """From the text tower's states while it said them; matrices rounded to 8 bits make captions, not scores."""
-        if self._is_rounded or not texts:
+    def embed_generated(self, texts: Sequence[str], output: GenerationOutput) -> np.ndarray:
+        """Embed from the KV caches of generation; with int8 weights by a full pass, since int8 is not used for scores."""
+        if self._is_int8 or not texts:
             return self.embed_texts(texts)
-        ids_SM = self.vocabulary.encode(texts).to(self._device)
+        ids_SM = self.tokenizer.encode(texts).to(self._device)
         with torch.inference_mode():
-            pooled_SD = pool_said(
+            pooled_SD = embed_from_kv_cache(
                 self.model,
                 ids_SM,
-                told.states,
-                start=self.vocabulary.special.start,
-                weights=self._step_weights(),
+                output.decoder_outputs,
+                start=self.tokenizer.special.start,
+                weights=self._packed_weights(),
             )
             return F.normalize(pooled_SD.float(), dim=-1).cpu().numpy()
 
-    def fields_in(self, text: str) -> CaptionFields:
-        return self._read_fields(text) if self._read_fields else CaptionFields()
+    def parse_fields(self, text: str) -> CaptionFields:
+        return self._field_parser(text) if self._field_parser else CaptionFields()
 
     def _encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> ClipEmbedding:
-        """Embeddings of a batch; clips with fewer frames than wanted are encoded with what they have."""
+        """Embeddings of a batch; without temporal embedding, clips with few frames are encoded with those they have."""
         repeat = self.model.temporal_embedding is not None
         parts: dict[int, ClipEmbedding] = {}
         frames: dict[int, Tensor] = {}
@@ -228,19 +232,19 @@ class CocaCaptioner(Describing):
                     tokens_BND=torch.from_numpy(clip.tokens_ND).to(self._device, self._dtype),
                 )
             else:
-                frames[row] = self.framing.tensor(clip, num_frames=self.num_frames, repeat=repeat)
+                frames[row] = self.preprocessor.to_tensor(clip, num_frames=self.num_frames, repeat=repeat)
         for count in sorted({len(clip) for clip in frames.values()}):
             rows = [row for row, clip in frames.items() if len(clip) == count]
             pixels_BTCHW = torch.stack([frames[row] for row in rows]).to(self._device, self._dtype)
-            whole = self.model.encode_clips(pixels_BTCHW)
-            for place, row in enumerate(rows):
-                parts[row] = ClipEmbedding(pooled_BD=whole.pooled_BD[place], tokens_BND=whole.tokens_BND[place])
+            encoded = self.model.encode_clips(pixels_BTCHW)
+            for index, row in enumerate(rows):
+                parts[row] = ClipEmbedding(pooled_BD=encoded.pooled_BD[index], tokens_BND=encoded.tokens_BND[index])
         return ClipEmbedding(
             pooled_BD=torch.stack([parts[row].pooled_BD for row in range(len(clips))]),
             tokens_BND=torch.stack([parts[row].tokens_BND for row in range(len(clips))]),
         )
 
 
-def token_lengths(ids_SM: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Tokens per text up to and including the end token, whatever follows it."""
-    return (ids_SM == vocabulary.special.end).int().argmax(dim=1).long() + 1
+def token_lengths(ids_SM: Tensor, tokenizer: CaptionTokenizer) -> Tensor:
+    """Tokens per text, up to and including the first end token."""
+    return (ids_SM == tokenizer.special.end).int().argmax(dim=1).long() + 1

@@ -1,10 +1,10 @@
-"""Captioner weights: opened by tag, by file or from a folder, and written to a folder.
+"""Saves and loads VideoCoCa captioners: folders, training checkpoints, and open_clip's CoCa weights.
 
-A folder made by `save_captioner` holds `config.json`, `tokenizer.json` and `model.safetensors`. A checkpoint folder of
-`recaption train captioner` (or the run's train/<name>, whose newest checkpoint is taken) opens the same way.
+A folder written by `save_captioner` holds `config.json`, `tokenizer.json` and `model.safetensors`. A checkpoint folder of
+`recaption train captioner` (or the run's train/<name>: its newest checkpoint) is read the same way.
 
-    save_captioner("out/my_captioner", model, vocabulary, config)
-    captioner = open_folder("out/my_captioner", name="my_captioner", device="cpu", dtype=None)
+    save_captioner("out/my_captioner", model.state_dict(), tokenizer, config)
+    captioner = open_captioner_folder("out/my_captioner", name="my_captioner", device="cpu", dtype=None)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from recaption import hub
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.pretrained import weights_hash
 from recaption.captioners.videococa.captioner import CocaCaptioner
 from recaption.captioners.videococa.model import (
@@ -28,32 +28,32 @@ from recaption.captioners.videococa.model import (
     TEMPORAL_LAYERS,
     VideoCoCa,
     build_coca,
-    grown_state,
-    initialise_decoder,
-    two_poolers,
+    expand_state_dict,
+    init_decoder_weights,
+    split_pooler,
 )
-from recaption.captioners.videococa.out_of_domain import Familiar, read_familiar
-from recaption.captioners.videococa.tokenizer import BytePairVocabulary, ClipVocabulary, vocabulary_from_merges
+from recaption.captioners.videococa.out_of_domain import TrainingAnchors, read_training_anchors
+from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer, tokenizer_from_merges
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 
 
-FORMAT = "videococa-1"
-"""Value of `format` in config.json."""
+FORMAT_VERSION = "videococa-1"
+"""Value of the key `format` in config.json; other values are refused."""
 
 
-OPEN_CLIP_VOCABULARY = "open_clip"
-"""Value of `vocabulary` in config.json where the tokens are CLIP's own."""
+OPEN_CLIP_TOKENIZER = "open_clip"
+"""Value of the key `vocabulary` in config.json for CLIP's tokenizer."""
 
 
-MEASURED = ("min_clip_score", "num_beams")
-"""Keys of config.json that were found by measuring these very weights."""
+CALIBRATED_KEYS = ("min_clip_score", "num_beams")
+"""Keys of config.json that are calibrated on the weights and invalid after further training."""
 
 
 RANDOM_SEED = 0
-"""`open_clip:MODEL/random` gives the same weights every time."""
+"""Seed of `open_clip:MODEL/random` and of parts added to pretrained weights."""
 
 
 OPEN_CLIP_NUM_FRAMES = 8
@@ -64,7 +64,7 @@ HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def build_model(config: Mapping[str, Any]) -> VideoCoCa:
-    """The untrained model that a captioner config describes."""
+    """An untrained model from a captioner config."""
     coca: Any = build_coca(config["coca"], stem_channels=config.get("stem_channels", ()))
     coca.text.correct_cls_mask = not config.get("legacy_cls_mask", False)
     if "vision" in config:
@@ -83,16 +83,15 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
 def save_captioner(
     folder: str | Path,
     state: Mapping[str, Tensor],
-    vocabulary: BytePairVocabulary | ClipVocabulary,
+    tokenizer: BPETokenizer | ClipTokenizer,
     config: Mapping[str, Any],
 ) -> Path:
     """Write a captioner folder with fp16 weights.
 
     Args:
-        state: state dict of the `VideoCoCa` (EMA weights where there are).
-        config: as `read_folder` finds it: format, coca, design, stem_channels, joint_layers, num_frames, temporal,
-            framing, fields; `kinds` (kind of caption -> words that ask for it), `min_clip_score` and `num_beams` where
-            there are.
+        state: state dict of the `VideoCoCa` (EMA weights, if any).
+        config: as `read_captioner_folder` returns it: format, coca, design, stem_channels, joint_layers, num_frames,
+            temporal, framing, fields; optionally `kinds` (caption kind -> prompt), `min_clip_score`, `num_beams`.
     """
     from safetensors.torch import save
 
@@ -100,30 +99,30 @@ def save_captioner(
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in state.items()}
     (folder / "model.safetensors").write_bytes(save(halves, metadata={"format": "pt"}))
-    if isinstance(vocabulary, BytePairVocabulary):  # CLIP's comes with open_clip
-        (folder / "tokenizer.json").write_text(vocabulary.tokenizer_json + "\n", encoding="utf-8")
-    kept = {key: value for key, value in config.items() if key != "merges"}
-    (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    if isinstance(tokenizer, BPETokenizer):  # CLIP's tokenizer comes with open_clip
+        (folder / "tokenizer.json").write_text(tokenizer.tokenizer_json + "\n", encoding="utf-8")
+    config = {key: value for key, value in config.items() if key != "merges"}  # tokenizer.json has them
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Saved:
-    """What a captioner folder or training checkpoint holds."""
+class SavedCaptioner:
+    """Contents of a captioner folder or training checkpoint."""
 
     config: dict[str, Any]
-    vocabulary: BytePairVocabulary | ClipVocabulary
+    tokenizer: BPETokenizer | ClipTokenizer
     state: dict[str, Tensor]
-    """float32; averaged weights where the folder has both."""
+    """float32; the EMA weights if the folder has both."""
     weights_path: Path
 
 
-def read_folder(folder: str | Path) -> Saved:
+def read_captioner_folder(folder: str | Path) -> SavedCaptioner:
     """Read a captioner folder, a training checkpoint, or the newest checkpoint of a train/<name> folder.
 
     Raises:
-        UsageError: no captioner lies there.
-        CheckpointMismatchError: the checkpoint is of another kind of model.
+        UsageError: the folder holds no captioner.
+        CheckpointMismatchError: a checkpoint of another training task, or of another format version.
     """
     from safetensors.torch import load_file
 
@@ -135,29 +134,31 @@ def read_folder(folder: str | Path) -> Saved:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     task = config.get("task", "captioner")
     if task != "captioner":
-        raise CheckpointMismatchError(f"{folder} is a checkpoint of task {task!r}, where 'captioner' is needed")
+        raise CheckpointMismatchError(f"{folder} is a checkpoint of task {task!r}, not of 'captioner'")
     config = config.get("captioner", config)
-    if config.get("format") != FORMAT:
-        raise CheckpointMismatchError(f"{folder}/config.json is not that of a captioner (no format {FORMAT!r})")
+    if config.get("format") != FORMAT_VERSION:
+        raise CheckpointMismatchError(
+            f"{folder}/config.json: this version reads captioners of format {FORMAT_VERSION!r}, not {config.get('format')!r}"
+        )
     weights = next((p for p in (folder / "ema.safetensors", folder / "model.safetensors") if p.is_file()), None)
     if weights is None:
         raise UsageError(f"{folder} holds neither model.safetensors nor ema.safetensors")
     context_length = config["coca"]["text_cfg"]["context_length"]
-    vocabulary: BytePairVocabulary | ClipVocabulary
-    if config.get("vocabulary") == OPEN_CLIP_VOCABULARY:
-        vocabulary = ClipVocabulary(context_length)
+    tokenizer: BPETokenizer | ClipTokenizer
+    if config.get("vocabulary") == OPEN_CLIP_TOKENIZER:
+        tokenizer = ClipTokenizer(context_length)
     elif (folder / "tokenizer.json").is_file():
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        vocabulary = BytePairVocabulary(text, context_length)
+        tokenizer = BPETokenizer(text, context_length)
     else:
-        vocabulary = vocabulary_from_merges(config["merges"], context_length=context_length)
+        tokenizer = tokenizer_from_merges(config["merges"], context_length=context_length)
     state = {key: tensor.float() for key, tensor in load_file(weights).items()}
-    return Saved(config=config, vocabulary=vocabulary, state=state, weights_path=weights)
+    return SavedCaptioner(config=config, tokenizer=tokenizer, state=state, weights_path=weights)
 
 
-def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
-    """A captioner from a folder; raises as `read_folder`, and where the weights do not fit their own config."""
-    saved = read_folder(folder)
+def open_captioner_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """A captioner from a folder; raises as `read_captioner_folder`, and if the weights do not match their config."""
+    saved = read_captioner_folder(folder)
     config = saved.config
     model = build_model(config)
     try:
@@ -166,8 +167,10 @@ def open_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtyp
         raise CheckpointMismatchError(
             f"{saved.weights_path} does not fit the model in its config.json: {error}"
         ) from error
-    familiar = read_familiar(saved.weights_path.parent)
-    return captioner_from(config, model, saved.vocabulary, name=name, device=device, dtype=dtype, familiar=familiar)
+    anchors = read_training_anchors(saved.weights_path.parent)
+    return captioner_from_config(
+        config, model, saved.tokenizer, name=name, device=device, dtype=dtype, training_anchors=anchors
+    )
 
 
 def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
@@ -178,53 +181,53 @@ def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptione
             f"{folder}/model.safetensors is missing from this installation; install the package again, "
             "or give the path of a checkpoint from `recaption train captioner`"
         )
-    return open_folder(folder, name="tiny", device=device, dtype=dtype)
+    return open_captioner_folder(folder, name="tiny", device=device, dtype=dtype)
 
 
 def open_videococa(folder: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
-    """A captioner that was trained here."""
-    return open_folder(folder, name="videococa", device=device, dtype=dtype)
+    """A captioner folder or a checkpoint of `recaption train captioner`."""
+    return open_captioner_folder(folder, name="videococa", device=device, dtype=dtype)
 
 
-def open_open_clip(place: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
-    """VideoCoCa, without temporal embedding, over one of open_clip's CoCa models; arguments and errors: `read_open_clip`."""
-    config, model = read_open_clip(place)
-    vocabulary = ClipVocabulary(config["coca"]["text_cfg"]["context_length"])
-    weights_named, at, design = place.partition("@")
-    architecture, _, pretrained = weights_named.partition("/")
+def open_open_clip(model_and_weights: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
+    """VideoCoCa without temporal embedding from open_clip's CoCa weights; arguments and errors as `load_open_clip_model`."""
+    config, model = load_open_clip_model(model_and_weights)
+    tokenizer = ClipTokenizer(config["coca"]["text_cfg"]["context_length"])
+    model_name, at, design = model_and_weights.partition("@")
+    architecture, _, pretrained = model_name.partition("/")
     suffix = "" if design == "attentional" else at + design
     name = f"open_clip:{architecture}/{Path(pretrained).name}{suffix}"
-    return captioner_from(config, model, vocabulary, name=name, device=device, dtype=dtype)
+    return captioner_from_config(config, model, tokenizer, name=name, device=device, dtype=dtype)
 
 
-def read_open_clip(place: str) -> tuple[dict[str, Any], VideoCoCa]:
-    """One of open_clip's CoCa models as a captioner config and the model that it describes, weights in it.
+def load_open_clip_model(model_and_weights: str) -> tuple[dict[str, Any], VideoCoCa]:
+    """Captioner config and model (with weights) of one of open_clip's CoCa models.
 
     Args:
-        place: MODEL/TAG, MODEL/path of a file of weights, or MODEL/random; behind an @ one of `videococa.DESIGNS` or
-            `POOLERS`: what the weights lack for it starts without effect.
+        model_and_weights: MODEL/TAG, MODEL/path of a weights file, or MODEL/random; optionally @ and one of
+            `model.DESIGNS` or `model.POOLERS`, whose added parts are initialised to have no effect.
 
     Raises:
         UsageError: no CoCa of that name, or no such tag.
-        WeightsUnreachableError: the weights are neither on disk nor can they be downloaded.
+        WeightsUnreachableError: the weights are neither local nor downloadable.
     """
     import open_clip
     from open_clip.factory import load_checkpoint
     from open_clip.transform import PreprocessCfg
 
-    weights_named, _, design = place.partition("@")
-    architecture, _, pretrained = weights_named.partition("/")
+    model_name, _, design = model_and_weights.partition("@")
+    architecture, _, pretrained = model_name.partition("/")
     design = design or "attentional"
     config = open_clip.get_model_config(architecture)
     if config is None or "multimodal_cfg" not in config or "hf_model_name" in config["text_cfg"]:
         names = [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
         raise UsageError(f"open_clip has no CoCa named {architecture!r}; it has {', '.join(names)}")
     config.pop("custom_text", None)
-    weights = None if pretrained == "random" else find_weights(architecture, pretrained)
+    weights = None if pretrained == "random" else find_open_clip_weights(architecture, pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         coca = open_clip.CoCa(**config)
-        initialise_decoder(coca)
+        init_decoder_weights(coca)
     if weights is not None:
         try:
             load_checkpoint(coca, str(weights), weights_only=True)
@@ -232,71 +235,71 @@ def read_open_clip(place: str) -> tuple[dict[str, Any], VideoCoCa]:
             raise CheckpointMismatchError(f"{weights} does not hold weights of {architecture}: {error}") from error
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     preprocess = {**vars(PreprocessCfg()), **{k: v for k, v in tag.items() if v is not None}}
-    fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
-    own = {
-        "format": FORMAT,
-        "coca": two_poolers(config, design) if design in POOLERS else config,
+    resize_modes = {"shortest": "crop", "longest": "pad", "squash": "squash"}
+    captioner_config = {
+        "format": FORMAT_VERSION,
+        "coca": split_pooler(config, design) if design in POOLERS else config,
         "legacy_cls_mask": not coca.text.correct_cls_mask,  # as the published weights were trained
         "design": "attentional" if design in POOLERS else design,
         "num_frames": OPEN_CLIP_NUM_FRAMES,
         "temporal": False,
         "framing": {
             "frame_px": coca.visual.image_size[0],
-            "fit": fits[preprocess["resize_mode"]],
+            "fit": resize_modes[preprocess["resize_mode"]],
             "interpolation": preprocess["interpolation"],
             "mean": tuple(preprocess["mean"]),
             "std": tuple(preprocess["std"]),
         },
         "fields": "",
-        "vocabulary": OPEN_CLIP_VOCABULARY,
+        "vocabulary": OPEN_CLIP_TOKENIZER,
     }
-    return own, _in_design(coca, config, design)
+    return captioner_config, _video_coca_from_image(coca, config, design)
 
 
-def _in_design(coca: nn.Module, config: Mapping[str, Any], design: str) -> VideoCoCa:
-    """An image CoCa over clips; two poolers start as copies of its one."""
+def _video_coca_from_image(coca: nn.Module, config: Mapping[str, Any], design: str) -> VideoCoCa:
+    """A VideoCoCa of the given design from an image CoCa; a split pooler is initialised from its single one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         if design not in POOLERS:
             return VideoCoCa(coca, design=design)
-        split: Any = build_coca(two_poolers(config, design))
+        split: Any = build_coca(split_pooler(config, design))
     split.text.correct_cls_mask = coca.text.correct_cls_mask  # type: ignore[union-attr]
     model = VideoCoCa(split)
-    model.load_state_dict(grown_state(VideoCoCa(coca).state_dict(), model))
+    model.load_state_dict(expand_state_dict(VideoCoCa(coca).state_dict(), model))
     return model
 
 
-def captioner_from(
+def captioner_from_config(
     config: Mapping[str, Any],
     model: VideoCoCa,
-    vocabulary: BytePairVocabulary | ClipVocabulary,
+    tokenizer: BPETokenizer | ClipTokenizer,
     *,
     name: str,
     device: str | torch.device,
     dtype: torch.dtype | None = None,
-    familiar: Familiar | None = None,
+    training_anchors: TrainingAnchors | None = None,
 ) -> CocaCaptioner:
-    """The captioner that a config and its model are; the weights are not copied unless device or type change."""
+    """Build the captioner from its config and model; weights are copied only if device or dtype change."""
     digest = weights_hash(model)
     return CocaCaptioner(
         model.to(device=device, dtype=dtype),
-        vocabulary,
-        Framing(**config["framing"]),
+        tokenizer,
+        FramePreprocessor(**config["framing"]),
         name=name,
         weights_hash=digest,
         num_frames=config["num_frames"],
-        read_fields=_scene_fields if config.get("fields") == "scenes" else None,
+        field_parser=_scene_fields if config.get("fields") == "scenes" else None,
         kinds=config.get("kinds"),
         min_clip_score=config.get("min_clip_score"),
         num_beams=config.get("num_beams", 1),
-        familiar=familiar,
+        training_anchors=training_anchors,
     )
 
 
 def _scene_fields(text: str) -> CaptionFields:
-    from recaption.scenes.captions import fields_in, is_of_scene
+    from recaption.scenes.captions import describes_scene, fields_in
 
-    return fields_in(text) if is_of_scene(text) else CaptionFields()
+    return fields_in(text) if describes_scene(text) else CaptionFields()
 
 
 def _newest_checkpoint(folder: Path) -> Path:
@@ -309,11 +312,11 @@ def _newest_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def find_weights(architecture: str, pretrained: str, *, kind: str = "open_clip") -> Path:
-    """The file of weights behind a tag or a path, downloaded where that is possible within seconds of trying.
+def find_open_clip_weights(architecture: str, pretrained: str, *, kind: str = "open_clip") -> Path:
+    """Weights file of a tag or path, downloaded if necessary; fails within seconds if the hub is unreachable.
 
     Args:
-        kind: of spec that the user wrote, for the error.
+        kind: prefix of the user's SPEC, for error messages.
     """
     import open_clip
 

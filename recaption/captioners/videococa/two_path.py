@@ -1,14 +1,14 @@
-"""VideoCoCa with two paths: a frozen network looks closely at a few frames, a small trained one at all of them.
+"""VideoCoCa with two pathways, SlowFast-style: a frozen backbone on few frames, small trained convolutions on all frames.
 
-What things are is seen in a few frames, how they move only in many: three of the eight frames go through the frozen
-EfficientNet at full size, all eight, at a third of it, through a few convolutions whose channels are the frames, so that
-every filter sees the whole clip. The tokens of both paths meet in joint layers and in CoCa's own attentional pooler. The
-frozen weights are not part of the captioner's own state (`frozen_tower`): they lie in a package of their own.
+Slow pathway: three of the eight frames go through the frozen EfficientNet at full resolution (object appearance). Fast
+pathway: all eight frames at a third of the resolution go through a few convolutions with the frames as channels, so that
+every filter sees the whole clip (motion). The tokens of both pathways are joined in transformer layers and in CoCa's
+attentional pooler. The frozen weights are not part of the captioner's state dict: they come with a package of their own.
 
-    model = TwoPathCoCa(coca, width=160, num_joint_layers=1)
+    model = TwoPathCoCa(coca, width=160, num_queries=33, num_joint_layers=1)
     embedding = model.encode_clips(pixels_BTCHW)
 
-Shapes: B clips, T frames, S frames seen closely, L cells per frame, C channels, D width, N pooled tokens.
+Shapes: B clips, T frames, S frames of the slow pathway, L cells per frame, C channels, D width, N pooled tokens.
 """
 
 from __future__ import annotations
@@ -21,85 +21,108 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recaption.captioners.preprocess import choose_frames
+from recaption.captioners.preprocess import uniform_frame_indices
 from recaption.captioners.videococa.efficientnet import (
     COARSE_CHANNELS,
     FINE_CHANNELS,
     STRIDE_PX,
     EfficientNetLite0,
-    load_tower,
+    load_backbone,
     weights_file,
 )
 from recaption.captioners.videococa.model import ClipEmbedding, TextEmbedding, VideoCoCa
 from recaption.errors import UsageError
 
-FROZEN = "efficientnet-lite0"
+FROZEN_BACKBONE = "efficientnet-lite0"
+"""Value of `vision.frozen` in config.json."""
 
 
 FRAME_PX = 192
+"""Frame side in the slow pathway."""
 
 
 NUM_FRAMES = 8
+"""Frames of the fast pathway."""
 
 
-NUM_CLOSE_FRAMES = 3
+NUM_SLOW_FRAMES = 3
 
 
-MOTION_PX = 64
-"""Side of the frames that the motion path sees."""
+FAST_PATHWAY_PX = 64
+"""Frame side in the fast pathway."""
 
 
 CELLS = FRAME_PX // STRIDE_PX
+"""Cells per side of the coarse feature map."""
 
 
 FINE_CELL = 4 * FINE_CHANNELS
-"""The fine map's 2 x 2 cells that lie in one cell of the coarse map, one after another."""
+"""Channels of the fine map per coarse cell: 2 x 2 fine cells, concatenated."""
 
 
-_MOTION_TOKENS = 16
+_NUM_FAST_TOKENS = 16
+"""4 x 4 cells: the fast pathway halves `FAST_PATHWAY_PX` four times."""
 
 
-_CHUNK = 12
-"""Frames that go through the frozen network at once: its widest maps then stay in a CPU's cache."""
+HEAD_WIDTH = 32
+"""Width of an attention head."""
 
 
-def close_frames(num_frames: int) -> list[int]:
-    return choose_frames(num_frames, NUM_CLOSE_FRAMES, repeat=True).tolist()
+NUM_EDGE_FILTERS = 8
+"""Output channels of the fast pathway's first convolution, per frame."""
 
 
-def motion_pixels(pixels_BTCHW: Tensor) -> Tensor:
-    """All frames, each pixel the mean of a square."""
-    frames = F.avg_pool2d(pixels_BTCHW.flatten(0, 1), pixels_BTCHW.shape[-1] // MOTION_PX)
+_BACKBONE_BATCH = 12
+"""Frames per backbone call: its widest feature maps then fit a CPU's cache."""
+
+
+def slow_frame_indices(num_frames: int) -> list[int]:
+    """Indices of the frames of the slow pathway."""
+    return uniform_frame_indices(num_frames, NUM_SLOW_FRAMES, repeat=True).tolist()
+
+
+def fast_pathway_frames(pixels_BTCHW: Tensor) -> Tensor:
+    """All frames, downsampled by average pooling to `FAST_PATHWAY_PX`."""
+    frames = F.avg_pool2d(pixels_BTCHW.flatten(0, 1), pixels_BTCHW.shape[-1] // FAST_PATHWAY_PX)
     return frames.unflatten(0, pixels_BTCHW.shape[:2])
 
 
-def coarse_fine(tower: Callable[[Tensor], tuple[Tensor, Tensor]], close_BSCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of the close frames, (B, S, L, 4 * 112) and (B, S, L, 1280)."""
-    parts = [tower(frames) for frames in close_BSCHW.flatten(0, 1).split(_CHUNK)]
+def slow_pathway_features(
+    backbone: Callable[[Tensor], tuple[Tensor, Tensor]], frames_BSCHW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fine and coarse backbone features of each cell: (B, S, L, 4 * 112) and (B, S, L, 1280)."""
+    parts = [backbone(frames) for frames in frames_BSCHW.flatten(0, 1).split(_BACKBONE_BATCH)]
     fine, coarse = (torch.cat(maps) for maps in zip(*parts, strict=True))
     cells = [F.pixel_unshuffle(fine, 2), coarse]
-    return tuple(x.flatten(2).transpose(1, 2).unflatten(0, close_BSCHW.shape[:2]) for x in cells)  # type: ignore[return-value]
+    return tuple(x.flatten(2).transpose(1, 2).unflatten(0, frames_BSCHW.shape[:2]) for x in cells)  # type: ignore[return-value]
 
 
 class TwoPathVision(nn.Module):
-    """Everything of the vision side that is trained."""
+    """Trained part of the vision side: both pathways' projections, joint layers and pooler."""
 
     def __init__(
-        self, *, width: int, out_width: int, num_queries: int, num_joint_layers: int, semantic_width: int | None = None
+        self,
+        *,
+        width: int,
+        out_width: int,
+        num_queries: int,
+        num_joint_layers: int,
+        slow_feature_width: int | None = None,
     ) -> None:
         """
         Args:
-            semantic_width: of the cells, where they come reduced (training); the frozen network's own otherwise.
+            slow_feature_width: channels per cell, if training reduces them by PCA; None = those of the frozen backbone.
         """
         super().__init__()
         from open_clip.transformer import AttentionalPooler, Transformer
 
         self.image_size = (FRAME_PX, FRAME_PX)
-        self.project = nn.Linear(semantic_width or FINE_CELL + COARSE_CHANNELS, width)
+        # the attributes below name the tensors of the shipped weights
+        self.project = nn.Linear(slow_feature_width or FINE_CELL + COARSE_CHANNELS, width)
         self.position_LD = nn.Parameter(0.1 * torch.randn(CELLS * CELLS, width))
-        self.time_SD = nn.Parameter(0.1 * torch.randn(NUM_CLOSE_FRAMES, width))
-        self.motion = MotionPath(width)
-        self.motion_position_LD = nn.Parameter(0.1 * torch.randn(_MOTION_TOKENS, width))
+        self.time_SD = nn.Parameter(0.1 * torch.randn(NUM_SLOW_FRAMES, width))
+        self.motion = FastPathway(width)
+        self.motion_position_LD = nn.Parameter(0.1 * torch.randn(_NUM_FAST_TOKENS, width))
         self.ln_cells, self.ln_motion = nn.LayerNorm(width), nn.LayerNorm(width)
         self.joint = Transformer(width, num_joint_layers, width // HEAD_WIDTH, mlp_ratio=2.0)
         self.pool = AttentionalPooler(out_width, width, n_head=out_width // HEAD_WIDTH, n_queries=num_queries)
@@ -107,27 +130,30 @@ class TwoPathVision(nn.Module):
         self.proj = nn.Parameter(out_width**-0.5 * torch.randn(out_width, out_width))
 
     def forward(
-        self, semantic_BSLC: Tensor, motion_BTCHW: Tensor, dropout: float = 0.0
+        self, slow_features_BSLC: Tensor, fast_frames_BTCHW: Tensor, dropout: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Contrastive embedding (B, D), pooled tokens (B, N, D), and the mean motion token (B, D)."""
+        """Contrastive embedding (B, D), pooled tokens (B, N, D), and the mean fast-pathway token (B, D)."""
         cells = (
-            self.ln_cells(F.dropout(self.project(semantic_BSLC), dropout)) + self.position_LD + self.time_SD[:, None]
+            self.ln_cells(F.dropout(self.project(slow_features_BSLC), dropout))
+            + self.position_LD
+            + self.time_SD[:, None]
         )
-        motion = self.ln_motion(self.motion(motion_BTCHW))
+        motion = self.ln_motion(self.motion(fast_frames_BTCHW))
         x_BLD = torch.cat([cells.flatten(1, 2), motion + self.motion_position_LD], dim=1)
         pooled_BND = self.ln_post(self.pool(self.joint(x_BLD)))
         return pooled_BND[:, 0] @ self.proj, pooled_BND[:, 1:], motion.mean(1)
 
 
-class MotionPath(nn.Module):
-    """Edges of every frame by the same filters, then convolutions over the frames as channels."""
+class FastPathway(nn.Module):
+    """Per-frame edge filters, then convolutions with the frames stacked as channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.edges = nn.Conv2d(3, EDGES, 5, stride=2, padding=2)
-        widths = (EDGES * NUM_FRAMES, 96, 128, width)
+        self.edges = nn.Conv2d(3, NUM_EDGE_FILTERS, 5, stride=2, padding=2)
+        widths = (NUM_EDGE_FILTERS * NUM_FRAMES, 96, 128, width)
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+            for in_channels, out_channels in pairwise(widths)
         )
         for layer in (self.edges, *self.layers):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -140,14 +166,8 @@ class MotionPath(nn.Module):
         return self.layers[-1](x).flatten(2).transpose(1, 2)
 
 
-HEAD_WIDTH = 32
-
-
-EDGES = 8
-
-
 class TwoPathCoCa(VideoCoCa):
-    """CoCa's text tower and caption decoder behind `TwoPathVision`."""
+    """CoCa's text tower and caption decoder on top of `TwoPathVision`."""
 
     def __init__(
         self,
@@ -156,12 +176,12 @@ class TwoPathCoCa(VideoCoCa):
         width: int,
         num_queries: int,
         num_joint_layers: int,
-        semantic_width: int | None = None,
+        slow_feature_width: int | None = None,
     ) -> None:
         """
         Args:
             coca: an `open_clip.coca_model.CoCa`; its vision tower is replaced.
-            semantic_width: of the cells, where training gives them reduced.
+            slow_feature_width: channels per cell, if training reduces them by PCA.
         """
         nn.Module.__init__(self)
         self.coca: Any = coca
@@ -170,7 +190,7 @@ class TwoPathCoCa(VideoCoCa):
             out_width=coca.text_decoder.width,
             num_queries=num_queries,
             num_joint_layers=num_joint_layers,
-            semantic_width=semantic_width,
+            slow_feature_width=slow_feature_width,
         )
         self.design = "two paths"
         self.joint = None
@@ -178,32 +198,32 @@ class TwoPathCoCa(VideoCoCa):
 
     @property
     def temporal_embedding(self) -> nn.Parameter:  # type: ignore[override]
-        """Where in the clip a close frame stands: clips shorter than wanted show frames twice."""
+        """Temporal embedding of the slow frames; its presence makes the captioner repeat frames of short clips."""
         return self.coca.visual.time_SD
 
-    def frozen_tower(self) -> EfficientNetLite0:
-        """The frozen network on this model's device and in its type; opened once, and no part of `state_dict`."""
-        like = self.coca.logit_scale
+    def frozen_backbone(self) -> EfficientNetLite0:
+        """The frozen backbone on this model's device and in its dtype; loaded once, not part of `state_dict`."""
+        reference = self.coca.logit_scale
         if not self._frozen:
-            self._frozen.append(load_tower())
-        tower = self._frozen[0]
-        weight = tower.stem.weight
-        if (weight.device, weight.dtype) != (like.device, like.dtype):
-            self._frozen[0] = tower = tower.to(like.device, like.dtype)
-        return tower
+            self._frozen.append(load_backbone())
+        backbone = self._frozen[0]
+        weight = backbone.stem.weight
+        if (weight.device, weight.dtype) != (reference.device, reference.dtype):
+            self._frozen[0] = backbone = backbone.to(reference.device, reference.dtype)
+        return backbone
 
     def encode_clips(self, pixels_BTCHW: Tensor) -> ClipEmbedding:
         with torch.no_grad():
-            close = pixels_BTCHW[:, close_frames(pixels_BTCHW.shape[1])]
-            semantic = torch.cat(coarse_fine(self.frozen_tower(), close), dim=-1)
-            small = motion_pixels(pixels_BTCHW)
-        pooled_BD, tokens_BND, _ = self.coca.visual(semantic, small)
+            slow_frames = pixels_BTCHW[:, slow_frame_indices(pixels_BTCHW.shape[1])]
+            slow_features = torch.cat(slow_pathway_features(self.frozen_backbone(), slow_frames), dim=-1)
+            fast_frames = fast_pathway_frames(pixels_BTCHW)
+        pooled_BD, tokens_BND, _ = self.coca.visual(slow_features, fast_frames)
         return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
 
     def encode_texts(self, tokens_SM: Tensor) -> TextEmbedding:
-        """As CoCa's own text tower, without the columns that are padding in every text.
+        """Text tower features, computed without the positions that are padding in every text.
 
-        The CLS token keeps the position it has behind a full context: the result is that of the whole tower.
+        The CLS token keeps its position after a full context, so the result equals that of the full tower.
         """
         text = self.coca.text
         longest = max(1, int((tokens_SM != text.pad_id).sum(dim=1).max()))
@@ -219,21 +239,23 @@ class TwoPathCoCa(VideoCoCa):
         return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=x_SLD[:, :-1])
 
 
-def build_two_path(coca: nn.Module, vision: Mapping[str, Any], *, semantic_width: int | None = None) -> TwoPathCoCa:
-    """From the `vision` part of a captioner's config.
+def build_two_path(coca: nn.Module, vision: Mapping[str, Any], *, slow_feature_width: int | None = None) -> TwoPathCoCa:
+    """Build the model from the `vision` section of a captioner's config.
 
     Raises:
-        UsageError: it asks for another frozen network.
-        WeightsUnreachableError: the package with the frozen weights is not installed; said here, not at the first clip.
+        UsageError: unknown frozen backbone.
+        WeightsUnreachableError: the package with the frozen weights is not installed; raised here, not at the first clip.
     """
-    if vision.get("frozen") != FROZEN:
-        raise UsageError(f"this captioner needs the frozen vision network {vision.get('frozen')!r}; known: {FROZEN}")
-    if semantic_width is None:
+    if vision.get("frozen") != FROZEN_BACKBONE:
+        raise UsageError(
+            f"this captioner needs the frozen vision backbone {vision.get('frozen')!r}; supported: {FROZEN_BACKBONE}"
+        )
+    if slow_feature_width is None:
         weights_file()
     return TwoPathCoCa(
         coca,
         width=vision["width"],
         num_queries=vision["queries"],
         num_joint_layers=vision["joint_layers"],
-        semantic_width=semantic_width,
+        slow_feature_width=slow_feature_width,
     )

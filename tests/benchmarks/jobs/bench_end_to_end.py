@@ -84,7 +84,7 @@ def ours(videos: Path, out: Path, weights: Path, num_tokens: int) -> tuple[float
     command = ["run", "--videos", str(videos), "--out", str(out), "--stop-after", "shard"]
     command += ["--caption.captioner", f"open_clip:{MODEL}/{weights}", "--caption.max-tokens", str(num_tokens)]
     command += ["--prepare.max-clip-seconds", "20", "--filters.min-seconds", "0.3"]
-    command += ["--filters.max-copy-similarity", "None"]  # looked for, as always, but kept: they are copies
+    command += ["--filters.max-duplicate-similarity", "None"]  # looked for, as always, but kept: they are copies
     command += ["--shard.buckets.max-areas-px", str(96 * 96), str(256 * 448)]
     command += ["--shard.buckets.num-frames", "5", "17", "33"]
     by_kind, wall, _ = cpu_seconds_of(recaption(*command))

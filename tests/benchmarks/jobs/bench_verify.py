@@ -26,8 +26,8 @@ from packing.shards.samples import Entry
 from packing.shards.write import write_shard
 from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, account, read_clips
 from recaption.ledger.verify import verify
-from recaption.quality.filters import FilterThresholds, verdicts
-from recaption.quality.threshold_analysis import columns_of, curve_of, waterfall
+from recaption.quality.filters import FilterThresholds, drop_reasons
+from recaption.quality.threshold_analysis import filter_funnel, retention_curve, threshold_columns
 from recaption.records import Caption, Video, to_table
 from recaption.run_folder import RunFolder
 
@@ -83,10 +83,10 @@ def measure(folder: str) -> None:
     figures += [time.process_time() - started, _peak_bytes()]
     started = time.process_time()
     clips = read_clips(run)
-    ask = partial(verdicts, clips)
-    waterfall(ask(thresholds), {"clips": np.ones(clips.num_rows)})
-    for column in columns_of(clips, thresholds, ask).values():
-        curve_of(column)
+    ask = partial(drop_reasons, clips)
+    filter_funnel(ask(thresholds), {"clips": np.ones(clips.num_rows)})
+    for column in threshold_columns(clips, thresholds, ask).values():
+        retention_curve(column)
     figures += [time.process_time() - started, _peak_bytes()]
     print(*figures)
 

@@ -39,11 +39,11 @@ def directional(num_scenes: int) -> list[tuple[str, np.ndarray]]:
 
 
 def report(name: str, captioner: Any, scenes: list[tuple[str, np.ndarray]]) -> None:
-    ahead = captioner.describe([frames for _, frames in scenes])
-    back = captioner.describe([frames[::-1].copy() for _, frames in scenes])
+    ahead = captioner.caption_with_embeddings([frames for _, frames in scenes])
+    back = captioner.caption_with_embeddings([frames[::-1].copy() for _, frames in scenes])
     forwards, backwards = ([fields_in(one.text).action for one in told.captions] for told in (ahead, back))
     same_text = np.mean([a.text == b.text for a, b in zip(ahead.captions, back.captions, strict=True)])
-    distance = float(np.mean(1 - (ahead.clip_BD * back.clip_BD).sum(axis=1)))
+    distance = float(np.mean(1 - (ahead.clip_embeddings_BD * back.clip_embeddings_BD).sum(axis=1)))
     pairs = list(zip(forwards, backwards, strict=True))
     right = np.mean([action == truth for action, (truth, _) in zip(forwards, scenes, strict=True)])
     other = np.mean([a != b for a, b in pairs])

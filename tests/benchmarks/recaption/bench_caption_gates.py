@@ -1,11 +1,11 @@
-"""Which rule tells wrong captions? AUC of right captions against wrong ones, by each score that a gate could ask.
+"""AUC of right against wrong captions, for each score that a quality gate could use.
 
     RECAPTION_FIXTURES=FOLDER bench_caption_gates.py [--captioner tiny] [--scenes 120]
 
-Right: the captioner's captions of rendered scenes that it was not trained on. Wrong: the same captions exchanged between the
-scenes, and its captions of real clips (FOLDER/captions.jsonl), as far as it was not trained on such. Where FOLDER has texts
-written by people, also those with their own clips against those with others. 0.5 is chance, 1.0 tells all. The last column
-is the lowest limit that lets 99 of 100 right captions pass, and what share of the wrong ones it stops.
+Right: captions of held-out rendered scenes. Wrong: the same captions swapped between scenes, and captions of real clips
+(FOLDER/captions.jsonl), if the captioner was not trained on real clips. Where FOLDER has human captions, also those with
+their own clips against those with others. 0.5 is chance, 1.0 separates perfectly. The last column is the threshold that 99
+of 100 right captions pass, and the fraction of wrong ones that it stops.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from recaption.scenes.renderer import render
 from recaption.video_io.reader import probe, read_frames
 
 FIRST_SEED = 910_000
-"""Training draws its scenes from other seeds."""
+"""Not among the seeds of the training scenes."""
 
 
 def auc(right, wrong):
@@ -31,7 +31,7 @@ def auc(right, wrong):
 
 
 def real_clips(folder, captioner):
-    """(frames of each clip, what a person wrote about it)."""
+    """Frames and human caption of each clip."""
     clips, texts = [], []
     for line in (folder / "captions.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -46,15 +46,15 @@ def real_clips(folder, captioner):
             clips.append(read_frames(str(path), indices, short_side_px=side).pixels_THWC)
             texts.append(row["captions"][0])
         except VideoError as error:
-            print(f"left out: {error}")
+            print(f"skipped: {error}")
     return clips, texts
 
 
-def scores(clip_BD, text_BD, logprobs):
-    names = [str(i) for i in range(len(clip_BD))]
+def scores(clip_embeddings_BD, text_embeddings_BD, logprobs):
+    names = [str(i) for i in range(len(clip_embeddings_BD))]
     return {
-        "clip score": (clip_BD * text_BD).sum(axis=1),
-        "margin over other captions": score_margins(clip_BD @ text_BD.T, names),
+        "clip score": (clip_embeddings_BD * text_embeddings_BD).sum(axis=1),
+        "margin over other captions": score_margins(clip_embeddings_BD @ text_embeddings_BD.T, names),
         "mean log-probability": np.asarray(logprobs, float),
     }
 
@@ -69,31 +69,35 @@ def main():
         render(FIRST_SEED + seed, num_frames=17, height_px=96, width_px=96, fps=8).frames_THWC
         for seed in range(options.scenes)
     ]
-    own = captioner.describe(scenes)
-    logprobs = [caption.mean_logprob for caption in own.captions]
-    right = scores(own.clip_BD, own.text_BD, logprobs)
-    wrong = {"exchanged": scores(own.clip_BD, np.roll(own.text_BD, 7, axis=0), np.roll(logprobs, 7))}
+    described = captioner.caption_with_embeddings(scenes)
+    logprobs = [caption.mean_logprob for caption in described.captions]
+    right = scores(described.clip_embeddings_BD, described.text_embeddings_BD, logprobs)
+    wrong = {
+        "swapped": scores(
+            described.clip_embeddings_BD, np.roll(described.text_embeddings_BD, 7, axis=0), np.roll(logprobs, 7)
+        )
+    }
     fixtures = Path(os.environ.get("RECAPTION_FIXTURES", "nowhere"))
     if (fixtures / "captions.jsonl").is_file():
         clips, texts = real_clips(fixtures, captioner)
-        described = captioner.describe(clips)
-        logprobs = [caption.mean_logprob for caption in described.captions]
-        wrong["of real clips"] = scores(described.clip_BD, described.text_BD, logprobs)
+        real = captioner.caption_with_embeddings(clips)
+        logprobs = [caption.mean_logprob for caption in real.captions]
+        wrong["of real clips"] = scores(real.clip_embeddings_BD, real.text_embeddings_BD, logprobs)
         pairs = captioner.score(clips, texts)
         is_own = np.eye(len(pairs), dtype=bool)
         print(
-            f"{len(clips)} texts by people: AUC of own against others' clips {auc(pairs[is_own], pairs[~is_own]):.3f}"
+            f"{len(clips)} human captions: AUC with their own against other clips {auc(pairs[is_own], pairs[~is_own]):.3f}"
         )
     print(f"{captioner.name}, {len(scenes)} scenes")
-    print(
-        f"{'wrong captions':<16} {'rule':<28} {'right':>7} {'wrong':>7} {'AUC':>6}   limit at 99 % of the right: stopped"
-    )
+    print(f"{'wrong captions':<16} {'rule':<28} {'right':>7} {'wrong':>7} {'AUC':>6}   threshold (99 % pass): stopped")
     for name, values in wrong.items():
-        for rule, of_right in right.items():
-            limit = float(np.quantile(of_right, 0.01))
-            stopped = float((values[rule] < limit).mean())
-            medians = f"{np.median(of_right):>7.3f} {np.median(values[rule]):>7.3f}"
-            print(f"{name:<16} {rule:<28} {medians} {auc(of_right, values[rule]):>6.3f}   {limit:.3f}: {stopped:.0%}")
+        for rule, right_scores in right.items():
+            threshold = float(np.quantile(right_scores, 0.01))
+            stopped = float((values[rule] < threshold).mean())
+            medians = f"{np.median(right_scores):>7.3f} {np.median(values[rule]):>7.3f}"
+            print(
+                f"{name:<16} {rule:<28} {medians} {auc(right_scores, values[rule]):>6.3f}   {threshold:.3f}: {stopped:.0%}"
+            )
 
 
 if __name__ == "__main__":

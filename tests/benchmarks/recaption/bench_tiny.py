@@ -1,10 +1,10 @@
-"""What the captioner inside the package says of real footage, whether its score knows, and what a caption costs.
+"""Captions, clip-score AUC and CPU time of the `tiny` captioner on real videos with human captions.
 
     python tests/benchmarks/recaption/bench_tiny.py VIDEOS/captions.jsonl [--captioner SPEC] [--against SPEC]
 
-captions.jsonl: one line per clip, {"file": path beside it, "captions": [what a person wrote]}. Prints every caption with
-its clip score and mean log-probability; the AUC of matching against mismatched human captions (clips whose caption is
-that of another clip count once); and CPU milliseconds per clip, both captioners in turn, the least of three.
+captions.jsonl: one line per clip, {"file": path relative to it, "captions": [human captions]}. Prints every caption with
+its clip score and mean log-probability; the AUC of matching against mismatched human captions (clips with equal captions
+count once); and CPU milliseconds per clip, both captioners interleaved, minimum of three.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHORT_SIDE_PX = 192
 NUM_FRAMES = 8
 
 
-def read(path: Path) -> tuple[list[str], list[np.ndarray], list[str]]:
+def read_clips(path: Path) -> tuple[list[str], list[np.ndarray], list[str]]:
     names, clips, texts = [], [], []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -43,22 +43,22 @@ def main() -> None:
     parser.add_argument("--against", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names, clips, texts = read(arguments.captions)
+    names, clips, texts = read_clips(arguments.captions)
     captioners = {spec: load_captioner(spec) for spec in (arguments.captioner, arguments.against) if spec}
     captioner = captioners[arguments.captioner]
     for name, caption in zip(names, captioner.caption(clips), strict=True):
         print(f"{caption.clip_score:5.2f} {caption.mean_logprob:6.2f}  {name}  {caption.text}")
-    once = [texts.index(text) == row for row, text in enumerate(texts)]
-    cosine = captioner.score(clips, texts)[np.ix_(once, once)]
-    print(f"AUC of {sum(once)} clips with their human captions against mismatched ones: {matched_auc(cosine):.3f}")
+    is_first = [texts.index(text) == row for row, text in enumerate(texts)]
+    cosine = captioner.score(clips, texts)[np.ix_(is_first, is_first)]
+    print(f"AUC of {sum(is_first)} clips with their human captions against mismatched ones: {matched_auc(cosine):.3f}")
     seconds: dict[str, list[float]] = {spec: [] for spec in captioners}
     for _ in range(3):
-        for spec, one in captioners.items():
+        for spec, opened in captioners.items():
             start = time.process_time()
-            one.describe(clips)
+            opened.caption_with_embeddings(clips)
             seconds[spec].append((time.process_time() - start) / len(clips))
-    for spec, found in seconds.items():
-        print(f"{1e3 * min(found):.0f} CPU ms per clip, frames read already: {spec}")
+    for spec, times in seconds.items():
+        print(f"{1e3 * min(times):.0f} CPU ms per clip, without reading frames: {spec}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.scenes.captions import fields_in
 from train.captioner.clips import CaptionedClip
 from train.captioner.evaluation import evaluate, held_out_clips
@@ -33,8 +33,8 @@ class NotedScenes(SceneClips):
 
     name = "noted scenes"
 
-    def clip(self, number: int, framing: Framing, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
-        clip = super().clip(number, framing, num_frames=num_frames, epoch=epoch)
+    def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
+        clip = super().clip(number, preprocessor, num_frames=num_frames, epoch=epoch)
         return dataclasses.replace(clip, captions={**clip.captions, "descriptive": (noted(clip),)})
 
     def texts(self, count: int) -> list[str]:

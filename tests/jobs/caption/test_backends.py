@@ -20,9 +20,9 @@ from jobs.caption.worker import open_captioner
 from jobs.prepare.prepare import prepare
 from jobs.recipe.settings import CaptionSettings
 from jobs.verify.verify import verify_run
-from recaption.captioners.clip_views import frames_of
+from recaption.captioners.clip_views import sample_frames
 from recaption.captioners.registry import load_captioner
-from recaption.captions.sets import set_pattern
+from recaption.captions.sets import caption_set_pattern
 from recaption.chat_endpoint import EndpointSettings
 from recaption.errors import EndpointDownError, UsageError
 from recaption.records import Caption, Clip, from_table
@@ -60,7 +60,7 @@ def with_settings(recipe, **settings):
 def rows_of(run, set_name):
     return [
         row
-        for name in run.list(set_pattern(set_name))
+        for name in run.list(caption_set_pattern(set_name))
         for row in from_table(run.read_table(name), Caption)
         if row.source == "model"
     ]
@@ -115,7 +115,7 @@ def test_every_backend_captions_the_same_scenes(backend, scenes, small_model, in
     assert len(rows) == len({row.clip_id for row in rows}) == 3
     assert summary["captions"] + sum(summary["bad"].values()) == 3
     for row in rows:
-        frames = frames_of(clips[row.clip_id], captioner, recipe.prepare.decode)
+        frames = sample_frames(clips[row.clip_id], captioner, recipe.prepare.decode)
         assert row.clip_sha256 == hashlib.sha256(frames.tobytes()).hexdigest()
         assert row.captioner == f"{captioner.name}@{captioner.weights_hash}"
         assert len(captioner.weights_hash) == 12
@@ -123,8 +123,8 @@ def test_every_backend_captions_the_same_scenes(backend, scenes, small_model, in
         assert row.mean_logprob < 0
         assert row.reason in (None, "bad_caption")
         assert row.start_seconds < row.end_seconds
-        assert (row.clip_score is not None) == captioner.can_score == (backend == "tiny")
-    assert (summary["matched_score"] is not None) == captioner.can_score
+        assert (row.clip_score is not None) == captioner.has_contrastive_head == (backend == "tiny")
+    assert (summary["matched_score"] is not None) == captioner.has_contrastive_head
 
 
 def test_words_from_one_captioner_and_scores_from_another(scenes, small_model, in_process):
@@ -140,7 +140,7 @@ def test_words_from_one_captioner_and_scores_from_another(scenes, small_model, i
     for row in rows_of(run, "main"):
         assert row.captioner.startswith("http:m@")
         assert row.text.startswith("A scene of 3 frames")
-        frames = frames_of(clips[row.clip_id], tiny, recipe.prepare.decode)
+        frames = sample_frames(clips[row.clip_id], tiny, recipe.prepare.decode)
         assert row.clip_score == pytest.approx(float(tiny.score([frames], [row.text])[0, 0]), abs=1e-5)
     assert sum(run.read_table(name).num_rows for name in run.list("embeddings/main/part-*.parquet")) == 3
 

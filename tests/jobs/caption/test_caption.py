@@ -30,11 +30,11 @@ from jobs.verify.repair import repair_run
 from jobs.verify.verify import verify_run
 from packing.loader.loader import PackLoader
 from packing.loader.sources import LatentShards
-from recaption.captioners.clip_views import frames_of
+from recaption.captioners.clip_views import sample_frames
 from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa.checkpoint import TINY_FOLDER
-from recaption.captions.mixture import BlendSettings
-from recaption.captions.text import KINDS
+from recaption.captions.mixture import CaptionMixtureSettings
+from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import UsageError
 from recaption.ledger.ledger import account
 from recaption.records import Caption, from_table, to_table
@@ -50,7 +50,7 @@ def speaks_of_kinds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("captioner") / "kinds"
     shutil.copytree(TINY_FOLDER, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["kinds"] = {kind: "" if kind == "descriptive" else f"{kind.replace('_', ' ')} :" for kind in KINDS}
+    config["kinds"] = {kind: "" if kind == "descriptive" else f"{kind.replace('_', ' ')} :" for kind in CAPTION_KINDS}
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
@@ -117,7 +117,7 @@ def test_a_window_is_described_by_its_own_frames_and_the_windows_tile_the_clip(c
     assert (whole.start_seconds, whole.end_seconds) == (clip.start_seconds, clip.end_seconds)
     assert [w.start_seconds for w in windows] == [clip.start_seconds, *(w.end_seconds for w in windows[:-1])]
     assert windows[-1].end_seconds == clip.end_seconds
-    frames = frames_of(clip, captioner, DecodeLimits())
+    frames = sample_frames(clip, captioner, DecodeLimits())
     assert whole.clip_sha256 == hashlib.sha256(frames.tobytes()).hexdigest()
     times = read_frames(clip.uri, None).pts_seconds
     for window in windows:
@@ -183,7 +183,7 @@ def test_kinds_that_the_captioner_does_not_know_are_refused_before_any_work(capt
             caption(run, wanted, "other", in_process)
     assert not run.list("captions/other/*")
     with pytest.raises(UsageError, match="kind 'haiku'"):
-        load_captioner("tiny").describe([np.zeros((2, 32, 32, 3), np.uint8)], kind="haiku")
+        load_captioner("tiny").caption_with_embeddings([np.zeros((2, 32, 32, 3), np.uint8)], kind="haiku")
 
 
 def test_what_fails_a_gate_is_tried_again_then_marked_and_in_no_shard(captioned, in_process, tmp_path):
@@ -296,9 +296,9 @@ def test_training_sees_the_blend_of_its_set_and_shards_stay(encoded):
     before = digests(run, "shards") | digests(run, "latents")
     name = run.list("latents/*/index.parquet")[0].split("/")[1]
     plain = LatentShards(run, name)
-    descriptive = LatentShards(run, name, blend=BlendSettings(ratios=("descriptive=1",)))
+    descriptive = LatentShards(run, name, blend=CaptionMixtureSettings(weights=("descriptive=1",)))
     for kind in ("short", "original"):
-        blended = LatentShards(run, name, blend=BlendSettings(ratios=(f"{kind}=1",)))
+        blended = LatentShards(run, name, blend=CaptionMixtureSettings(weights=(f"{kind}=1",)))
         rows = {}
         for row in rows_of(run):
             if row.reason is None and (row.source if kind == "original" else row.kind) == kind:
@@ -310,7 +310,7 @@ def test_training_sees_the_blend_of_its_set_and_shards_stay(encoded):
         assert blended.fingerprint != plain.fingerprint
     assert digests(run, "shards") | digests(run, "latents") == before
     with pytest.raises(UsageError, match="no caption set 'nowhere'"):
-        LatentShards(run, name, blend=BlendSettings(captions="nowhere"))
+        LatentShards(run, name, blend=CaptionMixtureSettings(caption_set="nowhere"))
 
 
 def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
@@ -325,7 +325,7 @@ def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
     spans = {}  # clip -> texts of the whole clip, of its first window and of its second, where it has windows
     for row in sorted(told, key=lambda row: (row.start_seconds, -row.end_seconds)):
         spans.setdefault(row.clip_id, []).append(row.text)
-    blend = BlendSettings(ratios=("descriptive=1",), captions="told")
+    blend = CaptionMixtureSettings(weights=("descriptive=1",), caption_set="told")
     settings = dataclasses.replace(recipe.plan, max_frames=("2@epoch<8",))
     seen = set()
     for batch in PackLoader(run, latents=name, settings=settings, blend=blend, prefetch=0):
@@ -347,8 +347,8 @@ def test_a_resume_with_another_blend_is_refused(encoded):
     run, recipe = encoded
     name = run.list("latents/*/index.parquet")[0].split("/")[1]
 
-    def loader(*ratios, **settings):
-        blend = BlendSettings(ratios=ratios, **settings)
+    def loader(*weights, **settings):
+        blend = CaptionMixtureSettings(weights=weights, **settings)
         return PackLoader(run, latents=name, settings=recipe.plan, blend=blend, prefetch=0)
 
     first = loader("descriptive=0.5", "short=0.5")

@@ -103,8 +103,8 @@ def test_a_part_that_grows_keeps_the_tokens_it_had(tmp_path, clips):
 
 
 def test_precisions_that_cannot_be_are_refused(tmp_path):
-    from recaption.captioners.registry import open_captioner
+    from recaption.captioners.registry import load_captioner_with_precision
 
     for wrong in ({"precision": "fp8"}, {"precision": "int8", "device": "cuda"}):
         with pytest.raises(UsageError):
-            open_captioner("tiny", **{"device": "cpu", **wrong})
+            load_captioner_with_precision("tiny", **{"device": "cpu", **wrong})

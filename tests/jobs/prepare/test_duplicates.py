@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from jobs.recipe.presets import load_recipe
 from jobs.recipe.run_inputs import kept_clips
 from jobs.recipe.settings import stage_hashes
 from recaption.dedup.fingerprints import ClipFingerprint
-from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL, DuplicateSettings, read_pairs
+from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL_PAIRS, DuplicateSettings, read_pairs
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, account
 from recaption.ledger.problems import Problem
@@ -25,12 +24,7 @@ from recaption.quality.filters import FilterThresholds
 from recaption.records import Video, to_table
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import render
-
-_spec = importlib.util.spec_from_file_location(
-    "_fingerprints", Path(__file__).parents[2] / "recaption" / "dedup" / "test_fingerprints.py"
-)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
+from tests.stand_ins.fingerprints import fingerprint_of
 
 SETTINGS = DuplicateSettings()
 
@@ -40,10 +34,7 @@ def fingerprints() -> list[ClipFingerprint]:
     """Three scenes, the second of them twice more: smaller, and in bars."""
     scenes = [render(21 + i, num_frames=24, height_px=96, width_px=128, fps=8).frames_THWC for i in range(3)]
     copies = [scenes[1][:, ::2, ::2], np.pad(scenes[1], ((0, 0), (12, 12), (0, 0), (0, 0)))]
-    return [
-        _module.fingerprint_of(frames, clip_id=f"{i:016x}-0000000-0000024")
-        for i, frames in enumerate([*scenes, *copies])
-    ]
+    return [fingerprint_of(frames, clip_id=f"{i:016x}-0000000-0000024") for i, frames in enumerate([*scenes, *copies])]
 
 
 def write_run(folder: Path, fingerprints: list[ClipFingerprint], part_size: int = 2) -> RunFolder:
@@ -84,17 +75,17 @@ def test_copies_are_found_kept_once_and_named_in_the_ledger(tmp_path, fingerprin
     assert {number(c.clip_id): number(c.duplicate_of) for c in ledger.clips if c.duplicate_of} == {3: 1, 4: 1}
     kept = [number(clip.clip_id) for clips in kept_clips(run, load_recipe("quickstart")).values() for clip in clips]
     assert kept == [0, 1, 2]
-    assert account(run, FilterThresholds(max_copy_similarity=None)).summary()["clips"]["dropped"] == {}
+    assert account(run, FilterThresholds(max_duplicate_similarity=None)).summary()["clips"]["dropped"] == {}
 
 
 def test_asked_again_nothing_is_done_until_something_changes(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", fingerprints[:4])
     assert find_perceptual(run, SETTINGS, progress=False)
-    before = run.read_bytes(PERCEPTUAL)
+    before = run.read_bytes(PERCEPTUAL_PAIRS)
     assert not find_perceptual(run, SETTINGS, progress=False)
     assert find_perceptual(run, DuplicateSettings(min_similarity=0.5), progress=False)
     assert find_perceptual(run, SETTINGS, progress=False)
-    assert run.read_bytes(PERCEPTUAL) == before
+    assert run.read_bytes(PERCEPTUAL_PAIRS) == before
     write_run(tmp_path / "run", fingerprints)
     assert find_perceptual(run, SETTINGS, progress=False)
     assert read_pairs(run).num_rows == 3
@@ -121,10 +112,10 @@ def test_a_clip_put_up_by_everybody_costs_a_few_comparisons_a_copy(tmp_path, fin
     copies = [dataclasses.replace(fingerprints[1], clip_id=f"{i:016x}-0000000-0000024") for i in range(100, 160)]
     run = write_run(tmp_path / "run", [*fingerprints, *copies])
     find_perceptual(run, SETTINGS, progress=False)
-    assert read_pairs(run).num_rows < 2 * SETTINGS.max_copies * len(copies)
+    assert read_pairs(run).num_rows < 2 * SETTINGS.max_matches_per_clip * len(copies)
     ledger = account(run, FilterThresholds())
     assert ledger.summary()["clips"]["dropped"] == {"duplicate": 62}
-    loose = dataclasses.replace(SETTINGS, max_copies=1000)
+    loose = dataclasses.replace(SETTINGS, max_matches_per_clip=1000)
     find_perceptual(run, loose, progress=False)
     assert read_pairs(run).num_rows > 1000
     assert {c.clip_id for c in ledger.clips if c.duplicate_of} == {
@@ -135,7 +126,7 @@ def test_a_clip_put_up_by_everybody_costs_a_few_comparisons_a_copy(tmp_path, fin
 def test_a_run_without_clips_has_no_pairs(tmp_path):
     run = write_run(tmp_path / "run", [])
     assert find_perceptual(run, SETTINGS, progress=False)
-    assert run.read_table(PERCEPTUAL).schema.names == PAIRS_SCHEMA.names
+    assert run.read_table(PERCEPTUAL_PAIRS).schema.names == PAIRS_SCHEMA.names
 
 
 def test_settings_of_the_search_make_no_clip_anew():
@@ -152,7 +143,7 @@ def test_verify_opens_fingerprints_and_pairs(tmp_path, fingerprints):
         return [problem for problem in verify(run, FilterThresholds()) if problem.kind == "part_unreadable"]
 
     assert broken() == []
-    for name in ("fingerprints/part-00001.parquet", PERCEPTUAL):
+    for name in ("fingerprints/part-00001.parquet", PERCEPTUAL_PAIRS):
         whole = run.read_bytes(name)
         run.write_bytes(name, whole[:-7])
         assert [problem.where for problem in broken()] == [name]

@@ -106,7 +106,7 @@ def test_people_get_a_table(run_copy, capsys):
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [("nsfw=0.5", "nsfw: not computed"), ("max_nsfw=0.5", "not computed"), ("fog=1", "no such score")],
+    [("nsfw=0.5", "nsfw: not computed"), ("max_nsfw=0.5", "not computed"), ("fog=1", "unknown score")],
 )
 def test_a_score_that_no_clip_has_is_no_free_threshold(small_run, small_recipe, asked, said):
     with pytest.raises(UsageError, match=said):

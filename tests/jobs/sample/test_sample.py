@@ -19,7 +19,7 @@ from jobs.sample.requests import Ask, MediaFlags, asked
 from jobs.sample.sample import sample_asks, sample_run, sample_videos
 from packing.buckets import Bucket
 from packing.grid import Grid
-from recaption.captions.text import words_in
+from recaption.captions.text import tokenize_words
 from recaption.errors import UsageError
 from recaption.scenes.renderer import SIMPLE, render
 from recaption.video_io.reader import read_frames
@@ -99,8 +99,8 @@ def test_a_short_prompt_is_expanded_in_the_style_of_the_runs_captions_shown_and_
     summary = sample_videos(checkpoint_in(run_copy), ["a red circle over the sea"], SampleSettings())
     assert summary["prompt"] == "a red circle over the sea"
     assert sampled == [summary["expanded_prompt"]]
-    assert len(words_in(sampled[0])) > 15
-    assert {"red", "circle", "sea"} <= set(words_in(sampled[0]))
+    assert len(tokenize_words(sampled[0])) > 15
+    assert {"red", "circle", "sea"} <= set(tokenize_words(sampled[0]))
     listed = json.loads((Path(run_copy.root) / "samples" / "main-step-000010" / "samples.json").read_text())
     assert listed["prompts"] == ["a red circle over the sea"]
     assert listed["expanded_prompts"] == sampled
@@ -129,7 +129,7 @@ def test_a_checkpoint_outside_of_a_run_takes_its_style_from_the_run_that_is_name
     assert plain["notes"] == ["no captions to take the style from"]
     sample_videos(outside, ["a red circle"], SampleSettings(examples=run_copy.root), out=str(tmp_path / "b"))
     assert sampled[0] == "a red circle"
-    assert len(words_in(sampled[1])) > 15
+    assert len(tokenize_words(sampled[1])) > 15
 
 
 def test_captions_as_prompts_stay_as_they_are(run_copy, sampled):

@@ -11,9 +11,9 @@ from jobs.recipe.presets import quickstart
 from jobs.recipe.settings import from_dict, to_dict
 from jobs.train.captioned_clips import captioned_clips
 from jobs.train.train import train_model, with_start_flags
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.registry import load_captioner
-from recaption.captions.text import KINDS
+from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import SIMPLE, render
@@ -21,7 +21,7 @@ from train.captioner.run_clips import RunClips, split
 from train.captioner.task import CaptionerSettings
 from train.engine.settings import TrainerSettings
 
-FRAMING = Framing(frame_px=32, fit="squash")
+PREPROCESSOR = FramePreprocessor(frame_px=32, fit="squash")
 SMALL = CaptionerSettings(
     frame_px=32, patch_px=16, num_frames=3, vision_width=32, vision_layers=1, num_queries=5, width=32, text_layers=1,
     decoder_layers=1, head_width=16, batch_size=4, num_workers=0, num_validation_scenes=4,
@@ -58,7 +58,7 @@ def test_videos_with_texts_beside_them_are_learned_from(prepared, small_recipe):
 def test_caption_sets_and_original_texts_add_up(small_run, small_recipe):
     clips = captioned_clips(small_run, small_recipe, ("main",))
     assert clips
-    assert {kind for one in clips for kind in one.captions} <= set(KINDS)
+    assert {kind for one in clips for kind in one.captions} <= set(CAPTION_KINDS)
     twice = captioned_clips(small_run, small_recipe, ("main", "main=short"))
     assert twice[0].captions["short"] == twice[0].captions["descriptive"]
 
@@ -74,18 +74,18 @@ def test_wrong_sets_are_one_sentence(small_run, small_recipe):
 
 def test_clips_of_a_run_show_their_own_frames(prepared, small_recipe):
     clips = RunClips(captioned_clips(prepared, small_recipe, ("original",)))
-    one = clips.clip(2, FRAMING, num_frames=4)
+    one = clips.clip(2, PREPROCESSOR, num_frames=4)
     assert one.pixels_THWC.shape == (4, 32, 32, 3)
     seed = int(clips.clips[2].clip.uri.rsplit("/", 1)[1].split(".")[0])
     truth = render(7000 + seed, num_frames=17, height_px=64, width_px=64, fps=8, **SIMPLE)
     assert one.captions["descriptive"] == (truth.short_caption,)
-    expected = FRAMING.pixels(truth.frames_THWC, np.array([2, 6, 10, 14]))
+    expected = PREPROCESSOR.resize_frames(truth.frames_THWC, np.array([2, 6, 10, 14]))
     assert np.abs(one.pixels_THWC.astype(int) - expected).mean() < 8  # an encoder lies between them
-    assert np.array_equal(clips.clip(2, FRAMING, num_frames=4).pixels_THWC, one.pixels_THWC)
-    later = [clips.clip(2, FRAMING, num_frames=4, epoch=epoch).pixels_THWC for epoch in (1, 1, 2)]
+    assert np.array_equal(clips.clip(2, PREPROCESSOR, num_frames=4).pixels_THWC, one.pixels_THWC)
+    later = [clips.clip(2, PREPROCESSOR, num_frames=4, epoch=epoch).pixels_THWC for epoch in (1, 1, 2)]
     assert np.array_equal(later[0], later[1])
     assert len({pixels.tobytes() for pixels in (one.pixels_THWC, *later)}) >= 2
-    assert clips.clip(0, FRAMING, num_frames=40).pixels_THWC.shape[0] == 40
+    assert clips.clip(0, PREPROCESSOR, num_frames=40).pixels_THWC.shape[0] == 40
 
 
 def test_the_split_is_by_video_and_stays(prepared, small_recipe):

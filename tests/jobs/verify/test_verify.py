@@ -132,7 +132,7 @@ def test_few_pairs_are_not_judged(run_copy, small_recipe):
 class Blind:
     """A captioner that sees nothing: random weights, in short."""
 
-    can_score = True
+    has_contrastive_head = True
 
     def __init__(self, like):
         self.name, self.weights_hash = like.name, like.weights_hash

@@ -1,3 +1,5 @@
+"""Captioners opened by SPEC: VideoCoCa, its tokenizer and preprocessing, checkpoints, open_clip weights."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners.base import CLIPS_PER_BATCH, uniform_draws
-from recaption.captioners.preprocess import Framing, choose_frames
+from recaption.captioners.base import CLIPS_PER_BATCH, sample_uniforms
+from recaption.captioners.preprocess import FramePreprocessor, uniform_frame_indices
 from recaption.captioners.registry import load_captioner
-from recaption.captioners.videococa import checkpoint
-from recaption.captioners.videococa import out_of_domain as familiar
+from recaption.captioners.videococa import checkpoint, out_of_domain
 from recaption.captioners.videococa.checkpoint import TINY_FOLDER
-from recaption.captioners.videococa.model import VideoCoCa, build_coca, initialise_decoder
-from recaption.captioners.videococa.tokenizer import BytePairVocabulary, train_vocabulary, vocabulary_from_merges
+from recaption.captioners.videococa.model import VideoCoCa, build_coca, init_decoder_weights
+from recaption.captioners.videococa.tokenizer import BPETokenizer, tokenizer_from_merges, train_tokenizer
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes.captions import fields_in
 from recaption.scenes.renderer import SIMPLE, render
@@ -29,10 +30,10 @@ TEXTS = [
 ] * 4
 
 
-def small_config(vocabulary: BytePairVocabulary, *, temporal: bool = True, fit: str = "squash") -> dict:
-    text = {"context_length": vocabulary.context_length, "vocab_size": vocabulary.num_tokens, "width": 32, "heads": 2}
+def small_config(tokenizer: BPETokenizer, *, temporal: bool = True, fit: str = "squash") -> dict:
+    text = {"context_length": tokenizer.context_length, "vocab_size": tokenizer.num_tokens, "width": 32, "heads": 2}
     return {
-        "format": checkpoint.FORMAT,
+        "format": checkpoint.FORMAT_VERSION,
         "coca": {
             "embed_dim": 32,
             "vision_cfg": {
@@ -53,18 +54,18 @@ def small_config(vocabulary: BytePairVocabulary, *, temporal: bool = True, fit: 
         "temporal": temporal,
         "framing": {"frame_px": 16, "fit": fit, "interpolation": "bilinear"},
         "fields": "scenes",
-        "merges": vocabulary.merges,
+        "merges": tokenizer.merges,
     }
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> BytePairVocabulary:
-    return train_vocabulary(TEXTS, num_tokens=600, context_length=24)
+def tokenizer() -> BPETokenizer:
+    return train_tokenizer(TEXTS, num_tokens=600, context_length=24)
 
 
 @pytest.fixture(scope="module")
-def folder(vocabulary, tmp_path_factory) -> Path:
-    config = small_config(vocabulary)
+def folder(tokenizer, tmp_path_factory) -> Path:
+    config = small_config(tokenizer)
     torch.manual_seed(0)
     model = checkpoint.build_model(config)
     with torch.no_grad():
@@ -72,11 +73,11 @@ def folder(vocabulary, tmp_path_factory) -> Path:
         model.coca.text.token_embedding.weight.mul_(20)
         model.coca.text.positional_embedding.mul_(40)
         model.coca.text_decoder.text_projection.mul_(5)
-        model.coca.text_decoder.text_projection[:, : vocabulary.special.end + 1] = 0  # ends are rare
+        model.coca.text_decoder.text_projection[:, : tokenizer.special.end + 1] = 0  # end tokens are rare
         for block in model.coca.text_decoder.cross_attn:
             block.attn.out_proj.weight.mul_(8)
     return checkpoint.save_captioner(
-        tmp_path_factory.mktemp("saved") / "captioner", model.state_dict(), vocabulary, config
+        tmp_path_factory.mktemp("saved") / "captioner", model.state_dict(), tokenizer, config
     )
 
 
@@ -89,8 +90,8 @@ def clip(seed: int, num_frames: int = 6, height_px: int = 20, width_px: int = 30
 
 def small_image_coca() -> torch.nn.Module:
     torch.manual_seed(0)
-    vocabulary = train_vocabulary(TEXTS, num_tokens=300, context_length=8)
-    return build_coca(small_config(vocabulary)["coca"]).eval()
+    tokenizer = train_tokenizer(TEXTS, num_tokens=300, context_length=8)
+    return build_coca(small_config(tokenizer)["coca"]).eval()
 
 
 @torch.inference_mode()
@@ -102,16 +103,16 @@ def assert_one_frame_is_an_image(coca: torch.nn.Module, image_px: int) -> None:
     torch.testing.assert_close(embedding.tokens_BND, expected_tokens, atol=1e-5, rtol=0)
 
 
-def test_one_frame_equals_the_image_path():
+def test_one_frame_equals_the_image_model():
     assert_one_frame_is_an_image(small_image_coca(), 16)
 
 
 @pytest.mark.slow
-def test_one_frame_equals_the_image_path_at_full_size():
+def test_one_frame_equals_the_image_model_at_full_size():
     assert_one_frame_is_an_image(load_captioner("open_clip:coca_ViT-B-32/random").model.coca, 224)
 
 
-def test_frames_are_pooled_together_and_their_order_shows_only_through_the_temporal_embedding():
+def test_frame_order_matters_only_with_a_temporal_embedding():
     coca = small_image_coca()
     pixels = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     plain, with_time = VideoCoCa(coca), VideoCoCa(coca, max_frames=3)
@@ -119,7 +120,7 @@ def test_frames_are_pooled_together_and_their_order_shows_only_through_the_tempo
         first = plain.encode_clips(pixels)
         torch.testing.assert_close(plain.encode_clips(pixels.flip(1)).pooled_BD, first.pooled_BD, atol=1e-5, rtol=0)
         assert (plain.encode_clips(pixels[:, :1]).pooled_BD - first.pooled_BD).abs().max() > 1e-3
-        # zero at first: adding it changes nothing at all
+        # initialised to zero: no change at all
         assert torch.equal(with_time.encode_clips(pixels).tokens_BND, first.tokens_BND)
         with_time.temporal_embedding.copy_(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
         backwards = with_time.encode_clips(pixels.flip(1)).pooled_BD
@@ -138,8 +139,8 @@ def test_joint_layers_start_as_the_identity_and_then_mix_frames():
         assert (joint.encode_clips(pixels).tokens_BND - first.tokens_BND).abs().max() > 1e-2
 
 
-def test_a_stem_of_convolutions_gives_the_same_number_of_tokens(vocabulary):
-    config = small_config(vocabulary)["coca"]
+def test_convolutional_stem_keeps_the_number_of_tokens(tokenizer):
+    config = small_config(tokenizer)["coca"]
     pixels = torch.zeros(2, 3, 16, 16)
     plain, with_stem = build_coca(config).visual, build_coca(config, stem_channels=(4, 8)).visual
     assert with_stem.conv1(pixels).shape == plain.conv1(pixels).shape
@@ -147,17 +148,17 @@ def test_a_stem_of_convolutions_gives_the_same_number_of_tokens(vocabulary):
         build_coca(config, stem_channels=(4,))
 
 
-def test_decoder_starts_with_finite_values_even_where_empty_memory_is_not():
-    was = torch.are_deterministic_algorithms_enabled()
+def test_decoder_is_initialised_even_if_empty_memory_holds_nan():
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN
     try:
         coca = small_image_coca()
         assert all(torch.isfinite(parameter).all() for parameter in coca.parameters())
         coca.text_decoder.text_projection.data.fill_(torch.nan)
-        initialise_decoder(coca)
+        init_decoder_weights(coca)
         assert float(coca.text_decoder.text_projection.detach().std()) == pytest.approx(32**-0.5, rel=0.1)
     finally:
-        torch.use_deterministic_algorithms(was)
+        torch.use_deterministic_algorithms(before)
 
 
 def test_video_coca_refuses_other_towers():
@@ -168,41 +169,41 @@ def test_video_coca_refuses_other_towers():
         VideoCoCa(Other())
 
 
-# --- vocabulary -------------------------------------------------------------------------------------------------------
+# --- tokenizer --------------------------------------------------------------------------------------------------------
 
 
-def test_any_text_encodes_and_comes_back(vocabulary):
+def test_any_text_round_trips(tokenizer):
     texts = ["a red circle moves left over the sea.", "žluťoučký kůň 🐎?", "", "\n"]
-    for text, ids in zip(texts, vocabulary.encode(texts), strict=True):
-        assert ids[0] == vocabulary.special.start
-        assert vocabulary.special.end in ids
-        if len(text) > 1 and (ids == vocabulary.special.pad).any():
-            assert vocabulary.decode(ids.tolist()).lower() == text
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        assert ids[0] == tokenizer.special.start
+        assert tokenizer.special.end in ids
+        if len(text) > 1 and (ids == tokenizer.special.pad).any():
+            assert tokenizer.decode(ids.tolist()).lower() == text
 
 
-def test_frequent_words_are_one_token_and_case_is_ignored(vocabulary):
-    upper, lower = vocabulary.encode(["Circle RED", "circle red"])
+def test_frequent_words_are_one_token_and_case_is_ignored(tokenizer):
+    upper, lower = tokenizer.encode(["Circle RED", "circle red"])
     assert torch.equal(upper, lower)
-    assert (lower != vocabulary.special.pad).sum() == 4
+    assert (lower != tokenizer.special.pad).sum() == 4
 
 
-def test_long_text_is_cut_and_still_ends(vocabulary):
-    (ids,) = vocabulary.encode(["circle " * 100])
-    assert len(ids) == vocabulary.context_length
-    assert ids[-1] == vocabulary.special.end
+def test_long_text_is_truncated_and_still_ends(tokenizer):
+    (ids,) = tokenizer.encode(["circle " * 100])
+    assert len(ids) == tokenizer.context_length
+    assert ids[-1] == tokenizer.special.end
 
 
-def test_merges_are_the_whole_vocabulary(vocabulary):
-    again = vocabulary_from_merges(vocabulary.merges, context_length=vocabulary.context_length)
-    assert again.tokenizer_json == vocabulary.tokenizer_json
-    assert (vocabulary.special.pad, vocabulary.special.start, vocabulary.special.end) == (0, 1, 2)
+def test_merges_define_the_whole_tokenizer(tokenizer):
+    rebuilt = tokenizer_from_merges(tokenizer.merges, context_length=tokenizer.context_length)
+    assert rebuilt.tokenizer_json == tokenizer.tokenizer_json
+    assert (tokenizer.special.pad, tokenizer.special.start, tokenizer.special.end) == (0, 1, 2)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("present", "wanted", "repeat", "expected"),
+    ("num_available", "num_frames", "repeat", "expected"),
     [
         (9, 3, False, [1, 4, 7]),
         (2, 4, False, [0, 1]),
@@ -212,8 +213,8 @@ def test_merges_are_the_whole_vocabulary(vocabulary):
         (8, 8, True, list(range(8))),
     ],
 )
-def test_choose_frames(present, wanted, repeat, expected):
-    assert choose_frames(present, wanted, repeat=repeat).tolist() == expected
+def test_uniform_frame_indices(num_available, num_frames, repeat, expected):
+    assert uniform_frame_indices(num_available, num_frames, repeat=repeat).tolist() == expected
 
 
 @pytest.mark.parametrize("size", [(40, 100), (100, 40), (64, 64), (33, 57)])
@@ -222,32 +223,32 @@ def test_crop_equals_open_clip_preprocessing(size):
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    preprocess = PreprocessCfg(size=32)
-    expected = image_transform_v2(preprocess, is_train=False)(Image.fromarray(pixels))
-    framing = Framing(frame_px=32, mean=preprocess.mean, std=preprocess.std)
-    got = framing.tensor(pixels[None], num_frames=1, repeat=False)[0]
+    open_clip_cfg = PreprocessCfg(size=32)
+    expected = image_transform_v2(open_clip_cfg, is_train=False)(Image.fromarray(pixels))
+    preprocessor = FramePreprocessor(frame_px=32, mean=open_clip_cfg.mean, std=open_clip_cfg.std)
+    got = preprocessor.to_tensor(pixels[None], num_frames=1, repeat=False)[0]
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
-def test_pad_and_squash_keep_the_whole_picture():
+def test_pad_and_squash_keep_the_whole_frame():
     wide = np.zeros((1, 20, 60, 3), np.uint8)
     wide[:, :, :10], wide[:, :, -10:] = 255, 255  # white ends that a centre crop would lose
     first = np.zeros(1, np.int64)
-    padded = Framing(frame_px=30, fit="pad").pixels(wide, first)[0]
+    padded = FramePreprocessor(frame_px=30, fit="pad").resize_frames(wide, first)[0]
     assert padded[15, 0].min() > 200
     assert padded[15, -1].min() > 200
     assert (padded[0] == 128).all()
-    squashed = Framing(frame_px=30, fit="squash").pixels(wide, first)[0]
+    squashed = FramePreprocessor(frame_px=30, fit="squash").resize_frames(wide, first)[0]
     assert squashed[:, 0].min() > 200
     assert squashed[:, -1].min() > 200
     with pytest.raises(UsageError, match="fit"):
-        Framing(frame_px=30, fit="stretch")
+        FramePreprocessor(frame_px=30, fit="stretch")
 
 
 # --- the captioner ----------------------------------------------------------------------------------------------------
 
 
-def test_caption_records_carry_their_proof(folder):
+def test_caption_records_carry_their_provenance(folder):
     captioner = load_captioner(str(folder))
     clips = [clip(seed, num_frames=3 + seed, width_px=20 + 4 * seed) for seed in range(CLIPS_PER_BATCH + 2)]
     captions = captioner.caption(clips, max_tokens=6)
@@ -264,22 +265,22 @@ def test_caption_records_carry_their_proof(folder):
         assert caption.reason in (None, "bad_caption")
 
 
-def test_descriptions_carry_the_embeddings_that_scores_are_made_of(folder, monkeypatch):
+def test_embeddings_returned_with_captions_give_the_scores(folder, monkeypatch):
     captioner = load_captioner(str(folder))
     clips = [clip(seed) for seed in range(3)]
     encodings = []
     encode = captioner.model.encode_clips
     monkeypatch.setattr(captioner.model, "encode_clips", lambda pixels: encodings.append(len(pixels)) or encode(pixels))
-    described = captioner.describe(clips, max_tokens=6)
-    assert sum(encodings) == 3  # each clip once, for words and scores alike
-    assert described.captions == captioner.caption(clips, max_tokens=6)
-    scores = captioner.score(clips, [caption.text for caption in described.captions])
-    np.testing.assert_allclose(described.clip_BD @ described.text_BD.T, scores, atol=1e-5)
-    np.testing.assert_allclose([caption.clip_score for caption in described.captions], np.diag(scores), atol=1e-5)
-    assert captioner.describe([]).clip_BD.shape == (0, described.clip_BD.shape[1])
+    batch = captioner.caption_with_embeddings(clips, max_tokens=6)
+    assert sum(encodings) == 3  # each clip once, for captions and scores
+    assert batch.captions == captioner.caption(clips, max_tokens=6)
+    scores = captioner.score(clips, [caption.text for caption in batch.captions])
+    np.testing.assert_allclose(batch.clip_embeddings_BD @ batch.text_embeddings_BD.T, scores, atol=1e-5)
+    np.testing.assert_allclose([caption.clip_score for caption in batch.captions], np.diag(scores), atol=1e-5)
+    assert captioner.caption_with_embeddings([]).clip_embeddings_BD.shape == (0, batch.clip_embeddings_BD.shape[1])
 
 
-def test_a_caption_cut_by_the_limit_is_bad(folder):
+def test_a_truncated_caption_is_bad(folder):
     captions = load_captioner(str(folder)).caption([clip(0)], max_tokens=1)
     assert captions[0].reason == "bad_caption"
 
@@ -294,59 +295,61 @@ def test_captions_do_not_depend_on_the_batch(folder):
         assert len(set(together)) > 1
 
 
-def test_beams_are_the_captioners_own_where_no_number_is_given(folder, monkeypatch):
+def test_num_beams_defaults_to_the_captioners_own(folder, monkeypatch):
     from recaption.captioners.videococa import captioner as coca_captioner
 
-    asked = []
+    beam_counts = []
     generate = coca_captioner.generate
     monkeypatch.setattr(
         coca_captioner,
         "generate",
-        lambda *given, decoding, **more: (
-            asked.append(decoding.num_beams) or generate(*given, decoding=decoding, **more)
+        lambda *args, decoding, **kwargs: (
+            beam_counts.append(decoding.num_beams) or generate(*args, decoding=decoding, **kwargs)
         ),
     )
     config = json.loads((folder / "config.json").read_text())
-    beaming = shutil.copytree(folder, folder.parent / "beaming")
-    (beaming / "config.json").write_text(json.dumps({**config, "num_beams": 3}))
-    for place in (folder, beaming):
-        captioner = load_captioner(str(place))
+    with_beams = shutil.copytree(folder, folder.parent / "with_beams")
+    (with_beams / "config.json").write_text(json.dumps({**config, "num_beams": 3}))
+    for path in (folder, with_beams):
+        captioner = load_captioner(str(path))
         for settings in ({}, {"num_beams": 1}, {"num_beams": 2}, {"temperature": 1.0}):
             captioner.caption([clip(0)], max_tokens=4, **settings)
-    assert asked == [1, 1, 2, 1, 3, 1, 2, 1]
+    assert beam_counts == [1, 1, 2, 1, 3, 1, 2, 1]
     assert load_captioner("tiny").num_beams == 3
 
 
-def test_seed_changes_what_is_drawn(folder):
+def test_seed_changes_sampled_captions(folder):
     captioner = load_captioner(str(folder))
     texts = {seed: captioner.caption([clip(0)], seed=seed, temperature=2.0)[0].text for seed in (0, 1, 0)}
     assert texts[0] == captioner.caption([clip(0)], seed=0, temperature=2.0)[0].text
     assert texts[0] != texts[1]
-    assert not np.array_equal(uniform_draws(0, "a", 4), uniform_draws(0, "b", 4))
+    assert not np.array_equal(sample_uniforms(0, "a", 4), sample_uniforms(0, "b", 4))
 
 
-def test_the_best_of_several_samples_is_kept(folder, monkeypatch):
+def test_the_best_of_several_samples_is_returned(folder, monkeypatch):
     captioner = load_captioner(str(folder))
     clips = [clip(seed) for seed in range(5)]
     encodings = []
     encode = captioner.model.encode_clips
     monkeypatch.setattr(captioner.model, "encode_clips", lambda pixels: encodings.append(len(pixels)) or encode(pixels))
     settings = {"max_tokens": 8, "temperature": 1.5, "seed": 1}
-    best = captioner.describe(clips, num_samples=6, **settings)
+    best = captioner.caption_with_embeddings(clips, num_samples=6, **settings)
     assert sum(encodings) == 5
-    one = captioner.describe(clips, **settings)
+    one = captioner.caption_with_embeddings(clips, **settings)
     assert len(best.captions) == 5
-    for chosen, first in zip(best.captions, one.captions, strict=True):  # the first sample is what one sample is
+    for chosen, first in zip(best.captions, one.captions, strict=True):  # the first sample equals a single sample
         assert (chosen.reason is None, chosen.clip_score) >= (first.reason is None, first.clip_score - 1e-5)
     assert any(chosen.text != first.text for chosen, first in zip(best.captions, one.captions, strict=True))
     np.testing.assert_allclose(
-        (best.clip_BD * best.text_BD).sum(axis=1), [caption.clip_score for caption in best.captions], atol=1e-5
+        (best.clip_embeddings_BD * best.text_embeddings_BD).sum(axis=1),
+        [caption.clip_score for caption in best.captions],
+        atol=1e-5,
     )
     with pytest.raises(UsageError, match="temperature"):
-        captioner.describe(clips, num_samples=2)
+        captioner.caption_with_embeddings(clips, num_samples=2)
 
 
-def test_encoded_clips_are_described_and_scored_as_their_frames(folder):
+def test_encoded_clips_give_the_captions_and_scores_of_their_frames(folder):
     captioner = load_captioner(str(folder))
     clips = [clip(seed) for seed in range(4)]
     encoded = captioner.encode(clips)
@@ -355,15 +358,15 @@ def test_encoded_clips_are_described_and_scored_as_their_frames(folder):
     mixed = [encoded[0], clips[1], *encoded[2:]]
     assert captioner.encode(mixed)[0] is encoded[0]
     for settings in ({}, {"num_beams": 2}):
-        said = [caption.text for caption in captioner.caption(clips, max_tokens=8, **settings)]
-        assert [caption.text for caption in captioner.caption(mixed, max_tokens=8, **settings)] == said
+        expected = [caption.text for caption in captioner.caption(clips, max_tokens=8, **settings)]
+        assert [caption.text for caption in captioner.caption(mixed, max_tokens=8, **settings)] == expected
     np.testing.assert_allclose(captioner.score(mixed, TEXTS[:2]), captioner.score(clips, TEXTS[:2]), atol=1e-5)
 
 
-def test_a_tokenizer_of_other_weights_is_named(folder, tmp_path):
+def test_a_tokenizer_of_other_weights_is_refused(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    other = train_vocabulary(TEXTS[:1], num_tokens=300, context_length=24)
+    other = train_tokenizer(TEXTS[:1], num_tokens=300, context_length=24)
     (tmp_path / "tokenizer.json").write_text(other.tokenizer_json)
     with pytest.raises(CheckpointMismatchError, match=r"tokenizer\.json"):
         load_captioner(str(tmp_path))
@@ -399,7 +402,7 @@ def test_text_tower_gives_tokens_without_padding(folder):
     alone_MD, _, alone_SD = tower.encode(["a blue star stays still"])
     torch.testing.assert_close(text_MD[-int(lengths_S[2]) :], alone_MD, atol=1e-5, rtol=0)
     torch.testing.assert_close(pooled_SD[2:], alone_SD, atol=1e-5, rtol=0)
-    (text_MD * torch.ones(1, requires_grad=True)).sum().backward()  # usable where gradients flow
+    (text_MD * torch.ones(1, requires_grad=True)).sum().backward()  # usable in autograd
     assert tower.encode([])[0].shape == (0, tower.width)
 
 
@@ -414,10 +417,10 @@ def test_a_saved_captioner_opens_with_the_same_hash_every_time(folder):
     assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
 
 
-def test_training_checkpoints_open_and_the_newest_one_is_taken(folder, vocabulary, tmp_path):
+def test_training_checkpoints_open_and_the_newest_one_is_loaded(folder, tokenizer, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    config = {"task": "captioner", "captioner": small_config(vocabulary)}
+    config = {"task": "captioner", "captioner": small_config(tokenizer)}
     state = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     for step in (100, 200):
         step_folder = tmp_path / "train" / "mine" / "checkpoints" / f"step-{step:06d}"
@@ -433,12 +436,15 @@ def test_training_checkpoints_open_and_the_newest_one_is_taken(folder, vocabular
         assert opened.caption([clip(0)])[0].text == expected.caption([clip(0)])[0].text
 
 
-def test_checkpoint_of_another_model_is_named(folder, tmp_path):
+def test_checkpoints_of_other_models_and_formats_are_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"task": "dit"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointMismatchError, match="captioner"):
         load_captioner(str(tmp_path))
     config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": "videococa-0"}))
+    with pytest.raises(CheckpointMismatchError, match="reads captioners of format 'videococa-1', not 'videococa-0'"):
+        load_captioner(str(tmp_path))
     config["coca"]["text_cfg"]["layers"] = 2
     for name in ("model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -448,7 +454,7 @@ def test_checkpoint_of_another_model_is_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["nonesuch", "git:", "tiny:x", "path:x", "/no/such/folder", "open_clip:", ""])
-def test_unknown_captioners_get_the_list(spec):
+def test_unknown_captioners_list_the_available_ones(spec):
     with pytest.raises(UsageError, match=r"tiny \| open_clip:MODEL/TAG"):
         load_captioner(spec)
 
@@ -458,14 +464,14 @@ def test_empty_folder_is_no_captioner(tmp_path):
         load_captioner(str(tmp_path))
 
 
-def test_missing_tiny_weights_are_named(monkeypatch, tmp_path):
+def test_missing_tiny_weights_are_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "TINY_FOLDER", tmp_path)
     with pytest.raises(WeightsUnreachableError, match=r"model\.safetensors"):
         load_captioner("tiny")
 
 
 @pytest.mark.skipif(not (TINY_FOLDER / "model.safetensors").is_file(), reason="weights not shipped here")
-def test_tiny_is_small_and_describes_held_out_scenes():
+def test_tiny_is_small_and_captions_held_out_scenes():
     assert sum(path.stat().st_size for path in TINY_FOLDER.iterdir()) < 8 * 2**20
     captioner = load_captioner("tiny")
     scenes = [render(2_000_000 + index, num_frames=25) for index in range(12)]
@@ -493,7 +499,7 @@ def test_open_clip_names_are_checked():
         load_captioner("open_clip:coca_ViT-B-32")
 
 
-def test_unreachable_hub_is_reported_within_seconds_with_the_way_out(monkeypatch, tmp_path):
+def test_unreachable_hub_fails_within_seconds_with_instructions(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -513,7 +519,7 @@ def test_unreachable_hub_is_reported_within_seconds_with_the_way_out(monkeypatch
 
 
 def test_open_clip_weights_from_a_file_behave_like_open_clip(monkeypatch, tmp_path):
-    """A small architecture registered with open_clip, its weights in a local file, with CLIP's own vocabulary."""
+    """A small architecture registered with open_clip, its weights in a local file, with CLIP's own tokenizer."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -548,27 +554,27 @@ def test_open_clip_weights_from_a_file_behave_like_open_clip(monkeypatch, tmp_pa
     captions = captioner.caption([clip(0, 12), clip(1, 3)], max_tokens=5)
     assert len(captions) == 2
 
-    ids = captioner.vocabulary.encode(["a photo of a dog"])
+    ids = captioner.tokenizer.encode(["a photo of a dog"])
     with torch.inference_mode():
         expected = captioner.model.coca.encode_text(ids, normalize=False)
     torch.testing.assert_close(captioner.text_tower.encode(["a photo of a dog"])[2], expected, atol=1e-6, rtol=0)
-    assert captioner.vocabulary.decode(ids[0].tolist()) == "a photo of a dog"
+    assert captioner.tokenizer.decode(ids[0].tolist()) == "a photo of a dog"
 
     (tmp_path / "other.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointMismatchError, match="coca_small"):
         load_captioner(f"open_clip:coca_small/{tmp_path}/other.safetensors")
 
 
-def test_footage_unlike_the_training_needs_a_higher_score(tmp_path):
+def test_out_of_domain_clips_need_a_higher_score(tmp_path):
     anchors_ND = np.eye(4, dtype=np.float32)[[0] * 6 + [1] * 6]
-    familiar.Familiar(anchors_ND, 1.5).write(tmp_path)
-    read = familiar.read_familiar(tmp_path)
+    out_of_domain.TrainingAnchors(anchors_ND, 1.5).write(tmp_path)
+    read = out_of_domain.read_training_anchors(tmp_path)
     between = np.array([[0.6, 0.0, 0.8, 0.0]], np.float32)
-    np.testing.assert_allclose(read.least_scores(np.concatenate([anchors_ND[[0]], between])), [0.5, 0.9], atol=1e-3)
-    assert familiar.read_familiar(tmp_path / "elsewhere") is None
+    np.testing.assert_allclose(read.min_clip_scores(np.concatenate([anchors_ND[[0]], between])), [0.5, 0.9], atol=1e-3)
+    assert out_of_domain.read_training_anchors(tmp_path / "elsewhere") is None
 
     tiny = load_captioner("tiny")
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
     scene = render(3, num_frames=8, height_px=96, width_px=96, **SIMPLE).frames_THWC
-    least_B = tiny.least_scores(tiny.embed_clips([scene, noise]))
-    assert least_B[0] + 0.05 < least_B[1]
+    min_score_B = tiny.min_clip_scores(tiny.embed_clips([scene, noise]))
+    assert min_score_B[0] + 0.05 < min_score_B[1]

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from recaption.captioners.evaluate import measure_captioner
-from recaption.captioners.interface import Described
-from recaption.captions.metrics import bleu, caption_scores, cider_d, recall_at, rouge_l, tokenise
+from recaption.captioners.evaluate import evaluate_captioner
+from recaption.captioners.interface import CaptionBatch
+from recaption.captions.metrics import bleu, caption_scores, cider_d, recall_at, rouge_l, tokenize_ptb
 from recaption.errors import UsageError
 from recaption.records import Caption
 
@@ -35,7 +35,7 @@ GOLDEN = {
     "bleu_4": 0.4268039201,
     "rouge_l": 0.5655446849,
 }
-"""pycocoevalcap 1.2, its own tokeniser (Java) included, on the texts above."""
+"""pycocoevalcap 1.2, with its own (Java) tokenizer, on the texts above."""
 
 
 def test_scores_are_those_of_the_reference_implementation():
@@ -55,17 +55,17 @@ def test_scores_agree_with_pycocoevalcap_on_random_texts():
 
     for num_clips, num_references in ((1, 3), (2, 1), (60, 5)):
         references = [[sentence() for _ in range(num_references)] for _ in range(num_clips)]
-        candidates = [rng.choice([sentence(), several[0] + " " + sentence()]) for several in references]
-        wanted = dict(enumerate(references))
-        said = {i: [text] for i, text in enumerate(candidates)}
+        candidates = [rng.choice([sentence(), texts[0] + " " + sentence()]) for texts in references]
+        reference_by_id = dict(enumerate(references))
+        candidate_by_id = {i: [text] for i, text in enumerate(candidates)}
         assert cider_d(candidates, references) == pytest.approx(
-            cider_module.Cider().compute_score(wanted, said)[0], abs=1e-6
+            cider_module.Cider().compute_score(reference_by_id, candidate_by_id)[0], abs=1e-6
         )
         assert bleu(candidates, references) == pytest.approx(
-            bleu_module.Bleu(4).compute_score(wanted, said, verbose=0)[0], abs=1e-6
+            bleu_module.Bleu(4).compute_score(reference_by_id, candidate_by_id, verbose=0)[0], abs=1e-6
         )
         assert rouge_l(candidates, references) == pytest.approx(
-            rouge_module.Rouge().compute_score(wanted, said)[0], abs=1e-6
+            rouge_module.Rouge().compute_score(reference_by_id, candidate_by_id)[0], abs=1e-6
         )
 
 
@@ -82,11 +82,11 @@ def test_scores_agree_with_pycocoevalcap_on_random_texts():
         ("", ""),
     ],
 )
-def test_words_are_those_of_the_penn_treebank(text, words):
-    assert tokenise(text) == words.split()
+def test_tokens_are_those_of_the_penn_treebank(text, words):
+    assert tokenize_ptb(text) == words.split()
 
 
-def test_a_perfect_caption_scores_highest():
+def test_exact_match_scores_highest():
     texts = ["a red circle moves left", "two blue stars shrink over the sea", "a ring bounces at night"]
     perfect = caption_scores(texts, [[text] for text in texts])
     assert perfect["cider_d"] == pytest.approx(10.0)
@@ -96,14 +96,14 @@ def test_a_perfect_caption_scores_highest():
     assert all(shuffled[name] < perfect[name] / 2 for name in perfect)
 
 
-def test_saying_a_rare_word_often_earns_nothing():
+def test_repeating_a_rare_word_does_not_raise_cider_d():
     references = [["a zebra eats"], ["a man walks"], ["a dog sleeps here"]]
     once = cider_d(["a zebra eats", "x", "x"], references)
     often = cider_d(["a zebra zebra zebra eats", "x", "x"], references)
     assert often < once
 
 
-def test_recall_counts_ties_against_the_row():
+def test_recall_counts_ties_as_misses():
     cosine = np.array([[0.9, 0.1, 0.2], [0.5, 0.4, 0.1], [0.3, 0.3, 0.3]])
     assert recall_at(cosine, (1, 2, 3)) == pytest.approx({1: 1 / 3, 2: 2 / 3, 3: 1.0})
     assert recall_at(np.zeros((4, 4)), (1,)) == {1: 0.0}
@@ -111,7 +111,7 @@ def test_recall_counts_ties_against_the_row():
         recall_at(np.zeros((2, 3)))
 
 
-def test_unusable_input_is_one_sentence():
+def test_invalid_input_gives_one_clear_error():
     with pytest.raises(UsageError, match="0 captions"):
         cider_d([], [])
     with pytest.raises(UsageError, match="2 captions against the references of 1"):
@@ -120,23 +120,23 @@ def test_unusable_input_is_one_sentence():
         rouge_l(["a"], ["a"])
 
 
-class Parrot:
-    def describe(self, clips, **decoding):
+class FixedCaptioner:
+    def caption_with_embeddings(self, clips, **decoding):
         texts = ["a red circle", "a blue star", "thing"]
         captions = [
             Caption(text=text, reason="bad_caption" if text == "thing" else None) for text in texts[: len(clips)]
         ]
-        return Described(captions, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+        return CaptionBatch(captions, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
 
     def score(self, clips, texts):
         return np.eye(3, dtype=np.float32)[:, [0, 2, 1]]
 
 
-def test_a_captioner_is_measured_in_one_call():
+def test_evaluate_captioner():
     clips = [np.zeros((1, 2, 2, 3), np.uint8)] * 3
-    found = measure_captioner(Parrot(), clips, [["a red circle"], ["a blue star"], ["a green ring"]])
-    assert found["retrieval/text_at_1"] == pytest.approx(1 / 3)
-    assert found["retrieval/clip_at_5"] == 1.0
-    assert found["passed"] == pytest.approx(2 / 3)
-    assert found["clip_score"] == 1.0
-    assert 0 < found["cider_d"] < 10
+    metrics = evaluate_captioner(FixedCaptioner(), clips, [["a red circle"], ["a blue star"], ["a green ring"]])
+    assert metrics["retrieval/text_at_1"] == pytest.approx(1 / 3)
+    assert metrics["retrieval/clip_at_5"] == 1.0
+    assert metrics["passed"] == pytest.approx(2 / 3)
+    assert metrics["clip_score"] == 1.0
+    assert 0 < metrics["cider_d"] < 10

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recaption.captions.text import (
+    CAPTION_KINDS,
     FAULTS,
-    KINDS,
-    clean,
-    fault_in,
-    reason_if_bad,
+    drop_reason_of,
+    find_fault,
+    normalize_text,
     sentence_case,
     strip_boilerplate,
-    words_in,
+    tokenize_words,
 )
 from recaption.errors import DROP_REASONS
 from recaption.scenes.captions import fields_in
@@ -37,18 +37,18 @@ GOOD = (
         ("cafe\u0301 in the rain", "café in the rain"),
     ],
 )
-def test_clean(text, expected):
-    assert clean(text) == expected
+def test_normalize_text(text, expected):
+    assert normalize_text(text) == expected
 
 
 @given(st.text())
-def test_cleaning_twice_changes_nothing_more(text):
-    assert clean(clean(text)) == clean(text)
+def test_normalize_text_is_idempotent(text):
+    assert normalize_text(normalize_text(text)) == normalize_text(text)
 
 
 @given(st.text())
 def test_a_clean_caption_is_one_line_of_visible_text(text):
-    cleaned = clean(text)
+    cleaned = normalize_text(text)
     assert cleaned == cleaned.strip()
     assert len(cleaned.splitlines()) <= 1
     assert not [letter for letter in cleaned if unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp")]
@@ -60,9 +60,9 @@ def test_sentence_case_keeps_the_words():
 
 
 def test_a_good_caption_passes():
-    assert fault_in(GOOD) is None
-    assert reason_if_bad(GOOD) is None
-    assert reason_if_bad("a dog") is None
+    assert find_fault(GOOD) is None
+    assert drop_reason_of(GOOD) is None
+    assert drop_reason_of("a dog") is None
 
 
 @pytest.mark.parametrize(
@@ -85,19 +85,26 @@ def test_a_good_caption_passes():
     ],
 )
 def test_faults(text, ended, fault):
-    assert fault_in(text, ended=ended) == fault
+    assert find_fault(text, ended=ended) == fault
     assert fault in FAULTS
-    assert reason_if_bad(text, ended=ended) == "bad_caption"
-    assert reason_if_bad(text, ended=ended) in DROP_REASONS
+    assert drop_reason_of(text, ended=ended) == "bad_caption"
+    assert drop_reason_of(text, ended=ended) in DROP_REASONS
 
 
-def test_natural_repetition_is_no_loop():
-    assert fault_in("a very very very happy dog and a very very happy cat") is None
-    assert fault_in("the cat looks left, the cat looks right, and then the cat walks away from the camera") is None
+def test_natural_repetition_is_not_a_loop():
+    assert find_fault("a very very very happy dog and a very very happy cat") is None
+    assert find_fault("the cat looks left, the cat looks right, and then the cat walks away from the camera") is None
 
 
-def test_words_in():
-    assert words_in("A dog's black-and-white ball, 2 cats.") == ["a", "dog's", "black-and-white", "ball", "2", "cats"]
+def test_tokenize_words():
+    assert tokenize_words("A dog's black-and-white ball, 2 cats.") == [
+        "a",
+        "dog's",
+        "black-and-white",
+        "ball",
+        "2",
+        "cats",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,10 +121,10 @@ def test_words_in():
         ),
     ],
 )
-def test_boilerplate_is_taken_off_and_the_caption_kept(text, caption, phrases):
+def test_boilerplate_is_stripped(text, caption, phrases):
     assert strip_boilerplate(text) == (caption, phrases)
     assert strip_boilerplate(caption) == (caption, "")
-    assert fault_in(caption) is None
+    assert find_fault(caption) is None
 
 
 @pytest.mark.parametrize(
@@ -134,14 +141,14 @@ def test_boilerplate_is_taken_off_and_the_caption_kept(text, caption, phrases):
         "The video shows.",
     ],
 )
-def test_how_a_clip_looks_and_what_is_said_in_it_is_no_boilerplate(text):
+def test_style_words_and_quoted_speech_are_not_boilerplate(text):
     assert strip_boilerplate(text) == (text, "")
-    assert fault_in(text) == ("boilerplate" if text == "The video shows." else None)
+    assert find_fault(text) == ("boilerplate" if text == "The video shows." else None)
 
 
 def test_a_field_may_be_one_word():
-    assert fault_in("circle", kind="main_object") is None
-    assert fault_in("circle", kind="short") == "empty"
-    assert fault_in("", kind="main_object") == "empty"
-    assert KINDS[:2] == ("descriptive", "short")
-    assert "main_object" in KINDS
+    assert find_fault("circle", kind="main_object") is None
+    assert find_fault("circle", kind="short") == "empty"
+    assert find_fault("", kind="main_object") == "empty"
+    assert CAPTION_KINDS[:2] == ("descriptive", "short")
+    assert "main_object" in CAPTION_KINDS

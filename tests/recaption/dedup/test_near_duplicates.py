@@ -1,11 +1,9 @@
-"""Copies of rendered scenes are found, other scenes are not; and the best copy stays, by a rule that order cannot bend."""
+"""Copies of rendered scenes are found and other scenes are not; the best copy is kept, whatever the order of the pairs."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,19 +11,15 @@ import pyarrow as pa
 import pytest
 
 from recaption.dedup.candidates import candidate_pairs
-from recaption.dedup.fingerprints import NO_HASH, samples_of
-from recaption.dedup.matching import match
-from recaption.dedup.near_duplicates import PAIRS_SCHEMA, copies_of
+from recaption.dedup.fingerprints import NO_HASH, thumbnails_from_bytes
+from recaption.dedup.matching import match_pairs
+from recaption.dedup.near_duplicates import PAIRS_SCHEMA, select_duplicates
 from recaption.dedup.semantic import semantic_pairs
-from recaption.quality.filters import FILTERS, FilterThresholds, judge, verdicts
+from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons, evaluate_filters
 from recaption.scenes.renderer import SIMPLE, render
+from tests.stand_ins.fingerprints import fingerprint_of, hashes_of
 
-_spec = importlib.util.spec_from_file_location("_fingerprints", Path(__file__).with_name("test_fingerprints.py"))
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-fingerprint_of, hashes_of = _module.fingerprint_of, _module.hashes_of
-
-LEAST = FilterThresholds().max_copy_similarity
+MIN_SIMILARITY = FilterThresholds().max_duplicate_similarity
 SEEDS = (11, 12, 13, 14)
 
 
@@ -40,7 +34,7 @@ def scaled(frames_THWC: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def noisy(frames_THWC: np.ndarray) -> np.ndarray:
-    """Blocks of 8 px that lose most of their detail, as at a low rate."""
+    """Loss of detail and noise, as at a low bit rate."""
     height, width = frames_THWC.shape[1:3]
     coarse = scaled(scaled(frames_THWC, width // 3, height // 3), width, height).astype(np.float32)
     return np.clip(coarse + np.random.default_rng(0).normal(0, 6, coarse.shape), 0, 255).astype(np.uint8)
@@ -55,109 +49,111 @@ COPIES = {
     "shifted": lambda x: x[3:],
     "shifted by a second": lambda x: x[8:],
     "darker": lambda x: (x * 0.85).astype(np.uint8),
-    "several": lambda x: np.pad(scaled(noisy(x)[3:, 5:-5, 6:-6], 120, 90), ((0, 0), (12, 12), (0, 0), (0, 0))),
+    "several of these": lambda x: np.pad(scaled(noisy(x)[3:, 5:-5, 6:-6], 120, 90), ((0, 0), (12, 12), (0, 0), (0, 0))),
 }
 
 
 @pytest.fixture(scope="module")
-def samples() -> dict[int, np.ndarray]:
-    return {seed: samples_of(fingerprint_of(scene(seed)).pictures) for seed in SEEDS}
+def thumbnails() -> dict[int, np.ndarray]:
+    return {seed: thumbnails_from_bytes(fingerprint_of(scene(seed)).pictures) for seed in SEEDS}
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_a_copy_is_found_and_only_its_original(kind, samples):
+def test_each_copy_matches_its_original_only(kind, thumbnails):
     copies = {seed: fingerprint_of(COPIES[kind](scene(seed))) for seed in SEEDS}
     pairs = list(itertools.product(SEEDS, SEEDS))
-    found = match([samples[a] for a, _ in pairs], [samples_of(copies[b].pictures) for _, b in pairs])
+    found = match_pairs(
+        [thumbnails[a] for a, _ in pairs], [thumbnails_from_bytes(copies[b].pictures) for _, b in pairs]
+    )
     for (a, b), similarity, overlap in zip(pairs, found.similarity, found.overlap_seconds, strict=True):
         if a == b:
-            assert similarity > LEAST, (kind, a)
+            assert similarity > MIN_SIMILARITY, (kind, a)
             assert overlap >= 0.85 * copies[b].seconds
         else:
-            assert similarity < LEAST, (kind, a, b)
+            assert similarity < MIN_SIMILARITY, (kind, a, b)
     hashes = [hashes_of(fingerprint_of(scene(seed))) for seed in SEEDS] + [hashes_of(copies[seed]) for seed in SEEDS]
     candidates = search(hashes)
     assert {(i, len(SEEDS) + i) for i in range(len(SEEDS))} <= set(map(tuple, candidates.tolist()))
 
 
-def test_where_the_common_part_starts_is_told(samples):
+def test_start_of_the_overlap_in_both_clips(thumbnails):
     tail = fingerprint_of(scene(11)[12:])  # 1.5 s later
-    found = match([samples[11]], [samples_of(tail.pictures)])
+    found = match_pairs([thumbnails[11]], [thumbnails_from_bytes(tail.pictures)])
     assert found.start_seconds_a[0] == pytest.approx(1.5, abs=0.26)
     assert found.start_seconds_b[0] == pytest.approx(0.0, abs=0.26)
 
 
-def test_only_the_part_in_common_counts_as_overlap(samples):
+def test_overlap_is_limited_to_the_common_footage(thumbnails):
     mixed = np.concatenate([scene(12)[:20], scene(11)[20:]])
-    found = match([samples[11]], [samples_of(fingerprint_of(mixed).pictures)])
-    assert found.similarity[0] > LEAST
+    found = match_pairs([thumbnails[11]], [thumbnails_from_bytes(fingerprint_of(mixed).pictures)])
+    assert found.similarity[0] > MIN_SIMILARITY
     assert found.overlap_seconds[0] == pytest.approx(2.5, abs=0.3)
     assert found.start_seconds_a[0] == pytest.approx(2.5, abs=0.3)
 
 
-def test_two_takes_before_the_same_wall_are_no_copies():
+def test_two_takes_in_front_of_the_same_wall_do_not_match():
     wall = scene(13)[:1].repeat(32, axis=0)
     takes = []
     for path in (np.linspace(10, 140, 32), np.linspace(140, 10, 32)):
         take = wall.copy()
         for frame, left in zip(take, path.astype(int), strict=True):
             frame[40:100, left : left + 40] = (240, 200, 60)
-        takes.append(samples_of(fingerprint_of(take).pictures))
-    found = match([takes[0], takes[0]], [takes[1], takes[0]])
-    assert found.similarity[0] < LEAST
+        takes.append(thumbnails_from_bytes(fingerprint_of(take).pictures))
+    found = match_pairs([takes[0], takes[0]], [takes[1], takes[0]])
+    assert found.similarity[0] < MIN_SIMILARITY
     assert found.similarity[1] > 0.99
-    assert found.picture[0] > found.motion[0]
+    assert found.picture_similarity[0] > found.motion_similarity[0]
 
 
-def test_the_same_scene_in_another_colour_is_no_copy():
+def test_same_scene_in_another_colour_does_not_match():
     red = np.full((24, 96, 96, 3), (200, 120, 120), np.uint8)
     blue = np.full((24, 96, 96, 3), (117, 120, 237), np.uint8)  # of the same luma
     for take in (red, blue):
         take[:, 20:50, 20:60] = 30
-    samples = [samples_of(fingerprint_of(take).pictures) for take in (red, blue)]
-    found = match([samples[0], samples[0]], [samples[1], samples[0]])
-    assert found.picture[0] > 0.95
-    assert found.similarity[0] < LEAST < found.similarity[1]
+    thumbnails = [thumbnails_from_bytes(fingerprint_of(take).pictures) for take in (red, blue)]
+    found = match_pairs([thumbnails[0], thumbnails[0]], [thumbnails[1], thumbnails[0]])
+    assert found.picture_similarity[0] > 0.95
+    assert found.similarity[0] < MIN_SIMILARITY < found.similarity[1]
 
 
-def test_a_still_picture_is_a_copy_of_itself_but_moments_of_an_empty_street_are_not():
+def test_still_pictures_match_but_moments_of_an_empty_street_do_not():
     street = scene(14)[:1].repeat(40, axis=0)
     passing = [street.copy(), street.copy()]
     passing[0][30:, 40:120, 20:180] = 250  # the car comes at the end
     passing[1][:10, 40:120, 20:180] = 20  # another leaves at the start
-    a, b, still = (samples_of(fingerprint_of(x).pictures) for x in (*passing, street))
-    found = match([a, still], [b, still])
-    assert found.similarity[0] < LEAST
+    a, b, still = (thumbnails_from_bytes(fingerprint_of(x).pictures) for x in (*passing, street))
+    found = match_pairs([a, still], [b, still])
+    assert found.similarity[0] < MIN_SIMILARITY
     assert found.similarity[1] > 0.99
 
 
-def test_flat_clips_are_nobodys_copies():
+def test_uniform_clips_never_match():
     flat = [np.full((24, 96, 96, 3), luma, np.uint8) for luma in (0, 128, 255)]
-    made = [fingerprint_of(x) for x in flat for _ in range(2)]
-    samples = [samples_of(one.pictures) for one in made]
-    pairs = list(itertools.combinations(range(len(samples)), 2))
-    assert match([samples[a] for a, _ in pairs], [samples[b] for _, b in pairs]).similarity.max() < 0.1
-    assert len(search([hashes_of(one) for one in made])) == 0
+    fingerprints = [fingerprint_of(x) for x in flat for _ in range(2)]
+    thumbnails = [thumbnails_from_bytes(one.pictures) for one in fingerprints]
+    pairs = list(itertools.combinations(range(len(thumbnails)), 2))
+    assert match_pairs([thumbnails[a] for a, _ in pairs], [thumbnails[b] for _, b in pairs]).similarity.max() < 0.1
+    assert len(search([hashes_of(one) for one in fingerprints])) == 0
 
 
-def test_simple_scenes_of_one_world_are_not_called_copies():
+def test_different_simple_scenes_do_not_match():
     frames = [render(900 + i, num_frames=17, height_px=64, width_px=64, fps=8, **SIMPLE).frames_THWC for i in range(24)]
-    samples = [samples_of(fingerprint_of(x).pictures) for x in frames]
+    thumbnails = [thumbnails_from_bytes(fingerprint_of(x).pictures) for x in frames]
     pairs = list(itertools.combinations(range(24), 2))
-    found = match([samples[a] for a, _ in pairs], [samples[b] for _, b in pairs])
-    assert found.similarity.max() < LEAST
+    found = match_pairs([thumbnails[a] for a, _ in pairs], [thumbnails[b] for _, b in pairs])
+    assert found.similarity.max() < MIN_SIMILARITY
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 
 def search(hashes: list[np.ndarray], **changes: int) -> np.ndarray:
-    settings = {"num_tables": 8, "key_bits": 24, "max_hash_distance": 6, "max_links": 64} | changes
-    owners = np.repeat(np.arange(len(hashes)), [h.size for h in hashes])
-    return candidate_pairs(np.concatenate([h.ravel() for h in hashes]).astype(np.uint64), owners, **settings)
+    settings = {"num_tables": 8, "key_bits": 24, "max_hash_distance": 6, "max_candidates_per_hash": 64} | changes
+    clip_indices = np.repeat(np.arange(len(hashes)), [h.size for h in hashes])
+    return candidate_pairs(np.concatenate([h.ravel() for h in hashes]).astype(np.uint64), clip_indices, **settings)
 
 
-def test_hashes_that_differ_in_few_bits_meet_and_others_do_not():
+def test_hashes_that_differ_in_few_bits_are_candidates():
     rng = np.random.default_rng(0)
     hashes = list(rng.integers(1, 2**63, (300, 10)).astype(np.uint64))
     near = hashes[7].copy()
@@ -165,23 +161,23 @@ def test_hashes_that_differ_in_few_bits_meet_and_others_do_not():
     assert search([*hashes, near]).tolist() == [[7, 300]]
 
 
-def test_all_of_many_copies_meet_the_best_and_the_cost_is_bounded():
+def test_all_copies_are_paired_with_the_best_and_cost_is_bounded():
     same = np.array([0x123456789ABCDEF0], np.uint64)
-    found = search([same] * 500, max_links=8)
+    found = search([same] * 500, max_candidates_per_hash=8)
     assert {b for a, b in found.tolist() if a == 0} == set(range(1, 500))
     assert len(found) <= 8 * 500
 
 
-def test_ranges_of_keys_bound_memory_and_change_nothing():
+def test_number_of_key_ranges_does_not_change_the_candidates():
     rng = np.random.default_rng(5)
     hashes = list(rng.integers(1, 2**63, (400, 6)).astype(np.uint64))
     hashes += [one ^ np.uint64(1 << 40) for one in hashes[:150]]
     whole = search(hashes)
     assert whole.tolist() == [[i, 400 + i] for i in range(150)]
-    assert (search(hashes, hashes_at_a_time=100) == whole).all()
+    assert (search(hashes, max_hashes_per_range=100) == whole).all()
 
 
-def test_samples_without_a_hash_meet_nobody():
+def test_thumbnails_without_a_hash_have_no_candidates():
     nothing = np.full(5, NO_HASH)
     assert search([nothing, nothing]).shape == (0, 2)
 
@@ -190,7 +186,7 @@ def test_samples_without_a_hash_meet_nobody():
 
 
 def pair(a: str, b: str, **changes: object) -> dict[str, object]:
-    """Two clips of 4 s that are the same throughout; `size` and such are given per clip as a=..., b=... tuples."""
+    """A row of PAIRS_SCHEMA: two identical clips of 4 s; `changes` sets other columns."""
     row: dict[str, object] = {"clip_id_a": a, "clip_id_b": b, "kind": "perceptual", "similarity": 0.95}
     row |= {"overlap_seconds": 4.0, "start_seconds_a": 0.0, "start_seconds_b": 0.0}
     for side in "ab":
@@ -198,9 +194,13 @@ def pair(a: str, b: str, **changes: object) -> dict[str, object]:
     return row | changes
 
 
-def replaced(rows: list[dict[str, object]], kept: str = "abcdef", **changes: float | None) -> dict[str, str]:
-    limits = {"max_copy_similarity": 0.84, "max_semantic_similarity": None, "min_copy_share": 0.5} | changes
-    return copies_of(set(kept), pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), **limits)
+def dropped(rows: list[dict[str, object]], candidates: str = "abcdef", **changes: float | None) -> dict[str, str]:
+    limits = {
+        "max_duplicate_similarity": 0.84,
+        "max_semantic_similarity": None,
+        "min_duplicate_fraction": 0.5,
+    } | changes
+    return select_duplicates(set(candidates), pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), **limits)
 
 
 @pytest.mark.parametrize(
@@ -214,61 +214,61 @@ def replaced(rows: list[dict[str, object]], kept: str = "abcdef", **changes: flo
         ({"seconds_a": 5.0, "bytes_per_second_b": 99.0}, "b"),
     ],
 )
-def test_the_best_copy_has_more_pixels_then_seconds_then_bytes_then_the_smaller_id(changes, loser):
-    assert replaced([pair("a", "b", **changes)]) == {loser: "ab".replace(loser, "")}
+def test_best_copy_has_more_pixels_then_seconds_then_bytes_then_the_smaller_id(changes, loser):
+    assert dropped([pair("a", "b", **changes)]) == {loser: "ab".replace(loser, "")}
 
 
-def test_a_chain_loses_its_middle_only():
-    assert replaced([pair("a", "b"), pair("b", "c")]) == {"b": "a"}
+def test_only_the_middle_of_a_chain_is_dropped():
+    assert dropped([pair("a", "b"), pair("b", "c")]) == {"b": "a"}
 
 
-def test_of_many_copies_one_stays():
+def test_one_of_many_copies_is_kept():
     rows = [pair(a, b) for a, b in itertools.combinations("abcde", 2)]
-    assert replaced(rows) == dict.fromkeys("bcde", "a")
+    assert dropped(rows) == dict.fromkeys("bcde", "a")
 
 
-def test_what_kept_clips_show_together_counts_and_once():
+def test_coverage_by_several_clips_is_their_union():
     halves = [
         pair("a", "c", overlap_seconds=1.6, seconds_a=8.0),
         pair("b", "c", overlap_seconds=1.6, start_seconds_b=2.4, seconds_a=8.0),
     ]
-    assert replaced(halves) == {"c": "a"}
-    halves[1]["start_seconds_b"] = 0.2  # now both show the same stretch
-    assert replaced(halves) == {}
-    assert replaced(halves, min_copy_share=0.4) == {"c": "a"}
+    assert dropped(halves) == {"c": "a"}
+    halves[1]["start_seconds_b"] = 0.2  # now both cover the same span
+    assert dropped(halves) == {}
+    assert dropped(halves, min_duplicate_fraction=0.4) == {"c": "a"}
 
 
-def test_a_short_clip_inside_a_long_one_goes_the_long_one_stays():
+def test_short_clip_inside_a_long_one_is_dropped():
     rows = [pair("a", "b", seconds_a=9.0, seconds_b=4.0)]
-    assert replaced(rows) == {"b": "a"}
+    assert dropped(rows) == {"b": "a"}
     sharper = [pair("a", "b", seconds_a=9.0, seconds_b=4.0, num_pixels_b=400)]
-    assert replaced(sharper) == {}
+    assert dropped(sharper) == {}
 
 
-def test_a_clip_that_a_filter_drops_replaces_nothing():
-    assert replaced([pair("a", "b")], kept="b") == {}
+def test_clip_dropped_by_another_filter_does_not_count():
+    assert dropped([pair("a", "b")], candidates="b") == {}
 
 
-def test_limits_decide_by_kind():
+def test_each_kind_of_pair_has_its_own_threshold():
     rows = [pair("a", "b", similarity=0.8), pair("c", "d", kind="semantic", similarity=0.97)]
-    assert replaced(rows) == {}
-    assert replaced(rows, max_copy_similarity=0.7) == {"b": "a"}
-    assert replaced(rows, max_semantic_similarity=0.96) == {"d": "c"}
-    assert replaced(rows, max_copy_similarity=None, max_semantic_similarity=0.99) == {}
+    assert dropped(rows) == {}
+    assert dropped(rows, max_duplicate_similarity=0.7) == {"b": "a"}
+    assert dropped(rows, max_semantic_similarity=0.96) == {"d": "c"}
+    assert dropped(rows, max_duplicate_similarity=None, max_semantic_similarity=0.99) == {}
 
 
-def test_order_of_pairs_and_clips_changes_nothing():
+def test_result_does_not_depend_on_the_order_of_pairs_or_clips():
     rng = np.random.default_rng(3)
     names = [f"{i:02d}" for i in range(30)]
     sizes = {name: int(rng.integers(1, 4)) * 100 for name in names}
     chosen = [p for p in itertools.combinations(names, 2) if rng.random() < 0.15]
     rows = [pair(a, b, num_pixels_a=sizes[a], num_pixels_b=sizes[b]) for a, b in chosen]
-    expected = copies_of(
+    expected = select_duplicates(
         set(names),
         pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA),
-        max_copy_similarity=0.84,
+        max_duplicate_similarity=0.84,
         max_semantic_similarity=None,
-        min_copy_share=0.5,
+        min_duplicate_fraction=0.5,
     )
     assert 5 < len(expected) < 30
     clips = {"clip_id": names, "start_seconds": [0.0] * 30, "end_seconds": [4.0] * 30}
@@ -277,23 +277,23 @@ def test_order_of_pairs_and_clips_changes_nothing():
     for _ in range(5):
         shuffled = pa.Table.from_pylist([rows[i] for i in rng.permutation(len(rows))], schema=PAIRS_SCHEMA)
         order = rng.permutation(30)
-        judged = judge(table.take(order), FilterThresholds(), shuffled)
-        assert {names[i]: of for i, of in zip(order, judged.duplicate_of, strict=True) if of} == expected
-        assert [r == "duplicate" for r in judged.reasons] == [of is not None for of in judged.duplicate_of]
-    assert verdicts(table, FilterThresholds(max_copy_similarity=None), shuffled) == [None] * 30
+        results = evaluate_filters(table.take(order), FilterThresholds(), shuffled)
+        assert {names[i]: of for i, of in zip(order, results.duplicate_of, strict=True) if of} == expected
+        assert [r == "duplicate" for r in results.reasons] == [of is not None for of in results.duplicate_of]
+    assert drop_reasons(table, FilterThresholds(max_duplicate_similarity=None), shuffled) == [None] * 30
 
 
 # --- semantic ---------------------------------------------------------------------------------------------------------
 
 
 def embeddings(num_groups: int, group: int, seed: int = 0) -> np.ndarray:
-    """Groups of near vectors, cosine about 0.97 within, in random order of nothing: rows of a group lie together."""
+    """Groups of similar vectors, cosine about 0.97 within a group; the rows of a group are adjacent."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num_groups, 1, 64))
     return (centres + 0.17 * rng.normal(size=(num_groups, group, 64))).reshape(-1, 64)
 
 
-def test_semantic_pairs_are_those_within_groups():
+def test_semantic_pairs_are_within_groups():
     pairs, similarity = semantic_pairs(embeddings(200, 3), 0.9)
     assert len(pairs) == 200 * 3
     assert (pairs[:, 0] // 3 == pairs[:, 1] // 3).all()
@@ -301,7 +301,7 @@ def test_semantic_pairs_are_those_within_groups():
     assert 0.9 <= similarity.min() <= similarity.max() <= 1.0
 
 
-def test_clusters_find_what_comparing_all_finds():
+def test_clustering_finds_what_exhaustive_comparison_finds():
     values = embeddings(2000, 3)
     exact, _ = semantic_pairs(values, 0.9, exact_up_to=10**6)
     clustered, _ = semantic_pairs(values, 0.9, exact_up_to=100)

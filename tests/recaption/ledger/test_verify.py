@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from recaption.captions.sets import chosen_set
+from recaption.captions.sets import default_caption_set
 from recaption.ledger.latent_statistics import KEY, ChannelStatistics, gather_statistics
 from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account
 from recaption.ledger.problems import PROBLEM_KINDS
@@ -213,11 +213,11 @@ def test_of_two_caption_sets_the_one_in_the_shards_decides(run: RunFolder) -> No
     table = run.read_table(CAPTIONS)
     rows = [row | {"text": "another text", "reason": "bad_caption"} for row in table.to_pylist()]
     run.write_table("captions/second/part-00000.parquet", pa.Table.from_pylist(rows, schema=table.schema))
-    assert chosen_set(run) == "first"
+    assert default_caption_set(run) == "first"
     assert account(run, THRESHOLDS).summary()["clips"]["in_shard"] == 4
     for name in ("shards", "index.parquet"):
         run.remove(name)
-    assert chosen_set(run) == "second"
+    assert default_caption_set(run) == "second"
     assert account(run, THRESHOLDS, "first").summary()["clips"]["waiting"] == {"shard": 4}
     assert account(run, THRESHOLDS, "second").summary()["clips"]["dropped"]["bad_caption"] == 4
 

@@ -6,20 +6,30 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from recaption.captions.text import words_in
+from recaption.captions.text import tokenize_words
 from recaption.errors import UsageError, WeightsUnreachableError
 from recaption.prompts.examples import read_examples
-from recaption.prompts.expand import Expanded, expand
-from recaption.prompts.language_model import messages_for, plain_text_for, shots_for
-from recaption.prompts.style import Example, Style, content_words, contradiction, why_unusable
+from recaption.prompts.expand import ExpandedPrompt, expand
+from recaption.prompts.language_model import few_shot_examples, messages_for, plain_text_for
+from recaption.prompts.style import Example, Style, content_words, find_contradiction, rejection_reason
 from recaption.records import Caption, to_table
 from recaption.run_folder import RunFolder
-from recaption.scenes.captions import VOCABULARY, Look, fields_in, long_caption, short_caption, word_in
+from recaption.scenes.captions import (
+    ATTRIBUTE_VALUES,
+    SceneAttributes,
+    attribute_in,
+    fields_in,
+    long_caption,
+    short_caption,
+)
 
 
 def looks(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [Look(**{key: str(rng.choice(values)) for key, values in VOCABULARY.items()}) for _ in range(count)]
+    return [
+        SceneAttributes(**{key: str(rng.choice(values)) for key, values in ATTRIBUTE_VALUES.items()})
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +69,21 @@ FOOTAGE = [
         "sepia video of a cross",
     ],
 )
-def test_a_prompt_about_a_scene_becomes_a_caption_that_says_the_same(scenes, prompt):
+def test_scene_prompt_becomes_a_caption_with_the_same_attributes(scenes, prompt):
     (one,) = expand([prompt], scenes)
     assert one.expander == "embedded"
-    assert len(words_in(one.text)) >= 20
-    for key in VOCABULARY:
-        if asked := word_in(prompt, key):
-            assert word_in(one.text, key) == asked, key
-    assert all(word_in(one.text, key) for key in ("main_object", "action", "background", "weather", "camera"))
-    assert expand([prompt], scenes) == [one]  # always the same
+    assert len(tokenize_words(one.text)) >= 20
+    for key in ATTRIBUTE_VALUES:
+        if requested := attribute_in(prompt, key):
+            assert attribute_in(one.text, key) == requested, key
+    assert all(attribute_in(one.text, key) for key in ("main_object", "action", "background", "weather", "camera"))
+    assert expand([prompt], scenes) == [one]  # deterministic
 
 
-def test_captions_and_blank_prompts_stay_as_they_are(scenes):
-    kept = [scenes[0].caption, "", "  "]
-    assert expand(kept, scenes) == [Expanded(text, text, "none") for text in kept]
-    assert expand(["a red circle"], scenes, "none") == [Expanded("a red circle", "a red circle", "none")]
+def test_captions_and_blank_prompts_stay_unchanged(scenes):
+    unchanged = [scenes[0].caption, "", "  "]
+    assert expand(unchanged, scenes) == [ExpandedPrompt(text, text, "none") for text in unchanged]
+    assert expand(["a red circle"], scenes, "none") == [ExpandedPrompt("a red circle", "a red circle", "none")]
     (one,) = expand(["a red circle"], [])
     assert (one.text, one.note) == ("a red circle", "no captions to take the style from")
 
@@ -82,18 +92,21 @@ def test_captions_and_blank_prompts_stay_as_they_are(scenes):
     ("prompt", "text"),
     [
         ("dog on the beach", "A dog on the beach. The dog has a red collar. The sky is cloudy. Waves roll in."),
-        ("a cat on the beach", "A cat on the beach. The sky is cloudy. Waves roll in."),  # whose collar would it be?
+        (
+            "a cat on the beach",
+            "A cat on the beach. The sky is cloudy. Waves roll in.",
+        ),  # no collar: the prompt has no dog
         ("a sunny beach", "A sunny beach. Waves roll in."),
         ("a desk at night", "A desk at night. The room is lit by a lamp."),
         ("Two cars at night", "Two cars at night. Neon signs are reflected on the road. The camera is fixed."),
         ("quantum foam", "A quantum foam."),
     ],
 )
-def test_other_prompts_keep_their_words_and_borrow_what_fits(prompt, text):
+def test_other_prompts_keep_their_words_and_borrow_fitting_sentences(prompt, text):
     assert expand([prompt], FOOTAGE)[0].text == text
 
 
-def test_what_a_scene_does_not_have_is_not_replaced_by_what_it_has(scenes):
+def test_words_outside_the_scene_vocabulary_are_kept(scenes):
     (one,) = expand(["a dog runs over the grass"], scenes)
     assert one.text.startswith("A dog runs over the grass.")
     assert "circle" not in one.text
@@ -110,21 +123,21 @@ def test_what_a_scene_does_not_have_is_not_replaced_by_what_it_has(scenes):
     ],
 )
 def test_contradictions(prompt, text, expected):
-    assert contradiction(prompt, text) == expected
+    assert find_contradiction(prompt, text) == expected
 
 
-class Answering:
+class FixedExpander:
     name = "model"
 
-    def __init__(self, *answers):
-        self.answers = list(answers)
+    def __init__(self, *texts):
+        self.texts = list(texts)
 
     def rewrite(self, prompts, examples, style):
-        return [self.answers.pop(0) for _ in prompts]
+        return [self.texts.pop(0) for _ in prompts]
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("text", "reason"),
     [
         ("", "empty"),
         ("a dog a dog a dog a dog a dog a dog", "looping"),
@@ -134,39 +147,39 @@ class Answering:
         ("A dog sleeps on the sandy beach at night under the stars.", "it says night where the prompt says day"),
     ],
 )
-def test_answers_that_are_no_expansion_give_way_to_the_embedded_one_and_it_is_said(answer, why):
+def test_rejected_rewrites_fall_back_to_embedded_with_a_note(text, reason):
     prompt = "a dog on the beach by day"
-    (one,) = expand([prompt], FOOTAGE, Answering(answer))
+    (one,) = expand([prompt], FOOTAGE, FixedExpander(text))
     assert one.expander == "embedded"
     assert one.text == expand([prompt], FOOTAGE)[0].text
-    assert one.note.startswith("the answer of model was not used: ")
-    assert why in one.note
+    assert one.note.startswith("the rewrite by model was rejected: ")
+    assert reason in one.note
 
 
-def test_good_answers_are_used_without_their_introduction():
+def test_good_rewrites_are_used_without_boilerplate():
     first, second = expand(
         ["a dog", "a boat"],
         FOOTAGE,
-        Answering('Sure! Here is a caption: "A dog barks at the sea."', "A boat drifts by."),
+        FixedExpander('Sure! Here is a caption: "A dog barks at the sea."', "A boat drifts by."),
     )
     assert (first.text, first.expander, first.note) == ("A dog barks at the sea.", "model", "")
     assert second.text == "A boat drifts by."
 
 
-def test_examples_shown_to_a_model_end_with_the_nearest():
+def test_few_shot_examples_end_with_the_nearest():
     style = Style(tuple(example.caption for example in FOOTAGE))
-    shots = shots_for("a car on a street", FOOTAGE, style)
-    assert shots[-1] is FOOTAGE[2]
-    assert len(shots) == len(FOOTAGE)
-    assert messages_for("a car", shots)[-1] == {"role": "user", "content": "a car"}
-    assert plain_text_for("a car", shots).endswith("Prompt: a car\nCaption:")
+    selected = few_shot_examples("a car on a street", FOOTAGE, style)
+    assert selected[-1] is FOOTAGE[2]
+    assert len(selected) == len(FOOTAGE)
+    assert messages_for("a car", selected)[-1] == {"role": "user", "content": "a car"}
+    assert plain_text_for("a car", selected).endswith("Prompt: a car\nCaption:")
     assert content_words("The dog is on the beach") == {"dog", "beach"}
-    assert why_unusable("a dog", "A dog sits on a chair.", style) == ""
+    assert rejection_reason("a dog", "A dog sits on a chair.", style) == ""
 
 
 @pytest.mark.parametrize("spec", ["gpt", "transformers:", ""])
 def test_unknown_expanders_are_refused(spec):
-    with pytest.raises(UsageError, match="no expander"):
+    with pytest.raises(UsageError, match="unknown expander"):
         expand(["a dog"], FOOTAGE, spec)
 
 
@@ -175,17 +188,17 @@ def test_unknown_expanders_are_refused(spec):
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
-    """A tiny GPT-2 with random weights and the real tokenizer class, its vocabulary learned from the captions."""
+    """A tiny GPT-2 with random weights and the real tokenizer class, its vocabulary trained on the captions."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
     folder = tmp_path_factory.mktemp("model")
-    learned = ByteLevelBPETokenizer()
-    learned.train_from_iterator(
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
         [example.caption for example in FOOTAGE], vocab_size=400, special_tokens=["<|endoftext|>"]
     )
-    learned.save(str(folder / "tokenizer.json"))
+    trained.save(str(folder / "tokenizer.json"))
     tokenizer = GPT2TokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -194,10 +207,10 @@ def language_model(tmp_path_factory):
     return folder
 
 
-def test_a_language_model_is_asked_and_its_nonsense_is_not_used(language_model):
+def test_nonsense_of_a_language_model_is_rejected(language_model):
     found = expand(["a dog on the beach", "a boat"], FOOTAGE, f"transformers:{language_model}")
     assert [one.text for one in found] == [one.text for one in expand(["a dog on the beach", "a boat"], FOOTAGE)]
-    assert all("was not used" in one.note for one in found)
+    assert all("was rejected" in one.note for one in found)
 
 
 CHAT_TEMPLATE = (
@@ -207,7 +220,7 @@ CHAT_TEMPLATE = (
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_first_line_of_a_language_model_that_answers_is_the_caption(language_model, chat, monkeypatch):
+def test_first_line_of_the_output_is_the_caption(language_model, chat, monkeypatch):
     import torch
 
     from recaption.prompts.language_model import CausalExpander
@@ -215,21 +228,21 @@ def test_the_first_line_of_a_language_model_that_answers_is_the_caption(language
     expander = CausalExpander(str(language_model))
     if chat:
         expander.tokenizer.chat_template = CHAT_TEMPLATE
-    asked = []
+    prompts = []
 
     def generate(ids, **settings):
-        asked.append(expander.tokenizer.decode(ids[0]))
-        said = expander.tokenizer(" A dog barks at the beach.\nPrompt: another")["input_ids"]
-        return torch.cat([ids, torch.tensor([said])], dim=1)
+        prompts.append(expander.tokenizer.decode(ids[0]))
+        output = expander.tokenizer(" A dog barks at the beach.\nPrompt: another")["input_ids"]
+        return torch.cat([ids, torch.tensor([output])], dim=1)
 
     monkeypatch.setattr(expander.model, "generate", generate)
     (one,) = expand(["a dog on the beach"], FOOTAGE, expander)
     assert (one.text, one.note) == ("A dog barks at the beach.", "")
-    assert FOOTAGE[0].caption in asked[0]
-    assert ("<assistant>" in asked[0]) == chat
+    assert FOOTAGE[0].caption in prompts[0]
+    assert ("<assistant>" in prompts[0]) == chat
 
 
-def test_a_language_model_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch):
+def test_missing_language_model_gives_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsUnreachableError, match="expander transformers:"):
         expand(["a dog"], FOOTAGE, f"transformers:{tmp_path}")
@@ -240,11 +253,11 @@ def test_a_language_model_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch)
 
 @pytest.fixture
 def endpoint():
-    """A local chat endpoint that answers what `answers` says, and keeps what it was asked."""
+    """A local chat endpoint that responds with `responses` and records its requests."""
 
     class Handler(BaseHTTPRequestHandler):
-        answers: ClassVar[list[str]] = []
-        asked: ClassVar[list[dict]] = []
+        responses: ClassVar[list[str]] = []
+        requests: ClassVar[list[dict]] = []
 
         def _send(self, body):
             payload = json.dumps(body).encode()
@@ -257,8 +270,8 @@ def endpoint():
             self._send({"data": [{"id": "writer"}]})
 
         def do_POST(self):
-            self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            text = self.answers[len(self.asked) - 1]
+            self.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            text = self.responses[len(self.requests) - 1]
             self._send(
                 {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]} if text else {"choices": []}
             )
@@ -275,29 +288,29 @@ def endpoint():
     thread.join()
 
 
-def test_an_endpoint_is_asked_with_captions_of_the_set(endpoint):
+def test_endpoint_request_contains_few_shot_examples(endpoint):
     address, handler = endpoint
-    handler.answers, handler.asked = ["A dog barks at the grey sea."], []
+    handler.responses, handler.requests = ["A dog barks at the grey sea."], []
     (one,) = expand(["a dog"], FOOTAGE, f"{address}#writer")
     assert (one.text, one.expander, one.note) == ("A dog barks at the grey sea.", f"{address}#writer", "")
-    contents = [message["content"] for message in handler.asked[0]["messages"]]
+    contents = [message["content"] for message in handler.requests[0]["messages"]]
     assert FOOTAGE[0].caption in contents
     assert contents[-1] == "a dog"
-    assert handler.asked[0]["temperature"] == 0
+    assert handler.requests[0]["temperature"] == 0
 
 
-def test_an_endpoint_that_answers_garbage_costs_the_answer_only(endpoint, monkeypatch):
+def test_invalid_endpoint_response_falls_back_to_embedded(endpoint, monkeypatch):
     import recaption.chat_endpoint
 
-    monkeypatch.setattr(recaption.chat_endpoint.EndpointSettings, "__init__", _impatient(recaption.chat_endpoint))
+    monkeypatch.setattr(recaption.chat_endpoint.EndpointSettings, "__init__", _few_retries(recaption.chat_endpoint))
     address, handler = endpoint
-    handler.answers, handler.asked = [""] * 20, []
+    handler.responses, handler.requests = [""] * 20, []
     (one,) = expand(["a dog on the beach"], FOOTAGE, f"{address}#writer")
     assert one.text == expand(["a dog on the beach"], FOOTAGE)[0].text
-    assert one.note == f"the answer of {address}#writer was not used: empty"
+    assert one.note == f"the rewrite by {address}#writer was rejected: empty"
 
 
-def _impatient(module):
+def _few_retries(module):
     real = module.EndpointSettings.__init__
 
     def init(self, **settings):
@@ -306,7 +319,7 @@ def _impatient(module):
     return init
 
 
-def test_an_endpoint_that_is_not_there_is_one_sentence():
+def test_unreachable_endpoint_gives_one_clear_error():
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:9"):
         expand(["a dog"], FOOTAGE, "http://127.0.0.1:9/v1#writer")
 
@@ -314,7 +327,7 @@ def test_an_endpoint_that_is_not_there_is_one_sentence():
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
-def test_examples_are_good_captions_of_whole_clips_with_short_ones_beside(tmp_path):
+def test_examples_are_good_captions_of_whole_clips_with_short_captions_as_prompts(tmp_path):
     run = RunFolder(str(tmp_path))
     rows = [
         Caption(clip_id="a", text="A red dog runs over the lawn, and birds fly."),
@@ -334,7 +347,7 @@ def test_examples_are_good_captions_of_whole_clips_with_short_ones_beside(tmp_pa
     assert read_examples(RunFolder(str(tmp_path / "nowhere"))) == []
 
 
-def test_fields_of_expanded_scenes_are_those_of_captions(scenes):
+def test_fields_can_be_parsed_from_expanded_scenes(scenes):
     (one,) = expand(["a yellow diamond bounces"], scenes)
     fields = fields_in(one.text)
     assert (fields.main_object, fields.colour, fields.action) == ("diamond", "yellow", "bounces")

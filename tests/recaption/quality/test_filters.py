@@ -1,4 +1,4 @@
-"""Verdicts are a query over stored scores."""
+"""Drop reasons are computed from stored scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from recaption.errors import DROP_REASONS
-from recaption.quality.filters import FILTERS, FilterThresholds, verdicts
+from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipScores, to_table
 from recaption.scenes.renderer import render
@@ -18,7 +18,7 @@ from recaption.video_io.frames import Frames
 
 
 def clips_table(rows: list[dict]) -> pa.Table:
-    """Clips of two seconds whose scores are ordinary unless a row says otherwise."""
+    """Clips of two seconds with ordinary scores; `rows` override single columns."""
     ordinary = {"motion": 0.1, "sharpness": 300.0, "luma": 0.5, "text_area": 0.0, "letterbox": 0.0}
     scores, clips = [], []
     for index, row in enumerate(rows):
@@ -34,13 +34,13 @@ def clips_table(rows: list[dict]) -> pa.Table:
     return table
 
 
-def test_defaults_keep_rendered_scenes_still_ones_too():
+def test_defaults_keep_rendered_scenes_also_still_ones():
     for seed in range(10):
         pixels_THWC = render(seed, num_frames=9, height_px=120, width_px=160).frames_THWC
         frames = Frames(pixels_THWC, np.arange(9) / 8, np.arange(9))
         scores = dataclasses.asdict(score_clip("clip", frames, frames[::4]))
         scores.pop("clip_id")
-        assert verdicts(clips_table([scores]), FilterThresholds()) == [None], scores
+        assert drop_reasons(clips_table([scores]), FilterThresholds()) == [None], scores
 
 
 @pytest.mark.parametrize(
@@ -63,41 +63,41 @@ def test_defaults_keep_rendered_scenes_still_ones_too():
         ({"flicker": 0.05}, FilterThresholds(max_flicker=0.02), "low_quality"),
     ],
 )
-def test_each_threshold_drops_with_its_reason_and_keeps_the_rest(row, thresholds, reason):
-    assert verdicts(clips_table([row, {}]), thresholds) == [reason, None]
+def test_each_threshold_drops_with_its_reason_and_nothing_else(row, thresholds, reason):
+    assert drop_reasons(clips_table([row, {}]), thresholds) == [reason, None]
 
 
 def test_first_reason_in_the_closed_order_wins():
     row = {"seconds": 0.1, "motion": 0.0, "luma": 0.0, "letterbox": 1.0}
     names = ("min_motion", "min_luma", "max_letterbox", "min_seconds")
     limits = dict(zip(names, (0.1, 0.1, 0.1, 1.0), strict=True))
-    reached = []
+    reasons = []
     for name in ("min_seconds", "min_motion", "min_luma", "max_letterbox"):
-        reached.append(verdicts(clips_table([row]), FilterThresholds(**limits))[0])
+        reasons.append(drop_reasons(clips_table([row]), FilterThresholds(**limits))[0])
         limits[name] = None
-    assert reached == ["too_short", "low_motion", "dark", "letterbox"]
-    assert [DROP_REASONS.index(reason) for reason in reached] == sorted(DROP_REASONS.index(r) for r in reached)
+    assert reasons == ["too_short", "low_motion", "dark", "letterbox"]
+    assert [DROP_REASONS.index(reason) for reason in reasons] == sorted(DROP_REASONS.index(r) for r in reasons)
 
 
-def test_filters_ask_in_the_order_of_the_reasons_and_know_every_score_that_has_a_threshold():
-    places = [DROP_REASONS.index(one.reason) for one in FILTERS]
-    assert places == sorted(places)
-    named = {name for one in FILTERS for name in (one.lowest, one.highest) if name}
-    of_sets = {
+def test_filters_are_in_the_order_of_reasons_and_cover_every_threshold():
+    positions = [DROP_REASONS.index(clip_filter.reason) for clip_filter in FILTERS]
+    assert positions == sorted(positions)
+    used = {name for clip_filter in FILTERS for name in (clip_filter.min_field, clip_filter.max_field) if name}
+    no_filter = {
         "drop_duplicates",
-        "max_copy_similarity",
+        "max_duplicate_similarity",
         "max_semantic_similarity",
-        "min_copy_share",
+        "min_duplicate_fraction",
         "max_clips_per_caption",
     }
-    assert named == {f.name for f in dataclasses.fields(FilterThresholds)} - of_sets
+    assert used == {f.name for f in dataclasses.fields(FilterThresholds)} - no_filter
 
 
-def test_scores_not_computed_drop_nothing():
+def test_missing_scores_drop_nothing():
     missing = {"motion": None, "sharpness": None, "luma": None, "text_area": None, "letterbox": None}
     unclear = dict.fromkeys(missing, math.nan)
     strict = FilterThresholds(min_motion=9, min_sharpness=9e9, min_luma=1, max_luma=0, max_text_area=0, max_letterbox=0)
-    assert verdicts(clips_table([missing, unclear]), strict) == [None, None]
+    assert drop_reasons(clips_table([missing, unclear]), strict) == [None, None]
 
 
 def test_thresholds_can_all_be_off_and_limits_are_inclusive():
@@ -105,15 +105,15 @@ def test_thresholds_can_all_be_off_and_limits_are_inclusive():
         **{f.name: None for f in dataclasses.fields(FilterThresholds) if f.name != "drop_duplicates"}
     )
     awful = {"seconds": 0.0, "motion": 0.0, "sharpness": 0.0, "luma": 0.0, "text_area": 1.0, "letterbox": 1.0}
-    assert verdicts(clips_table([awful]), off) == [None]
-    assert verdicts(clips_table([{"seconds": 1.0, "luma": 0.5}]), FilterThresholds(min_luma=0.5)) == [None]
+    assert drop_reasons(clips_table([awful]), off) == [None]
+    assert drop_reasons(clips_table([{"seconds": 1.0, "luma": 0.5}]), FilterThresholds(min_luma=0.5)) == [None]
 
 
-def test_second_of_two_equal_clips_is_the_duplicate():
+def test_second_of_two_clips_with_one_id_is_the_duplicate():
     rows = [{"clip_id": "a"}, {"clip_id": "b"}, {"clip_id": "a"}, {"clip_id": "a", "luma": 0.0}]
-    assert verdicts(clips_table(rows), FilterThresholds()) == [None, None, "duplicate", "dark"]
-    assert verdicts(clips_table(rows), FilterThresholds(drop_duplicates=False))[2] is None
+    assert drop_reasons(clips_table(rows), FilterThresholds()) == [None, None, "duplicate", "dark"]
+    assert drop_reasons(clips_table(rows), FilterThresholds(drop_duplicates=False))[2] is None
 
 
-def test_an_empty_table_has_no_verdicts():
-    assert verdicts(clips_table([]), FilterThresholds()) == []
+def test_empty_table():
+    assert drop_reasons(clips_table([]), FilterThresholds()) == []

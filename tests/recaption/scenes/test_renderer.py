@@ -1,4 +1,4 @@
-"""Scenes say the truth about their own pixels, and their captions can be read back."""
+"""Rendered scenes: the ground truth agrees with the pixels, and captions can be parsed back."""
 
 from __future__ import annotations
 
@@ -14,68 +14,68 @@ from hypothesis import strategies as st
 
 from recaption.errors import UsageError
 from recaption.records import CaptionFields
-from recaption.scenes.captions import VOCABULARY, fields_in, long_caption, word_in
+from recaption.scenes.captions import ATTRIBUTE_VALUES, attribute_in, fields_in, long_caption
 from recaption.scenes.dataset import write_scenes
-from recaption.scenes.objects import COLOURS, object_coverage, object_path
+from recaption.scenes.objects import COLOURS, object_mask, object_trajectory
 from recaption.scenes.renderer import SIMPLE, render
 
 
-def looks(num: int, **kwargs):
+def rendered_shots(num: int, **kwargs):
     return [render(seed, num_frames=9, height_px=64, width_px=64, **kwargs).shots[0] for seed in range(num)]
 
 
-def ink_centre_and_share(frame_HWC: np.ndarray, colour: str) -> tuple[float, float, float]:
-    """Mean x, mean y (shares of the frame) and area share of the pixels that have the object's colour."""
+def centre_and_fraction(frame_HWC: np.ndarray, colour: str) -> tuple[float, float, float]:
+    """Mean x and y, relative to the frame, and fraction of the frame, of the pixels that have the object's colour."""
     near = np.abs(frame_HWC.astype(int) - COLOURS[colour]).max(-1) < 25
     y, x = np.nonzero(near)
     return x.mean() / frame_HWC.shape[1], y.mean() / frame_HWC.shape[0], near.mean()
 
 
-def test_values_of_the_vocabulary_are_no_part_of_one_another():
-    values = [value.lower() for options in VOCABULARY.values() for value in options]
+def test_no_attribute_value_is_part_of_another():
+    values = [value.lower() for options in ATTRIBUTE_VALUES.values() for value in options]
     assert len(values) == len(set(values))
     for a, b in itertools.permutations(values, 2):
         assert not re.search(rf"\b{re.escape(a)}\b", b), (a, b)
 
 
-def test_vocabulary_is_wide_enough_and_names_the_caption_fields():
-    assert len(VOCABULARY["main_object"]) >= 8
-    assert len(VOCABULARY["colour"]) >= 8
-    assert len(VOCABULARY["action"]) >= 8
-    assert {f.name for f in dataclasses.fields(CaptionFields)} <= set(VOCABULARY)
-    assert set(COLOURS) == set(VOCABULARY["colour"])
+def test_attributes_include_the_caption_fields_with_enough_values():
+    assert len(ATTRIBUTE_VALUES["main_object"]) >= 8
+    assert len(ATTRIBUTE_VALUES["colour"]) >= 8
+    assert len(ATTRIBUTE_VALUES["action"]) >= 8
+    assert {f.name for f in dataclasses.fields(CaptionFields)} <= set(ATTRIBUTE_VALUES)
+    assert set(COLOURS) == set(ATTRIBUTE_VALUES["colour"])
 
 
-def test_long_captions_read_back_to_the_exact_fields_camera_and_weather():
+def test_long_captions_parse_back_to_all_attributes():
     rng = np.random.default_rng(0)
-    for shot in looks(200):
+    for shot in rendered_shots(200):
         for _ in range(3):
-            text = long_caption(shot.look, rng)
+            text = long_caption(shot.attributes, rng)
             assert fields_in(text) == shot.fields, text
             for key in ("camera", "weather", "texture", "size"):
-                assert word_in(text, key) == getattr(shot.look, key), (key, text)
+                assert attribute_in(text, key) == getattr(shot.attributes, key), (key, text)
             assert 25 <= len(text.split()) <= 60, text
 
 
-def test_short_captions_say_nothing_untrue():
-    for shot in looks(200):
-        said = dataclasses.asdict(fields_in(shot.short_caption))
+def test_short_captions_name_only_true_values():
+    for shot in rendered_shots(200):
+        parsed = dataclasses.asdict(fields_in(shot.short_caption))
         truth = dataclasses.asdict(shot.fields)
-        assert {k: v for k, v in said.items() if v} == {k: truth[k] for k, v in said.items() if v}
-        assert said["main_object"]
-        assert said["colour"]
-        assert said["action"]
+        assert {k: v for k, v in parsed.items() if v} == {k: truth[k] for k, v in parsed.items() if v}
+        assert parsed["main_object"]
+        assert parsed["colour"]
+        assert parsed["action"]
         assert len(shot.short_caption.split()) <= 25
 
 
-def test_every_value_of_the_vocabulary_is_drawn():
-    drawn = looks(300)
-    seen = {key: {getattr(shot.look, key) for shot in drawn} for key in VOCABULARY}
-    for key, options in VOCABULARY.items():
+def test_every_attribute_value_occurs():
+    shots = rendered_shots(300)
+    seen = {key: {getattr(shot.attributes, key) for shot in shots} for key in ATTRIBUTE_VALUES}
+    for key, options in ATTRIBUTE_VALUES.items():
         assert set(options) <= seen[key], key
 
 
-def test_fields_in_reads_other_peoples_sentences_and_upper_case():
+def test_fields_in_parses_other_sentences_case_insensitively():
     fields = fields_in("A RED Circle bounces on the grass.")
     assert (fields.colour, fields.main_object, fields.action) == ("red", "circle", "bounces")
     assert fields.background == "grass"
@@ -102,7 +102,7 @@ def test_any_size_and_length(seed, num_frames, height_px, width_px, fps):
         assert scene.fields.action == "stays still"
 
 
-@pytest.mark.parametrize("colour", VOCABULARY["colour"])
+@pytest.mark.parametrize("colour", ATTRIBUTE_VALUES["colour"])
 def test_object_has_its_colour_and_is_large_enough(colour):
     background = "sky" if colour != "white" else "sea"
     for seed, style in itertools.product(range(4), ("flat", "sepia")):
@@ -111,27 +111,27 @@ def test_object_has_its_colour_and_is_large_enough(colour):
             weather="clear", text="", surroundings="empty", camera="fixed", texture="plain",
         )  # fmt: skip
         for frame in scene.frames_THWC:
-            assert ink_centre_and_share(frame, colour)[2] > 0.008
+            assert centre_and_fraction(frame, colour)[2] > 0.008
 
 
 @pytest.mark.parametrize(
     ("action", "axis", "sign"),
     [("moves left", 0, -1), ("moves right", 0, 1), ("moves up", 1, -1), ("moves down", 1, 1)],
 )
-def test_linear_motion_goes_where_the_caption_says(action, axis, sign):
+def test_linear_motion_has_the_direction_of_the_caption(action, axis, sign):
     for seed in range(5):
-        only = {"action": action, "colour": "red", "background": "sky", **SIMPLE}
-        scene = render(seed, num_frames=9, height_px=96, width_px=96, **only)
-        places = [ink_centre_and_share(frame, "red")[axis] for frame in scene.frames_THWC]
-        assert (np.diff(places) * sign > 0).all()
-        assert abs(places[-1] - places[0]) > 0.25
+        constraints = {"action": action, "colour": "red", "background": "sky", **SIMPLE}
+        scene = render(seed, num_frames=9, height_px=96, width_px=96, **constraints)
+        positions = [centre_and_fraction(frame, "red")[axis] for frame in scene.frames_THWC]
+        assert (np.diff(positions) * sign > 0).all()
+        assert abs(positions[-1] - positions[0]) > 0.25
 
 
-def test_other_actions_show_in_the_pixels():
-    def track(action, seed=1, **only):
-        only = {"colour": "red", "background": "sky", **SIMPLE} | only
-        scene = render(seed, num_frames=17, height_px=96, width_px=96, action=action, **only)
-        return np.asarray([ink_centre_and_share(frame, "red") for frame in scene.frames_THWC]), scene
+def test_other_actions_are_visible_in_the_pixels():
+    def track(action, seed=1, **constraints):
+        constraints = {"colour": "red", "background": "sky", **SIMPLE} | constraints
+        scene = render(seed, num_frames=17, height_px=96, width_px=96, action=action, **constraints)
+        return np.asarray([centre_and_fraction(frame, "red") for frame in scene.frames_THWC]), scene
 
     grows, _ = track("grows")
     assert (np.diff(grows[:, 2]) > 0).all()
@@ -151,33 +151,33 @@ def test_other_actions_show_in_the_pixels():
     assert (scene.frames_THWC[0] != scene.frames_THWC[8]).any()
 
 
-def test_camera_moves_the_world():
-    def ice_columns(camera):
+def test_camera_motion_moves_the_background():
+    def object_positions(camera):
         scene = render(
             3, num_frames=9, height_px=96, width_px=160, camera=camera, action="stays still", background="night",
             surroundings="rocks", text="", style="flat", weather="clear", colour="red", texture="plain",
         )  # fmt: skip
-        return np.asarray([ink_centre_and_share(frame, "red") for frame in scene.frames_THWC])
+        return np.asarray([centre_and_fraction(frame, "red") for frame in scene.frames_THWC])
 
-    assert (np.diff(ice_columns("pans left")[:, 0]) > 0).all()
-    assert (np.diff(ice_columns("pans right")[:, 0]) < 0).all()
-    assert (np.diff(ice_columns("zooms in")[:, 2]) > 0).all()
-    assert (np.diff(ice_columns("zooms out")[:, 2]) < 0).all()
+    assert (np.diff(object_positions("pans left")[:, 0]) > 0).all()
+    assert (np.diff(object_positions("pans right")[:, 0]) < 0).all()
+    assert (np.diff(object_positions("zooms in")[:, 2]) > 0).all()
+    assert (np.diff(object_positions("zooms out")[:, 2]) < 0).all()
 
 
 def test_object_stays_inside_the_frame():
     for seed in range(60):
         height_px, width_px = ((64, 64), (64, 112), (112, 64))[seed % 3]
-        look = render(seed, num_frames=12, height_px=height_px, width_px=width_px).shots[0].look
-        for pose in object_path(look, 12, height_px, width_px, 8.0, np.random.default_rng(seed)):
-            cover = object_coverage(look, pose, height_px, width_px)
-            border = np.concatenate([cover[0], cover[-1], cover[:, 0], cover[:, -1]])
-            assert border.max() == 0, look
-            assert cover.mean() > 0.005
+        attributes = render(seed, num_frames=12, height_px=height_px, width_px=width_px).shots[0].attributes
+        for pose in object_trajectory(attributes, 12, height_px, width_px, 8.0, np.random.default_rng(seed)):
+            mask = object_mask(attributes, pose, height_px, width_px)
+            border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+            assert border.max() == 0, attributes
+            assert mask.mean() > 0.005
 
 
 @pytest.mark.parametrize("kind", ["cut", "fade", "dissolve"])
-def test_transitions_happen_where_the_truth_says(kind):
+def test_transitions_are_where_the_ground_truth_says(kind):
     for seed in range(6):
         scene = render(
             seed, num_frames=72, height_px=64, width_px=96, fps=24, num_shots=3, transition=kind,
@@ -194,7 +194,7 @@ def test_transitions_happen_where_the_truth_says(kind):
             if kind == "fade":
                 assert scene.frames_THWC[t.cut_frame - 1 : t.cut_frame + 1].mean() < 40
             assert change[t.start_frame - 1 : t.end_frame].max() > 2
-        still = [not s.look.camera.startswith(("pans", "zooms")) for s in scene.shots]
+        still = [not s.attributes.camera.startswith(("pans", "zooms")) for s in scene.shots]
         for shot, quiet in zip(scene.shots, still, strict=True):
             inside = ~moving[shot.start_frame : shot.end_frame - 1]
             if quiet:
@@ -205,28 +205,28 @@ def test_neighbouring_shots_differ():
     for seed in range(20):
         scene = render(seed, num_frames=40, height_px=64, width_px=64, num_shots=4)
         for before, after in itertools.pairwise(scene.shots):
-            assert before.look.background != after.look.background
-            assert before.look.colour != after.look.colour
+            assert before.attributes.background != after.attributes.background
+            assert before.attributes.colour != after.attributes.colour
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "says"),
+    ("kwargs", "message"),
     [
         ({"height_px": 16}, "must be >= 32"),
         ({"num_shots": 9, "num_frames": 20}, "at least 36 frames"),
         ({"transition": "wipe"}, "not one of"),
-        ({"shape": "circle"}, "knows no"),
+        ({"shape": "circle"}, "unknown attributes"),
         ({"colour": "beige"}, "choose from"),
         ({"colour": "green", "background": "grass", "style": "flat", "weather": "clear"}, "does not stand out"),
         ({"action": "rotates", "main_object": "circle", "texture": "plain"}, "no rotation"),
     ],
 )
-def test_wrong_use_is_refused_in_words(kwargs, says):
-    with pytest.raises(UsageError, match=says):
+def test_invalid_arguments_are_explained(kwargs, message):
+    with pytest.raises(UsageError, match=message):
         render(0, **kwargs)
 
 
-def test_restrictions_are_kept():
+def test_constraints_are_respected():
     for seed in range(20):
         fields = render(
             seed, num_frames=6, height_px=64, width_px=64, colour=("red", "blue"), main_object="star", text="STOP"
@@ -235,7 +235,7 @@ def test_restrictions_are_kept():
         assert (fields.main_object, fields.text) == ("star", "STOP")
 
 
-def test_write_scenes_leaves_files_and_truth(tmp_path):
+def test_write_scenes_writes_videos_and_ground_truth(tmp_path):
     pytest.importorskip("recaption.video_io.reader")
     from recaption.video_io.reader import read_frames
 

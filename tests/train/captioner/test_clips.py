@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners.preprocess import Framing
-from recaption.captioners.videococa.tokenizer import ClipVocabulary, train_vocabulary
-from recaption.captions.text import KINDS
+from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captioners.videococa.tokenizer import ClipTokenizer, train_tokenizer
+from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import RecaptionError, UsageError, VideoError
 from train.captioner.batches import CaptionBatches, encode_behind
 from train.captioner.clips import CaptionedClip, Mixture, numbered
 from train.captioner.scene_clips import SceneClips, some_captions
 from train.captioner.stages import TWO_STAGES, kinds_in, parse_stages, prefix_of, stage_at
 
-FRAMING = Framing(frame_px=8, fit="squash")
+PREPROCESSOR = FramePreprocessor(frame_px=8, fit="squash")
 
 
 class Numbers:
@@ -28,10 +28,10 @@ class Numbers:
         self.num_clips, self.broken, self.name = num_clips, broken, name
         self.captions = captions or (lambda n: {"descriptive": (f"clip number {n} is here",), "short": (f"clip {n}",)})
 
-    def clip(self, number, framing, *, num_frames, epoch=0):
+    def clip(self, number, preprocessor, *, num_frames, epoch=0):
         if number in self.broken:
             raise VideoError("truncated", "it ends early", uri=str(number))
-        pixels = np.full((num_frames, framing.frame_px, framing.frame_px, 3), number, np.uint8)
+        pixels = np.full((num_frames, preprocessor.frame_px, preprocessor.frame_px, 3), number, np.uint8)
         return CaptionedClip(clip_id=f"{number}-{epoch}", pixels_THWC=pixels, captions=self.captions(number))
 
     def texts(self, count):
@@ -42,15 +42,16 @@ class Numbers:
 
 
 @pytest.fixture(scope="module")
-def vocabulary():
-    texts = [*some_captions(500), *(prefix_of(kind) for kind in KINDS[1:] for _ in range(50))]
-    return train_vocabulary(texts, num_tokens=900, context_length=80)
+def tokenizer():
+    texts = [*some_captions(500), *(prefix_of(kind) for kind in CAPTION_KINDS[1:] for _ in range(50))]
+    return train_tokenizer(texts, num_tokens=900, context_length=80)
 
 
-def batches(clips, vocabulary, *, stages=(), size=4, rank=0, num_ranks=1, num_batches=100, seed=0):
+def batches(clips, tokenizer, *, stages=(), size=4, rank=0, num_ranks=1, num_batches=100, seed=0):
     return CaptionBatches(
-        clips, vocabulary, FRAMING, num_frames=2, stages=parse_stages(stages, num_batches),
-        prefixes={kind: prefix_of(kind) for kind in KINDS}, batch_size=size, rank=rank, num_ranks=num_ranks, seed=seed,
+        clips, tokenizer, PREPROCESSOR, num_frames=2, stages=parse_stages(stages, num_batches),
+        prefixes={kind: prefix_of(kind) for kind in CAPTION_KINDS},
+        batch_size=size, rank=rank, num_ranks=num_ranks, seed=seed,
     )  # fmt: skip
 
 
@@ -58,8 +59,8 @@ def numbers_in(batch):
     return batch["pixels_BTHWC"][:, 0, 0, 0, 0].tolist()
 
 
-def said_in(batch, vocabulary):
-    return [vocabulary.decode(ids) for ids in batch["texts_SM"][batch["said_B"]].tolist()]
+def said_in(batch, tokenizer):
+    return [tokenizer.decode(ids) for ids in batch["texts_SM"][batch["said_B"]].tolist()]
 
 
 def test_every_epoch_shows_every_clip_once_in_its_own_order():
@@ -70,28 +71,26 @@ def test_every_epoch_shows_every_clip_once_in_its_own_order():
     assert numbered(12345, None, seed=1) == (12345, 0)
 
 
-def test_ranks_split_a_finite_source_and_a_resume_finds_its_place(vocabulary):
+def test_ranks_split_a_finite_source_and_a_resume_finds_its_place(tokenizer):
     clips = Numbers(12)
-    alone = [numbers_in(batches(clips, vocabulary)[number]) for number in range(6)]
+    alone = [numbers_in(batches(clips, tokenizer)[number]) for number in range(6)]
     assert sorted(chain(*alone[:3])) == sorted(chain(*alone[3:])) == list(range(12))
     shared = [
-        numbers_in(batches(clips, vocabulary, rank=rank, num_ranks=2)[number])
-        for number in (0, 1, 2)
-        for rank in (0, 1)
+        numbers_in(batches(clips, tokenizer, rank=rank, num_ranks=2)[number]) for number in (0, 1, 2) for rank in (0, 1)
     ]
     assert shared == alone
-    stream = batches(clips, vocabulary).stream(4, num_workers=1)
+    stream = batches(clips, tokenizer).stream(4, num_workers=1)
     assert numbers_in(next(stream)) == alone[4]
-    assert numbers_in(batches(clips, vocabulary, seed=1)[0]) != alone[0]
+    assert numbers_in(batches(clips, tokenizer, seed=1)[0]) != alone[0]
 
 
 def test_a_mixture_keeps_its_proportions():
     mixture = Mixture(((Numbers(4, name="a"), 3), (SceneClips(), 1)))
-    shown = [mixture.clip(number, FRAMING, num_frames=1) for number in range(16)]
+    shown = [mixture.clip(number, PREPROCESSOR, num_frames=1) for number in range(16)]
     assert [clip.clip_id.startswith("scene") for clip in shown].count(True) == 4
     own = [int(clip.clip_id.split("-")[0]) for clip in shown if not clip.clip_id.startswith("scene")]
     assert sorted(own) == sorted([0, 1, 2, 3] * 3)
-    assert set(mixture.kinds) == set(KINDS)
+    assert set(mixture.kinds) == set(CAPTION_KINDS)
     assert mixture.fields == "scenes"
     assert mixture.description()["parts"][0] == {"weight": 3, "name": "a"}
     assert {"scene" in clip.clip_id for clip in shown[:4]} == {True, False}
@@ -99,50 +98,50 @@ def test_a_mixture_keeps_its_proportions():
         Mixture(((Numbers(), 0),))
 
 
-def test_an_unreadable_clip_is_replaced_and_counted(vocabulary, caplog):
-    batch = batches(Numbers(6, broken=(2, 5)), vocabulary, size=6)[0]
+def test_an_unreadable_clip_is_replaced_and_counted(tokenizer, caplog):
+    batch = batches(Numbers(6, broken=(2, 5)), tokenizer, size=6)[0]
     assert batch["num_unreadable"] >= 2
     assert not {2, 5} & set(numbers_in(batch))
     assert "it ends early" in caplog.text
     with pytest.raises(RecaptionError, match="in a row cannot be read"):
-        batches(Numbers(3, broken=(0, 1, 2)), vocabulary)[0]
+        batches(Numbers(3, broken=(0, 1, 2)), tokenizer)[0]
 
 
-def test_two_stages_say_short_first_then_mostly_descriptive(vocabulary):
-    of = batches(SceneClips(), vocabulary, stages=TWO_STAGES, size=40, num_batches=10)
+def test_two_stages_say_short_first_then_mostly_descriptive(tokenizer):
+    of = batches(SceneClips(), tokenizer, stages=TWO_STAGES, size=40, num_batches=10)
     first, second = of[3], of[4]
-    assert (first["prefix_B"] == len(vocabulary.encode(["short :"])[0].nonzero()) - 2).all()
-    assert all(text.lower().startswith("short:") for text in said_in(first, vocabulary))
+    assert (first["prefix_B"] == len(tokenizer.encode(["short :"])[0].nonzero()) - 2).all()
+    assert all(text.lower().startswith("short:") for text in said_in(first, tokenizer))
     without_prefix = (second["prefix_B"] == 0).float().mean()
     assert 0.6 < without_prefix < 0.97
-    kinds = {text.split(":")[0].strip() for text in said_in(second, vocabulary) if ":" in text[:16]}
+    kinds = {text.split(":")[0].strip() for text in said_in(second, tokenizer) if ":" in text[:16]}
     assert len(kinds & {"Short", "Colour", "Style", "Text", "Action", "Main object"}) >= 2
 
 
-def test_what_means_a_clip_has_no_prefix_and_is_encoded_once(vocabulary):
-    batch = batches(Numbers(40), vocabulary, size=4)[0]
+def test_what_means_a_clip_has_no_prefix_and_is_encoded_once(tokenizer):
+    batch = batches(Numbers(40), tokenizer, size=4)[0]
     assert batch["meant_KB"].shape == (2, 4)
     assert torch.equal(batch["meant_KB"][0], batch["said_B"])
     assert len(batch["texts_SM"]) == 8
-    short = batches(Numbers(40), vocabulary, stages=("1:short=1", "1:descriptive=1"), num_batches=2, size=4)[0]
-    meant = [vocabulary.decode(ids) for ids in short["texts_SM"][short["meant_KB"][1]].tolist()]
+    short = batches(Numbers(40), tokenizer, stages=("1:short=1", "1:descriptive=1"), num_batches=2, size=4)[0]
+    meant = [tokenizer.decode(ids) for ids in short["texts_SM"][short["meant_KB"][1]].tolist()]
     assert meant == [f"Clip {number}" for number in numbers_in(short)]
     assert len(short["texts_SM"]) == 12
     assert short["num_tokens"] == int((short["length_B"] - 1 - short["prefix_B"]).sum())
 
 
-def test_clips_that_lack_a_kind_are_said_as_well_as_they_can(vocabulary):
+def test_clips_that_lack_a_kind_are_said_as_well_as_they_can(tokenizer):
     clips = Numbers(8, captions=lambda n: {"short": (f"clip {n}",)} if n % 2 else {"colour": ("red",)})
-    batch = batches(clips, vocabulary, size=8)[0]
-    texts = dict(zip(numbers_in(batch), said_in(batch, vocabulary), strict=True))
+    batch = batches(clips, tokenizer, size=8)[0]
+    texts = dict(zip(numbers_in(batch), said_in(batch, tokenizer), strict=True))
     assert texts[1] == "Short: clip 1"
     assert texts[2] == "Colour: red"
 
 
-def test_same_words_have_the_same_key_on_every_rank(vocabulary):
+def test_same_words_have_the_same_key_on_every_rank(tokenizer):
     clips = Numbers(8, captions=lambda n: {"descriptive": (f"clip {n // 4}",)})
-    keys = torch.cat([batches(clips, vocabulary, rank=rank, num_ranks=2)[0]["keys_KB"][0] for rank in (0, 1)])
-    both = [numbers_in(batches(clips, vocabulary, rank=rank, num_ranks=2)[0]) for rank in (0, 1)]
+    keys = torch.cat([batches(clips, tokenizer, rank=rank, num_ranks=2)[0]["keys_KB"][0] for rank in (0, 1)])
+    both = [numbers_in(batches(clips, tokenizer, rank=rank, num_ranks=2)[0]) for rank in (0, 1)]
     numbers = [*both[0], *both[1]]
     assert len(keys.unique()) == 2
     for one, other in zip(keys.tolist(), numbers, strict=True):
@@ -150,8 +149,8 @@ def test_same_words_have_the_same_key_on_every_rank(vocabulary):
 
 
 @pytest.mark.parametrize("which", ["own", "open_clip"])
-def test_a_prefix_changes_no_token_of_the_text(vocabulary, which):
-    own = vocabulary if which == "own" else ClipVocabulary(76)
+def test_a_prefix_changes_no_token_of_the_text(tokenizer, which):
+    own = tokenizer if which == "own" else ClipTokenizer(76)
     text = "a purple star rotates at night"
     plain, none = encode_behind(own, "", text)
     behind, count = encode_behind(own, "main object :", text)
@@ -169,7 +168,7 @@ def test_stages_are_shares_of_all_batches():
     assert stage_at(stages, 299).shares == {"short": 1.0}
     assert stage_at(stages, 300).shares["colour"] == pytest.approx(0.1)
     assert stage_at(stages, 5000) is stages[1]
-    assert kinds_in(stages) == KINDS
+    assert kinds_in(stages) == CAPTION_KINDS
     assert parse_stages((), 5)[0].shares == {"descriptive": 1.0}
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recaption.captioners.preprocess import Framing
-from recaption.captions.text import KINDS
+from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captions.text import CAPTION_KINDS
 from recaption.records import Caption
 from train.captioner.clips import CaptionedClip
 from train.captioner.evaluation import FIELDS, evaluate, held_out_clips
@@ -14,9 +14,9 @@ from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, SceneClips
 class Oracle:
     """Knows what is in the clips that it was made with; `wrong` kinds get the answers of other clips."""
 
-    framing = Framing(frame_px=16, fit="squash")
+    preprocessor = FramePreprocessor(frame_px=16, fit="squash")
     num_frames = 2
-    kinds = KINDS
+    kinds = CAPTION_KINDS
 
     def __init__(self, wrong=()):
         self.wrong, self.encoded = wrong, 0

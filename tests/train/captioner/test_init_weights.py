@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from recaption.captioners.registry import load_captioner
-from recaption.captioners.videococa.checkpoint import read_folder, save_captioner
-from recaption.captioners.videococa.tokenizer import train_vocabulary
+from recaption.captioners.videococa.checkpoint import read_captioner_folder, save_captioner
+from recaption.captioners.videococa.tokenizer import train_tokenizer
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.captioner.freezing import PRESETS, apply_preset, frozen_modules, part_of
 from train.captioner.init_weights import check_texts, from_captioner
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     """A small captioner of random weights, as it is shipped."""
     task = CaptionerTask(CaptionerSettings(**SMALL, **WARM))
     where = tmp_path_factory.mktemp("start") / "captioner"
-    return str(save_captioner(where, task.model.state_dict(), task.vocabulary, task.captioner_config))
+    return str(save_captioner(where, task.model.state_dict(), task.tokenizer, task.captioner_config))
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,17 @@ def clip():
 
 
 def same_captions(one, other, clip) -> bool:
-    mine, theirs = (captioner.describe([clip], max_tokens=8) for captioner in (one, other))
-    return mine.captions[0].text == theirs.captions[0].text and np.allclose(mine.clip_BD, theirs.clip_BD, atol=1e-5)
+    mine, theirs = (captioner.caption_with_embeddings([clip], max_tokens=8) for captioner in (one, other))
+    return mine.captions[0].text == theirs.captions[0].text and np.allclose(
+        mine.clip_embeddings_BD, theirs.clip_embeddings_BD, atol=1e-5
+    )
 
 
 def test_a_start_says_what_the_captioner_said(folder, clip):
     task = CaptionerTask(CaptionerSettings(start=folder, **WARM))
     assert same_captions(task.captioner(task.model), load_captioner(folder), clip)
     assert task.config["start"] == {"spec": folder, "weights": load_captioner(folder).weights_hash}
-    assert task.framing == load_captioner(folder).framing
+    assert task.preprocessor == load_captioner(folder).preprocessor
 
 
 def test_the_captioner_inside_the_package_is_a_start():
@@ -103,14 +105,14 @@ def test_what_was_trained_further_opens_by_path(small_open_clip, start, folder, 
     opened = load_captioner(str(tmp_path))
     assert opened.kinds == ("descriptive", "short")
     text = "a red circle moves left"
-    assert opened.vocabulary.encode([text]).tolist() == load_captioner(spec).vocabulary.encode([text]).tolist()
-    assert opened.describe([clip], kind="short", max_tokens=8).captions[0].kind == "short"
+    assert opened.tokenizer.encode([text]).tolist() == load_captioner(spec).tokenizer.encode([text]).tolist()
+    assert opened.caption_with_embeddings([clip], kind="short", max_tokens=8).captions[0].kind == "short"
     assert not same_captions(opened, load_captioner(spec), clip)
     again = from_captioner(str(tmp_path))
     assert set(again.config["kinds"]) == {"descriptive", "short"}
 
-    saved = read_folder(tmp_path)
-    exported = load_captioner(str(save_captioner(tmp_path / "out", saved.state, saved.vocabulary, saved.config)))
+    saved = read_captioner_folder(tmp_path)
+    exported = load_captioner(str(save_captioner(tmp_path / "out", saved.state, saved.tokenizer, saved.config)))
     assert exported.kinds == opened.kinds
     assert exported.score([clip], [text]) == pytest.approx(opened.score([clip], [text]), abs=0.02)
 
@@ -192,9 +194,9 @@ def test_starts_that_make_no_sense_are_refused(settings, message):
 
 
 def test_a_tokeniser_of_another_model_is_refused(folder, tmp_path):
-    saved = read_folder(folder)
-    known = saved.vocabulary.num_tokens
-    mixed = save_captioner(tmp_path / "mixed", saved.state, saved.vocabulary, saved.config)
+    saved = read_captioner_folder(folder)
+    known = saved.tokenizer.num_tokens
+    mixed = save_captioner(tmp_path / "mixed", saved.state, saved.tokenizer, saved.config)
     tokenizer = json.loads((mixed / "tokenizer.json").read_text())
     left, right = tokenizer["model"]["merges"].pop()
     del tokenizer["model"]["vocab"][left + right]
@@ -204,14 +206,14 @@ def test_a_tokeniser_of_another_model_is_refused(folder, tmp_path):
 
 
 def test_weights_of_another_model_are_refused(folder, tmp_path):
-    saved = read_folder(folder)
-    mixed = save_captioner(tmp_path / "mixed", saved.state, saved.vocabulary, {**saved.config, "num_frames": 3})
+    saved = read_captioner_folder(folder)
+    mixed = save_captioner(tmp_path / "mixed", saved.state, saved.tokenizer, {**saved.config, "num_frames": 3})
     with pytest.raises(CheckpointMismatchError, match="does not fit"):
         from_captioner(str(mixed))
 
 
 def test_captions_that_the_context_cannot_hold_are_refused():
-    vocabulary = train_vocabulary(some_captions(200), num_tokens=600, context_length=80)
-    check_texts(vocabulary, ["a red circle"] * 9 + ["unpronounceable " * 40])
-    with pytest.raises(UsageError, match=f"40% of the captions are longer than the {vocabulary.context_length} tokens"):
-        check_texts(vocabulary, ["a red circle"] * 6 + ["unpronounceable " * 40] * 4)
+    tokenizer = train_tokenizer(some_captions(200), num_tokens=600, context_length=80)
+    check_texts(tokenizer, ["a red circle"] * 9 + ["unpronounceable " * 40])
+    with pytest.raises(UsageError, match=f"40% of the captions are longer than the {tokenizer.context_length} tokens"):
+        check_texts(tokenizer, ["a red circle"] * 6 + ["unpronounceable " * 40] * 4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners.preprocess import Framing
+from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.registry import load_captioner
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.records import Caption
@@ -44,7 +44,7 @@ SMALL = CaptionerSettings(
 SHORT_RUN = TrainerSettings(
     num_steps=4, lr=1e-3, warmup_steps=1, log_every=1, checkpoint_every=2, device="cpu", ema_decay=0.5
 )
-FRAMING = Framing(frame_px=32, fit="squash", interpolation="bilinear")
+PREPROCESSOR = FramePreprocessor(frame_px=32, fit="squash", interpolation="bilinear")
 
 
 def same(first: dict, second: dict) -> bool:
@@ -78,7 +78,7 @@ def test_background_workers_change_nothing():
 def test_training_never_shows_the_held_out_pairs():
     pairs = set()
     for number in range(100):
-        truth = training_clip(number, FRAMING, num_frames=2).truth
+        truth = training_clip(number, PREPROCESSOR, num_frames=2).truth
         pairs.add((truth.main_object, truth.colour))
     assert not pairs & set(HELD_OUT_PAIRS)
     assert len(pairs) > 40
@@ -95,14 +95,14 @@ def test_held_out_seeds_are_never_trained_on():
 def test_captions_fit_the_context_and_come_back_whole():
     task = CaptionerTask(SMALL)
     texts = some_captions(300, seed=9)
-    ids_SM = task.vocabulary.encode(texts)
-    assert (ids_SM[:, -1] == task.vocabulary.special.pad).all()
+    ids_SM = task.tokenizer.encode(texts)
+    assert (ids_SM[:, -1] == task.tokenizer.special.pad).all()
     for text, ids in zip(texts, ids_SM.tolist(), strict=True):
-        assert task.vocabulary.decode(ids).lower() == text.lower()
+        assert task.tokenizer.decode(ids).lower() == text.lower()
     words = {word for text in texts for word in text.split()}
-    lengths = (ids_SM != task.vocabulary.special.pad).sum(dim=1)
+    lengths = (ids_SM != task.tokenizer.special.pad).sum(dim=1)
     assert lengths.float().mean() < 1.6 * np.mean([len(text.split()) for text in texts])
-    assert task.vocabulary.num_tokens < SMALL.vocabulary_tokens + len(words)
+    assert task.tokenizer.num_tokens < SMALL.vocabulary_tokens + len(words)
 
 
 def test_contrastive_loss_knows_equal_texts():
@@ -125,7 +125,7 @@ def test_loss_reaches_every_weight_and_ignores_padding():
     untouched = [name for name, p in task.model.named_parameters() if p.grad is None or not p.grad.any()]
     assert untouched == []
     assert parts.num_tokens <= parts.capacity_tokens
-    expected = np.log(task.vocabulary.num_tokens)
+    expected = np.log(task.tokenizer.num_tokens)
     assert float(parts.logs["caption"]) == pytest.approx(expected, rel=0.15)
     longer = CaptionerTask(CaptionerSettings(**{**vars(SMALL), "caption_weight": 0.0, "contrastive_weight": 0.0}))
     assert longer.loss(batch, step=0, seed=0).loss_sum.detach() == 0

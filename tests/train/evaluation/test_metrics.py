@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners.interface import Described
+from recaption.captioners.interface import CaptionBatch
 from recaption.errors import UsageError
 from recaption.records import Caption
 from train.evaluation.metrics import EvaluationSettings, RealClips, Samples, evaluate, loss_measures, sampled
@@ -22,12 +22,12 @@ class ColourReader:
     name, weights_hash = "colours", "0"
     has_space = True
 
-    def describe(self, clips):
+    def caption_with_embeddings(self, clips):
         texts = [f"a {self._colour(clip)} circle moves left" for clip in clips]
         captions = [Caption(clip_id="", text=text, captioner="colours@0") for text in texts]
         if not self.has_space:
-            return Described(captions, None, None)
-        return Described(captions, self.embed_clips(clips), self.embed_texts(texts))
+            return CaptionBatch(captions, None, None)
+        return CaptionBatch(captions, self.embed_clips(clips), self.embed_texts(texts))
 
     def embed_clips(self, clips):
         vectors = np.stack([np.append(clip.reshape(-1, 3).mean(0) / 255, 1.0) for clip in clips])

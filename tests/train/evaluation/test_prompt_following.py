@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recaption.captioners.interface import Described
+from recaption.captioners.interface import CaptionBatch
 from recaption.records import Caption
 from train.evaluation.prompt_following import ALL_FIELDS, SUBJECT, follow
 
@@ -25,7 +25,7 @@ class Embedder:
 def described(texts, places=None):
     captions = [Caption(clip_id="", text=text, captioner="stand-in@0") for text in texts]
     clips = None if places is None else np.eye(len(PROMPTS), dtype=np.float32)[places]
-    return Described(captions, clips, clips)
+    return CaptionBatch(captions, clips, clips)
 
 
 def test_samples_that_show_what_was_asked_follow_in_every_field():

@@ -11,20 +11,20 @@ LONG = "a large striped red circle moves left over the sea " * 40
 def test_a_captioners_text_tower_counts_whole_texts():
     tiny = load_captioner("tiny")
     length = load("captioner:tiny", captioner=tiny, captioner_spec="tiny")
-    short, long = length.count(["a red circle", LONG])
+    short, long = length.count_tokens(["a red circle", LONG])
     _, lengths, _ = tiny.text_tower.encode(["a red circle", LONG])
-    assert length.limit == tiny.text_tower.max_tokens
+    assert length.max_tokens == tiny.text_tower.max_tokens
     assert short == int(lengths[0])
-    assert long > length.limit >= int(lengths[1])  # which is where the encoder cuts it
-    assert load("captioner:tiny", max_tokens=12).limit == 12
+    assert long > length.max_tokens >= int(lengths[1])  # which is where the encoder cuts it
+    assert load("captioner:tiny", max_tokens=12).max_tokens == 12
 
 
 def test_a_t5_tokenizer_is_enough(tmp_path):
     word_tokenizer(("a", "red", "circle")).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     length = load(f"t5:{tmp_path}")
-    assert length.count(["a red circle", "a red circle moves"]) == [4, 5]
-    assert length.limit == 256
+    assert length.count_tokens(["a red circle", "a red circle moves"]) == [4, 5]
+    assert length.max_tokens == 256
 
 
 def test_encoders_that_are_not_there(tmp_path, monkeypatch):
@@ -38,14 +38,14 @@ def test_encoders_that_are_not_there(tmp_path, monkeypatch):
 def test_clip_counts_without_its_weights(tmp_path):
     length = load(write_clip(tmp_path, context_length=10))
     (tmp_path / "open_clip_model.safetensors").unlink()
-    assert (length.limit, length.count(["a red circle", "a " * 20])) == (10, [5, 22])
+    assert (length.max_tokens, length.count_tokens(["a red circle", "a " * 20])) == (10, [5, 22])
     assert widths(f"clip:{tmp_path}") == (8, 12)
 
 
 def test_of_several_encoders_the_smallest_limit_counts_and_none_is_exceeded_unseen(tmp_path):
     t5, clip = write_t5(tmp_path / "t5"), write_clip(tmp_path / "clip", context_length=10)
     length = load(f"{t5}+{clip}")
-    assert (length.limit, length.count(["a red circle"])) == (10, [5])
+    assert (length.max_tokens, length.count_tokens(["a red circle"])) == (10, [5])
     assert widths(f"{t5}+{clip}") == (24, 28)
     both = load(f"{t5}+{clip}", max_tokens=4)  # 3 and 4 tokens for T5, one more for CLIP
-    assert both.count(["red blue", "red blue circle"]) == [3, 5]
+    assert both.count_tokens(["red blue", "red blue circle"]) == [3, 5]

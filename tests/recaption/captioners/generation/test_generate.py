@@ -1,4 +1,4 @@
-"""Cached decoding says exactly what the full computation says."""
+"""Generation with a KV cache gives exactly the tokens of the full forward pass."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recaption.captioners.generation.generate import draw, generate
-from recaption.captioners.generation.kv_cache import DecodingSteps
-from recaption.captioners.generation.packed_weights import StepWeights
-from recaption.captioners.generation.settings import Decoding, SpecialTokens
-from recaption.captioners.videococa.model import VideoCoCa, initialise_decoder
+from recaption.captioners.generation.generate import generate, sample_tokens
+from recaption.captioners.generation.kv_cache import CachedDecoder
+from recaption.captioners.generation.packed_weights import PackedWeights
+from recaption.captioners.generation.settings import DecodingSettings, SpecialTokens
+from recaption.captioners.videococa.model import VideoCoCa, init_decoder_weights
 from recaption.errors import UsageError
 
 SPECIAL = SpecialTokens(start=1, end=2, pad=0)
@@ -23,7 +23,7 @@ NUM_TOKENS = 40
 
 
 def small_coca(*, context_length: int = 12, seed: int = 0, spread: float = 6.0) -> torch.nn.Module:
-    """A random CoCa whose captions differ between clips (`spread` makes its distributions peaked)."""
+    """A random CoCa whose captions differ between clips; a larger `spread` makes its distributions more peaked."""
     from open_clip.coca_model import CoCa
 
     tower = {"context_length": context_length, "vocab_size": NUM_TOKENS, "width": 32, "heads": 4, "layers": 2}
@@ -45,7 +45,7 @@ def small_coca(*, context_length: int = 12, seed: int = 0, spread: float = 6.0) 
             text_cfg={**tower, "embed_cls": True, "output_tokens": True},
             multimodal_cfg={**tower},
         )
-        initialise_decoder(coca)
+        init_decoder_weights(coca)
         with torch.no_grad():
             coca.text.token_embedding.weight.mul_(20)
             coca.text.positional_embedding.mul_(40)
@@ -61,26 +61,26 @@ def image_tokens(coca: torch.nn.Module, num_clips: int, seed: int = 1) -> torch.
         return VideoCoCa(coca).encode_clips(pixels).tokens_BND
 
 
-def full_logits(coca: torch.nn.Module, tokens_BND: torch.Tensor, said_RM: torch.Tensor) -> torch.Tensor:
+def full_logits(coca: torch.nn.Module, tokens_BND: torch.Tensor, ids_RM: torch.Tensor) -> torch.Tensor:
     """open_clip's own forward over the whole prefix."""
     unused = tokens_BND[:, 0]
-    return coca(None, said_RM, image_latent=unused, image_embs=tokens_BND, output_labels=False)["logits"][:, -1]
+    return coca(None, ids_RM, image_latent=unused, image_embs=tokens_BND, output_labels=False)["logits"][:, -1]
 
 
 @torch.inference_mode()
 def full_greedy(coca: torch.nn.Module, tokens_BND: torch.Tensor, max_tokens: int, prompt=(), special=SPECIAL):
     captions = []
     for clip in range(len(tokens_BND)):
-        said = [special.start, *prompt]
+        ids = [special.start, *prompt]
         logprobs: list[float] = []
         while len(logprobs) < max_tokens:
-            logits = full_logits(coca, tokens_BND[clip : clip + 1], torch.tensor([said]))[0]
+            logits = full_logits(coca, tokens_BND[clip : clip + 1], torch.tensor([ids]))[0]
             token = int(logits.argmax())
             logprobs.append(float(F.log_softmax(logits, dim=-1)[token]))
-            said.append(token)
+            ids.append(token)
             if token in (special.end, special.pad):
                 break
-        captions.append((tuple(said[1 + len(prompt) :]), logprobs))
+        captions.append((tuple(ids[1 + len(prompt) :]), logprobs))
     return captions
 
 
@@ -91,21 +91,23 @@ def test_greedy_equals_open_clip_full_forward(seed, prompt):
     tokens_BND = image_tokens(coca, 7)
     expected = full_greedy(coca, tokens_BND, 9, prompt)
     with torch.inference_mode():
-        got = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9), prompt=prompt)
+        got = generate(coca, tokens_BND, special=SPECIAL, decoding=DecodingSettings(max_tokens=9), prompt=prompt)
     assert [caption.tokens for caption in got] == [tokens for tokens, _ in expected]
     for caption, (_, logprobs) in zip(got, expected, strict=True):
         np.testing.assert_allclose(caption.logprobs, logprobs, atol=1e-4)
         assert caption.mean_logprob == pytest.approx(sum(caption.logprobs) / len(caption.logprobs))
 
 
-def test_rows_end_at_different_lengths_and_clips_differ():
-    """The comparison above has something to compare: early ends, cut ends, pad ends, more than one caption."""
+def test_captions_end_in_all_ways_and_clips_differ():
+    """The inputs of the test above cover end tokens, pad tokens, truncation and different captions."""
     endings = set()
     texts = set()
     for seed in range(6):
         coca = small_coca(seed=seed)
         with torch.inference_mode():
-            for caption in generate(coca, image_tokens(coca, 7), special=SPECIAL, decoding=Decoding(max_tokens=9)):
+            for caption in generate(
+                coca, image_tokens(coca, 7), special=SPECIAL, decoding=DecodingSettings(max_tokens=9)
+            ):
                 endings.add((caption.ended, caption.tokens[-1] if caption.ended else None))
                 texts.add(caption.tokens)
                 assert caption.ended == (caption.tokens[-1] in (SPECIAL.end, SPECIAL.pad))
@@ -113,56 +115,58 @@ def test_rows_end_at_different_lengths_and_clips_differ():
     assert len(texts) > 10
 
 
-def test_a_clip_is_captioned_alike_alone_and_in_a_batch():
+def test_a_caption_does_not_depend_on_its_batch():
     coca = small_coca(seed=3)
     tokens_BND = image_tokens(coca, 6)
-    draws = np.random.default_rng(0).random((6, 9))
-    decoding = Decoding(max_tokens=9, temperature=1.0, top_k=10, top_p=0.9)
+    uniforms = np.random.default_rng(0).random((6, 9))
+    decoding = DecodingSettings(max_tokens=9, temperature=1.0, top_k=10, top_p=0.9)
     with torch.inference_mode():
-        together = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, draws_RM=draws)
+        together = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, uniforms_RM=uniforms)
         alone = [
-            generate(coca, tokens_BND[i : i + 1], special=SPECIAL, decoding=decoding, draws_RM=draws[i : i + 1])[0]
+            generate(coca, tokens_BND[i : i + 1], special=SPECIAL, decoding=decoding, uniforms_RM=uniforms[i : i + 1])[
+                0
+            ]
             for i in range(6)
         ]
     assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
 
 
 @torch.inference_mode()
-def three_samples_each(coca, tokens_BND, draws, rows=slice(None), num_samples=3):
-    """Drawn captions, whose end tokens are two that they say, so that they end at different times."""
-    decoding = Decoding(max_tokens=9, temperature=1.0, num_samples=3)
-    never = SpecialTokens(start=1, end=-1, pad=-1)
-    endless = generate(coca, tokens_BND, special=never, decoding=decoding, draws_RM=draws)
-    special = SpecialTokens(start=1, end=endless[0].tokens[2], pad=endless[-1].tokens[4])
+def three_samples_each(coca, tokens_BND, uniforms, rows=slice(None), num_samples=3):
+    """Sampled captions; end and pad are set to two generated tokens, so that captions end at different lengths."""
+    decoding = DecodingSettings(max_tokens=9, temperature=1.0, num_samples=3)
+    no_end = SpecialTokens(start=1, end=-1, pad=-1)
+    without_end = generate(coca, tokens_BND, special=no_end, decoding=decoding, uniforms_RM=uniforms)
+    special = SpecialTokens(start=1, end=without_end[0].tokens[2], pad=without_end[-1].tokens[4])
     clips = tokens_BND if num_samples == 3 else tokens_BND.repeat_interleave(3, dim=0)
     decoding = dataclasses.replace(decoding, num_samples=num_samples)
-    return generate(coca, clips[rows], special=special, decoding=decoding, draws_RM=draws[rows])
+    return generate(coca, clips[rows], special=special, decoding=decoding, uniforms_RM=uniforms[rows])
 
 
-def test_samples_of_a_clip_are_folded_and_each_goes_its_own_way():
-    """Several captions per clip from one set of image keys: the same as each drawn by itself, ends at any time."""
+def test_several_samples_per_clip_equal_single_samples():
+    """Samples that share a clip's cross-attention keys equal those generated one by one, at any length."""
     coca = small_coca(seed=0)
     tokens_BND = image_tokens(coca, 4)
-    draws = np.random.default_rng(1).random((12, 9))
-    folded = three_samples_each(coca, tokens_BND, draws)
-    alone = [three_samples_each(coca, tokens_BND, draws, [row], num_samples=1)[0] for row in range(12)]
-    assert [caption.tokens for caption in folded] == [caption.tokens for caption in alone]
-    assert len({len(caption.tokens) for caption in folded}) > 2
+    uniforms = np.random.default_rng(1).random((12, 9))
+    together = three_samples_each(coca, tokens_BND, uniforms)
+    alone = [three_samples_each(coca, tokens_BND, uniforms, [row], num_samples=1)[0] for row in range(12)]
+    assert [caption.tokens for caption in together] == [caption.tokens for caption in alone]
+    assert len({len(caption.tokens) for caption in together}) > 2
     with pytest.raises(UsageError, match="12 captions"):
         generate(
             coca,
             tokens_BND,
             special=SPECIAL,
-            decoding=Decoding(max_tokens=9, temperature=1.0, num_samples=3),
-            draws_RM=draws[:4],
+            decoding=DecodingSettings(max_tokens=9, temperature=1.0, num_samples=3),
+            uniforms_RM=uniforms[:4],
         )
 
 
-def test_rows_that_ended_leave(monkeypatch):
+def test_finished_rows_leave_the_batch(monkeypatch):
     coca = small_coca(seed=0)
     rows = []
-    step = DecodingSteps.step
-    monkeypatch.setattr(DecodingSteps, "step", lambda self, tokens: rows.append(len(tokens)) or step(self, tokens))
+    step = CachedDecoder.step
+    monkeypatch.setattr(CachedDecoder, "step", lambda self, tokens: rows.append(len(tokens)) or step(self, tokens))
     three_samples_each(coca, image_tokens(coca, 4), np.random.default_rng(1).random((12, 9)))
     rows = rows[9:]  # the first nine steps are those without an end token
     assert rows[0] == 12
@@ -171,7 +175,7 @@ def test_rows_that_ended_leave(monkeypatch):
 
 
 def wide_coca(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """Wide enough for its matrices to be laid out anew."""
+    """A CoCa wide enough for its matrices to be packed."""
     from open_clip.coca_model import CoCa
 
     tower = {"context_length": 12, "vocab_size": 600, "width": 160, "heads": 4, "layers": 1}
@@ -184,7 +188,7 @@ def wide_coca(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
             text_cfg={**tower, "embed_cls": True, "output_tokens": True},
             multimodal_cfg={**tower},
         )
-        initialise_decoder(coca)
+        init_decoder_weights(coca)
         with torch.no_grad():
             coca.text.token_embedding.weight.mul_(20)
             coca.text.positional_embedding.mul_(40)
@@ -193,79 +197,83 @@ def wide_coca(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
-def test_matrices_laid_out_for_steps_say_the_same(settings):
+def test_packed_weights_give_the_same_tokens(settings):
     coca = wide_coca()
     tokens_BND = image_tokens(coca, 5)
-    decoding = Decoding(max_tokens=9, **settings)
+    decoding = DecodingSettings(max_tokens=9, **settings)
     with torch.inference_mode():
         plain = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding)
-        packed = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, weights=StepWeights(coca))
+        packed = generate(coca, tokens_BND, special=SPECIAL, decoding=decoding, weights=PackedWeights(coca))
     assert [caption.tokens for caption in packed] == [caption.tokens for caption in plain]
     assert len({caption.tokens for caption in plain}) > 1
 
 
-def test_int8_is_near_bfloat16_and_does_not_look_at_neighbours():
+def test_int8_is_close_to_bfloat16_and_independent_of_the_batch():
     coca = wide_coca(torch.bfloat16)
     tokens_BND = image_tokens(coca.float(), 4)
     coca, tokens_BND = coca.bfloat16(), tokens_BND.bfloat16()
-    weights = StepWeights(coca, int8=True)
+    weights = PackedWeights(coca, int8=True)
     start = torch.full((4, 1), SPECIAL.start)
     with torch.inference_mode():
-        exact = DecodingSteps(coca, tokens_BND).step(start)
-        rounded = DecodingSteps(coca, tokens_BND, weights=weights).step(start)
-        alone = DecodingSteps(coca, tokens_BND[:1], weights=weights).step(start[:1])
+        exact = CachedDecoder(coca, tokens_BND).step(start)
+        rounded = CachedDecoder(coca, tokens_BND, weights=weights).step(start)
+        alone = CachedDecoder(coca, tokens_BND[:1], weights=weights).step(start[:1])
     assert float((exact - rounded).std() / exact.std()) < 0.05
     torch.testing.assert_close(alone[0], rounded[0], atol=float(exact.std()) * 0.05, rtol=0)
     with pytest.raises(UsageError, match="bfloat16"):
-        StepWeights(wide_coca(), int8=True)
+        PackedWeights(wide_coca(), int8=True)
 
 
-def test_drawing_follows_the_distribution_and_its_limits():
+def test_sampling_follows_the_distribution_with_temperature_top_k_and_top_p():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(4000, -1)
     uniform = torch.linspace(0, 1, 4001)[:-1]
 
-    def shares(**settings):
-        counts = draw(logits, uniform, Decoding(temperature=settings.pop("temperature", 1.0), **settings)).bincount(
-            minlength=4
-        )
+    def frequencies(**settings):
+        counts = sample_tokens(
+            logits, uniform, DecodingSettings(temperature=settings.pop("temperature", 1.0), **settings)
+        ).bincount(minlength=4)
         return (counts / 4000).tolist()
 
-    np.testing.assert_allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=2e-3)
-    np.testing.assert_allclose(shares(top_k=2), [0.625, 0.375, 0, 0], atol=2e-3)
-    np.testing.assert_allclose(shares(top_p=0.7), [0.625, 0.375, 0, 0], atol=2e-3)
-    np.testing.assert_allclose(shares(top_p=0.01), [1, 0, 0, 0])
+    np.testing.assert_allclose(frequencies(), [0.5, 0.3, 0.15, 0.05], atol=2e-3)
+    np.testing.assert_allclose(frequencies(top_k=2), [0.625, 0.375, 0, 0], atol=2e-3)
+    np.testing.assert_allclose(frequencies(top_p=0.7), [0.625, 0.375, 0, 0], atol=2e-3)
+    np.testing.assert_allclose(frequencies(top_p=0.01), [1, 0, 0, 0])
     squared = np.square([0.5, 0.3, 0.15, 0.05])
-    np.testing.assert_allclose(shares(temperature=0.5), squared / squared.sum(), atol=2e-3)
+    np.testing.assert_allclose(frequencies(temperature=0.5), squared / squared.sum(), atol=2e-3)
 
 
 def test_sampling_with_one_candidate_is_greedy():
     coca = small_coca(seed=2)
     tokens_BND = image_tokens(coca, 4)
-    draws = np.random.default_rng(5).random((4, 9))
+    uniforms = np.random.default_rng(5).random((4, 9))
     with torch.inference_mode():
-        greedy = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9))
-        drawn = generate(
-            coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=9, temperature=2, top_k=1), draws_RM=draws
+        greedy = generate(coca, tokens_BND, special=SPECIAL, decoding=DecodingSettings(max_tokens=9))
+        sampled = generate(
+            coca,
+            tokens_BND,
+            special=SPECIAL,
+            decoding=DecodingSettings(max_tokens=9, temperature=2, top_k=1),
+            uniforms_RM=uniforms,
         )
-    assert drawn == greedy
+    assert sampled == greedy
 
 
 def test_context_length_bounds_the_caption():
     coca = small_coca(context_length=6, seed=1)
     tokens_BND = image_tokens(coca, 3)
-    decoding = Decoding(max_tokens=500, min_tokens=500)
+    decoding = DecodingSettings(max_tokens=500, min_tokens=500)
     with torch.inference_mode():
         captions = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=decoding)
         assert {len(caption.tokens) for caption in captions} == {6}
         assert not any(caption.ended for caption in captions)
         with pytest.raises(UsageError, match="context"):
             generate(coca, tokens_BND, special=SPECIAL, prompt=range(7))
-        steps = DecodingSteps(coca, tokens_BND)
+        steps = CachedDecoder(coca, tokens_BND)
         with pytest.raises(UsageError, match="context"):
             steps.step(torch.ones(3, 7, dtype=torch.long))
 
 
-def test_min_tokens_bars_the_end_token():
+def test_min_tokens_masks_the_end_token():
     coca = small_coca(seed=0)
     with torch.no_grad():
         coca.text_decoder.text_projection[:, SPECIAL.end] = 0
@@ -273,12 +281,12 @@ def test_min_tokens_bars_the_end_token():
         coca.text_decoder.text_projection[:, SPECIAL.end] += 10
     tokens_BND = image_tokens(coca, 2)
     with torch.inference_mode():
-        at_once = generate(coca, tokens_BND, special=SPECIAL)
-        later = generate(
-            coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=Decoding(min_tokens=4)
+        default = generate(coca, tokens_BND, special=SPECIAL)
+        with_minimum = generate(
+            coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=DecodingSettings(min_tokens=4)
         )
-    assert {caption.tokens for caption in at_once} == {(SPECIAL.end,)}
-    assert {len(caption.tokens) for caption in later} == {5}
+    assert {caption.tokens for caption in default} == {(SPECIAL.end,)}
+    assert {len(caption.tokens) for caption in with_minimum} == {5}
 
 
 @torch.inference_mode()
@@ -287,28 +295,28 @@ def exhaustive_best(coca, tokens_1ND, max_tokens):
     best = (-math.inf, ())
     frontier = [((SPECIAL.start,), 0.0)]
     for length in range(1, max_tokens + 1):
-        said_RM = torch.tensor([tokens for tokens, _ in frontier])
-        logprob_RV = F.log_softmax(full_logits(coca, tokens_1ND.expand(len(frontier), -1, -1), said_RM), dim=-1)
-        grown = []
+        ids_RM = torch.tensor([tokens for tokens, _ in frontier])
+        logprob_RV = F.log_softmax(full_logits(coca, tokens_1ND.expand(len(frontier), -1, -1), ids_RM), dim=-1)
+        continuations = []
         for (tokens, total), row in zip(frontier, logprob_RV.tolist(), strict=True):
             for token, logprob in enumerate(row):
                 if token in (SPECIAL.end, SPECIAL.pad):
                     best = max(best, ((total + logprob) / length, (*tokens[1:], token)))
                 else:
-                    grown.append(((*tokens, token), total + logprob))
-        frontier = grown
+                    continuations.append(((*tokens, token), total + logprob))
+        frontier = continuations
     return best
 
 
-def test_wide_beam_search_finds_the_best_caption_of_all():
-    """With as many beams as there are prefixes nothing is cut: the result is the exhaustive optimum."""
+def test_wide_beam_search_finds_the_global_optimum():
+    """With as many beams as prefixes nothing is pruned: the result is the exhaustive optimum."""
     coca = small_coca(seed=4, spread=1.0)
     with torch.no_grad():  # a vocabulary of 6, so that all prefixes can be enumerated
         coca.text_decoder.text_projection = torch.nn.Parameter(coca.text_decoder.text_projection[:, :6].clone())
     tokens_BND = image_tokens(coca, 3)
     expected = [exhaustive_best(coca, tokens_BND[clip : clip + 1], 3) for clip in range(3)]
     with torch.inference_mode():
-        got = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=3, num_beams=16))
+        got = generate(coca, tokens_BND, special=SPECIAL, decoding=DecodingSettings(max_tokens=3, num_beams=16))
     for caption, (mean_logprob, tokens) in zip(got, expected, strict=True):
         assert caption.tokens == tokens
         assert caption.mean_logprob == pytest.approx(mean_logprob, abs=1e-4)
@@ -318,44 +326,46 @@ def test_wide_beam_search_finds_the_best_caption_of_all():
 def full_beam_search(coca, tokens_1ND, num_beams, max_tokens):
     """Textbook beam search on open_clip's full forward, one clip, one prefix at a time."""
     live = [((SPECIAL.start,), ())]
-    done = []
+    finished = []
     for _ in range(max_tokens):
-        grown = []
+        continuations = []
         for tokens, logprobs in live:
             row = F.log_softmax(full_logits(coca, tokens_1ND, torch.tensor([tokens]))[0], dim=-1).tolist()
-            grown += [((*tokens, token), (*logprobs, logprob)) for token, logprob in enumerate(row)]
-        grown.sort(key=lambda beam: -sum(beam[1]))
-        done += [beam for beam in grown[:num_beams] if beam[0][-1] in (SPECIAL.end, SPECIAL.pad)]
-        live = [beam for beam in grown if beam[0][-1] not in (SPECIAL.end, SPECIAL.pad)][:num_beams]
-        means = sorted((sum(scores) / len(scores) for _, scores in done), reverse=True)
-        if len(done) >= num_beams and max(sum(s) for _, s in live) / len(live[0][1]) <= means[num_beams - 1]:
+            continuations += [((*tokens, token), (*logprobs, logprob)) for token, logprob in enumerate(row)]
+        continuations.sort(key=lambda beam: -sum(beam[1]))
+        finished += [beam for beam in continuations[:num_beams] if beam[0][-1] in (SPECIAL.end, SPECIAL.pad)]
+        live = [beam for beam in continuations if beam[0][-1] not in (SPECIAL.end, SPECIAL.pad)][:num_beams]
+        means = sorted((sum(scores) / len(scores) for _, scores in finished), reverse=True)
+        if len(finished) >= num_beams and max(sum(s) for _, s in live) / len(live[0][1]) <= means[num_beams - 1]:
             break
-    if done:
-        return max(done, key=lambda beam: sum(beam[1]) / len(beam[1]))[0][1:]
+    if finished:
+        return max(finished, key=lambda beam: sum(beam[1]) / len(beam[1]))[0][1:]
     return max(live, key=lambda beam: sum(beam[1]))[0][1:]
 
 
 @pytest.mark.parametrize(("seed", "num_beams"), itertools.product(range(3), (2, 4)))
-def test_beam_search_equals_the_textbook_on_the_full_forward(seed, num_beams):
+def test_beam_search_equals_textbook_beam_search_on_the_full_forward(seed, num_beams):
     coca = small_coca(seed=seed, spread=3.0)
     tokens_BND = image_tokens(coca, 5)
     with torch.inference_mode():
-        got = generate(coca, tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=8, num_beams=num_beams))
+        got = generate(coca, tokens_BND, special=SPECIAL, decoding=DecodingSettings(max_tokens=8, num_beams=num_beams))
     expected = [full_beam_search(coca, tokens_BND[clip : clip + 1], num_beams, 8) for clip in range(5)]
     assert [caption.tokens for caption in got] == expected
 
 
-def test_length_penalty_decides_between_short_and_long():
-    """0 compares sums, which only fall with length; a high one favours whatever is long."""
+def test_higher_length_penalty_gives_longer_captions():
+    """0 compares sums, which only fall with length; high values favour long captions."""
     coca = small_coca(seed=0, spread=1.5)
     tokens_BND = image_tokens(coca, 5)
     with torch.inference_mode():
-        decoding = Decoding(max_tokens=9, num_beams=4)
-        endless = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=-1, pad=-1), decoding=decoding)
-    special = SpecialTokens(start=1, end=endless[0].tokens[1], pad=endless[0].tokens[4])  # so that captions do end
+        decoding = DecodingSettings(max_tokens=9, num_beams=4)
+        without_end = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=-1, pad=-1), decoding=decoding)
+    special = SpecialTokens(
+        start=1, end=without_end[0].tokens[1], pad=without_end[0].tokens[4]
+    )  # so that captions do end
     lengths = {}
     for penalty in (0.0, 1.0, 4.0):
-        decoding = Decoding(max_tokens=9, num_beams=4, length_penalty=penalty)
+        decoding = DecodingSettings(max_tokens=9, num_beams=4, length_penalty=penalty)
         with torch.inference_mode():
             captions = generate(coca, tokens_BND, special=special, decoding=decoding)
         lengths[penalty] = sum(len(caption.tokens) for caption in captions)
@@ -377,7 +387,7 @@ def test_length_penalty_decides_between_short_and_long():
 )
 def test_contradicting_settings_are_refused(settings):
     with pytest.raises(UsageError):
-        Decoding(**settings)
+        DecodingSettings(**settings)
 
 
 @pytest.mark.slow
@@ -387,14 +397,14 @@ def test_greedy_equals_open_clip_full_forward_at_full_size():
 
     captioner = load_captioner("open_clip:coca_ViT-B-32/random")
     coca = captioner.model.coca
-    with torch.no_grad():  # untouched random weights repeat one token; louder inputs make the captions vary
+    with torch.no_grad():  # unscaled random weights repeat one token; larger embeddings make the captions vary
         coca.text.token_embedding.weight.mul_(20)
         coca.text.positional_embedding.mul_(40)
-    special = captioner.vocabulary.special
+    special = captioner.tokenizer.special
     pixels = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         tokens_BND = captioner.model.encode_clips(pixels).tokens_BND
-        got = generate(coca, tokens_BND, special=special, decoding=Decoding(max_tokens=30))
+        got = generate(coca, tokens_BND, special=special, decoding=DecodingSettings(max_tokens=30))
     expected = full_greedy(coca, tokens_BND, 30, special=special)
     assert [caption.tokens for caption in got] == [tokens for tokens, _ in expected]
     assert len({caption.tokens for caption in got}) == 3

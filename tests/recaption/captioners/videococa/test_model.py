@@ -1,4 +1,4 @@
-"""The designs of VideoCoCa: exact on one frame, honest about the order of frames, able to caption and to learn."""
+"""VideoCoCa designs: exact on one frame, sensitive to frame order where promised, able to caption and to train."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from recaption.captioners.generation.generate import generate
-from recaption.captioners.generation.settings import Decoding, SpecialTokens
+from recaption.captioners.generation.settings import DecodingSettings, SpecialTokens
 from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa.checkpoint import build_model
-from recaption.captioners.videococa.model import DESIGNS, POOLERS, VideoCoCa, build_coca, grown_state, two_poolers
+from recaption.captioners.videococa.model import (
+    DESIGNS,
+    POOLERS,
+    VideoCoCa,
+    build_coca,
+    expand_state_dict,
+    split_pooler,
+)
 from recaption.errors import UsageError
 
 NUM_TOKENS = 40
@@ -49,8 +56,8 @@ def random_pixels(num_clips: int = 2, num_frames: int = 4) -> torch.Tensor:
     return torch.randn(num_clips, num_frames, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def stir(model: VideoCoCa) -> VideoCoCa:
-    """What training would do to the parts that start without effect."""
+def perturb_added_parts(model: VideoCoCa) -> VideoCoCa:
+    """Randomise the parts that are initialised to have no effect, as training would."""
     with torch.no_grad():
         if model.temporal_embedding is not None:
             model.temporal_embedding.normal_(generator=torch.Generator().manual_seed(5))
@@ -61,7 +68,7 @@ def stir(model: VideoCoCa) -> VideoCoCa:
 
 @pytest.mark.parametrize("temporal", [False, True])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_one_frame_is_the_image_in_every_design(design, temporal):
+def test_one_frame_equals_the_image_model_in_every_design(design, temporal):
     if design == "mean" and temporal:
         with pytest.raises(UsageError, match="order"):
             make(design, temporal=True)
@@ -76,7 +83,7 @@ def test_one_frame_is_the_image_in_every_design(design, temporal):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_designs_differ_on_clips_and_give_the_tokens_they_promise(design):
+def test_designs_differ_on_clips_and_have_the_documented_number_of_tokens(design):
     pixels = random_pixels()
     with torch.inference_mode():
         got, plain = make(design).encode_clips(pixels), make().encode_clips(pixels)
@@ -86,7 +93,7 @@ def test_designs_differ_on_clips_and_give_the_tokens_they_promise(design):
         assert (got.pooled_BD - plain.pooled_BD).abs().max() > 1e-3
 
 
-def test_the_mean_is_the_mean():
+def test_mean_design_averages_the_tokens_of_its_frames():
     model, pixels = make("mean"), random_pixels()
     with torch.inference_mode():
         tokens = torch.stack([model.encode_clips(pixels[:, [t]]).tokens_BND for t in range(4)]).mean(dim=0)
@@ -95,7 +102,7 @@ def test_the_mean_is_the_mean():
 
 @pytest.mark.parametrize("design", ["attentional", "joint", "factorized"])
 def test_time_reversed_clips_differ_with_a_temporal_embedding(design):
-    model, pixels = stir(make(design, temporal=True)), random_pixels()
+    model, pixels = perturb_added_parts(make(design, temporal=True)), random_pixels()
     with torch.inference_mode():
         forwards, backwards = model.encode_clips(pixels), model.encode_clips(pixels.flip(1))
         assert (forwards.pooled_BD - backwards.pooled_BD).abs().max() > 1e-3
@@ -103,7 +110,7 @@ def test_time_reversed_clips_differ_with_a_temporal_embedding(design):
 
 
 @pytest.mark.parametrize("design", ["attentional", "joint", "mean"])
-def test_time_reversed_clips_are_the_same_without(design):
+def test_time_reversed_clips_are_equal_without_a_temporal_embedding(design):
     model, pixels = make(design), random_pixels()
     with torch.inference_mode():
         forwards, backwards = model.encode_clips(pixels), model.encode_clips(pixels.flip(1))
@@ -115,12 +122,12 @@ def test_time_reversed_clips_are_the_same_without(design):
     ("design", "pool"),
     [*((design, True) for design in DESIGNS), ("attentional", "parallel"), ("factorized", "cascade")],
 )
-def test_every_design_captions_and_learns(design, pool):
+def test_every_design_captions_and_trains(design, pool):
     model = make(design, pool=pool, temporal=design != "mean")
     pixels = random_pixels(num_clips=3)
     with torch.inference_mode():
         clips = model.encode_clips(pixels)
-        captions = generate(model.coca, clips.tokens_BND, special=SPECIAL, decoding=Decoding(max_tokens=5))
+        captions = generate(model.coca, clips.tokens_BND, special=SPECIAL, decoding=DecodingSettings(max_tokens=5))
     assert len(captions) == 3
     ids = torch.randint(3, NUM_TOKENS, (3, 10), generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -135,19 +142,19 @@ def test_every_design_captions_and_learns(design, pool):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    own = [name for name, _ in model.named_parameters() if name.startswith(("temporal", "coca.visual.attn_pool"))]
-    # text_global pooling aside, all that the design adds gets gradients
-    assert own
-    silent = [name for name in own if dict(model.named_parameters())[name].grad is None]
-    assert silent == []
+    added = [name for name, _ in model.named_parameters() if name.startswith(("temporal", "coca.visual.attn_pool"))]
+    # text_global pooling aside, all parts that the design adds get gradients
+    assert added
+    without_gradient = [name for name in added if dict(model.named_parameters())[name].grad is None]
+    assert without_gradient == []
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
-def test_two_poolers_start_from_the_weights_of_one(pooler):
+def test_split_poolers_start_from_the_weights_of_one(pooler):
     one = make()
     torch.manual_seed(7)
-    two = VideoCoCa(build_coca(two_poolers(coca_config(), pooler))).eval()
-    two.load_state_dict(grown_state(one.state_dict(), two))
+    two = VideoCoCa(build_coca(split_pooler(coca_config(), pooler))).eval()
+    two.load_state_dict(expand_state_dict(one.state_dict(), two))
     pixels = random_pixels()
     with torch.inference_mode():
         expected, got = one.encode_clips(pixels), two.encode_clips(pixels)
@@ -157,23 +164,23 @@ def test_two_poolers_start_from_the_weights_of_one(pooler):
     # as many queries as before: the contrastive one is one more token of the decoder
     torch.manual_seed(7)
     wide = VideoCoCa(build_coca(coca_config(pooler))).eval()
-    wide.load_state_dict(grown_state(one.state_dict(), wide))
+    wide.load_state_dict(expand_state_dict(one.state_dict(), wide))
     with torch.inference_mode():
         assert wide.encode_clips(pixels).tokens_BND.shape == (2, 5, 32)
 
 
-def test_new_parts_of_a_grown_model_keep_their_first_values():
-    one, grown = make(), make("factorized", temporal=True, seed=3)
-    grown.load_state_dict(grown_state(one.state_dict(), grown))
+def test_added_parts_keep_their_initial_values():
+    one, expanded = make(), make("factorized", temporal=True, seed=3)
+    expanded.load_state_dict(expand_state_dict(one.state_dict(), expanded))
     pixels = random_pixels(num_frames=1)
     with torch.inference_mode():
         torch.testing.assert_close(
-            grown.encode_clips(pixels).tokens_BND, one.encode_clips(pixels).tokens_BND, atol=1e-5, rtol=0
+            expanded.encode_clips(pixels).tokens_BND, one.encode_clips(pixels).tokens_BND, atol=1e-5, rtol=0
         )
 
 
 def test_pooled_texts_need_no_padding():
-    """With the mask of published weights, which lets the CLS token see one position too many, and with the right one."""
+    """With the mask of published weights, which lets CLS attend to one position too many, and with the correct one."""
     model = make()
     torch.nn.init.normal_(model.coca.text.positional_embedding)
     ids = torch.zeros(4, 10, dtype=torch.long)
@@ -183,8 +190,8 @@ def test_pooled_texts_need_no_padding():
     full_length[2] = torch.arange(10) + 1
     for text in (ids, full_length, torch.zeros(1, 10, dtype=torch.long)):
         pooled = []
-        for is_right in (False, True):
-            model.coca.text.correct_cls_mask = is_right
+        for is_correct in (False, True):
+            model.coca.text.correct_cls_mask = is_correct
             with torch.inference_mode():
                 pooled.append(model.pool_texts(text))
                 torch.testing.assert_close(pooled[-1], model.encode_texts(text).pooled_SD, atol=1e-5, rtol=0)
@@ -199,7 +206,7 @@ def test_pooled_texts_need_no_padding():
         ({"design": "joint", "num_joint_layers": 1}, "attentional"),
     ],
 )
-def test_designs_that_cannot_be_are_refused(settings, match):
+def test_contradicting_designs_are_refused(settings, match):
     with pytest.raises(UsageError, match=match):
         VideoCoCa(build_coca(coca_config()), **settings)
 
@@ -207,7 +214,7 @@ def test_designs_that_cannot_be_are_refused(settings, match):
 def test_clips_of_no_frames_or_too_many_are_refused():
     with pytest.raises(UsageError, match="without frames"):
         make().encode_clips(random_pixels(num_frames=0))
-    with pytest.raises(UsageError, match="knows 4"):
+    with pytest.raises(UsageError, match="has 4"):
         make(temporal=True).encode_clips(random_pixels(num_frames=5))
 
 

@@ -1,4 +1,4 @@
-"""FrozenBiLM and mPLUG-2: they learn, and what does not fit is refused."""
+"""FrozenBiLM and mPLUG-2: they overfit a few scenes, and checkpoints that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_captioners import OWN_SPECIALS, small_frozenbilm_config, small_mplug2_config, small_tokenizer, small_words
+from small_captioners import (
+    BERT_SPECIALS,
+    small_bert_tokenizer,
+    small_frozenbilm_config,
+    small_mplug2_config,
+    small_tokenizer,
+)
 
-from recaption.captioners.backends.checkpoint_folder import clip_framing, lesson, stacked, write_own
+from recaption.captioners.backends.checkpoint_folder import (
+    collate,
+    openai_clip_preprocessor,
+    stack_clips,
+    write_checkpoint_folder,
+)
 from recaption.captioners.backends.frozenbilm_model import FrozenBiLM
-from recaption.captioners.backends.mplug2_model import MPlug2, convert, from_published
+from recaption.captioners.backends.mplug2_model import MPlug2, convert_checkpoint, convert_state_dict
 from recaption.captioners.registry import load_captioner
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.scenes.renderer import SIMPLE, render
@@ -31,8 +42,8 @@ def clips():
 
 
 @pytest.fixture(scope="module")
-def words():
-    return small_words()
+def tokenizer():
+    return small_bert_tokenizer()
 
 
 def train(model, parameters, loss, *, lr, steps):
@@ -48,34 +59,35 @@ def train(model, parameters, loss, *, lr, steps):
     return losses
 
 
-def test_frozenbilm_overfits_a_handful_of_scenes_and_its_language_model_stays_as_it_was(clips, words, tmp_path):
+def test_frozenbilm_overfits_a_few_scenes_and_its_language_model_stays_frozen(clips, tokenizer, tmp_path):
     torch.manual_seed(0)
-    config = small_frozenbilm_config(words.num_tokens)
-    config["lengths"] = sorted({len(words.ids(text)) for text in TEXTS})
-    assert len(config["lengths"]) > 1  # the length is chosen, not given
+    config = small_frozenbilm_config(tokenizer.vocab_size)
+    config["lengths"] = sorted({len(tokenizer.encode(text)) for text in TEXTS})
+    assert len(config["lengths"]) > 1  # the length is predicted
     model = FrozenBiLM(config).eval()
     frozen = {name: value.clone() for name, value in model.state_dict().items()}
-    pixels = stacked(clips, clip_framing(32), 4)
-    batch = lesson(pixels.repeat(3, 1, 1, 1, 1), TEXTS * 3, words)
+    pixels = stack_clips(clips, openai_clip_preprocessor(32), 4)
+    batch = collate(pixels.repeat(3, 1, 1, 1, 1), TEXTS * 3, tokenizer)
     generator = torch.Generator().manual_seed(0)
-    parameters = list(model.trainable())
+    parameters = list(model.trainable_parameters())
     assert sum(p.numel() for p in parameters) < sum(p.numel() for p in model.parameters()) / 2
-    losses = train(model, parameters, lambda: model.loss(batch, words, generator=generator), lr=5e-3, steps=250)
+    losses = train(model, parameters, lambda: model.loss(batch, tokenizer, generator=generator), lr=5e-3, steps=250)
     assert np.mean(losses[-20:]) < losses[0] / 20
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, frozen[name])}
     assert changed
     assert all(".1." in name or "LayerNorm" in name or name.startswith("prefix.") for name in changed)
 
-    write_own(tmp_path / "mine", config=config, words=words, model=model)
+    write_checkpoint_folder(tmp_path / "mine", config=config, tokenizer=tokenizer, model=model)
     captioner = load_captioner(f"frozenbilm:{tmp_path}/mine")
-    said = captioner.caption(clips)
-    wanted = [set(text.lower().rstrip(".").split()) for text in TEXTS]
-    hits = [len(words_ & set(one.text.lower().rstrip(".").split())) for words_, one in zip(wanted, said, strict=True)]
-    assert sum(hits) / sum(map(len, wanted)) > 0.8, [one.text for one in said]
-    assert len({one.text for one in captioner.caption(clips * 2)}) == len({one.text for one in said})
+    captions = captioner.caption(clips)
+    expected = [set(text.lower().rstrip(".").split()) for text in TEXTS]
+    predicted = [set(caption.text.lower().rstrip(".").split()) for caption in captions]
+    num_hits = sum(len(words & other) for words, other in zip(expected, predicted, strict=True))
+    assert num_hits / sum(map(len, expected)) > 0.8, [caption.text for caption in captions]
+    assert len({one.text for one in captioner.caption(clips * 2)}) == len({one.text for one in captions})
 
 
-def test_frozenbilm_draws_belong_to_a_clip(small_model, clips):
+def test_frozenbilm_samples_do_not_depend_on_the_batch(small_model, clips):
     captioner = load_captioner(f"frozenbilm:{small_model('frozenbilm')}")
     together = [one.text for one in captioner.caption(clips, temperature=1.0, seed=3)]
     assert together == [captioner.caption([clip], temperature=1.0, seed=3)[0].text for clip in clips]
@@ -84,40 +96,42 @@ def test_frozenbilm_draws_belong_to_a_clip(small_model, clips):
         captioner.caption(clips, num_beams=2)
 
 
-def test_mplug2_overfits_a_handful_of_scenes(clips, words, tmp_path):
+def test_mplug2_overfits_a_few_scenes(clips, tokenizer, tmp_path):
     torch.manual_seed(0)
-    config = small_mplug2_config(words.num_tokens)
+    config = small_mplug2_config(tokenizer.vocab_size)
     model = MPlug2(config)
-    batch = lesson(stacked(clips, clip_framing(32), 4), TEXTS, words)
-    prompt = words.ids("a video of")
-    losses = train(model, list(model.parameters()), lambda: model.loss(batch, words, prompt=prompt), lr=3e-3, steps=90)
+    batch = collate(stack_clips(clips, openai_clip_preprocessor(32), 4), TEXTS, tokenizer)
+    prompt_ids = tokenizer.encode("a video of")
+    losses = train(
+        model, list(model.parameters()), lambda: model.loss(batch, tokenizer, prompt_ids=prompt_ids), lr=3e-3, steps=90
+    )
     assert losses[-1] < losses[0] / 30
-    write_own(tmp_path / "mine", config=config, words=words, model=model)
+    write_checkpoint_folder(tmp_path / "mine", config=config, tokenizer=tokenizer, model=model)
     captioner = load_captioner(f"mplug2:{tmp_path}/mine")
     for beams in (1, 3):
-        said = captioner.caption(clips, num_beams=beams)
-        assert [one.text for one in said] == TEXTS  # without the prompt
-        assert all(one.reason is None and one.mean_logprob > -0.2 for one in said)
+        captions = captioner.caption(clips, num_beams=beams)
+        assert [caption.text for caption in captions] == TEXTS  # without the prompt
+        assert all(caption.reason is None and caption.mean_logprob > -0.2 for caption in captions)
 
 
 @torch.inference_mode()
-def test_mplug2_sees_the_order_of_frames_only_through_its_temporal_convolutions(words):
+def test_mplug2_depends_on_frame_order_only_through_its_temporal_convolutions(tokenizer):
     torch.manual_seed(0)
-    model = MPlug2(small_mplug2_config(words.num_tokens)).eval()
+    model = MPlug2(small_mplug2_config(tokenizer.vocab_size)).eval()
     pixels = torch.randn(1, 4, 3, 32, 32)
-    forwards, backwards = model.see(pixels)[:, 0], model.see(pixels.flip(1))[:, 0]
+    forwards, backwards = model.encode_video(pixels)[:, 0], model.encode_video(pixels.flip(1))[:, 0]
     torch.testing.assert_close(forwards, backwards, atol=1e-5, rtol=0)
     for block in model.visual.transformer["resblocks"]:
         torch.nn.init.normal_(block.lmhra1.up_proj.weight)
-    assert (model.see(pixels)[:, 0] - model.see(pixels.flip(1))[:, 0]).abs().max() > 1e-3
+    assert (model.encode_video(pixels)[:, 0] - model.encode_video(pixels.flip(1))[:, 0]).abs().max() > 1e-3
 
 
-def test_a_published_checkpoint_is_renamed_and_the_rest_left_out(words, tmp_path):
+def test_published_checkpoint_converts_and_unused_tensors_are_dropped(tokenizer, tmp_path):
     torch.manual_seed(0)
-    config = small_mplug2_config(words.num_tokens)
+    config = small_mplug2_config(tokenizer.vocab_size)
     model = MPlug2(config)
     published = {"fusion_encoder.encoder.layer.0.x": torch.zeros(1), "visual_encoder.visual.proj": torch.zeros(1)}
-    published["text_encoder.encoder.layer.21.attention.self.query.weight"] = torch.zeros(1)  # text alone passes it
+    published["text_encoder.encoder.layer.21.attention.self.query.weight"] = torch.zeros(1)  # text-only layer
     published["text_encoder.encoder.layer.22.intermediate_vision.dense.weight"] = torch.zeros(1)
     published["text_encoder.embeddings.word_embeddings.weight"] = torch.zeros(1)
     published["text_decoder.bert.encoder.layer.1.latents"] = torch.zeros(1)
@@ -131,27 +145,31 @@ def test_a_published_checkpoint_is_renamed_and_the_rest_left_out(words, tmp_path
             published[f"text_encoder.encoder.layer.{22 + int(number)}.{rest}"] = value
         else:
             published[name] = value
-    again = MPlug2(config)
-    again.load_state_dict(from_published(published, config))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    restored = MPlug2(config)
+    restored.load_state_dict(convert_state_dict(published, config))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), restored.state_dict().values(), strict=True)
+    )
     torch.save({"model": published, "epoch": 3}, tmp_path / "published.pth")
-    captioner = load_captioner(f"mplug2:{convert(tmp_path / 'published.pth', words, tmp_path / 'mine', config)}")
+    captioner = load_captioner(
+        f"mplug2:{convert_checkpoint(tmp_path / 'published.pth', tokenizer, tmp_path / 'mine', config)}"
+    )
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in captioner.model.state_dict().items())
     del published["visn_emb_norm.weight"]
     with pytest.raises(CheckpointMismatchError, match=r"visn_emb_norm\.weight"):
-        from_published(published, config)
+        convert_state_dict(published, config)
 
 
 @pytest.mark.parametrize(("kind", "other"), [("frozenbilm", "mplug2"), ("mplug2", "frozenbilm")])
-def test_checkpoints_of_other_kinds_are_named(small_model, kind, other):
+def test_checkpoint_of_another_format_is_refused_by_name(small_model, kind, other):
     with pytest.raises(CheckpointMismatchError, match=f"of another kind: {other}-1, where '{kind}-1' is needed"):
         load_captioner(f"{kind}:{small_model(other)}")
 
 
 @pytest.mark.parametrize("kind", ["frozenbilm", "mplug2"])
-def test_what_does_not_fit_is_one_sentence(small_model, tmp_path, kind):
+def test_mismatched_files_give_one_clear_error(small_model, tmp_path, kind):
     folder = shutil.copytree(small_model(kind), tmp_path / kind)
-    small_tokenizer(OWN_SPECIALS, tuple(f"<{i}>" for i in range(120))).backend_tokenizer.save(
+    small_tokenizer(BERT_SPECIALS, tuple(f"<{i}>" for i in range(120))).backend_tokenizer.save(
         str(folder / "tokenizer.json")
     )
     with pytest.raises(CheckpointMismatchError, match="do not belong together"):
@@ -171,7 +189,7 @@ def test_what_does_not_fit_is_one_sentence(small_model, tmp_path, kind):
         load_captioner(f"{kind}:{folder}")
 
 
-def test_a_prompt_longer_than_the_context_is_one_sentence(small_model, clips):
+def test_prompt_longer_than_the_context_is_refused(small_model, clips):
     spec = f"mplug2:{small_model('mplug2')}"
     with pytest.raises(UsageError, match="leaves no room in its context of 64"):
         load_captioner(spec, prompt="a video of " * 40)
