@@ -19,7 +19,7 @@ from jobs.sample.sample import sample_run
 from jobs.shard import shard
 from jobs.train.train import train_model
 from recaption.errors import UsageError
-from recaption.ledger.ledger import account
+from recaption.ledger.ledger import build_ledger
 from recaption.run_folder import RunFolder
 
 CAPTION_SET = "main"
@@ -63,7 +63,7 @@ def run(
         if name == stop_after:
             break
     report = write_report(folder, recipe.filters, recipe=recipe)
-    ledger = account(folder, recipe.filters).summary()
+    ledger = build_ledger(folder, recipe.filters).summary()
     computed = {key: done["prepare"][key] for key in ("computed_parts", "skipped_parts")}
     videos_made = done.get("sample", {}).get("videos", [])
     return {**ledger, **computed, "stages": done, "samples": videos_made, "report": report}

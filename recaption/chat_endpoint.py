@@ -1,13 +1,13 @@
-"""An OpenAI-compatible chat endpoint (vLLM, SGLang, llama.cpp, a hosted service): many questions, an answer to each.
+"""Client of an OpenAI-compatible chat endpoint (vLLM, SGLang, llama.cpp, a hosted service) with retries and backoff.
 
     endpoint = ChatEndpoint.at("http://localhost:8000/v1#Qwen/Qwen3-VL-8B-Instruct", EndpointSettings(concurrency=16))
-    question = Question(key=clip_sha256, messages=[{"role": "user", "content": "Describe a red circle."}], max_tokens=80)
-    (answer,) = endpoint.ask([question])
-    answer.text, answer.ended, answer.num_tokens, answer.mean_logprob        or answer.fault: why there is none
+    message = {"role": "user", "content": "Describe a red circle."}
+    (response,) = endpoint.complete([ChatRequest(key=clip_sha256, messages=[message], max_tokens=80)])
+    response.text, response.ended, response.num_tokens, response.mean_logprob        or response.error: why there is none
 
-What concerns one question (garbage, refused, given up after all tries) is that answer's `fault`, never an exception, so
-that no other answer is lost. What concerns all of them (nobody there, wrong key, no such model) is one `UsageError`.
-The key comes from RECAPTION_API_KEY or OPENAI_API_KEY and is in no message; it is never sent on to where a redirect leads.
+A failure of one request (invalid response, rejected, all tries failed) is the `error` of its response, never an exception,
+so that no other response is lost. A failure of all (endpoint down, wrong key, no such model) is one `UsageError`.
+The key comes from RECAPTION_API_KEY or OPENAI_API_KEY; it is in no message and is never sent to the target of a redirect.
 """
 
 from __future__ import annotations
@@ -30,44 +30,45 @@ from typing import Any
 
 from recaption.errors import EndpointDownError, UsageError
 
-KEY_NAMES = ("RECAPTION_API_KEY", "OPENAI_API_KEY")
+API_KEY_VARIABLES = ("RECAPTION_API_KEY", "OPENAI_API_KEY")
+"""Environment variables, by precedence."""
 
 
-MAX_ANSWER_BYTES = 4 << 20
-"""An answer is a few kB; more is something else than an answer."""
+MAX_RESPONSE_BYTES = 4 << 20
+"""A completion is a few kB; a longer response is not one."""
 
 
-CHECK_SECONDS = 10.0
-"""For the list of models, which every server has in memory."""
+MODEL_LIST_TIMEOUT_SECONDS = 10.0
+"""Of the request for the list of models, which every server has in memory."""
 
 
-MAX_WAIT_SECONDS = 120.0
-"""A server that says Retry-After: 3600 is asked sooner than that."""
+MAX_RETRY_WAIT_SECONDS = 120.0
+"""Upper limit of the wait before a retry, also for a longer Retry-After."""
 
 
-MAX_DEAD_IN_A_ROW = 3
-"""Questions given up one after the other, none answered in between: the endpoint is down, not the question odd."""
+MAX_CONSECUTIVE_FAILURES = 3
+"""After so many consecutive requests whose tries all failed, none succeeding in between, the endpoint counts as down."""
 
 
-MAX_REFUSED_AT_FIRST = 4
-"""Questions refused before any was answered: the server does not take such questions at all."""
+MAX_INITIAL_REJECTIONS = 4
+"""After so many rejected requests before any succeeded, the server is taken to accept no such requests at all."""
 
 
-BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""Status codes after which the same question may succeed."""
+RETRYABLE_STATUS_CODES = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Status codes after which the same request may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """How an endpoint is asked; none of it changes what it answers."""
+    """Concurrency, timeouts and retries; none of it changes the content of responses."""
 
     concurrency: int = 8
-    """Questions on their way at a time, per worker."""
+    """Requests in flight at a time, per worker."""
     timeout_seconds: float = 120.0
-    """For one whole answer."""
+    """For one whole response."""
     max_tries: int = 5
     backoff_seconds: float = 1.0
-    """Before the second try; doubled before each further one, times 0.5 to 1.5 by the question's own draw."""
+    """Wait before the second try; doubled before each further one, times a jitter of 0.5 to 1.5 that depends on the key."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.max_tries < 1 or self.timeout_seconds <= 0 or self.backoff_seconds < 0:
@@ -75,9 +76,11 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class ChatRequest:
+    """One chat completion request."""
+
     key: str
-    """By which the waits between tries are drawn."""
+    """Seeds the jitter of the waits between tries."""
     messages: Sequence[dict[str, Any]]
     max_tokens: int
     temperature: float = 0.0
@@ -86,30 +89,32 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class ChatResponse:
+    """The completion of one request, or the error that it ended with."""
+
     text: str = ""
     ended: bool = False
-    """False where the length limit cut it short."""
+    """False where `max_tokens` cut it (finish_reason "length")."""
     num_tokens: int = 0
     mean_logprob: float | None = None
-    """None where the server does not say."""
-    fault: str = ""
+    """None where the server returns no logprobs."""
+    error: str = ""
     """Why there is no text."""
     num_tries: int = 1
 
 
 class ChatEndpoint:
-    """One model at one address. Thread-safe."""
+    """One model at one base URL. Thread-safe."""
 
     def __init__(self, base_url: str, model: str, settings: EndpointSettings | None = None) -> None:
         self.base_url, self.model = base_url, model
         self.settings = settings or EndpointSettings()
-        self._key = _key_for(base_url)
+        self._key = _api_key_for(base_url)
         self._opener = urllib.request.build_opener(_NoRedirects)
-        self._dialect = {"limit": "max_tokens", "logprobs": True}
+        self._api_variant = {"limit": "max_tokens", "logprobs": True}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._num_answered = self._num_dead = self._num_refused = 0
+        self._num_completed = self._num_consecutive_failures = self._num_rejected = 0
 
     @classmethod
     def at(cls, spec: str, settings: EndpointSettings | None = None) -> ChatEndpoint:
@@ -117,20 +122,20 @@ class ChatEndpoint:
         return cls(*split_spec(spec), settings)
 
     def check(self) -> dict[str, Any]:
-        """What the server lists about the model, {} where it has no list.
+        """The model's entry in the server's list of models, {} where it has no list.
 
         Raises:
-            EndpointDownError: nobody there, or the key is refused.
+            EndpointDownError: unreachable, or the key is rejected.
             UsageError: it serves other models.
         """
         request = urllib.request.Request(f"{self.base_url}/models", headers=self._headers())
         try:
-            status, body, _ = self._fetch(request, min(CHECK_SECONDS, self.settings.timeout_seconds))
-        except _NoAnswerError as error:
-            raise EndpointDownError(f"no endpoint answers at {self.base_url}: {error}") from error
+            status, body, _ = self._fetch(request, min(MODEL_LIST_TIMEOUT_SECONDS, self.settings.timeout_seconds))
+        except _NoResponseError as error:
+            raise EndpointDownError(f"no endpoint responds at {self.base_url}: {error}") from error
         if status in (401, 403):
-            raise self._key_refused(status)
-        models = _models_in(body) if status == 200 else None
+            raise self._key_rejected_error(status)
+        models = _parse_models(body) if status == 200 else None
         if models is None:
             return {}
         if self.model not in models:
@@ -138,16 +143,16 @@ class ChatEndpoint:
             raise UsageError(f"{self.base_url} serves no model {self.model!r}; it serves {served}")
         return models[self.model]
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """An answer to each question, in order, `concurrency` at a time.
+    def complete(self, requests: Sequence[ChatRequest]) -> list[ChatResponse]:
+        """A response to each request, in order, `concurrency` in flight at a time.
 
         Raises:
-            EndpointDownError: the endpoint is down, or takes no question of this kind; see the module.
+            EndpointDownError: the endpoint is down, or rejects all requests; see the module.
         """
-        if not questions:
+        if not requests:
             return []
-        with ThreadPoolExecutor(min(self.settings.concurrency, len(questions))) as pool:
-            futures = [pool.submit(self._answer, question) for question in questions]
+        with ThreadPoolExecutor(min(self.settings.concurrency, len(requests))) as pool:
+            futures = [pool.submit(self._complete_one, request) for request in requests]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -156,87 +161,89 @@ class ChatEndpoint:
                     future.cancel()
                 raise
 
-    def _answer(self, question: Question) -> Answer:
+    def _complete_one(self, request: ChatRequest) -> ChatResponse:
         tries = self.settings.max_tries
         for number in range(1, tries + 1):
-            result = self._try(question)
-            if result.answer is not None:
-                self._note(answered=True)
-                return replace(result.answer, num_tries=number)
-            if not result.is_worth_another:
-                self._note(refused=result.fault)
-                return Answer(fault=result.fault, num_tries=number)
+            result = self._attempt(request)
+            if result.response is not None:
+                self._count_outcome(completed=True)
+                return replace(result.response, num_tries=number)
+            if not result.is_retryable:
+                self._count_outcome(rejected=result.error_text)
+                return ChatResponse(error=result.error_text, num_tries=number)
             if number < tries:
-                self._stop.wait(min(MAX_WAIT_SECONDS, result.wait_seconds or self._wait_seconds(question, number)))
+                self._stop.wait(
+                    min(MAX_RETRY_WAIT_SECONDS, result.wait_seconds or self._backoff_wait_seconds(request, number))
+                )
             if self._stop.is_set():
                 break
-        fault = f"{result.fault} (given up after {number} tries)"
-        if result.is_nobody:
-            raise self._down(fault)
-        if result.is_dead:
-            self._note(dead=fault)
-        return Answer(fault=fault, num_tries=number)
+        error_text = f"{result.error_text} (gave up after {number} tries)"
+        if result.is_unreachable:
+            raise self._down_error(error_text)
+        if result.is_server_failure:
+            self._count_outcome(server_failure=error_text)
+        return ChatResponse(error=error_text, num_tries=number)
 
-    def _try(self, question: Question) -> _Result:
-        """Ask once. Raises EndpointDownError where no question at all can be answered."""
+    def _attempt(self, request: ChatRequest) -> _Attempt:
+        """Send the request once; raises EndpointDownError where no request can succeed."""
         try:
-            status, body, headers = self._fetch(self._request(question), self.settings.timeout_seconds)
-        except _NoAnswerError as error:
-            return _Result(fault=str(error), is_dead=True, is_nobody=error.is_nobody)
+            status, body, headers = self._fetch(self._build_request(request), self.settings.timeout_seconds)
+        except _NoResponseError as error:
+            return _Attempt(error_text=str(error), is_server_failure=True, is_unreachable=error.is_unreachable)
         if status == 200:
             try:
-                return _Result(answer=_answer_in(body))
+                return _Attempt(response=_parse_completion(body))
             except ValueError as error:
-                return _Result(fault=f"garbage: {error}")
-        fault = self._scrubbed(f"status {status}: {_message_in(body)}")
+                return _Attempt(error_text=f"invalid response: {error}")
+        error_text = self._redact(f"status {status}: {_parse_error_message(body)}")
         if status in (401, 403):
-            raise self._key_refused(status)
+            raise self._key_rejected_error(status)
         if status == 404 or 300 <= status < 400:
-            raise EndpointDownError(f"{self.base_url} does not answer for {self.model!r}: {fault}")
-        if status in BUSY:
-            return _Result(fault=fault, is_dead=status != 429, wait_seconds=_retry_after(headers))
-        # servers differ in two words of the question; what one refuses is said in the other way from then on
-        if "max_completion_tokens" in fault and self._dialect["limit"] == "max_tokens":
-            self._dialect["limit"] = "max_completion_tokens"
-            return self._try(question)
-        if "logprob" in fault and self._dialect["logprobs"]:
-            self._dialect["logprobs"] = False
-            return self._try(question)
-        return _Result(fault=fault, is_worth_another=False)
+            raise EndpointDownError(f"{self.base_url} does not serve {self.model!r}: {error_text}")
+        if status in RETRYABLE_STATUS_CODES:
+            return _Attempt(error_text=error_text, is_server_failure=status != 429, wait_seconds=_retry_after(headers))
+        # servers differ in two parameters; from the first rejection on, the alternative is used
+        if "max_completion_tokens" in error_text and self._api_variant["limit"] == "max_tokens":
+            self._api_variant["limit"] = "max_completion_tokens"
+            return self._attempt(request)
+        if "logprob" in error_text and self._api_variant["logprobs"]:
+            self._api_variant["logprobs"] = False
+            return self._attempt(request)
+        return _Attempt(error_text=error_text, is_retryable=False)
 
-    def _wait_seconds(self, question: Question, number: int) -> float:
-        drawn = hashlib.sha256(f"{question.seed}:{question.key}:{number}".encode()).digest()[:4]
-        jitter = 0.5 + int.from_bytes(drawn, "big") / 2**32
-        return min(self.settings.backoff_seconds * 2 ** (number - 1) * jitter, MAX_WAIT_SECONDS)
+    def _backoff_wait_seconds(self, request: ChatRequest, number: int) -> float:
+        digest = hashlib.sha256(f"{request.seed}:{request.key}:{number}".encode()).digest()[:4]
+        jitter = 0.5 + int.from_bytes(digest, "big") / 2**32
+        return min(self.settings.backoff_seconds * 2 ** (number - 1) * jitter, MAX_RETRY_WAIT_SECONDS)
 
-    def _note(self, *, answered: bool = False, dead: str = "", refused: str = "") -> None:
-        """Count, and stop everything where it is not this one question."""
+    def _count_outcome(self, *, completed: bool = False, server_failure: str = "", rejected: str = "") -> None:
+        """Count outcomes; raise EndpointDownError where the endpoint is at fault rather than one request."""
         with self._lock:
-            if answered:
-                self._num_answered += 1
-                self._num_dead = 0
-            self._num_dead += bool(dead)
-            self._num_refused += bool(refused)
-            if dead and self._num_dead >= MAX_DEAD_IN_A_ROW:
-                raise self._down(dead)
-            if refused and not self._num_answered and self._num_refused >= MAX_REFUSED_AT_FIRST:
-                raise EndpointDownError(f"{self.base_url} refuses every question to {self.model!r}: {refused}")
+            if completed:
+                self._num_completed += 1
+                self._num_consecutive_failures = 0
+            self._num_consecutive_failures += bool(server_failure)
+            self._num_rejected += bool(rejected)
+            if server_failure and self._num_consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+                raise self._down_error(server_failure)
+            if rejected and not self._num_completed and self._num_rejected >= MAX_INITIAL_REJECTIONS:
+                raise EndpointDownError(f"{self.base_url} rejects every request to {self.model!r}: {rejected}")
 
-    def _request(self, question: Question) -> urllib.request.Request:
-        asked: dict[str, Any] = {
+    def _build_request(self, request: ChatRequest) -> urllib.request.Request:
+        body: dict[str, Any] = {
             "model": self.model,
-            "messages": list(question.messages),
-            str(self._dialect["limit"]): question.max_tokens,
-            "temperature": question.temperature,
-            "seed": question.seed,
+            "messages": list(request.messages),
+            str(self._api_variant["limit"]): request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
         }
-        if question.temperature > 0:
-            asked["top_p"] = question.top_p
-        if self._dialect["logprobs"]:
-            asked["logprobs"] = True
+        if request.temperature > 0:
+            body["top_p"] = request.top_p
+        if self._api_variant["logprobs"]:
+            body["logprobs"] = True
         headers = {**self._headers(), "Content-Type": "application/json"}
         return urllib.request.Request(
-            f"{self.base_url}/chat/completions", data=json.dumps(asked).encode(), headers=headers, method="POST"
+            f"{self.base_url}/chat/completions", data=json.dumps(body).encode(), headers=headers, method="POST"
         )
 
     def _headers(self) -> dict[str, str]:
@@ -244,7 +251,7 @@ class ChatEndpoint:
         return headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
     def _fetch(self, request: urllib.request.Request, timeout_seconds: float) -> tuple[int, bytes, Any]:
-        """Status, body and headers. The limit holds for the whole answer, also for one that comes drop by drop."""
+        """Status, body and headers. The timeout covers the whole response, also one that arrives in small pieces."""
         deadline = time.monotonic() + timeout_seconds
         try:
             try:
@@ -256,34 +263,38 @@ class ChatEndpoint:
                 while part := response.read1(1 << 16):
                     parts.append(part)
                     size += len(part)
-                    if size > MAX_ANSWER_BYTES:
-                        raise _NoAnswerError(f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
+                    if size > MAX_RESPONSE_BYTES:
+                        raise _NoResponseError(f"a response of more than {MAX_RESPONSE_BYTES >> 20} MiB")
                     if time.monotonic() > deadline:
                         raise TimeoutError
                 return response.status, b"".join(parts), response.headers
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(error, TimeoutError) or isinstance(reason, TimeoutError):
-                raise _NoAnswerError(f"no answer within {timeout_seconds:g} s") from error
-            is_nobody = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
-            raise _NoAnswerError(self._scrubbed(f"{type(error).__name__}: {reason}"), is_nobody=is_nobody) from error
+                raise _NoResponseError(f"no response within {timeout_seconds:g} s") from error
+            is_unreachable = isinstance(reason, (ConnectionRefusedError, socket.gaierror))
+            raise _NoResponseError(
+                self._redact(f"{type(error).__name__}: {reason}"), is_unreachable=is_unreachable
+            ) from error
 
-    def _key_refused(self, status: int) -> EndpointDownError:
-        what = "the key is refused" if self._key else f"it wants a key: set {KEY_NAMES[0]}"
-        return EndpointDownError(f"{self.base_url} answers {status}: {what}")
+    def _key_rejected_error(self, status: int) -> EndpointDownError:
+        what = "the key is rejected" if self._key else f"it requires a key: set {API_KEY_VARIABLES[0]}"
+        return EndpointDownError(f"{self.base_url} responds with status {status}: {what}")
 
-    def _down(self, fault: str) -> EndpointDownError:
-        return EndpointDownError(f"the endpoint {self.base_url} is down: {fault}; start it and run this again")
+    def _down_error(self, error_text: str) -> EndpointDownError:
+        return EndpointDownError(
+            f"the endpoint {self.base_url} is down: {error_text}; start it and run the same command again"
+        )
 
-    def _scrubbed(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         return text.replace(self._key, "...") if self._key else text
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """("http://HOST/v1", "MODEL") of `http://HOST/v1#MODEL`.
+    """("http://HOST/v1", "MODEL") from `http://HOST/v1#MODEL`.
 
     Raises:
-        UsageError: not of that form, or with a name and password in it.
+        UsageError: not of that form, or with a user name and password in it.
     """
     base, _, model = spec.partition("#")
     try:
@@ -292,49 +303,51 @@ def split_spec(spec: str) -> tuple[str, str]:
     except ValueError:
         raise UsageError(f"{base} is not an address: write http://HOST:PORT/v1#MODEL") from None
     if parts.username or parts.password:
-        raise UsageError(f"no name or password in the address of an endpoint: put the key into {KEY_NAMES[0]}")
+        raise UsageError(
+            f"no user name or password in the address of an endpoint: put the key into {API_KEY_VARIABLES[0]}"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query or not model:
         raise UsageError(f"{spec!r} is not an endpoint: write http://HOST:PORT/v1#MODEL")
     return base.rstrip("/"), model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Result:
-    """Of one try: an answer, or why there is none."""
+class _Attempt:
+    """Result of one try: a response, or why there is none."""
 
-    answer: Answer | None = None
-    fault: str = ""
-    is_worth_another: bool = True
-    is_dead: bool = False
-    """Nobody seems to be there, as opposed to somebody who answers badly."""
-    is_nobody: bool = False
-    """Nobody is there: nothing listens at the address, or there is no such host."""
+    response: ChatResponse | None = None
+    error_text: str = ""
+    is_retryable: bool = True
+    is_server_failure: bool = False
+    """Timeout, broken connection or server error, as opposed to an invalid response."""
+    is_unreachable: bool = False
+    """Nothing listens at the address, or there is no such host."""
     wait_seconds: float | None = None
 
 
-class _NoAnswerError(Exception):
-    """Nothing came back, or nothing whole."""
+class _NoResponseError(Exception):
+    """No complete response arrived."""
 
-    def __init__(self, fault: str, *, is_nobody: bool = False) -> None:
-        super().__init__(fault)
-        self.is_nobody = is_nobody
+    def __init__(self, error_text: str, *, is_unreachable: bool = False) -> None:
+        super().__init__(error_text)
+        self.is_unreachable = is_unreachable
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Following one would send the key to another host, and a POST as a GET."""
+    """Does not follow redirects: that would send the key to another host, and a POST as a GET."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
-def _key_for(base_url: str) -> str:
-    """The user's key for any endpoint; the one of a hosted service is not sent over the open network in plain text."""
+def _api_key_for(base_url: str) -> str:
+    """RECAPTION_API_KEY for any endpoint; OPENAI_API_KEY never over plain HTTP to another machine."""
     parts = urllib.parse.urlsplit(base_url)
     is_private = parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
-    return os.environ.get(KEY_NAMES[0]) or (os.environ.get(KEY_NAMES[1], "") if is_private else "")
+    return os.environ.get(API_KEY_VARIABLES[0]) or (os.environ.get(API_KEY_VARIABLES[1], "") if is_private else "")
 
 
-def _models_in(body: bytes) -> dict[str, dict[str, Any]] | None:
+def _parse_models(body: bytes) -> dict[str, dict[str, Any]] | None:
     try:
         rows = json.loads(body)["data"]
         return {row["id"]: row for row in rows}
@@ -342,26 +355,26 @@ def _models_in(body: bytes) -> dict[str, dict[str, Any]] | None:
         return None
 
 
-def _answer_in(body: bytes) -> Answer:
-    """Raises ValueError where there is no text in it."""
+def _parse_completion(body: bytes) -> ChatResponse:
+    """The response in the body of a chat completion; raises ValueError where there is none."""
     try:
         tree = json.loads(body)
     except ValueError:
         raise ValueError(f"not JSON: {body[:60]!r}") from None
     choices = tree.get("choices") if isinstance(tree, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ValueError("no choices in the answer")
+        raise ValueError("no choices in the response")
     choice = choices[0]
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
     if not isinstance(content, str):
-        raise ValueError("no text in the answer")
-    logprobs = _logprobs_in(choice)
+        raise ValueError("no text in the response")
+    logprobs = _parse_logprobs(choice)
     usage = tree.get("usage")
     counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return Answer(
+    return ChatResponse(
         text=content,
         ended=choice.get("finish_reason") != "length",
         num_tokens=counted if isinstance(counted, int) else len(logprobs),
@@ -369,15 +382,15 @@ def _answer_in(body: bytes) -> Answer:
     )
 
 
-def _logprobs_in(choice: dict[str, Any]) -> list[float]:
+def _parse_logprobs(choice: dict[str, Any]) -> list[float]:
     try:
         return [float(token["logprob"]) for token in choice["logprobs"]["content"]]
     except (KeyError, TypeError, ValueError):
         return []
 
 
-def _message_in(body: bytes) -> str:
-    """The server's own words, one line."""
+def _parse_error_message(body: bytes) -> str:
+    """The server's error message, on one line."""
     text = body.decode("utf-8", "replace")
     try:
         tree = json.loads(text)
@@ -389,7 +402,7 @@ def _message_in(body: bytes) -> str:
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to wait: a number, or a date."""
+    """Seconds to wait by the Retry-After header (a number or a date); None where it has none."""
     value = headers.get("Retry-After") if headers else None
     if not value:
         return None

@@ -1,7 +1,7 @@
-"""Every exception of the project, on one page.
+"""All exceptions of the project, and the closed lists of failure and drop reasons.
 
-A user's mistake is a `UsageError` (exit code 2, one sentence). A bad video is a `VideoError` whose `reason` comes from
-the closed list below; jobs turn it into a row, never into a crash.
+A user's mistake is a `UsageError` (exit code 2, one sentence). A bad video is a `VideoError` whose `reason` is one of
+`FAILURE_REASONS`; jobs turn it into a row with that reason, never into a crash.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FAILURE_REASONS = (
     "too_large",
     "write_failed",
 )
-"""Why an input, or one clip of it, could not be used. Closed: tests and reports read it."""
+"""Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""
 
 
 DROP_REASONS = (
@@ -36,31 +36,31 @@ DROP_REASONS = (
     "bad_caption",
     "no_bucket",
 )
-"""Why a readable clip is left out. Closed, in the order in which verdicts are reached."""
+"""Why a readable clip is dropped. Closed list, in the order in which filters are applied."""
 
 
 class RecaptionError(Exception):
-    """Root of everything this project raises on purpose."""
+    """Base class of all exceptions that this project raises on purpose."""
 
 
 class UsageError(RecaptionError, ValueError):
-    """The user can mend this: wrong path, wrong name, settings that contradict each other. Exit code 2."""
+    """The user can fix this: wrong path, wrong name, settings that contradict each other. Exit code 2."""
 
 
 class RecipeMismatchError(UsageError):
-    """A run folder holds outputs of another recipe."""
+    """The run folder has outputs that were made with another recipe."""
 
 
 class WeightsUnreachableError(UsageError):
-    """Weights named by the user can neither be found on disk nor downloaded."""
+    """Weights named by the user are neither on disk nor downloadable."""
 
 
 class EndpointDownError(UsageError):
-    """An HTTP endpoint that answers nobody: not there, or refusing all."""
+    """An HTTP endpoint is unreachable, or rejects every request."""
 
 
 class CheckpointMismatchError(UsageError):
-    """A checkpoint belongs to another model than the one it is loaded into."""
+    """A checkpoint is of another model than the one it is loaded into."""
 
 
 class SampleTooLongError(UsageError):
@@ -72,11 +72,15 @@ class ErrorBudgetError(RecaptionError):
 
 
 class StorageError(RecaptionError, OSError):
-    """The run folder's storage failed: full, gone, refusing, or not giving back what was put there."""
+    """The storage of the run folder failed: full, unreachable, access denied, or reading back other bytes."""
 
 
 class VideoError(RecaptionError):
-    """One video, or one clip of it, cannot be used; the job goes on without it."""
+    """One video, or one clip of it, cannot be used; the job continues without it.
+
+    Args:
+        reason: one of `FAILURE_REASONS`.
+    """
 
     def __init__(self, reason: str, detail: str, *, uri: str = "") -> None:
         if reason not in FAILURE_REASONS:

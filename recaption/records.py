@@ -1,6 +1,6 @@
-"""What the stages hand to each other: frozen records and their Arrow schemas.
+"""Records that stages pass to each other: frozen dataclasses and their Arrow schemas.
 
-Each stage returns new records keyed by `clip_id`; nobody adds fields to another stage's record.
+Each stage returns new records keyed by `clip_id`; a stage never adds fields to another stage's record.
 
     >>> table = to_table([Clip(clip_id="00c0ffee00c0ffee-0000000-0000048", ...)], Clip)
     >>> from_table(table, Clip)[0].start_frame
@@ -27,20 +27,20 @@ class Video:
     """One input, readable or not."""
 
     video_id: str
-    """First 16 hex digits of the sha256 of the file's bytes; empty where not even the bytes could be read."""
+    """First 16 hex digits of the sha256 of the file's bytes; empty where the file could not be read at all."""
     uri: str
     num_bytes: int = 0
     width_px: int = 0
     """As displayed: rotation applied."""
     height_px: int = 0
     num_frames: int = 0
-    """Frames that decode and are displayed, not what the header promises."""
+    """Frames that really decode and are displayed, not the number in the header."""
     fps_num: int = 0
     fps_den: int = 1
     duration_seconds: float = 0.0
     codec: str = ""
     rotation_degrees: int = 0
-    """Clockwise rotation that the display matrix asks for, already applied to width and height."""
+    """Clockwise rotation of the display matrix, already applied to width and height."""
     status: str = "ok"
     """`ok` or `failed`."""
     reason: str | None = None
@@ -50,10 +50,10 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A span of one video with no cut inside it. The clips of a video tile it: seconds add up."""
+    """A span of one video with no cut inside it. The clips of a video cover it exactly: seconds add up."""
 
     clip_id: str
-    """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: the WebDataset key, which it is, ends at the first one."""
+    """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: it is the WebDataset key, which ends at the first dot."""
     video_id: str
     uri: str
     shot_index: int
@@ -79,34 +79,34 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipScores:
-    """Raw numbers over the whole clip. None = not computed (never 0). Verdicts are computed from them, never baked in."""
+    """Raw scores of a whole clip; None = not computed (never 0). Drop reasons are computed from them, never stored."""
 
     clip_id: str
     motion: float | None = None
     """Mean length of optical flow between frames about 1/8 s apart, in frame heights per second."""
     camera_motion: float | None = None
-    """The part of `motion` that one global affine map explains, same unit."""
+    """The part of `motion` explained by one global affine map, same unit."""
     sharpness: float | None = None
     """Variance of the Laplacian of the luma (0..255), median over frames resized to 256 px short side."""
     luma: float | None = None
     """Mean luma, 0..1."""
     text_area: float | None = None
-    """Share of the frame covered by drawn or overlaid text, mean over frames, 0..1."""
+    """Fraction of the frame covered by drawn or overlaid text, mean over frames, 0..1."""
     letterbox: float | None = None
-    """Share of the frame that is constant dark bars in every frame, 0..1."""
+    """Fraction of the frame that is constant dark bars in every frame, 0..1."""
     flicker: float | None = None
-    """Amplitude of mean luma (0..1) that goes back within 0.5 s, mean over the clip. Fades and switched lights have none."""
+    """Amplitude of changes of mean luma (0..1) that revert within 0.5 s, mean over the clip; fades have none."""
     blockiness: float | None = None
-    """Change of luma across the edges of 8x8 coding blocks over that inside them, minus 1; None for sources whose blocks
-    cannot be seen at 256 px (more than about 580 lines)."""
+    """Luma change across the edges of 8x8 coding blocks divided by that inside them, minus 1; None for sources whose
+    blocks are not visible at 256 px (more than about 580 lines)."""
     static_text: float | None = None
-    """Share of the frame in letters or marks (watermarks, logos) that stay while the picture under them moves, 0..1;
-    None where too little moves to tell."""
+    """Fraction of the frame covered by text or marks (watermarks, logos) that stay while the picture under them moves,
+    0..1; None where too little moves."""
     text_area_ocr: float | None = None
     """As `text_area`, from a text detector (scorer `ocr`): mean over frames, 0..1."""
     static_text_ocr: float | None = None
-    """Share of the frame in detected text that stays where it is through the clip; text in the scene of a fixed camera
-    counts too, 0..1."""
+    """Fraction of the frame covered by detected text that stays in place through the clip, 0..1; text in the scene of a
+    fixed camera counts too."""
     aesthetic: float | None = None
     """Mean over frames of a LAION-style aesthetic head, about 1 to 10 (scorer `aesthetic`)."""
     nsfw: float | None = None
@@ -115,7 +115,7 @@ class ClipScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipPreview:
-    """One picture per clip, for people: the middle frame."""
+    """One preview image per clip: the middle frame."""
 
     clip_id: str
     jpeg: bytes
@@ -123,7 +123,7 @@ class ClipPreview:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionFields:
-    """The descriptive fields of a caption (DALL-E 3's list plus the action). Empty = not said."""
+    """The descriptive fields of a caption (DALL-E 3's list plus the action). Empty = not mentioned."""
 
     main_object: str = ""
     action: str = ""
@@ -136,15 +136,15 @@ class CaptionFields:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caption:
-    """One text about one window of one clip, with its proof."""
+    """One caption of one window of one clip, with provenance (frame hash, model hash, seed)."""
 
     clip_id: str = ""
     text: str = ""
     fields: CaptionFields = CaptionFields()
     clip_sha256: str = ""
-    """sha256 of the uint8 frames that the captioner saw: binds the text to the pixels."""
+    """sha256 of the uint8 frames given to the captioner: proves which pixels the text describes."""
     start_seconds: float = 0.0
-    """Window described, in the source video's time."""
+    """Start of the described window, in the source video's time."""
     end_seconds: float = 0.0
     captioner: str = ""
     """`name@first 12 hex digits of the weights' sha256`."""
@@ -152,41 +152,30 @@ class Caption:
     num_tokens: int = 0
     mean_logprob: float | None = None
     clip_score: float | None = None
-    """Cosine between text and clip in the captioner's contrastive space."""
+    """Cosine similarity of text and clip in the captioner's contrastive space."""
     source: str = "model"
     """`model` or `original` (text that came with the video)."""
     seed: int = 0
     reason: str | None = None
     """`bad_caption` where the text failed a gate, else None."""
     kind: str = "descriptive"
-    """One of `captions.text.CAPTION_KINDS`: what the captioner was asked for. "" for an original text."""
+    """One of `recaption.captions.text.KINDS`: the caption type that was requested. "" for an original text."""
     window: int = 0
     """0: the whole clip; 1, 2, ...: its consecutive windows."""
     fault: str = ""
-    """One of `captions.FAULTS` where the text failed a gate."""
+    """One of `recaption.captions.text.FAULTS` where the text failed a gate."""
     stripped: str = ""
-    """Leading phrases ("The video shows") that were taken off the text."""
+    """Leading phrases ("The video shows") that were removed from the text."""
 
     @property
     def is_main(self) -> bool:
-        """The row that stands for its clip: what shards hold, and what decides whether the clip has a caption."""
+        """The main caption of its clip: shards contain it, and it decides whether the clip has a caption."""
         return self.source == "model" and self.kind == "descriptive" and self.window == 0
-
-
-ADDED_LATER: dict[str, Any] = {
-    "kind": "descriptive",
-    "window": 0,
-    "fault": "",
-    "stripped": "",
-    "latent_dtype": "float16",
-    "round_trip_psnr_db": None,
-}
-"""Columns that run folders of earlier versions do not have, and what they stand for there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipEmbedding:
-    """Where a clip lies in its captioner's contrastive space: what finds clips that mean the same."""
+    """Embedding of a clip in its captioner's contrastive space, for semantic near-duplicates."""
 
     clip_id: str
     embedding: bytes
@@ -195,13 +184,13 @@ class ClipEmbedding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One row of RUN/index.parquet: where a clip lies in the shards."""
+    """One row of RUN/index.parquet: the position of a clip in the shards."""
 
     clip_id: str
     shard: str
     """Path of the tar, relative to the run folder."""
     offset_bytes: int
-    """Where the sample's first tar header starts; its members are contiguous."""
+    """Start of the sample's first tar header; its members are contiguous."""
     num_bytes: int
     """Headers and padding included: this span alone is readable by `tarfile`."""
     bucket: str
@@ -226,7 +215,7 @@ def _arrow_type(annotation: Any) -> pa.DataType:
 
 @cache
 def schema_of(record: type) -> pa.Schema:
-    """Arrow schema of a record class: same names, same order, None allowed only where the annotation says so."""
+    """Arrow schema of a record class: same names and order, nullable only where the annotation allows None."""
     hints = typing.get_type_hints(record)
     return pa.schema(
         [
@@ -237,33 +226,31 @@ def schema_of(record: type) -> pa.Schema:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of `schema`, in its order and types; those of `ADDED_LATER` where the table is older than they.
+    """The columns of `schema`, in its order and types; other columns are dropped.
 
     Raises:
-        KeyError: any other column is missing.
+        KeyError: a column is missing.
     """
-    for name in schema.names:
-        if name in ADDED_LATER and name not in table.column_names:
-            column = pa.array([ADDED_LATER[name]] * table.num_rows, schema.field(name).type)
-            table = table.append_column(schema.field(name), column)
     return table.select(schema.names).cast(schema)
 
 
 def to_table(rows: Sequence[Record], record: type[Record]) -> pa.Table:
-    """Rows of one record class as a table with its pinned schema (also when there are none)."""
+    """Records of one class as a table with its fixed schema (also for an empty list)."""
     schema = schema_of(typing.cast(type, record))
     dicts = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
     return pa.Table.from_pylist(dicts, schema=schema)
 
 
 def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
-    """The inverse of `to_table`; columns that the record does not know are left aside."""
+    """The inverse of `to_table`; columns that the record does not have are ignored.
+
+    Raises:
+        KeyError: a column of the record is missing.
+    """
     names = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
     nested = {name: hint for name, hint in typing.get_type_hints(record).items() if dataclasses.is_dataclass(hint)}
     rows = []
-    missing = {name: value for name, value in ADDED_LATER.items() if name in names and name not in table.column_names}
-    for row in table.select([name for name in names if name not in missing]).to_pylist():
-        row |= missing
+    for row in table.select(names).to_pylist():
         for name, hint in nested.items():
             row[name] = typing.cast(type, hint)(**row[name])
         rows.append(record(**row))

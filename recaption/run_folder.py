@@ -1,12 +1,12 @@
-"""The run folder: every file in it is written whole or not at all.
+"""The run folder, local or remote: every file in it is written whole or not at all.
 
     run = RunFolder("s3://bucket/runs/a")          # or a local path, gs://, memory://
     run.write_table("clips/part-00000.parquet", table, {"recipe_hash": "..."})
     run.table_metadata("clips/part-00000.parquet")["recipe_hash"]
 
 A local file is written under a temporary name in the same folder, flushed to disk, re-opened and compared, then renamed.
-On object stores a put is atomic by itself; its size is asked for afterwards. So whatever exists under its final name is
-complete: stages skip it. Where the storage fails, that is one `StorageError` with the file and the cause.
+On object stores a put is atomic; the size is compared afterwards. So a file that exists under its final name is complete,
+and stages skip it. A storage failure is one `StorageError` with the file and the cause.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import io
 import json
 import os
 import posixpath
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,13 +34,13 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def recipe_hash(settings: Any) -> str:
-    """First 12 hex digits of the sha256 of `settings` (anything JSON can write) in canonical JSON."""
+    """First 12 hex digits of the sha256 of `settings` (any JSON value) as canonical JSON."""
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 class RunFolder:
-    """Paths below are relative to the run folder, with forward slashes."""
+    """Atomic reads and writes below one folder. Names are relative to it, with forward slashes."""
 
     def __init__(self, uri: str) -> None:
         self.fs, self.root = fsspec.url_to_fs(str(uri))
@@ -57,61 +56,61 @@ class RunFolder:
         return RunFolder, (self.uri,)
 
     def path(self, *parts: str) -> str:
-        """Path that `self.fs` understands."""
+        """Absolute path for `self.fs`."""
         return posixpath.join(self.root, *parts)
 
     @contextmanager
-    def _storage(self, action: str, name: str) -> Iterator[None]:
-        """Whatever a storage backend raises, as one sentence. A file that is missing or broken stays what it is."""
+    def _storage_errors(self, action: str, name: str) -> Iterator[None]:
+        """Turn what a storage backend raises into a `StorageError`; missing and corrupt files keep their exceptions."""
         try:
             yield
         except (FileNotFoundError, RecaptionError, pa.ArrowInvalid):
             raise
-        except Exception as error:  # botocore, aiohttp, gcsfs and the kernel have no root in common
+        except Exception as error:  # botocore, aiohttp, gcsfs and the kernel have no common base class
             cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise StorageError(f"{self.path(name)} cannot be {action}: {cause}") from error
 
     def exists(self, name: str) -> bool:
-        with self._storage("looked for", name):
-            self._forget_listings()
+        with self._storage_errors("checked", name):
+            self._invalidate_listings()
             return bool(self.fs.exists(self.path(name)))
 
-    def _forget_listings(self) -> None:
-        # fsspec remembers what a bucket held; workers in other processes have written since.
+    def _invalidate_listings(self) -> None:
+        # fsspec caches the listing of a bucket; workers in other processes may have written since.
         if not self.is_local:
             self.fs.invalidate_cache()
 
     def list(self, pattern: str) -> list[str]:
-        """Relative names that match a glob pattern (`clips/part-*.parquet`), sorted; temporary files left out."""
+        """Relative names that match a glob pattern (`clips/part-*.parquet`), sorted, without temporary files."""
         prefix = self.root.rstrip("/") + "/"
-        with self._storage("listed", pattern):
-            self._forget_listings()
+        with self._storage_errors("listed", pattern):
+            self._invalidate_listings()
             names = [str(p).removeprefix(prefix) for p in self.fs.glob(self.path(pattern))]
         return sorted(n for n in names if not n.endswith(TEMPORARY_SUFFIX))
 
     def read_bytes(self, name: str) -> bytes:
-        with self._storage("read", name):
+        with self._storage_errors("read", name):
             return bytes(self.fs.cat_file(self.path(name)))
 
     def read_span(self, name: str, start: int, end: int) -> bytes:
-        """Bytes start .. end of a file, fewer where it is shorter.
+        """Bytes [start, end) of a file, fewer where it is shorter.
 
         Raises:
             FileNotFoundError: no such file.
         """
-        if self.is_local:  # what fsspec does before it opens a local file takes longer than reading a latent
+        if self.is_local:  # fsspec's overhead per open of a local file is longer than reading a latent
             with open(self.path(name), "rb", buffering=0) as file:
                 file.seek(start)
                 return file.read(end - start)
         return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
 
     def write_bytes(self, name: str, payload: bytes) -> None:
-        """Write whole or not at all; an existing file of that name is replaced in one step.
+        """Write whole or not at all; an existing file of that name is replaced atomically.
 
         Raises:
-            StorageError: the disk is full, the storage is gone, or what was written does not read back the same.
+            StorageError: the disk is full, the storage is unreachable, or the file does not read back as written.
         """
-        with self._storage("written", name):
+        with self._storage_errors("written", name):
             if self.is_local:
                 self._write_local(self.path(name), payload)
             else:
@@ -119,7 +118,7 @@ class RunFolder:
 
     def _put(self, final: str, payload: bytes) -> None:
         self.fs.pipe_file(final, payload)
-        self._forget_listings()
+        self._invalidate_listings()
         if self.fs.size(final) != len(payload):
             raise OSError(f"{len(payload)} bytes were sent, {self.fs.size(final)} are there")
 
@@ -137,34 +136,26 @@ class RunFolder:
                 raise OSError("it does not read back as it was written")
             os.replace(temporary, final)
         except BaseException:
-            with suppress(OSError):  # on a storage that is gone the first error is the one to tell
+            with suppress(OSError):  # where the storage is gone, the first error is the one to report
                 os.remove(temporary)
             raise
 
     def remove(self, name: str) -> None:
         if self.exists(name):
-            with self._storage("removed", name):
+            with self._storage_errors("removed", name):
                 self.fs.rm(self.path(name), recursive=True)
 
     def remove_temporary_files(self) -> None:
-        """Clear what a killed run left behind. Only before workers start. Object stores have none: a put is atomic."""
+        """Remove what a killed run left. Only before workers start. Object stores have none: a put is atomic."""
         if not self.is_local:
             return
         for path in self.fs.glob(self.path("**/*" + TEMPORARY_SUFFIX)):
             self.fs.rm(path, recursive=True)
 
-    def copy_to_local(self, name: str, local_path: str) -> None:
-        with (
-            self._storage("read", name),
-            self.fs.open(self.path(name), "rb") as source,
-            open(local_path, "wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
-
     # --- tables -----------------------------------------------------------------------------------------------------
 
     def write_table(self, name: str, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
-        """One parquet file. `metadata` (recipe hashes, what went in) can be read back without reading the rows."""
+        """Write one parquet file. `metadata` (such as recipe hashes) can be read without reading the rows."""
         encoded = {k.encode(): v.encode() for k, v in (metadata or {}).items()}
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(encoded), sink, compression="zstd")
@@ -174,12 +165,12 @@ class RunFolder:
         return pq.read_table(io.BytesIO(self.read_bytes(name)))
 
     def read_columns(self, name: str, columns: Sequence[str]) -> pa.Table:
-        """Some columns of one file; the others are not fetched from storage."""
-        with self._storage("read", name), self.fs.open(self.path(name), "rb") as file:
+        """Some columns of one file; the others are not read from storage."""
+        with self._storage_errors("read", name), self.fs.open(self.path(name), "rb") as file:
             return pq.read_table(file, columns=[*columns])
 
     def table_metadata(self, name: str) -> dict[str, str]:
-        with self._storage("read", name), self.fs.open(self.path(name), "rb") as file:
+        with self._storage_errors("read", name), self.fs.open(self.path(name), "rb") as file:
             metadata = pq.read_schema(file).metadata or {}
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
 

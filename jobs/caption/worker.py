@@ -18,7 +18,7 @@ from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.captioners.registry import check_spec
 from recaption.captions.text import normalize_text
 from recaption.errors import UsageError, VideoError
-from recaption.inputs.sidecars import read_side_text
+from recaption.inputs.sidecars import read_sidecar_caption
 from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
@@ -127,7 +127,7 @@ class CaptionWorker:
         rows: list[Caption] = []
         views: list[CaptionInput] = []
         for clip in clips:
-            original = read_side_text(clip.uri)
+            original = read_sidecar_caption(clip.uri)
             if original:
                 text = Caption(text=normalize_text(original), source="original", kind="")
                 rows.append(self._bound(self.gates.apply_to_original(text), clip))

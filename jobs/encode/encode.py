@@ -19,7 +19,7 @@ from packing.shards.index import build_latents_index, is_committed, remove_stale
 from packing.shards.latent_codec import check_dtype
 from packing.shards.samples import latent_shard_name
 from recaption.errors import UsageError
-from recaption.ledger.latent_statistics import STATISTICS
+from recaption.ledger.latent_statistics import STATISTICS_FILE
 from recaption.run_folder import RunFolder, recipe_hash
 
 
@@ -58,7 +58,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     throughput = cluster.throughput()
     remove_stale(run, planned, folder=f"latents/{compressor.name}")
     index = build_latents_index(run, compressor.name)
-    statistics = json.loads(run.read_bytes(f"latents/{compressor.name}/{STATISTICS}"))
+    statistics = json.loads(run.read_bytes(f"latents/{compressor.name}/{STATISTICS_FILE}"))
     return {
         "latents": compressor.name,
         "samples": index.num_rows,

@@ -19,7 +19,7 @@ from jobs.cluster.cluster import Cluster
 from jobs.recipe.settings import Recipe, TextSettings
 from packing.loader.captions import read_blend
 from recaption.errors import UsageError
-from recaption.ledger.encoded_texts import ENCODER, TEXTS_SCHEMA, plan_hash, read_header, text_folder
+from recaption.ledger.encoded_texts import ENCODER_FILE, TEXTS_SCHEMA, plan_hash, read_header, text_folder
 from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder
 
@@ -145,7 +145,7 @@ def _encode(run: RunFolder, spec: str, plan: dict[str, Any], recipe: Recipe, clu
         "num_texts": sum(header.num_texts for header in headers),
         "num_tokens": sum(header.shape_of["tokens"][0] for header in headers),
     }
-    run.write_bytes(f"{folder}/{ENCODER}", (json.dumps(manifest, indent=1) + "\n").encode())
+    run.write_bytes(f"{folder}/{ENCODER_FILE}", (json.dumps(manifest, indent=1) + "\n").encode())
     return {
         "folder": folder,
         "texts": manifest["num_texts"],

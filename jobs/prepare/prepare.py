@@ -17,8 +17,8 @@ from jobs.prepare.worker import PrepareWorker
 from jobs.recipe.run_inputs import check_same_recipe, part_name, plan_inputs, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.errors import ErrorBudgetError
-from recaption.inputs.paths import expand
-from recaption.ledger.ledger import account
+from recaption.inputs.paths import expand_paths
+from recaption.ledger.ledger import build_ledger
 from recaption.quality.model_scorers import unavailable_scorers
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -39,7 +39,7 @@ def prepare(
         UsageError: a path leads nowhere, or the folder belongs to another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
-    uris = expand(videos) if videos else []
+    uris = expand_paths(videos) if videos else []
     run = RunFolder(out)
     check_same_recipe(run, recipe)
     run.remove_temporary_files()
@@ -64,7 +64,7 @@ def prepare(
             _check_error_budget(seen, failed, recipe.prepare.max_failed_share)
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
-    summary = account(run, recipe.filters).summary()
+    summary = build_ledger(run, recipe.filters).summary()
     _check_error_budget(summary["videos"]["total"], summary["videos"]["failed"], recipe.prepare.max_failed_share)
     return {
         **summary,

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import caption_set_pattern, caption_sets, default_caption_set, mark_repeated_captions
-from recaption.ledger.ledger import Ledger, account, read_clips
+from recaption.ledger.ledger import Ledger, build_ledger, read_clips
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, Sample, from_table, schema_of
 from recaption.run_folder import RunFolder
@@ -97,7 +97,7 @@ def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None)
             captions[row["clip_id"]] = row
     index = run.read_table("index.parquet") if run.exists("index.parquet") else schema_of(Sample).empty_table()
     return RunTables(
-        ledger=account(run, thresholds, set_name),
+        ledger=build_ledger(run, thresholds, set_name),
         clips=read_clips(run),
         thresholds=thresholds,
         set_name=set_name,

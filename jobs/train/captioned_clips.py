@@ -14,7 +14,7 @@ from jobs.recipe.run_inputs import kept_clips
 from jobs.recipe.settings import Recipe
 from recaption.captions.text import CAPTION_KINDS, normalize_text
 from recaption.errors import UsageError
-from recaption.inputs.sidecars import read_side_text
+from recaption.inputs.sidecars import read_sidecar_caption
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder
 from train.captioner.run_clips import RunClip
@@ -58,7 +58,7 @@ def _originals(clips: Iterable[Clip]) -> Iterator[tuple[str, str, str]]:
     of_uri: dict[str, str] = {}
     for clip in clips:
         if clip.uri not in of_uri:
-            of_uri[clip.uri] = normalize_text(read_side_text(clip.uri))
+            of_uri[clip.uri] = normalize_text(read_sidecar_caption(clip.uri))
         if of_uri[clip.uri]:
             yield clip.clip_id, "descriptive", of_uri[clip.uri]
 

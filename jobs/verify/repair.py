@@ -36,7 +36,7 @@ from recaption.captions.sets import caption_sets, default_caption_set
 from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, SHARD_SCHEMA
-from recaption.ledger.problems import Problem, open_parts
+from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.run_folder import RunFolder
 
 MAX_ROUNDS = 4
@@ -95,7 +95,7 @@ def _one_round(job: Repair, problems: list[Problem], num_pairs: int | None) -> N
         _remake_parts(job, damage.parts)
     for name in damage.pairs:
         _remake_pairs(job, name)
-    if open_parts(job.run, job.run.list("clips/part-*.parquet"), CLIPS_SCHEMA)[1]:
+    if read_tables_or_problems(job.run, job.run.list("clips/part-*.parquet"), CLIPS_SCHEMA)[1]:
         return  # which clips are kept cannot be told, so no later stage can run; each is reported again
     for set_name, numbers in damage.captions.items():
         _remake_captions(job, set_name, numbers)
@@ -213,7 +213,7 @@ def _why_another_captioner(job: Repair, whole: list[str]) -> str:
 
 
 def _rows_of(run: RunFolder, name: str) -> list[dict[str, Any]]:
-    tables, _ = open_parts(run, [name] if run.exists(name) else [], CLIPS_SCHEMA)
+    tables, _ = read_tables_or_problems(run, [name] if run.exists(name) else [], CLIPS_SCHEMA)
     return [row for table in tables.values() for row in table.select(["clip_id", "uri", "video_id"]).to_pylist()]
 
 
@@ -234,7 +234,7 @@ def _remake_shards(job: Repair, damage: _Damage) -> None:
         else:
             open_names.append(name)
     kept = [f"{name}.parquet" for name in names if name not in open_names]
-    if (names and not open_names and not damage.index) or open_parts(job.run, kept, SHARD_SCHEMA)[1]:
+    if (names and not open_names and not damage.index) or read_tables_or_problems(job.run, kept, SHARD_SCHEMA)[1]:
         return  # nothing to make, or no index to be had: it needs the table of each shard
     for name in open_names:
         job.run.remove(f"{name}.parquet")  # the commit mark goes first
@@ -247,7 +247,7 @@ def _remake_shards(job: Repair, damage: _Damage) -> None:
 def _plan_in_use(job: Repair, damage: _Damage) -> tuple[str, list[Any], dict[str, str]]:
     """(caption set, plan, hashes) by which all undamaged shards were made; no set where there is none."""
     lost = damage.lost_clips
-    tables, unreadable = open_parts(job.run, job.run.list(REJECTED), pa.schema([("clip_id", pa.string())]))
+    tables, unreadable = read_tables_or_problems(job.run, job.run.list(REJECTED), pa.schema([("clip_id", pa.string())]))
     sets = caption_sets(job.run) if unreadable or not tables else [default_caption_set(job.run)]
     for set_name in sets:
         try:

@@ -11,7 +11,7 @@ from jobs.recipe.run_inputs import INPUTS, part_number
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import REJECTED
 from jobs.verify.verify import find_problems
-from recaption.ledger.latent_statistics import STATISTICS
+from recaption.ledger.latent_statistics import STATISTICS_FILE
 from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
 
@@ -81,7 +81,7 @@ def _locate(job: Repair, problems: list[Problem], num_pairs: int | None) -> _Dam
             damage.captions[rest.partition("/")[0]].add(part_number(name))
         elif problem.kind == "clip_in_two_shards":
             damage.shards |= _shards_with(job.run, row)
-        elif folder == "latents" and rest.endswith(("/index.parquet", f"/{STATISTICS}")):
+        elif folder == "latents" and rest.endswith(("/index.parquet", f"/{STATISTICS_FILE}")):
             damage.latents[rest.partition("/")[0]] |= set()
         elif folder == "latents":
             damage.latents[rest.partition("/")[0]].add(re.sub(r"\.(tar|parquet)$", "", name))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jobs.encode.texts import encode_texts
 from recaption.errors import UsageError
-from recaption.ledger.encoded_texts import ENCODER, text_folder
+from recaption.ledger.encoded_texts import ENCODER_FILE, text_folder
 
 if TYPE_CHECKING:
     from jobs.verify.repair_scope import Repair
@@ -33,7 +33,7 @@ def remake_texts(job: Repair, folder: str, names: set[str]) -> None:
         job.remade.append(name)
     _close_gaps(job, folder)
     encode_texts(job.run, job.recipe, job.cluster)
-    job.remade.append(f"{folder}/{ENCODER}")
+    job.remade.append(f"{folder}/{ENCODER_FILE}")
 
 
 def _close_gaps(job: Repair, folder: str) -> None:

@@ -9,7 +9,7 @@ from jobs.verify.repair_scope import Repair
 from recaption.errors import VideoError
 from recaption.inputs.local_files import file_id, local_copy
 from recaption.ledger.ledger import CLIPS_SCHEMA
-from recaption.ledger.problems import open_parts
+from recaption.ledger.problems import read_tables_or_problems
 from recaption.records import Video, schema_of
 from recaption.run_folder import RunFolder
 
@@ -42,10 +42,10 @@ def _why_lost(job: Repair, expected: Iterable[tuple[str, str | None]]) -> str:
 def _expected_sources(run: RunFolder, number: int, uris: list[str]) -> list[tuple[str, str | None]]:
     """What is still known of the inputs of a part, from its videos or else from its clips."""
     known: dict[str, str] = {}
-    tables, _ = open_parts(run, [part_name("clips", number)], CLIPS_SCHEMA)
+    tables, _ = read_tables_or_problems(run, [part_name("clips", number)], CLIPS_SCHEMA)
     for table in tables.values():
         known |= dict(zip(table["uri"].to_pylist(), table["video_id"].to_pylist()))
-    tables, _ = open_parts(run, [part_name("videos", number)], schema_of(Video))
+    tables, _ = read_tables_or_problems(run, [part_name("videos", number)], schema_of(Video))
     for table in tables.values():
         known |= dict(zip(table["uri"].to_pylist(), table["video_id"].to_pylist()))
     return [(uri, known.get(uri)) for uri in uris]

@@ -25,9 +25,9 @@ from recaption.captions.sets import (
     mark_repeated_captions,
 )
 from recaption.errors import UsageError
-from recaption.ledger.caption_checks import Pair, PairCheck, check_pairs, sample_pairs
-from recaption.ledger.ledger import CLIPS_SCHEMA, account, committed_clips
-from recaption.ledger.problems import Problem, open_parts
+from recaption.ledger.caption_checks import CaptionCheckResult, CaptionClipPair, check_pairs, sample_pairs
+from recaption.ledger.ledger import CLIPS_SCHEMA, build_ledger, committed_clips
+from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.ledger.verify import verify
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
@@ -81,7 +81,7 @@ def as_summary(
     """What `--json` prints. Sums are left out where tables that they are read from do not open."""
     summary: dict[str, Any] = {"ok": not problems}
     if not any(problem.kind == "part_unreadable" for problem in problems):
-        sums = account(run, recipe.filters).summary()
+        sums = build_ledger(run, recipe.filters).summary()
         summary |= {key: sums[key] for key in ("videos", "clips", "seconds")}
         summary["faults"] = {name: faults_of(run, recipe, name) for name in caption_sets(run)}
     return {
@@ -101,19 +101,19 @@ def faults_of(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, int]:
 
 def _check_set(
     run: RunFolder, recipe: Recipe, set_name: str, num_pairs: int | None, *, first: Collection[str], progress: bool
-) -> PairCheck:
+) -> CaptionCheckResult:
     from jobs.caption.worker import open_captioner
     from train.parallel.process_group import choose_device
 
     pairs, _ = sample_pairs(run, set_name, num_pairs, first=first)
     if not pairs:
-        return PairCheck(set_name=set_name)
+        return CaptionCheckResult(set_name=set_name)
     try:
         captioner = open_captioner(recipe.caption, device=str(choose_device(recipe.caption.device)))
     except UsageError as error:
-        return PairCheck(set_name=set_name, unchecked={f"no captioner: {error}": len(pairs)})
+        return CaptionCheckResult(set_name=set_name, unchecked={f"no captioner: {error}": len(pairs)})
 
-    def track(rows: Sequence[Pair]) -> Any:
+    def track(rows: Sequence[CaptionClipPair]) -> Any:
         return tqdm(rows, desc=f"pairs of {set_name}", unit="clip", file=sys.stderr, disable=not progress)
 
     clips = clips_of(run, {pair.clip_id for pair in pairs})
@@ -126,7 +126,7 @@ def clips_of(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Clip]:
     wanted = pa.array(sorted(clip_ids), pa.string())
     found: dict[str, Clip] = {}
     for name in committed_clips(run):
-        tables, _ = open_parts(run, [name], CLIPS_SCHEMA)
+        tables, _ = read_tables_or_problems(run, [name], CLIPS_SCHEMA)
         for table in tables.values():
             rows = table.filter(pc.is_in(table["clip_id"], value_set=wanted))
             for clip in from_table(rows, Clip):

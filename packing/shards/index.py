@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from packing.shards.samples import LatentSample, shard_schema
-from recaption.ledger.latent_statistics import STATISTICS, gather_statistics
+from recaption.ledger.latent_statistics import STATISTICS_FILE, merge_shard_statistics
 from recaption.records import Sample, schema_of
 from recaption.run_folder import RunFolder
 
@@ -45,7 +45,7 @@ def build_latents_index(run: RunFolder, compressor: str) -> pa.Table:
     """RUN/latents/<compressor>/index.parquet with the columns of `LatentSample`, and statistics.json beside it."""
     folder = f"latents/{compressor}"
     table = build_index(run, f"{folder}/*/*.parquet", index=f"{folder}/index.parquet", record=LatentSample)
-    run.write_bytes(f"{folder}/{STATISTICS}", gather_statistics(run, folder))
+    run.write_bytes(f"{folder}/{STATISTICS_FILE}", merge_shard_statistics(run, folder))
     return table
 
 

@@ -128,7 +128,7 @@ def latent_entry(
     description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, "dtype": dtype}
     members["json"] = _canonical_json({**description, **measured, **(details or {})})
     fields |= measured
-    return Entry(key=sample.clip_id, members=members, fields=fields, statistics=ChannelStatistics.of(restored))
+    return Entry(key=sample.clip_id, members=members, fields=fields, statistics=ChannelStatistics.from_latent(restored))
 
 
 def failed_latent(sample: Sample, *, reason: str, detail: str) -> Entry:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from packing.shards.plan import check_key
 from packing.shards.samples import Entry, LatentSample, shard_schema
 from recaption.errors import FAILURE_REASONS, UsageError
-from recaption.ledger.latent_statistics import KEY, ChannelStatistics
+from recaption.ledger.latent_statistics import STATISTICS_KEY, ChannelStatistics
 from recaption.ledger.tar_checks import payload_of
 from recaption.records import Sample, schema_of
 from recaption.run_folder import RunFolder
@@ -105,7 +105,7 @@ def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, 
         plan_hash=plan_hash,
         record=LatentSample,
         payload="npy",
-        facts=lambda: {KEY: statistics.to_json()},
+        facts=lambda: {STATISTICS_KEY: statistics.to_json()},
     )
 
 

@@ -41,11 +41,11 @@ def open_config(model_id_or_path: str, *, spec: str, supported: str, is_supporte
     """
     from transformers import AutoConfig
 
-    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", give=_hint(spec))
+    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", hint=_hint(spec))
     try:
         config = AutoConfig.from_pretrained(model_id_or_path, local_files_only=is_local)
     except (OSError, ValueError, KeyError) as error:
-        raise hub.unreachable(f"captioner {spec}", error, _hint(spec)) from error
+        raise hub.unreachable_error(f"captioner {spec}", error, _hint(spec)) from error
     if not is_supported(config):
         raise UsageError(
             f"captioner {spec}: a {config.model_type!r} model; {spec.partition(':')[0]}: supports {supported}"
@@ -60,13 +60,13 @@ def open_model(model_class: Any, model_id_or_path: str, *, spec: str) -> Any:
         CheckpointMismatchError: the weights do not match their config.
         WeightsUnreachableError: no weights found.
     """
-    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", give=_hint(spec))
+    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", hint=_hint(spec))
     try:
         model, found = model_class.from_pretrained(
             model_id_or_path, local_files_only=is_local, dtype="auto", output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise hub.unreachable(f"captioner {spec}", error, _hint(spec)) from error
+        raise hub.unreachable_error(f"captioner {spec}", error, _hint(spec)) from error
     except RuntimeError as error:
         raise CheckpointMismatchError(
             f"captioner {spec}: the weights do not fit their config: {hub.first_line(error)}"
@@ -80,7 +80,7 @@ def open_model(model_class: Any, model_id_or_path: str, *, spec: str) -> Any:
 
 def open_processor(processor_class: Any, model_id_or_path: str, *, spec: str) -> Any:
     """The model's tokenizer and image processor; raises as `open_model`."""
-    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", give=_hint(spec))
+    is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", hint=_hint(spec))
     try:
         return processor_class.from_pretrained(model_id_or_path, local_files_only=is_local)
     except ImportError as error:

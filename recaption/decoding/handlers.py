@@ -1,8 +1,8 @@
-"""What the decoder child answers: probe, scan, read, clip. Runs in the child, free of PyAV itself.
+"""Request handlers of the decoder child: probe, scan, read, clip. They do not import PyAV themselves.
 
-Every answer is a "length" message (sizes, and seconds for the parent's clock), blocks of frames in rising order, and
-"done" with presentation times; or the worker turns an exception into "error". Pictures leave in blocks as they are
-decoded, so that the child never holds more than a block and a few frames.
+A response is a "length" message (sizes, and seconds for the parent's timeout), blocks of frames in ascending order, and
+"done" with presentation times; the worker turns an exception into "error". Frames are sent in blocks as they are
+decoded, so the child never holds more than a block and a few frames.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recaption.decoding import timestamps as frame_times
-from recaption.decoding.orientation import crop_centre, size_to_cover, size_with_short_side
+from recaption.decoding import timestamps
+from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest
+from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.errors import VideoError
 
@@ -31,8 +32,8 @@ BLOCK_BYTES = 4 << 20
 """Frames travel in blocks of about this size."""
 
 
-class FrameBlocks:
-    """Gathers frames of one size and sends them in blocks."""
+class FrameBlockSender:
+    """Collects frames of one size and sends them in blocks of about `BLOCK_BYTES`."""
 
     def __init__(self, send: Send, stream: str) -> None:
         self.send, self.stream = send, stream
@@ -52,100 +53,104 @@ class FrameBlocks:
         self.frames, self.num_bytes = [], 0
 
 
-class _Shrunk:
-    """One size in which a scan hands out frames: never larger than the video itself."""
+class _ScaledStream:
+    """One output stream of a scan: frames scaled to a short side, never enlarged."""
 
     def __init__(self, video: VideoFile, times: FrameTimes, send: Send, stream: str, short_side_px: int) -> None:
         short = min(short_side_px, times.height_px, times.width_px)
         self.size = size_with_short_side(times.height_px, times.width_px, short)
         self.scaler = video.scaler(times, *self.size)
-        self.blocks = FrameBlocks(send, stream)
+        self.blocks = FrameBlockSender(send, stream)
 
     def add(self, frame: Any) -> None:
         self.blocks.add(self.scaler(frame))
 
 
-def probe(video: VideoFile, request: dict[str, Any], send: Send) -> None:
-    """Decode everything, hand out no pictures."""
+def probe(video: VideoFile, request: ProbeRequest, send: Send) -> None:
+    """Decode everything, send no frames."""
     _decode_all(video, send, {}, 1.0)
 
 
-def scan(video: VideoFile, request: dict[str, Any], send: Send) -> None:
+def scan(video: VideoFile, request: ScanRequest, send: Send) -> None:
     """Decode everything once: all frames at `small_px`, one per `detail_every_seconds` at `detail_px`."""
-    sizes = {"small": request["small_px"], "detail": request["detail_px"]}
-    _decode_all(video, send, sizes, request["detail_every_seconds"])
+    sizes = {"small": request.small_px, "detail": request.detail_px}
+    _decode_all(video, send, sizes, request.detail_every_seconds)
 
 
 def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_every_seconds: float) -> None:
     index = video.packet_index()
     ticks: list[int | None] = []
-    detail_numbers: list[int] = []
-    streams: dict[str, _Shrunk] = {}
+    detail_indices: list[int] = []
+    streams: dict[str, _ScaledStream] = {}
     shape: tuple[Any, ...] = ()
-    last_duration, slot = 0, -1
+    last_duration, last_interval = 0, -1
     with contextlib.closing(video.decoded(index)) as frames:
         for number, frame in enumerate(frames):
             if number == 0:
                 index = index.starting_at(frame.pts)
                 shape = (frame.height, frame.width, video.orientation_of(frame))
-                first = FrameTimes.shown(index, [frame.pts], *shape)
-                streams = {name: _Shrunk(video, first, send, name, px) for name, px in sizes.items()}
-                send(_length(index, streams, detail_every_seconds))
+                first = FrameTimes.from_index(index, [frame.pts], *shape)
+                streams = {name: _ScaledStream(video, first, send, name, px) for name, px in sizes.items()}
+                send(_length_header(index, streams, detail_every_seconds))
             elif number >= video.limits["max_frames"]:
                 raise VideoError("too_large", f"more than max_frames = {video.limits['max_frames']} frames")
             ticks.append(frame.pts)
             last_duration = frame.duration or 0
             if streams:
                 streams["small"].add(frame)
-                slot_now = _slot(frame.pts, ticks[0], number, index.time_base, detail_every_seconds)
-                if slot_now != slot:
+                interval = _interval_index(frame.pts, ticks[0], number, index.time_base, detail_every_seconds)
+                if interval != last_interval:
                     streams["detail"].add(frame)
-                    detail_numbers.append(number)
-                slot = slot_now
+                    detail_indices.append(number)
+                last_interval = interval
     if not ticks:
-        raise VideoError("zero_frames", "packets, but no frame to show")
+        raise VideoError("zero_frames", "there are packets, but none decodes to a frame")
     _check_against_index(index, ticks)
     for stream in streams.values():
         stream.blocks.flush()
-    times = FrameTimes.shown(index, ticks, *shape)
-    video.remember(times)
-    _describe(video, times, last_duration)
+    times = FrameTimes.from_index(index, ticks, *shape)
+    video.cache_times(times)
+    _fill_video_fields(video, times, last_duration)
     pts = times.pts_seconds
-    send({"kind": "done", "video": video.known, "detail": detail_numbers, "count": len(pts)}, pts.data)
+    send({"kind": "done", "video": video.video_fields, "detail": detail_indices, "count": len(pts)}, pts.data)
 
 
-def _length(index: PacketIndex, streams: dict[str, _Shrunk], detail_every_seconds: float) -> dict[str, Any]:
-    """How much will come: exact for `small` where packets can be trusted, a first guess for `detail`."""
-    guesses = {
+def _length_header(
+    index: PacketIndex, streams: dict[str, _ScaledStream], detail_every_seconds: float
+) -> dict[str, Any]:
+    """Header with the expected size of each stream: exact for `small` where packets are trusted, estimated for `detail`."""
+    expected = {
         "small": index.num_packets,
         "detail": min(index.num_packets, int(index.seconds / detail_every_seconds) + 2),
     }
     return {
         "kind": "length",
         "seconds": index.seconds,
-        "streams": {name: [guesses[name], *stream.size] for name, stream in streams.items()},
+        "streams": {name: [expected[name], *stream.size] for name, stream in streams.items()},
     }
 
 
-def _slot(tick: int | None, first_tick: int | None, number: int, time_base: Fraction, every_seconds: float) -> int:
-    """Which stretch of `every_seconds` a frame falls into."""
+def _interval_index(
+    tick: int | None, first_tick: int | None, number: int, time_base: Fraction, every_seconds: float
+) -> int:
+    """Index of the `every_seconds` interval that a frame falls into."""
     if tick is None or first_tick is None:
-        return int(number / float(frame_times.FALLBACK_RATE) / every_seconds)
+        return int(number / float(timestamps.FALLBACK_RATE) / every_seconds)
     return int(float((tick - first_tick) * time_base) / every_seconds)
 
 
 def _check_against_index(index: PacketIndex, ticks: list[int | None]) -> None:
-    """Later reads number frames by packets: a file where decoding says otherwise is refused here, once."""
+    """Refuse a file whose packet index and decoded frames disagree: later reads number frames by packets."""
     if not index.is_seekable or ticks == index.ticks.tolist():
         return
     missing = sorted(set(index.ticks.tolist()) - set(ticks))
     where = f", the first missing one is frame {int(np.searchsorted(index.ticks, missing[0]))}" if missing else ""
-    raise VideoError("frame_mismatch", f"packets promise {len(index.ticks)} frames, {len(ticks)} decode{where}")
+    raise VideoError("frame_mismatch", f"the packet index has {len(index.ticks)} frames, {len(ticks)} decode{where}")
 
 
-def _describe(video: VideoFile, times: FrameTimes, last_duration: int) -> None:
-    rate, seconds = frame_times.rate_and_duration(times.ticks, last_duration, times.index.time_base, video.rates)
-    video.known.update(
+def _fill_video_fields(video: VideoFile, times: FrameTimes, last_duration: int) -> None:
+    rate, seconds = timestamps.rate_and_duration(times.ticks, last_duration, times.index.time_base, video.rates)
+    video.video_fields.update(
         width_px=times.width_px,
         height_px=times.height_px,
         num_frames=len(times.ticks),
@@ -156,38 +161,39 @@ def _describe(video: VideoFile, times: FrameTimes, last_duration: int) -> None:
     )
 
 
-def read(video: VideoFile, request: dict[str, Any], send: Send) -> None:
-    """Frames by number, or all of them; at full size or with a given short side."""
+def read(video: VideoFile, request: ReadRequest, send: Send) -> None:
+    """Frames by index, or all of them; at full size or scaled to a short side."""
     times = video.times()
     num_frames = len(times.ticks)
-    asked = np.arange(num_frames) if request["indices"] is None else np.array(request["indices"], np.int64)
-    outside = asked[(asked < 0) | (asked >= num_frames)]
+    indices = np.arange(num_frames) if request.indices is None else np.array(request.indices, np.int64)
+    outside = indices[(indices < 0) | (indices >= num_frames)]
     if len(outside):
-        raise VideoError("frame_mismatch", f"frame {outside[0]} was asked for, the video has {num_frames} frames")
-    if request["snap_seconds"]:
-        asked = times.index.near_keyframes(asked, request["snap_seconds"], *request["snap_within"])
+        raise VideoError("frame_mismatch", f"frame {outside[0]} was requested, the video has {num_frames} frames")
+    if request.snap_seconds:
+        start, end = request.snap_within
+        indices = times.index.snap_to_keyframes(indices, request.snap_seconds, start, end)
     size = (times.height_px, times.width_px)
-    if request["short_side_px"] is not None:
-        size = size_with_short_side(*size, request["short_side_px"])
-    _send_frames(video, times, asked, send, scaled=size, cropped=size)
+    if request.short_side_px is not None:
+        size = size_with_short_side(*size, request.short_side_px)
+    _send_frames(video, times, indices, send, scaled=size, cropped=size)
 
 
-def clip(video: VideoFile, request: dict[str, Any], send: Send) -> None:
-    """Frames of a span at a steady rate, scaled to cover a size, the centre cropped."""
+def clip(video: VideoFile, request: ClipRequest, send: Send) -> None:
+    """A span of frames resampled to a constant rate, scaled to cover a size and center-cropped."""
     times = video.times()
-    start, end = request["start_frame"], min(request["end_frame"], len(times.ticks))
+    start, end = request.start_frame, min(request.end_frame, len(times.ticks))
     if not 0 <= start < end:
         raise VideoError(
-            "frame_mismatch", f"frames {start}:{end} were asked for, the video has {len(times.ticks)} frames"
+            "frame_mismatch", f"frames {start}:{end} were requested, the video has {len(times.ticks)} frames"
         )
-    asked = start + frame_times.frames_at_rate(
-        times.pts_seconds[start:end], request["start_seconds"], num_frames=request["num_frames"], fps=request["fps"]
+    indices = start + timestamps.frames_at_rate(
+        times.pts_seconds[start:end], request.start_seconds, num_frames=request.num_frames, fps=request.fps
     )
-    cropped = (request["height_px"], request["width_px"])
+    cropped = (request.height_px, request.width_px)
     _send_frames(
         video,
         times,
-        asked,
+        indices,
         send,
         scaled=size_to_cover(times.height_px, times.width_px, *cropped),
         cropped=cropped,
@@ -197,35 +203,35 @@ def clip(video: VideoFile, request: dict[str, Any], send: Send) -> None:
 def _send_frames(
     video: VideoFile,
     times: FrameTimes,
-    asked: np.ndarray,
+    indices: np.ndarray,
     send: Send,
     *,
     scaled: tuple[int, int],
     cropped: tuple[int, int],
 ) -> None:
-    """Each frame once, in rising order; `order` says where each asked one lies among them."""
-    wanted, order = np.unique(asked, return_inverse=True)
-    is_rising = len(wanted) == len(asked) and bool(np.all(order[1:] > order[:-1]))
+    """Send each frame once, in ascending order; `order` maps the requested indices to positions among the sent frames."""
+    unique, order = np.unique(indices, return_inverse=True)
+    is_ascending = len(unique) == len(indices) and bool(np.all(order[1:] > order[:-1]))
     seconds = times.pts_seconds
     header = {"kind": "length", "seconds": float(seconds[-1] - seconds[0])}
-    send(header | {"streams": {"frames": [len(wanted), *cropped]}})
-    scaler, blocks = video.scaler(times, *scaled), FrameBlocks(send, "frames")
-    with contextlib.closing(video.frames_at(times, wanted)) as frames:
+    send(header | {"streams": {"frames": [len(unique), *cropped]}})
+    scaler, blocks = video.scaler(times, *scaled), FrameBlockSender(send, "frames")
+    with contextlib.closing(video.frames_at(times, unique)) as frames:
         for frame in frames:
-            blocks.add(crop_centre(scaler(frame), *cropped))
+            blocks.add(center_crop(scaler(frame), *cropped))
     blocks.flush()
     done = {
         "kind": "done",
-        "indices": asked.tolist(),
-        "order": None if is_rising else order.tolist(),
+        "indices": indices.tolist(),
+        "order": None if is_ascending else order.tolist(),
         "was_counted": video.was_counted,
     }
-    send(done | {"count": len(asked)}, np.ascontiguousarray(seconds[asked]).data)
+    send(done | {"count": len(indices)}, np.ascontiguousarray(seconds[indices]).data)
 
 
-ANSWERS: dict[str, Callable[[VideoFile, dict[str, Any], Send], None]] = {
-    "probe": probe,
-    "scan": scan,
-    "read": read,
-    "clip": clip,
+HANDLERS: dict[type[Request], Callable[[VideoFile, Any, Send], None]] = {
+    ProbeRequest: probe,
+    ScanRequest: scan,
+    ReadRequest: read,
+    ClipRequest: clip,
 }

@@ -1,14 +1,21 @@
-"""The wire between a process and its decoder child: length-prefixed messages over two pipes.
+"""Protocol between a process and its decoder child: length-prefixed messages over two pipes.
 
 A message is 4 bytes header length, 8 bytes payload length (little endian), a JSON header, raw payload bytes:
 
     header = {"kind": "frames", "stream": "small", "count": 340}    payload = 340 frames of uint8 RGB
+
+Requests are the dataclasses below, plus the path of the file and the limits under which it is decoded:
+
+    encode_request(ReadRequest(indices=[0, 8]))   -> {"op": "read", "indices": [0, 8], "short_side_px": None, ...}
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LENGTHS = struct.Struct("<IQ")
@@ -16,7 +23,79 @@ LENGTHS = struct.Struct("<IQ")
 
 
 MAX_HEADER_BYTES = 64 << 20
-"""A longer header is not one of ours: the stream is out of step."""
+"""A longer header is not a message of this protocol: the two sides are out of step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeRequest:
+    """Decode everything, return no frames."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScanRequest:
+    """Decode everything once: every frame small, some of them larger."""
+
+    small_px: int
+    """Short side of the stream `small`: every frame."""
+    detail_px: int
+    """Short side of the stream `detail`: the first frame of every `detail_every_seconds`."""
+    detail_every_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadRequest:
+    """Frames by index."""
+
+    indices: Sequence[int] | None = None
+    """None = all frames."""
+    short_side_px: int | None = None
+    """None = full size."""
+    snap_seconds: float = 0.0
+    """An index may move to a keyframe this close; 0 = never."""
+    snap_within: Sequence[int] = (0, 1 << 62)
+    """Half-open range of frame indices that keyframes are taken from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipRequest:
+    """A span of frames resampled to a constant rate, scaled to cover a size and center-cropped."""
+
+    start_seconds: float
+    num_frames: int
+    fps: float
+    height_px: int
+    width_px: int
+    start_frame: int
+    end_frame: int
+    """Half-open: frames from outside [start_frame, end_frame) are never returned."""
+
+
+Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest
+
+
+REQUESTS: dict[str, type[Request]] = {
+    "probe": ProbeRequest,
+    "scan": ScanRequest,
+    "read": ReadRequest,
+    "clip": ClipRequest,
+}
+"""`op` of a request's header -> its class."""
+
+
+def encode_request(request: Request) -> dict[str, Any]:
+    """The header of a request: `op` and its fields."""
+    (op,) = [name for name, kind in REQUESTS.items() if type(request) is kind]
+    return {"op": op} | {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+
+
+def decode_request(header: dict[str, Any]) -> Request:
+    """The inverse of `encode_request`; other keys of the header (path, limits) are ignored.
+
+    Raises:
+        KeyError: unknown `op`, or a field is missing.
+    """
+    kind = REQUESTS[header["op"]]
+    return kind(**{field.name: header[field.name] for field in dataclasses.fields(kind)})
 
 
 def pack_header(header: dict[str, Any], num_payload_bytes: int) -> bytes:
@@ -26,7 +105,11 @@ def pack_header(header: dict[str, Any], num_payload_bytes: int) -> bytes:
 
 
 def unpack_lengths(prefix: bytes | bytearray) -> tuple[int, int]:
-    """(header bytes, payload bytes) of the message that starts with `prefix`."""
+    """(header bytes, payload bytes) of the message that starts with `prefix`.
+
+    Raises:
+        EOFError: the header is longer than `MAX_HEADER_BYTES`.
+    """
     num_header_bytes, num_payload_bytes = LENGTHS.unpack(prefix)
     if num_header_bytes > MAX_HEADER_BYTES:
         raise EOFError(f"a header of {num_header_bytes} bytes: the message stream is out of step")

@@ -1,4 +1,4 @@
-"""Which frames a file will show, read from its packets without decoding one.
+"""Packet index of a video stream: frame numbers, timestamps and keyframes by demuxing alone, without decoding.
 
 Demuxing costs 10 ms for five minutes of video, decoding minutes. Sorted presentation times of the packets that are not
 marked "discard" (hidden pre-roll of edit lists) number the frames: with them, seeking was exact on 21 of 21 test files
@@ -16,37 +16,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recaption.decoding import timestamps as frame_times
+from recaption.decoding import timestamps
 from recaption.decoding.orientation import Orientation
 from recaption.errors import VideoError
 
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """All frames of one file, numbered: what a decode from the start shows."""
+    """Timestamps and displayed size of all frames of one file, in the order of a sequential decode."""
 
     index: PacketIndex
     ticks: np.ndarray
-    """(N,) int64, strictly rising."""
+    """(N,) int64 presentation times in units of the stream's time base, strictly increasing."""
     height_px: int
     """As displayed, of the first frame; later frames of other sizes are scaled to it."""
     width_px: int
     orientation: Orientation
 
     @classmethod
-    def shown(
+    def from_index(
         cls,
         index: PacketIndex,
-        ticks: list[int | None],
+        decoded_ticks: list[int | None],
         stored_height_px: int,
         stored_width_px: int,
-        turned: Orientation,
+        orientation: Orientation,
     ) -> FrameTimes:
-        """From the packet index where it is trusted, else from the timestamps that a whole decode showed."""
-        height_px, width_px = turned.size(stored_height_px, stored_width_px)
-        step = max(1, round(1 / (frame_times.FALLBACK_RATE * index.time_base)))
-        rising = index.ticks if index.is_seekable else frame_times.retime(ticks, step)
-        return cls(index, rising, height_px, width_px, turned)
+        """From the packet index where it is trusted, else from the timestamps of a full decode."""
+        height_px, width_px = orientation.size(stored_height_px, stored_width_px)
+        step = max(1, round(1 / (timestamps.FALLBACK_RATE * index.time_base)))
+        ticks = index.ticks if index.is_seekable else timestamps.retime(decoded_ticks, step)
+        return cls(index, ticks, height_px, width_px, orientation)
 
     @property
     def pts_seconds(self) -> np.ndarray:
@@ -55,15 +55,15 @@ class FrameTimes:
 
 
 FORMATS_WITH_PRESENTATION_TIMES = frozenset({"mov", "matroska", "mpegts", "mpeg", "flv"})
-"""Containers (FFmpeg's first short name) that store when a frame is shown. AVI and raw streams store decode order."""
+"""Containers (FFmpeg's first short name) that store presentation times. AVI and raw streams store decode order."""
 
 
-FORMATS_THAT_MAY_START_ANYWHERE = frozenset({"mpegts", "mpeg"})
-"""Broadcast recordings start between keyframes: what comes before the first is no damage."""
+FORMATS_THAT_MAY_START_MID_GOP = frozenset({"mpegts", "mpeg"})
+"""Broadcast recordings may start between keyframes: undecodable frames before the first keyframe are not damage."""
 
 
-SEEK_GAIN_FRAMES = 8
-"""Jump to a later keyframe only if that skips at least so many frames: a seek flushes the decoder."""
+MIN_SEEK_GAIN_FRAMES = 8
+"""Seek to a later keyframe only if that skips at least so many frames: a seek flushes the decoder."""
 
 
 class Keyframe(NamedTuple):
@@ -75,19 +75,21 @@ class Keyframe(NamedTuple):
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """What the packets of one video stream say about its frames."""
+    """Timestamps and keyframes of one video stream, from its packets."""
 
     time_base: Fraction
     ticks: np.ndarray
-    """(N,) int64, presentation times of the frames to come, rising; empty where packets do not tell."""
+    """(N,) int64 presentation times of the displayed frames, ascending; empty where packets have none."""
     keyframes: tuple[Keyframe, ...]
-    """By presentation time, hidden ones too: decoding may have to start before the first frame shown."""
+    """By presentation time, hidden ones included: decoding may have to start before the first displayed frame."""
     num_packets: int
-    """Upper bound for the frames, hidden packets left out."""
+    """Packets without the hidden ones: upper bound of the number of frames."""
     num_stored: int
-    """All packets that came, hidden ones too."""
+    """All packets, hidden ones included."""
     is_seekable: bool
-    may_start_anywhere: bool
+    """Whether `ticks` number the frames, so that frame i can be decoded from the keyframe before it."""
+    may_start_mid_gop: bool
+    """Of `FORMATS_THAT_MAY_START_MID_GOP`."""
 
     @property
     def seconds(self) -> float:
@@ -95,7 +97,7 @@ class PacketIndex:
         return float((int(self.ticks[-1]) - int(self.ticks[0])) * self.time_base) if len(self.ticks) else 0.0
 
     def starting_at(self, first_tick: int | None) -> PacketIndex:
-        """The same without frames before the first that really decodes (leading pictures, recordings cut anywhere)."""
+        """A copy without the frames before the first that really decodes (leading pictures, recordings cut mid-GOP)."""
         if not self.is_seekable or (len(self.ticks) and first_tick == self.ticks[0]):
             return self
         position = int(np.searchsorted(self.ticks, first_tick)) if first_tick is not None else len(self.ticks)
@@ -104,32 +106,32 @@ class PacketIndex:
         return replace(self, ticks=self.ticks[position:])
 
     def keyframe_before(self, index: int) -> Keyframe | None:
-        """Where to start decoding for frame `index`; None = at the start of the file."""
+        """The keyframe to start decoding from for frame `index`; None = the start of the file."""
         position = bisect.bisect_right(self.keyframes, (int(self.ticks[index]), 1 << 62)) - 1
         return self.keyframes[position] if position > 0 else None
 
-    def near_keyframes(self, numbers: np.ndarray, max_seconds: float, start: int, end: int) -> np.ndarray:
-        """Frame numbers, each moved to the nearest keyframe shown within `max_seconds` of it and inside [start, end)."""
-        shown = np.array([k.pts for k in self.keyframes], np.int64)
-        keys = np.searchsorted(self.ticks, shown[np.isin(shown, self.ticks)])
+    def snap_to_keyframes(self, indices: np.ndarray, max_seconds: float, start: int, end: int) -> np.ndarray:
+        """Frame indices, each moved to the nearest displayed keyframe within `max_seconds` and inside [start, end)."""
+        key_ticks = np.array([k.pts for k in self.keyframes], np.int64)
+        keys = np.searchsorted(self.ticks, key_ticks[np.isin(key_ticks, self.ticks)])
         keys = keys[(keys >= start) & (keys < end)]
         if not self.is_seekable or not len(keys):
-            return numbers
-        right = np.clip(np.searchsorted(keys, numbers), 0, len(keys) - 1)
+            return indices
+        right = np.clip(np.searchsorted(keys, indices), 0, len(keys) - 1)
         left = np.maximum(right - 1, 0)
-        ticks = self.ticks[numbers]
+        ticks = self.ticks[indices]
         is_left = np.abs(self.ticks[keys[left]] - ticks) <= np.abs(self.ticks[keys[right]] - ticks)
         nearest = np.where(is_left, keys[left], keys[right])
         is_near = np.abs(self.ticks[nearest] - ticks) * float(self.time_base) <= max_seconds
-        return np.where(is_near, nearest, numbers)
+        return np.where(is_near, nearest, indices)
 
-    def first_frame_from(self, keyframe: Keyframe | None) -> int:
-        """Number of the first frame shown at or after a keyframe."""
+    def first_frame_at(self, keyframe: Keyframe | None) -> int:
+        """Index of the first frame displayed at or after a keyframe; 0 for the start of the file."""
         return 0 if keyframe is None else int(np.searchsorted(self.ticks, keyframe.pts))
 
 
 def is_hidden(codec: str, packet: Any) -> bool:
-    """Whether a VP8 or VP9 packet holds only a reference picture that is never shown (an "alt-ref" frame)."""
+    """Whether a VP8 or VP9 packet holds only a reference frame that is never displayed (an "alt-ref" frame)."""
     view = memoryview(packet)
     if codec == "vp8":
         return not view[0] >> 4 & 1  # RFC 6386, 9.1: bit 4 is show_frame
@@ -172,14 +174,14 @@ def read_packets(
             last_dts = packet.dts
         if packet.pts is not None:
             ticks.append(packet.pts)
-    rising = np.array(sorted(ticks), np.int64)
-    is_complete = len(ticks) == num_packets and bool(np.all(np.diff(rising) > 0))
+    sorted_ticks = np.array(sorted(ticks), np.int64)
+    is_complete = len(ticks) == num_packets and bool(np.all(np.diff(sorted_ticks) > 0))
     return PacketIndex(
         time_base=time_base,
-        ticks=rising,
+        ticks=sorted_ticks,
         keyframes=tuple(sorted(keyframes)),
         num_packets=num_packets,
         num_stored=num_stored,
         is_seekable=is_complete and is_in_order and bool(keyframes) and first_name in FORMATS_WITH_PRESENTATION_TIMES,
-        may_start_anywhere=first_name in FORMATS_THAT_MAY_START_ANYWHERE,
+        may_start_mid_gop=first_name in FORMATS_THAT_MAY_START_MID_GOP,
     )

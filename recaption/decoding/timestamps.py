@@ -1,11 +1,11 @@
-"""When frames are shown, from their timestamps alone. Headers only propose; timestamps decide.
+"""Frame rates, durations and frame selection from presentation timestamps; header values are only hints.
 
     ticks = np.array([0, 1001, 2002])
     constant_rate(ticks, Fraction(1, 30000), proposed=())   -> Fraction(30000, 1001)
     frames_at_rate(ticks / 30000, 0.0, num_frames=2, fps=15) -> array([0, 2])
 
 A tick is one unit of a stream's time base. Timestamps of Matroska are whole milliseconds, so 30 fps arrives there as
-33, 33, 34: a rate is accepted where every timestamp lies within one tick of it.
+33, 33, 34: a rate is accepted where every timestamp is within one tick of it.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ STANDARD_RATES = tuple(
         "2",
     ]
 )
-"""Rates that cameras and encoders use, tried where timestamps are too coarse to spell one out."""
+"""Rates that cameras and encoders use, tried where timestamps are too coarse to give the rate exactly."""
 
 
 SAME_RATE = Fraction(1, 10_000)
-"""A claim this close to a standard rate is that rate, rounded: 2997/100 means 30000/1001."""
+"""A header rate this close (relative) to a standard rate is that rate, rounded: 2997/100 means 30000/1001."""
 
 
 COARSE_TICK = Fraction(1, 2000)
@@ -58,34 +58,35 @@ COARSE_TICK = Fraction(1, 2000)
 
 
 MIN_TICKS_PER_FRAME = 8
-"""Below this, "within one tick" would call any timestamps constant."""
+"""Below this, "within one tick" would accept any timestamps as a constant rate."""
 
 
 TOLERANCE_FRAMES = 0.4
-"""How much too early, in source frames, a frame may be shown: timestamps rounded to a millisecond then neither double
-nor skip one. Not one half: when a rate is doubled every second time lies exactly between two frames."""
+"""How much too early, in source frames, a frame may be displayed: timestamps rounded to a millisecond then neither
+repeat nor skip one. Not one half: when a rate is doubled every second time is exactly between two frames."""
 
 
 MAX_RATE = 1000
-"""Higher claims come from time bases mistaken for rates (mkv and flv that say 1000)."""
+"""Higher header rates are time bases mistaken for rates (1000 in some mkv and flv files)."""
 
 
 FALLBACK_RATE = Fraction(25)
-"""FFmpeg's own for pictures and streams without any timing."""
+"""FFmpeg's default for images and streams without timestamps."""
 
 
 def median_step(ticks: np.ndarray) -> float:
-    """Usual distance between neighbours; 0 where there are none."""
+    """Median distance between consecutive timestamps; 0 where there are none."""
     steps = np.diff(ticks)
     steps = steps[steps > 0]
     return float(np.median(steps)) if len(steps) else 0.0
 
 
 def retime(ticks: Sequence[int | None], fallback_step: int) -> np.ndarray:
-    """Strictly increasing times for frames in the order in which they are shown.
+    """Strictly increasing timestamps for frames in display order.
 
-    Timestamps that already rise stay as they are. Decode-order timestamps (AVI) are the right set in the wrong order:
-    they are sorted. Missing ones and those that jump back (two recordings joined in one MPEG-TS) go on one step later.
+    Timestamps that already increase stay as they are. Decode-order timestamps (AVI) are the right set in the wrong
+    order: they are sorted. Missing ones, and those that jump back (two recordings joined in one MPEG-TS), continue one
+    step after the previous frame.
     """
     known = np.array([t for t in ticks if t is not None], np.int64)
     if len(known) == len(ticks):
@@ -94,40 +95,41 @@ def retime(ticks: Sequence[int | None], fallback_step: int) -> np.ndarray:
         if len(np.unique(known)) == len(known):
             return np.sort(known)
     step = max(1, round(median_step(known)) or fallback_step)
-    shown: list[int] = []
+    retimed: list[int] = []
     offset = 0
     for tick in ticks:
-        earliest = shown[-1] + 1 if shown else None
+        earliest = retimed[-1] + 1 if retimed else None
         time = None if tick is None else tick + offset
         if time is None or (earliest is not None and time < earliest):
-            time = 0 if earliest is None else shown[-1] + step
+            time = 0 if earliest is None else retimed[-1] + step
             offset = offset if tick is None else time - tick
-        shown.append(time)
-    return np.array(shown, np.int64)
+        retimed.append(time)
+    return np.array(retimed, np.int64)
 
 
-def _lies_on(ticks: np.ndarray, time_base: Fraction, rate: Fraction) -> float:
-    """Largest distance in ticks between the timestamps and an even grid of this rate, after the best shift."""
+def _grid_error_ticks(ticks: np.ndarray, time_base: Fraction, rate: Fraction) -> float:
+    """Largest distance in ticks between the timestamps and the grid of a constant rate, after the best shift."""
     error = (ticks - ticks[0]) - np.arange(len(ticks)) * float(1 / (rate * time_base))
     return float(error.max() - error.min()) / 2
 
 
 def constant_rate(ticks: np.ndarray, time_base: Fraction, proposed: Iterable[Fraction | None]) -> Fraction | None:
-    """The exact rate (30000/1001, not 29.97) of evenly spaced timestamps; None where they are not, or there is but one.
+    """The exact rate (30000/1001, not 29.97) of evenly spaced timestamps; None where they are not, or there is only one.
 
-    `proposed` are the header's claims, each believed only where the timestamps agree with it.
+    Args:
+        proposed: rates from the header, each accepted only where the timestamps agree with it.
     """
     if len(ticks) < 2:
         return None
-    claims = [Fraction(r) for r in proposed if r and 0 < r <= MAX_RATE]
+    header_rates = [Fraction(r) for r in proposed if r and 0 < r <= MAX_RATE]
     steps = np.diff(ticks)
     even = [1 / (int(steps[0]) * time_base)] if np.all(steps == steps[0]) else []
     if even and time_base < COARSE_TICK:
         return even[0]
     if median_step(ticks) < MIN_TICKS_PER_FRAME:
         return even[0] if even else None
-    for candidates in (claims, STANDARD_RATES):
-        errors = [(_lies_on(ticks, time_base, rate), order) for order, rate in enumerate(candidates)]
+    for candidates in (header_rates, STANDARD_RATES):
+        errors = [(_grid_error_ticks(ticks, time_base, rate), order) for order, rate in enumerate(candidates)]
         fitting = [e for e in errors if e[0] <= 1.0]
         if fitting:
             rate = candidates[min(fitting)[1]]
@@ -140,26 +142,30 @@ def rate_and_duration(
 ) -> tuple[Fraction, Fraction]:
     """(frames per second, seconds) of all frames: the exact rate where it is constant, else frames / seconds.
 
-    The last frame lasts as long as the others at a constant rate; otherwise as long as it claims, unless that is absurd
-    beside the steps before it (mkv claims one tick, some fragmented mp4 claim days), then the usual step.
+    At a constant rate the last frame lasts as long as the others. Otherwise it lasts `last_duration`, or the median step
+    where that value is implausible (one tick in mkv, days in some fragmented mp4).
+
+    Args:
+        last_duration: duration of the last frame in ticks, as stored in the file.
+        proposed: rates from the header.
     """
     rate = constant_rate(ticks, time_base, proposed)
-    claims = [Fraction(r) for r in proposed if r and 0 < r <= MAX_RATE]
+    header_rates = [Fraction(r) for r in proposed if r and 0 < r <= MAX_RATE]
     if rate is not None:
         return rate, len(ticks) / rate
-    step = Fraction(median_step(ticks)) or 1 / (time_base * (claims[0] if claims else FALLBACK_RATE))
+    step = Fraction(median_step(ticks)) or 1 / (time_base * (header_rates[0] if header_rates else FALLBACK_RATE))
     longest = max([step, 1 / time_base, *np.diff(ticks).tolist()])
-    believable = step / 4 <= last_duration <= 4 * longest
-    seconds = (int(ticks[-1]) - int(ticks[0]) + (last_duration if believable else step)) * time_base
+    is_plausible = step / 4 <= last_duration <= 4 * longest
+    seconds = (int(ticks[-1]) - int(ticks[0]) + (last_duration if is_plausible else step)) * time_base
     if len(ticks) == 1:
-        return (claims[0] if claims else FALLBACK_RATE), seconds
+        return (header_rates[0] if header_rates else FALLBACK_RATE), seconds
     return len(ticks) / seconds, seconds
 
 
 def frames_at_rate(pts_seconds: np.ndarray, start_seconds: float, *, num_frames: int, fps: float) -> np.ndarray:
-    """Which source frame is on screen at start, start + 1/fps, ...: positions into `pts_seconds`, repeats allowed.
+    """Indices into `pts_seconds` of the frames displayed at start, start + 1/fps, ...; repeats are possible.
 
-    Times before the first frame show the first, times after the last show the last.
+    Times before the first frame give the first, times after the last give the last.
     """
     tolerance = TOLERANCE_FRAMES * median_step(pts_seconds)
     times = start_seconds + np.arange(num_frames) / fps + tolerance

@@ -1,6 +1,6 @@
-"""The decoder child: reads requests on stdin, answers on its original stdout, dies without harm.
+"""Main loop of the decoder child: requests on stdin, responses on its original stdout; it can be killed at any time.
 
-    python -m recaption.decoding.worker      started by process.py, never by hand
+    python -m recaption.decoding.worker      started by recaption/video_io/process.py, never by hand
 
 No torch, no ray, no pyarrow: it must start in a fraction of a second and stay at ~80 MB.
 """
@@ -19,28 +19,34 @@ from typing import Any
 
 import av
 
-from recaption.decoding import handlers as decode_answers
-from recaption.decoding.libav_log import LOGGED, listen, mapped_bytes
-from recaption.decoding.messages import LENGTHS, pack_header, unpack_lengths
+from recaption.decoding.handlers import HANDLERS, Send
+from recaption.decoding.libav_log import ERROR_LOG, capture_errors, mapped_bytes
+from recaption.decoding.messages import LENGTHS, decode_request, pack_header, unpack_lengths
 from recaption.decoding.video_file import VideoFile, error_text
 from recaption.errors import VideoError
 
 ORPHAN_CHECK_SECONDS = 2.0
+"""How often the child checks that its parent still lives."""
 
 
-def answer(request: dict[str, Any], payload: bytes, send: decode_answers.Send) -> None:
-    """Answer one request; whatever goes wrong becomes a reason of the closed list."""
-    limits = request["limits"]
+def serve_request(header: dict[str, Any], payload: bytes, send: Send) -> None:
+    """Handle one request; every failure is sent as an "error" message with one of `FAILURE_REASONS`.
+
+    Args:
+        header: of a request (messages.py), with its `path` (None = `payload` is the file) and `limits` (`DecodeLimits`).
+    """
+    limits = header["limits"]
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     video: VideoFile | None = None
-    LOGGED.lines.clear()
+    ERROR_LOG.lines.clear()
     try:
         if mapped_bytes() > limits["max_memory_bytes"]:
-            # RLIMIT_AS only refuses new memory: what earlier files have freed might do for a small one, by luck
+            # RLIMIT_AS only refuses new memory: freed memory of earlier files might happen to suffice for a small one
             raise MemoryError
         resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
-        video = VideoFile(request["path"], payload, limits)
-        decode_answers.ANSWERS[request["op"]](video, request, send)
+        video = VideoFile(header["path"], payload, limits)
+        request = decode_request(header)
+        HANDLERS[type(request)](video, request, send)
         return
     except VideoError as error:
         reason, detail = error.reason, error.detail
@@ -48,17 +54,17 @@ def answer(request: dict[str, Any], payload: bytes, send: decode_answers.Send) -
         reason, detail = "decode_memory", f"decoding needs more than max_memory_bytes = {limits['max_memory_bytes']}"
     except BrokenPipeError:
         raise
-    except Exception as error:  # the boundary of the child: no input may end it without an answer
+    except Exception as error:  # the boundary of the child: no input may end it without a response
         reason, detail = "unreadable", f"{type(error).__name__}: {error_text(error)}"
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
         if video is not None:
             video.close()
-    send({"kind": "error", "reason": reason, "detail": detail, "video": video.known if video else {}})
+    send({"kind": "error", "reason": reason, "detail": detail, "video": video.video_fields if video else {}})
 
 
-def _end_with_parent() -> None:
-    """A decoder that spins for ever must not outlive the parent that would have killed it."""
+def _exit_with_parent() -> None:
+    """End this process once its parent is gone: a decoder in an endless loop would run for ever."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -70,28 +76,28 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Serve until stdin closes."""
+    """Serve requests until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.dup(1)
+    responses = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not break the message stream
-    _end_with_parent()
+    _exit_with_parent()
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # the second damaged file must say so too
-    listen()
+    av.logging.set_skip_repeated(False)  # the second damaged file must be logged too
+    capture_errors()
 
     def send(header: dict[str, Any], blob: memoryview | bytes = b"") -> None:
         view = memoryview(blob).cast("B")
         for part in (memoryview(pack_header(header, len(view))), view):
             while part:
-                part = part[os.write(answers, part) :]
+                part = part[os.write(responses, part) :]
 
     send({"kind": "ready"})
     stdin = sys.stdin.buffer
     with contextlib.suppress(BrokenPipeError):
         while len(prefix := stdin.read(LENGTHS.size)) == LENGTHS.size:
             num_header_bytes, num_payload_bytes = unpack_lengths(prefix)
-            request = json.loads(stdin.read(num_header_bytes))
-            answer(request, stdin.read(num_payload_bytes), send)
+            header = json.loads(stdin.read(num_header_bytes))
+            serve_request(header, stdin.read(num_payload_bytes), send)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""PATH arguments to a list of inputs, with their sidecar captions."""
+"""Input paths, remote files and sidecar captions."""

@@ -1,4 +1,4 @@
-"""Input files, wherever they lie, as paths on this machine."""
+"""Local paths of input files (remote ones are downloaded to a temporary file), and their content hash."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _is_remote(uri: str) -> bool:
 
 @contextlib.contextmanager
 def local_copy(uri: str | os.PathLike[str]) -> Iterator[str]:
-    """Path of the file on this machine: itself, or a temporary download that is gone afterwards.
+    """Path of the file on this machine: itself, or a temporary download that is removed afterwards.
 
     Raises:
-        VideoError: unreadable, where there is no such file or it cannot be fetched.
+        VideoError: unreadable, where there is no such file or it cannot be downloaded.
     """
     uri = os.fspath(uri)
     if not _is_remote(uri):
@@ -41,8 +41,8 @@ def local_copy(uri: str | os.PathLike[str]) -> Iterator[str]:
         try:
             fs, remote_path = fsspec.url_to_fs(uri)
             fs.get_file(remote_path, path)
-        except Exception as error:  # whatever a storage backend raises: the input cannot be had
-            raise VideoError("unreadable", f"cannot be fetched: {type(error).__name__}: {error}", uri=uri) from error
+        except Exception as error:  # storage backends have no common exception
+            raise VideoError("unreadable", f"cannot be downloaded: {type(error).__name__}: {error}", uri=uri) from error
         yield path
 
 

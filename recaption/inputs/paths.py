@@ -1,9 +1,9 @@
-"""PATH arguments -> a sorted list of inputs. The first step: nothing that is named may get lost here.
+"""Expands PATH arguments (files, folders, globs, lists, URIs) to a sorted list of inputs; nothing may be lost here.
 
-    expand(["clips/", "more/*.mp4", "list.txt", "s3://bucket/raw"])  -> ["/data/clips/a.mp4", ...]
+    expand_paths(["clips/", "more/*.mp4", "list.txt", "s3://bucket/raw"])  -> ["/data/clips/a.mp4", ...]
 
-A folder means every file below it except the kinds that only ever accompany videos (`SIDE_FILES`): a file of unknown
-kind is taken, and refused later with a reason.
+A folder means every file below it except those with `SIDECAR_EXTENSIONS`: a file of unknown type is an input, and fails
+later with a reason.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ import fsspec
 import pyarrow.parquet as pq
 
 from recaption.errors import UsageError
-from recaption.inputs.sidecars import SIDE_FILES
+from recaption.inputs.sidecars import SIDECAR_EXTENSIONS
 
-LISTS = (".txt", ".parquet")
+LIST_EXTENSIONS = (".txt", ".parquet")
+"""Files that list inputs."""
 
 
 URI_COLUMNS = ("uri", "path", "url", "video", "file")
+"""Columns that a .parquet list may have its inputs in; the first that exists is read."""
 
 
-def expand(paths: Iterable[str]) -> list[str]:
+def expand_paths(paths: Iterable[str]) -> list[str]:
     """Files, folders, globs, .txt/.parquet lists and fsspec URIs -> unique URIs, sorted.
 
     Raises:
-        UsageError: a path leads nowhere, or to no file at all.
+        UsageError: a path does not exist, or has no input file.
     """
-    found: set[str] = set()
+    inputs: set[str] = set()
     for path in paths:
-        inputs = _expand_one(path)
-        if not inputs:
+        expanded = _expand_one(path)
+        if not expanded:
             raise UsageError(f"{path}: no video file there")
-        found.update(inputs)
-    if not found:
+        inputs.update(expanded)
+    if not inputs:
         raise UsageError("no inputs: pass --videos with files, folders, globs or a .txt/.parquet list")
-    return sorted(found)
+    return sorted(inputs)
 
 
 def _expand_one(path: str) -> list[str]:
@@ -54,7 +56,7 @@ def _expand_one(path: str) -> list[str]:
     if fs.isdir(root):
         files = fs.find(root)
         return [name(p) for p in files if _is_input(p)]
-    if root.endswith(LISTS):
+    if root.endswith(LIST_EXTENSIONS):
         return _read_list(fs, root)
     return [name(root)]
 
@@ -66,13 +68,13 @@ def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 def _is_input(path: str) -> bool:
     base = posixpath.basename(path)
-    return not base.startswith(".") and posixpath.splitext(base)[1].lower() not in SIDE_FILES
+    return not base.startswith(".") and posixpath.splitext(base)[1].lower() not in SIDECAR_EXTENSIONS
 
 
 def _read_list(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """One input a line (`#` starts a comment), or a parquet table with a column of `URI_COLUMNS`.
+    """Inputs of a text file, one per line (`#` starts a comment), or of a parquet table with one of `URI_COLUMNS`.
 
-    An input that is listed but not there stays in: it becomes a failed row, not a gap.
+    An input that is listed but does not exist is returned too: it becomes a failed row, not a missing one.
     """
     if path.endswith(".txt"):
         lines = fs.cat_file(path).decode().splitlines()

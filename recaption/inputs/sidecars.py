@@ -1,4 +1,4 @@
-"""Sidecar captions: text files that lie beside a video under its name."""
+"""Sidecar captions: a .txt file next to a video with the same name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import posixpath
 
 import fsspec
 
-SIDE_FILES = frozenset(
+SIDECAR_EXTENSIONS = frozenset(
     [
         ".json",
         ".jsonl",
@@ -33,10 +33,11 @@ SIDE_FILES = frozenset(
         ".license",
     ]
 )
+"""Extensions of files that accompany videos; a folder of inputs is read without them."""
 
 
-def read_side_text(uri: str) -> str:
-    """The text that came with a video: the .txt file of the same name beside it, or "" where there is none."""
+def read_sidecar_caption(uri: str) -> str:
+    """The original caption of a video: the .txt file of the same name next to it, or "" where there is none."""
     fs, path = fsspec.url_to_fs(uri)
-    side = posixpath.splitext(path)[0] + ".txt"
-    return fs.cat_file(side).decode(errors="replace").strip() if fs.exists(side) else ""
+    sidecar = posixpath.splitext(path)[0] + ".txt"
+    return fs.cat_file(sidecar).decode(errors="replace").strip() if fs.exists(sidecar) else ""

@@ -1,1 +1,1 @@
-"""Where every video and every second of it went, and whether the files agree."""
+"""The state of every video and clip of a run, and checks that the files of the run folder agree with it."""

@@ -1,10 +1,10 @@
-"""The ledger: every input video, and every second of it, ends in exactly one state.
+"""The ledger of a run: every input video, and every second of it, is in exactly one state.
 
-    ledger = account(run, thresholds)
+    ledger = build_ledger(run, thresholds)
     ledger.summary()["clips"]          # {"total": 18, "kept": 15, "dropped": {"blurry": 2, "no_bucket": 1}, ...}
 
-States are asked of what lies in the run folder; nothing here is stored, so nothing here can go stale. They are columns,
-not objects: about 0.6 kB per clip while they are asked for. `recaption.ledger.verify` holds them against the files.
+States are computed from the files of the run folder and never stored, so they cannot become outdated. They are columns,
+not objects: about 0.6 kB of memory per clip. `recaption.ledger.verify` checks them against the shards.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipState:
-    """Where one clip ended up."""
+    """The state of one clip: in a shard, waiting for a stage, dropped or failed."""
 
     clip_id: str
     uri: str
     state: str
     """One of `CLIP_STATES`."""
     reason: str | None = None
-    """dropped: of `DROP_REASONS`; failed: of `FAILURE_REASONS`; waiting: the stage that has not seen it, `caption` or
+    """dropped: of `DROP_REASONS`; failed: of `FAILURE_REASONS`; waiting: the stage it is waiting for, `caption` or
     `shard`."""
     shard: str | None = None
-    """in_shard: the tar; its key there is the clip id."""
+    """in_shard: the tar; the sample's key is the clip id."""
     duplicate_of: str | None = None
-    """dropped as a duplicate: the clip that stays in its place."""
+    """dropped as a duplicate: the clip that is kept instead."""
     seconds: float
 
 
@@ -84,57 +84,57 @@ STATES_SCHEMA = pa.schema(
 class Ledger:
     """All videos and all clips of a run, each in one state."""
 
-    video_rows: pa.Table
+    video_table: pa.Table
     """Columns of `Video`."""
-    clip_rows: pa.Table
+    clip_table: pa.Table
     """Columns of `ClipState`, in the order of `read_clips`."""
     num_waiting_inputs: int = 0
-    """Inputs that `prepare` has listed and not reached."""
+    """Inputs that `prepare` has listed but not processed yet."""
 
     @cached_property
     def videos(self) -> tuple[Video, ...]:
-        return tuple(from_table(self.video_rows, Video))
+        return tuple(from_table(self.video_table, Video))
 
     @cached_property
     def clips(self) -> tuple[ClipState, ...]:
-        return tuple(from_table(self.clip_rows, ClipState))
+        return tuple(from_table(self.clip_table, ClipState))
 
     def summary(self) -> dict[str, Any]:
         """The numbers that `--json` prints, JSON-simple.
 
         videos.total = ok + failed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
-        seconds.total = kept + dropped + failed, where failed holds the length of failed videos as far as it is known.
+        seconds.total = kept + dropped + failed, where failed includes the length of failed videos as far as it is known.
         """
-        failed = self.video_rows.filter(pc.equal(self.video_rows["status"], "failed"))
-        states = self.clip_rows["state"].to_numpy(zero_copy_only=False)
-        reasons = self.clip_rows["reason"].to_numpy(zero_copy_only=False)
-        seconds = self.clip_rows["seconds"].to_numpy()
+        failed = self.video_table.filter(pc.equal(self.video_table["status"], "failed"))
+        states = self.clip_table["state"].to_numpy(zero_copy_only=False)
+        reasons = self.clip_table["reason"].to_numpy(zero_copy_only=False)
+        seconds = self.clip_table["seconds"].to_numpy()
         count = Counter(zip(states, reasons))
-        of = {state: seconds[states == state] for state in CLIP_STATES}
-        lost = self.clip_rows.filter(pc.equal(self.clip_rows["state"], "failed"))
+        seconds_of = {state: seconds[states == state] for state in CLIP_STATES}
+        failed_clips = self.clip_table.filter(pc.equal(self.clip_table["state"], "failed"))
         return {
             "videos": {
-                "total": self.video_rows.num_rows,
-                "ok": self.video_rows.num_rows - failed.num_rows,
+                "total": self.video_table.num_rows,
+                "ok": self.video_table.num_rows - failed.num_rows,
                 "failed": failed.num_rows,
                 "waiting": self.num_waiting_inputs,
             },
             "clips": {
-                "total": self.clip_rows.num_rows,
-                "kept": len(of["in_shard"]) + len(of["waiting"]),
+                "total": self.clip_table.num_rows,
+                "kept": len(seconds_of["in_shard"]) + len(seconds_of["waiting"]),
                 "dropped": _count_reasons(count, "dropped"),
                 "failed": _count_reasons(count, "failed"),
-                "in_shard": len(of["in_shard"]),
+                "in_shard": len(seconds_of["in_shard"]),
                 "waiting": _count_reasons(count, "waiting"),
             },
             "seconds": {
-                "total": math.fsum(self.video_rows["duration_seconds"].to_numpy()),
-                "kept": math.fsum([*of["in_shard"], *of["waiting"]]),
-                "dropped": math.fsum(of["dropped"]),
-                "failed": math.fsum([*of["failed"], *failed["duration_seconds"].to_numpy()]),
+                "total": math.fsum(self.video_table["duration_seconds"].to_numpy()),
+                "kept": math.fsum([*seconds_of["in_shard"], *seconds_of["waiting"]]),
+                "dropped": math.fsum(seconds_of["dropped"]),
+                "failed": math.fsum([*seconds_of["failed"], *failed["duration_seconds"].to_numpy()]),
             },
             "failures": failed.select(["uri", "reason", "detail"]).to_pylist(),
-            "clip_failures": lost.select(["clip_id", "uri", "reason"]).to_pylist(),
+            "clip_failures": failed_clips.select(["clip_id", "uri", "reason"]).to_pylist(),
         }
 
 
@@ -142,8 +142,8 @@ def _count_reasons(count: Counter[tuple[str, str | None]], wanted: str) -> dict[
     return dict(sorted((str(reason), number) for (state, reason), number in count.items() if state == wanted))
 
 
-def account(run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None) -> Ledger:
-    """Ask the run folder, at whatever stage it is, for the state of everything.
+def build_ledger(run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None) -> Ledger:
+    """The ledger of a run folder, whatever stages have run.
 
     Args:
         set_name: caption set that decides `bad_caption`; default: the set that the shards were made with.
@@ -154,11 +154,11 @@ def account(run: RunFolder, thresholds: FilterThresholds, set_name: str | None =
     shards = run.read_tables("shards/*/*.parquet", SHARD_STATE_SCHEMA)
     rejected = run.read_table(REJECTED_CLIPS) if run.exists(REJECTED_CLIPS) else REJECTED_SCHEMA.empty_table()
     states = clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
-    return Ledger(video_rows=videos, clip_rows=states, num_waiting_inputs=_num_waiting_inputs(run, videos))
+    return Ledger(video_table=videos, clip_table=states, num_waiting_inputs=_num_waiting_inputs(run, videos))
 
 
 def committed_clips(run: RunFolder) -> list[str]:
-    """Parts of clips whose part of videos is there: that one is written last and completes both."""
+    """Parts of clips whose part of videos exists: that one is written last and commits both."""
     committed = set(run.list("videos/part-*.parquet"))
     return [name for name in run.list("clips/part-*.parquet") if name.replace("clips/", "videos/", 1) in committed]
 
@@ -169,6 +169,7 @@ def read_clips(run: RunFolder) -> pa.Table:
 
 
 def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+    """All rows of the tables, with the columns of `schema`; an empty table of `schema` where there are none."""
     return pa.concat_tables([schema.empty_table(), *(conform(table, schema) for table in tables)])
 
 
@@ -194,58 +195,58 @@ def clip_states(
     shards: pa.Table,
     rejected: pa.Table,
 ) -> pa.Table:
-    """One state per row of `clips`. A verdict comes first: what the filters drop is dropped, wherever it lies.
+    """One state per row of `clips`. Filters take precedence: a clip that they drop is dropped even if it is in a shard.
 
-    Texts that came with the video do not count as captions: the captioner still has to see those clips. Nor do captions
-    of a window, or of another kind than the descriptive one.
+    Only main captions count (`Caption.is_main`): not texts that came with the video, captions of a window, or other
+    caption types than the descriptive one.
 
     Args:
-        pairs: near copies, as `duplicates.read_pairs` gives them.
+        pairs: near-duplicates, from `near_duplicates.read_pairs`.
         captions: columns of `CAPTION_STATE_SCHEMA`.
         shards: columns of `SHARD_STATE_SCHEMA`.
     """
     ids = clips["clip_id"].combine_chunks()
-    judged = evaluate_filters(clips, thresholds, pairs)
-    verdict = np.array(judged.reasons, object)
+    verdicts = evaluate_filters(clips, thresholds, pairs)
+    drop_reason = np.array(verdicts.reasons, object)
     is_written = pc.equal(shards["status"], "ok")
     shard = _lookup(ids, shards.filter(is_written), "shard")
-    turned_away = _lookup(ids, rejected, "reason")
-    failed = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
-    by_model = main_captions(captions)
-    is_good = pc.is_null(by_model["reason"])
-    has_text = _is_in(ids, by_model.filter(is_good))
-    bad_text = _lookup(ids, by_model.filter(pc.invert(is_good)), "reason")
-    bad_text[has_text] = None
+    rejected_reason = _lookup(ids, rejected, "reason")
+    failure_reason = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
+    main = main_captions(captions)
+    is_good = pc.is_null(main["reason"])
+    has_caption = _is_in(ids, main.filter(is_good))
+    caption_reason = _lookup(ids, main.filter(pc.invert(is_good)), "reason")
+    caption_reason[has_caption] = None
 
-    state = np.full(len(verdict), "waiting", object)
-    reason = np.where(has_text, "shard", "caption").astype(object)
-    for lost in (bad_text, failed, turned_away, verdict):  # the last word counts
-        is_lost = _is_given(lost)
-        reason[is_lost] = lost[is_lost]
-        state[is_lost] = ["dropped" if one in DROP_REASONS else "failed" for one in lost[is_lost]]
-    is_inside = ~_is_given(verdict) & _is_given(shard)
-    state[is_inside], reason[is_inside] = "in_shard", None
-    shard[~is_inside] = None
+    state = np.full(len(drop_reason), "waiting", object)
+    reason = np.where(has_caption, "shard", "caption").astype(object)
+    for lost_reason in (caption_reason, failure_reason, rejected_reason, drop_reason):  # later ones take precedence
+        is_lost = _is_set(lost_reason)
+        reason[is_lost] = lost_reason[is_lost]
+        state[is_lost] = ["dropped" if text in DROP_REASONS else "failed" for text in lost_reason[is_lost]]
+    is_in_shard = ~_is_set(drop_reason) & _is_set(shard)
+    state[is_in_shard], reason[is_in_shard] = "in_shard", None
+    shard[~is_in_shard] = None
     seconds = pc.subtract(clips["end_seconds"], clips["start_seconds"])
-    columns = [ids, clips["uri"], state, reason, shard, judged.duplicate_of, seconds]
+    columns = [ids, clips["uri"], state, reason, shard, verdicts.duplicate_of, seconds]
     arrays = [pa.array(c, pa.string()) if isinstance(c, (np.ndarray, list)) else c for c in columns]
     return pa.table(arrays, schema=STATES_SCHEMA)
 
 
-def _is_given(values: np.ndarray) -> np.ndarray:
-    """Which of (N,) object values, (N,) bool, are not None."""
-    given: np.ndarray = pa.array(values, pa.string()).is_valid().to_numpy(zero_copy_only=False)
-    return given
+def _is_set(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of (N,) object values are not None."""
+    is_valid: np.ndarray = pa.array(values, pa.string()).is_valid().to_numpy(zero_copy_only=False)
+    return is_valid
 
 
 def _is_in(ids: pa.Array, table: pa.Table) -> np.ndarray:
-    """Which of `ids`, (N,) bool, the table has."""
+    """(N,) bool: which of `ids` the table has."""
     found: np.ndarray = pc.is_in(ids, value_set=table["clip_id"].combine_chunks()).to_numpy(zero_copy_only=False)
     return found.astype(bool)
 
 
 def _lookup(ids: pa.Array, table: pa.Table, column: str) -> np.ndarray:
-    """(N,) object: what the table's first row of each id has in `column`, None where it has no such row."""
+    """(N,) object: the value of `column` in the table's first row of each id, None where there is no such row."""
     rows = pc.index_in(ids, value_set=table["clip_id"].combine_chunks())
     values: np.ndarray = table[column].combine_chunks().take(rows).to_numpy(zero_copy_only=False)
     return values.astype(object)

@@ -1,9 +1,8 @@
-"""What can be wrong inside one file of a run folder: parts that do not open, tars that are cut, bytes that changed.
+"""The problems that `recaption verify` reports, and reading tables that may be damaged.
 
-`recaption.ledger.verify.verify` calls these and adds what only shows across files.
-
-    for problem in tar_problems(run, "shards/17f-96x96-8fps/000000.tar", rows):
-        problem.kind, problem.where, problem.detail
+tables, problems = read_tables_or_problems(run, run.list("clips/part-*.parquet"), CLIPS_SCHEMA)
+for problem in problems:
+    problem.kind, problem.where, problem.detail      # "part_unreadable", "clips/part-00003.parquet", "does not open ..."
 """
 
 from __future__ import annotations
@@ -55,45 +54,45 @@ PROBLEM_KINDS = (
     "statistics_differ",
     "text_part_differs",
 )
-"""What `recaption verify` can find. Closed: tests and reports read it."""
+"""Kinds of problems that `recaption verify` reports. Closed list: tests and reports read it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing that is not as it should be."""
+    """One problem in a run folder: its kind, the file or row, and details."""
 
     kind: str
     """One of `PROBLEM_KINDS`."""
     where: str
-    """The file, relative to the run folder; with `:` and a clip or video id where one row or sample is meant."""
+    """The file, relative to the run folder; with `:` and a clip id or uri where it concerns one row or sample."""
     detail: str
 
     def __post_init__(self) -> None:
         assert self.kind in PROBLEM_KINDS, self.kind
 
 
-def temporary_files(run: RunFolder) -> Iterator[Problem]:
-    """Files that a killed run left behind under a temporary name."""
+def check_temporary_files(run: RunFolder) -> Iterator[Problem]:
+    """Find files that a killed run left under a temporary name."""
     prefix = run.root.rstrip("/") + "/"
     for path in sorted(str(p) for p in run.fs.glob(run.path("**/*" + TEMPORARY_SUFFIX))):
-        detail = "left behind by a run that was killed; run the same command again to clear it"
+        detail = "left by a run that was killed; run the same command again to remove it"
         yield Problem(kind="temporary_file", where=path.removeprefix(prefix), detail=detail)
 
 
-def open_parts(
-    run: RunFolder, names: Iterable[str], schema: pa.Schema, keep: Sequence[str] | None = None
+def read_tables_or_problems(
+    run: RunFolder, names: Iterable[str], schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> tuple[dict[str, pa.Table], list[Problem]]:
-    """Tables by file name with the columns of `schema`, and the files that do not give them.
+    """Tables by file name with the columns of `schema`, and a problem for each file that does not have them.
 
     Args:
-        keep: columns that stay in memory; default: all of them.
+        columns: the columns that are returned, all of `schema` by default. All are checked.
     """
     tables: dict[str, pa.Table] = {}
     problems = []
     for name in names:
         try:
             table = conform(run.read_table(name), schema)
-            tables[name] = table if keep is None else table.select(list(keep))
+            tables[name] = table if columns is None else table.select(list(columns))
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             detail = " ".join(str(error).split())[:200]
             problems.append(Problem(kind="part_unreadable", where=name, detail=f"does not open as a table: {detail}"))

@@ -1,4 +1,4 @@
-"""Checks of the parquet tables: inputs, spans that cover each video exactly, captions."""
+"""Checks of the parquet tables: one row per input, clips that cover each video exactly, captions of known clips."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
 
 TOLERANCE_SECONDS = 1e-3
-"""Clips of a video add up to its length to this much."""
+"""Allowed difference between the length of a video and the sum of its clips."""
 
 
-def mixed_recipes(run: RunFolder, names: Iterable[str]) -> Iterator[Problem]:
-    """Parts of one stage that were made by different settings: their `recipe_hash` metadata differ."""
+def check_recipe_hashes(run: RunFolder, names: Iterable[str]) -> Iterator[Problem]:
+    """Find parts of one stage that were made with different settings: their `recipe_hash` metadata differ."""
     hashes = {name: run.table_metadata(name).get("recipe_hash", "") for name in names}
     if len(set(hashes.values())) > 1:
         expected = next(iter(hashes.values()))
@@ -31,8 +31,14 @@ def mixed_recipes(run: RunFolder, names: Iterable[str]) -> Iterator[Problem]:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def input_problems(inputs: pa.Table, videos: dict[str, pa.Table], *, finished: bool) -> Iterator[Problem]:
-    """Rule 2: one row per input. Before there is an index an input without a row may just be waiting for its part."""
+def check_inputs(inputs: pa.Table, videos: dict[str, pa.Table], *, finished: bool) -> Iterator[Problem]:
+    """Every input has exactly one row in RUN/videos, also where it failed.
+
+    Args:
+        inputs: columns of `INPUTS_SCHEMA`.
+        videos: tables of RUN/videos by file name.
+        finished: whether all parts must be there. Otherwise inputs of a part that is not there yet are no problem.
+    """
     prepared = [int(name.rsplit("-", 1)[1].removesuffix(".parquet")) for name in videos]
     rows = pa.concat_tables([table.select(["uri"]) for table in videos.values()]) if videos else inputs.slice(0, 0)
     is_seen = pc.is_in(inputs["uri"], value_set=rows["uri"].combine_chunks())
@@ -40,27 +46,27 @@ def input_problems(inputs: pa.Table, videos: dict[str, pa.Table], *, finished: b
     for row in inputs.filter(pc.and_(pc.invert(is_seen), due)).to_pylist():
         detail = "this input has no row in RUN/videos"
         yield Problem(kind="input_missing", where=f"inputs.parquet:{row['uri']}", detail=detail)
-    for name, uri in repeated(videos, "uri"):
+    for name, uri in find_duplicates(videos, "uri"):
         detail = "this input has another row in RUN/videos"
         yield Problem(kind="video_twice", where=f"{name}:{uri}", detail=detail)
 
 
-def repeated(tables: Mapping[str, pa.Table], column: str) -> Iterator[tuple[str, str]]:
+def find_duplicates(tables: Mapping[str, pa.Table], column: str) -> Iterator[tuple[str, str]]:
     """(file, value) of every second and later occurrence of a value, over all tables."""
     if not tables:
         return
     counts = pc.value_counts(pa.concat_tables([table.select([column]) for table in tables.values()])[column])
-    often = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    duplicated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     seen: set[str] = set()
-    for name, table in tables.items() if len(often) else ():
-        for value in table[column].filter(pc.is_in(table[column], value_set=often)).to_pylist():
+    for name, table in tables.items() if len(duplicated) else ():
+        for value in table[column].filter(pc.is_in(table[column], value_set=duplicated)).to_pylist():
             if value in seen:
                 yield name, value
             seen.add(value)
 
 
-def tiling_problems(videos_name: str, videos: pa.Table, clips_name: str, clips: pa.Table) -> Iterator[Problem]:
-    """Clips cover every frame and every second of every good video once. One part: the videos of a part own its clips."""
+def check_coverage(videos_name: str, videos: pa.Table, clips_name: str, clips: pa.Table) -> Iterator[Problem]:
+    """Clips cover every frame and every second of every readable video exactly once, in one part of videos and clips."""
     by_uri: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in clips.to_pylist():
         by_uri[row["uri"]].append(row)
@@ -68,20 +74,20 @@ def tiling_problems(videos_name: str, videos: pa.Table, clips_name: str, clips: 
         if row["clip_id"] != expected:
             detail = f"its video and frames give the id {expected}"
             yield Problem(kind="clip_id_wrong", where=f"{clips_name}:{row['clip_id']}", detail=detail)
-    good: dict[str, str] = {}
+    readable: dict[str, str] = {}
     for row in videos.to_pylist():
-        if row["status"] == "ok" and row["uri"] not in good:
-            good[row["uri"]] = row["video_id"]
-            of_video = sorted(by_uri[row["uri"]], key=lambda clip: clip["start_frame"])
-            yield from _video_problems(f"{videos_name}:{row['uri']}", row, of_video)
+        if row["status"] == "ok" and row["uri"] not in readable:
+            readable[row["uri"]] = row["video_id"]
+            clips_of_video = sorted(by_uri[row["uri"]], key=lambda clip: clip["start_frame"])
+            yield from _check_video_coverage(f"{videos_name}:{row['uri']}", row, clips_of_video)
     for uri, rows in by_uri.items():
         for row in rows:
-            if good.get(uri) != row["video_id"]:
+            if readable.get(uri) != row["video_id"]:
                 detail = f"no readable video {row['video_id']} in {videos_name}"
                 yield Problem(kind="clip_without_video", where=f"{clips_name}:{row['clip_id']}", detail=detail)
 
 
-def _video_problems(where: str, video: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[Problem]:
+def _check_video_coverage(where: str, video: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[Problem]:
     edges = [0, *(clip["end_frame"] for clip in clips)]
     for edge, clip in zip(edges, clips):
         if clip["start_frame"] != edge:
@@ -98,19 +104,19 @@ def _video_problems(where: str, video: dict[str, Any], clips: list[dict[str, Any
         yield Problem(kind="seconds_do_not_add_up", where=where, detail=detail)
 
 
-def caption_problems(name: str, rows: pa.Table, known: pa.Array, made_with: str) -> Iterator[Problem]:
-    """Captions belong to clips of this run, and to the settings that their part names.
+def check_captions(name: str, rows: pa.Table, clip_ids: pa.Array, recipe_hash: str) -> Iterator[Problem]:
+    """Captions belong to clips of this run and were made with the settings of their part.
 
     Args:
-        known: ids of all clips.
-        made_with: the part's `recipe_hash` metadata.
+        clip_ids: of all clips of the run.
+        recipe_hash: from the part's metadata.
     """
-    is_known = pc.is_in(rows["clip_id"], value_set=known)
+    is_known = pc.is_in(rows["clip_id"], value_set=clip_ids)
     for clip_id in rows["clip_id"].filter(pc.invert(is_known)).to_pylist():
         detail = "RUN/clips does not have this clip"
         yield Problem(kind="caption_without_clip", where=f"{name}:{clip_id}", detail=detail)
-    is_strange = pc.and_(pc.equal(rows["source"], "model"), pc.not_equal(rows["recipe_hash"], made_with))
-    num_strange = pc.sum(pc.and_(is_known, is_strange)).as_py() or 0
-    if num_strange:
-        detail = f"{num_strange} of its captions were made with another recipe_hash than its own, {made_with!r}"
+    is_foreign = pc.and_(pc.equal(rows["source"], "model"), pc.not_equal(rows["recipe_hash"], recipe_hash))
+    num_foreign = pc.sum(pc.and_(is_known, is_foreign)).as_py() or 0
+    if num_foreign:
+        detail = f"{num_foreign} of its captions have another recipe_hash than the part, {recipe_hash!r}"
         yield Problem(kind="recipe_mixed", where=name, detail=detail)

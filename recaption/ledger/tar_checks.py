@@ -1,4 +1,4 @@
-"""Checks of tar shards against their tables: members, sizes, hashes, order."""
+"""Checks of tar shards against their tables: members, offsets, sizes, sha256, order."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ BLOCK_BYTES = 512
 
 
 SHARD_MEMBERS = frozenset({"mp4", "json", "txt"})
+"""Extensions that every sample of a video shard has."""
 
 
 LATENT_MEMBERS = frozenset({"npy", "json"})
-
-
-# --- tars -----------------------------------------------------------------------------------------------------------
+"""Extensions that every sample of a latent shard has."""
 
 
 @dataclass(frozen=True)
-class _TarSample:
+class TarSample:
+    """The members of one sample in a tar, and the bytes they occupy."""
+
     members: dict[str, tarfile.TarInfo]
     """By extension: what follows the first dot of the member's name."""
     start: int
@@ -35,7 +36,7 @@ class _TarSample:
 
 
 def payload_of(members: Mapping[str, bytes], payload: str) -> bytes:
-    """What the sha256 in a sample's row is of: the member `payload`, and those that end in it (.scale.npy for npy)."""
+    """The bytes that a sample's sha256 covers: the member `payload` and those that end in it (.scale.npy for npy)."""
     return b"".join(members[ext] for ext in sorted(members) if ext == payload or ext.endswith("." + payload))
 
 
@@ -43,26 +44,26 @@ def _padded(num_bytes: int) -> int:
     return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def _samples_of(tar: tarfile.TarFile) -> tuple[dict[str, _TarSample], set[str]]:
-    """Samples by key, and the keys whose members do not lie together."""
-    samples: dict[str, _TarSample] = {}
+def _samples_of(tar: tarfile.TarFile) -> tuple[dict[str, TarSample], set[str]]:
+    """Samples by key, and the keys whose members are not contiguous."""
+    samples: dict[str, TarSample] = {}
     scattered: set[str] = set()
     previous = None
     for member in tar:
         key, _, extension = member.name.partition(".")
         end = member.offset_data + _padded(member.size)
         if key not in samples:
-            samples[key] = _TarSample({extension: member}, member.offset, end)
+            samples[key] = TarSample({extension: member}, member.offset, end)
         else:
             if key != previous or extension in samples[key].members:
                 scattered.add(key)
-            samples[key] = _TarSample({**samples[key].members, extension: member}, samples[key].start, end)
+            samples[key] = TarSample({**samples[key].members, extension: member}, samples[key].start, end)
         previous = key
     return samples, scattered
 
 
 def _ends_in_zeros(file: BinaryIO, end_of_members: int) -> bool:
-    """Whether two zero blocks, and nothing else, follow. `tarfile` itself stops silently at a bad header in between."""
+    """Whether only zeros follow, at least two blocks of them. `tarfile` itself stops silently at a bad header."""
     file.seek(end_of_members)
     num_zeros = 0
     while block := file.read(1 << 20):
@@ -72,7 +73,7 @@ def _ends_in_zeros(file: BinaryIO, end_of_members: int) -> bool:
     return num_zeros >= 2 * BLOCK_BYTES
 
 
-def tar_problems(
+def check_tar(
     run: RunFolder,
     name: str,
     rows: Iterable[Mapping[str, Any]],
@@ -81,30 +82,31 @@ def tar_problems(
     payload: str = "mp4",
     sha256: str = "",
 ) -> Iterator[Problem]:
-    """Compare one tar with its rows (columns of `Sample`, only those that were written).
+    """Compare one tar with the rows of its table.
 
     Args:
-        extensions: members that every sample has.
+        rows: columns of `Sample`, only those of samples that were written.
+        extensions: members that every sample must have.
         payload: the member whose sha256 is in the row.
-        sha256: of the whole tar, where its writer noted it; asked last, for what the other checks cannot see.
+        sha256: of the whole tar, "" where it is not known. Compared last, for damage that the other checks cannot find.
     """
     listed = {row["clip_id"]: row for row in rows}
     with run.fs.open(run.path(name), "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 samples, scattered = _samples_of(tar)
-                whole = _ends_in_zeros(file, tar.offset)
-                problems = list(_sample_problems(tar, name, samples, scattered, listed, extensions, payload))
+                is_complete = _ends_in_zeros(file, tar.offset)
+                problems = list(_check_samples(tar, name, samples, scattered, listed, extensions, payload))
         except (tarfile.TarError, OSError) as error:
-            yield Problem(kind="shard_broken", where=name, detail=f"does not read as a tar to its end: {error}")
+            yield Problem(kind="shard_broken", where=name, detail=f"cannot be read as a tar to its end: {error}")
             return
-        if not whole:
-            detail = "cut or overwritten: its samples are not followed by two blocks of zeros"
+        if not is_complete:
+            detail = "cut or overwritten: there are no two blocks of zeros after its samples"
             yield Problem(kind="shard_broken", where=name, detail=detail)
             return
         file.seek(0)
         if not problems and sha256 and _sha256_of(file) != sha256:
-            detail = "its bytes are not the ones that were written"
+            detail = "its sha256 is not the one that was recorded when it was written"
             problems.append(Problem(kind="bytes_differ", where=name, detail=detail))
     yield from problems
 
@@ -116,10 +118,10 @@ def _sha256_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _sample_problems(
+def _check_samples(
     tar: tarfile.TarFile,
     name: str,
-    samples: dict[str, _TarSample],
+    samples: dict[str, TarSample],
     scattered: set[str],
     rows: dict[str, Mapping[str, Any]],
     extensions: frozenset[str],
@@ -132,35 +134,35 @@ def _sample_problems(
         where = f"{name}:{key}"
         missing = extensions - sample.members.keys()
         if key in scattered:
-            detail = "its members do not lie together, so readers would see two incomplete samples"
+            detail = "its members are not contiguous, so readers would see two incomplete samples"
             yield Problem(kind="keys_scattered", where=where, detail=detail)
         elif missing:
-            detail = "no " + ", ".join(f".{extension}" for extension in sorted(missing))
+            detail = "missing " + ", ".join(f".{extension}" for extension in sorted(missing))
             yield Problem(kind="members_missing", where=where, detail=detail)
         elif key not in rows:
             detail = "in the tar, not in the shard's table"
             yield Problem(kind="sample_unlisted", where=where, detail=detail)
         else:
-            yield from _content_problems(tar, where, sample, rows[key], payload)
+            yield from _check_members(tar, where, sample, rows[key], payload)
 
 
-def _content_problems(
-    tar: tarfile.TarFile, where: str, sample: _TarSample, row: Mapping[str, Any], payload: str
+def _check_members(
+    tar: tarfile.TarFile, where: str, sample: TarSample, row: Mapping[str, Any], payload: str
 ) -> Iterator[Problem]:
     span = (sample.start, sample.end - sample.start)
     listed = (row["offset_bytes"], row["num_bytes"])
     if span != listed:
-        detail = f"offset and size are {span[0]} and {span[1]} bytes, the table says {listed[0]} and {listed[1]}"
+        detail = f"offset and size are {span[0]} and {span[1]} bytes, in the table {listed[0]} and {listed[1]}"
         yield Problem(kind="offset_wrong", where=where, detail=detail)
     contents = {}
     for extension, member in sample.members.items():
         file = tar.extractfile(member)
         contents[extension] = file.read() if file is not None else b""
     if hashlib.sha256(payload_of(contents, payload)).hexdigest() != row["sha256"]:
-        detail = f"the .{payload} is not the one that was written"
+        detail = f"the sha256 of its .{payload} is not the one in the table"
         yield Problem(kind="sha256_wrong", where=where, detail=detail)
     if "txt" in contents and contents["txt"].decode(errors="replace") != row["caption"]:
-        yield Problem(kind="text_differs", where=where, detail="the .txt is not the caption that the table has")
+        yield Problem(kind="text_differs", where=where, detail="the .txt is not the caption in the table")
     try:
         json.loads(contents["json"])
     except ValueError as error:

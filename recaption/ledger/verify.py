@@ -1,11 +1,11 @@
-"""`verify`: proof that a run folder is whole. What the ledger says is held against what lies in the files.
+"""Consistency check of a whole run folder: tables, shards, index and captions against each other and the ledger.
 
     verify(run, thresholds)            # [] where sums match, shards are whole and captions belong to their clips
 
-Whether captions describe what their clips show is asked of the pixels: `recaption.ledger.caption_checks`.
+Whether captions match the frames of their clips is checked by decoding some of them: caption_checks.py.
 
-Memory: tables of one shard, or of one part, at a time; of the whole run only what joins files: scores and ids of the
-clips, states of the captions, the index. About 1.3 kB per clip (tests/benchmarks/jobs/bench_verify.py).
+Memory: tables of one shard, or of one part, at a time; of the whole run only what is needed across files: scores and ids
+of the clips, states of the captions, the index. About 1.3 kB per clip (tests/benchmarks/jobs/bench_verify.py).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from recaption.captions.sets import (
 )
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA
-from recaption.ledger.encoded_texts import text_problems
-from recaption.ledger.latent_statistics import statistics_problems
+from recaption.ledger.encoded_texts import check_encoded_texts
+from recaption.ledger.latent_statistics import LATENT_INDEX_SCHEMA, check_statistics
 from recaption.ledger.ledger import (
     CLIPS_SCHEMA,
     INPUTS_SCHEMA,
@@ -42,9 +42,15 @@ from recaption.ledger.ledger import (
     committed_clips,
     concat,
 )
-from recaption.ledger.problems import Problem, open_parts, temporary_files
-from recaption.ledger.table_checks import caption_problems, input_problems, mixed_recipes, repeated, tiling_problems
-from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, tar_problems
+from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
+from recaption.ledger.table_checks import (
+    check_captions,
+    check_coverage,
+    check_inputs,
+    check_recipe_hashes,
+    find_duplicates,
+)
+from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
@@ -57,7 +63,7 @@ Track = Callable[[Sequence[str]], Iterable[str]]
 
 
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
-"""Files of a part of `prepare` that are asked for nothing else; clips are asked for by their videos."""
+"""Further files of a part of `prepare` whose existence is checked; that of clips follows from their videos."""
 
 
 VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
@@ -66,18 +72,22 @@ VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
 
 
-CLIP_ID = pa.schema([("clip_id", pa.string())])
+CLIP_ID_SCHEMA = pa.schema([("clip_id", pa.string())])
+
+
+LATENT_SAMPLE_SCHEMA = pa.schema([*schema_of(Sample), *(f for f in LATENT_INDEX_SCHEMA if f.name != "shard")])
 
 
 TEXT_SCHEMA = pa.schema([*CAPTION_STATE_SCHEMA, schema_of(Caption).field("text")])
 
 
 @dataclass
-class _Found:
-    """What is known of the run so far; a stage with a file that does not open is left out of `tables`."""
+class _OpenedTables:
+    """The tables of a run by stage, and the problems so far; a stage with an unreadable file is not in `tables`."""
 
     problems: list[Problem] = field(default_factory=list)
     tables: dict[str, dict[str, pa.Table]] = field(default_factory=dict)
+    """Stage -> file name -> table."""
 
     def has(self, *stages: str) -> bool:
         return all(stage in self.tables for stage in stages)
@@ -86,33 +96,33 @@ class _Found:
 def verify(
     run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None, *, track: Track = iter
 ) -> list[Problem]:
-    """Everything in the run folder that is not as it should be; [] where all is well.
+    """All problems of a run folder; [] where there are none.
 
-    A stage that has not run, or was killed between two parts, is no damage; shards without an index are. Where a table
-    does not open, checks that need it are left out: one broken file is one problem, not a thousand.
+    A stage that has not run, or was killed between two parts, is not a problem; shards without an index are. Where a
+    table cannot be read, checks that need it are skipped: one broken file is one problem, not a thousand.
     """
-    found = _Found(list(temporary_files(run)))
-    _read(run, found)
-    if found.has("shards"):
-        found.problems += _tar_files(run, "shards/*/*.tar", found, "shards", track)
-        found.problems += _index_problems(run, found)
-    if found.has("latents"):
-        found.problems += _tar_files(run, "latents/*/*/*.tar", found, "latents", track)
-    if found.has("latents", "latents index"):
-        found.problems += statistics_problems(run)
-    found.problems += text_problems(run)
-    _check_rows(run, found)
-    if found.has("clips", "duplicates", "shards", "rejected", "index"):
+    opened = _OpenedTables(list(check_temporary_files(run)))
+    _read(run, opened)
+    if opened.has("shards"):
+        opened.problems += _check_tars(run, "shards/*/*.tar", opened, "shards", track)
+        opened.problems += _check_index(run, opened)
+    if opened.has("latents"):
+        opened.problems += _check_tars(run, "latents/*/*/*.tar", opened, "latents", track)
+    if opened.has("latents", "latents index"):
+        opened.problems += check_statistics(run)
+    opened.problems += check_encoded_texts(run)
+    _check_tables(run, opened)
+    if opened.has("clips", "duplicates", "shards", "rejected", "index"):
         set_name = set_name or default_caption_set(run)
-        if set_name is None or found.has(f"captions/{set_name}", f"repeated/{set_name}"):
-            found.problems += _state_problems(run, thresholds, set_name, found)
-    if found.has("clips", "rejected") and run.exists(REJECTED_CLIPS):
-        found.problems += _lost_captions(run, found)
-    return found.problems
+        if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
+            opened.problems += _check_states(run, thresholds, set_name, opened)
+    if opened.has("clips", "rejected") and run.exists(REJECTED_CLIPS):
+        opened.problems += _check_caption_parts(run, opened)
+    return opened.problems
 
 
-def _read(run: RunFolder, found: _Found) -> None:
-    """Every table opens, has its columns, and was made by the same settings as its neighbours."""
+def _read(run: RunFolder, opened: _OpenedTables) -> None:
+    """Read all tables: each opens, has its columns, and was made with the same settings as the others of its stage."""
     stages: dict[str, tuple[str, pa.Schema, Sequence[str] | None]] = {
         "videos": ("videos/part-*.parquet", schema_of(Video), VIDEO_COLUMNS),
         "clips": ("clips/part-*.parquet", CLIPS_SCHEMA, None),
@@ -124,131 +134,132 @@ def _read(run: RunFolder, found: _Found) -> None:
         "fingerprints": ("fingerprints/part-*.parquet", schema_of(ClipFingerprint), ()),
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
         "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status")),
-        "latents index": ("latents/*/index.parquet", schema_of(Sample), ()),
+        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ()),
     }
     for name in caption_sets(run):
         stages[f"captions/{name}"] = (caption_set_pattern(name), CAPTION_STATE_SCHEMA, None)
         embeddings = f"embeddings/{name}/part-*.parquet"
         stages[f"embeddings/{name}"] = (embeddings, schema_of(ClipEmbedding), ("clip_id",))
         stages[f"repeated/{name}"] = (repeated_name(name), REPEATED_SCHEMA, None)
-    for stage, (pattern, schema, keep) in stages.items():
+    for stage, (pattern, schema, columns) in stages.items():
         names = committed_clips(run) if stage == "clips" else run.list(pattern)
-        tables, unreadable = open_parts(run, names, schema, keep)
-        found.problems += unreadable
+        tables, unreadable = read_tables_or_problems(run, names, schema, columns)
+        opened.problems += unreadable
         if not unreadable:
-            found.tables[stage] = tables
+            opened.tables[stage] = tables
             if not stage.startswith(("latents", "duplicates", "repeated")):
-                found.problems += mixed_recipes(run, tables)
+                opened.problems += check_recipe_hashes(run, tables)
 
 
-def _check_rows(run: RunFolder, found: _Found) -> None:
-    """Videos, clips and captions against each other, part by part."""
-    if found.has("videos", "clips"):
-        for name, videos in found.tables["videos"].items():
-            beside = name.replace("videos/", "clips/", 1)
-            clips = found.tables["clips"].get(beside, CLIPS_SCHEMA.empty_table()).select(SPAN_COLUMNS)
-            found.problems += tiling_problems(name, videos, beside, clips)
-    if found.has("videos", "inputs"):
+def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
+    """Check videos, clips, captions and embeddings against each other, part by part."""
+    if opened.has("videos", "clips"):
+        for name, videos in opened.tables["videos"].items():
+            clips_name = name.replace("videos/", "clips/", 1)
+            clips = opened.tables["clips"].get(clips_name, CLIPS_SCHEMA.empty_table()).select(SPAN_COLUMNS)
+            opened.problems += check_coverage(name, videos, clips_name, clips)
+    if opened.has("videos", "inputs"):
         finished = run.exists(INDEX)
-        inputs = concat(found.tables["inputs"].values(), INPUTS_SCHEMA)
-        if found.tables["inputs"]:
-            found.problems += input_problems(inputs, found.tables["videos"], finished=finished)
-        elif found.tables["videos"]:
-            detail = "the list of inputs is gone: whether each has a row cannot be told"
-            found.problems.append(Problem(kind="input_missing", where="inputs.parquet", detail=detail))
+        inputs = concat(opened.tables["inputs"].values(), INPUTS_SCHEMA)
+        if opened.tables["inputs"]:
+            opened.problems += check_inputs(inputs, opened.tables["videos"], finished=finished)
+        elif opened.tables["videos"]:
+            detail = "the list of inputs is missing: whether each has a row cannot be checked"
+            opened.problems.append(Problem(kind="input_missing", where="inputs.parquet", detail=detail))
     for stage in WRITTEN_WITH_VIDEOS:
-        for name in found.tables.get("videos", ()) if found.tables.get(stage) else ():
-            beside = name.replace("videos/", f"{stage}/", 1)
-            if beside not in found.tables[stage]:
-                detail = f"gone, although {name}, which is written after it, is there"
-                found.problems.append(Problem(kind="part_missing", where=beside, detail=detail))
-    for stage, tables in found.tables.items():
+        for name in opened.tables.get("videos", ()) if opened.tables.get(stage) else ():
+            expected = name.replace("videos/", f"{stage}/", 1)
+            if expected not in opened.tables[stage]:
+                detail = f"missing, although {name}, which is written after it, exists"
+                opened.problems.append(Problem(kind="part_missing", where=expected, detail=detail))
+    for stage, tables in opened.tables.items():
         set_name = stage.partition("/")[2]
-        if stage.startswith("captions/") and found.has("clips"):
-            known = concat((t.select(["clip_id"]) for t in found.tables["clips"].values()), CLIP_ID)["clip_id"]
+        if stage.startswith("captions/") and opened.has("clips"):
+            clip_tables = (table.select(["clip_id"]) for table in opened.tables["clips"].values())
+            clip_ids = _ids(concat(clip_tables, CLIP_ID_SCHEMA))
             for name, rows in tables.items():
-                made_with = run.table_metadata(name).get("recipe_hash", "")
-                found.problems += caption_problems(name, rows, known.combine_chunks(), made_with)
-        if stage.startswith("captions/") and found.tables.get(f"embeddings/{set_name}"):
-            found.problems += _lost_embeddings(set_name, tables, found.tables[f"embeddings/{set_name}"])
+                recipe_hash = run.table_metadata(name).get("recipe_hash", "")
+                opened.problems += check_captions(name, rows, clip_ids, recipe_hash)
+        if stage.startswith("captions/") and opened.tables.get(f"embeddings/{set_name}"):
+            opened.problems += _check_embeddings(set_name, tables, opened.tables[f"embeddings/{set_name}"])
 
 
-def _lost_captions(run: RunFolder, found: _Found) -> Iterator[Problem]:
-    """Once there are shards, every part of clips has its part of captions, if only an empty one."""
+def _check_caption_parts(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:
+    """Once there are shards, every part of clips has its part of captions, even if that is empty."""
     set_name = default_caption_set(run)
     present = run.list(caption_set_pattern(set_name)) if set_name else ()
-    for name in found.tables["clips"] if present else ():
-        beside = name.replace("clips/", f"captions/{set_name}/", 1)
-        if beside not in present:
-            detail = f"the captions of {name} are gone although there are shards of this set"
-            yield Problem(kind="caption_missing", where=beside, detail=detail)
+    for name in opened.tables["clips"] if present else ():
+        expected = name.replace("clips/", f"captions/{set_name}/", 1)
+        if expected not in present:
+            detail = f"the captions of {name} are missing although there are shards of this set"
+            yield Problem(kind="caption_missing", where=expected, detail=detail)
 
 
-def _lost_embeddings(
+def _check_embeddings(
     set_name: str, captions: dict[str, pa.Table], embeddings: dict[str, pa.Table]
 ) -> Iterator[Problem]:
-    """A set that has embeddings has them for every part and every clip that it has a good text about."""
+    """A set that has embeddings has them for every part, and for every clip with a good main caption."""
     for name, rows in captions.items():
-        beside = name.replace("captions/", "embeddings/", 1)
-        if beside not in embeddings:
-            detail = f"the embeddings of {name} are gone; set {set_name!r} has others"
-            yield Problem(kind="embedding_missing", where=beside, detail=detail)
+        embeddings_name = name.replace("captions/", "embeddings/", 1)
+        if embeddings_name not in embeddings:
+            detail = f"the embeddings of {name} are missing; set {set_name!r} has others"
+            yield Problem(kind="embedding_missing", where=embeddings_name, detail=detail)
             continue
         rows = main_captions(rows)
         ids = rows["clip_id"].filter(pc.is_null(rows["reason"]))
-        missing = ids.filter(pc.invert(pc.is_in(ids, value_set=embeddings[beside]["clip_id"].combine_chunks())))
+        missing = ids.filter(pc.invert(pc.is_in(ids, value_set=_ids(embeddings[embeddings_name]))))
         for clip_id in missing.to_pylist():
             detail = "this clip has a caption of this set and no embedding"
-            yield Problem(kind="embedding_missing", where=f"{beside}:{clip_id}", detail=detail)
+            yield Problem(kind="embedding_missing", where=f"{embeddings_name}:{clip_id}", detail=detail)
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _tar_files(run: RunFolder, pattern: str, found: _Found, stage: str, track: Track) -> Iterator[Problem]:
-    """Every tar against its table, and the other way round; one shard in memory at a time."""
+def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str, track: Track) -> Iterator[Problem]:
+    """Check every tar against its table and every table against its tar; one shard in memory at a time."""
     tars = set(run.list(pattern))
-    tables = found.tables[stage]
+    tables = opened.tables[stage]
     extensions, payload = (LATENT_MEMBERS, "npy") if stage == "latents" else (SHARD_MEMBERS, "mp4")
     for name in track(sorted(tars | {table.removesuffix(".parquet") + ".tar" for table in tables})):
-        beside = name.removesuffix(".tar") + ".parquet"
-        if beside not in tables:
-            yield Problem(kind="shard_unlisted", where=name, detail="a tar without the table that says what is in it")
+        table_name = name.removesuffix(".tar") + ".parquet"
+        if table_name not in tables:
+            yield Problem(kind="shard_unlisted", where=name, detail="the table that lists its samples is missing")
             continue
-        num_rows = pc.sum(pc.equal(tables[beside]["status"], "ok")).as_py() or 0
+        num_rows = pc.sum(pc.equal(tables[table_name]["status"], "ok")).as_py() or 0
         if name in tars:
-            rows = run.read_table(beside)
+            rows = run.read_table(table_name)
             rows = rows.filter(pc.equal(rows["status"], "ok")).to_pylist()
-            sha256 = run.table_metadata(beside).get("tar_sha256", "")
-            yield from tar_problems(run, name, rows, extensions=extensions, payload=payload, sha256=sha256)
+            sha256 = run.table_metadata(table_name).get("tar_sha256", "")
+            yield from check_tar(run, name, rows, extensions=extensions, payload=payload, sha256=sha256)
         elif num_rows:
-            detail = f"its table lists {num_rows} samples, the tar is gone"
+            detail = f"its table lists {num_rows} samples, the tar is missing"
             yield Problem(kind="shard_missing", where=name, detail=detail)
     if stage == "shards":
         written = {name: table.filter(pc.equal(table["status"], "ok")) for name, table in tables.items()}
-        for name, clip_id in repeated(written, "clip_id"):
+        for name, clip_id in find_duplicates(written, "clip_id"):
             where = f"{name.removesuffix('.parquet')}.tar:{clip_id}"
-            yield Problem(kind="clip_in_two_shards", where=where, detail="another shard, or another row, has it too")
+            yield Problem(kind="clip_in_two_shards", where=where, detail="this clip is in another shard or row too")
 
 
-def _index_problems(run: RunFolder, found: _Found) -> Iterator[Problem]:
-    """index.parquet is the good rows of all shard tables, nothing more."""
-    tables = found.tables["shards"]
+def _check_index(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:
+    """index.parquet has exactly the rows with status "ok" of all shard tables."""
+    tables = opened.tables["shards"]
     if not run.exists(INDEX):
         if any(pc.any(pc.equal(table["status"], "ok")).as_py() for table in tables.values()):
             detail = "there are shards and no index; run `recaption shard` again"
             yield Problem(kind="index_missing", where=INDEX, detail=detail)
         return
-    if not found.has("index"):
+    if not opened.has("index"):
         return
-    index = concat(found.tables["index"].values(), schema_of(Sample))
+    index = concat(opened.tables["index"].values(), schema_of(Sample))
     shards = index["shard"].combine_chunks().dictionary_encode()
     order = np.argsort(shards.indices.to_numpy(), kind="stable")  # one shard's rows side by side, in their own order
     edges = np.searchsorted(shards.indices.to_numpy()[order], np.arange(len(shards.dictionary) + 1))
     rows_of = {shard: order[edges[i] : edges[i + 1]] for i, shard in enumerate(shards.dictionary.to_pylist())}
     for name in sorted({shard.removesuffix(".tar") + ".parquet" for shard in rows_of} - tables.keys()):
         shard = name.removesuffix(".parquet") + ".tar"
-        detail = f"the index lists {len(rows_of[shard])} samples in it, its table is gone"
+        detail = f"the index lists {len(rows_of[shard])} samples in it, its table is missing"
         yield Problem(kind="shard_missing", where=shard, detail=detail)
     for name in tables:
         shard = name.removesuffix(".parquet") + ".tar"
@@ -256,26 +267,26 @@ def _index_problems(run: RunFolder, found: _Found) -> Iterator[Problem]:
         listed = rows.filter(pc.equal(rows["status"], "ok")).select(index.schema.names).cast(index.schema)
         indexed = index.take(rows_of.get(shard, np.zeros(0, np.int64)))
         if not listed.equals(indexed):
-            yield from _row_differences(shard, listed, indexed)
+            yield from _compare_rows(shard, listed, indexed)
 
 
-def _row_differences(shard: str, listed: pa.Table, indexed: pa.Table) -> Iterator[Problem]:
+def _compare_rows(shard: str, listed: pa.Table, indexed: pa.Table) -> Iterator[Problem]:
     """Rows of the index that differ from those of one shard's table."""
-    here = {row["clip_id"]: row for row in indexed.to_pylist()}
-    there = {row["clip_id"]: row for row in listed.to_pylist()}
-    twice = [clip_id for clip_id, count in Counter(indexed["clip_id"].to_pylist()).items() if count > 1]
-    for clip_id in twice:
+    in_index = {row["clip_id"]: row for row in indexed.to_pylist()}
+    in_table = {row["clip_id"]: row for row in listed.to_pylist()}
+    duplicated = [clip_id for clip_id, count in Counter(indexed["clip_id"].to_pylist()).items() if count > 1]
+    for clip_id in duplicated:
         yield Problem(kind="index_differs", where=f"{INDEX}:{clip_id}", detail="it has this row twice")
-    for clip_id in sorted(here.keys() | there.keys()):
+    for clip_id in sorted(in_index.keys() | in_table.keys()):
         where = f"{shard.removesuffix('.tar')}.parquet:{clip_id}"
-        if clip_id not in here:
+        if clip_id not in in_index:
             where = f"{INDEX}:{clip_id}"
             detail = "the table of its shard has this sample, the index does not"
-        elif clip_id not in there:
+        elif clip_id not in in_table:
             detail = "the index has this sample, the table of the shard does not"
-        elif wrong := [key for key in here[clip_id] if here[clip_id][key] != there[clip_id][key]]:
+        elif wrong := [key for key in in_index[clip_id] if in_index[clip_id][key] != in_table[clip_id][key]]:
             key = wrong[0]
-            detail = f"{key} is {there[clip_id][key]!r}, the index has {here[clip_id][key]!r}"
+            detail = f"{key} is {in_table[clip_id][key]!r}, the index has {in_index[clip_id][key]!r}"
         else:
             continue
         yield Problem(kind="index_differs", where=where, detail=detail)
@@ -284,20 +295,20 @@ def _row_differences(shard: str, listed: pa.Table, indexed: pa.Table) -> Iterato
 # --- states -----------------------------------------------------------------------------------------------------------
 
 
-def _state_problems(
-    run: RunFolder, thresholds: FilterThresholds, set_name: str | None, found: _Found
+def _check_states(
+    run: RunFolder, thresholds: FilterThresholds, set_name: str | None, opened: _OpenedTables
 ) -> Iterator[Problem]:
-    """What the ledger says against what the shards hold."""
-    clips = concat(found.tables["clips"].values(), CLIPS_SCHEMA)
-    shards = concat(found.tables["shards"].values(), SHARD_STATE_SCHEMA)
-    rejected = concat(found.tables["rejected"].values(), REJECTED_SCHEMA)
-    texts_by_part = found.tables.get(f"captions/{set_name}", {})
-    texts = concat(texts_by_part.values(), CAPTION_STATE_SCHEMA)
-    pairs = concat(found.tables["duplicates"].values(), PAIRS_SCHEMA)
-    repeated = concat(found.tables.get(f"repeated/{set_name}", {}).values(), REPEATED_SCHEMA)
-    judged = mark_repeated_captions(texts, repeated, thresholds.max_clips_per_caption)
-    states = clip_states(clips, thresholds, pairs, judged, shards, rejected)
-    # The same bytes twice: the first row speaks for both.
+    """Check the states of the ledger against the contents of shards and index."""
+    clips = concat(opened.tables["clips"].values(), CLIPS_SCHEMA)
+    shards = concat(opened.tables["shards"].values(), SHARD_STATE_SCHEMA)
+    rejected = concat(opened.tables["rejected"].values(), REJECTED_SCHEMA)
+    captions_by_part = opened.tables.get(f"captions/{set_name}", {})
+    captions = concat(captions_by_part.values(), CAPTION_STATE_SCHEMA)
+    pairs = concat(opened.tables["duplicates"].values(), PAIRS_SCHEMA)
+    repeated = concat(opened.tables.get(f"repeated/{set_name}", {}).values(), REPEATED_SCHEMA)
+    marked = mark_repeated_captions(captions, repeated, thresholds.max_clips_per_caption)
+    states = clip_states(clips, thresholds, pairs, marked, shards, rejected)
+    # Two inputs with the same bytes have the same clip ids: the first row counts.
     originals = states.filter(pc.invert(pc.equal(pc.fill_null(states["duplicate_of"], ""), states["clip_id"])))
     dropped = originals.filter(pc.equal(originals["state"], "dropped"))
     reasons = {
@@ -318,53 +329,53 @@ def _state_problems(
         yield Problem(kind="dropped_clip_in_shard", where=where, detail=detail)
     if not run.exists(INDEX):
         return
-    index = concat(found.tables["index"].values(), schema_of(Sample))
+    index = concat(opened.tables["index"].values(), schema_of(Sample))
     waiting = originals.filter(pc.equal(originals["state"], "waiting"))
     # Where the shard of an indexed clip is gone, that is reported once for the shard.
     waiting = waiting.filter(pc.invert(pc.is_in(waiting["clip_id"], value_set=_ids(index))))
-    texts = main_captions(texts)
-    is_good = pc.is_null(texts["reason"])
-    inside = originals.filter(pc.equal(originals["state"], "in_shard"))
-    lost = inside.filter(pc.invert(pc.is_in(inside["clip_id"], value_set=_ids(texts.filter(is_good)))))
+    main = main_captions(captions)
+    with_caption = _ids(main.filter(pc.is_null(main["reason"])))
+    in_shard = originals.filter(pc.equal(originals["state"], "in_shard"))
+    lost = in_shard.filter(pc.invert(pc.is_in(in_shard["clip_id"], value_set=with_caption)))
     lost = lost.set_column(lost.schema.get_field_index("reason"), "reason", pa.array(["caption"] * lost.num_rows))
     waiting = pa.concat_tables([waiting, lost.cast(waiting.schema)]) if set_name is not None else waiting
-    part_of = _parts_of(found.tables["clips"], _ids(waiting))
+    part_of = _parts_of(opened.tables["clips"], _ids(waiting))
     for row in waiting.to_pylist():
         if row["reason"] == "caption":
             part = part_of[row["clip_id"]].replace("clips/", f"captions/{set_name}/", 1)
-            if part not in texts_by_part and texts_by_part:
+            if part not in captions_by_part and captions_by_part:
                 continue  # reported once for the part
             where = f"{part}:{row['clip_id']}"
-            detail = f"kept, and caption set {set_name!r} has no good text for it although the shards are finished"
+            detail = f"kept, but caption set {set_name!r} has no good caption of it although the shards are finished"
             yield Problem(kind="caption_missing", where=where, detail=detail)
         else:
-            detail = "kept, with a good caption, in no shard and not rejected although the shards are finished"
+            detail = "kept, with a good caption, but in no shard and not rejected although the shards are finished"
             yield Problem(kind="clip_missing_from_shards", where=row["clip_id"], detail=detail)
     if set_name is not None:
-        yield from _changed_captions(run, set_name, index)
+        yield from _check_caption_texts(run, set_name, index)
 
 
 def _ids(table: pa.Table) -> pa.Array:
     return table["clip_id"].combine_chunks()
 
 
-def _parts_of(clips: dict[str, pa.Table], wanted: pa.Array) -> dict[str, str]:
-    """Clip id -> part of clips that has it first, for the wanted ids."""
+def _parts_of(clips: dict[str, pa.Table], clip_ids: pa.Array) -> dict[str, str]:
+    """Clip id -> the first part of clips that has it."""
     parts: dict[str, str] = {}
-    for name, table in clips.items() if len(wanted) else ():
-        for clip_id in table["clip_id"].filter(pc.is_in(table["clip_id"], value_set=wanted)).to_pylist():
+    for name, table in clips.items() if len(clip_ids) else ():
+        for clip_id in table["clip_id"].filter(pc.is_in(table["clip_id"], value_set=clip_ids)).to_pylist():
             parts.setdefault(clip_id, name)
     return parts
 
 
-def _changed_captions(run: RunFolder, set_name: str, index: pa.Table) -> Iterator[Problem]:
-    """Samples whose text is no longer the one that the caption set has: one part of captions in memory at a time."""
+def _check_caption_texts(run: RunFolder, set_name: str, index: pa.Table) -> Iterator[Problem]:
+    """Find samples whose caption differs from the caption set; one part of captions in memory at a time."""
     ids = _ids(index)
     for name in run.list(caption_set_pattern(set_name)):
         rows = main_captions(conform(run.read_table(name), TEXT_SCHEMA))
         rows = rows.filter(pc.is_null(rows["reason"]))
-        place = pc.index_in(_ids(rows), value_set=ids)
-        differs = pc.not_equal(index["caption"].combine_chunks().take(place), rows["text"].combine_chunks())
+        position = pc.index_in(_ids(rows), value_set=ids)
+        differs = pc.not_equal(index["caption"].combine_chunks().take(position), rows["text"].combine_chunks())
         for clip_id in _ids(rows).filter(pc.fill_null(differs, False)).to_pylist():
-            detail = f"{name} has another text for it than its shard; was it captioned again after sharding?"
+            detail = f"its caption in {name} is not the one in its shard; was it captioned again after sharding?"
             yield Problem(kind="caption_changed", where=f"{name}:{clip_id}", detail=detail)

@@ -60,13 +60,13 @@ class CausalExpander:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        what, give = f"expander transformers:{model_id}", "give a folder as transformers:FOLDER, or --expander embedded"
-        local_only = hub.is_on_disk(model_id, what=what, give=give)
+        what, hint = f"expander transformers:{model_id}", "give a folder as transformers:FOLDER, or --expander embedded"
+        local_only = hub.is_on_disk(model_id, what=what, hint=hint)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
             model = AutoModelForCausalLM.from_pretrained(model_id, local_files_only=local_only)
         except (OSError, ValueError) as error:
-            raise hub.unreachable(what, error, give) from error
+            raise hub.unreachable_error(what, error, hint) from error
         self.name = f"transformers:{model_id}"
         self.model = model.to(device).eval()
         self.device = device
@@ -129,17 +129,17 @@ class EndpointExpander:
 
     def rewrite(self, prompts: Sequence[str], examples: Sequence[Example], style: Style) -> list[str]:
         """Raises UsageError where the endpoint goes down; a failed request gives an empty text."""
-        from recaption.chat_endpoint import Question
+        from recaption.chat_endpoint import ChatRequest
 
         if not prompts:
             return []
         requests = [
-            Question(
+            ChatRequest(
                 key=prompt,
                 messages=messages_for(prompt, few_shot_examples(prompt, examples, style)),
                 max_tokens=_max_tokens(style, prompt),
             )
             for prompt in prompts
         ]
-        answers = self.endpoint.ask(requests)
-        return [answer.text if answer.ended and not answer.fault else "" for answer in answers]
+        answers = self.endpoint.complete(requests)
+        return [answer.text if answer.ended and not answer.error else "" for answer in answers]

@@ -1,4 +1,4 @@
-"""Exact frames out of video files, and video files out of frames."""
+"""Frame-exact video reading and deterministic video writing."""
 
 from recaption.video_io.frames import DecodeLimits, Frames
 from recaption.video_io.reader import probe, read_clip, read_frames, scan

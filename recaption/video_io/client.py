@@ -1,8 +1,8 @@
-"""Frames on their way from the decoder child into memory: limits, the result, and the rooms that it is received in.
+"""Client of the decoder child: sends one request and receives its frames into preallocated buffers.
 
-answer = Answer("a.mp4", b"", DecodeLimits(), {"op": "read", "indices": [0, 8], "short_side_px": None})
-answer.raise_refusal("a.mp4")
-answer.frames(np.array([0, 8])).pixels_THWC
+response = DecodeResponse("a.mp4", b"", DecodeLimits(), ReadRequest(indices=[0, 8]))
+response.raise_for_error("a.mp4")
+response.frames(np.array([0, 8])).pixels_THWC
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from recaption.decoding.messages import Request, encode_request
 from recaption.errors import VideoError
 from recaption.video_io import process as decoder_process
 from recaption.video_io.frames import DecodeLimits, Frames
 
 
-class _Room:
-    """Memory for the frames of one stream, filled block by block straight from the pipe."""
+class FrameBuffer:
+    """Buffer for the frames of one stream, filled block by block directly from the pipe."""
 
     def __init__(self, num_frames: int, height_px: int, width_px: int) -> None:
         self.pixels_THWC = np.empty((num_frames, height_px, width_px, 3), np.uint8)
@@ -38,14 +39,22 @@ class _Room:
         return self.pixels_THWC[: self.num_filled]
 
 
-class Answer:
-    """One exchange with the decoder child: rooms by stream name, presentation times, the last header."""
+class DecodeResponse:
+    """Sends one request and holds its response: buffers by stream name, presentation times, the last header.
 
-    def __init__(self, path: str | None, payload: bytes, limits: DecodeLimits, request: dict[str, Any]) -> None:
-        self.rooms: dict[str, _Room] = {}
+    Args:
+        path: of the file; None = the file's bytes are `payload`.
+
+    Raises:
+        VideoError: decode_timeout, decode_memory, or unreadable where the decoder crashed. An error that the child
+            reports is raised by `raise_for_error` only.
+    """
+
+    def __init__(self, path: str | None, payload: bytes, limits: DecodeLimits, request: Request) -> None:
+        self.buffers: dict[str, FrameBuffer] = {}
         self.pts_seconds = np.zeros(0)
         self.header = decoder_process.exchange(
-            request | {"path": path, "limits": dataclasses.asdict(limits)},
+            encode_request(request) | {"path": path, "limits": dataclasses.asdict(limits)},
             payload,
             receive=self._receive,
             wall_seconds=limits.max_wall_seconds,
@@ -54,23 +63,25 @@ class Answer:
 
     def _receive(self, header: dict[str, Any], num_bytes: int) -> memoryview:
         if header["kind"] == "length":
-            self.rooms = {name: _Room(*shape) for name, shape in header["streams"].items()}
+            self.buffers = {name: FrameBuffer(*shape) for name, shape in header["streams"].items()}
             return memoryview(b"")
         if header["kind"] == "done":
             self.pts_seconds = np.empty(header["count"], np.float64)
             block = self.pts_seconds.view(np.uint8).data
         else:
-            block = self.rooms[header["stream"]].next_block(header["count"])
+            block = self.buffers[header["stream"]].next_block(header["count"])
         if len(block) != num_bytes:
-            raise EOFError(f"{num_bytes} bytes where {len(block)} belong")
+            raise EOFError(f"{num_bytes} bytes where {len(block)} are expected")
         return block
 
-    def raise_refusal(self, uri: str) -> None:
+    def raise_for_error(self, uri: str) -> None:
+        """Raise the error that the child reported, if any, as a `VideoError`."""
         if self.header["kind"] == "error":
             raise VideoError(self.header["reason"], self.header["detail"], uri=uri)
 
     def frames(self, indices: np.ndarray) -> Frames:
-        pixels_THWC = self.rooms["frames"].filled()
+        """The frames of a read or clip request, in the order of its indices."""
+        pixels_THWC = self.buffers["frames"].filled()
         if self.header["order"] is not None:
             pixels_THWC = pixels_THWC[self.header["order"]]
         return Frames(pixels_THWC, self.pts_seconds, indices)

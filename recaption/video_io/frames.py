@@ -9,25 +9,25 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What one untrusted file may cost."""
+    """Limits on time, memory and size for decoding one untrusted file."""
 
     max_wall_seconds: float = 60.0
-    """Clock of one call before the length of the video is known."""
+    """Timeout of one call before the length of the video is known."""
     seconds_per_video_second: float = 4.0
-    """Added to the clock per second of video: 2160p HEVC decodes at about a quarter of real time on one loaded core."""
+    """Added to the timeout per second of video: 2160p HEVC decodes at about a quarter of real time on one loaded core."""
     max_memory_bytes: int = 2 << 30
     """Address space of the decoder child (RLIMIT_AS), 0.4 GB of it for Python and libraries."""
     max_pixels: int = 8192 * 8192
     """Per frame. 8K is 33 million; a 16K frame costs 0.4 GB as RGB alone."""
     max_video_seconds: float = 3600.0
-    """By real presentation times. `scan` keeps every small frame in memory: about 12 kB each."""
+    """Measured by presentation times. `scan` holds every small frame in memory: about 12 kB each."""
     max_frames: int = 240_000
     """66 minutes at 60 frames per second."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Decoded frames, in the order in which they were asked for."""
+    """Decoded frames, in the order of the requested indices."""
 
     pixels_THWC: np.ndarray
     """uint8 RGB, as displayed."""
@@ -40,5 +40,5 @@ class Frames:
         return len(self.indices)
 
     def __getitem__(self, span: slice) -> Frames:
-        """A view of some of them: `frames[10:20]`."""
+        """A view of a slice: `frames[10:20]`."""
         return Frames(self.pixels_THWC[span], self.pts_seconds[span], self.indices[span])

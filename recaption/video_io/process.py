@@ -1,10 +1,10 @@
-"""One decoder child per process: started when first needed, reused, killed and replaced when it misbehaves.
+"""The decoder child process: started on first use, reused, and killed and replaced on timeout or crash.
 
-    header = exchange({"op": "probe", ...}, limits=limits, receive=room_for)      # or VideoError
+    header = exchange({"op": "probe", ...}, receive=buffer_for, wall_seconds=60.0, seconds_per_video_second=4.0)
 
-Decoding runs outside because bytes of strangers can do anything to a decoder: a lie of four bytes aborts decord, others
-never return (dmlc/decord issue 373: 38 hours). The child holds neither torch nor ray; a
-crash costs one video and 0.3 s. Safe with threads (one exchange at a time) and with fork (each process has its own).
+Decoding runs in a process of its own because untrusted bytes can do anything to a decoder: four corrupted bytes can abort
+decord, others never return (dmlc/decord issue 373: 38 hours). The child imports neither torch nor ray; a crash costs one
+video and 0.3 s. Safe with threads (one exchange at a time) and with fork (each process has its own child).
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ PIPE_BYTES = 1 << 20
 
 
 MAX_EXCHANGES = 512
-"""A child is replaced after so many files, whatever leaks in a decoder."""
+"""A child is replaced after so many files, to bound what decoders leak."""
 
 
 MAX_KILLS = 4
-"""SIGKILLs of the decoder in a row, at work or as it starts, until they are taken for the video's own doing."""
+"""Consecutive SIGKILLs of the decoder, while decoding or starting, after which the video is taken to be the cause."""
 
 
 KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
+"""Detail of the error after `MAX_KILLS`."""
 
 
 Receive = Callable[[dict[str, Any], int], memoryview]
@@ -52,23 +53,29 @@ Receive = Callable[[dict[str, Any], int], memoryview]
 
 
 class _KilledError(VideoError):
-    """SIGKILL: nothing that a decoder does to itself."""
+    """The child got a SIGKILL, which comes from outside: the request is retried."""
 
 
 class _Deadline:
+    """A timeout for one exchange; `seconds` may be extended while it runs."""
+
     def __init__(self, seconds: float) -> None:
         self.started = time.monotonic()
         self.seconds = seconds
 
     def wait(self, *, read: int | None = None, write: int | None = None) -> None:
-        """Until one end of a pipe is ready. `poll`, not `select`: that one fails on descriptors above 1023."""
+        """Wait until one end of a pipe is ready. `poll`, not `select`, which fails on descriptors above 1023.
+
+        Raises:
+            TimeoutError: not ready before the deadline.
+        """
         poll = select.poll()
         if read is not None:
             poll.register(read, select.POLLIN)
         if write is not None:
             poll.register(write, select.POLLOUT)
         left = self.started + self.seconds - time.monotonic()
-        # Past the deadline an answer that happens to be there already is late too: limits hold on a busy machine as well.
+        # Past the deadline a response that is there already counts as late too: limits hold on a busy machine as well.
         if left <= 0 or not poll.poll(left * 1000):
             raise TimeoutError
 
@@ -100,11 +107,11 @@ class _Child:
         try:
             header, _ = self.read_header(_Deadline(START_SECONDS))
         except (EOFError, TimeoutError) as error:
-            said = self.last_words()
+            stderr = self.stderr_tail()
             self.close()
             if self.process.returncode == -signal.SIGKILL:
                 raise _KilledError("decode_memory", KILLED) from None
-            raise RecaptionError(f"the decoder process does not start ({error!r}): {said}") from None
+            raise RecaptionError(f"the decoder process does not start ({error!r}): {stderr}") from None
         assert header["kind"] == "ready"
 
     def write(self, payload: bytes | memoryview, deadline: _Deadline) -> None:
@@ -130,36 +137,37 @@ class _Child:
         self.read_into(memoryview(encoded), deadline)
         return json.loads(encoded), num_payload_bytes
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
+        """Last 500 characters that the child wrote to stderr."""
         self.stderr.seek(0)
         return self.stderr.read().decode(errors="replace")[-500:].strip()
 
-    def death(self) -> VideoError:
-        """Why the child is gone, as a reason."""
+    def exit_reason(self) -> VideoError:
+        """The error that describes why the child ended."""
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return VideoError("unreadable", "the decoder closed its pipe without an answer")
-        words = self.last_words()
-        if any(sign in words for sign in ("bad_alloc", "MemoryError", "annot allocate memory")):
-            return VideoError("decode_memory", f"the decoder ran out of memory: {words[-200:]}")
+            return VideoError("unreadable", "the decoder closed its pipe without a response")
+        stderr = self.stderr_tail()
+        if any(message in stderr for message in ("bad_alloc", "MemoryError", "annot allocate memory")):
+            return VideoError("decode_memory", f"the decoder ran out of memory: {stderr[-200:]}")
         if code == -signal.SIGXCPU:
             return VideoError("decode_timeout", "the decoder used up its processor time")
         if code == -signal.SIGKILL:
             return _KilledError("decode_memory", KILLED)
         if code < 0:
             return VideoError("unreadable", f"decoder crashed with signal {-code}")
-        return VideoError("unreadable", f"decoder ended with code {code}: {words[-200:]}")
+        return VideoError("unreadable", f"decoder ended with code {code}: {stderr[-200:]}")
 
     def close(self) -> None:
         """Kill the child and free its pipes. Safe to repeat."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self.forget()
+        self.close_pipes()
 
-    def forget(self) -> None:
-        """Close this process's ends only: after a fork the child belongs to the parent."""
+    def close_pipes(self) -> None:
+        """Close this process's ends of the pipes only: after a fork the child belongs to the parent."""
         for file in (self.stdin, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 file.close()
@@ -172,7 +180,8 @@ class _Decoder:
         self.lock = threading.Lock()
         self.child: _Child | None = None
 
-    def started(self) -> _Child:
+    def running_child(self) -> _Child:
+        """The child, started or replaced where needed."""
         if self.child is not None and (
             self.child.process.poll() is not None or self.child.num_exchanges >= MAX_EXCHANGES
         ):
@@ -195,7 +204,7 @@ class _Decoder:
         wall_seconds: float,
         seconds_per_video_second: float,
     ) -> dict[str, Any]:
-        child = self.started()
+        child = self.running_child()
         child.num_exchanges += 1
         deadline = _Deadline(wall_seconds)
         try:
@@ -218,11 +227,11 @@ class _Decoder:
             self.close()
             raise VideoError("decode_timeout", f"not decoded within {deadline.seconds:.3g} s") from None
         except (EOFError, BrokenPipeError):
-            error = child.death()
+            error = child.exit_reason()
             self.close()
             raise error from None
         except BaseException:
-            self.close()  # an answer half read cannot be continued
+            self.close()  # a response read in part cannot be continued
             raise
 
 
@@ -237,7 +246,7 @@ def _decoder() -> _Decoder:
     for pid in [pid for pid in _decoders if pid != os.getpid()]:
         inherited = _decoders.pop(pid, None)
         if inherited is not None and inherited.child is not None:
-            inherited.child.forget()
+            inherited.child.close_pipes()
     atexit.register(close)
     return _decoders.setdefault(os.getpid(), _Decoder())
 
@@ -264,9 +273,9 @@ def exchange(
     wall_seconds: float,
     seconds_per_video_second: float,
 ) -> dict[str, Any]:
-    """Send one request, hand every payload of the answer to `receive`, return the last header ("done" or "error").
+    """Send one request, pass every payload of the response to `receive`, return the last header ("done" or "error").
 
-    The clock is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
+    The timeout is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
 
     Raises:
         VideoError: decode_timeout, decode_memory, or unreadable where the decoder crashed.
@@ -276,6 +285,6 @@ def exchange(
     limits = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
     with decoder.lock:
         for _ in range(MAX_KILLS - 1):
-            with contextlib.suppress(_KilledError):  # from outside: that should not cost the video its row
+            with contextlib.suppress(_KilledError):  # killed from outside: that should not fail the video
                 return decoder.exchange(request, payload, receive, **limits)
         return decoder.exchange(request, payload, receive, **limits)

@@ -1,4 +1,4 @@
-"""Video files written from frames: H.264 and friends through PyAV, byte-equal for equal input."""
+"""Writes video files from frames with PyAV (H.264, HEVC, VP9): the same frames give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from recaption.errors import UsageError
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores", "mjpeg", "theora", "gif", "webp", "vvc")
-"""What `codecs_report` asks about: everything common in the wild."""
+"""Codecs that `codecs_report` checks: everything common in real video collections."""
 
 
 ENCODERS = {
@@ -24,14 +24,11 @@ ENCODERS = {
     "libx265": {"x265-params": "log-level=none:pools=none:frame-threads=1"},
     "libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "5"},
 }
-"""What `write_video` offers, with the options that keep each to one thread, silent and repeatable."""
+"""Encoders of `write_video`, with the options that keep each single-threaded, silent and deterministic."""
 
 
 BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
-"""Tags of what `write_video` writes (ITU-T H.273: 1 = BT.709; range 1 = limited): players show the colours put in."""
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
+"""Colour tags of written files (ITU-T H.273: 1 = BT.709; range 1 = limited), so that players show the right colours."""
 
 
 def encode_video(
@@ -43,7 +40,7 @@ def encode_video(
     container: Literal["mp4", "webm"] = "mp4",
     pixel_format: str = "yuv420p",
 ) -> bytes:
-    """`write_video` into memory."""
+    """`write_video` to bytes."""
     sink = io.BytesIO()
     write_video(sink, frames_THWC, fps=fps, codec=codec, crf=crf, container=container, pixel_format=pixel_format)
     return sink.getvalue()
@@ -59,7 +56,7 @@ def write_video(
     container: Literal["mp4", "webm"] = "mp4",
     pixel_format: str = "yuv420p",
 ) -> None:
-    """Encode uint8 RGB frames; the same frames give the same bytes, every time.
+    """Encode uint8 RGB frames to a file; the same frames always give the same bytes.
 
     One thread, no dates, no library versions in the container, index first (a browser can start at once), BT.709.
 
@@ -153,7 +150,7 @@ def _new_stream(output: Any, codec: str, crf: int, fps: Fraction, shape: tuple[i
 
 
 def codecs_report() -> dict[str, Any]:
-    """What this machine's libraries can do, for `recaption doctor`."""
+    """Library versions and the codecs they decode and encode, for `recaption doctor`."""
     import importlib.metadata
 
     import av

@@ -1,7 +1,7 @@
-"""Commands that are killed lose nothing: run again, they end with the bytes of ones that were never killed.
+"""Killed commands that are run again give the same bytes as commands that were never killed.
 
-One run folder goes through its kills at seeded random moments: decoders and workers while the driver goes on, and from
-time to time everything at once with the driver.
+Processes are killed at seeded random moments: decoders and workers while the driver continues, and sometimes the driver
+with everything it started.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from recaption.scenes.renderer import SIMPLE, render
 NUM_VIDEOS = 44
 MARK = "RECAPTION_FAULT_TEST"
 SECONDS_TO_VANISH = 30.0
-"""How long what belongs to a killed driver may outlive it: Ray's parts look for one another every few seconds."""
+"""How long processes of a killed driver may outlive it: Ray's processes check for one another every few seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def videos(tmp_path_factory):
 
 
 class Command:
-    """A verb in a process group of its own; everything it starts can be found by the mark in its environment."""
+    """A recaption command in its own process group; its descendants are found by a mark in their environment."""
 
     def __init__(self, *arguments, log):
         self.mark = uuid.uuid4().hex
@@ -50,7 +50,7 @@ class Command:
         )
 
     def descendants(self, name=""):
-        """Process id -> command line of what has the mark and whose command line holds `name`."""
+        """Process id -> command line of the processes that have the mark and match the pattern `name`."""
         found = {}
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             try:
@@ -64,13 +64,13 @@ class Command:
                 found[pid] = command_line
         return found
 
-    def kill_one(self, name, chance):
-        """SIGKILL a process of that name, if one is there; whether it was."""
+    def kill_one(self, name, rng):
+        """SIGKILL a random process of that name; False where there is none."""
         pids = list(self.descendants(name))
         if not pids:
             return False
         try:
-            os.kill(chance.choice(pids), signal.SIGKILL)
+            os.kill(rng.choice(pids), signal.SIGKILL)
         except ProcessLookupError:
             return False
         return True
@@ -80,24 +80,24 @@ class Command:
         self.process.communicate()
 
     def finish(self):
-        """Its JSON object; nothing else may be on its stdout, whatever died meanwhile."""
+        """The JSON object on its stdout, which must have nothing else, whatever was killed meanwhile."""
         out, _ = self.process.communicate()
         assert self.process.returncode == 0
         return json.loads(out)
 
-    def left_behind(self):
-        """Command lines of what outlives the driver for too long."""
+    def leftover_processes(self):
+        """Command lines of processes that outlive the driver by `SECONDS_TO_VANISH`."""
         deadline = time.monotonic() + SECONDS_TO_VANISH
         while self.descendants() and time.monotonic() < deadline:
             time.sleep(0.2)
         return list(self.descendants().values())
 
 
-def tree(out):
+def hash_files(out):
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in out.rglob("*")
-        if path.is_file() and "report" not in path.parts  # which says how long it all took
+        if path.is_file() and "report" not in path.parts  # has the run times
     }
 
 
@@ -105,20 +105,20 @@ PARTS = ("videos/part-*.parquet", "captions/main/part-*.parquet", "shards/*/*.pa
 
 
 def parts_of(out):
-    """Finished parts of all stages: path -> time of its writing."""
+    """Finished parts of all stages: path -> modification time."""
     return {path: path.stat().st_mtime_ns for pattern in PARTS for path in out.glob(pattern)}
 
 
 def wait_for_parts(command, out, count):
-    """Until that many parts more are there."""
+    """Wait until `count` more parts exist."""
     count += len(parts_of(out))
     while len(parts_of(out)) < count:
-        assert command.process.poll() is None, "it ended before it could be killed"
+        assert command.process.poll() is None, "it ended before it was killed"
         time.sleep(0.01)
 
 
-class Chain:
-    """One verb on one run folder, started again after every kill of its driver."""
+class RestartableCommand:
+    """One command on one run folder, started again after every kill of its driver."""
 
     def __init__(self, videos, out, verb):
         self.out = out
@@ -129,44 +129,44 @@ class Chain:
         return Command(*self.arguments, log=self.out.parent / f"{self.out.name}.log")
 
 
-def kill_and_go_on(chain, kills_within_a_driver, seed):
-    """Kills by what was killed; after each driver nothing of it is left, and what was finished is never made again."""
-    chance = random.Random(seed)
+def kill_and_restart(command, kills_within_a_driver, seed):
+    """Kills by target; asserts that no process outlives a driver and that no finished part is written again."""
+    rng = random.Random(seed)
     kills = Counter()
     finished = {}
     for num_kills in (*kills_within_a_driver, None):
-        command = chain.start()
+        process = command.start()
         if num_kills is None:
-            command.finish()
+            process.finish()
         else:
             for _ in range(num_kills):
-                wait_for_parts(command, chain.out, chance.randint(1, 2))
-                time.sleep(chance.uniform(0, 0.1))
-                target = chance.choice(["^ray::_PartRunner", "recaption.decoding.worker", "recaption.decoding.worker"])
-                kills[target] += command.kill_one(target, chance)
-            wait_for_parts(command, chain.out, 1)
-            time.sleep(chance.uniform(0, 0.5))
-            command.kill_all()
+                wait_for_parts(process, command.out, rng.randint(1, 2))
+                time.sleep(rng.uniform(0, 0.1))
+                target = rng.choice(["^ray::_PartRunner", "recaption.decoding.worker", "recaption.decoding.worker"])
+                kills[target] += process.kill_one(target, rng)
+            wait_for_parts(process, command.out, 1)
+            time.sleep(rng.uniform(0, 0.5))
+            process.kill_all()
             kills["driver"] += 1
-        assert command.left_behind() == []
-        assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was made again"
-        finished |= parts_of(chain.out)
+        assert process.leftover_processes() == []
+        assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was written again"
+        finished |= parts_of(command.out)
     return kills
 
 
-def test_after_20_kills_at_random_moments_the_tree_is_that_of_an_undisturbed_run(videos, tmp_path):
-    Chain(videos, tmp_path / "undisturbed", ["prepare"]).start().finish()
-    kills = kill_and_go_on(Chain(videos, tmp_path / "killed", ["prepare"]), (8, 7, 4), seed=20)
+def test_after_20_kills_the_run_folder_equals_an_uninterrupted_one(videos, tmp_path):
+    RestartableCommand(videos, tmp_path / "uninterrupted", ["prepare"]).start().finish()
+    kills = kill_and_restart(RestartableCommand(videos, tmp_path / "killed", ["prepare"]), (8, 7, 4), seed=20)
     assert kills.total() >= 20, kills
     assert min(kills.values()) >= 3, kills
-    assert tree(tmp_path / "killed") == tree(tmp_path / "undisturbed")
+    assert hash_files(tmp_path / "killed") == hash_files(tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_after_kills_in_every_stage_the_tree_is_that_of_an_undisturbed_run(videos, tmp_path):
+def test_after_kills_in_every_stage_the_run_folder_equals_an_uninterrupted_one(videos, tmp_path):
     verb = ["run", "--stop-after", "shard", "--caption.window-seconds", "1"]
-    Chain(videos, tmp_path / "undisturbed", verb).start().finish()
-    kills = kill_and_go_on(Chain(videos, tmp_path / "killed", verb), (8, 7, 4, 4, 1), seed=21)
+    RestartableCommand(videos, tmp_path / "uninterrupted", verb).start().finish()
+    kills = kill_and_restart(RestartableCommand(videos, tmp_path / "killed", verb), (8, 7, 4, 4, 1), seed=21)
     assert kills.total() >= 25, kills
-    assert tree(tmp_path / "killed") == tree(tmp_path / "undisturbed")
+    assert hash_files(tmp_path / "killed") == hash_files(tmp_path / "uninterrupted")

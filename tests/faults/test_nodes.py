@@ -1,4 +1,4 @@
-"""A cluster of several nodes on one machine: a node is killed midway, and the job finishes by itself."""
+"""Node failures in a Ray cluster of several nodes on one machine: the job finishes without the killed node."""
 
 import hashlib
 import os
@@ -26,10 +26,10 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """A head that computes nothing, and two nodes of one core each."""
+    """A head node without CPUs, and two worker nodes of one CPU each."""
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # by default a node counts as lost after 30 s without a sign of life
+    # by default a node counts as lost after 30 s without a heartbeat
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "0")
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
     from ray.cluster_utils import Cluster as Nodes
@@ -40,7 +40,7 @@ def nodes(monkeypatch):
     nodes.shutdown()
 
 
-def tree(out):
+def hash_files(out):
     return {
         path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in out.rglob("*")
@@ -49,7 +49,7 @@ def tree(out):
 
 
 @pytest.mark.slow
-def test_a_node_killed_midway_costs_only_the_parts_it_was_working_on(videos, nodes, tmp_path):
+def test_a_killed_node_costs_only_the_parts_it_was_working_on(videos, nodes, tmp_path):
     nodes, (first, _second) = nodes
     arguments = ["prepare", "--videos", str(videos), "--prepare.part-size", "1", "--no-progress"]
     out = tmp_path / "killed"
@@ -67,9 +67,9 @@ def test_a_node_killed_midway_costs_only_the_parts_it_was_working_on(videos, nod
     assert main([*arguments, "--out", str(out), "--address", nodes.address]) == 0
     killer.join()
     assert len(finished) < NUM_VIDEOS
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was made again"
-    assert main([*arguments, "--out", str(tmp_path / "undisturbed"), "--num-workers", "2"]) == 0
-    assert tree(out) == tree(tmp_path / "undisturbed")
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was written again"
+    assert main([*arguments, "--out", str(tmp_path / "uninterrupted"), "--num-workers", "2"]) == 0
+    assert hash_files(out) == hash_files(tmp_path / "uninterrupted")
 
 
 class Sleeper:
@@ -81,7 +81,7 @@ class Sleeper:
 
 
 @pytest.mark.slow
-def test_the_pool_spreads_over_all_nodes_and_takes_in_one_that_joins_later(nodes):
+def test_the_pool_uses_all_nodes_and_one_that_joins_later(nodes):
     nodes, _ = nodes
     summaries = []
     with Cluster(address=nodes.address, progress=False) as cluster:

@@ -1,4 +1,4 @@
-"""Storage that fails midway: one clear sentence, no half files, and the same command again ends as if nothing had been."""
+"""Storage failures midway: one clear sentence, no partial files, and the same command again completes the run."""
 
 import builtins
 import contextlib
@@ -82,23 +82,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for a few parts; `grow` gives it more."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(place)], capture_output=True)
+    """A file system with room for a few parts only."""
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(mount_point)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a file system of limited size takes root")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield mount_point
+    subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
-def tree(out):
+def read_files(out):
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_a_full_disk_ends_a_command_with_one_sentence_and_the_next_one_goes_on(videos, small_disk, tmp_path, capfd):
+def test_a_full_disk_is_one_sentence_and_the_next_command_continues(videos, small_disk, tmp_path, capfd):
     arguments = ["prepare", "--videos", str(videos), "--prepare.part-size", "1", "--num-workers", "1", "--no-progress"]
-    assert main([*arguments, "--out", str(tmp_path / "undisturbed")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "uninterrupted")]) == 0
     capfd.readouterr()
     out = small_disk / "run"
     assert main([*arguments, "--out", str(out)]) == 2
@@ -107,24 +107,24 @@ def test_a_full_disk_ends_a_command_with_one_sentence_and_the_next_one_goes_on(v
     assert error.endswith(
         "cannot be written: No space left on device; finished parts are safe, run the same command again"
     )
-    left = tree(out)
+    left = read_files(out)
     assert not [name for name in left if name.endswith(TEMPORARY_SUFFIX)]
-    assert all(content == (tmp_path / "undisturbed" / name).read_bytes() for name, content in left.items())
+    assert all(content == (tmp_path / "uninterrupted" / name).read_bytes() for name, content in left.items())
     assert 0 < sum(name.startswith("videos/") for name in left) < NUM_VIDEOS
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert main([*arguments, "--out", str(out)]) == 0
-    assert tree(out) == tree(tmp_path / "undisturbed")
+    assert read_files(out) == read_files(tmp_path / "uninterrupted")
 
 
 # --- object storage ---------------------------------------------------------------------------------------------------
 
 
-class Line:
-    """A TCP line to a server that can be cut: what is connected is dropped, nothing new gets through."""
+class TcpProxy:
+    """A TCP proxy that can be disconnected: open connections are closed, new ones are refused."""
 
     def __init__(self, port):
         self.target = ("127.0.0.1", port)
-        self.is_cut = False
+        self.is_disconnected = False
         self.open = set()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -133,18 +133,18 @@ class Line:
     def _accept(self):
         while True:
             try:
-                near, _ = self.listener.accept()
+                client, _ = self.listener.accept()
             except OSError:
                 return
-            if self.is_cut:
-                near.close()
+            if self.is_disconnected:
+                client.close()
                 continue
-            far = socket.create_connection(self.target)
-            self.open |= {near, far}
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+            upstream = socket.create_connection(self.target)
+            self.open |= {client, upstream}
+            for source, sink in ((client, upstream), (upstream, client)):
+                threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
 
-    def _carry(self, source, sink):
+    def _forward(self, source, sink):
         try:
             while block := source.recv(1 << 16):
                 sink.sendall(block)
@@ -154,25 +154,25 @@ class Line:
             self.open.discard(end)
             end.close()
 
-    def cut(self):
-        self.is_cut = True
+    def disconnect(self):
+        self.is_disconnected = True
         for end in list(self.open):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def mend(self):
-        self.is_cut = False
+    def reconnect(self):
+        self.is_disconnected = False
 
 
 @pytest.fixture
 def bucket(videos, monkeypatch):
-    """s3:// on a server of our own, with the videos in it, behind a line that can be cut."""
+    """s3:// on a local moto server with the videos in it, behind a proxy that can be disconnected."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    line = Line(server.get_host_and_port()[1])
+    proxy = TcpProxy(server.get_host_and_port()[1])
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{line.port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -184,8 +184,8 @@ def bucket(videos, monkeypatch):
     folder.fs.mkdir("data")
     for video in videos.iterdir():
         folder.write_bytes(f"raw/{video.name}", video.read_bytes())
-    yield folder, line
-    line.mend()
+    yield folder, proxy
+    proxy.reconnect()
     server.stop()
 
 
@@ -195,29 +195,29 @@ def objects(folder, out):
     return {path.removeprefix(f"data/{out}/"): folder.fs.cat_file(path) for path in paths}
 
 
-def test_the_chain_runs_on_object_storage_and_survives_losing_it(bucket, capfd):
-    folder, line = bucket
+def test_a_run_on_object_storage_continues_after_losing_the_connection(bucket, capfd):
+    folder, proxy = bucket
     arguments = ["--videos", "s3://data/raw", "--prepare.part-size", "1", "--num-workers", "1", "--no-progress"]
-    assert main(["prepare", *arguments, "--out", "s3://data/undisturbed"]) == 0
+    assert main(["prepare", *arguments, "--out", "s3://data/uninterrupted"]) == 0
     capfd.readouterr()
 
-    def cut_after_two_parts():
+    def disconnect_after_two_parts():
         watch = RunFolder("s3://data/lost")
         while len(watch.list("videos/part-*.parquet")) < 2:
             time.sleep(0.02)
-        line.cut()
+        proxy.disconnect()
 
-    threading.Thread(target=cut_after_two_parts, daemon=True).start()
+    threading.Thread(target=disconnect_after_two_parts, daemon=True).start()
     assert main(["prepare", *arguments, "--out", "s3://data/lost"]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("recaption: ")
-    line.mend()
+    proxy.reconnect()
     left = objects(folder, "lost")
-    whole = objects(folder, "undisturbed")
-    assert {name: whole[name] for name in left} == left
+    complete = objects(folder, "uninterrupted")
+    assert {name: complete[name] for name in left} == left
     assert 2 <= sum(name.startswith("videos/") for name in left) < NUM_VIDEOS
     assert main(["run", *arguments, "--stop-after", "shard", "--out", "s3://data/lost"]) == 0
     finished = objects(folder, "lost")
-    assert {name: finished[name] for name in whole} == whole
+    assert {name: finished[name] for name in complete} == complete
     assert any(name.startswith("shards/") and name.endswith(".tar") for name in finished)
     assert main(["verify", "--run", "s3://data/lost"]) == 0

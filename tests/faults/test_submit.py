@@ -1,4 +1,4 @@
-"""`ray job submit` of a real command to a cluster that runs already, with token authentication as Ray asks for it."""
+"""`ray job submit` of a real command to a running cluster with Ray's token authentication."""
 
 import os
 import shutil
@@ -27,12 +27,12 @@ def free_port():
 
 @pytest.fixture
 def head():
-    """(dashboard URL, environment, ray) of a head node of our own; other Rays on this machine are left alone."""
+    """(dashboard URL, environment, ray) of a head node started here; other Ray clusters of this machine are not touched."""
     pytest.importorskip("aiohttp_cors", reason="job submission takes ray[default]")
-    elsewhere = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p) != REPOSITORY]
+    other_paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and Path(p) != REPOSITORY]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-    environment |= {"PYTHONPATH": os.pathsep.join(elsewhere)}
+    environment |= {"PYTHONPATH": os.pathsep.join(other_paths)}
     dashboard, sockets = free_port(), tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths have to be short
     ray = str(Path(sys.executable).parent / "ray")
     command = [ray, "start", "--head", "--block", "--num-cpus", "2", "--port", str(free_port())]

@@ -6,16 +6,16 @@ import time
 from dataclasses import replace
 
 import pytest
-from chat_server import Script, said, serving
+from chat_server import Script, completion, serving
 
-from recaption.chat_endpoint import Answer, ChatEndpoint, EndpointSettings, Question, split_spec
+from recaption.chat_endpoint import ChatEndpoint, ChatRequest, ChatResponse, EndpointSettings, split_spec
 from recaption.errors import EndpointDownError, UsageError
 
 QUICK = EndpointSettings(concurrency=4, timeout_seconds=0.4, max_tries=3, backoff_seconds=0.01)
 
 
-def question(key="a", **more):
-    return Question(key=key, messages=[{"role": "user", "content": "What is there?"}], max_tokens=9, **more)
+def chat_request(key="a", **more):
+    return ChatRequest(key=key, messages=[{"role": "user", "content": "What is there?"}], max_tokens=9, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -24,66 +24,66 @@ def no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def test_answers_come_in_the_order_of_the_questions():
-    def echo(asked):
-        time.sleep(0.05 if asked["seed"] == 0 else 0)
-        return said(f"answer {asked['seed']}", logprobs={"content": [{"logprob": -1.0}, {"logprob": -2.0}]})
+def test_responses_come_in_the_order_of_the_requests():
+    def echo(body):
+        time.sleep(0.05 if body["seed"] == 0 else 0)
+        return completion(f"text {body['seed']}", logprobs={"content": [{"logprob": -1.0}, {"logprob": -2.0}]})
 
     with serving(Script(echo)) as spec:
-        answers = ChatEndpoint.at(spec, QUICK).ask([question(seed=i) for i in range(9)])
-    assert [answer.text for answer in answers] == [f"answer {i}" for i in range(9)]
-    assert answers[0] == Answer(text="answer 0", ended=True, num_tokens=6, mean_logprob=-1.5)
+        responses = ChatEndpoint.at(spec, QUICK).complete([chat_request(seed=i) for i in range(9)])
+    assert [response.text for response in responses] == [f"text {i}" for i in range(9)]
+    assert responses[0] == ChatResponse(text="text 0", ended=True, num_tokens=6, mean_logprob=-1.5)
 
 
-def test_no_more_questions_are_on_their_way_than_allowed():
+def test_no_more_requests_are_in_flight_than_the_limit():
     running, most, lock = [0], [0], threading.Lock()
 
-    def slow(asked):
+    def slow(body):
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
         time.sleep(0.03)
         with lock:
             running[0] -= 1
-        return said()
+        return completion()
 
     with serving(Script(slow)) as spec:
-        ChatEndpoint.at(spec, QUICK).ask([question(seed=i) for i in range(12)])
+        ChatEndpoint.at(spec, QUICK).complete([chat_request(seed=i) for i in range(12)])
     assert most[0] == QUICK.concurrency
 
 
-def test_a_cut_answer_says_so():
-    with serving(Script(said("A red", finish_reason="length"))) as spec:
-        assert not ChatEndpoint.at(spec, QUICK).ask([question()])[0].ended
+def test_a_cut_completion_has_not_ended():
+    with serving(Script(completion("A red", finish_reason="length"))) as spec:
+        assert not ChatEndpoint.at(spec, QUICK).complete([chat_request()])[0].ended
 
 
 @pytest.mark.parametrize("first", [(429, {}, {"Retry-After": "0.05"}), (500, b"oops", {}), (503, {}, {})])
-def test_a_busy_server_is_asked_again(first):
-    script = Script(first, said())
+def test_a_busy_server_is_retried(first):
+    script = Script(first, completion())
     with serving(script) as spec:
-        (answer,) = ChatEndpoint.at(spec, QUICK).ask([question()])
-    assert answer.text.startswith("A red")
-    assert answer.num_tries == 2
+        (response,) = ChatEndpoint.at(spec, QUICK).complete([chat_request()])
+    assert response.text.startswith("A red")
+    assert response.num_tries == 2
 
 
 def test_retry_after_is_obeyed():
-    script = Script((429, {}, {"Retry-After": "0.3"}), said())
+    script = Script((429, {}, {"Retry-After": "0.3"}), completion())
     with serving(script) as spec:
-        ChatEndpoint.at(spec, QUICK).ask([question()])
+        ChatEndpoint.at(spec, QUICK).complete([chat_request()])
     assert script.times[1] - script.times[0] >= 0.3
 
 
-def test_waits_grow_and_differ_between_questions_but_not_between_runs():
+def test_waits_grow_and_differ_between_requests_but_not_between_runs():
     endpoint = ChatEndpoint.at("http://127.0.0.1:9/v1#m", EndpointSettings(backoff_seconds=1.0))
-    waits = [endpoint._wait_seconds(question("a"), number) for number in (1, 2, 3)]
-    assert waits == [endpoint._wait_seconds(question("a"), number) for number in (1, 2, 3)]
-    assert waits[0] != endpoint._wait_seconds(question("b"), 1)
+    waits = [endpoint._backoff_wait_seconds(chat_request("a"), number) for number in (1, 2, 3)]
+    assert waits == [endpoint._backoff_wait_seconds(chat_request("a"), number) for number in (1, 2, 3)]
+    assert waits[0] != endpoint._backoff_wait_seconds(chat_request("b"), 1)
     for number, wait in enumerate(waits):
         assert 0.5 * 2**number <= wait <= 1.5 * 2**number
 
 
 @pytest.mark.parametrize(
-    ("garbage", "fault"),
+    ("reply", "error"),
     [
         ((200, b"<html>hello</html>", {}), "not JSON"),
         ((200, {"choices": []}, {}), "no choices"),
@@ -94,99 +94,104 @@ def test_waits_grow_and_differ_between_questions_but_not_between_runs():
         ((429, {}, {}), "429"),
     ],
 )
-def test_garbage_is_one_fault_and_the_other_answers_are_not_lost(garbage, fault):
-    script = Script(lambda asked: garbage if asked["seed"] == 1 else said())
+def test_an_invalid_response_is_one_error_and_no_other_is_lost(reply, error):
+    script = Script(lambda body: reply if body["seed"] == 1 else completion())
     with serving(script) as spec:
-        answers = ChatEndpoint.at(spec, QUICK).ask([question(seed=i) for i in range(4)])
-    assert fault in answers[1].fault
-    assert answers[1].text == ""
-    assert all(not answers[i].fault and answers[i].text for i in (0, 2, 3))
+        responses = ChatEndpoint.at(spec, QUICK).complete([chat_request(seed=i) for i in range(4)])
+    assert error in responses[1].error
+    assert responses[1].text == ""
+    assert all(not responses[i].error and responses[i].text for i in (0, 2, 3))
 
 
-def test_one_slow_question_is_given_up():
-    def slow(asked):
-        if asked["seed"] == 1:
+def test_one_slow_request_times_out():
+    def slow(body):
+        if body["seed"] == 1:
             time.sleep(0.8)
-        return said()
+        return completion()
 
     with serving(Script(slow)) as spec:
-        answers = ChatEndpoint.at(spec, QUICK).ask([question(seed=i) for i in range(3)])
-    assert "no answer within 0.4 s" in answers[1].fault
-    assert answers[0].text
-    assert answers[2].text
+        responses = ChatEndpoint.at(spec, QUICK).complete([chat_request(seed=i) for i in range(3)])
+    assert "no response within 0.4 s" in responses[1].error
+    assert responses[0].text
+    assert responses[2].text
 
 
-def test_an_answer_drop_by_drop_is_given_up_too():
-    script = Script(said())
+def test_a_response_in_small_pieces_times_out_too():
+    script = Script(completion())
     script.bytes_at_a_time, script.pause_seconds = 1, 0.05  # each byte well within the limit, all of them in 7 s
     with serving(script) as spec:
         started = time.monotonic()
-        (answer,) = ChatEndpoint.at(spec, replace(QUICK, max_tries=1)).ask([question()])
-    assert "no answer within 0.4 s" in answer.fault
+        (response,) = ChatEndpoint.at(spec, replace(QUICK, max_tries=1)).complete([chat_request()])
+    assert "no response within 0.4 s" in response.error
     assert time.monotonic() - started < 2
 
 
 def test_an_endpoint_that_is_down_is_one_error():
-    with pytest.raises(EndpointDownError, match=r"is down.*start it and run this again"):
-        ChatEndpoint.at("http://127.0.0.1:9/v1#m", QUICK).ask([question(seed=i) for i in range(40)])
-    with pytest.raises(EndpointDownError, match=r"no endpoint answers at http://127.0.0.1:9/v1"):
+    with pytest.raises(EndpointDownError, match=r"is down.*start it and run the same command again"):
+        ChatEndpoint.at("http://127.0.0.1:9/v1#m", QUICK).complete([chat_request(seed=i) for i in range(40)])
+    with pytest.raises(EndpointDownError, match=r"no endpoint responds at http://127.0.0.1:9/v1"):
         ChatEndpoint.at("http://127.0.0.1:9/v1#m", QUICK).check()
     script = Script((500, {}, {}))
     with serving(script) as spec, pytest.raises(EndpointDownError, match="status 500"):
-        ChatEndpoint.at(spec, QUICK).ask([question(seed=i) for i in range(40)])
-    assert len(script.seen) < 40  # nobody goes on asking
+        ChatEndpoint.at(spec, QUICK).complete([chat_request(seed=i) for i in range(40)])
+    assert len(script.requests) < 40  # the remaining requests are not sent
 
 
-def test_a_server_that_takes_no_pictures_is_one_error():
+def test_a_server_that_rejects_every_request_is_one_error():
     script = Script((400, {"error": {"message": "m is not a multimodal model"}}, {}))
-    with serving(script) as spec, pytest.raises(EndpointDownError, match=r"refuses every question.*not a multimodal"):
-        ChatEndpoint.at(spec, QUICK).ask([question(seed=i) for i in range(40)])
+    with serving(script) as spec, pytest.raises(EndpointDownError, match=r"rejects every request.*not a multimodal"):
+        ChatEndpoint.at(spec, QUICK).complete([chat_request(seed=i) for i in range(40)])
 
 
-def test_a_server_without_logprobs_is_asked_without():
-    def picky(asked):
-        return (400, {"detail": "logprobs are not supported"}, {}) if "logprobs" in asked else said()
+def test_a_server_without_logprobs_gets_requests_without_them():
+    def picky(body):
+        return (400, {"detail": "logprobs are not supported"}, {}) if "logprobs" in body else completion()
 
     with serving(Script(picky)) as spec:
-        (answer,) = ChatEndpoint.at(spec, QUICK).ask([question()])
-    assert answer.text
-    assert answer.mean_logprob is None
+        (response,) = ChatEndpoint.at(spec, QUICK).complete([chat_request()])
+    assert response.text
+    assert response.mean_logprob is None
 
 
-def test_a_server_with_the_newer_name_of_the_limit_is_asked_by_it():
-    def picky(asked):
+def test_a_server_with_the_newer_name_of_the_limit_gets_that_name():
+    def picky(body):
         unsupported = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
-        return (400, {"error": {"message": unsupported}}, {}) if "max_tokens" in asked else said()
+        return (400, {"error": {"message": unsupported}}, {}) if "max_tokens" in body else completion()
 
     script = Script(picky)
     with serving(script) as spec:
-        answers = ChatEndpoint.at(spec, replace(QUICK, concurrency=1, max_tries=1)).ask([question(), question("b")])
-    assert all(answer.text for answer in answers)
-    assert len(script.seen) == 3
+        responses = ChatEndpoint.at(spec, replace(QUICK, concurrency=1, max_tries=1)).complete(
+            [chat_request(), chat_request("b")]
+        )
+    assert all(response.text for response in responses)
+    assert len(script.requests) == 3
 
 
 def test_the_list_of_models_is_checked():
-    with serving(Script(said(), models=("other",))) as spec, pytest.raises(UsageError, match="serves other"):
+    with serving(Script(completion(), models=("other",))) as spec, pytest.raises(UsageError, match="serves other"):
         ChatEndpoint.at(spec, QUICK).check()
-    with serving(Script(said())) as spec:
+    with serving(Script(completion())) as spec:
         assert ChatEndpoint.at(spec, QUICK).check() == {"id": "m"}
 
 
-def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
+def test_the_key_is_sent_and_in_no_message(monkeypatch, caplog):
     monkeypatch.setenv("RECAPTION_API_KEY", "secret-key-1")
     script = Script((400, {"error": {"message": "bad key secret-key-1"}}, {}))
     caplog.set_level(logging.DEBUG)
     with serving(script) as spec:
         endpoint = ChatEndpoint.at(spec, QUICK)
-        (answer,) = endpoint.ask([question()])
+        (response,) = endpoint.complete([chat_request()])
     assert script.auth == ["Bearer secret-key-1"]
-    assert "secret" not in answer.fault + caplog.text + repr(endpoint.settings)
-    with serving(Script((401, {}, {}))) as spec, pytest.raises(EndpointDownError, match="the key is refused") as caught:
-        ChatEndpoint.at(spec, QUICK).ask([question()])
+    assert "secret" not in response.error + caplog.text + repr(endpoint.settings)
+    with (
+        serving(Script((401, {}, {}))) as spec,
+        pytest.raises(EndpointDownError, match="the key is rejected") as caught,
+    ):
+        ChatEndpoint.at(spec, QUICK).complete([chat_request()])
     assert "secret" not in str(caught.value)
 
 
-def test_the_key_of_a_hosted_service_does_not_leave_in_plain_text(monkeypatch):
+def test_the_key_of_a_hosted_service_is_not_sent_over_plain_http(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key-2")
     assert "Authorization" not in ChatEndpoint.at("http://far.example/v1#m")._headers()
     assert "Authorization" in ChatEndpoint.at("https://far.example/v1#m")._headers()
@@ -196,13 +201,13 @@ def test_the_key_of_a_hosted_service_does_not_leave_in_plain_text(monkeypatch):
 def test_redirects_are_not_followed():
     script = Script((307, b"", {"Location": "http://127.0.0.1:9/v1"}))
     with serving(script) as spec, pytest.raises(EndpointDownError, match="status 307"):
-        ChatEndpoint.at(spec, QUICK).ask([question()])
+        ChatEndpoint.at(spec, QUICK).complete([chat_request()])
 
 
 @pytest.mark.parametrize(
     "spec", ["http://host/v1", "http://#m", "ftp://host/v1#m", "http://host:x/v1#m", "http://u:p@host/v1#m", "http:m"]
 )
-def test_malformed_addresses(spec):
+def test_malformed_urls_are_usage_errors(spec):
     with pytest.raises(UsageError):
         split_spec(spec)
     assert split_spec("http://host:8000/v1/#org/model") == ("http://host:8000/v1", "org/model")

@@ -17,7 +17,7 @@ def empty_cache(monkeypatch, tmp_path):
 
 
 @contextlib.contextmanager
-def small_hub(status: int, headers: dict[str, str]):
+def serve_hub(status: int, headers: dict[str, str]):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
             self.send_response(status)
@@ -34,45 +34,45 @@ def small_hub(status: int, headers: dict[str, str]):
         server.shutdown()
 
 
-def test_a_folder_is_on_disk_and_asks_nobody(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "probe", lambda *_: pytest.fail("asked the hub"))
-    assert hub.is_on_disk(str(tmp_path), what="x", give="y")
+def test_a_folder_is_on_disk_without_a_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: pytest.fail("sent a request"))
+    assert hub.is_on_disk(str(tmp_path), what="x", hint="y")
 
 
-def test_offline_is_said_at_once(monkeypatch, empty_cache):
+def test_offline_mode_is_an_error_at_once(monkeypatch, empty_cache):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsUnreachableError, match=r"git:a/b: .*HF_HUB_OFFLINE is set.*; give a folder"):
-        hub.is_on_disk("a/b", what="git:a/b", give="give a folder")
+        hub.is_on_disk("a/b", what="git:a/b", hint="give a folder")
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "says"),
+    ("status", "headers", "expected"),
     [
         (200, {}, ""),
         (302, {"Location": "http://127.0.0.1:9/elsewhere"}, ""),
-        (404, {}, hub.NOT_THERE),
+        (404, {}, hub.NOT_FOUND),
         (401, {}, "HF_TOKEN"),
         (503, {}, "503"),
     ],
 )
-def test_answers_of_a_hub(monkeypatch, empty_cache, status, headers, says):
-    with small_hub(status, headers) as url:
+def test_the_status_of_the_hub_becomes_a_reason(monkeypatch, empty_cache, status, headers, expected):
+    with serve_hub(status, headers) as url:
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        answer = hub.probe("a/b", "config.json")
-    assert says in answer
-    assert bool(says) == bool(answer)
+        reason = hub.unavailable_reason("a/b", "config.json")
+    assert expected in reason
+    assert bool(expected) == bool(reason)
 
 
-def test_a_hub_that_never_answers_is_given_up(monkeypatch, empty_cache):
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+def test_a_hub_that_never_responds_is_unavailable(monkeypatch, empty_cache):
+    monkeypatch.setattr(hub, "HUB_TIMEOUT_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert hub.probe("a/b", "config.json") != ""
+        assert hub.unavailable_reason("a/b", "config.json") != ""
 
 
-def test_malformed_ids_are_unreachable_not_a_crash(monkeypatch, empty_cache):
+def test_malformed_ids_are_an_error_not_a_crash(monkeypatch, empty_cache):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsUnreachableError, match="git:a b"):
-        hub.is_on_disk("a b//c", what="git:a b//c", give="give a folder")
+        hub.is_on_disk("a b//c", what="git:a b//c", hint="give a folder")

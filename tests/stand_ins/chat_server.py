@@ -1,7 +1,7 @@
-"""A chat endpoint on this machine that answers as a script says.
+"""A local chat completions server with scripted responses, for tests of the client.
 
-with serving(Script((429, {}, {}), said("A red circle."))) as spec:        # "http://127.0.0.1:PORT/v1#m"
-    ChatEndpoint.at(spec).ask([...])
+with serving(Script((429, {}, {}), completion("A red circle."))) as spec:        # "http://127.0.0.1:PORT/v1#m"
+    ChatEndpoint.at(spec).complete([...])
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ import time
 
 
 class Script:
-    """What a server does with each question; `seen` is what it was asked."""
+    """Replies of the server, in order, the last one for ever; `requests` are the bodies it received.
+
+    A reply is (status, body, headers), or a function of the request's body that returns one.
+    """
 
     def __init__(self, *replies, models=("m",)):
-        self.replies, self.models, self.seen, self.auth, self.times = list(replies), models, [], [], []
+        self.replies, self.models, self.requests, self.auth, self.times = list(replies), models, [], [], []
         self.lock = threading.Lock()
         self.bytes_at_a_time, self.pause_seconds = 1 << 20, 0.0
 
-    def next(self, asked):
+    def next(self, body):
         with self.lock:
-            self.seen.append(asked)
+            self.requests.append(body)
             self.times.append(time.monotonic())
             reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        return reply(asked) if callable(reply) else reply
+        return reply(body) if callable(reply) else reply
 
 
-def said(text="A red circle moves left.", **more):
+def completion(text="A red circle moves left.", **more):
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
     return 200, {"choices": [choice], "usage": {"completion_tokens": 6}}, {}
 
@@ -55,8 +58,8 @@ def serving(script):
 
         def do_POST(self):
             script.auth.append(self.headers.get("Authorization"))
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.reply(*script.next(asked))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.reply(*script.next(body))
 
         def log_message(self, *_):
             pass

@@ -116,7 +116,7 @@ class PretrainedCompressor(nn.Module):
             "diffusers:/path/of/that/folder"
         )
         config_file = f"{subfolder}/config.json" if subfolder else "config.json"
-        is_local = is_local or hub.is_on_disk(place, what=what, give=give, file=config_file)
+        is_local = is_local or hub.is_on_disk(place, what=what, hint=give, file=config_file)
         try:
             kind = diffusers.AutoencoderKLWan.load_config(place, local_files_only=is_local, **options)["_class_name"]
         except (OSError, KeyError, ValueError) as error:
@@ -129,7 +129,7 @@ class PretrainedCompressor(nn.Module):
                 place, local_files_only=is_local, use_safetensors=True, torch_dtype=torch.float32, **options
             )
         except (OSError, ValueError) as error:
-            raise hub.unreachable(what, error, give) from error
+            raise hub.unreachable_error(what, error, give) from error
         except RuntimeError as error:
             raise CheckpointMismatchError(
                 f"the weights of diffusers:{source} do not fit its config: {first_line(error)}"

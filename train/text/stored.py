@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from recaption.errors import StorageError, UsageError, WeightsUnreachableError
-from recaption.ledger.encoded_texts import FACTS, PartHeader, read_header, read_manifest, text_folder
+from recaption.ledger.encoded_texts import METADATA_KEY, PartHeader, read_header, read_manifest, text_folder
 from recaption.run_folder import RunFolder
 from train.text.interface import TextTower
 
@@ -57,7 +57,7 @@ def encode_part(tower: TextTower, texts: Sequence[str], *, dtype: str, batch_siz
     data = memoryview(plain)[8 + int.from_bytes(plain[:8], "little") :]
     noted = facts | {"weights_hash": tower.weights_hash, "dtype": dtype, "sha256": hashlib.sha256(data).hexdigest()}
     # one entry: safetensors writes several in an order that differs from process to process
-    return save(tensors, {FACTS: json.dumps(noted, sort_keys=True)})
+    return save(tensors, {METADATA_KEY: json.dumps(noted, sort_keys=True)})
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ class T5Tower:
         config, encoder_class = t5_config(model_id)
         self.tokenizer = t5_tokenizer(model_id)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        what, give, local_only = _t5_place(model_id)
+        what, hint, local_only = _t5_place(model_id)
         try:
             model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
         except (OSError, ValueError) as error:
-            raise hub.unreachable(what, error, give) from error
+            raise hub.unreachable_error(what, error, hint) from error
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
@@ -52,11 +52,11 @@ def t5_config(model_id: str) -> tuple[Any, Any]:
     """(config, class of the encoder), without weights; raises as `open_tower`."""
     import transformers
 
-    what, give, local_only = _t5_place(model_id)
+    what, hint, local_only = _t5_place(model_id)
     try:
         config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only)
     except (OSError, ValueError) as error:
-        raise hub.unreachable(what, error, give) from error
+        raise hub.unreachable_error(what, error, hint) from error
     classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
     if config.model_type not in classes:
         raise UsageError(f"{model_id} is a {config.model_type!r} model; t5: takes {', '.join(classes)}")
@@ -66,15 +66,15 @@ def t5_config(model_id: str) -> tuple[Any, Any]:
 def t5_tokenizer(model_id: str) -> Any:
     from transformers import AutoTokenizer
 
-    _, give, local_only = _t5_place(model_id)
+    _, hint, local_only = _t5_place(model_id)
     try:
         return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
     except (OSError, ValueError) as error:
-        raise hub.unreachable(f"the tokenizer of t5:{model_id}", error, give) from error
+        raise hub.unreachable_error(f"the tokenizer of t5:{model_id}", error, hint) from error
 
 
 def _t5_place(model_id: str) -> tuple[str, str, bool]:
     """(the weights in the user's words, what to give instead, whether they are on this disk)."""
     what = f"text encoder t5:{model_id}"
-    give = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
-    return what, give, hub.is_on_disk(model_id, what=what, give=give)
+    hint = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
+    return what, hint, hub.is_on_disk(model_id, what=what, hint=hint)

@@ -74,12 +74,12 @@ def open_frozenbilm(path_or_id: str, *, device: str, dtype: torch.dtype | None) 
     if not os.path.isdir(path_or_id):
         from huggingface_hub import snapshot_download
 
-        what, give = f"captioner {spec}", "give a folder as frozenbilm:FOLDER"
-        is_local = hub.is_on_disk(path_or_id, what=what, give=give)
+        what, hint = f"captioner {spec}", "give a folder as frozenbilm:FOLDER"
+        is_local = hub.is_on_disk(path_or_id, what=what, hint=hint)
         try:
             path_or_id = snapshot_download(path_or_id, local_files_only=is_local)
         except Exception as error:  # the hub's client passes on whatever its network layer raises
-            raise hub.unreachable(what, error, give) from error
+            raise hub.unreachable_error(what, error, hint) from error
     folder = read_checkpoint_folder(path_or_id, FORMAT)
     model = FrozenBiLM(folder.config)
     folder.load_weights(model)

@@ -21,7 +21,7 @@ from PIL import Image
 from recaption.captioners.backends.instructions import INSTRUCTIONS, instruction_for
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput
 from recaption.captioners.preprocess import uniform_frame_indices
-from recaption.chat_endpoint import Answer, ChatEndpoint, EndpointSettings, Question
+from recaption.chat_endpoint import ChatEndpoint, ChatRequest, ChatResponse, EndpointSettings
 
 NUM_FRAMES = 8
 """Default number of frames per clip."""
@@ -56,7 +56,7 @@ class HttpCaptioner(BaseCaptioner):
 
     def generate(self, batch: ClipBatch) -> GenerationOutput:
         requests = [
-            Question(
+            ChatRequest(
                 key=key,
                 messages=self._messages(clip, batch.kind),
                 max_tokens=batch.decoding.max_tokens,
@@ -66,7 +66,7 @@ class HttpCaptioner(BaseCaptioner):
             )
             for clip, key in zip(batch.clips, batch.rng_keys, strict=True)
         ]
-        return GenerationOutput(texts=[_generated_text(answer) for answer in self.endpoint.ask(requests)])
+        return GenerationOutput(texts=[_generated_text(answer) for answer in self.endpoint.complete(requests)])
 
     def _messages(self, clip_THWC: np.ndarray, kind: str) -> list[dict[str, Any]]:
         frames = clip_THWC[uniform_frame_indices(len(clip_THWC), self.num_frames, repeat=False)]
@@ -100,13 +100,13 @@ def _request_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:4], "big") >> 1
 
 
-def _generated_text(answer: Answer) -> GeneratedText:
+def _generated_text(answer: ChatResponse) -> GeneratedText:
     return GeneratedText(
         text=answer.text,
         num_tokens=answer.num_tokens,
         mean_logprob=answer.mean_logprob,
         ended=answer.ended,
-        fault="no_answer" if answer.fault else "",
+        fault="no_answer" if answer.error else "",
     )
 
 

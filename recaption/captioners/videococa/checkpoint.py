@@ -330,4 +330,4 @@ def find_open_clip_weights(architecture: str, pretrained: str, *, kind: str = "o
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise UsageError(f"{architecture} has no weights tagged {pretrained!r} (tags: {tags}); or {give_local}")
     what = f"weights {architecture}/{pretrained}"
-    return hub.find_file(tag["hf_hub"].rstrip("/"), HUB_FILES, what=what, give=give_local)
+    return hub.find_file(tag["hf_hub"].rstrip("/"), HUB_FILES, what=what, hint=give_local)

@@ -24,7 +24,7 @@ def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
     from jobs.recipe.run_inputs import plan_inputs, write_recipe
     from jobs.recipe.settings import stage_hashes
     from recaption.inputs.paths import expand
-    from recaption.ledger.ledger import account
+    from recaption.ledger.ledger import build_ledger
     from recaption.run_folder import RunFolder, recipe_hash
 
     recipe = load_recipe("quickstart")
@@ -39,7 +39,7 @@ def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
             pass
         pool.close()
         pool.join()
-    account(run, recipe.filters).summary()
+    build_ledger(run, recipe.filters).summary()
 
 
 def _start(*settings: object) -> None:

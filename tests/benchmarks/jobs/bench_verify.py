@@ -24,7 +24,7 @@ from packing.buckets import Bucket, bucket_name
 from packing.shards.index import build_index
 from packing.shards.samples import Entry
 from packing.shards.write import write_shard
-from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, account, read_clips
+from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, build_ledger, read_clips
 from recaption.ledger.verify import verify
 from recaption.quality.filters import FilterThresholds, drop_reasons
 from recaption.quality.threshold_analysis import filter_funnel, retention_curve, threshold_columns
@@ -79,7 +79,7 @@ def measure(folder: str) -> None:
     figures += [time.process_time() - started, _peak_bytes()]
     assert not problems, problems[:3]
     started = time.process_time()
-    account(run, thresholds).summary()
+    build_ledger(run, thresholds).summary()
     figures += [time.process_time() - started, _peak_bytes()]
     started = time.process_time()
     clips = read_clips(run)

@@ -1,9 +1,9 @@
-"""What it costs that decoding runs in a child process: the same scans there and in this process.
+"""Overhead of decoding in a child process: the same scans in the child and in this process.
 
     python tests/benchmarks/recaption/bench_isolation.py FILE_OR_FOLDER... [--repeats 3]
 
-CPU seconds of this process and of the child, interleaved file by file; the child runs already, as it does after the first
-file of a job. Every file gives the same frames on both sides.
+CPU seconds of this process and of the child, interleaved file by file; the child is already running, as it is after the
+first file of a job. Every file gives the same frames on both sides.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 from bench_frame_accuracy import files_in
 
 from jobs.cluster.throughput import cpu_seconds
-from recaption.decoding.worker import answer
+from recaption.decoding.messages import ScanRequest, encode_request
+from recaption.decoding.worker import serve_request
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.reader import scan
 
-REQUEST = {"op": "scan", "small_px": 48, "detail_px": 256, "detail_every_seconds": 0.5}
+REQUEST = encode_request(ScanRequest(small_px=48, detail_px=256, detail_every_seconds=0.5))
 
 
 def isolated(path: Path) -> tuple[float, bytes]:
@@ -32,7 +33,7 @@ def isolated(path: Path) -> tuple[float, bytes]:
 
 
 def in_process(path: Path) -> tuple[float, bytes]:
-    """The child's own code, called directly: frames are handed over as arrays, nothing is copied through a pipe."""
+    """The child's own code, called directly: frames are passed as arrays, nothing is copied through a pipe."""
     before = cpu_seconds()
     blocks: dict[str, list[np.ndarray]] = {"small": [], "detail": []}
 
@@ -41,7 +42,7 @@ def in_process(path: Path) -> tuple[float, bytes]:
             blocks[header["stream"]].append(np.frombuffer(payload, np.uint8))
 
     limits = dataclasses.asdict(DecodeLimits(max_memory_bytes=16 << 30))
-    answer(REQUEST | {"path": str(path), "limits": limits}, b"", send)
+    serve_request(REQUEST | {"path": str(path), "limits": limits}, b"", send)
     joined = [np.concatenate(parts).tobytes() if parts else b"" for parts in blocks.values()]
     return cpu_seconds() - before, b"".join(joined)
 
@@ -50,11 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
-    files = files_in(asked.paths)
+    arguments = parser.parse_args()
+    files = files_in(arguments.paths)
     scan(files[0])
     totals: dict[str, list[float]] = {"isolated": [], "in process": []}
-    for _ in range(asked.repeats):
+    for _ in range(arguments.repeats):
         sums = dict.fromkeys(totals, 0.0)
         for path in files:
             spent, frames = isolated(path)
@@ -66,7 +67,8 @@ def main() -> None:
             totals[side].append(seconds)
     medians = {side: statistics.median(values) for side, values in totals.items()}
     print(
-        f"{len(files)} files, median of {asked.repeats}: " + ", ".join(f"{s} {v:.2f} CPU-s" for s, v in medians.items())
+        f"{len(files)} files, median of {arguments.repeats}: "
+        + ", ".join(f"{s} {v:.2f} CPU-s" for s, v in medians.items())
     )
     print(f"isolation costs {medians['isolated'] / medians['in process'] - 1:+.1%}")
 

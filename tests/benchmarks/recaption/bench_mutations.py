@@ -1,9 +1,9 @@
-"""What damaged files do to decoding: seeded mutations of whole ones, each read with all limits on.
+"""Decoding of damaged files: seeded mutations of intact files, each read with all limits.
 
     python tests/benchmarks/recaption/bench_mutations.py --count 500 FILE_OR_FOLDER...
 
-Every mutated file has to end as a refusal with a reason, or as frames that are those the `ffmpeg` program shows for the very
-same bytes. A hang, a crash of this process or other frames make the exit code 1.
+Every mutated file must either fail with a reason or give the frames that `ffmpeg` decodes from the same bytes. A hang, a
+crash of this process or wrong frames give exit code 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recaption.video_io.frames import DecodeLimits
 
 LIMITS = DecodeLimits(max_wall_seconds=60.0, max_memory_bytes=2 << 30)
 HANG_SECONDS = 400.0
-"""Longer than all clocks of a short file together."""
+"""Longer than all timeouts of a short file together."""
 
 Mutation = Callable[[bytearray, np.random.Generator], bytearray]
 
@@ -58,19 +58,19 @@ def zeroed_block(payload: bytearray, rng: np.random.Generator) -> bytearray:
     return payload
 
 
-def lost_block(payload: bytearray, rng: np.random.Generator) -> bytearray:
+def deleted_block(payload: bytearray, rng: np.random.Generator) -> bytearray:
     start, end = _span(payload, rng)
     del payload[start:end]
     return payload
 
 
-def doubled_block(payload: bytearray, rng: np.random.Generator) -> bytearray:
+def duplicated_block(payload: bytearray, rng: np.random.Generator) -> bytearray:
     start, end = _span(payload, rng)
     payload[start:start] = payload[start:end]
     return payload
 
 
-MUTATIONS: tuple[Mutation, ...] = (bit_flips, truncation, header_edit, zeroed_block, lost_block, doubled_block)
+MUTATIONS: tuple[Mutation, ...] = (bit_flips, truncation, header_edit, zeroed_block, deleted_block, duplicated_block)
 
 
 def mutate(payload: bytes, index: int, seed: int) -> tuple[str, bytes]:
@@ -81,26 +81,26 @@ def mutate(payload: bytes, index: int, seed: int) -> tuple[str, bytes]:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("paths", nargs="+", type=Path)
-    arguments.add_argument("--count", type=int, default=500)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--max-bytes", type=int, default=600_000, help="larger files are not mutated")
-    asked = arguments.parse_args()
-    files = [file for file in files_in(asked.paths) if file.stat().st_size <= asked.max_bytes]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-bytes", type=int, default=600_000, help="larger files are not mutated")
+    arguments = parser.parse_args()
+    files = [file for file in files_in(arguments.paths) if file.stat().st_size <= arguments.max_bytes]
     outcomes: dict[str, Outcome] = {}
     slowest, kinds = 0.0, Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
-        for index in tqdm(range(asked.count), file=sys.stderr):
+        for index in tqdm(range(arguments.count), file=sys.stderr):
             source = files[index % len(files)]
-            kind, payload = mutate(source.read_bytes(), index, asked.seed)
+            kind, payload = mutate(source.read_bytes(), index, arguments.seed)
             kinds[kind] += 1
             mutated = Path(folder) / f"mutated{source.suffix}"
             mutated.write_bytes(payload)
             started = time.perf_counter()
             outcomes[f"{index} {kind} {source.name}"] = check(mutated, LIMITS, index)
             slowest = max(slowest, time.perf_counter() - started)
-    print(f"{asked.count} mutations of {len(files)} files, seed {asked.seed}: {dict(kinds)}")
+    print(f"{arguments.count} mutations of {len(files)} files, seed {arguments.seed}: {dict(kinds)}")
     num_wrong = print_outcomes(outcomes)
     print(f"slowest file {slowest:.1f} s")
     return 1 if num_wrong or slowest > HANG_SECONDS else 0

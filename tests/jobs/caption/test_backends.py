@@ -11,7 +11,7 @@ import shutil
 
 import numpy as np
 import pytest
-from chat_server import Script, said, serving
+from chat_server import Script, completion, serving
 from PIL import Image
 from small_captioners import VLMS
 
@@ -89,7 +89,7 @@ def describe_pictures(asked):
     *pictures, words = asked["messages"][0]["content"]
     assert str(len(pictures)) in words["text"]
     levels = [picture_of(part).mean() for part in pictures]
-    return said(
+    return completion(
         f"A scene of {len(pictures)} frames at {np.mean(levels):.1f}.", logprobs={"content": [{"logprob": -0.5}]}
     )
 
@@ -178,13 +178,13 @@ def test_an_endpoint_that_goes_down_midway_loses_nothing(scenes, in_process):
         recipe = with_settings(recipe, captioner=spec)
         caption(run, recipe, "main", in_process, only={1})
         script.replies = [(503, b"", {})]
-        with pytest.raises(EndpointDownError, match=r"is down: status 503.*run this again"):
+        with pytest.raises(EndpointDownError, match=r"is down: status 503.*run the same command again"):
             caption(run, recipe, "main", in_process)
         assert len(rows_of(run, "main")) == 1
         script.replies = [describe_pictures]
         assert caption(run, recipe, "main", in_process)["skipped_parts"] == 1
     assert sorted(row.text[:7] for row in rows_of(run, "main")) == ["A scene"] * 3
-    with pytest.raises(EndpointDownError, match="no endpoint answers"):
+    with pytest.raises(EndpointDownError, match="no endpoint responds"):
         caption(run, recipe, "other", in_process)
 
 

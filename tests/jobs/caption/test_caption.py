@@ -36,7 +36,7 @@ from recaption.captioners.videococa.checkpoint import TINY_FOLDER
 from recaption.captions.mixture import CaptionMixtureSettings
 from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import UsageError
-from recaption.ledger.ledger import account
+from recaption.ledger.ledger import build_ledger
 from recaption.records import Caption, from_table, to_table
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import SIMPLE, render
@@ -105,7 +105,7 @@ def test_one_row_per_clip_window_and_kind(captioned):
     assert found == {(c, w, kind) for c, ws in windows.items() for w in ws for kind in ("descriptive", "short")}
     assert summary["captions"] + sum(summary["bad"].values()) == len(clips) == 4
     assert summary["bad"] == ({"bad_caption": n} if (n := sum(summary["faults"].values())) else {})
-    assert account(run, recipe.filters).summary()["clips"]["total"] == 4
+    assert build_ledger(run, recipe.filters).summary()["clips"]["total"] == 4
 
 
 def test_a_window_is_described_by_its_own_frames_and_the_windows_tile_the_clip(captioned):
@@ -232,7 +232,7 @@ def test_a_caption_said_of_too_many_clips_is_bad_for_all_of_them(captioned, in_p
         filters = dataclasses.replace(recipe.filters, max_clips_per_caption=limit)
         judged = dataclasses.replace(recipe, filters=filters)
         assert shard(copy, judged, "main", in_process)["samples"] == (0 if num_bad else good)
-        assert account(copy, filters).summary()["clips"]["dropped"].get("bad_caption", 0) == 4 - good + num_bad
+        assert build_ledger(copy, filters).summary()["clips"]["dropped"].get("bad_caption", 0) == 4 - good + num_bad
         faults = verify_run(copy, judged, num_pairs=0)["faults"]["main"]
         assert faults.get("repeated", 0) == num_bad
 
@@ -255,8 +255,8 @@ def test_sets_of_versions_without_kinds_still_read(captioned, in_process, tmp_pa
         keep = pc.or_(keep, pc.and_(pc.equal(table["window"], 0), pc.not_equal(table["kind"], "short")))
         copy.write_table(name, table.filter(keep).drop_columns(["kind", "window", "fault", "stripped"]), metadata)
     copy.remove("captions/main/repeated.parquet")
-    ledger = account(copy, recipe.filters).summary()["clips"]
-    assert ledger == account(run, recipe.filters).summary()["clips"]
+    ledger = build_ledger(copy, recipe.filters).summary()["clips"]
+    assert ledger == build_ledger(run, recipe.filters).summary()["clips"]
     assert verify_run(copy, recipe, num_pairs=2)["ok"]
     assert shard(copy, recipe, "main", in_process)["samples"] > 0
     write_report(copy, recipe.filters, recipe=recipe)

@@ -22,7 +22,7 @@ from jobs.verify.verify import verify_run
 from packing.shards.read import read_latent
 from packing.shards.samples import LatentSample
 from recaption.errors import UsageError
-from recaption.ledger.encoded_texts import text_folder, text_problems
+from recaption.ledger.encoded_texts import check_encoded_texts, text_folder
 from recaption.records import from_table
 from train.text import towers as text_towers
 
@@ -207,7 +207,7 @@ def test_damaged_texts_are_made_anew(run_copy, small_recipe, in_process, t5, mon
     run_copy.write_bytes(name, run_copy.read_bytes(name)[:-1] + b"\x7f")
     run_copy.remove(f"{folder}/part-00001.safetensors")
     run_copy.remove(f"{folder}/part-00002.parquet")
-    problems = [(p.kind, p.where.rsplit("/")[-1]) for p in text_problems(run_copy)]
+    problems = [(p.kind, p.where.rsplit("/")[-1]) for p in check_encoded_texts(run_copy)]
     assert problems == [
         ("text_part_differs", "part-00000.safetensors"),
         ("part_missing", "part-00001.safetensors"),

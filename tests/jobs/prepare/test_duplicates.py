@@ -17,7 +17,7 @@ from jobs.recipe.settings import stage_hashes
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL_PAIRS, DuplicateSettings, read_pairs
 from recaption.errors import UsageError
-from recaption.ledger.ledger import CLIPS_SCHEMA, account
+from recaption.ledger.ledger import CLIPS_SCHEMA, build_ledger
 from recaption.ledger.problems import Problem
 from recaption.ledger.verify import verify
 from recaption.quality.filters import FilterThresholds
@@ -66,16 +66,16 @@ def number(clip_id: str) -> int:
 
 def test_copies_are_found_kept_once_and_named_in_the_ledger(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", fingerprints)
-    assert account(run, FilterThresholds()).summary()["clips"]["dropped"] == {}
+    assert build_ledger(run, FilterThresholds()).summary()["clips"]["dropped"] == {}
     assert find_perceptual(run, SETTINGS, progress=False)
     found = {(number(row["clip_id_a"]), number(row["clip_id_b"])) for row in read_pairs(run).to_pylist()}
     assert found == {(1, 3), (1, 4), (3, 4)}
-    ledger = account(run, FilterThresholds())
+    ledger = build_ledger(run, FilterThresholds())
     assert ledger.summary()["clips"]["dropped"] == {"duplicate": 2}
     assert {number(c.clip_id): number(c.duplicate_of) for c in ledger.clips if c.duplicate_of} == {3: 1, 4: 1}
     kept = [number(clip.clip_id) for clips in kept_clips(run, load_recipe("quickstart")).values() for clip in clips]
     assert kept == [0, 1, 2]
-    assert account(run, FilterThresholds(max_duplicate_similarity=None)).summary()["clips"]["dropped"] == {}
+    assert build_ledger(run, FilterThresholds(max_duplicate_similarity=None)).summary()["clips"]["dropped"] == {}
 
 
 def test_asked_again_nothing_is_done_until_something_changes(tmp_path, fingerprints):
@@ -113,13 +113,13 @@ def test_a_clip_put_up_by_everybody_costs_a_few_comparisons_a_copy(tmp_path, fin
     run = write_run(tmp_path / "run", [*fingerprints, *copies])
     find_perceptual(run, SETTINGS, progress=False)
     assert read_pairs(run).num_rows < 2 * SETTINGS.max_matches_per_clip * len(copies)
-    ledger = account(run, FilterThresholds())
+    ledger = build_ledger(run, FilterThresholds())
     assert ledger.summary()["clips"]["dropped"] == {"duplicate": 62}
     loose = dataclasses.replace(SETTINGS, max_matches_per_clip=1000)
     find_perceptual(run, loose, progress=False)
     assert read_pairs(run).num_rows > 1000
     assert {c.clip_id for c in ledger.clips if c.duplicate_of} == {
-        c.clip_id for c in account(run, FilterThresholds()).clips if c.duplicate_of
+        c.clip_id for c in build_ledger(run, FilterThresholds()).clips if c.duplicate_of
     }
 
 
@@ -167,8 +167,8 @@ def test_clips_that_mean_the_same_go_where_asked_for(tmp_path, fingerprints):
     (row,) = read_pairs(run).to_pylist()
     assert (row["clip_id_a"], row["clip_id_b"], row["kind"]) == (ids[0], ids[2], "semantic")
     assert row["similarity"] == pytest.approx(0.999, abs=2e-3)
-    assert account(run, FilterThresholds()).summary()["clips"]["dropped"] == {}
-    strict = account(run, FilterThresholds(max_semantic_similarity=0.95))
+    assert build_ledger(run, FilterThresholds()).summary()["clips"]["dropped"] == {}
+    strict = build_ledger(run, FilterThresholds(max_semantic_similarity=0.95))
     assert strict.summary()["clips"]["dropped"] == {"duplicate": 1}
 
 

@@ -44,7 +44,7 @@ from jobs.report.gallery import choose
 from jobs.report.page import write_report
 from jobs.report.tables import clock, duration
 from jobs.report.what_if import what_if
-from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, ClipState, account
+from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, ClipState, build_ledger
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, CaptionFields, ClipPreview, Sample, Video, to_table
 from recaption.run_folder import RunFolder
@@ -254,7 +254,7 @@ def words_of(text: str) -> str:
 
 def test_headline_and_funnel_say_what_the_ledger_says(whole: tuple[RunFolder, str]) -> None:
     run, page = whole
-    words, sums = words_of(page), account(run, THRESHOLDS).summary()
+    words, sums = words_of(page), build_ledger(run, THRESHOLDS).summary()
     assert sums["seconds"]["kept"] == 7.5
     assert "4 videos went in, 5 captioned training samples came out" in words
     assert "Given 4 videos · 10.0 s 100%" in words

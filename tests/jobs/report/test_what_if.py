@@ -15,7 +15,7 @@ from jobs.report.thresholds import clip_tokens
 from jobs.report.what_if import what_if
 from packing.buckets import assign_bucket
 from recaption.errors import UsageError
-from recaption.ledger.ledger import account, read_clips
+from recaption.ledger.ledger import build_ledger, read_clips
 
 
 def tree(run):
@@ -35,7 +35,7 @@ def test_before_is_what_the_shards_hold_and_after_is_what_the_threshold_does(run
     assert summary["kept"]["before"]["clips"] == index.num_rows
     assert summary["kept"]["before"]["tokens"] == sum(index["num_latent_tokens"].to_pylist())
     moved = dataclasses.replace(small_recipe.filters, min_motion=motion)
-    really = account(run_copy, moved).summary()
+    really = build_ledger(run_copy, moved).summary()
     assert summary["kept"]["after"]["clips"] == really["clips"]["kept"] < index.num_rows
     assert summary["kept"]["after"]["seconds"] == pytest.approx(really["seconds"]["kept"])
     for key in ("clips", "seconds", "tokens"):

@@ -14,7 +14,7 @@ from jobs.cli import main
 from jobs.verify.verify import parse_pairs, verify_run
 from recaption.captioners.registry import load_captioner
 from recaption.errors import UsageError
-from recaption.ledger.caption_checks import MIN_PAIRS, SIGNIFICANCE, check_pairs, sample_pairs, share_as_good
+from recaption.ledger.caption_checks import MIN_PAIRS, SIGNIFICANCE, check_pairs, permutation_p_value, sample_pairs
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
@@ -171,9 +171,9 @@ def test_the_permutation_test_knows_order_from_disorder():
     random = np.random.default_rng(3)
     noise = random.normal(0, 0.05, (24, 24))
     loud_texts = noise + random.normal(0, 0.5, (1, 24))  # some texts score high with every clip
-    assert share_as_good([loud_texts + 0.1 * np.eye(24)]) <= SIGNIFICANCE
-    assert share_as_good([loud_texts + 0.1 * np.roll(np.eye(24), 1, axis=1)]) > SIGNIFICANCE
-    passed = [share_as_good([random.normal(0, 1, (16, 16))], seed=i) <= SIGNIFICANCE for i in range(60)]
+    assert permutation_p_value([loud_texts + 0.1 * np.eye(24)]) <= SIGNIFICANCE
+    assert permutation_p_value([loud_texts + 0.1 * np.roll(np.eye(24), 1, axis=1)]) > SIGNIFICANCE
+    passed = [permutation_p_value([random.normal(0, 1, (16, 16))], seed=i) <= SIGNIFICANCE for i in range(60)]
     assert sum(passed) <= 3  # expected: one in a hundred
 
 

@@ -163,5 +163,5 @@ def test_statistics_keep_their_digits_far_from_zero():
     ]
     merged = ChannelStatistics()
     for x in far:
-        merged = merged.merged(ChannelStatistics.of(x))
+        merged = merged.merged(ChannelStatistics.from_latent(x))
     assert merged.std_C[0] == pytest.approx(np.stack(far).std(), rel=1e-9)

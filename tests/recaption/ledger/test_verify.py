@@ -1,4 +1,4 @@
-"""Each kind of damage, done to a small whole run folder, is seen, and nothing else is."""
+"""Each kind of damage to a small complete run folder is reported, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 from recaption.captions.sets import default_caption_set
-from recaption.ledger.latent_statistics import KEY, ChannelStatistics, gather_statistics
-from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, account
+from recaption.ledger.latent_statistics import STATISTICS_KEY, ChannelStatistics, merge_shard_statistics
+from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, build_ledger
 from recaption.ledger.problems import PROBLEM_KINDS
-from recaption.ledger.verify import verify
+from recaption.ledger.verify import LATENT_SAMPLE_SCHEMA, verify
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, from_table, schema_of, to_table
 from recaption.run_folder import RunFolder
@@ -146,11 +146,11 @@ def rewrite_shard(run: RunFolder, change) -> None:
     run.write_table("index.parquet", to_table(write_shard(run, SHARD, samples), Sample))
 
 
-# --- account ----------------------------------------------------------------------------------------------------------
+# --- build_ledger -----------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_run_adds_up_and_verifies(run: RunFolder) -> None:
-    summary = account(run, THRESHOLDS).summary()
+def test_a_complete_run_adds_up_and_verifies(run: RunFolder) -> None:
+    summary = build_ledger(run, THRESHOLDS).summary()
     assert verify(run, THRESHOLDS) == []
     assert summary["videos"] == {"total": 4, "ok": 3, "failed": 1, "waiting": 0}
     assert summary["clips"]["total"] == 7
@@ -163,7 +163,12 @@ def test_a_whole_run_adds_up_and_verifies(run: RunFolder) -> None:
 
 def test_an_empty_run_folder_has_an_empty_ledger(tmp_path: Path) -> None:
     empty = RunFolder(str(tmp_path / "none"))
-    assert account(empty, THRESHOLDS).summary()["seconds"] == {"total": 0.0, "kept": 0.0, "dropped": 0.0, "failed": 0.0}
+    assert build_ledger(empty, THRESHOLDS).summary()["seconds"] == {
+        "total": 0.0,
+        "kept": 0.0,
+        "dropped": 0.0,
+        "failed": 0.0,
+    }
     assert verify(empty, THRESHOLDS) == []
 
 
@@ -172,7 +177,7 @@ def test_the_same_on_an_object_store(run: RunFolder) -> None:
     for name in run.list("**/*"):
         if run.fs.isfile(run.path(name)):
             remote.write_bytes(name, run.read_bytes(name))
-    assert account(remote, THRESHOLDS) == account(run, THRESHOLDS)
+    assert build_ledger(remote, THRESHOLDS) == build_ledger(run, THRESHOLDS)
     assert verify(remote, THRESHOLDS) == []
     remote.write_bytes(f"{SHARD}.tar", remote.read_bytes(f"{SHARD}.tar")[:-7000])
     assert [p.kind for p in verify(remote, THRESHOLDS)] == ["shard_broken"]
@@ -182,16 +187,16 @@ def test_the_same_on_an_object_store(run: RunFolder) -> None:
     ("gone", "waiting"),
     [(("shards", "index.parquet"), {"shard": 4}), (("shards", "index.parquet", "captions"), {"caption": 4})],
 )
-def test_stages_that_have_not_run_leave_clips_waiting_and_are_no_damage(run: RunFolder, gone, waiting) -> None:
+def test_clips_wait_for_stages_that_have_not_run_which_is_no_problem(run: RunFolder, gone, waiting) -> None:
     for name in gone:
         run.remove(name)
-    summary = account(run, THRESHOLDS).summary()
+    summary = build_ledger(run, THRESHOLDS).summary()
     assert summary["clips"]["waiting"] == waiting
     assert summary["clips"]["kept"] == 4
     assert verify(run, THRESHOLDS) == []
 
 
-def test_a_bad_caption_a_size_without_bucket_and_a_failed_transcode_each_have_their_state(run: RunFolder) -> None:
+def test_bad_captions_missing_buckets_and_failed_transcodes_each_have_a_state(run: RunFolder) -> None:
     rows = from_table(run.read_table("index.parquet"), Sample)
     bad, no_bucket, failed = (row.clip_id for row in rows[:3])
     rewrite(run, CAPTIONS, set_value(0, "reason", "bad_caption"))
@@ -200,7 +205,7 @@ def test_a_bad_caption_a_size_without_bucket_and_a_failed_transcode_each_have_th
     rewrite_shard(run, lambda samples: [s for s in samples if s[0] not in (bad, no_bucket, failed)])
     row = dataclasses.asdict(rows[2]) | {"status": "failed", "reason": "decode_timeout"}
     rewrite(run, f"{SHARD}.parquet", lambda old: [*old, row])
-    summary = account(run, THRESHOLDS).summary()
+    summary = build_ledger(run, THRESHOLDS).summary()
     assert summary["clips"]["dropped"] == {"bad_caption": 1, "blurry": 1, "duplicate": 2, "no_bucket": 1}
     assert summary["clips"]["failed"] == {"decode_timeout": 1}
     assert summary["clips"]["kept"] + 5 + 1 == summary["clips"]["total"]
@@ -209,37 +214,37 @@ def test_a_bad_caption_a_size_without_bucket_and_a_failed_transcode_each_have_th
     assert verify(run, THRESHOLDS) == []
 
 
-def test_of_two_caption_sets_the_one_in_the_shards_decides(run: RunFolder) -> None:
+def test_the_caption_set_of_the_shards_is_the_default(run: RunFolder) -> None:
     table = run.read_table(CAPTIONS)
     rows = [row | {"text": "another text", "reason": "bad_caption"} for row in table.to_pylist()]
     run.write_table("captions/second/part-00000.parquet", pa.Table.from_pylist(rows, schema=table.schema))
     assert default_caption_set(run) == "first"
-    assert account(run, THRESHOLDS).summary()["clips"]["in_shard"] == 4
+    assert build_ledger(run, THRESHOLDS).summary()["clips"]["in_shard"] == 4
     for name in ("shards", "index.parquet"):
         run.remove(name)
     assert default_caption_set(run) == "second"
-    assert account(run, THRESHOLDS, "first").summary()["clips"]["waiting"] == {"shard": 4}
-    assert account(run, THRESHOLDS, "second").summary()["clips"]["dropped"]["bad_caption"] == 4
+    assert build_ledger(run, THRESHOLDS, "first").summary()["clips"]["waiting"] == {"shard": 4}
+    assert build_ledger(run, THRESHOLDS, "second").summary()["clips"]["dropped"]["bad_caption"] == 4
 
 
 def test_clips_of_a_part_that_was_killed_before_its_commit_do_not_count(run: RunFolder) -> None:
     row = clip_row("d" * 16, "d.mp4", 0)
     run.write_table("clips/part-00001.parquet", pa.Table.from_pylist([row], schema=CLIPS_SCHEMA), {"recipe_hash": "p1"})
-    assert account(run, THRESHOLDS).summary()["clips"]["total"] == 7
+    assert build_ledger(run, THRESHOLDS).summary()["clips"]["total"] == 7
     assert verify(run, THRESHOLDS) == []
 
 
-def test_changing_a_threshold_moves_clips_without_touching_files(run: RunFolder) -> None:
+def test_changing_a_threshold_changes_states_without_touching_files(run: RunFolder) -> None:
     off = dataclasses.replace(THRESHOLDS, min_sharpness=None)
-    assert account(run, THRESHOLDS).summary()["clips"]["dropped"]["blurry"] == 1
-    assert "blurry" not in account(run, off).summary()["clips"]["dropped"]
+    assert build_ledger(run, THRESHOLDS).summary()["clips"]["dropped"]["blurry"] == 1
+    assert "blurry" not in build_ledger(run, off).summary()["clips"]["dropped"]
 
 
 def test_texts_that_came_with_the_video_do_not_count_as_captioned(run: RunFolder) -> None:
     for name in ("shards", "index.parquet"):
         run.remove(name)
     rewrite(run, CAPTIONS, set_value(0, "source", "original"))
-    assert account(run, THRESHOLDS).summary()["clips"]["waiting"] == {"caption": 1, "shard": 3}
+    assert build_ledger(run, THRESHOLDS).summary()["clips"]["waiting"] == {"caption": 1, "shard": 3}
 
 
 # --- verify: one damage, one kind of problem --------------------------------------------------------------------------
@@ -296,19 +301,19 @@ def extra_sample(run: RunFolder) -> None:
 
 
 def unknown_clip(run: RunFolder) -> None:
-    rewrite_shard(run, lambda samples: [*samples, ("stranger", members_of("stranger", "x"))])
+    rewrite_shard(run, lambda samples: [*samples, ("unknown", members_of("unknown", "x"))])
 
 
 def dropped_clip(run: RunFolder) -> None:
     rewrite(run, "clips/part-00000.parquet", set_value(0, "sharpness", 1.0))
 
 
-def second_captions_part(run: RunFolder, made_with: str, **changes: object) -> None:
+def second_captions_part(run: RunFolder, recipe_hash_of_part: str, **changes: object) -> None:
     row = (
         run.read_table(CAPTIONS).slice(0, 1).to_pylist()[0] | {"clip_id": "aaaaaaaaaaaaaaaa-0000048-0000072"} | changes
     )
     table = pa.Table.from_pylist([row], schema=schema_of(Caption))
-    run.write_table("captions/first/part-00001.parquet", table, {"recipe_hash": made_with})
+    run.write_table("captions/first/part-00001.parquet", table, {"recipe_hash": recipe_hash_of_part})
 
 
 def caption_lost(run: RunFolder) -> None:
@@ -317,7 +322,7 @@ def caption_lost(run: RunFolder) -> None:
 
 
 def caption_part_lost(run: RunFolder) -> None:
-    """The set's other part, of clips that nothing keeps, is still there."""
+    """The other part of the set, without captions, still exists."""
     run.write_table("captions/first/part-00001.parquet", schema_of(Caption).empty_table(), {"recipe_hash": "c1"})
     run.remove(CAPTIONS)
 
@@ -340,21 +345,36 @@ def latents(run: RunFolder, change) -> None:
 
 
 def latents_with_statistics(run: RunFolder, stated: str) -> None:
-    """A whole shard of latents whose statistics file says something else than its table."""
+    """A whole shard of latents whose statistics.json differs from its table."""
     latents(run, lambda payload: payload)
     name = f"latents/patch/{BUCKET}/000000"
-    facts = {KEY: ChannelStatistics(2, (0.5,), (0.5,)).to_json(), "num_samples": "1"}
+    metadata = {STATISTICS_KEY: ChannelStatistics(2, (0.5,), (0.5,)).to_json(), "num_samples": "1"}
     table = run.read_table(f"{name}.parquet")
-    run.write_table(f"{name}.parquet", table, facts)
-    rows = [{**row, "shard": f"{name}.tar"} for row in table.to_pylist()]
-    run.write_table("latents/patch/index.parquet", pa.Table.from_pylist(rows, schema=SHARD_SCHEMA))
-    run.write_bytes("latents/patch/statistics.json", gather_statistics(run, "latents/patch"))
+    run.write_table(f"{name}.parquet", table, metadata)
+    measured = {"latent_dtype": "float16", "round_trip_psnr_db": 30.0}
+    rows = [{**row, "shard": f"{name}.tar", **measured} for row in table.to_pylist()]
+    run.write_table("latents/patch/index.parquet", pa.Table.from_pylist(rows, schema=LATENT_SAMPLE_SCHEMA))
+    run.write_bytes("latents/patch/statistics.json", merge_shard_statistics(run, "latents/patch"))
     assert verify(run, THRESHOLDS) == []
     run.write_bytes("latents/patch/statistics.json", stated.encode())
 
 
+def statistics_lost(run: RunFolder) -> None:
+    """The table of a shard of latents without the statistics in its metadata."""
+    latents_with_statistics(run, "")
+    name = f"latents/patch/{BUCKET}/000000.parquet"
+    run.write_table(name, run.read_table(name), {"num_samples": "1"})
+
+
+def latent_dtypes_lost(run: RunFolder) -> None:
+    """An index of latents that lacks a column of its records."""
+    latents_with_statistics(run, "")
+    name = "latents/patch/index.parquet"
+    run.write_table(name, run.read_table(name).drop_columns(["latent_dtype"]))
+
+
 def text_part(run: RunFolder, encoded: bytes) -> None:
-    """A part of encoded texts that is none."""
+    """A file of encoded texts that is not one."""
     run.write_table("text/t5-x/part-00000.parquet", pa.table({"text": ["a text"]}))
     run.write_bytes("text/t5-x/part-00000.safetensors", encoded)
 
@@ -443,6 +463,8 @@ DAMAGE = {
     "dropped_clip_in_shard": dropped_clip,
     "clip_missing_from_shards": lambda run: rewrite_shard(run, lambda samples: samples[:3]),
     "statistics_differ": lambda run: latents_with_statistics(run, '{"std": [1.0]}'),
+    "statistics_differ: none in the table": statistics_lost,
+    "part_unreadable: latents index": latent_dtypes_lost,
     "text_part_differs": lambda run: text_part(run, b"\x02\0\0\0\0\0\0\0{}"),
     "text_part_differs: cut": lambda run: text_part(run, b"\x02\0"),
     "index_missing": lambda run: run.remove("index.parquet"),
@@ -453,7 +475,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_seen_and_nothing_else(run: RunFolder, damage: str) -> None:
+def test_damage_is_reported_as_one_kind_of_problem(run: RunFolder, damage: str) -> None:
     DAMAGE[damage](run)
     problems = verify(run, THRESHOLDS)
     assert {problem.kind for problem in problems} == {damage.partition(":")[0]}, problems
@@ -461,9 +483,9 @@ def test_damage_is_seen_and_nothing_else(run: RunFolder, damage: str) -> None:
     assert all(problem.where and problem.detail for problem in problems)
 
 
-ASKED_OF_PIXELS = {"caption_of_other_clip", "clip_score_differs", "captions_shuffled"}
+FOUND_BY_DECODING = {"caption_of_other_clip", "clip_score_differs", "captions_shuffled"}
 """tests/jobs/verify/test_verify.py"""
 
 
 def test_every_kind_of_problem_has_a_damage_above() -> None:
-    assert {name.partition(":")[0] for name in DAMAGE} | ASKED_OF_PIXELS == set(PROBLEM_KINDS)
+    assert {name.partition(":")[0] for name in DAMAGE} | FOUND_BY_DECODING == set(PROBLEM_KINDS)

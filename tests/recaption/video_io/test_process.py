@@ -1,4 +1,4 @@
-"""What happens to the decoder child from outside. (What videos do to it is in test_video_io.py.)"""
+"""Signals from outside to the decoder child. (Videos that crash or stall it: test_reader.py.)"""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def video(tmp_path_factory):
     return str(path)
 
 
-def test_a_decoder_killed_from_outside_does_not_cost_the_video(video):
+def test_a_decoder_killed_from_outside_does_not_fail_the_video(video):
     expected = probe(video)
     stopped = decoder_process.child_pid()
     os.kill(stopped, signal.SIGSTOP)
@@ -28,15 +28,15 @@ def test_a_decoder_killed_from_outside_does_not_cost_the_video(video):
     assert decoder_process.child_pid() != stopped
 
 
-def test_a_video_whose_decoder_is_always_killed_is_a_row(video, monkeypatch):
+def test_a_video_whose_decoder_is_always_killed_is_a_failed_video(video, monkeypatch):
     seen = []
 
     def killed_at_once(self):
         seen.append(self)
         raise decoder_process._KilledError("decode_memory", decoder_process.KILLED)
 
-    monkeypatch.setattr(decoder_process._Decoder, "started", killed_at_once)
-    row = probe(video)
-    assert (row.status, row.reason) == ("failed", "decode_memory")
-    assert "killed 4 times" in row.detail
+    monkeypatch.setattr(decoder_process._Decoder, "running_child", killed_at_once)
+    probed = probe(video)
+    assert (probed.status, probed.reason) == ("failed", "decode_memory")
+    assert "killed 4 times" in probed.detail
     assert len(seen) == MAX_KILLS

@@ -11,7 +11,7 @@ import torch
 from small_text_encoders import write_t5
 
 from recaption.errors import UsageError, WeightsUnreachableError
-from recaption.ledger.encoded_texts import TEXTS_SCHEMA, plan_hash, text_folder, text_problems
+from recaption.ledger.encoded_texts import TEXTS_SCHEMA, check_encoded_texts, plan_hash, text_folder
 from recaption.run_folder import RunFolder
 from train.text import encoder as text_encoder
 from train.text import stored as text_cache
@@ -45,7 +45,7 @@ def run(request, tmp_path):
 @pytest.mark.parametrize(("dtype", "precision"), [("float16", 1e-3), ("bfloat16", 8e-3)])
 def test_stored_texts_are_read_and_the_encoder_is_not_loaded(run, spec, dtype, precision, monkeypatch):
     store(run, spec, dtype)
-    assert list(text_problems(run)) == []
+    assert list(check_encoded_texts(run)) == []
     part = safetensors.torch.load(run.read_bytes(f"{text_folder(spec)}/part-00000.safetensors"))
     assert part["lengths"].tolist() == [2, 3]
     assert part["tokens"].shape == (5, 16)
@@ -118,12 +118,14 @@ def flip(payload: bytes) -> bytes:
     return payload[:-40] + bytes([payload[-40] ^ 1]) + payload[-39:]
 
 
-@pytest.mark.parametrize(("change", "what"), [(cut, "its head says"), (flip, "not the ones that were written")])
+@pytest.mark.parametrize(
+    ("change", "what"), [(cut, "according to its header"), (flip, "not the one that was recorded")]
+)
 def test_damage_is_found_and_cut_parts_are_not_read(run, spec, change, what):
     store(run, spec)
     name = f"{text_folder(spec)}/part-00001.safetensors"
     run.write_bytes(name, change(run.read_bytes(name)))
-    (problem,) = text_problems(run)
+    (problem,) = check_encoded_texts(run)
     assert (problem.kind, problem.where) == ("text_part_differs", name)
     assert what in problem.detail
     if change is cut:
