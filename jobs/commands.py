@@ -169,7 +169,7 @@ class Plan(Common):
     depth: int | None = None
     """Its layers; adds an estimate of the memory that one rank needs."""
     epochs: int = 1
-    """How many epochs to plan: rules of --plan.mix and its like make them differ."""
+    """How many epochs to plan: rules of --plan.sampling-weights and its like make them differ."""
     compare: bool = False
     """All packing policies side by side."""
     settings: Settings = field(default_factory=recipes.quickstart)
@@ -177,7 +177,7 @@ class Plan(Common):
     def __call__(self) -> dict[str, Any]:
         from jobs.plan import plan
 
-        given = {"capacity": self.capacity, "cost_width": self.width}
+        given = {"capacity": self.capacity, "cost_model_width": self.width}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value}
         recipe = dataclasses.replace(self.settings, plan=dataclasses.replace(self.settings.plan, **changes))
         return plan(

@@ -52,7 +52,7 @@ def plan(
     """Pack one epoch, the very one that training starts with; with a run folder, also write RUN/plan.json for the report.
 
     Args:
-        depth: layers of the transformer that is to be trained, of width `plan.cost_width`; adds the memory it takes.
+        depth: layers of the transformer that is to be trained, of width `plan.cost_model_width`; adds the memory it takes.
         num_epochs: above 1, also what each of so many epochs comes to, as rules make them differ.
         compare: also plan with every other policy.
 
@@ -81,8 +81,8 @@ def plan(
         ]
     if run:
         shown = {key: value for key, value in summary.items() if key != "plan_seconds"}
-        shown["pack_tokens"] = made.row_tokens[:MAX_PACKS_SHOWN].tolist()
-        shown["step_flops"] = _of_steps(made.row_flops, num_ranks)[:MAX_STEPS_SHOWN].tolist()
+        shown["pack_tokens"] = made.pack_tokens[:MAX_PACKS_SHOWN].tolist()
+        shown["step_flops"] = _of_steps(made.pack_flops, num_ranks)[:MAX_STEPS_SHOWN].tolist()
         run.write_bytes(PLAN_JSON, json.dumps(shown, indent=1).encode())
     return summary
 
@@ -91,33 +91,33 @@ def _planned(known: Known, settings: PlanSettings, num_ranks: int) -> tuple[dict
     sizes = known.sizes
     started = time.process_time()
     plans = EpochPlans(sizes, settings)
-    if plans.global_rows % num_ranks:  # rows that training would make if it were told of these ranks
-        plans = EpochPlans(sizes, dataclasses.replace(settings, global_rows=num_ranks))
+    if plans.global_batch_packs % num_ranks:  # rows that training would make if it were told of these ranks
+        plans = EpochPlans(sizes, dataclasses.replace(settings, global_batch_packs=num_ranks))
     made = dataclasses.replace(plans[0], num_ranks=num_ranks)
     plan_seconds = time.process_time() - started
     if not made.num_packs:
-        raise UsageError("the first epoch shows no sample: the weights of --plan.mix leave none")
-    mix = made.size_mix(sizes.num_tokens)
-    flops_RS = _of_steps(made.row_flops, num_ranks)
+        raise UsageError("the first epoch shows no sample: the weights of --plan.sampling-weights leave none")
+    mix = made.length_mix(sizes.num_tokens)
+    flops_RS = _of_steps(made.pack_flops, num_ranks)
     summary = {
         **made.summary(),
-        "global_rows": plans.global_rows,
+        "global_rows": plans.global_batch_packs,
         "tokens": int(sizes.num_tokens.sum()),
-        "tokens_per_pack_mean": float(made.row_tokens.mean()),
-        "tokens_per_rank_and_step": _spread(made.row_tokens),
+        "tokens_per_pack_mean": float(made.pack_tokens.mean()),
+        "tokens_per_rank_and_step": _spread(made.pack_tokens),
         "samples_per_rank_and_step": _spread(np.diff(made.starts)),
-        "relative_flops_per_rank_and_step": _spread(made.row_flops / made.row_flops.mean()),
+        "relative_flops_per_rank_and_step": _spread(made.pack_flops / made.pack_flops.mean()),
         "slowest_rank_over_mean": _spread(flops_RS[:, 1] / flops_RS[:, 0]) if len(flops_RS) else [],
-        "size_mix_of_steps": mix.of_steps,
-        "size_mix_of_random_rows": mix.of_random_rows,
+        "size_mix_of_steps": mix.per_step,
+        "size_mix_of_random_rows": mix.random_baseline,
         "plan_seconds": plan_seconds,
     }
-    if made.excerpts is not None:
+    if made.segments is not None:
         summary |= {name: value for name, value in of_epoch(made, sizes).items() if name in RULES_SHOWN}
         summary["by_rule"] = {rule: len(samples) for rule, samples in made.by_rule.items()}
     if known.seconds_N is not None:
         summary["rejected_seconds"] = _seconds(known.seconds_N, made.rejected)
-        if made.excerpts is not None:
+        if made.segments is not None:
             summary["by_rule_seconds"] = _seconds(known.seconds_N, made.by_rule)
     return summary, made, plans
 
@@ -126,12 +126,12 @@ RULES_SHOWN = ("num_excerpts", "kept_tokens", "dropped_token_share")
 
 
 def of_epoch(made: Plan, sizes: SampleSizes) -> dict[str, Any]:
-    """What one epoch comes to. Excerpts are what it shows of samples: none, one or several of each."""
-    kept_tokens = shown_tokens = int(made.row_tokens.sum())
-    if made.excerpts is not None:
+    """What one epoch comes to. Segments are what it shows of samples: none, one or several of each."""
+    kept_tokens = shown_tokens = int(made.pack_tokens.sum())
+    if made.segments is not None:
         shown = np.asarray(sizes.num_tokens[made.samples])
         if sizes.num_frames is not None:
-            shown = shown * made.excerpts.num_frames // sizes.num_frames[made.samples]
+            shown = shown * made.segments.num_frames // sizes.num_frames[made.samples]
         shown_tokens = int(shown.sum())
     return {
         "epoch": made.epoch,
@@ -151,10 +151,10 @@ def _seconds(seconds_N: np.ndarray, named: dict[str, np.ndarray]) -> dict[str, f
     return {name: float(seconds_N[samples].sum()) for name, samples in named.items()}
 
 
-def _of_steps(row_flops: np.ndarray, num_ranks: int) -> np.ndarray:
+def _of_steps(pack_flops: np.ndarray, num_ranks: int) -> np.ndarray:
     """(steps, 2): mean and largest FLOPs among the ranks of each whole step."""
-    num_steps = len(row_flops) // num_ranks
-    of_steps = row_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
+    num_steps = len(pack_flops) // num_ranks
+    of_steps = pack_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
     return np.stack([of_steps.mean(axis=1), of_steps.max(axis=1)], axis=1) if num_steps else np.zeros((0, 2))
 
 
@@ -168,7 +168,7 @@ def _memory(recipe: Recipe, depth: int, num_ranks: int) -> dict[str, int]:
 
     return dataclasses.asdict(
         training_memory(
-            width=recipe.plan.cost_width,
+            width=recipe.plan.cost_model_width,
             depth=depth,
             capacity=recipe.plan.capacity,
             num_ranks=num_ranks,
@@ -196,7 +196,7 @@ def as_text(compared: list[dict[str, Any]]) -> str:
 
 def epochs_as_text(epochs: list[dict[str, Any]]) -> str:
     """The epochs one below the other."""
-    lines = ["epoch    steps   samples  excerpts          tokens  dropped    fill   ranks"]
+    lines = ["epoch    steps   samples  segments          tokens  dropped    fill   ranks"]
     for row in epochs:
         lines.append(
             f"{row['epoch']:>5}{row['num_steps']:>9,}{row['num_samples']:>10,}{row['num_excerpts']:>10,}"

@@ -19,8 +19,8 @@ from jobs.recipe.run_inputs import kept_clips, write_recipe
 from jobs.recipe.settings import Recipe, grid_of, stage_hashes
 from packing.buckets import Bucket, BucketTable
 from packing.grid import Grid
-from packing.shards.index import build_index, is_committed, remove_stale
-from packing.shards.plan import OtherText, PlannedShard, Reject, ShardClip, plan_hash, plan_shards
+from packing.shards.index import build_index, is_committed, remove_stale_shards
+from packing.shards.plan import OtherText, PlannedShard, RejectedClip, ShardClip, plan_hash, plan_shards
 from packing.shards.samples import Entry, failed_entry, video_entry
 from packing.shards.write import write_shard
 from recaption.captions.repeated import read_repeated
@@ -60,7 +60,7 @@ def shard(
     run.write_table(REJECTED, pa.Table.from_pylist(reject_rows, schema=REJECTED_SCHEMA), {"set": set_name})
     for _ in cluster.run_parts(ShardWorker, settings, parts, title="shard", unit="num_samples"):
         pass
-    removed = remove_stale(run, hashes)
+    removed = remove_stale_shards(run, hashes)
     index = build_index(run)
     buckets: dict[str, int] = {}
     for name in index["bucket"].to_pylist():
@@ -79,7 +79,7 @@ def shard(
 
 def planned_shards(
     run: RunFolder, recipe: Recipe, set_name: str
-) -> tuple[list[PlannedShard], list[Reject], dict[str, str]]:
+) -> tuple[list[PlannedShard], list[RejectedClip], dict[str, str]]:
     """(shards, clips that no shard takes, shard name -> hash of its plan), from what lies in the run folder now."""
     planned, rejects = plan_shards(_captioned(run, recipe, set_name), recipe.shard.buckets)
     recipe_hash = f"{stage_hashes(recipe)['shard']}/{set_name}/{grid_of(recipe)}"

@@ -1,4 +1,4 @@
-"""Buckets: the few (frames, height, width, fps) that clips are written at, close to the shape each clip has.
+"""Buckets: the few (frames, height, width, fps) that clips are written at, and the choice of one for each clip.
 
     table = BucketTable(fps=8, num_frames=(9, 17), max_areas_px=(96 * 96,))
     bucket = assign_bucket(2.5, 1920, 1080, table)      # Bucket(num_frames=17, height_px=64, width_px=112, fps=8)
@@ -18,11 +18,11 @@ from recaption.errors import UsageError
 
 FRAME_TOLERANCE = 0.05
 """In frames at the table's rate. Containers round times (1 ms in WebM and Matroska, 0.024 frames at 24 fps), so a clip
-that is short by less than this share of one frame still counts that frame."""
+that is short by less than this fraction of one frame still counts that frame."""
 
 
 CROP_WEIGHT = 4.0
-"""Cropped content counts four times as much as the same share of resolution lost: it is gone, not just coarser."""
+"""Cropped content counts four times as much as the same fraction of resolution lost: it is gone, not just coarser."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -54,29 +54,29 @@ def parse_bucket(name: str) -> Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class BucketTable:
-    """Which buckets exist and how samples are written into them."""
+    """The buckets, and how samples are encoded and sharded."""
 
     fps: int = 8
     """Frames per second of every sample; clips are resampled to it by timestamp."""
     num_frames: tuple[int, ...] = (9, 17, 33)
-    """Lengths to choose from, each 4k+1: video autoencoders keep the first frame and then groups of four."""
+    """Lengths in frames, each 4k+1: video autoencoders encode the first frame and then groups of four."""
     max_areas_px: tuple[int, ...] = (96 * 96,)
-    """Height x width to aim at. A clip goes to the largest that is not above its own area."""
+    """Target areas, height x width. A clip goes to the largest that is not above its own area."""
     size_multiple_px: int = 16
     """Heights and widths are multiples of this: spatial stride of the compressor x patch of the transformer."""
-    max_crop_share: float = 0.2
-    """A clip that would lose a larger share of its pixels to the crop has no bucket."""
+    max_crop_fraction: float = 0.2
+    """A clip that would lose a larger fraction of its pixels to the crop has no bucket."""
     codec: str = "libx264"
     crf: int = 12
     """Constant rate factor of the encoder: 0 is lossless, 12 is hard to tell from the source."""
     max_samples_per_shard: int = 128
-    """One shard is one unit of work and of resuming, so it should take minutes, not hours."""
+    """One shard is one unit of work and of resume, so it should take minutes, not hours."""
     max_shard_bytes: int = 256 << 20
-    """Aimed at, from an estimate of the bytes per pixel: what a shard holds is fixed before it is encoded."""
+    """Target, by an estimate of the bytes per pixel: the samples of a shard are fixed before they are encoded."""
 
     def __post_init__(self) -> None:
-        _at_least_one("num_frames", self.num_frames)
-        _at_least_one("max_areas_px", self.max_areas_px)
+        _check_distinct("num_frames", self.num_frames)
+        _check_distinct("max_areas_px", self.max_areas_px)
         for num_frames in self.num_frames:
             if num_frames < 1 or num_frames % 4 != 1:
                 below = max(1, (num_frames - 1) // 4 * 4 + 1)
@@ -92,55 +92,57 @@ class BucketTable:
                 raise UsageError(
                     f"max_areas_px={area_px} is less than a square of size_multiple_px={self.size_multiple_px}"
                 )
-        if not 0 <= self.max_crop_share < 1:
-            raise UsageError(f"max_crop_share={self.max_crop_share} must be a share from 0 up to, not including, 1")
+        if not 0 <= self.max_crop_fraction < 1:
+            raise UsageError(
+                f"max_crop_fraction={self.max_crop_fraction} must be a fraction from 0 up to, not including, 1"
+            )
         for name in ("fps", "max_samples_per_shard", "max_shard_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
 
 
-def _at_least_one(name: str, values: tuple[int, ...]) -> None:
+def _check_distinct(name: str, values: tuple[int, ...]) -> None:
     if not values or len(set(values)) != len(values):
         raise UsageError(f"{name}={tuple(values)} must name at least one value, each once")
 
 
-def frames_in(seconds: float, fps: int) -> int:
-    """How many frames at `fps` a clip of `seconds` fills; at least 1, since even a still picture shows one."""
+def num_frames_in(seconds: float, fps: int) -> int:
+    """Frames of a clip of `seconds` at `fps`; at least 1, since even an image has one."""
     return max(1, math.floor(seconds * fps + FRAME_TOLERANCE))
 
 
 def assign_bucket(seconds: float, width_px: int, height_px: int, table: BucketTable) -> Bucket | None:
-    """Bucket of a clip, or None (drop reason `no_bucket`) where it is too short, too small or too elongated.
+    """The bucket of a clip, or None (drop reason `no_bucket`) where it is too short, too small or too elongated.
 
     Args:
         seconds: length of the clip.
         width_px: as displayed, like `height_px`.
     """
-    available = frames_in(seconds, table.fps)
-    lengths = [n for n in table.num_frames if n <= available]
-    size = fit_size(height_px, width_px, tuple(table.max_areas_px), table.size_multiple_px, table.max_crop_share)
-    if not lengths or size is None:
+    available = num_frames_in(seconds, table.fps)
+    fitting = [n for n in table.num_frames if n <= available]
+    size = fit_size(height_px, width_px, tuple(table.max_areas_px), table.size_multiple_px, table.max_crop_fraction)
+    if not fitting or size is None:
         return None
-    return Bucket(max(lengths), *size, table.fps)
+    return Bucket(max(fitting), *size, table.fps)
 
 
 @lru_cache(maxsize=4096)
 def fit_size(
-    height_px: int, width_px: int, max_areas_px: tuple[int, ...], multiple_px: int, max_crop_share: float
+    height_px: int, width_px: int, max_areas_px: tuple[int, ...], multiple_px: int, max_crop_fraction: float
 ) -> tuple[int, int] | None:
-    """Height and width to write a clip at: scale to cover it, then crop less than one multiple along one axis.
+    """Height and width to write a clip at, by scaling to cover it and cropping less than one multiple along one axis.
 
-    The area aimed at is the largest of `max_areas_px` not above the clip's own, or the clip's own where all are larger.
-    Of all multiples within it, the pair that loses least: 4 x the share cropped + the share of that area left unused.
+    The target area is the largest of `max_areas_px` not above the clip's own, or the clip's own where all are larger.
+    Of all multiples within it, the pair with the least 4 x fraction cropped + fraction of the target area unused.
     """
     native_area_px = height_px * width_px
     target_px = max((a for a in max_areas_px if a <= native_area_px), default=native_area_px)
     best: tuple[float, int, int] | None = None
-    for height, width in _uncut_sizes(height_px, width_px, multiple_px):
+    for height, width in _candidate_sizes(height_px, width_px, multiple_px):
         if height * width > target_px:
             continue
-        crop = crop_share(height_px, width_px, height, width)
-        if crop > max_crop_share:
+        crop = crop_fraction(height_px, width_px, height, width)
+        if crop > max_crop_fraction:
             continue
         loss = CROP_WEIGHT * crop + 1 - height * width / target_px
         candidate = (loss, -height, -width)
@@ -149,8 +151,8 @@ def fit_size(
     return None if best is None else (-best[1], -best[2])
 
 
-def _uncut_sizes(height_px: int, width_px: int, multiple_px: int) -> set[tuple[int, int]]:
-    """Each width with the height that the native ratio asks for, rounded down to a multiple; and vice versa."""
+def _candidate_sizes(height_px: int, width_px: int, multiple_px: int) -> set[tuple[int, int]]:
+    """Each width with the height of the native aspect ratio, rounded down to a multiple; and vice versa."""
     sizes = set()
     for width in range(multiple_px, width_px + 1, multiple_px):
         sizes.add((width * height_px // width_px // multiple_px * multiple_px, width))
@@ -159,7 +161,7 @@ def _uncut_sizes(height_px: int, width_px: int, multiple_px: int) -> set[tuple[i
     return {(height, width) for height, width in sizes if height and width}
 
 
-def crop_share(native_height_px: int, native_width_px: int, height_px: int, width_px: int) -> float:
-    """Share of the source's pixels that scaling to cover `height_px` x `width_px` and centre-cropping cuts away."""
+def crop_fraction(native_height_px: int, native_width_px: int, height_px: int, width_px: int) -> float:
+    """Fraction of the source's pixels lost by scaling to cover `height_px` x `width_px` and centre-cropping."""
     across, down = height_px * native_width_px, width_px * native_height_px
     return 1 - min(across, down) / max(across, down)

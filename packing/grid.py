@@ -1,4 +1,4 @@
-"""Pixels -> latents -> tokens, in integers only: every size a sample has on its way into the transformer.
+"""Sizes of a sample in pixels, latents and tokens, and the FLOPs of its tokens.
 
     grid = Grid(frame_stride=4, spatial_stride=8, patch=(1, 2, 2))
     grid.latent_shape(17, 144, 256)     # (5, 18, 32)
@@ -21,10 +21,10 @@ Shape3 = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What lies between pixels and tokens: a causal video autoencoder, then a patch embedding."""
+    """Strides of a causal video autoencoder and patch size of the transformer: how pixels become latents and tokens."""
 
     frame_stride: int = 4
-    """Frames after the first that share one latent frame: t = 1 + (frames - 1) / frame_stride."""
+    """Video frames per latent frame, after the first: t = 1 + (frames - 1) / frame_stride."""
     spatial_stride: int = 8
     """Pixels along one axis per latent position."""
     patch: Shape3 = (1, 1, 1)
@@ -38,7 +38,7 @@ class Grid:
         """Latent (frames, rows, columns).
 
         Raises:
-            UsageError: frames would be lost in time, or pixels at the border; the size is named.
+            UsageError: the size is not a multiple of the strides, so that frames or border pixels would be lost.
         """
         if num_frames < 1 or (num_frames - 1) % self.frame_stride:
             raise UsageError(f"{num_frames} frames are not {self.frame_stride}k+1, so the last ones would be lost")
@@ -52,15 +52,15 @@ class Grid:
         )
 
     def token_shape(self, num_frames: int, height_px: int, width_px: int) -> Shape3:
-        """Token (frames, rows, columns) of a video given in pixels. Raises as `latent_shape` and `patch_shape`."""
-        return patch_shape(self.latent_shape(num_frames, height_px, width_px), self.patch)
+        """Token (frames, rows, columns) of a video in pixels. Raises as `latent_shape` and `token_shape_of_latent`."""
+        return token_shape_of_latent(self.latent_shape(num_frames, height_px, width_px), self.patch)
 
     def num_tokens(self, num_frames: int, height_px: int, width_px: int) -> int:
         frames, rows, columns = self.token_shape(num_frames, height_px, width_px)
         return frames * rows * columns
 
 
-def patch_shape(latent_shape: Shape3, patch: Shape3) -> Shape3:
+def token_shape_of_latent(latent_shape: Shape3, patch: Shape3) -> Shape3:
     """Token (frames, rows, columns) of a latent (frames, rows, columns).
 
     Raises:
@@ -75,12 +75,12 @@ def patch_shape(latent_shape: Shape3, patch: Shape3) -> Shape3:
 
 
 def positions(token_shape: Shape3) -> np.ndarray:
-    """positions_L3, int64: (frame, row, column) of every token, columns fastest: the order of `batch.patchify`."""
+    """positions_L3, int64: (frame, row, column) of every token, columns fastest, as in `batch.patchify`."""
     return np.indices(token_shape, dtype=np.int64).reshape(3, -1).T.copy()
 
 
-def layer_cost(width: int) -> tuple[float, float]:
-    """(a, b): one transformer layer takes a * l + b * l^2 forward FLOPs for l tokens: 24 d^2 l for the projections,
+def layer_flops_coefficients(width: int) -> tuple[float, float]:
+    """(a, b) of the forward FLOPs of one transformer layer for l tokens, a * l + b * l^2: 24 d^2 l for the projections,
     4 d l^2 for attention."""
     return 24.0 * width * width, 4.0 * width
 
@@ -88,8 +88,8 @@ def layer_cost(width: int) -> tuple[float, float]:
 def sample_flops(num_tokens: np.ndarray, *, width: int = 1152) -> np.ndarray:
     """Forward FLOPs of one transformer layer per sample, float64.
 
-    Attention never leaves a sample, so a pack costs the sum over its samples: two packs of equal tokens can differ 2x.
+    Attention is within samples, so a pack costs the sum over its samples: two packs of equal tokens can differ 2x.
     """
     tokens = np.asarray(num_tokens, dtype=np.float64)
-    linear, square = layer_cost(width)
+    linear, square = layer_flops_coefficients(width)
     return linear * tokens + square * tokens * tokens

@@ -15,8 +15,8 @@ from jobs.encode.texts import encode_texts
 from jobs.encode.worker import EncodeWorker
 from jobs.recipe.run_inputs import write_recipe
 from jobs.recipe.settings import Recipe, grid_of, stage_hashes
-from packing.shards.index import build_latents_index, is_committed, remove_stale
-from packing.shards.latent_codec import check_dtype
+from packing.shards.index import build_latents_index, is_committed, remove_stale_shards
+from packing.shards.latent_codec import check_latent_dtype
 from packing.shards.samples import latent_shard_name
 from recaption.errors import UsageError
 from recaption.ledger.latent_statistics import STATISTICS_FILE
@@ -33,7 +33,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
     if not run.exists("index.parquet"):
         raise UsageError(f"{run.uri} has no shards: run `recaption shard --run {run.uri}` first")
-    check_dtype(recipe.encode.dtype)
+    check_latent_dtype(recipe.encode.dtype)
     spec = recipe.encode.compressor
     compressor = load(spec)
     _check_strides(compressor, recipe)
@@ -56,7 +56,7 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     for _ in cluster.run_parts(EncodeWorker, settings, parts, title="encode", device=device, unit="samples"):
         pass
     throughput = cluster.throughput()
-    remove_stale(run, planned, folder=f"latents/{compressor.name}")
+    remove_stale_shards(run, planned, folder=f"latents/{compressor.name}")
     index = build_latents_index(run, compressor.name)
     statistics = json.loads(run.read_bytes(f"latents/{compressor.name}/{STATISTICS_FILE}"))
     return {

@@ -66,7 +66,7 @@ def training_texts(run: RunFolder, recipe: Recipe) -> list[str]:
     """Every distinct text that `train dit` may show, as the encoder will see it, shortest first."""
     rows = from_table(run.read_table("index.parquet"), Sample)
     settings = recipe.train_dit.dit
-    blend = read_blend(run, rows, settings.blend, window_texts=recipe.plan.excerpt_rules.cuts)
+    blend = read_blend(run, rows, settings.blend, window_captions=recipe.plan.segment_rules.crops_in_time)
     texts = {row.caption for row in rows} | {*settings.sample_prompts}
     if blend is not None:
         texts |= {text for others in blend.texts_by_kind.values() for text in others.values()}

@@ -11,7 +11,7 @@ import numpy as np
 from jobs.cluster import attempts
 from packing.grid import Grid
 from packing.shards.read import read_sample
-from packing.shards.samples import Entry, failed_latent, latent_entry
+from packing.shards.samples import Entry, failed_latent_entry, latent_entry
 from packing.shards.write import write_latents_shard
 from recaption.errors import VideoError
 from recaption.records import Sample, from_table
@@ -48,7 +48,7 @@ class EncodeWorker:
             try:
                 attempts.begin(row.clip_id)
             except VideoError as error:
-                yield failed_latent(row, reason=error.reason, detail=error.detail)
+                yield failed_latent_entry(row, reason=error.reason, detail=error.detail)
                 continue
             pixels_THWC = decode_bytes(read_sample(self.run, row)["mp4"]).pixels_THWC
             pixels_BCTHW = torch.from_numpy(pixels_THWC).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1

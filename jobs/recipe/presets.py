@@ -65,7 +65,7 @@ def quickstart() -> Recipe:
         # Few channels, half whitened: colour and place first, texture later. The choice that showed the prompt's colour
         # soonest; see "Measured" in the README.
         encode=EncodeSettings(compressor="patch:24,whitening=0.5"),
-        plan=PlanSettings(capacity=1024, cost_width=192),
+        plan=PlanSettings(capacity=1024, cost_model_width=192),
         train_captioner=TINY_CAPTIONER,
         train_dit=TrainDit(
             # a model this small finds where to put an object in a third of the steps

@@ -31,7 +31,7 @@ def plan_figures(plan: dict[str, Any] | None) -> dict[str, Any] | None:
     ]
     if "num_excerpts" in plan:
         named += [
-            ("Excerpts", number(plan["num_excerpts"])),
+            ("Segments", number(plan["num_excerpts"])),
             ("Tokens dropped", f"{plan['dropped_token_share']:.1%}"),
         ]
     columns = pack_columns(plan.get("pack_tokens", []), plan["capacity"]) if plan.get("capacity") else ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.sample.requests import DEFAULT_STRENGTH, HAVE_NEW_FRAMES, Ask
-from packing.buckets import CROP_WEIGHT, Bucket, frames_in
+from packing.buckets import CROP_WEIGHT, Bucket, num_frames_in
 from recaption.errors import UsageError
 from recaption.records import Video
 from recaption.video_io.reader import probe, read_clip, read_frames
@@ -153,7 +153,7 @@ def _read_image(video: Video, size: Bucket) -> np.ndarray:
 
 
 def _read_video(video: Video, size: Bucket) -> np.ndarray:
-    return _read(video, size, frames_in(video.duration_seconds, size.fps))
+    return _read(video, size, num_frames_in(video.duration_seconds, size.fps))
 
 
 def _read(video: Video, size: Bucket, num_frames: int) -> np.ndarray:

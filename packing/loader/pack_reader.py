@@ -1,9 +1,9 @@
-"""Rows of the plan as packs: sources of samples, and what reads one row of them, in whatever process.
+"""Reads the packs of the plan by their index, in any thread or process.
 
-    rows = Rows(RunFolder("RUN"), PlanSettings(capacity=4096), latents="patch", patch=(1, 2, 2))
-    batch, damaged, _ = rows.read(123)       # row 123 of the endless sequence; clip_id -> why, where something was damaged
+    reader = PackReader(RunFolder("RUN"), PlanSettings(capacity=4096), latents="patch", patch=(1, 2, 2))
+    batch, damaged, _ = reader.read(123)     # pack 123 of the endless sequence; damaged: clip_id -> why
 
-What a row holds depends on its number, the samples and the settings alone.
+The content of a pack depends on its index, the samples and the settings alone.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from packing.grid import Shape3, patch_shape
-from packing.loader.batch import PackedBatch, draw_id, pack
-from packing.loader.sources import LatentShards, Source
+from packing.grid import Shape3, token_shape_of_latent
+from packing.loader.batch import PackedBatch, pack, rng_key
+from packing.loader.sources import LatentShards, SampleSource
 from packing.mixture.sample_sizes import SampleSizes
-from packing.mixture.segments import Excerpt
-from packing.mixture.token_dropping import kept_tokens
-from packing.plan.epochs import Beginning, EpochPlans
+from packing.mixture.segments import Segment
+from packing.mixture.token_dropping import sample_kept_tokens
+from packing.plan.epochs import EpochPlans, WindowOffset
 from packing.plan.settings import PlanSettings
 from recaption.captions.mixture import CaptionMixtureSettings
 from recaption.errors import ErrorBudgetError, UsageError, VideoError
 from recaption.run_folder import RunFolder
 
-MAX_STAND_INS = 64
-"""So many damaged samples in a row are no longer single damage: something is wrong with the storage."""
+MAX_REPLACEMENTS = 64
+"""This many damaged samples in a row are no single damage: something is wrong with the storage."""
 
 
-class Read(NamedTuple):
-    """One row, read."""
+class ReadPack(NamedTuple):
+    """What `PackReader.read` returns."""
 
     batch: PackedBatch
     damaged: dict[str, str]
     """clip_id -> why."""
-    beginning: Beginning | None
-    """Of the stretch that the row lies in (`EpochPlans.beginning`)."""
+    window_offset: WindowOffset | None
+    """Of the pack (`EpochPlans.window_offset`): saved with the loader's state."""
 
 
-class Rows:
-    """Row number -> pack.
+class PackReader:
+    """Pack index -> pack.
 
-    A sample that turns out damaged is left out of its pack; a pack that would be empty gets the next readable sample of
-    the index instead (a neighbour in the same bucket, where there is one). Which samples are damaged is all this
-    depends on, so it is the same after a resume.
+    A damaged sample is left out of its pack; a pack that would be empty gets the next readable sample of the index instead
+    (a neighbour in the same bucket, where there is one). This depends only on which samples are damaged, so it is the same
+    after a resume.
     """
 
     def __init__(
         self,
-        run: RunFolder | Source,
+        run: RunFolder | SampleSource,
         settings: PlanSettings,
         *,
         latents: str = "patch",
@@ -62,21 +62,21 @@ class Rows:
         """
         Args:
             run: a run folder, whose RUN/latents/<latents> is read, or any other source of samples.
-            patch: turns latents into tokens.
-            blend: which texts the samples show; without it those of the shards.
+            patch: latent (frames, rows, columns) per token.
+            blend: the caption mixture; None: the captions in the shards.
 
         Raises:
-            UsageError: no such latents, latents that do not divide into patches, a blend of texts that are not there.
+            UsageError: no such latents, latents that do not divide into patches, a caption set that does not exist.
         """
         if blend is not None and not isinstance(run, RunFolder):
             raise UsageError("blend settings need a run folder, whose caption sets they read")
         if isinstance(run, RunFolder):
-            run = LatentShards(run, latents, blend=blend, window_texts=settings.excerpt_rules.cuts)
-        self.source: Source = run
+            run = LatentShards(run, latents, blend=blend, window_captions=settings.segment_rules.crops_in_time)
+        self.source: SampleSource = run
         self.settings = settings
         self.patch = patch
         self.pad_to_capacity = pad_to_capacity
-        shapes = [patch_shape(shape, patch) for shape in self.source.latent_shapes]
+        shapes = [token_shape_of_latent(shape, patch) for shape in self.source.latent_shapes]
         sizes = SampleSizes(
             np.array(shapes, dtype=np.int64).reshape(-1, 3).prod(axis=1),
             num_frames=np.array([shape[0] for shape in self.source.latent_shapes], dtype=np.int64),
@@ -86,7 +86,7 @@ class Rows:
         )
         self.plans = EpochPlans(sizes, settings, fingerprint=f"{self.source.fingerprint} {patch}")
         self._lock = threading.Lock()
-        self._finite = bytearray(len(sizes))
+        self._is_finite = bytearray(len(sizes))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -95,83 +95,91 @@ class Rows:
         vars(self).update(state)
         self._lock = threading.Lock()
 
-    def read(self, row: int) -> Read:
-        """The pack of one row. May be called from several threads."""
+    def read(self, pack_index: int) -> ReadPack:
+        """Read one pack. Thread-safe."""
         with self._lock:
-            epoch, excerpts = self.plans.excerpts(row)
-            beginning = self.plans.beginning(row)
+            epoch, segments = self.plans.segments(pack_index)
+            window_offset = self.plans.window_offset(pack_index)
         damaged: dict[str, str] = {}
-        planned = excerpts.each()
-        latents = {i: self._read_sample(i, damaged) for i in dict.fromkeys(excerpt.sample for excerpt in planned)}
-        shown = [(excerpt, latent) for excerpt in planned if (latent := latents[excerpt.sample]) is not None]
-        if not shown:
-            shown = [self._stand_in(planned[0].sample, damaged)]
-        clip_ids = [self.source.clip_ids[excerpt.sample] for excerpt, _ in shown]
-        draw_ids = [draw_id(clip_id, excerpt.number) for clip_id, (excerpt, _) in zip(clip_ids, shown)]
-        parts = [_part(latent, excerpt) for excerpt, latent in shown]
+        planned = segments.to_list()
+        latents = {i: self._read_sample(i, damaged) for i in dict.fromkeys(segment.sample for segment in planned)}
+        readable = [(segment, latent) for segment in planned if (latent := latents[segment.sample]) is not None]
+        if not readable:
+            readable = [self._replacement_sample(planned[0].sample, damaged)]
+        clip_ids = [self.source.clip_ids[segment.sample] for segment, _ in readable]
+        rng_keys = [rng_key(clip_id, segment.occurrence) for clip_id, (segment, _) in zip(clip_ids, readable)]
+        crops = [_crop_frames(latent, segment) for segment, latent in readable]
         batch = pack(
-            parts,
+            crops,
             clip_ids=clip_ids,
-            captions=[self._caption(excerpt, epoch) for excerpt, _ in shown],
+            captions=[self._caption(segment, epoch) for segment, _ in readable],
             capacity=self.settings.capacity,
             patch=self.patch,
             pad_to_capacity=self.pad_to_capacity,
             dtype=torch.float32,
             epoch=epoch,
-            row=row,
-            first_frames=[excerpt.first_frame for excerpt, _ in shown],
-            kept=[self._kept(excerpt, part, name, epoch) for (excerpt, _), part, name in zip(shown, parts, draw_ids)],
-            draw_ids=draw_ids,
+            pack_index=pack_index,
+            first_frames=[segment.first_frame for segment, _ in readable],
+            kept_token_indices=[
+                self._kept_token_indices(segment, crop, key, epoch)
+                for (segment, _), crop, key in zip(readable, crops, rng_keys)
+            ],
+            rng_keys=rng_keys,
         )
-        return Read(batch, damaged, beginning)
+        return ReadPack(batch, damaged, window_offset)
 
-    def _caption(self, excerpt: Excerpt, epoch: int) -> str:
-        is_plain = excerpt.number == 0 and excerpt.num_frames == self.source.latent_shapes[excerpt.sample][0]
-        return self.source.caption(excerpt.sample, epoch, *(() if is_plain else (excerpt,)))
+    def _caption(self, segment: Segment, epoch: int) -> str:
+        num_frames = self.source.latent_shapes[segment.sample][0]
+        is_whole_and_first = segment.occurrence == 0 and segment.num_frames == num_frames
+        return self.source.caption(segment.sample, epoch, *(() if is_whole_and_first else (segment,)))
 
-    def _kept(self, excerpt: Excerpt, part: torch.Tensor, name: str, epoch: int) -> np.ndarray | None:
-        if not self.plans.rules.keep:
+    def _kept_token_indices(self, segment: Segment, crop: torch.Tensor, key: str, epoch: int) -> np.ndarray | None:
+        """None where all tokens are kept."""
+        if not self.plans.rules.token_keep_rate:
             return None
-        num_tokens = part[0].numel() // math.prod(self.patch)
-        if excerpt.num_tokens == num_tokens:
+        num_tokens = crop[0].numel() // math.prod(self.patch)
+        if segment.num_tokens == num_tokens:
             return None
-        return kept_tokens(num_tokens, excerpt.num_tokens, name, seed=self.settings.seed, epoch=epoch)
+        return sample_kept_tokens(num_tokens, segment.num_tokens, key, seed=self.settings.seed, epoch=epoch)
 
     def _read_sample(self, index: int, damaged: dict[str, str]) -> torch.Tensor | None:
+        """The latent, or None where it is damaged, which is added to `damaged`."""
         try:
             latent = torch.from_numpy(self.source.read(index))
-            if (
-                not self._finite[index] and not latent.sum(dtype=torch.float32).isfinite()
-            ):  # one that is not spoils the sum
+            # one value that is not finite makes the sum not finite
+            if not self._is_finite[index] and not latent.sum(dtype=torch.float32).isfinite():
                 raise VideoError("unreadable", "the latent holds values that are not finite")
-            self._finite[index] = 1
+            self._is_finite[index] = 1
         except VideoError as error:
             damaged[self.source.clip_ids[index]] = str(error)
             return None
         return latent
 
-    def _stand_in(self, index: int, damaged: dict[str, str]) -> tuple[Excerpt, torch.Tensor]:
-        """The first readable sample after `index` in the index, from the start again at its end: whole where it fits
-        into a pack, else the frames from its start that do, where samples may be cut."""
+    def _replacement_sample(self, index: int, damaged: dict[str, str]) -> tuple[Segment, torch.Tensor]:
+        """The first readable sample after `index`, wrapping around at the end of the index.
+
+        Whole where it fits into a pack, else cropped to its first frames, where the rules crop in time.
+        """
         num_samples = len(self.source.clip_ids)
-        for step in range(1, min(MAX_STAND_INS, num_samples)):
+        for step in range(1, min(MAX_REPLACEMENTS, num_samples)):
             other = (index + step) % num_samples
-            units = self.source.latent_shapes[other][0] // self.patch[0]
+            token_frames = self.source.latent_shapes[other][0] // self.patch[0]
             num_tokens = int(self.plans.num_tokens[other])
             if num_tokens > self.settings.capacity:
-                of_frame = num_tokens // units
-                units = self.settings.capacity // of_frame if self.plans.rules.cuts else 0
-                num_tokens = units * of_frame
-            if not units:
+                tokens_per_frame = num_tokens // token_frames
+                is_cropped = self.plans.rules.crops_in_time
+                token_frames = self.settings.capacity // tokens_per_frame if is_cropped else 0
+                num_tokens = token_frames * tokens_per_frame
+            if not token_frames:
                 continue
             latent = self._read_sample(other, damaged)
             if latent is not None:
-                return Excerpt(other, 0, units * self.patch[0], num_tokens, 0), latent
+                return Segment(other, 0, token_frames * self.patch[0], num_tokens, 0), latent
         raise ErrorBudgetError(f"{len(damaged)} damaged samples in a row; the last: {list(damaged.values())[-1]}")
 
 
-def _part(latent_CTHW: torch.Tensor, excerpt: Excerpt) -> torch.Tensor:
-    """The frames of a latent that an excerpt shows."""
-    if excerpt.num_frames == latent_CTHW.shape[1]:
+def _crop_frames(latent_CTHW: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """The frames of the latent that are in the segment."""
+    if segment.num_frames == latent_CTHW.shape[1]:
         return latent_CTHW
-    return latent_CTHW[:, excerpt.first_frame : excerpt.first_frame + excerpt.num_frames].contiguous()
+    return latent_CTHW[:, segment.first_frame : segment.first_frame + segment.num_frames].contiguous()

@@ -1,4 +1,4 @@
-"""Sources of samples for the loader: latents in shards (by ranged reads), or in memory."""
+"""Sample sources of the loader: the protocol, and latents in shards by ranged reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from packing.grid import Shape3
 from packing.loader.captions import read_blend
-from packing.mixture.segments import Excerpt
+from packing.mixture.segments import Segment
 from packing.shards.read import read_latent
 from packing.shards.samples import LatentSample
 from recaption.captions.mixture import CaptionMixtureSettings
@@ -19,8 +19,8 @@ from recaption.records import from_table
 from recaption.run_folder import RunFolder
 
 
-class Source(Protocol):
-    """Where samples come from: their sizes and captions at once, their latents one by one."""
+class SampleSource(Protocol):
+    """A set of samples: sizes and captions in memory, latents read one by one."""
 
     @property
     def clip_ids(self) -> Sequence[str]: ...
@@ -28,11 +28,11 @@ class Source(Protocol):
     @property
     def captions(self) -> Sequence[str]: ...
 
-    def caption(self, index: int, epoch: int, excerpt: Excerpt | None = None) -> str:
-        """The text that a sample shows in an epoch.
+    def caption(self, index: int, epoch: int, segment: Segment | None = None) -> str:
+        """The caption of a sample in an epoch.
 
         Args:
-            excerpt: what is shown of it, where that is not the whole sample, or not for the first time in the epoch.
+            segment: None for the whole sample at its first occurrence in the epoch.
         """
         ...
 
@@ -57,78 +57,52 @@ class Source(Protocol):
 
 
 class LatentShards:
-    """The latents under RUN/latents/<name>, by ranged reads; texts from the shards, or blended (captions/mixture.py)."""
+    """The latents under RUN/latents/<name>; captions from the shards, or from a mixture (captions/mixture.py)."""
 
     def __init__(
-        self, run: RunFolder, name: str, *, blend: CaptionMixtureSettings | None = None, window_texts: bool = False
+        self, run: RunFolder, name: str, *, blend: CaptionMixtureSettings | None = None, window_captions: bool = False
     ) -> None:
         """
         Args:
-            window_texts: samples are shown in parts, each with the caption of its own window where there is one.
+            blend: the caption mixture; None: the captions in the shards.
+            window_captions: samples are cropped in time, and each crop gets the caption of its own window if there is one.
         """
         index = f"latents/{name}/index.parquet"
         if not run.exists(index):
             raise UsageError(f"{run.uri} has no {index}; run `recaption encode` first")
         self.run = run
-        self.rows = from_table(run.read_table(index), LatentSample)
-        if not self.rows:
+        self.samples = from_table(run.read_table(index), LatentSample)
+        if not self.samples:
             raise UsageError(f"{index} of {run.uri} lists no samples")
-        self.clip_ids = [row.clip_id for row in self.rows]
-        self.captions = [row.caption for row in self.rows]
-        self.latent_shapes = [(row.latent_frames, row.latent_height, row.latent_width) for row in self.rows]
-        self.buckets: Sequence[str] | None = [row.bucket for row in self.rows]
+        self.clip_ids = [sample.clip_id for sample in self.samples]
+        self.captions = [sample.caption for sample in self.samples]
+        self.latent_shapes = [(s.latent_frames, s.latent_height, s.latent_width) for s in self.samples]
+        self.buckets: Sequence[str] | None = [sample.bucket for sample in self.samples]
         digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(f"{row.clip_id} {row.sha256} {row.caption}\n".encode())
-        self.blend = read_blend(run, self.rows, blend, window_texts=window_texts) if blend else None
+        for sample in self.samples:
+            digest.update(f"{sample.clip_id} {sample.sha256} {sample.caption}\n".encode())
+        self.blend = read_blend(run, self.samples, blend, window_captions=window_captions) if blend else None
         if self.blend:
             digest.update(self.blend.fingerprint.encode())
         self.fingerprint = digest.hexdigest()[:16]
-        self._checked = bytearray(len(self.rows))
+        self._is_verified = bytearray(len(self.samples))
 
-    def caption(self, index: int, epoch: int, excerpt: Excerpt | None = None) -> str:
-        if self.blend is None or excerpt is None:
+    def caption(self, index: int, epoch: int, segment: Segment | None = None) -> str:
+        if self.blend is None or segment is None:
             return self.blend.text(index, epoch) if self.blend else self.captions[index]
-        return self.blend.text(index, epoch, number=excerpt.number, seconds=_seconds(self.rows[index], excerpt))
+        seconds = _span_seconds(self.samples[index], segment)
+        return self.blend.text(index, epoch, number=segment.occurrence, seconds=seconds)
 
     def read(self, index: int) -> np.ndarray:
-        """The first time in each process the sha256 is compared; every time place, size and shape are."""
-        latent = read_latent(self.run, self.rows[index], check=not self._checked[index])
-        self._checked[index] = 1
+        """Verifies the sha256 at the first read in each process, and key, size and shape at every read."""
+        latent = read_latent(self.run, self.samples[index], check=not self._is_verified[index])
+        self._is_verified[index] = 1
         return latent
 
 
-def _seconds(row: LatentSample, excerpt: Excerpt) -> tuple[float, float]:
-    """Since the start of the sample; its first latent frame is one frame of video, the others are equally many each."""
-    stride = (row.num_frames - 1) / max(1, row.latent_frames - 1)
-    end = excerpt.first_frame + (excerpt.num_frames or row.latent_frames)
-    first, last = (1 + (frame - 1) * stride if frame else 0.0 for frame in (excerpt.first_frame, end))
-    return first / row.fps, last / row.fps
-
-
-class MemorySource:
-    """Latents that are already here, each (C, t, h, w)."""
-
-    def __init__(
-        self,
-        latents: Sequence[np.ndarray],
-        clip_ids: Sequence[str],
-        captions: Sequence[str],
-        *,
-        buckets: Sequence[str] | None = None,
-    ) -> None:
-        self.latents = latents
-        self.buckets = buckets
-        self.clip_ids = clip_ids
-        self.captions = captions
-        self.latent_shapes = [(x.shape[1], x.shape[2], x.shape[3]) for x in latents]
-        digest = hashlib.sha256(repr((list(clip_ids), list(captions))).encode())
-        for latent in latents:
-            digest.update(np.ascontiguousarray(latent).tobytes())
-        self.fingerprint = digest.hexdigest()[:16]
-
-    def caption(self, index: int, epoch: int, excerpt: Excerpt | None = None) -> str:
-        return self.captions[index]
-
-    def read(self, index: int) -> np.ndarray:
-        return np.asarray(self.latents[index])
+def _span_seconds(sample: LatentSample, segment: Segment) -> tuple[float, float]:
+    """Start and end since the sample's start: its first latent frame is one video frame, the others equally many each."""
+    stride = (sample.num_frames - 1) / max(1, sample.latent_frames - 1)
+    end = segment.first_frame + (segment.num_frames or sample.latent_frames)
+    first, last = (1 + (frame - 1) * stride if frame else 0.0 for frame in (segment.first_frame, end))
+    return first / sample.fps, last / sample.fps

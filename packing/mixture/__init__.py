@@ -1,1 +1,1 @@
-"""What an epoch shows of the samples: repeats, segments, token dropping, and the random numbers behind them."""
+"""The samples of an epoch: sampling weights, temporal crops (segments), token dropping, and the RNG behind them."""

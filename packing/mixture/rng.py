@@ -1,11 +1,13 @@
-"""Chance that depends on names and numbers alone, for many samples at once.
+"""Counter-based RNG: every random number is a pure function of (purpose, sample key).
 
-    keys_N = name_keys(clip_ids)                          # uint64, one per sample
-    uniforms(keys_N, seed, epoch, "appearances")          # float64 in [0, 1)
+    keys_N = keys_from_names(clip_ids)                          # uint64, one per sample
+    sample_uniform(keys_N, seed, epoch, "appearances")          # float64 in [0, 1)
 
-A draw is a function of (what it is for, the sample's key): the same on every machine, in any order, for any part of the
-set, so one sample more or less changes no other's. Integer arithmetic only (the finaliser of splitmix64, twice under a
-128-bit key from sha256), because a plan must not depend on the rounding of somebody's libm.
+The same on every machine, in any order and for any subset, so that adding or removing a sample changes no other sample's
+numbers. Integer arithmetic only (the finaliser of splitmix64, twice under a 128-bit key from sha256), because a plan must
+not depend on the rounding of the local libm.
+
+Purpose strings are part of the seed: to change one changes every plan, so they keep their wording even where names change.
 """
 
 from __future__ import annotations
@@ -22,55 +24,56 @@ def random_keys(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)).random_raw(num)
 
 
-def shuffled(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+def random_permutation(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """int64: 0 .. num - 1 in random order."""
     return np.argsort(random_keys(num, seed, epoch, purpose), kind="stable")
 
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 / golden ratio, odd: steps of it reach every number."""
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 / golden ratio, odd: the increment of splitmix64, whose multiples reach every uint64."""
 
 
-def mixed(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: a bijection of uint64 in which every bit of the input moves half of the output's."""
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: a bijection of uint64 in which each input bit flips half of the output bits on average."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def name_keys(names: Sequence[str]) -> np.ndarray:
-    """uint64 key of each name; other names, longer or shorter, do not change it."""
+def keys_from_names(names: Sequence[str]) -> np.ndarray:
+    """uint64 key of each name, independent of the other names and of their lengths."""
     encoded = np.array([name.encode() for name in names], dtype=np.bytes_)
     width = -(-encoded.dtype.itemsize // 8) * 8
     words = encoded.astype(f"S{width}").view("<u8").reshape(len(names), width // 8).astype(np.uint64)
     keys = np.zeros(len(names), np.uint64)
     for word in words.T:  # a name ends before the first word of zeros
-        keys = np.where(word != 0, mixed((keys + GOLDEN) ^ word), keys)
+        keys = np.where(word != 0, splitmix64((keys + GOLDEN_GAMMA) ^ word), keys)
     return keys
 
 
-def index_keys(num: int) -> np.ndarray:
-    """uint64 keys of samples that have no name but their place."""
-    return mixed(np.arange(1, num + 1, dtype=np.uint64) * GOLDEN)
+def keys_from_indices(num: int) -> np.ndarray:
+    """uint64 keys of samples 0 .. num - 1, for sets without names."""
+    return splitmix64(np.arange(1, num + 1, dtype=np.uint64) * GOLDEN_GAMMA)
 
 
-def numbered_keys(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Keys of the 0th, 1st, 2nd, ... of several things that belong to each key."""
-    return mixed(keys + (numbers.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+def fold_in(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """uint64: a new key for each (key, number from 0), as `jax.random.fold_in`."""
+    return splitmix64(keys + (numbers.astype(np.uint64) + np.uint64(1)) * GOLDEN_GAMMA)
 
 
 def random_bits(keys: np.ndarray, *purpose: str | int) -> np.ndarray:
-    """64 random bits for each key."""
+    """uint64: 64 random bits for each key."""
     digest = hashlib.sha256(" ".join(map(str, purpose)).encode()).digest()
     first, second = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
-    return mixed(mixed(keys ^ first) + second)
+    return splitmix64(splitmix64(keys ^ first) + second)
 
 
-def uniforms(keys: np.ndarray, *purpose: str | int) -> np.ndarray:
+def sample_uniform(keys: np.ndarray, *purpose: str | int) -> np.ndarray:
     """float64 in [0, 1), all of its 53 bits random."""
     return (random_bits(keys, *purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def betas(keys: np.ndarray, alpha: int, beta: int, *purpose: str | int) -> np.ndarray:
-    """From Beta(alpha, beta) of whole numbers: the alpha-th smallest of alpha + beta - 1 uniform draws."""
-    each = [uniforms(keys, *purpose, number) for number in range(alpha + beta - 1)]
-    return np.partition(np.stack(each), alpha - 1, axis=0)[alpha - 1]
+def sample_beta(keys: np.ndarray, alpha: int, beta: int, *purpose: str | int) -> np.ndarray:
+    """float64 from Beta(alpha, beta) of whole numbers: the alpha-th smallest of alpha + beta - 1 uniform numbers."""
+    uniforms = [sample_uniform(keys, *purpose, number) for number in range(alpha + beta - 1)]
+    return np.partition(np.stack(uniforms), alpha - 1, axis=0)[alpha - 1]

@@ -1,4 +1,4 @@
-"""Settings of the packing plan and the checks they have to pass."""
+"""Settings of the packing plan and their validation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from packing.mixture.segments import ExcerptRules
+from packing.mixture.segments import SegmentRules
 from recaption.errors import UsageError
 
 POLICIES = ("first_fit", "best_fit", "subset_sum", "flops")
@@ -18,69 +18,73 @@ class PlanSettings:
     """How samples are packed."""
 
     capacity: int
-    """Most tokens of one pack; what bounds the memory of a step."""
+    """Most tokens of one pack, which bounds the memory of a step."""
     policy: str = "first_fit"
-    """`first_fit`: each sample into the first pack with room (NaViT's greedy rule). `best_fit`: the oldest waiting
-    sample opens a pack, then the largest of the waiting ones that fits joins, until none does. `subset_sum`: the oldest
-    with those of the waiting ones that leave least room. `flops`: best fit by cost, every pack about as dear as the
-    dearest sample; wants a capacity of twice the longest sample."""
+    """`first_fit`: each sample into the first pack with room (NaViT's greedy rule). `best_fit`: the oldest sample of the
+    pool opens a pack, then the largest one that fits is added until none fits. `subset_sum`: the oldest, with those of
+    the pool that leave least room. `flops`: best fit by FLOPs, every pack costs about as much as the costliest sample;
+    needs a capacity of twice the longest sample."""
     pool: int = 64
-    """Samples that wait at a time; no effect under `first_fit`, which keeps every pack open."""
+    """Samples in the packing buffer; no effect under `first_fit`, which keeps every pack open."""
     budget_tokens: int = 0
-    """Under `flops`: a pack may cost what one sample of so many tokens costs; longer ones are rejected. 0: the longest."""
+    """Under `flops`: a pack may cost as much as one sample of this many tokens; longer ones are rejected. 0: the longest."""
     seed: int = 0
-    global_rows: int = 0
+    global_batch_packs: int = 0
     """Packs per global batch: ranks x accumulation of the largest job. Every number of ranks that divides it sees the
     same global batches at equal cost. 0: the largest power of two up to 64 that adds at most 1/16 to the packs."""
 
-    cost_width: int = 1152
-    """Model width of the cost that the ranks of a step are balanced by."""
+    cost_model_width: int = 1152
+    """Model width of the FLOPs that packs are balanced by across ranks."""
     window_samples: int = 1 << 20
-    """Larger sets are planned in windows of about so many samples, which bounds the memory; see `epochs`."""
+    """Larger sets are planned in windows of about this many samples, which bounds the memory; see `epochs`."""
 
-    # What an epoch shows of each sample; `rules` says how rules are written, `excerpts` what cutting means. Not in the repr:
-    # hashes are made of that, and those of trainings without rules have to stay what they were.
+    # The rules that make segments of samples (`packing.mixture`: grammar in `rules`, temporal crops in `segments`). Not in
+    # the repr, so that the hash of a plan without rules does not depend on them.
     too_long: str = field(default="reject", repr=False)
-    """A sample larger than a pack is left out (`reject`), or `split` in time into pieces that are as equal as whole latent
-    frames allow. One of which a single frame is larger is always left out."""
-    max_frames: tuple[str, ...] = field(default=(), repr=False)
-    """Most latent frames that an appearance of a sample shows, from a start drawn anew each epoch: `5`, or rules such as
-    `1@epoch<2` for a start with images."""
-    mix: tuple[str, ...] = field(default=(), repr=False)
-    """How often samples appear per epoch, on average: rules such as `images=2`, `17f-64x64-8fps=0.5` or
-    `tokens>2048=0@epoch<3`, multiplied."""
-    keep: tuple[str, ...] = field(default=(), repr=False)
-    """Share of the tokens that is kept: rules such as `0.5`, `beta(4,2)`, `1024/tokens` or `0.25..1@epoch<10`; by default
-    all are. Which ones is drawn anew for each appearance."""
+    """A sample larger than a pack is rejected (`reject`), or `split` in time into parts that are as equal as whole latent
+    frames allow; rejected also then where a single frame is larger than a pack."""
+    max_latent_frames: tuple[str, ...] = field(default=(), repr=False)
+    """Longer samples are cropped to this many latent frames, from a random start each epoch: `5`, or rules such as
+    `1@epoch<2` for image training first."""
+    sampling_weights: tuple[str, ...] = field(default=(), repr=False)
+    """Expected repeats of a sample per epoch: rules such as `images=2`, `17f-64x64-8fps=0.5` or `tokens>2048=0@epoch<3`,
+    multiplied."""
+    token_keep_rate: tuple[str, ...] = field(default=(), repr=False)
+    """Fraction of the tokens that is kept (NaViT's token dropping): rules such as `0.5`, `beta(4,2)`, `1024/tokens` or
+    `0.25..1@epoch<10`; default: all. Which tokens is random for each segment."""
 
     def __post_init__(self) -> None:
-        check_policy(self.policy, self.capacity, self.pool)
+        if self.policy not in POLICIES:
+            raise UsageError(f"there is no packing policy {self.policy!r}; there are {', '.join(POLICIES)}")
+        if self.capacity < 1:
+            raise UsageError(f"a pack needs a capacity of at least 1 token, not {self.capacity}")
+        if self.pool < 1:
+            raise UsageError(f"{self.policy} needs a pool of at least 1 sample, not {self.pool}")
         if min(self.budget_tokens, self.window_samples - 1) < 0:
             raise UsageError(f"{self.budget_tokens=} must be 0 (automatic) or more, {self.window_samples=} at least 1")
-        if self.global_rows < 0 or self.cost_width < 1:
-            raise UsageError(f"{self.global_rows=} must be 0 (automatic) or more, {self.cost_width=} at least 1")
-        self.excerpt_rules  # noqa: B018  (says what is wrong with a rule before anything is read)
+        if self.global_batch_packs < 0 or self.cost_model_width < 1:
+            raise UsageError(
+                f"{self.global_batch_packs=} must be 0 (automatic) or more, {self.cost_model_width=} at least 1"
+            )
+        self.segment_rules  # noqa: B018  (refuses a malformed rule before anything is read)
 
     @cached_property
-    def excerpt_rules(self) -> ExcerptRules:
-        return ExcerptRules.parse(mix=self.mix, max_frames=self.max_frames, keep=self.keep, too_long=self.too_long)
+    def segment_rules(self) -> SegmentRules:
+        return SegmentRules.parse(
+            sampling_weights=self.sampling_weights,
+            max_latent_frames=self.max_latent_frames,
+            token_keep_rate=self.token_keep_rate,
+            too_long=self.too_long,
+        )
+
+    @property
+    def max_sample_tokens(self) -> int:
+        """Longer samples are rejected or split."""
+        is_limited = self.policy == "flops" and self.budget_tokens
+        return min(self.capacity, self.budget_tokens) if is_limited else self.capacity
 
     def config(self) -> dict[str, Any]:
-        """As plain values, without the rules that nobody set: what was recorded before there were any compares equal."""
+        """As plain values, without rules that are at their default: a plan without rules is recorded without any."""
         defaults = {f.name: f.default for f in dataclasses.fields(self) if not f.repr}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if defaults.get(name, ...) != value}
-
-
-def check_policy(policy: str, capacity: int, pool: int) -> None:
-    if policy not in POLICIES:
-        raise UsageError(f"there is no packing policy {policy!r}; there are {', '.join(POLICIES)}")
-    if capacity < 1:
-        raise UsageError(f"a pack needs a capacity of at least 1 token, not {capacity}")
-    if pool < 1:
-        raise UsageError(f"{policy} needs a pool of at least 1 sample, not {pool}")
-
-
-def longest_sample(policy: str, capacity: int, budget_tokens: int) -> int:
-    """Tokens that a sample may have; longer ones are rejected."""
-    return min(capacity, budget_tokens) if policy == "flops" and budget_tokens else capacity

@@ -1,1 +1,1 @@
-"""WebDataset tars with their index: planned, written, read."""
+"""WebDataset shards and their index: plan, write, read."""

@@ -1,4 +1,4 @@
-"""The index over all shards, and the removal of shards that no plan names any more."""
+"""The index over all committed shards, and the removal of stale ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recaption.run_folder import RunFolder
 
 
 def is_committed(run: RunFolder, name: str, plan_hash: str) -> bool:
-    """Whether the shard lies there whole, made from exactly this plan."""
+    """Whether the shard is complete and made from exactly this plan."""
     if not run.exists(f"{name}.parquet"):
         return False
     metadata = run.table_metadata(f"{name}.parquet")
@@ -26,13 +26,10 @@ def is_committed(run: RunFolder, name: str, plan_hash: str) -> bool:
     return run.exists(f"{name}.tar") and run.fs.size(run.path(f"{name}.tar")) == num_bytes
 
 
-# --- index ----------------------------------------------------------------------------------------------------------
-
-
 def build_index(
     run: RunFolder, pattern: str = "shards/*/*.parquet", *, index: str = "index.parquet", record: type = Sample
 ) -> pa.Table:
-    """Gather the rows of whole samples from all committed shards, sorted by (bucket, shard, offset), into `index`."""
+    """Write `index`: the rows of all samples in committed shards, without failed ones, sorted by (bucket, shard, offset)."""
     rows = run.read_tables(pattern, shard_schema(record))
     ok = pc.equal(rows["status"], "ok")
     table = rows.filter(ok).sort_by([("bucket", "ascending"), ("shard", "ascending"), ("offset_bytes", "ascending")])
@@ -42,15 +39,15 @@ def build_index(
 
 
 def build_latents_index(run: RunFolder, compressor: str) -> pa.Table:
-    """RUN/latents/<compressor>/index.parquet with the columns of `LatentSample`, and statistics.json beside it."""
+    """Write index.parquet (columns of `LatentSample`) and statistics.json in RUN/latents/<compressor>."""
     folder = f"latents/{compressor}"
     table = build_index(run, f"{folder}/*/*.parquet", index=f"{folder}/index.parquet", record=LatentSample)
     run.write_bytes(f"{folder}/{STATISTICS_FILE}", merge_shard_statistics(run, folder))
     return table
 
 
-def remove_stale(run: RunFolder, planned_names: Iterable[str], *, folder: str = "shards") -> list[str]:
-    """Delete shards of an earlier plan that this one no longer names; returns their names (without extension)."""
+def remove_stale_shards(run: RunFolder, planned_names: Iterable[str], *, folder: str = "shards") -> list[str]:
+    """Delete shards that the current plan does not contain; returns their names (without extension)."""
     planned = set(planned_names)
     files = [*run.list(f"{folder}/*/*.parquet"), *run.list(f"{folder}/*/*.tar")]  # the commit marks go first
     stale = [f for f in files if f.rsplit(".", 1)[0] not in planned]

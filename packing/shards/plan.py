@@ -1,9 +1,9 @@
-"""Which clips go into which shard: names and contents are fixed here, before anything is written.
+"""Assigns clips to shards: names and contents of all shards are fixed before anything is written.
 
     shards, rejects = plan_shards(clips, table)
-    plan_hash(shards[0], recipe_hash)              # changes with what the shard is made of
+    plan_hash(shards[0], recipe_hash)              # changes with the contents of the shard
 
-The same clips give the same shards, in whatever order they come.
+The same clips give the same shards, in any order.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ BYTES_PER_PIXEL = 0.25
 
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-"""Keys end at the first dot for WebDataset, and stay below the 100 bytes of a ustar name with their extension."""
+"""WebDataset keys end at the first dot; with their extension they stay below the 100 bytes of a ustar name."""
 
 
 OtherText = tuple[str, str, int, float, float, str]
-"""(source, kind, window, start_seconds, end_seconds, text): what is said of a clip besides its caption."""
+"""(source, kind, window, start_seconds, end_seconds, text): a further text of a clip, besides its caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardClip:
-    """What sharding needs to know of one kept, captioned clip."""
+    """One captioned clip that passed the filters, with what sharding needs of it."""
 
     clip_id: str
     uri: str
@@ -49,7 +49,7 @@ class ShardClip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedShard:
-    """Which clips one tar will hold. `name` is its path in the run folder without extension."""
+    """The clips of one tar. `name` is its path in the run folder without extension."""
 
     name: str
     bucket: Bucket
@@ -57,8 +57,8 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reject:
-    """A clip that no shard takes."""
+class RejectedClip:
+    """A clip that is in no shard."""
 
     clip_id: str
     reason: str
@@ -67,8 +67,8 @@ class Reject:
 
 def plan_shards(
     clips: Iterable[ShardClip], table: BucketTable, *, folder: str = "shards"
-) -> tuple[list[PlannedShard], list[Reject]]:
-    """Divide clips among shards: per bucket, sorted by clip_id, evenly filled. The order of `clips` does not matter.
+) -> tuple[list[PlannedShard], list[RejectedClip]]:
+    """Divide the clips of each bucket, sorted by clip_id, into shards of about equal size, whatever the order of `clips`.
 
     Raises:
         UsageError: two clips share a clip_id, or one cannot be the key of a sample.
@@ -85,7 +85,7 @@ def plan_shards(
         bucket = assign_bucket(seconds, clip.width_px, clip.height_px, table)
         if bucket is None:
             detail = f"{seconds:.2f} s of {clip.height_px}x{clip.width_px}"
-            rejects.append(Reject(clip_id=clip.clip_id, reason="no_bucket", detail=detail))
+            rejects.append(RejectedClip(clip_id=clip.clip_id, reason="no_bucket", detail=detail))
         else:
             per_bucket.setdefault(bucket, []).append(clip)
     shards = []
@@ -108,7 +108,7 @@ def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
 
 
 def plan_hash(shard: PlannedShard, recipe: str) -> str:
-    """Changes when the clips of a shard, their spans, captions, bucket or the recipe change; paths do not count."""
+    """Hash of the clips of a shard, their spans, captions, bucket and the recipe; paths do not count."""
     clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption, *c.other_texts) for c in shard.clips]
     return recipe_hash([shard.name, clips, recipe])
 

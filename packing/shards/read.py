@@ -1,8 +1,8 @@
-"""Read shards back: one sample by its place in the index, or whole tars in order the WebDataset way.
+"""Read shards: one sample by its row in the index, or all samples of whole tars in order.
 
-row = from_table(run.read_table("index.parquet"), Sample)[0]
-read_sample(run, row)["mp4"]                            # one ranged read, checked against the row's sha256
-for sample in iterate(run): sample["__key__"], sample["mp4"], sample["json"], sample["txt"]
+sample = from_table(run.read_table("index.parquet"), Sample)[0]
+read_sample(run, sample)["mp4"]                         # one ranged read, checked against the sha256 of the index
+for sample in iterate_samples(run): sample["__key__"], sample["mp4"], sample["json"], sample["txt"]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from packing.shards.latent_codec import restore
+from packing.shards.latent_codec import decode_latent
 from packing.shards.samples import LatentSample
 from recaption.errors import VideoError
 from recaption.ledger.tar_checks import payload_of
@@ -23,30 +23,30 @@ from recaption.records import Sample
 from recaption.run_folder import RunFolder
 
 
-def read_sample(run: RunFolder, row: Sample, *, payload: str = "mp4", check: bool = True) -> dict[str, bytes]:
+def read_sample(run: RunFolder, sample: Sample, *, payload: str = "mp4", check: bool = True) -> dict[str, bytes]:
     """Members of one sample, extension (without dot) -> bytes, by one ranged read of its tar.
 
     Args:
-        payload: the member that `row.sha256` belongs to.
-        check: compare the sha256, which takes as long as all the rest.
+        payload: the member that `sample.sha256` belongs to.
+        check: compare the sha256, which doubles the time.
 
     Raises:
-        VideoError: the tar is gone or too short (`unreadable`, `truncated`), or holds other bytes (`frame_mismatch`).
+        VideoError: the tar is missing or too short (`unreadable`, `truncated`), or has other bytes (`frame_mismatch`).
     """
-    where = f"{row.shard}#{row.clip_id}"
+    where = f"{sample.shard}#{sample.clip_id}"
     try:
-        span = run.read_span(row.shard, row.offset_bytes, row.offset_bytes + row.num_bytes)
+        span = run.read_span(sample.shard, sample.offset_bytes, sample.offset_bytes + sample.num_bytes)
     except FileNotFoundError as error:
         raise VideoError("unreadable", "the shard is not there", uri=where) from error
-    if len(span) != row.num_bytes:
-        raise VideoError("truncated", f"the shard ends {row.num_bytes - len(span)} bytes early", uri=where)
+    if len(span) != sample.num_bytes:
+        raise VideoError("truncated", f"the shard ends {sample.num_bytes - len(span)} bytes early", uri=where)
     members = {}
     for name, start, size in _members(span, where):
         key, _, extension = name.partition(".")
-        if key != row.clip_id:
-            raise VideoError("frame_mismatch", f"{name} lies in its place", uri=where)
+        if key != sample.clip_id:
+            raise VideoError("frame_mismatch", f"{name} is in its place", uri=where)
         members[extension] = span[start : start + size]
-    if check and hashlib.sha256(payload_of(members, payload)).hexdigest() != row.sha256:
+    if check and hashlib.sha256(payload_of(members, payload)).hexdigest() != sample.sha256:
         raise VideoError("frame_mismatch", f"the .{payload} member is not the one that was written", uri=where)
     return members
 
@@ -54,8 +54,8 @@ def read_sample(run: RunFolder, row: Sample, *, payload: str = "mp4", check: boo
 def _members(span: bytes, where: str) -> Iterator[tuple[str, int, int]]:
     """(name, start, size) of each member of whole tar blocks.
 
-    The headers that `shards` writes have a short name and an octal size at fixed places; `tarfile`, which can read all
-    others, takes longer to read one than the latent behind it, so it is asked for those only.
+    The headers that `write` makes have a short name and an octal size at fixed offsets. `tarfile` takes longer to parse one
+    than to read the latent behind it, so it is used for other headers only.
     """
     start = 0
     while start < len(span) and span[start]:
@@ -74,30 +74,30 @@ def _members_by_tarfile(span: bytes, start: int, where: str) -> Iterator[tuple[s
         with tarfile.open(fileobj=io.BytesIO(span[start:]), mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
-                    raise VideoError("frame_mismatch", f"{member.name} lies in its place", uri=where)
+                    raise VideoError("frame_mismatch", f"{member.name} is in its place", uri=where)
                 yield member.name, start + member.offset_data, member.size
     except tarfile.TarError as error:
         raise VideoError("unreadable", f"no tar header where the index says: {error}", uri=where) from error
 
 
-def read_latent(run: RunFolder, row: LatentSample, *, check: bool = True) -> np.ndarray:
+def read_latent(run: RunFolder, sample: LatentSample, *, check: bool = True) -> np.ndarray:
     """latent_CTHW of one sample, float16 or float32 (see latent_codec.py), writable.
 
     Raises:
-        VideoError: as `read_sample`, also for a type or shape other than the row's.
+        VideoError: as `read_sample`, also for a type or shape other than in the index.
     """
-    members = read_sample(run, row, payload="npy", check=check)
-    shape = (row.latent_channels, row.latent_frames, row.latent_height, row.latent_width)
+    members = read_sample(run, sample, payload="npy", check=check)
+    shape = (sample.latent_channels, sample.latent_frames, sample.latent_height, sample.latent_width)
     try:
-        return restore(members, row.latent_dtype, shape)
+        return decode_latent(members, sample.latent_dtype, shape)
     except ValueError as error:
         raise VideoError(
-            "unreadable", f"no latent lies in its place: {error}", uri=f"{row.shard}#{row.clip_id}"
+            "unreadable", f"no latent is in its place: {error}", uri=f"{sample.shard}#{sample.clip_id}"
         ) from error
 
 
-def iterate(run: RunFolder, pattern: str = "shards/*/*.tar") -> Iterator[dict[str, Any]]:
-    """All samples of all tars that match, in name order: dicts of WebDataset (`__key__`, then extension -> bytes).
+def iterate_samples(run: RunFolder, pattern: str = "shards/*/*.tar") -> Iterator[dict[str, Any]]:
+    """All samples of all matching tars, in name order, as WebDataset dicts (`__key__`, then extension -> bytes).
 
     Raises:
         VideoError: `truncated`, where a tar yields another number of samples than its parquet says. (A tar cut between

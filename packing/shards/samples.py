@@ -1,4 +1,4 @@
-"""Rows of the shard index: one per sample, for videos and for latents."""
+"""Samples of shards, videos and latents: tar members and index rows."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class LatentSample(Sample):
     latent_dtype: str
     """One of `latents.LATENT_DTYPES`."""
     round_trip_psnr_db: float | None
-    """Of the clip decoded from what lies in the tar, rounding included."""
+    """Of the clip decoded from the latent in the tar, rounding included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One sample on its way into a tar, or the reason why it does not get there."""
+    """One sample to be written into a tar, or the reason why it failed."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
@@ -46,14 +46,11 @@ class Entry:
     reason: str | None = None
     detail: str = ""
     statistics: ChannelStatistics | None = None
-    """Of a latent, as it will be read."""
-
-
-# --- entries --------------------------------------------------------------------------------------------------------
+    """Of a latent, after rounding to its dtype."""
 
 
 def video_entry(clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_tokens: int) -> Entry:
-    """A transcoded clip as members .mp4 .json .txt. Where the source lay is left out: bytes depend on content only."""
+    """A transcoded clip as members .mp4 .json .txt. Without the path of the source: the bytes depend on content only."""
     description = {
         "clip_id": clip.clip_id,
         "caption": clip.caption,
@@ -85,7 +82,7 @@ def _video_fields(clip: ShardClip, bucket: Bucket, num_latent_tokens: int) -> di
 
 
 def latent_shard_name(compressor: str, shard: str) -> str:
-    """Latents mirror the video shards one to one: `shards/B/000000.tar` -> `latents/<compressor>/B/000000`.
+    """Name of the latents shard of a video shard: `shards/B/000000.tar` -> `latents/<compressor>/B/000000`.
 
     Raises:
         UsageError: `compressor` cannot be the name of a folder.
@@ -105,25 +102,25 @@ def latent_entry(
     measure: Callable[[np.ndarray], float] | None = None,
     details: dict[str, Any] | None = None,
 ) -> Entry:
-    """A latent (C, t, h, w) as members .npy (and .scale.npy) and .json; one that `dtype` cannot hold becomes a failed row.
+    """A latent (C, t, h, w) as members .npy (and .scale.npy) and .json; one that `dtype` cannot hold becomes a failed entry.
 
     Args:
         dtype: one of `latents.LATENT_DTYPES`.
-        measure: round-trip error in dB of the latent as it will be read.
-        details: JSON-simple facts to keep in the .json member (compressor).
+        measure: round-trip PSNR in dB of the latent after rounding.
+        details: plain JSON values for the .json member (compressor).
     """
-    latents.check_dtype(dtype)
+    latents.check_latent_dtype(dtype)
     shape = latent.shape
-    fields = {name: getattr(sample, name) for name in _COPIED} | {
+    fields = {name: getattr(sample, name) for name in _COPIED_COLUMNS} | {
         "num_latent_tokens": num_latent_tokens,
         **dict(zip(("latent_channels", "latent_frames", "latent_height", "latent_width"), shape)),
         "latent_dtype": dtype,
     }
     try:
-        members = latents.store(latent, dtype)
+        members = latents.encode_latent(latent, dtype)
     except ValueError as error:
         return Entry(key=sample.clip_id, fields=fields, reason="write_failed", detail=str(error))
-    restored = latents.restore(members, dtype, shape)
+    restored = latents.decode_latent(members, dtype, shape)
     measured = {"round_trip_psnr_db": round(measure(restored), 2)} if measure is not None else {}
     description = {"clip_id": sample.clip_id, "caption": sample.caption, "bucket": sample.bucket, "dtype": dtype}
     members["json"] = _canonical_json({**description, **measured, **(details or {})})
@@ -131,23 +128,20 @@ def latent_entry(
     return Entry(key=sample.clip_id, members=members, fields=fields, statistics=ChannelStatistics.from_latent(restored))
 
 
-def failed_latent(sample: Sample, *, reason: str, detail: str) -> Entry:
+def failed_latent_entry(sample: Sample, *, reason: str, detail: str) -> Entry:
     """A sample that could not be encoded: a row with a reason from `errors.FAILURE_REASONS`, no members."""
-    fields = {name: getattr(sample, name) for name in _COPIED}
+    fields = {name: getattr(sample, name) for name in _COPIED_COLUMNS}
     return Entry(key=sample.clip_id, fields=fields, reason=reason, detail=detail)
 
 
-_COPIED = ("bucket", "num_frames", "height_px", "width_px", "fps", "num_caption_tokens", "caption")
+_COPIED_COLUMNS = ("bucket", "num_frames", "height_px", "width_px", "fps", "num_caption_tokens", "caption")
 
 
 def _canonical_json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
 
 
-# --- write ----------------------------------------------------------------------------------------------------------
-
-
 def shard_schema(record: type = Sample) -> pa.Schema:
-    """Columns of the parquet beside a tar: the record's, plus status (`ok` or `failed`), reason and detail."""
+    """Columns of the parquet of a tar: the record's, plus status (`ok` or `failed`), reason and detail."""
     status = pa.field("status", pa.string(), nullable=False)
     return pa.schema([*schema_of(record), status, pa.field("reason", pa.string()), pa.field("detail", pa.string())])

@@ -1,15 +1,15 @@
-"""Shards: clips of one bucket in one tar, and beside it the parquet that says what lies where.
+"""Write shards: one WebDataset tar with samples of one bucket, and a parquet with the offset of each sample.
 
     for shard in plan_shards(clips, table)[0]:                             # plan.py
         key = plan_hash(shard, recipe_hash)
         if not is_committed(run, shard.name, key):
             write_shard(run, shard.name, entries, plan_hash=key)           # of video_entry(...) or failed_entry(...)
-    remove_stale(run, [s.name for s in shards])
+    remove_stale_shards(run, [s.name for s in shards])
     build_index(run)
 
-Members `<clip_id>.json .mp4 .txt` (latents: `.json .npy`, see latent_codec.py) lie side by side, plain ustar with mtime 0,
-so any tar or WebDataset reader opens them and the same clips give the same bytes. The parquet is written last and marks the
-commit: a shard without it, or with another `plan_hash` in its metadata, is written anew. The one writer of both kinds.
+Members `<clip_id>.json .mp4 .txt` (latents: `.json .npy`, see latent_codec.py) are adjacent, in plain ustar with mtime 0,
+so that any tar or WebDataset reader opens them and the same clips give the same bytes. The parquet is written last and marks
+the commit: a shard without it, or with another `plan_hash` in its metadata, is rewritten. Writes video and latent shards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from recaption.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardReport:
-    """What one written shard came to."""
+    """Counts of one written shard."""
 
     name: str
     num_samples: int
@@ -51,18 +51,18 @@ def write_shard(
     plan_hash: str,
     record: type = Sample,
     payload: str = "mp4",
-    facts: Callable[[], dict[str, str]] = dict,
+    extra_metadata: Callable[[], dict[str, str]] = dict,
 ) -> ShardReport:
     """Write `<name>.tar`, then `<name>.parquet`, which commits it. Holds one shard in memory.
 
     Args:
         record: `Sample`, or `LatentSample` with payload="npy".
         payload: extension of the member whose sha256 goes into the row.
-        facts: more to note in the parquet's metadata, asked once all entries are in the tar.
+        extra_metadata: of the parquet; called once all entries are in the tar.
 
     Raises:
         OSError: the tar does not read back as it was written, or the storage failed; nothing is committed then.
-        UsageError: a key appears twice or is not fit to be one.
+        UsageError: a key appears twice or is malformed.
     """
     tar, rows = _build_tar(f"{name}.tar", entries, record, payload)
     samples = [row for row in rows if row["status"] == "ok"]
@@ -71,14 +71,14 @@ def write_shard(
     if samples:
         run.write_bytes(f"{name}.tar", tar)
     else:
-        tar = b""  # readers stumble over tars without members, so there is none
+        tar = b""  # readers fail on tars without members, so there is none
         run.remove(f"{name}.tar")
     metadata = {
         "plan_hash": plan_hash,
         "tar_num_bytes": str(len(tar)),
         "tar_sha256": hashlib.sha256(tar).hexdigest(),
         "num_samples": str(len(samples)),
-        **facts(),
+        **extra_metadata(),
     }
     run.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=shard_schema(record)), metadata)
     rejected: dict[str, int] = {}
@@ -89,10 +89,10 @@ def write_shard(
 
 
 def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, plan_hash: str) -> ShardReport:
-    """`write_shard` for `latent_entry`s; `name` from `latent_shard_name`. Notes what their channels come to."""
+    """`write_shard` for `latent_entry`s; `name` from `latent_shard_name`. Adds their channel statistics to the metadata."""
     statistics = ChannelStatistics()
 
-    def counted() -> Iterator[Entry]:
+    def counting() -> Iterator[Entry]:
         nonlocal statistics
         for entry in entries:
             statistics = statistics.merged(entry.statistics or ChannelStatistics())
@@ -101,11 +101,11 @@ def write_latents_shard(run: RunFolder, name: str, entries: Iterable[Entry], *, 
     return write_shard(
         run,
         name,
-        counted(),
+        counting(),
         plan_hash=plan_hash,
         record=LatentSample,
         payload="npy",
-        facts=lambda: {STATISTICS_KEY: statistics.to_json()},
+        extra_metadata=lambda: {STATISTICS_KEY: statistics.to_json()},
     )
 
 
@@ -121,7 +121,7 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
         for entry in entries:
             check_key(entry.key)
             if entry.key in seen:
-                raise UsageError(f"{shard}: {entry.key} comes twice")
+                raise UsageError(f"{shard}: {entry.key} is there twice")
             seen.add(entry.key)
             row = blank | entry.fields | {"clip_id": entry.key, "shard": shard}
             if entry.reason is not None:
@@ -141,7 +141,7 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
 
 
 def _verify_tar(tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
-    """Open the bytes anew and hold them against the rows: every sample where it should be, whole, and nothing else."""
+    """Parse the bytes again and compare with the rows: every sample at its offset, complete, and nothing else."""
     found: list[tuple[str, int, dict[str, bytes]]] = []
     with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
         for member in archive:

@@ -14,10 +14,10 @@ from jobs.recipe.settings import Recipe, grid_of
 from jobs.report.packs import plan_figures
 from jobs.summary import print_summary
 from packing.loader.loader import PackLoader
-from packing.loader.sources import MemorySource
 from recaption.errors import UsageError
 from recaption.records import Sample, to_table
 from recaption.run_folder import RunFolder
+from tests.stand_ins.memory_source import MemorySource
 
 SHAPES = [(1, 64, 64), (17, 64, 64), (9, 64, 64), (33, 128, 128)]
 """Frames, height and width in pixels: 16, 80, 48 and 576 tokens."""
@@ -73,9 +73,9 @@ def test_rejected_samples_and_seconds_are_named(run: RunFolder) -> None:
 def test_what_rules_do_is_counted_in_samples_seconds_and_tokens(run: RunFolder) -> None:
     rules = {
         "too_long": "split",
-        "mix": ("images=2", "9f-64x64-8fps=0@epoch<1"),
-        "keep": ("17f-64x64-8fps=0.5",),
-        "max_frames": ("tokens>500=6@epoch<2",),
+        "sampling_weights": ("images=2", "9f-64x64-8fps=0@epoch<1"),
+        "token_keep_rate": ("17f-64x64-8fps=0.5",),
+        "max_latent_frames": ("tokens>500=6@epoch<2",),
     }
     summary = plan(recipe_with(**rules), run_uri=run.uri, num_epochs=3)
     assert summary["by_rule"] == {"left_out": 10, "repeated": 10, "cut": 10, "split": 10, "dropped": 10}
@@ -93,7 +93,9 @@ def test_what_rules_do_is_counted_in_samples_seconds_and_tokens(run: RunFolder) 
 
 
 def test_the_plan_shown_is_the_one_training_starts_with(run: RunFolder) -> None:
-    recipe = recipe_with(too_long="split", mix=("1.5",), keep=("beta(3,1)",), max_frames=("3",))
+    recipe = recipe_with(
+        too_long="split", sampling_weights=("1.5",), token_keep_rate=("beta(3,1)",), max_latent_frames=("3",)
+    )
     summary = plan(recipe, run_uri=run.uri)
     rows = samples(recipe)
     latents = [
@@ -103,12 +105,14 @@ def test_the_plan_shown_is_the_one_training_starts_with(run: RunFolder) -> None:
     data = MemorySource(latents, [r.clip_id for r in rows], [""] * len(rows), buckets=[r.bucket for r in rows])
     loader = PackLoader(data, settings=recipe.plan, grid=grid_of(recipe))
     shown = json.loads(run.read_bytes("plan.json"))
-    assert shown["hash"] == dataclasses.replace(loader.rows.plans[0], num_ranks=1).hash
+    assert shown["hash"] == dataclasses.replace(loader.reader.plans[0], num_ranks=1).hash
     assert shown["pack_tokens"] == [batch.num_tokens for _, batch in zip(range(summary["num_packs"]), loader)]
 
 
 def test_text_and_page_say_it_too(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = plan(recipe_with(mix=("0.5@epoch<1",), keep=("0.5",)), run_uri=run.uri, num_epochs=2)
+    summary = plan(
+        recipe_with(sampling_weights=("0.5@epoch<1",), token_keep_rate=("0.5",)), run_uri=run.uri, num_epochs=2
+    )
     print_summary("plan", summary)
     said = capsys.readouterr().out
     assert "rejected seconds: too_long " in said
@@ -134,16 +138,18 @@ def test_text_and_page_say_it_too(run: RunFolder, capsys: pytest.CaptureFixture[
 def test_token_counts_alone_plan_as_far_as_they_say_enough(tmp_path: Path) -> None:
     lengths = tmp_path / "lengths.npy"
     np.save(lengths, np.arange(1, 400))
-    summary = plan(recipe_with(mix=("tokens>100=0.5",), keep=("50/tokens",)), lengths=str(lengths))
+    summary = plan(
+        recipe_with(sampling_weights=("tokens>100=0.5",), token_keep_rate=("50/tokens",)), lengths=str(lengths)
+    )
     assert summary["by_rule"]["dropped"] > 50
     assert summary["rejected"] == {}
     assert 0 < summary["dropped_token_share"] < 1
     for rules, named in (
-        ({"mix": ("images=2",)}, "lack them"),
-        ({"max_frames": ("3",)}, "lack them"),
+        ({"sampling_weights": ("images=2",)}, "lack them"),
+        ({"max_latent_frames": ("3",)}, "lack them"),
         ({"too_long": "split"}, "lack them"),
-        ({"mix": ("9f-64x64-8fps=2",)}, "do not name them"),
-        ({"mix": ("0",)}, "shows no sample"),
+        ({"sampling_weights": ("9f-64x64-8fps=2",)}, "do not name them"),
+        ({"sampling_weights": ("0",)}, "shows no sample"),
     ):
         with pytest.raises(UsageError, match=named):
             plan(recipe_with(**rules), lengths=str(lengths))
@@ -153,7 +159,7 @@ def test_wrong_use_is_one_clear_sentence(run: RunFolder) -> None:
     with pytest.raises(UsageError, match="--epochs 0 must be from 1"):
         plan(recipe_with(), run_uri=run.uri, num_epochs=0)
     with pytest.raises(UsageError, match=r"no sample is in bucket 5f-64x64-8fps; there are 17f-64x64-8fps, 1f-"):
-        plan(recipe_with(mix=("5f-64x64-8fps=2",)), run_uri=run.uri)
+        plan(recipe_with(sampling_weights=("5f-64x64-8fps=2",)), run_uri=run.uri)
     other = recipe_with(too_long="split")
     other = dataclasses.replace(other, encode=dataclasses.replace(other.encode, frame_stride=1))
     with pytest.raises(UsageError, match="other strides or another patch"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packing.buckets import Bucket, BucketTable, assign_bucket, bucket_name, crop_share, frames_in, parse_bucket
+from packing.buckets import Bucket, BucketTable, assign_bucket, bucket_name, crop_fraction, num_frames_in, parse_bucket
 from recaption.errors import UsageError
 
 sides = st.integers(min_value=1, max_value=4500)
@@ -16,7 +16,7 @@ def test_name_parses_back(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("name", ["17f-144x256", "17f-144x256-8fps/..", "017f-1x1-1fps", "", "17f-0x16-8fps"])
-def test_what_is_no_bucket_name_is_refused(name: str) -> None:
+def test_malformed_bucket_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="bucket"):
         parse_bucket(name)
 
@@ -40,24 +40,24 @@ def test_suggested_frame_counts_are_valid() -> None:
         {"max_areas_px": ()},
         {"max_areas_px": (100,)},
         {"size_multiple_px": 15},
-        {"max_crop_share": 1.0},
-        {"max_crop_share": -0.1},
+        {"max_crop_fraction": 1.0},
+        {"max_crop_fraction": -0.1},
         {"fps": 0},
         {"max_samples_per_shard": 0},
     ],
 )
-def test_wrong_table_names_the_field(wrong: dict) -> None:
+def test_invalid_table_names_the_field(wrong: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         BucketTable(**wrong)
 
 
 def possible(width: int, height: int, target_px: int, max_crop: float) -> bool:
-    """Whether any multiple of 16 fits: tried out one by one."""
+    """Whether any multiple of 16 fits, by exhaustive search."""
     for h in range(16, min(height, target_px // 16) + 1, 16):
         for w in range(16, min(width, target_px // h) + 1, 16):
             scale = max(h / height, w / width)
             cut_px = max(height * scale - h, width * scale - w)
-            if cut_px < 16 - 1e-9 and crop_share(height, width, h, w) <= max_crop:
+            if cut_px < 16 - 1e-9 and crop_fraction(height, width, h, w) <= max_crop:
                 return True
     return False
 
@@ -67,7 +67,7 @@ def possible(width: int, height: int, target_px: int, max_crop: float) -> bool:
 def test_no_bucket_only_where_none_is_possible(width: int, height: int, area: int) -> None:
     table = BucketTable(max_areas_px=(area,))
     found = assign_bucket(10.0, width, height, table) is not None
-    assert found == possible(width, height, min(area, width * height), table.max_crop_share)
+    assert found == possible(width, height, min(area, width * height), table.max_crop_fraction)
 
 
 @settings(max_examples=300)
@@ -83,7 +83,7 @@ def test_bucket_keeps_ratio_never_upscales_and_stays_within_area(width: int, hei
     assert bucket.width_px <= width
     target = max((a for a in areas if a <= width * height), default=width * height)
     assert bucket.height_px * bucket.width_px <= target
-    assert crop_share(height, width, bucket.height_px, bucket.width_px) <= table.max_crop_share
+    assert crop_fraction(height, width, bucket.height_px, bucket.width_px) <= table.max_crop_fraction
     scale = max(bucket.height_px / height, bucket.width_px / width)
     cut = max(height * scale - bucket.height_px, width * scale - bucket.width_px)
     assert cut < 16
@@ -101,7 +101,7 @@ def test_mirrored_shape_gets_the_mirrored_bucket(width: int, height: int) -> Non
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
     [
-        (1920, 1080, (352, 624)),  # 0.3 % cropped; the exact 288x512 would throw away a third of the pixels
+        (1920, 1080, (352, 624)),  # 0.3 % cropped; the exact 288x512 would crop a third of the pixels
         (1080, 1920, (624, 352)),
         (640, 480, (416, 544)),
         (1000, 1000, (480, 480)),
@@ -139,6 +139,6 @@ def test_longest_frame_count_that_the_clip_fills(seconds: float, num_frames: int
     assert (bucket.num_frames if bucket else None) == num_frames
 
 
-def test_still_image_is_a_video_of_one_frame() -> None:
-    assert frames_in(0.0, 8) == 1
+def test_image_is_a_video_of_one_frame() -> None:
+    assert num_frames_in(0.0, 8) == 1
     assert assign_bucket(0.0, 96, 96, BucketTable(num_frames=(1, 9))) == Bucket(1, 96, 96, 8)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from packing.buckets import Bucket
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
+from tests.stand_ins.memory_source import MemorySource
 from train.diffusion.process import PathSettings
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import TrainResult, train

@@ -40,7 +40,7 @@ class DitBatch:
             text=encoder.encode(batch.captions),
             token_shapes=batch.token_shapes,
             first_frames=tuple(frame // batch.patch[0] for frame in batch.first_frames),
-            clip_ids=batch.draw_ids,  # each appearance of a clip in an epoch has chances of its own
+            clip_ids=batch.rng_keys,  # each appearance of a clip in an epoch has chances of its own
             epoch=batch.epoch,
             capacity=batch.capacity,
         )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from packing.buckets import bucket_name
-from packing.grid import patch_shape
+from packing.grid import token_shape_of_latent
 from packing.loader.batch import pack
 from train.generator.batch import DitBatch
 from train.generator.task import DitTask
@@ -28,7 +28,7 @@ def loss_per_bucket(
     found = {}
     for bucket in sorted(task.buckets, key=lambda b: (b.height_px * b.width_px, b.num_frames, bucket_name(b))):
         shape = task.grid.latent_shape(bucket.num_frames, bucket.height_px, bucket.width_px)
-        num_tokens = int(np.prod(patch_shape(shape, task.grid.patch)))
+        num_tokens = int(np.prod(token_shape_of_latent(shape, task.grid.patch)))
         mine = [i for i, other in enumerate(task.source.latent_shapes) if tuple(other) == shape]
         if not mine or num_tokens > task.plan.capacity:
             continue

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from packing.buckets import Bucket, bucket_name, parse_bucket
-from packing.grid import Grid, patch_shape
+from packing.grid import Grid, token_shape_of_latent
 from packing.loader.loader import PackLoader
-from packing.loader.sources import LatentShards, Source
+from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
@@ -55,7 +55,7 @@ class DitTask:
 
     def __init__(
         self,
-        run: RunFolder | Source,
+        run: RunFolder | SampleSource,
         settings: DitSettings,
         plan: PlanSettings,
         *,
@@ -82,8 +82,8 @@ class DitTask:
         choose_backend(settings.attention_backend, device, torch.bfloat16)
         self.settings, self.plan = settings, plan
         if isinstance(run, RunFolder):
-            run = LatentShards(run, latents, blend=settings.blend, window_texts=plan.excerpt_rules.cuts)
-        self.source: Source = run
+            run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
+        self.source: SampleSource = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = compressors.load(compressor)
@@ -192,7 +192,9 @@ class DitTask:
     def activation_bytes(self, precision: str, *, recompute: bool) -> int:
         """Of one full row of the shortest samples, which bring the most registers."""
         settings = self.settings
-        shortest = min(math.prod(patch_shape(shape, settings.patch)) for shape in set(self.source.latent_shapes))
+        shortest = min(
+            math.prod(token_shape_of_latent(shape, settings.patch)) for shape in set(self.source.latent_shapes)
+        )
         num_tokens = self.plan.capacity + settings.num_registers * (self.plan.capacity // shortest)
         size = {"width": settings.width, "depth": settings.depth, "capacity": num_tokens}
         return activation_bytes(**size, precision=precision, recompute=recompute)
@@ -264,7 +266,7 @@ class DitTask:
     def _validation_batches(self) -> list[DitBatch]:
         if self._validation is None:
             loader = PackLoader(self.source, settings=self.plan, grid=self.grid, prefetch=0)
-            rows = zip(range(min(self.settings.validation_rows, loader.num_rows_per_epoch)), loader)
+            rows = zip(range(min(self.settings.validation_rows, loader.num_packs_per_epoch)), loader)
             self._validation = [DitBatch.of(batch, self.encoder) for _, batch in rows]
         return self._validation
 
@@ -287,9 +289,9 @@ class DitTask:
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
 
 
-def _buckets_of(source: Source) -> list[Bucket]:
+def _buckets_of(source: SampleSource) -> list[Bucket]:
     """Buckets of the samples, the most frequent first."""
     if not isinstance(source, LatentShards):
         raise UsageError("a source other than a run folder needs its buckets named")
-    counts = Counter(row.bucket for row in source.rows)
+    counts = Counter(row.bucket for row in source.samples)
     return [parse_bucket(name) for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]

@@ -1,8 +1,8 @@
-"""What storing latents in fewer bits costs: error against float32, symmetric beside affine 8 bit, bytes, decoded pictures.
+"""Error of storing latents in fewer bits: against float32, symmetric and affine 8 bit, bytes, PSNR of decoded frames.
 
     python tests/benchmarks/packing/bench_latents.py [--compressor patch:24,whitening=0.5] [--num-scenes 24]
 
-Latents of rendered scenes. Affine has a step and a middle for each channel of each sample, symmetric a step alone.
+Latents of rendered scenes. Affine has a scale and a zero point for each channel of each sample, symmetric a scale alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 import torch
 
-from packing.shards.latent_codec import LATENT_DTYPES, restore, store
+from packing.shards.latent_codec import LATENT_DTYPES, decode_latent, encode_latent
 from recaption.scenes.renderer import render
 from train.compressors.registry import load
 
@@ -36,12 +36,12 @@ def main() -> None:
         frames_THWC = render(9000 + seed, num_frames=17, height_px=64, width_px=96, fps=8).frames_THWC
         pixels_BCTHW = torch.from_numpy(frames_THWC.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         latent = compressor.encode(pixels_BCTHW)[0].numpy()
-        found = {"float32": latent, "int8 symmetric": symmetric(latent)}
+        variants = {"float32": latent, "int8 symmetric": symmetric(latent)}
         for dtype in LATENT_DTYPES:
-            members = store(latent, dtype)
+            members = encode_latent(latent, dtype)
             num_bytes[dtype] = num_bytes.get(dtype, 0) + sum(map(len, members.values()))
-            found[dtype] = restore(members, dtype, latent.shape)
-        for name, values in found.items():
+            variants[dtype] = decode_latent(members, dtype, latent.shape)
+        for name, values in variants.items():
             decoded = compressor.decode(torch.from_numpy(np.float32(values))[None]).clamp(-1, 1)
             error = float((decoded - pixels_BCTHW).square().mean())
             psnr_db.setdefault(name, []).append(10 * np.log10(4 / error))

@@ -1,11 +1,10 @@
-"""Packs from local shards beside plain webdataset over the same tars: samples per CPU second, and per second.
+"""Throughput of `PackLoader` against plain webdataset over the same local tars: samples per CPU second, and per second.
 
     python tests/benchmarks/packing/bench_loader.py [--num-samples 2000] [--dtype int8]
 
-webdataset reads the tars front to back, unshuffled, and decodes the .npy members; where these are not float16, once as
-they lie there and once turned into numbers, as every trainer has to. The loader reads the same samples in
-the order of its plan, by ranged reads, and lays out the tokens; in its first epoch it also checks every sha256. Both in
-one process, interleaved.
+webdataset reads the tars sequentially, unshuffled, and loads the .npy members; where these are not float16, once as stored
+and once decoded to floats, as every trainer has to. The loader reads the same samples in the order of its plan, by ranged
+reads, and packs the tokens; in its first epoch it also checks every sha256. Both in one process, interleaved.
 """
 
 from __future__ import annotations
@@ -52,29 +51,29 @@ def write(run: RunFolder, num_samples: int, dtype: str) -> None:
     build_latents_index(run, "patch")
 
 
-def plain(run: RunFolder) -> int:
+def read_webdataset(run: RunFolder) -> int:
     tars = [run.path(name) for name in run.list("latents/patch/*/*.tar")]
     samples = webdataset.WebDataset(tars, shardshuffle=False)
     return sum(np.load(io.BytesIO(sample["npy"])).nbytes for sample in samples)
 
 
-def numbers(run: RunFolder) -> int:
-    """`plain` with what latent_codec.py says about each type."""
+def read_webdataset_decoded(run: RunFolder) -> int:
+    """`read_webdataset`, decoded to floats as in the table of latent_codec.py."""
     tars = [run.path(name) for name in run.list("latents/patch/*/*.tar")]
     num_bytes = 0
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
         latent = np.load(io.BytesIO(sample["npy"]))
         if "scale.npy" in sample:
-            scale, middle = np.load(io.BytesIO(sample["scale.npy"])).reshape(2, -1, 1, 1, 1)
-            latent = latent * scale + middle
+            scale, zero_point = np.load(io.BytesIO(sample["scale.npy"])).reshape(2, -1, 1, 1, 1)
+            latent = latent * scale + zero_point
         else:
             latent = (latent.astype(np.uint32) << 16).view(np.float32)
         num_bytes += latent.nbytes
     return num_bytes
 
 
-class Packs:
-    """The epochs of one loader, one after the other."""
+class ReadEpoch:
+    """Reads the next epoch of one loader at each call."""
 
     def __init__(self, run: RunFolder) -> None:
         self.loader = PackLoader(
@@ -83,7 +82,7 @@ class Packs:
         self.batches = iter(self.loader)
 
     def __call__(self, run: RunFolder) -> int:
-        epoch = itertools.islice(self.batches, self.loader.num_rows_per_epoch)
+        epoch = itertools.islice(self.batches, self.loader.num_packs_per_epoch)
         return sum(batch.tokens_LD.nbytes // 2 for batch in epoch)  # float32 of what was float16
 
 
@@ -96,13 +95,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(folder)
         write(run, arguments.num_samples, arguments.dtype)
-        packs = Packs(run)
+        read_epoch = ReadEpoch(run)
         started = time.process_time()
-        packs(run)
+        read_epoch(run)
         first_epoch = time.process_time() - started
-        sides: dict[str, Callable[[RunFolder], int]] = {"webdataset": plain, "PackLoader": packs}
+        sides: dict[str, Callable[[RunFolder], int]] = {"webdataset": read_webdataset, "PackLoader": read_epoch}
         if arguments.dtype != "float16":
-            sides["webdataset, numbers"] = numbers
+            sides["webdataset, decoded"] = read_webdataset_decoded
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(arguments.rounds):
             for name, side in sides.items():

@@ -1,11 +1,11 @@
-"""Does a captioner see in which order frames come? Scenes whose action has a direction, shown forwards and backwards.
+"""Sensitivity of a captioner to frame order: scenes with a directed action, captioned forwards and reversed.
 
     python tests/benchmarks/packing/bench_order.py                          # the captioner inside the package, 60 scenes
     python tests/benchmarks/packing/bench_order.py --captioner my_captioner --scenes 200
 
-Printed: the share of scenes that get another action phrase when reversed, and the share whose phrase becomes the mirrored
-one (left / right, up / down, grows / shrinks); then the same for the same weights without their temporal embedding, as
-`mean` pooling would have it: it must call the reversed clip the same.
+Prints the fraction of scenes that get another action phrase when reversed, and the fraction whose phrase becomes the
+mirrored one (left / right, up / down, grows / shrinks); then the same for the same weights without their temporal
+embedding, as `mean` pooling does: these must caption the reversed clip the same.
 """
 
 from __future__ import annotations

@@ -6,18 +6,22 @@ task = latents.task(DitTask, DitSettings(...), capacity=768)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
 from packing.buckets import Bucket
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
 from recaption.records import CaptionFields
 from recaption.scenes.renderer import SIMPLE, Scene, render
+from tests.stand_ins.memory_source import MemorySource
 from train.compressors.registry import load
 from train.compressors.task import to_pixels
 from train.generator.settings import DitSettings
@@ -72,7 +76,7 @@ class Latents:
         return cls(
             MemorySource(self.arrays, self.clip_ids, self.captions),
             settings,
-            PlanSettings(capacity=capacity, cost_width=settings.width),
+            PlanSettings(capacity=capacity, cost_model_width=settings.width),
             compressor=self.compressor,
             buckets=[self.bucket],
         )

@@ -326,7 +326,7 @@ def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
     for row in sorted(told, key=lambda row: (row.start_seconds, -row.end_seconds)):
         spans.setdefault(row.clip_id, []).append(row.text)
     blend = CaptionMixtureSettings(weights=("descriptive=1",), caption_set="told")
-    settings = dataclasses.replace(recipe.plan, max_frames=("2@epoch<8",))
+    settings = dataclasses.replace(recipe.plan, max_latent_frames=("2@epoch<8",))
     seen = set()
     for batch in PackLoader(run, latents=name, settings=settings, blend=blend, prefetch=0):
         if batch.epoch > 8:
@@ -340,7 +340,7 @@ def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
                 seen.add(expected)
     assert seen == {0, 1, 2}
     whole = LatentShards(run, name, blend=blend)
-    assert LatentShards(run, name, blend=blend, window_texts=True).fingerprint != whole.fingerprint
+    assert LatentShards(run, name, blend=blend, window_captions=True).fingerprint != whole.fingerprint
 
 
 def test_a_resume_with_another_blend_is_refused(encoded):

@@ -11,14 +11,14 @@ SHORT = [
 
 def test_images_first_then_video_are_two_commands(run_copy, command):
     train = ("train", "dit", "--run", run_copy.uri, *SHORT)
-    code, images, err = command(*train, "--name", "images", "--plan.max-frames", "1")
+    code, images, err = command(*train, "--name", "images", "--plan.max-latent-frames", "1")
     assert (code, images["steps"]) == (0, 2), err
     start = ("--start", run_copy.path("train", "images"))
     code, video, err = command(*train, "--name", "video", *start)
     assert (code, video["steps"]) == (0, 2), err
     config = json.loads((Path(video["checkpoint"]) / "config.json").read_text())
     assert config["start"]["step"] == 2
-    assert "max_frames" not in config["plan"]
+    assert "max_latent_frames" not in config["plan"]
     code, _, err = command(*train, "--name", "wider", *start, "--train-dit.dit.width", "64")
     assert code == 2
     assert "backbone width 32 there, 64 here" in err

@@ -30,7 +30,7 @@ def packed(**options: Any) -> PackedBatch:
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (1, 1, 2)])
 @pytest.mark.parametrize("pad_to_capacity", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_20_shapes_come_back_bit_for_bit(patch: tuple, pad_to_capacity: bool, dtype: torch.dtype) -> None:
+def test_20_shapes_unpack_bit_for_bit(patch: tuple, pad_to_capacity: bool, dtype: torch.dtype) -> None:
     originals = latents(dtype)
     names = [str(i) for i in range(len(SHAPES))]
     batch = pack(
@@ -48,7 +48,7 @@ def test_patch_in_time_round_trips() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 4), (1, 4, 5), (3, 1, 8)])
-def test_every_value_goes_where_the_plain_permutation_puts_it(patch: tuple, dtype: torch.dtype) -> None:
+def test_patchify_equals_the_plain_permutation(patch: tuple, dtype: torch.dtype) -> None:
     latent = torch.randn(3, 6, 8, 40).to(dtype)
     frames, rows, columns = (size // step for size, step in zip(latent.shape[1:], patch))
     blocks = latent.reshape(3, frames, patch[0], rows, patch[1], columns, patch[2])
@@ -58,7 +58,7 @@ def test_every_value_goes_where_the_plain_permutation_puts_it(patch: tuple, dtyp
     assert torch.equal(patchify(strided, patch), expected)
 
 
-def test_token_holds_its_own_patch() -> None:
+def test_token_contains_its_own_patch() -> None:
     latent = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
     tokens = patchify(latent, (1, 2, 3))
     assert tokens.shape == (3 * 2 * 2, 2 * 6)
@@ -81,7 +81,7 @@ def test_segments_positions_and_offsets_agree() -> None:
     assert batch.fill == batch.num_tokens / 20_000
 
 
-def test_padding_comes_last_and_belongs_to_nobody() -> None:
+def test_padding_comes_last_with_segment_id_0() -> None:
     batch = packed(pad_to_capacity=True)
     plain = packed()
     num_tokens = plain.num_tokens
@@ -107,7 +107,7 @@ def test_to_moves_every_tensor() -> None:
     assert batch.num_tokens == packed().num_tokens
 
 
-def test_wrong_packs_are_refused() -> None:
+def test_invalid_packs_are_refused() -> None:
     latent = torch.zeros(1, 2, 4, 4)
     with pytest.raises(SampleTooLongError, match="64 tokens of a, b"):
         pack([latent, latent], clip_ids=["a", "b"], captions=["", ""], capacity=63)
@@ -119,18 +119,20 @@ def test_wrong_packs_are_refused() -> None:
         pack([latent], clip_ids=["a"], captions=[""], capacity=99, patch=(1, 3, 1))
 
 
-def test_kept_tokens_keep_their_values_places_and_positions() -> None:
+def test_kept_tokens_have_their_values_indices_and_positions() -> None:
     kept = [np.array([1, 4, 7]) if i == 3 else None for i in range(len(SHAPES))]
-    batch = packed(kept=kept, first_frames=[2 if i == 4 else 0 for i in range(len(SHAPES))], pad_to_capacity=True)
+    batch = packed(
+        kept_token_indices=kept, first_frames=[2 if i == 4 else 0 for i in range(len(SHAPES))], pad_to_capacity=True
+    )
     whole = packed()
-    assert batch.kept_L is not None
+    assert batch.kept_token_index_L is not None
     assert batch.lengths[3] == 3
     assert batch.num_tokens == sum(batch.lengths) == whole.num_tokens - whole.lengths[3] + 3
     start = batch.cu_seqlens[3]
     of_whole = whole.cu_seqlens[3] + torch.tensor([1, 4, 7])
     assert torch.equal(batch.tokens_LD[start : start + 3], whole.tokens_LD[of_whole])
     assert torch.equal(batch.position_L3[start : start + 3], whole.position_L3[of_whole])
-    assert batch.kept_L[start : start + 3].tolist() == [1, 4, 7]
+    assert batch.kept_token_index_L[start : start + 3].tolist() == [1, 4, 7]
     later = batch.position_L3[batch.cu_seqlens[4] : batch.cu_seqlens[5]]
     assert later[:, 0].unique().tolist() == [2]  # an image that is the third frame of its sample
     assert batch.grid_S3[3].tolist() == [1, 2, 40]  # the grid is that of all tokens
@@ -139,8 +141,8 @@ def test_kept_tokens_keep_their_values_places_and_positions() -> None:
     assert all(torch.equal(a, b) for a, b in zip(unpack(whole), latents()))
 
 
-def test_packs_with_dropped_tokens_move_as_a_whole() -> None:
-    batch = packed(kept=[np.array([0])] * len(SHAPES)).to("meta")
-    assert batch.kept_L is not None
-    assert batch.kept_L.device.type == "meta"
+def test_to_moves_kept_token_indices_too() -> None:
+    batch = packed(kept_token_indices=[np.array([0])] * len(SHAPES)).to("meta")
+    assert batch.kept_token_index_L is not None
+    assert batch.kept_token_index_L.device.type == "meta"
     assert batch.num_tokens == len(SHAPES)

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from packing.grid import Grid
 from packing.loader.batch import PackedBatch, unpack
 from packing.loader.loader import PackDataset, PackLoader
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
 from packing.shards.index import build_latents_index
 from packing.shards.samples import latent_entry
@@ -23,6 +22,7 @@ from packing.shards.write import write_latents_shard
 from recaption.errors import ErrorBudgetError, UsageError
 from recaption.records import Sample
 from recaption.run_folder import RunFolder
+from tests.stand_ins.memory_source import MemorySource
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 SETTINGS = PlanSettings(capacity=120, policy="best_fit", pool=8, seed=1)
@@ -47,7 +47,8 @@ def same(one: PackedBatch, other: PackedBatch) -> bool:
         torch.equal(one.tokens_LD, other.tokens_LD)
         and torch.equal(one.position_L3, other.position_L3)
         and torch.equal(one.cu_seqlens, other.cu_seqlens)
-        and (one.clip_ids, one.captions, one.epoch, one.row) == (other.clip_ids, other.captions, other.epoch, other.row)
+        and (one.clip_ids, one.captions, one.epoch, one.pack_index)
+        == (other.clip_ids, other.captions, other.epoch, other.pack_index)
     )
 
 
@@ -55,24 +56,24 @@ def all_same(ones: list[PackedBatch], others: list[PackedBatch]) -> bool:
     return len(ones) == len(others) and all(same(a, b) for a, b in zip(ones, others))
 
 
-def global_rows(num_ranks: int, num_rows: int, **options: object) -> list[PackedBatch]:
-    """The first rows in global order, as `num_ranks` ranks read them."""
-    num_steps = -(-num_rows // num_ranks)
+def packs_in_order(num_ranks: int, num_packs: int, **options: object) -> list[PackedBatch]:
+    """The first packs in global order, as `num_ranks` ranks read them."""
+    num_steps = -(-num_packs // num_ranks)
     ranks = [
         take(PackLoader(source(), settings=SETTINGS, rank=r, num_ranks=num_ranks, **options), num_steps)  # type: ignore[arg-type]
         for r in range(num_ranks)
     ]
-    return [ranks[r][s] for s in range(num_steps) for r in range(num_ranks)][:num_rows]
+    return [ranks[r][s] for s in range(num_steps) for r in range(num_ranks)][:num_packs]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3, 8])
 def test_every_sample_once_per_epoch(num_ranks: int) -> None:
-    num_rows = PackLoader(source(), settings=SETTINGS).num_rows_per_epoch
-    rows = global_rows(num_ranks, 3 * num_rows, prefetch=0)
+    num_packs = PackLoader(source(), settings=SETTINGS).num_packs_per_epoch
+    packs = packs_in_order(num_ranks, 3 * num_packs, prefetch=0)
     for epoch in range(3):
-        seen = Counter(c for batch in rows if batch.epoch == epoch for c in batch.clip_ids)
+        seen = Counter(c for batch in packs if batch.epoch == epoch for c in batch.clip_ids)
         assert seen == Counter(f"clip-{i:03d}" for i in range(50))
-    assert [b.row for b in rows] == list(range(3 * num_rows))
+    assert [b.pack_index for b in packs] == list(range(3 * num_packs))
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,18 +85,18 @@ def test_every_sample_once_per_epoch(num_ranks: int) -> None:
     st.integers(0, 3),
 )
 def test_any_set_on_any_ranks_reads_each_sample_once_per_epoch(
-    num_samples: int, num_ranks: int, policy: str, global_rows: int, seed: int
+    num_samples: int, num_ranks: int, policy: str, global_batch_packs: int, seed: int
 ) -> None:
-    options = PlanSettings(capacity=120, policy=policy, pool=4, seed=seed, global_rows=global_rows)
+    options = PlanSettings(capacity=120, policy=policy, pool=4, seed=seed, global_batch_packs=global_batch_packs)
     data = source(num_samples, seed)
     loaders = [PackLoader(data, settings=options, rank=r, num_ranks=num_ranks, prefetch=0) for r in range(num_ranks)]
-    num_steps = -(-2 * loaders[0].num_rows_per_epoch // num_ranks)
-    rows = [b for loader in loaders for b in take(loader, num_steps)]
+    num_steps = -(-2 * loaders[0].num_packs_per_epoch // num_ranks)
+    batches = [b for loader in loaders for b in take(loader, num_steps)]
     for epoch in range(2):
-        assert Counter(c for b in rows if b.epoch == epoch for c in b.clip_ids) == Counter(data.clip_ids)
+        assert Counter(c for b in batches if b.epoch == epoch for c in b.clip_ids) == Counter(data.clip_ids)
 
 
-def test_batches_carry_the_latents_of_their_clips() -> None:
+def test_batches_contain_the_latents_of_their_clips() -> None:
     data = source()
     for batch in take(PackLoader(data, settings=SETTINGS), 30):
         assert batch.tokens_LD.dtype == torch.float32
@@ -106,16 +107,16 @@ def test_batches_carry_the_latents_of_their_clips() -> None:
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
-def test_prefetch_changes_nothing(prefetch: int) -> None:
+def test_prefetch_does_not_change_the_packs(prefetch: int) -> None:
     expected = take(PackLoader(source(), settings=SETTINGS, prefetch=0), 20)
     assert all_same(take(PackLoader(source(), settings=SETTINGS, prefetch=prefetch), 20), expected)
 
 
 @pytest.mark.parametrize(("num_workers", "num_ranks"), [(1, 1), (4, 1), (2, 3)])
-def test_worker_processes_change_nothing(num_workers: int, num_ranks: int) -> None:
+def test_worker_processes_do_not_change_the_packs(num_workers: int, num_ranks: int) -> None:
     options = {"num_workers": num_workers, "start_method": "fork"}
-    expected = global_rows(1, 36, prefetch=0)
-    assert all_same(global_rows(num_ranks, 36, **options), expected)
+    expected = packs_in_order(1, 36, prefetch=0)
+    assert all_same(packs_in_order(num_ranks, 36, **options), expected)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0), (2, 3)])
@@ -131,7 +132,7 @@ def test_resume_on_another_number_of_workers(before: int, after: int) -> None:
     assert all_same(take(again, 3), expected[9:])
 
 
-def test_workers_that_are_started_afresh_read_the_same(run_on_disk: RunFolder) -> None:
+def test_spawned_workers_read_the_same(run_on_disk: RunFolder) -> None:
     loader = PackLoader(run_on_disk, settings=SETTINGS, num_workers=1)
     assert all_same(take(loader, 6), take(PackLoader(source(), settings=SETTINGS), 6))
 
@@ -147,7 +148,7 @@ def test_any_data_loader_gives_the_same_packs(num_workers: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stateful_data_loader_goes_on_with_the_next_pack(num_workers: int) -> None:
+def test_stateful_data_loader_resumes_with_the_next_pack(num_workers: int) -> None:
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     expected = take(PackLoader(source(), settings=SETTINGS), 12)
 
@@ -164,21 +165,21 @@ def test_stateful_data_loader_goes_on_with_the_next_pack(num_workers: int) -> No
     assert all_same(list(itertools.islice(third, 3)), expected[9:])
 
 
-def test_1_2_and_4_ranks_read_the_same_rows_in_the_same_order() -> None:
-    expected = global_rows(1, 40)
-    assert all_same(global_rows(2, 40), expected)
-    assert all_same(global_rows(4, 40), expected)
+def test_1_2_and_4_ranks_read_the_same_packs_in_the_same_order() -> None:
+    expected = packs_in_order(1, 40)
+    assert all_same(packs_in_order(2, 40), expected)
+    assert all_same(packs_in_order(4, 40), expected)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 17, 18])
-def test_resume_gives_the_very_next_batch(stop: int) -> None:
+def test_resume_yields_the_next_batch(stop: int) -> None:
     expected = take(PackLoader(source(), settings=SETTINGS), 30)
     first = PackLoader(source(), settings=SETTINGS)
     iterator = iter(first)
     for _ in range(stop):
         next(iterator)
     state = first.state_dict()
-    assert state["next_step"] == stop  # and not what lies prefetched
+    assert state["next_step"] == stop  # prefetched batches do not count
     second = PackLoader(source(), settings=SETTINGS)
     second.load_state_dict(state)
     assert all_same(take(second, 3), expected[stop : stop + 3])
@@ -188,8 +189,8 @@ def test_resume_gives_the_very_next_batch(stop: int) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (2, 4), (4, 2), (3, 2), (1, 3)])
-def test_resume_on_another_number_of_ranks_goes_on_with_the_next_row(before: int, after: int) -> None:
-    expected = global_rows(1, 60, prefetch=0)
+def test_resume_on_another_number_of_ranks_continues_with_the_next_pack(before: int, after: int) -> None:
+    expected = packs_in_order(1, 60, prefetch=0)
     loader = PackLoader(source(), settings=SETTINGS, num_ranks=before)
     take(loader, 5)
     state = loader.state_dict()
@@ -198,11 +199,11 @@ def test_resume_on_another_number_of_ranks_goes_on_with_the_next_row(before: int
         r.load_state_dict(state)
         assert r.state_dict()["next_step"] == 5
     per_rank = [take(r, 4) for r in resumed]
-    rows = [per_rank[r][s] for s in range(4) for r in range(after)]
-    assert all_same(rows, expected[5 * before : 5 * before + 4 * after])
+    packs = [per_rank[r][s] for s in range(4) for r in range(after)]
+    assert all_same(packs, expected[5 * before : 5 * before + 4 * after])
 
 
-def test_start_step_is_where_a_straight_run_would_be() -> None:
+def test_start_step_equals_an_uninterrupted_run() -> None:
     expected = take(PackLoader(source(), settings=SETTINGS, rank=1, num_ranks=2), 12)
     assert all_same(take(PackLoader(source(), settings=SETTINGS, rank=1, num_ranks=2, start_step=7), 5), expected[7:])
 
@@ -222,11 +223,11 @@ def test_too_long_samples_are_listed() -> None:
     loader = PackLoader(source(), settings=PlanSettings(capacity=40))
     long = [i for i, x in enumerate(source().latents) if x[0].size > 40]
     assert loader.rejected == {"too_long": [f"clip-{i:03d}" for i in long]}
-    seen = {c for b in take(loader, loader.num_rows_per_epoch) for c in b.clip_ids}
+    seen = {c for b in take(loader, loader.num_packs_per_epoch) for c in b.clip_ids}
     assert len(seen) == 50 - len(long)
 
 
-def test_wrong_use_is_one_clear_sentence(tmp_path: Path) -> None:
+def test_wrong_use_is_refused_with_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rank = 2 is"):
         PackLoader(source(), settings=SETTINGS, rank=2, num_ranks=2)
     with pytest.raises(UsageError, match=r"latents/patch/index\.parquet"):
@@ -246,13 +247,13 @@ def spoil(data: MemorySource, *indices: int) -> MemorySource:
 
 def test_damaged_sample_is_left_out_of_its_pack_and_counted() -> None:
     loader = PackLoader(spoil(source(), 7, 30), settings=SETTINGS)
-    batches = take(loader, loader.num_rows_per_epoch)
+    batches = take(loader, loader.num_packs_per_epoch)
     seen = Counter(c for b in batches for c in b.clip_ids)
     assert set(seen) == {f"clip-{i:03d}" for i in range(50)} - {"clip-007", "clip-030"}
     assert loader.num_damaged == 2
     assert set(loader.damaged) == {"clip-007", "clip-030"}
     assert all(torch.isfinite(b.tokens_LD).all() for b in batches)
-    take(loader, loader.num_rows_per_epoch)
+    take(loader, loader.num_packs_per_epoch)
     assert loader.num_damaged == 4  # once per epoch, and over resumes
     resumed = PackLoader(spoil(source(), 7, 30), settings=SETTINGS)
     resumed.source.fingerprint = loader.source.fingerprint  # type: ignore[misc]
@@ -261,7 +262,7 @@ def test_damaged_sample_is_left_out_of_its_pack_and_counted() -> None:
 
 
 def test_pack_left_empty_gets_the_next_readable_sample() -> None:
-    one_each = PlanSettings(capacity=4 * 4 * 6, global_rows=50)  # 50 rows of one sample
+    one_each = PlanSettings(capacity=4 * 4 * 6, global_batch_packs=50)  # 50 packs of one sample
     loader = PackLoader(spoil(source(), 7, 8, 49), settings=one_each)
     straight = PackLoader(source(), settings=one_each)
     expected = {"clip-007": "clip-009", "clip-008": "clip-009", "clip-049": "clip-000"}
@@ -269,7 +270,7 @@ def test_pack_left_empty_gets_the_next_readable_sample() -> None:
         assert got.clip_ids == (expected.get(planned.clip_ids[0], planned.clip_ids[0]),)
 
 
-def test_nothing_readable_stops_instead_of_training_on_nothing() -> None:
+def test_only_damaged_samples_raise_error_budget_error() -> None:
     loader = PackLoader(spoil(source(5), *range(5)), settings=SETTINGS)
     with pytest.raises(ErrorBudgetError, match="damaged samples in a row"):
         take(loader, 1)
@@ -314,21 +315,21 @@ def write_run(run: RunFolder) -> RunFolder:
     return run
 
 
-def test_latents_on_disk_give_the_batches_of_latents_in_memory(run: RunFolder) -> None:
+def test_latents_on_disk_give_the_same_batches_as_in_memory(run: RunFolder) -> None:
     from_disk = take(PackLoader(run, settings=SETTINGS), 25)
     in_memory = take(PackLoader(source(), settings=SETTINGS), 25)
     assert all_same(from_disk, in_memory)
 
 
-def test_flipped_byte_and_missing_shard_cost_their_samples_only(run: RunFolder) -> None:
+def test_flipped_byte_and_missing_shard_lose_only_their_samples(run: RunFolder) -> None:
     tar = bytearray(run.read_bytes("latents/patch/b/000001.tar"))
-    row = next(r for r in PackLoader(run, settings=SETTINGS).source.rows if r.clip_id == "clip-012")  # type: ignore[attr-defined]
-    end = row.offset_bytes + row.num_bytes
+    sample = next(s for s in PackLoader(run, settings=SETTINGS).source.samples if s.clip_id == "clip-012")  # type: ignore[attr-defined]
+    end = sample.offset_bytes + sample.num_bytes
     tar[end - 512 - 1024 : end - 512] = bytes(b ^ 0xFF for b in tar[end - 512 - 1024 : end - 512])
     run.write_bytes("latents/patch/b/000001.tar", bytes(tar))
     run.remove("latents/patch/b/000003.tar")
     loader = PackLoader(run, settings=SETTINGS)
-    seen = {c for b in take(loader, loader.num_rows_per_epoch) for c in b.clip_ids}
+    seen = {c for b in take(loader, loader.num_packs_per_epoch) for c in b.clip_ids}
     lost = {"clip-012"} | {f"clip-{i:03d}" for i in range(30, 40)}
     assert seen == {f"clip-{i:03d}" for i in range(50)} - lost
     assert set(loader.damaged) == lost

@@ -1,4 +1,4 @@
-"""The loader where rules decide what an epoch shows of each sample: whatever reads, and wherever it stops."""
+"""The loader with mixture rules: same packs for any ranks and workers, exact resume."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from packing.grid import Grid
 from packing.loader.batch import PackedBatch, patchify, unpack
 from packing.loader.loader import PackDataset, PackLoader
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
 from recaption.errors import UsageError
+from tests.stand_ins.memory_source import MemorySource
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 RULES = PlanSettings(
@@ -27,11 +27,11 @@ RULES = PlanSettings(
     pool=8,
     seed=1,
     too_long="split",
-    max_frames=("6", "2@epoch<1"),
-    mix=("images=1.5", "tokens>40=0.2..1@epoch<3"),
-    keep=("0.8", "tokens>60=beta(3,1)"),
+    max_latent_frames=("6", "2@epoch<1"),
+    sampling_weights=("images=1.5", "tokens>40=0.2..1@epoch<3"),
+    token_keep_rate=("0.8", "tokens>60=beta(3,1)"),
 )
-WHOLE = dataclasses.replace(RULES, keep=())
+WHOLE = dataclasses.replace(RULES, token_keep_rate=())
 
 
 def source(num_samples: int = 40, seed: int = 0, longest: int = 10) -> MemorySource:
@@ -61,18 +61,18 @@ def all_same(ones: list[PackedBatch], others: list[PackedBatch]) -> bool:
     return all(same(getattr(a, name), getattr(b, name)) for a, b in pairs for name in names)
 
 
-def rows_by(num_ranks: int, num_rows: int, state: dict | None = None, **others: object) -> list[PackedBatch]:
-    """The next rows in global order, as `num_ranks` ranks read them from a state on."""
+def packs_by(num_ranks: int, num_packs: int, state: dict | None = None, **others: object) -> list[PackedBatch]:
+    """The next packs in global order, as `num_ranks` ranks read them from a state on."""
     ranks = [loader(rank=r, num_ranks=num_ranks, **others) for r in range(num_ranks)]
     for rank in ranks if state else ():
         rank.load_state_dict(state)  # type: ignore[arg-type]
-    num_steps = -(-num_rows // num_ranks)
+    num_steps = -(-num_packs // num_ranks)
     read = [take(rank, num_steps) for rank in ranks]
-    return [read[r][s] for s in range(num_steps) for r in range(num_ranks)][:num_rows]
+    return [read[r][s] for s in range(num_steps) for r in range(num_ranks)][:num_packs]
 
 
-def frames_shown(batches: list[PackedBatch]) -> dict[int, Counter]:
-    """Epoch -> how often each (clip, latent frame) was there."""
+def frame_counts(batches: list[PackedBatch]) -> dict[int, Counter]:
+    """Epoch -> how often each (clip, latent frame) was read."""
     shown: dict[int, Counter] = defaultdict(Counter)
     for batch in batches:
         for clip_id, first, shape in zip(batch.clip_ids, batch.first_frames, batch.token_shapes, strict=True):
@@ -82,57 +82,64 @@ def frames_shown(batches: list[PackedBatch]) -> dict[int, Counter]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 30), st.sampled_from([1, 3, 8]), st.booleans(), st.integers(0, 20), st.integers(0, 3))
-def test_any_set_on_any_ranks_shows_each_frame_of_a_split_set_once_per_epoch(
-    num_samples: int, num_ranks: int, drops: bool, global_rows: int, seed: int
+def test_any_set_on_any_ranks_reads_each_frame_of_split_samples_once_per_epoch(
+    num_samples: int, num_ranks: int, drops: bool, global_batch_packs: int, seed: int
 ) -> None:
     options = PlanSettings(
-        capacity=40, pool=4, seed=seed, global_rows=global_rows, too_long="split", keep=("0.5",) if drops else ()
+        capacity=40,
+        pool=4,
+        seed=seed,
+        global_batch_packs=global_batch_packs,
+        too_long="split",
+        token_keep_rate=("0.5",) if drops else (),
     )
     data = source(num_samples, seed)
     ranks = [PackLoader(data, settings=options, rank=r, num_ranks=num_ranks, prefetch=0) for r in range(num_ranks)]
-    num_rows = sum(ranks[0].rows.plans[epoch].num_packs for epoch in (0, 1))
-    num_steps = -(-num_rows // num_ranks)
-    shown = frames_shown([b for rank in ranks for b in take(rank, num_steps)])
+    num_packs = sum(ranks[0].reader.plans[epoch].num_packs for epoch in (0, 1))
+    num_steps = -(-num_packs // num_ranks)
+    shown = frame_counts([b for rank in ranks for b in take(rank, num_steps)])
     expected = Counter((name, t) for name, x in zip(data.clip_ids, data.latents) for t in range(x.shape[1]))
     assert shown[0] == shown[1] == expected
 
 
 @pytest.mark.parametrize(("num_ranks", "num_workers"), [(3, 0), (8, 0), (1, 1), (1, 4), (3, 2)])
-def test_ranks_and_workers_change_nothing(num_ranks: int, num_workers: int) -> None:
-    expected = rows_by(1, 72, prefetch=0)
+def test_ranks_and_workers_do_not_change_the_packs(num_ranks: int, num_workers: int) -> None:
+    expected = packs_by(1, 72, prefetch=0)
     assert {b.epoch for b in expected} >= {0, 1, 2}
-    assert all_same(rows_by(num_ranks, 72, num_workers=num_workers, start_method="fork"), expected)
+    assert all_same(packs_by(num_ranks, 72, num_workers=num_workers, start_method="fork"), expected)
 
 
-def test_packs_carry_what_was_drawn_of_their_clips() -> None:
+def test_packs_contain_the_segments_and_kept_tokens_of_their_clips() -> None:
     data = source()
     is_dropped = is_later = is_repeated = False
     for batch in take(loader(), 80):
         assert batch.num_tokens == len(batch.tokens_LD) <= 60
-        places = None if batch.kept_L is None else torch.split(batch.kept_L, batch.lengths)
+        kept_indices = (
+            None if batch.kept_token_index_L is None else torch.split(batch.kept_token_index_L, batch.lengths)
+        )
         for s, (clip_id, first, shape) in enumerate(zip(batch.clip_ids, batch.first_frames, batch.token_shapes)):
             latent = torch.from_numpy(data.latents[int(clip_id[-3:])]).float()[:, first : first + shape[0]].contiguous()
-            kept = torch.arange(latent[0].numel()) if places is None else places[s]
+            kept = torch.arange(latent[0].numel()) if kept_indices is None else kept_indices[s]
             span = slice(int(batch.cu_seqlens[s]), int(batch.cu_seqlens[s + 1]))
             assert torch.equal(batch.tokens_LD[span], patchify(latent, (1, 1, 1))[kept])
             grid = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, 3)
             assert torch.equal(batch.position_L3[span], grid[kept] + torch.tensor([first, 0, 0]))
             is_dropped |= len(kept) < latent[0].numel()
             is_later |= first > 0
-        is_repeated |= any("#" in name for name in batch.draw_ids)
-        assert len(set(batch.draw_ids)) == batch.num_samples
+        is_repeated |= any("#" in name for name in batch.rng_keys)
+        assert len(set(batch.rng_keys)) == batch.num_samples
     assert is_dropped
     assert is_later
     assert is_repeated
 
 
-def test_packs_of_whole_tokens_unpack_and_others_say_why_not() -> None:
+def test_packs_with_all_tokens_unpack_and_others_are_refused() -> None:
     data = source()
     for batch in take(loader(WHOLE), 40):
         for clip_id, first, latent in zip(batch.clip_ids, batch.first_frames, unpack(batch), strict=True):
             original = data.latents[int(clip_id[-3:])][:, first : first + latent.shape[1]]
             assert np.array_equal(latent.numpy(), original.astype(np.float32))
-    dropped = next(b for b in take(loader(), 20) if b.kept_L is not None)
+    dropped = next(b for b in take(loader(), 20) if b.kept_token_index_L is not None)
     with pytest.raises(UsageError, match="tokens were dropped"):
         unpack(dropped)
 
@@ -141,34 +148,36 @@ def test_packs_of_whole_tokens_unpack_and_others_say_why_not() -> None:
 @pytest.mark.parametrize(
     ("before", "between", "after"), [((1, 0), (3, 0), (2, 1)), ((3, 0), (1, 2), (8, 0)), ((2, 1), (1, 0), (1, 4))]
 )
-def test_two_resumes_in_a_row_on_other_ranks_and_workers_go_on_bitwise(
+def test_two_resumes_on_other_ranks_and_workers_continue_bitwise(
     stop: int, before: tuple[int, int], between: tuple[int, int], after: tuple[int, int]
 ) -> None:
-    """(ranks, workers) of each stretch of the training."""
-    expected = rows_by(1, 160, prefetch=0)
-    state, row = None, 0
+    """(ranks, workers) of each part of the training."""
+    expected = packs_by(1, 160, prefetch=0)
+    state, next_pack = None, 0
     for (num_ranks, num_workers), num_steps in ((before, stop), (between, 9), (after, 3)):
         first = loader(num_ranks=num_ranks, num_workers=num_workers, start_method="fork")
         if state:
             first.load_state_dict(state)
-        of_first = take(first, num_steps)
-        assert all_same(of_first, [expected[row + step * num_ranks] for step in range(num_steps)])
+        batches = take(first, num_steps)
+        assert all_same(batches, [expected[next_pack + step * num_ranks] for step in range(num_steps)])
         if num_ranks > 1 and not num_workers:
-            num_rows = num_steps * num_ranks
-            assert all_same(rows_by(num_ranks, num_rows, state, prefetch=0), expected[row : row + num_rows])
-        row += num_steps * num_ranks
+            num_packs = num_steps * num_ranks
+            assert all_same(
+                packs_by(num_ranks, num_packs, state, prefetch=0), expected[next_pack : next_pack + num_packs]
+            )
+        next_pack += num_steps * num_ranks
         state = first.state_dict()
-        assert state["next_row"] == row
+        assert state["next_pack"] == next_pack
 
 
-def test_a_resume_late_in_training_plans_none_of_the_epochs_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_late_in_training_plans_no_earlier_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     straight = loader(start_step=500)
     expected = take(straight, 10)
     resumed = loader()
     planned = []
-    plan = resumed.rows.plans._plan_excerpts
+    plan = resumed.reader.plans._plan_segments
     monkeypatch.setattr(
-        resumed.rows.plans, "_plan_excerpts", lambda window, epoch: planned.append(epoch) or plan(window, epoch)
+        resumed.reader.plans, "_plan_segments", lambda window, epoch: planned.append(epoch) or plan(window, epoch)
     )
     resumed.load_state_dict(straight.state_dict())
     more = take(resumed, 5)
@@ -185,7 +194,7 @@ def test_any_data_loader_gives_the_same_packs(num_workers: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-def test_stateful_data_loader_goes_on_with_the_next_pack() -> None:
+def test_stateful_data_loader_resumes_with_the_next_pack() -> None:
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     expected = take(loader(), 60)
     first = stateful(PackDataset(loader()), batch_size=None, num_workers=2)
@@ -197,22 +206,27 @@ def test_stateful_data_loader_goes_on_with_the_next_pack() -> None:
 
 def test_state_of_other_rules_is_refused() -> None:
     state = loader().state_dict()
-    for change in ({"keep": ("0.7",)}, {"mix": ()}, {"max_frames": ("6",)}, {"too_long": "reject"}):
+    for change in (
+        {"token_keep_rate": ("0.7",)},
+        {"sampling_weights": ()},
+        {"max_latent_frames": ("6",)},
+        {"too_long": "reject"},
+    ):
         with pytest.raises(UsageError, match="belongs to plan"):
             loader(dataclasses.replace(RULES, **change)).load_state_dict(state)
 
 
-def test_without_rules_the_state_is_as_it_was() -> None:
+def test_state_without_rules_has_no_window_offset() -> None:
     plain = loader(PlanSettings(capacity=400))
     take(plain, 2)
-    assert plain.state_dict().keys() == {"next_step", "next_row", "plan_hash", "num_damaged"}
+    assert plain.state_dict().keys() == {"next_step", "next_pack", "plan_hash", "num_damaged"}
 
 
-def test_patches_in_time_are_never_cut_through() -> None:
+def test_temporal_crops_start_and_end_at_patches() -> None:
     rng = np.random.default_rng(0)
     latents = [rng.standard_normal((2, t, 2, 2)).astype(np.float16) for t in (2, 4, 8, 12)]
     data = MemorySource(latents, ["a", "b", "c", "d"], ["", "", "", ""])
-    options = PlanSettings(capacity=9, too_long="split", max_frames=("7",))
+    options = PlanSettings(capacity=9, too_long="split", max_latent_frames=("7",))
     packs = PackLoader(data, settings=options, grid=Grid(patch=(2, 1, 1)))
     for batch in take(packs, 30):
         for clip_id, first, latent in zip(batch.clip_ids, batch.first_frames, unpack(batch)):
@@ -225,18 +239,18 @@ def test_patches_in_time_are_never_cut_through() -> None:
             assert position[0] == batch.first_frames[batch.clip_ids.index(clip_id)] // 2
 
 
-def test_damaged_samples_are_left_out_and_stand_ins_fit() -> None:
+def test_damaged_samples_are_left_out_and_replacements_fit() -> None:
     data = source(8, longest=12)
     data.latents = [np.full_like(x, np.nan) if i % 2 else x for i, x in enumerate(data.latents)]
-    options = PlanSettings(capacity=30, too_long="split", global_rows=8, mix=("2",))
+    options = PlanSettings(capacity=30, too_long="split", global_batch_packs=8, sampling_weights=("2",))
     packs = PackLoader(data, settings=options)
-    batches = take(packs, packs.num_rows_per_epoch)
+    batches = take(packs, packs.num_packs_per_epoch)
     assert all(torch.isfinite(b.tokens_LD).all() and b.num_tokens <= 30 for b in batches)
     assert set(packs.damaged) == {f"clip-{i:03d}" for i in range(8) if i % 2}
 
 
-def test_rules_about_what_a_source_does_not_say_are_refused() -> None:
+def test_rules_about_unknown_buckets_or_that_leave_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="token counts alone do not name them"):
-        loader(dataclasses.replace(RULES, mix=("9f-64x64-8fps=2",)))
+        loader(dataclasses.replace(RULES, sampling_weights=("9f-64x64-8fps=2",)))
     with pytest.raises(UsageError, match="none of 40 samples fits"):
-        loader(dataclasses.replace(RULES, capacity=1, keep=(), mix=("tokens<2=0",)))
+        loader(dataclasses.replace(RULES, capacity=1, token_keep_rate=(), sampling_weights=("tokens<2=0",)))

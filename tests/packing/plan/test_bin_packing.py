@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packing.plan.bin_packing import best_fit, cost_fit, first_fit, subset_sum
+from packing.plan.bin_packing import Packs, best_fit, cost_fit, first_fit, subset_sum
 
 lengths = st.lists(st.integers(1, 50), max_size=400)
 
@@ -16,42 +14,41 @@ def slow_first_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     packs: list[list[int]] = []
     room: list[int] = []
     for i, length in enumerate(lengths):
-        place = next((p for p in range(len(packs)) if room[p] >= length), None)
-        if place is None:
+        index = next((p for p in range(len(packs)) if room[p] >= length), None)
+        if index is None:
             packs.append([])
             room.append(capacity)
-            place = len(packs) - 1
-        packs[place].append(i)
-        room[place] -= length
+            index = len(packs) - 1
+        packs[index].append(i)
+        room[index] -= length
     return packs
 
 
 def slow_best_fit(lengths: list[int], capacity: int, pool: int) -> list[list[int]]:
-    waiting, arrived, packs = list(range(min(pool, len(lengths)))), min(pool, len(lengths)), []
-    while waiting:
+    buffer, num_arrived, packs = list(range(min(pool, len(lengths)))), min(pool, len(lengths)), []
+    while buffer:
         pack: list[int] = []
         room = capacity
-        choice: int | None = waiting[0]
+        choice: int | None = buffer[0]
         while choice is not None:
             pack.append(choice)
             room -= lengths[choice]
-            waiting.remove(choice)
-            if arrived < len(lengths):
-                waiting.append(arrived)
-                arrived += 1
-            choice = max((w for w in waiting if lengths[w] <= room), key=lambda w: (lengths[w], -w), default=None)
+            buffer.remove(choice)
+            if num_arrived < len(lengths):
+                buffer.append(num_arrived)
+                num_arrived += 1
+            choice = max((i for i in buffer if lengths[i] <= room), key=lambda i: (lengths[i], -i), default=None)
         packs.append(pack)
     return packs
 
 
-def as_lists(packed: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
-    samples, starts = packed
-    return [samples[a:b].tolist() for a, b in pairwise(starts)]
+def as_lists(packs: Packs) -> list[list[int]]:
+    return [pack.tolist() for pack in packs.to_list()]
 
 
 @settings(max_examples=150)
 @given(lengths, st.integers(50, 120))
-def test_first_fit_is_the_textbook_rule(lengths: list[int], capacity: int) -> None:
+def test_first_fit_matches_the_textbook_algorithm(lengths: list[int], capacity: int) -> None:
     assert as_lists(first_fit(lengths, capacity)) == slow_first_fit(lengths, capacity)
 
 
@@ -62,7 +59,7 @@ def test_first_fit_with_more_packs_than_the_tree_starts_with() -> None:
 
 @settings(max_examples=150)
 @given(lengths, st.integers(50, 120), st.integers(1, 40))
-def test_best_fit_is_the_stated_rule(lengths: list[int], capacity: int, pool: int) -> None:
+def test_best_fit_matches_the_plain_algorithm(lengths: list[int], capacity: int, pool: int) -> None:
     assert as_lists(best_fit(lengths, capacity, pool)) == slow_best_fit(lengths, capacity, pool)
 
 
@@ -77,17 +74,17 @@ def slow_subset(lengths: list[int], room: int) -> int:
 @settings(max_examples=150)
 @given(lengths, st.integers(50, 120), st.integers(1, 12))
 def test_subset_sum_leaves_no_room_that_the_pool_could_fill(lengths: list[int], capacity: int, pool: int) -> None:
-    waiting, arrived = list(range(min(pool, len(lengths)))), min(pool, len(lengths))
+    buffer, num_arrived = list(range(min(pool, len(lengths)))), min(pool, len(lengths))
     for pack in as_lists(subset_sum(lengths, capacity, pool)):
-        assert pack[0] == waiting[0]
-        assert set(pack) <= set(waiting)
+        assert pack[0] == buffer[0]
+        assert set(pack) <= set(buffer)
         room = capacity - lengths[pack[0]]
-        assert sum(lengths[i] for i in pack[1:]) == slow_subset([lengths[i] for i in waiting[1:]], room)
-        waiting = [i for i in waiting if i not in pack]
-        more = min(len(pack), len(lengths) - arrived)
-        waiting += range(arrived, arrived + more)
-        arrived += more
-    assert not waiting
+        assert sum(lengths[i] for i in pack[1:]) == slow_subset([lengths[i] for i in buffer[1:]], room)
+        buffer = [i for i in buffer if i not in pack]
+        num_new = min(len(pack), len(lengths) - num_arrived)
+        buffer += range(num_arrived, num_arrived + num_new)
+        num_arrived += num_new
+    assert not buffer
 
 
 @settings(max_examples=150)
@@ -104,8 +101,8 @@ def test_cost_fit_keeps_both_limits_and_is_best_fit_where_only_tokens_bind(
     packs = as_lists(cost_fit(lengths, capacity, pool, budget=budget, cost=(linear, square)))
     assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in pack) <= capacity and cost(pack) <= budget * (1 + 1e-9) for pack in packs)
-    rich = as_lists(cost_fit(lengths, capacity, pool, budget=1e12, cost=(linear, square)))
-    assert rich == as_lists(best_fit(lengths, capacity, pool))
+    unlimited = as_lists(cost_fit(lengths, capacity, pool, budget=1e12, cost=(linear, square)))
+    assert unlimited == as_lists(best_fit(lengths, capacity, pool))
 
 
 pooled = st.sampled_from(
@@ -114,22 +111,21 @@ pooled = st.sampled_from(
 
 
 @given(lengths, st.integers(1, 20), pooled)
-def test_nobody_starves_in_the_pool(lengths: list[int], pool: int, fit) -> None:
+def test_no_sample_waits_longer_than_pool_packs(lengths: list[int], pool: int, fit) -> None:
     packs = as_lists(fit(lengths, 50, pool))
-    opened = [pack[0] for pack in packs]
-    assert opened == sorted(opened)  # the oldest always leaves next
-    place = {sample: i for i, pack in enumerate(packs) for sample in pack}
+    first_samples = [pack[0] for pack in packs]
+    assert first_samples == sorted(first_samples)  # the oldest always goes next
+    pack_of = {sample: i for i, pack in enumerate(packs) for sample in pack}
     newest_so_far = -1
     first_seen: dict[int, int] = {}
     for i, pack in enumerate(packs):
         newest_so_far = max(newest_so_far, *pack)
         for sample in range(newest_so_far + 1):
             first_seen.setdefault(sample, i)
-    assert all(place[s] - first_seen[s] <= pool for s in first_seen)
+    assert all(pack_of[s] - first_seen[s] <= pool for s in first_seen)
 
 
-@pytest.mark.parametrize("packed", [first_fit([], 8), best_fit([], 8, 4), subset_sum([], 8, 4)])
-def test_nothing_gives_no_packs(packed: tuple[np.ndarray, np.ndarray]) -> None:
-    samples, starts = packed
-    assert len(samples) == 0
-    assert starts.tolist() == [0]
+@pytest.mark.parametrize("packs", [first_fit([], 8), best_fit([], 8, 4), subset_sum([], 8, 4)])
+def test_no_samples_give_no_packs(packs: Packs) -> None:
+    assert len(packs.samples) == 0
+    assert packs.starts.tolist() == [0]

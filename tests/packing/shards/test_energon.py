@@ -1,4 +1,4 @@
-"""Megatron Energon takes our shards as they are: its own commands prepare and check them, its own loader reads them.
+"""Compatibility with Megatron Energon: its own commands prepare and lint the shards, its own loader reads them.
 
 Needs the extra `energon-test`; skipped without it.
 """
@@ -120,7 +120,7 @@ def test_energon_prepares_and_lints_shards_of_all_buckets_at_once(run, folder, f
     assert {name: run.read_bytes(name) for name in run.list(f"{folder}/*/*.tar")} == before
 
 
-def test_energons_loader_reads_eight_bit_latents_as_they_were_written(run):
+def test_energon_loader_reads_int8_latents_as_they_were_written(run):
     place = run.path("latents/patch")
     energon("prepare", *PREPARE, "--sample-type", "CrudeWebdataset", "--force-overwrite", place)
     done = subprocess.run([sys.executable, "-c", LOADER, place], capture_output=True, text=True, timeout=240)

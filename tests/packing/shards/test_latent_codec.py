@@ -1,4 +1,4 @@
-"""Latents in float16, bfloat16 and 8 bit: what comes back, what anybody else reads, and what is refused."""
+"""Latents in float16, bfloat16 and 8 bit: round trips, plain WebDataset readers, refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packing.grid import Grid
 from packing.loader.loader import PackLoader
 from packing.plan.settings import PlanSettings
 from packing.shards.index import build_latents_index
-from packing.shards.latent_codec import restore, store
+from packing.shards.latent_codec import decode_latent, encode_latent
 from packing.shards.read import read_latent
 from packing.shards.samples import LatentSample, latent_entry
 from packing.shards.write import write_latents_shard
@@ -29,7 +29,7 @@ SHAPE = (6, 3, 4, 8)
 
 
 def latent(seed: int = 0) -> np.ndarray:
-    """Channels of different size and place, one of them constant."""
+    """Channels of different scale and mean, one of them constant."""
     x = np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
     x *= np.array([1, 5, 0.1, 1, 0, 20], np.float32).reshape(-1, 1, 1, 1)
     return x + np.array([0, 3, 0, -40, 0.7, 0], np.float32).reshape(-1, 1, 1, 1)
@@ -62,13 +62,13 @@ def test_bfloat16_rounds_as_torch_does():
     x = np.concatenate([latent().ravel(), np.float32([1e-38, 3e38, -0.0, 1 + 2**-8, 1 + 3 * 2**-8])]).reshape(
         1, 1, 1, -1
     )
-    restored = restore(store(x, "bfloat16"), "bfloat16", x.shape)
+    restored = decode_latent(encode_latent(x, "bfloat16"), "bfloat16", x.shape)
     assert np.array_equal(restored, torch.from_numpy(x).bfloat16().float().numpy())
 
 
-def test_eight_bit_is_within_half_a_step_of_each_channels_range_and_keeps_constants():
+def test_int8_is_within_half_a_step_of_each_channels_range_and_exact_for_constants():
     x = latent()
-    restored = restore(store(x, "int8"), "int8", x.shape)
+    restored = decode_latent(encode_latent(x, "int8"), "int8", x.shape)
     step_C = np.ptp(x.reshape(6, -1), axis=1) / 255
     assert (np.abs(restored - x).reshape(6, -1).max(axis=1) <= 0.501 * step_C + 1e-6).all()
     assert np.array_equal(restored[4], x[4])
@@ -76,9 +76,9 @@ def test_eight_bit_is_within_half_a_step_of_each_channels_range_and_keeps_consta
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind", "share"), [("float16", "f2", 1.0), ("bfloat16", "u2", 1.0), ("int8", "i1", 0.5)]
+    ("dtype", "kind", "size"), [("float16", "f2", 1.0), ("bfloat16", "u2", 1.0), ("int8", "i1", 0.5)]
 )
-def test_the_reader_and_plain_webdataset_read_the_same_numbers(run, dtype, kind, share):
+def test_read_latent_and_plain_webdataset_decode_the_same_values(run, dtype, kind, size):
     rows = write(run, dtype)
     assert {row.latent_dtype for row in rows} == {dtype}
     tars = [run.path(name) for name in run.list("latents/patch/*/*.tar")]
@@ -87,19 +87,19 @@ def test_the_reader_and_plain_webdataset_read_the_same_numbers(run, dtype, kind,
     for number, row in enumerate(rows):
         stored = np.load(io.BytesIO(others[row.clip_id]["npy"]))
         assert stored.dtype.str[1:] == kind
-        assert stored.nbytes == share * 2 * np.prod(SHAPE)
+        assert stored.nbytes == size * 2 * np.prod(SHAPE)
         if dtype == "bfloat16":
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
         if dtype == "int8":
-            scale, middle = np.load(io.BytesIO(others[row.clip_id]["scale.npy"])).reshape(2, -1, 1, 1, 1)
-            stored = stored * scale + middle
+            scale, zero_point = np.load(io.BytesIO(others[row.clip_id]["scale.npy"])).reshape(2, -1, 1, 1, 1)
+            stored = stored * scale + zero_point
         assert np.array_equal(read_latent(run, row), stored)
         np.testing.assert_allclose(stored, latent(number), rtol=0, atol=0.25)
         assert json.loads(others[row.clip_id]["json"])["dtype"] == dtype
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_the_loader_gives_the_numbers_that_the_reader_gives(run, dtype):
+def test_loader_yields_the_values_of_read_latent(run, dtype):
     rows = write(run, dtype)
     loader = PackLoader(run, settings=PlanSettings(capacity=96), grid=Grid(), prefetch=0)
     batch = next(iter(loader))
@@ -107,12 +107,12 @@ def test_the_loader_gives_the_numbers_that_the_reader_gives(run, dtype):
     assert torch.equal(batch.tokens_LD, torch.from_numpy(read_latent(run, row)).flatten(1).T)
 
 
-def test_another_scale_than_the_one_written_is_damage(run):
+def test_changed_scale_member_is_detected(run):
     row = write(run, "int8")[0]
     tar = Path(run.path(row.shard))
     payload = bytearray(tar.read_bytes())
-    at = payload.index(b"clip-000.scale.npy") + 512 + 128 + 3
-    payload[at] ^= 1
+    offset = payload.index(b"clip-000.scale.npy") + 512 + 128 + 3
+    payload[offset] ^= 1
     tar.write_bytes(payload)
     with pytest.raises(VideoError, match="not the one that was written"):
         read_latent(run, row)
@@ -120,7 +120,7 @@ def test_another_scale_than_the_one_written_is_damage(run):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
-def test_values_that_do_not_fit_are_a_row_with_a_reason(run, dtype, value):
+def test_values_out_of_range_are_a_failed_row_with_a_reason(run, dtype, value):
     broken = latent()
     broken[1, 0, 0, 0] = value
     entry = latent_entry(
@@ -135,7 +135,7 @@ def test_values_that_do_not_fit_are_a_row_with_a_reason(run, dtype, value):
     assert build_latents_index(run, "patch").num_rows == 0
 
 
-def test_unknown_types_are_refused_where_they_are_asked_for_and_where_they_are_read(run):
+def test_unknown_dtypes_are_refused_in_settings_and_when_read(run):
     with pytest.raises(UsageError, match="float16, bfloat16, int8"):
         latent_entry(sample(0), latent(), num_latent_tokens=96, dtype="int4")
     row = dataclasses.replace(write(run, "int8")[0], latent_dtype="int4")
@@ -143,7 +143,7 @@ def test_unknown_types_are_refused_where_they_are_asked_for_and_where_they_are_r
         read_latent(run, row)
 
 
-def test_statistics_are_of_what_is_read_and_do_not_depend_on_the_cut_into_shards(tmp_path):
+def test_statistics_are_of_decoded_latents_and_do_not_depend_on_sharding(tmp_path):
     found = []
     for per_shard in (1, 2, 4):
         run = RunFolder(str(tmp_path / str(per_shard)))
@@ -156,7 +156,7 @@ def test_statistics_are_of_what_is_read_and_do_not_depend_on_the_cut_into_shards
     np.testing.assert_allclose(found[0]["std"], found[2]["std"], rtol=1e-12, atol=1e-12)
 
 
-def test_statistics_keep_their_digits_far_from_zero():
+def test_statistics_are_precise_far_from_zero():
     far = [
         np.float64([1e6]).reshape(1, 1, 1, 1) + np.random.default_rng(i).standard_normal((1, 1, 10, 10))
         for i in range(3)

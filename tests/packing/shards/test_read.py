@@ -11,7 +11,7 @@ import webdataset
 from packing.buckets import Bucket
 from packing.shards.index import build_index, build_latents_index
 from packing.shards.plan import ShardClip
-from packing.shards.read import iterate, read_latent, read_sample
+from packing.shards.read import iterate_samples, read_latent, read_sample
 from packing.shards.samples import LatentSample, latent_entry, video_entry
 from packing.shards.write import write_latents_shard, write_shard
 from recaption.errors import VideoError
@@ -53,14 +53,14 @@ def damage(run: RunFolder, offset: int, payload: bytes) -> None:
     run.write_bytes(f"{SHARD}.tar", bytes(tar))
 
 
-def test_sample_is_read_by_its_place(run: RunFolder) -> None:
+def test_sample_is_read_by_its_index_row(run: RunFolder) -> None:
     rows = fill(run)
     members = read_sample(run, rows[2])
     assert members["mp4"] == np.random.default_rng(2).bytes(3000)
     assert members["txt"] == b"Clip 2."
 
 
-def test_flipped_byte_is_noticed_and_neighbours_still_read(run: RunFolder) -> None:
+def test_flipped_byte_is_detected_and_neighbours_still_read(run: RunFolder) -> None:
     rows = fill(run)
     damage(run, rows[1].offset_bytes + 2000, b"\x00\x01\x02\x03\x04")
     with pytest.raises(VideoError, match="mp4 member") as caught:
@@ -71,7 +71,7 @@ def test_flipped_byte_is_noticed_and_neighbours_still_read(run: RunFolder) -> No
     read_sample(run, rows[2])
 
 
-def test_destroyed_header_short_tar_and_missing_tar_are_told_apart(run: RunFolder) -> None:
+def test_destroyed_header_short_tar_and_missing_tar_have_their_reasons(run: RunFolder) -> None:
     rows = fill(run)
     damage(run, rows[0].offset_bytes, b"\xff" * 512)
     with pytest.raises(VideoError, match="unreadable"):
@@ -84,32 +84,32 @@ def test_destroyed_header_short_tar_and_missing_tar_are_told_apart(run: RunFolde
         read_sample(run, rows[3])
 
 
-def test_index_that_points_at_another_clip_is_noticed(run: RunFolder) -> None:
+def test_index_that_points_at_another_clip_is_detected(run: RunFolder) -> None:
     rows = fill(run)
     wrong = dataclasses.replace(rows[0], offset_bytes=rows[1].offset_bytes, num_bytes=rows[1].num_bytes)
-    with pytest.raises(VideoError, match="lies in its place"):
+    with pytest.raises(VideoError, match="is in its place"):
         read_sample(run, wrong)
 
 
-def test_iterate_gives_what_was_written(run: RunFolder) -> None:
+def test_iterate_samples_yields_what_was_written(run: RunFolder) -> None:
     rows = fill(run)
-    found = list(iterate(run))
+    found = list(iterate_samples(run))
     assert [s["__key__"] for s in found] == [r.clip_id for r in rows]
     assert found[3]["mp4"] == np.random.default_rng(3).bytes(3000)
 
 
-def test_tar_cut_between_samples_does_not_pass_as_whole(run: RunFolder) -> None:
+def test_tar_cut_between_samples_is_truncated(run: RunFolder) -> None:
     rows = fill(run)
     run.write_bytes(f"{SHARD}.tar", run.read_bytes(f"{SHARD}.tar")[: rows[3].offset_bytes])
     with pytest.raises(VideoError, match="3 samples where 4"):
-        list(iterate(run))
+        list(iterate_samples(run))
 
 
 def test_tar_cut_inside_a_member_is_truncated(run: RunFolder) -> None:
     rows = fill(run)
     run.write_bytes(f"{SHARD}.tar", run.read_bytes(f"{SHARD}.tar")[: rows[3].offset_bytes + 2000])
     with pytest.raises(VideoError, match="truncated"):
-        list(iterate(run))
+        list(iterate_samples(run))
 
 
 def test_plain_webdataset_and_tarfile_open_the_shard(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packing.buckets import Bucket, BucketTable, bucket_name
-from packing.shards.index import build_index, build_latents_index, is_committed, remove_stale
+from packing.shards.index import build_index, build_latents_index, is_committed, remove_stale_shards
 from packing.shards.plan import PlannedShard, ShardClip, plan_hash, plan_shards
 from packing.shards.samples import Entry, LatentSample, failed_entry, latent_entry, latent_shard_name, video_entry
 from packing.shards.write import write_latents_shard, write_shard
@@ -63,7 +63,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
 
 
 def ustar(members: list[tuple[str, bytes]]) -> bytes:
-    """What plain tarfile makes of the same members: the format is nobody's private one."""
+    """The same members written by plain tarfile: the format is standard."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, payload in members:
@@ -101,7 +101,7 @@ def test_large_samples_make_smaller_shards() -> None:
     assert [len(s.clips) for s in shards] == [2, 2, 2, 2, 2]
 
 
-def test_clip_listed_twice_or_unfit_as_key_is_refused() -> None:
+def test_duplicate_clip_or_malformed_key_is_refused() -> None:
     with pytest.raises(UsageError, match="listed twice"):
         plan_shards([clip(1), clip(1)], BucketTable())
     with pytest.raises(UsageError, match="no dots"):
@@ -135,7 +135,7 @@ def test_tar_is_plain_ustar_and_the_same_every_time(run: RunFolder) -> None:
     assert first == (run.read_bytes(f"{shard.name}.tar"), run.read_bytes(f"{shard.name}.parquet"))
 
 
-def test_rows_say_where_each_sample_lies(run: RunFolder) -> None:
+def test_rows_have_the_offset_of_each_sample(run: RunFolder) -> None:
     shard = planned(4)
     report = write_shard(run, shard.name, entries(shard, failed=(1,)), plan_hash="p")
     assert (report.num_samples, report.rejected) == (3, {"decode_timeout": 1})
@@ -158,12 +158,12 @@ def test_rows_say_where_each_sample_lies(run: RunFolder) -> None:
         assert (row.num_frames, row.height_px, row.width_px, row.fps) == (9, 64, 112, 8)
 
 
-def test_write_that_fails_midway_is_not_committed_and_the_next_run_mends_it(
+def test_write_that_fails_midway_is_not_committed_and_the_next_run_repairs_it(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = planned(3)
     old = [dataclasses.replace(e, members=e.members | {"mp4": e.members["mp4"][::-1]}) for e in entries(shard)]
-    write_shard(run, shard.name, old, plan_hash="old")  # as many bytes as the new one: size alone tells nothing
+    write_shard(run, shard.name, old, plan_hash="old")  # as many bytes as the new one: the size alone is no evidence
 
     def disk_full(*_: object) -> None:
         raise OSError("disk full")
@@ -178,7 +178,7 @@ def test_write_that_fails_midway_is_not_committed_and_the_next_run_mends_it(
     assert is_committed(run, shard.name, "new")
 
 
-def test_source_that_raises_leaves_the_old_shard_whole(run: RunFolder) -> None:
+def test_entries_that_raise_leave_the_old_shard_intact(run: RunFolder) -> None:
     shard = planned(3)
     write_shard(run, shard.name, entries(shard), plan_hash="old")
 
@@ -191,7 +191,7 @@ def test_source_that_raises_leaves_the_old_shard_whole(run: RunFolder) -> None:
     assert is_committed(run, shard.name, "old")
 
 
-def test_committed_means_this_plan_and_the_whole_tar(run: RunFolder) -> None:
+def test_committed_means_same_plan_and_complete_tar(run: RunFolder) -> None:
     shard = planned(2)
     assert not is_committed(run, shard.name, "p")
     write_shard(run, shard.name, entries(shard), plan_hash="p")
@@ -214,7 +214,7 @@ def test_shard_whose_clips_all_failed_has_rows_but_no_tar(run: RunFolder) -> Non
     assert build_index(run).num_rows == 0
 
 
-def test_bytes_that_do_not_read_back_are_never_committed(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tar_that_does_not_read_back_is_never_committed(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = planned(3)
     real = tarfile.TarFile.addfile
 
@@ -228,9 +228,9 @@ def test_bytes_that_do_not_read_back_are_never_committed(run: RunFolder, monkeyp
     assert not run.exists(f"{shard.name}.tar")
 
 
-def test_key_that_comes_twice_or_unknown_reason_is_refused(run: RunFolder) -> None:
+def test_duplicate_key_or_unknown_reason_is_refused(run: RunFolder) -> None:
     shard = planned(1)
-    with pytest.raises(UsageError, match="comes twice"):
+    with pytest.raises(UsageError, match="is there twice"):
         write_shard(run, shard.name, [*entries(shard), *entries(shard)], plan_hash="p")
     bad = failed_entry(shard.clips[0], BUCKET, reason="bad luck", detail="")
     with pytest.raises(ValueError, match="FAILURE_REASONS"):
@@ -240,25 +240,25 @@ def test_key_that_comes_twice_or_unknown_reason_is_refused(run: RunFolder) -> No
 # --- index ----------------------------------------------------------------------------------------------------------
 
 
-def test_index_lists_whole_samples_sorted_by_place(run: RunFolder) -> None:
+def test_index_lists_ok_samples_sorted_by_shard_and_offset(run: RunFolder) -> None:
     names = ["shards/9f-64x112-8fps/000001", "shards/17f-64x112-8fps/000000", "shards/9f-64x112-8fps/000000"]
     for i, name in enumerate(names):
         shard = PlannedShard(name=name, bucket=BUCKET, clips=tuple(clip(10 * i + k) for k in range(3)))
         write_shard(run, name, entries(shard, failed=(i,)), plan_hash="p")
     table = build_index(run)
     assert table.schema.names == schema_of(Sample).names
-    places = [(r.bucket, r.shard, r.offset_bytes) for r in from_table(table, Sample)]
-    assert places == sorted(places)
-    assert len(places) == 6
+    offsets = [(r.bucket, r.shard, r.offset_bytes) for r in from_table(table, Sample)]
+    assert offsets == sorted(offsets)
+    assert len(offsets) == 6
     assert run.read_table("index.parquet").num_rows == 6
 
 
-def test_stale_shards_go_and_planned_ones_stay(run: RunFolder) -> None:
+def test_stale_shards_are_removed_and_planned_ones_stay(run: RunFolder) -> None:
     for number in range(3):
         shard = planned(1, f"shards/9f-64x112-8fps/{number:06d}")
         write_shard(run, shard.name, entries(shard), plan_hash="p")
-    gone = remove_stale(run, ["shards/9f-64x112-8fps/000001"])
-    assert gone == ["shards/9f-64x112-8fps/000000", "shards/9f-64x112-8fps/000002"]
+    removed = remove_stale_shards(run, ["shards/9f-64x112-8fps/000001"])
+    assert removed == ["shards/9f-64x112-8fps/000000", "shards/9f-64x112-8fps/000002"]
     assert run.list("shards/*/*") == ["shards/9f-64x112-8fps/000001.parquet", "shards/9f-64x112-8fps/000001.tar"]
 
 
@@ -289,6 +289,6 @@ def test_latents_mirror_the_video_shards(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "patch:4", ".hidden"])
-def test_compressor_that_cannot_name_a_folder_is_refused(name: str) -> None:
+def test_compressor_name_that_is_no_folder_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="folder"):
         latent_shard_name(name, "shards/9f-64x112-8fps/000000.tar")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from packing.buckets import Bucket
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
+from tests.stand_ins.memory_source import MemorySource
 from train.compressors.registry import load
 from train.generator.bucket_loss import loss_per_bucket
 from train.generator.settings import DitSettings

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from packing.buckets import Bucket
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
+from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.diffusion.process import PathSettings
 from train.generator.settings import DitSettings

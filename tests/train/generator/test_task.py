@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from packing.buckets import Bucket
-from packing.loader.sources import MemorySource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
+from tests.stand_ins.memory_source import MemorySource
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import PathSettings, draw_path
 from train.engine.settings import TrainerSettings
@@ -81,7 +81,12 @@ def make_source(num_clips: int = 10, caption: str = "a {} field") -> MemorySourc
     return MemorySource(latents, [f"clip-{i}" for i in range(num_clips)], captions)
 
 
-RULES = {"too_long": "split", "max_frames": ("1@epoch<1",), "mix": ("1.5",), "keep": ("0.6",)}
+RULES = {
+    "too_long": "split",
+    "max_latent_frames": ("1@epoch<1",),
+    "sampling_weights": ("1.5",),
+    "token_keep_rate": ("0.6",),
+}
 """Of the plan: epochs differ in length."""
 
 
@@ -144,7 +149,7 @@ def test_rows_and_ranks_do_not_change_the_gradient_of_excerpts_with_dropped_toke
 
 
 def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
-    task = make_task(rules={"mix": ("2",)})
+    task = make_task(rules={"sampling_weights": ("2",)})
     names = [name for ids in clips_of(task.batches(0, 0, 1), 9) for name in ids]
     assert {"clip-0", "clip-0#1"} <= set(names)
     segments = Segments.from_lengths([4, 4])
@@ -160,7 +165,7 @@ def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
     of_rest = draw_path(["clip-0"], few, 3, path, key=(0, 0), token_shapes=[(4, 2, 2)])
     of_all = draw_path(["clip-0"], Segments.from_lengths([16]), 3, path, key=(0, 0))
     assert of_few.timestep_S < of_rest.timestep_S == of_all.timestep_S
-    task = make_task(rules={"keep": ("0.5",)})
+    task = make_task(rules={"token_keep_rate": ("0.5",)})
     batch = next(task.batches(0, 0, 1))
     assert all(math.prod(shape) in (6, 8) for shape in batch.token_shapes)
     assert all(length in (3, 4) for length in batch.segments.lengths)
@@ -168,9 +173,9 @@ def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
 
 def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
     plan = make_task().config["plan"]
-    assert not {"too_long", "max_frames", "mix", "keep"} & plan.keys()
-    with_rules = make_task(rules={"keep": ("0.5",)})
-    assert with_rules.config["plan"] == plan | {"keep": ("0.5",)}
+    assert not {"too_long", "max_latent_frames", "sampling_weights", "token_keep_rate"} & plan.keys()
+    with_rules = make_task(rules={"token_keep_rate": ("0.5",)})
+    assert with_rules.config["plan"] == plan | {"token_keep_rate": ("0.5",)}
 
 
 def clips_of(batches, count):
