@@ -1,4 +1,4 @@
-"""The stable door to sampling: `train.sampler.sample`."""
+"""Stable import: `train.sampler.sample`."""
 
 from train.sampling.sampler import sample
 

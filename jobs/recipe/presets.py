@@ -25,8 +25,8 @@ from jobs.recipe.settings import (
 from packing.buckets import BucketTable
 from packing.plan.settings import PlanSettings
 from recaption.errors import UsageError
-from train.diffusion.frame_conditioning import DEFAULT_MIX
-from train.diffusion.process import PathSettings
+from train.diffusion.frame_conditioning import DEFAULT_CONDITIONS
+from train.diffusion.process import DiffusionSettings
 from train.engine.settings import TrainerSettings
 from train.generator.settings import DitSettings
 
@@ -69,7 +69,7 @@ def quickstart() -> Recipe:
         train_captioner=TINY_CAPTIONER,
         train_dit=TrainDit(
             # a model this small finds where to put an object in a third of the steps
-            dit=DitSettings(patch=(1, 2, 2), absolute_positions=True, path=PathSettings(timestep_mean=0.8)),
+            dit=DitSettings(patch=(1, 2, 2), absolute_positions=True, diffusion=DiffusionSettings(timestep_mean=0.8)),
             trainer=TrainerSettings(num_steps=800, lr=2e-3, ema_decay=0.99, checkpoint_every=100),
         ),
         sample=SampleSettings(
@@ -103,9 +103,9 @@ def small() -> Recipe:
                 depth=12,
                 num_heads=12,
                 patch=(1, 2, 2),
-                conditions=DEFAULT_MIX,
+                conditions=DEFAULT_CONDITIONS,
                 text_encoder="t5:google/t5-v1_1-base",
-                path=PathSettings(shift=3.0, shift_tokens=4096),
+                diffusion=DiffusionSettings(shift=3.0, shift_tokens=4096),
             ),
             trainer=TrainerSettings(
                 num_steps=100_000,
@@ -148,9 +148,9 @@ def base() -> Recipe:
                 depth=28,
                 num_heads=16,
                 patch=(1, 2, 2),
-                conditions=DEFAULT_MIX,
+                conditions=DEFAULT_CONDITIONS,
                 text_encoder="t5:google/t5-v1_1-xxl",
-                path=PathSettings(shift=3.0, shift_tokens=4096),
+                diffusion=DiffusionSettings(shift=3.0, shift_tokens=4096),
             ),
             trainer=TrainerSettings(
                 num_steps=500_000,

@@ -168,7 +168,7 @@ class SampleSettings:
     """Longest piece of a video that is made at once; 0: the longest video of the training."""
     overlap_frames: int = 0
     """Frames that a piece shares with the one before; 0: about a third of it."""
-    given_pixels: str = "decoded"
+    conditioning_pixels: str = "decoded"
     """`decoded`: given frames look as the compressor shows them, like those made beside them; `original`: as they came."""
     prompts: tuple[str, ...] = ()
     """What `recaption run` samples at its end."""

@@ -1,7 +1,7 @@
 """Images and videos of a prompt on their way to the model: read, brought to its rate and to a size of its grid.
 
 given = GivenMedia.read(ask, sampler)
-given.timeline, given.closing_frames                        # what train.sampling.request.Request takes
+given.timeline, given.loop_frames                        # what train.sampling.request.Request takes
 given.notes                                                 # what was cropped, and what was left out
 """
 
@@ -19,8 +19,8 @@ from packing.buckets import CROP_WEIGHT, Bucket, num_frames_in
 from recaption.errors import UsageError
 from recaption.records import Video
 from recaption.video_io.reader import probe, read_clip, read_frames
-from train.sampling import conditioning_frames as timeline
-from train.sampling.conditioning_frames import Timeline
+from train.sampling import conditioning_frames as conditioning
+from train.sampling.conditioning_frames import ConditioningFrames
 from train.sampling.sampler import Sampler
 
 
@@ -28,8 +28,8 @@ from train.sampling.sampler import Sampler
 class GivenMedia:
     """An ask with its files read."""
 
-    timeline: Timeline
-    closing_frames: int
+    conditioning: ConditioningFrames
+    loop_frames: int
     new_frames: int
     """Frames added to a video, also where the ask left that open; 0 in modes that add none."""
     media_ids: tuple[str, ...]
@@ -57,8 +57,8 @@ class GivenMedia:
             new_frames = sampler.default_new_frames(ask.mode)
         made = _timeline(ask, media, size, new_frames, sampler)
         return cls(
-            timeline=made,
-            closing_frames=new_frames if ask.mode == "loop" and not ask.video else 0,
+            conditioning=made,
+            loop_frames=new_frames if ask.mode == "loop" and not ask.video else 0,
             new_frames=new_frames,
             media_ids=tuple(video.video_id for video in found),
             source_THWC=made.frames_THWC if ask.mode == "edit" else None,
@@ -66,24 +66,26 @@ class GivenMedia:
         )
 
 
-def _timeline(ask: Ask, media: Sequence[np.ndarray], size: Bucket, new_frames: int, sampler: Sampler) -> Timeline:
+def _timeline(
+    ask: Ask, media: Sequence[np.ndarray], size: Bucket, new_frames: int, sampler: Sampler
+) -> ConditioningFrames:
     """Which frames are given, and which are open."""
     grid = sampler.grid
     if ask.mode == "edit":
-        return timeline.edited(media[0], DEFAULT_STRENGTH if ask.strength is None else ask.strength, grid)
+        return conditioning.video_to_video(media[0], DEFAULT_STRENGTH if ask.strength is None else ask.strength, grid)
     if ask.mode == "inbetween":
-        return timeline.between(media, _at_frames(ask, len(media), size), size.num_frames, grid)
+        return conditioning.keyframe_interpolation(media, _at_frames(ask, len(media), size), size.num_frames, grid)
     if ask.mode == "extend":
-        return timeline.extended(media[0], new_frames, grid)
+        return conditioning.extend(media[0], new_frames, grid)
     if ask.mode == "extend-back":
-        return timeline.led_up_to(media[0], new_frames, grid)
+        return conditioning.extend_backward(media[0], new_frames, grid)
     if ask.mode == "connect":
-        return timeline.connected(media, new_frames, grid)
+        return conditioning.connect(media, new_frames, grid)
     if ask.video:
-        return timeline.looped(media[0], new_frames, sampler.overlap_frames, grid)
+        return conditioning.loop(media[0], new_frames, sampler.overlap_frames, grid)
     if ask.image:
-        return timeline.animated(media[0], size.num_frames, grid)
-    return timeline.blank(size.num_frames, size.height_px, size.width_px)
+        return conditioning.image_to_video(media[0], size.num_frames, grid)
+    return conditioning.text_to_video(size.num_frames, size.height_px, size.width_px)
 
 
 def _at_frames(ask: Ask, num_images: int, size: Bucket) -> list[int]:

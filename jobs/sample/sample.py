@@ -23,7 +23,7 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 if TYPE_CHECKING:
     from jobs.sample.conditioning_media import GivenMedia
-    from train.sampling.request import Made
+    from train.sampling.request import SampledVideo
     from train.sampling.sampler import Sampler, SolverSettings
 
 
@@ -71,8 +71,10 @@ def sample_asks(
     expanded = _expanded(prompts, path, settings, is_shown=progress)
     sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
     given = [GivenMedia.read(ask, sampler) for ask in asks]
-    if settings.given_pixels != "decoded" and not any(one.timeline.given_T.any() for one in given):
-        raise UsageError(f"given_pixels = {settings.given_pixels} has no effect: no frame is given; leave it out")
+    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in given):
+        raise UsageError(
+            f"conditioning_pixels = {settings.conditioning_pixels} has no effect: no frame is given; leave it out"
+        )
     for note in dict.fromkeys(note for one in given for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
     folder = out or _gallery_folder(path)
@@ -86,7 +88,7 @@ def sample_asks(
             folder,
             [_titled(ask) for ask in asks],
             fps=sampler.fps,
-            given=[one.given_T for one in made],
+            condition_masks=[one.condition_mask_T for one in made],
             sources=[one.source_THWC for one in given],
         )
         existing = {
@@ -119,19 +121,19 @@ def _make(
     settings: SampleSettings,
     *,
     progress: bool,
-) -> list[Made]:
+) -> list[SampledVideo]:
     from train.sampling.request import Request
 
     requests = [
-        Request(text=one.text, timeline=media.timeline, seed=ask.seed, closing_frames=media.closing_frames)
+        Request(text=one.text, conditioning=media.conditioning, seed=ask.seed, loop_frames=media.loop_frames)
         for ask, media, one in zip(asks, given, expanded, strict=True)
     ]
-    return sampler.make(
+    return sampler.sample_requests(
         requests,
         solver,
         window_frames=settings.window_frames,
         overlap_frames=settings.overlap_frames,
-        given_pixels=settings.given_pixels,
+        conditioning_pixels=settings.conditioning_pixels,
         progress=progress,
     )
 
@@ -169,7 +171,7 @@ def _description(
     sampler: Sampler,
 ) -> dict[str, Any]:
     """Everything that the videos depend on. Of text alone it is what it was before there were other kinds of prompt."""
-    sizes = [one.timeline.frames_THWC.shape[:3] for one in given]
+    sizes = [one.conditioning.frames_THWC.shape[:3] for one in given]
     frames, heights, widths = zip(*sizes)
     description: dict[str, Any] = {
         "checkpoint": checkpoint,
@@ -199,20 +201,20 @@ def _one_or_all(values: Sequence[int]) -> int | list[int]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _about_media(asks: Sequence[Ask], given: Sequence[GivenMedia], made: Sequence[Made]) -> dict[str, Any]:
+def _about_media(asks: Sequence[Ask], given: Sequence[GivenMedia], made: Sequence[SampledVideo]) -> dict[str, Any]:
     """What the page says beside each video: kind of prompt, files, which frames were given."""
     return {
         "modes": [ask.mode for ask in asks],
         "media": [[os.path.basename(uri) for uri in (*ask.image, *ask.video)] for ask in asks],
-        "given_frames": [_spans(one.given_T) for one in made],
+        "given_frames": [_spans(one.condition_mask_T) for one in made],
         "lengths": [len(one.video_THWC) for one in made],
         "media_notes": [list(one.notes) for one in given],
     }
 
 
-def _spans(given_T: np.ndarray) -> list[list[int]]:
+def _spans(condition_mask_T: np.ndarray) -> list[list[int]]:
     """Half-open spans of given frames."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], given_T, [False]]).astype(int)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], condition_mask_T, [False]]).astype(int)))
     return edges.reshape(-1, 2).tolist()
 
 
@@ -244,7 +246,7 @@ def _unusual(settings: SampleSettings) -> dict[str, Any]:
     usual = SampleSettings()
     names = (
         *("solver", "guidance_interval", "guidance_rescale", "guidance_power"),
-        *("window_frames", "overlap_frames", "given_pixels"),
+        *("window_frames", "overlap_frames", "conditioning_pixels"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(usual, name)}
 

@@ -30,12 +30,12 @@ from train.engine.metrics import read_lines
 from train.evaluation.metrics import (
     Evaluation,
     EvaluationSettings,
-    Measure,
+    Metric,
     RealClips,
     Samples,
+    draw_samples,
     evaluate,
-    loss_measures,
-    sampled,
+    loss_metrics,
 )
 from train.generator.bucket_loss import loss_per_bucket
 from train.generator.task import DitTask
@@ -59,7 +59,7 @@ SHEET_PROMPTS = 8
 INDEX = "index.parquet"
 
 
-MUST_AGREE = ("text_encoder", "compressor", "patch", "path", "loss_norm")
+MUST_AGREE = ("text_encoder", "compressor", "patch", "diffusion", "loss_norm")
 """What the flow loss is measured with; the rest of a checkpoint's config does not touch it."""
 
 
@@ -88,7 +88,7 @@ def evaluate_training(
     size = sampler.size(given.num_frames or None, given.height_px or None, given.width_px or None)
     prompts, real = _prompts_and_clips(source, size, settings)
     captioner = _captioner(recipe, settings, device)
-    samples = sampled(
+    samples = draw_samples(
         lambda texts: sampler.sample(
             texts, size=size, num_steps=given.num_steps, guidance=given.guidance, seed=settings.seed, progress=progress
         ),
@@ -97,8 +97,8 @@ def evaluate_training(
     )
     evaluation = evaluate(samples, real, captioner, sampler.compressor, device=device)
     losses = loss_per_bucket(task, sampler.model, num_clips=settings.num_loss_clips, seed=settings.seed)
-    measures = evaluation.measures | loss_measures(losses, held_out=bool(settings.held_out))
-    evaluation = dataclasses.replace(evaluation, measures=measures)
+    measures = evaluation.metrics | loss_metrics(losses, held_out=bool(settings.held_out))
+    evaluation = dataclasses.replace(evaluation, metrics=measures)
     document = {
         "step": found.step,
         "checkpoint": os.path.relpath(found.path, folder),
@@ -154,13 +154,13 @@ def _prompts_and_clips(run: RunFolder, size: Bucket, settings: EvaluationSetting
 
 def _document(evaluation: Evaluation, samples: Samples) -> dict[str, Any]:
     return {
-        "measures": {key: _rounded(measure) for key, measure in evaluation.measures.items()},
+        "measures": {key: _rounded(measure) for key, measure in evaluation.metrics.items()},
         "prompts": list(samples.prompts),
-        "said": list(evaluation.said),
+        "said": list(evaluation.sample_captions),
     }
 
 
-def _rounded(measure: Measure) -> dict[str, Any]:
+def _rounded(measure: Metric) -> dict[str, Any]:
     """Six decimals: what lies behind differs between machines."""
     return {
         key: round(value, 6) if isinstance(value, float) else value

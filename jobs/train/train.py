@@ -119,7 +119,7 @@ def with_start_flags(
         UsageError: they are given to a model that has none of them.
     """
     if model == "dit" and not captions and preset is None and start is not None:
-        dit = dataclasses.replace(recipe.train_dit.dit, start=start)
+        dit = dataclasses.replace(recipe.train_dit.dit, init_from=start)
         return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
     if model != "captioner":
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The transformer's real task on a few latents in memory, for ranks of tests."""
+"""`DitTask` on a few latents in memory, for tests with several ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
-from train.diffusion.process import PathSettings
+from train.diffusion.process import DiffusionSettings
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import TrainResult, train
 from train.generator.settings import DitSettings
@@ -24,7 +24,7 @@ NUM_CHANNELS = 8
 
 
 class WordTower:
-    """One token per word of the caption, of its letters."""
+    """One token per word of the caption, made of its letters."""
 
     width = pooled_width = 4
 
@@ -36,17 +36,17 @@ class WordTower:
 
 
 def packed_task() -> DitTask:
-    """Ten clips of two sizes, captions of different lengths, rows of one to four clips; weights that are not zero."""
-    draw = np.random.default_rng(0)
+    """Ten clips of two sizes, captions of several lengths, packs of one to four clips, no zero weights."""
+    rng = np.random.default_rng(0)
     latents, captions = [], []
     for index in range(10):
         bucket = BUCKETS[index % 3 == 2]
         shape = (1 + (bucket.num_frames - 1) // 4, bucket.height_px // 8, bucket.width_px // 8)
-        latents.append(draw.normal(size=(NUM_CHANNELS, *shape)).astype(np.float32))
+        latents.append(rng.normal(size=(NUM_CHANNELS, *shape)).astype(np.float32))
         captions.append(" ".join(["tree", "blue", "hill"][: 1 + index % 3]))
     task = DitTask(
         MemorySource(latents, [f"clip-{index}" for index in range(10)], captions),
-        DitSettings(width=24, depth=2, num_heads=2, path=PathSettings(shift_tokens=4), caption_dropout=0.25),
+        DitSettings(width=24, depth=2, num_heads=2, diffusion=DiffusionSettings(shift_tokens=4), caption_dropout=0.25),
         PlanSettings(capacity=20),
         compressor=f"patch:{NUM_CHANNELS}",
         buckets=BUCKETS,
@@ -68,7 +68,7 @@ def train_packed(folder: str, changes: dict[str, Any]) -> TrainResult:
 
 
 def train_several_packed(runs: list[tuple[str, dict[str, Any]]]) -> None:
-    """One after the other in one process group."""
+    """`train_packed` several times in one process group."""
     with distributed.process_group("cpu"):
         for folder, changes in runs:
             train_packed(folder, changes)

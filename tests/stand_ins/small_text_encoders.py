@@ -1,4 +1,4 @@
-"""Text encoders of the real classes with random weights and few of them, as the folders that `t5:` and `clip:` take."""
+"""Small T5 and CLIP text encoders with random weights, as folders for the specs `t5:` and `clip:`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WORDS = ("red", "blue", "circle")
 
 
 def word_tokenizer(words: tuple[str, ...] = WORDS):
-    """A token per known word and the end token after them, as T5 has it."""
+    """Word-level tokenizer with T5's end token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +21,11 @@ def word_tokenizer(words: tuple[str, ...] = WORDS):
 
 
 def write_t5(folder: Path, kind: str = "T5", *, seed: int = 0, words: tuple[str, ...] = WORDS) -> str:
-    """SPEC of an encoder 16 wide. Args: kind: T5, MT5 or UMT5."""
+    """Write an encoder of width 16 and return its SPEC.
+
+    Args:
+        kind: T5, MT5 or UMT5.
+    """
     import torch
     import transformers
 
@@ -34,10 +38,10 @@ def write_t5(folder: Path, kind: str = "T5", *, seed: int = 0, words: tuple[str,
 
 
 def write_clip(folder: Path, *, seed: int = 0, custom_text: bool = False, context_length: int = 24) -> str:
-    """SPEC of a CLIP with tokens 8 wide and pooled vectors 12 wide, as open_clip saves one.
+    """Write a CLIP in open_clip's format, text width 8 and embedding width 12, and return its SPEC.
 
     Args:
-        custom_text: in open_clip's newer layout, whose text weights have a name of their own.
+        custom_text: open_clip's newer layout, with other names of the text weights.
     """
     import torch
     from open_clip import CLIP, CustomTextCLIP

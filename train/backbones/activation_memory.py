@@ -1,9 +1,9 @@
-"""What training a diffusion transformer on packs of a given size takes of one GPU: an estimate, before any is booked.
+"""Estimate of the GPU memory that training a DiT takes: weights, gradients, optimizer, EMA, activations.
 
     training_memory(width=1152, depth=28, capacity=16384, num_ranks=8).activations_bytes / 1e9
 
-Weights are counted on the real class; activations are what autograd was seen to keep per token of a block. Text tokens,
-the compressor, the text encoder, and what the allocator wastes come on top.
+Parameters are counted on the model itself; activations are a measured number of bytes per token, width and block. Text
+tokens, the compressor, the text encoder and fragmentation are not included.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from train.parallel.device_memory import AVERAGE_BYTES, TRAINED_BYTES, WEIGHT_BY
 STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + AVERAGE_BYTES
 
 
-KEPT_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 108.4, "bf16": 56.0}
-"""Of one block, kept for the backward pass; measured at widths 192 and 384 (test_activation_memory.py
-measures again).
+ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 108.4, "bf16": 56.0}
+"""Of one block, saved for backward; measured on the CPU at widths 192 and 384 (test_activation_memory.py measures again).
 Under bf16 autocast the residual stream and the norms stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMemory:
-    """Of one rank."""
+    """Memory of one rank."""
 
     num_parameters: int
     model_state_bytes: int
-    """Weights, gradients, optimiser, average, all on every rank (DDP)."""
+    """Weights, gradients, optimizer and EMA, all on every rank (DDP)."""
     sharded_state_bytes: int
     """The same spread over all ranks (FSDP)."""
     activations_bytes: int
@@ -49,15 +48,15 @@ def training_memory(
     text_width: int = 4096,
     recompute: bool = False,
 ) -> TrainingMemory:
-    """See `TrainingMemory`.
+    """Estimate `TrainingMemory` of a DiT with heads of 64.
 
     Args:
         token_width: latent channels x patch volume.
         text_width: of the text encoder (4096: T5-XXL).
-        recompute: the trainer's setting: blocks keep their inputs only.
+        recompute: activation checkpointing: blocks save their inputs only.
 
     Raises:
-        UsageError: a width that does not divide into heads of 64.
+        UsageError: a width that is not a multiple of 64.
     """
     if width % 64 or depth < 1:
         raise UsageError(f"a transformer of {width = } and {depth = }: the width must be a multiple of 64")
@@ -84,10 +83,10 @@ def training_memory(
 
 
 def activation_bytes(*, width: int, depth: int, capacity: int, precision: str, recompute: bool = False) -> int:
-    """What the blocks keep of one full pack for the backward pass.
+    """Activations of the blocks saved for backward, for one full pack.
 
     Args:
-        recompute: each block keeps its input, in float32, and the one at work what it computes again.
+        recompute: activation checkpointing: every block saves its float32 input, and one block at a time everything.
     """
-    of_block = KEPT_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
-    return int(of_block + 4 * capacity * width * depth if recompute else of_block * depth)
+    per_block = ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
+    return int(per_block + 4 * capacity * width * depth if recompute else per_block * depth)

@@ -1,9 +1,9 @@
-"""How much of a device's arithmetic a run uses: FLOPs that the model needs, over what the device could do.
+"""FLOPs of a transformer over a pack, for MFU.
 
-    flops = transformer_flops([720, 64], [24, 11], width=1152, depth=28)      # of a row, forward and backward
+    flops = transformer_flops([720, 64], [24, 11], width=1152, depth=28)      # of a pack, forward and backward
     flops / seconds / peak_flops(device)                                      # MFU, arXiv 2204.02311 appendix B
 
-Needed means: forward once and backward once, twice the forward; what activation checkpointing computes again is not.
+Model FLOPs: one forward and one backward (twice the forward); recomputation by activation checkpointing is not counted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import numpy as np
 
 from packing.grid import sample_flops
 
-BACKWARD_AND_FORWARD = 3.0
-"""Backward takes two multiplications for each of the forward's."""
+FORWARD_AND_BACKWARD = 3.0
+"""In units of the forward: the backward takes two multiplications for each one."""
 
 
 def transformer_flops(num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, width: int, depth: int) -> float:
-    """Forward and backward of blocks with self-attention, cross-attention to each sample's own text, and an MLP of 4 x
-    width, over one row. Embeddings and modulation are left out: under 2 % at usual lengths."""
+    """Forward and backward FLOPs of the blocks over one pack: self-attention, cross-attention, an MLP of 4 x width.
+
+    Embeddings and adaLN are not counted: under 2 % at usual lengths.
+    """
     tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
     cross = 4.0 * width * width * (tokens + text) + 4.0 * width * tokens * text
     forward = sample_flops(tokens, width=width) + cross
-    return float(BACKWARD_AND_FORWARD * depth * forward.sum())
+    return float(FORWARD_AND_BACKWARD * depth * forward.sum())

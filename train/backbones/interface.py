@@ -1,4 +1,4 @@
-"""What every backbone of the generator offers."""
+"""The interface of the generator's backbones: one prediction per token of a pack."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from train.layers.segments import Segments
 
 
 class Backbone(Protocol):
-    """What the task and the sampler ask of every denoiser."""
+    """A denoiser that the training task and the sampler can use."""
 
     config: dict[str, Any]
-    """Keyword arguments of `build` that make this backbone again; plain JSON values."""
+    """Keyword arguments of `build` for this backbone; plain JSON values."""
 
     def __call__(
         self,
@@ -27,9 +27,11 @@ class Backbone(Protocol):
         pooled_SC: Tensor,
         *,
         drop_text_S: Sequence[bool] | None = None,
-        given_L: Tensor | None = None,
+        condition_mask_L: Tensor | None = None,
     ) -> Tensor:
-        """The answer for every token. `drop_text_S[s]` puts the learned null caption in place of sample s's text.
+        """The prediction for every token, in the type of `DiffusionSettings.prediction`.
 
-        `given_L`, bool: tokens that come clean, whatever their sample's timestep; what is put out there means nothing.
+        Args:
+            drop_text_S: samples that get the learned null caption in place of their text.
+            condition_mask_L: bool, conditioning tokens: passed in clean (t = 0), their output is undefined.
         """

@@ -1,4 +1,7 @@
-"""Backbones by name."""
+"""Backbones by name.
+
+model = build("dit", token_width=96, text_width=256, pooled_width=256, width=192, depth=6, num_heads=6)
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ BACKBONES = ("dit",)
 
 
 def build(name: str, **config: Any) -> nn.Module:
-    """A freshly initialised backbone.
+    """A backbone with newly initialised weights.
 
     Raises:
-        UsageError: no backbone of that name, or a setting it does not take.
+        UsageError: unknown backbone, or a setting it does not have.
     """
     if name not in BACKBONES:
         raise UsageError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")

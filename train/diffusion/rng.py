@@ -7,15 +7,15 @@ import hashlib
 import torch
 
 
-def generator_for(*key: str | int) -> torch.Generator:
-    """A CPU generator that depends on nothing but `key`: equal on every machine, rank and process.
+def seeded_generator(*key: str | int) -> torch.Generator:
+    """A CPU generator seeded by `key` alone: the same numbers on every machine, rank and process.
 
-    CPU on purpose: CUDA's stream of numbers changes between devices, and a row's noise is a few MB.
+    On the CPU because CUDA's random stream differs between devices; the noise of a pack is a few MB.
     """
     digest = hashlib.sha256(b"\x00".join(f"{type(part).__name__}:{part}".encode() for part in key)).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def chance(share: float, *key: str | int) -> bool:
-    """True for about `share` of all keys, always the same ones."""
-    return bool(torch.rand((), generator=generator_for(*key)) < share)
+def seeded_bernoulli(probability: float, *key: str | int) -> bool:
+    """A Bernoulli sample that is a function of `key`."""
+    return bool(torch.rand((), generator=seeded_generator(*key)) < probability)

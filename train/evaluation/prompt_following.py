@@ -1,11 +1,11 @@
-"""Whether samples show what their prompts ask for, as a captioner reads them.
+"""Prompt adherence: agreement of generated captions of samples with their prompts.
 
-following = follow(prompts, described, captioner)      # CaptionBatch: captions and embeddings of the samples, in order
-following.fields["colour"]                             # Share(value=0.91, chance=0.13, num=64)
-following.matched, following.mismatched                # mean contrastive scores
+    adherence = measure_adherence(prompts, described, captioner)  # captions and embeddings of the samples, in order
+    adherence.fields["colour"]                                    # HitRate(value=0.91, chance=0.13, num=64)
+    adherence.matched, adherence.mismatched                       # mean contrastive scores
 
-A field counts where the caption of a sample names exactly the word that its prompt names. What chance would give is no
-formula but counted: the share of hits where every sample is held against the prompts of all others.
+A field is a hit where the generated caption has exactly the word of the prompt. The chance level is counted, not computed:
+the hit rate of every sample against the prompts of all others.
 
 Shape suffixes: N samples, F fields.
 """
@@ -27,93 +27,97 @@ FIELDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 
 
 SUBJECT = "main_object+colour"
-"""Both at once: whether the thing itself is the one asked for."""
+"""Both fields at once."""
 
 
 ALL_FIELDS = "all_fields"
-"""Every field that the prompt names at once."""
+"""Every field of the prompt at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """How many of `num` samples show what their prompts name."""
+class HitRate:
+    """Fraction of samples that agree with their prompts."""
 
     value: float
     num: int
+    """Number of samples."""
     chance: float | None
-    """The same with the prompts of the other samples; None where there are no others."""
+    """The same against the prompts of other samples; None where there are no others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Following:
-    """What was found; empty where prompts name no field, None where the captioner has no contrastive space."""
+class PromptAdherence:
+    """Hit rates and contrastive scores; empty where prompts have no fields, None where the captioner has no embeddings."""
 
-    fields: Mapping[str, Share] = field(default_factory=dict)
-    """Name of a field, `SUBJECT` or `ALL_FIELDS`."""
+    fields: Mapping[str, HitRate] = field(default_factory=dict)
+    """By name of a field, `SUBJECT` or `ALL_FIELDS`."""
     matched: float | None = None
-    """Mean contrastive score of a sample with its own prompt."""
+    """Mean contrastive score (cosine) of a sample and its own prompt."""
     mismatched: float | None = None
-    """The same with the prompts of other samples."""
-    best_match: Share | None = None
-    """Share of samples that score highest with their own prompt among all different ones."""
+    """Mean contrastive score of a sample and the prompts of other samples."""
+    best_match: HitRate | None = None
+    """Fraction of samples that score highest with their own prompt among all distinct ones."""
 
 
 class TextEmbedder(Protocol):
-    """The part of a captioner that is needed once clips are described."""
+    """The text tower of a captioner."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-def follow(prompts: Sequence[str], described: CaptionBatch, captioner: TextEmbedder) -> Following:
-    """Hold what a captioner said about samples against their prompts.
+def measure_adherence(prompts: Sequence[str], described: CaptionBatch, captioner: TextEmbedder) -> PromptAdherence:
+    """Compare generated captions of samples with their prompts.
 
     Args:
-        prompts: one per sample. Those that name no object of a scene and what it does (`describes_scene`) have no fields:
-            the words of a scene mean other things in other sentences.
-        described: of the samples, in the order of the prompts.
+        prompts: one per sample. Only those about rendered scenes (`describes_scene`) have fields: elsewhere the same words
+            mean other things.
+        described: captions and embeddings of the samples, in the order of the prompts.
     """
-    said = [fields_in(caption.text) for caption in described.captions]
-    wanted = [fields_in(prompt) if describes_scene(prompt) else CaptionFields() for prompt in prompts]
-    following = Following(fields=_shares(wanted, said))
+    generated = [fields_in(caption.text) for caption in described.captions]
+    expected = [fields_in(prompt) if describes_scene(prompt) else CaptionFields() for prompt in prompts]
+    adherence = PromptAdherence(fields=_hit_rates(expected, generated))
     if described.clip_embeddings_BD is None or not prompts:
-        return following
+        return adherence
     cosine_NN = described.clip_embeddings_BD @ captioner.embed_texts(list(prompts)).T
     others_NN = np.array([[one != other for other in prompts] for one in prompts])
-    num_different = len(set(prompts))
+    num_distinct = len(set(prompts))
     best = cosine_NN.argmax(axis=1)
     return dataclasses.replace(
-        following,
+        adherence,
         matched=float(np.diag(cosine_NN).mean()),
         mismatched=float(cosine_NN[others_NN].mean()) if others_NN.any() else None,
-        best_match=Share(
-            value=float(np.mean([prompts[at] == prompt for at, prompt in zip(best, prompts)])),
+        best_match=HitRate(
+            value=float(np.mean([prompts[index] == prompt for index, prompt in zip(best, prompts)])),
             num=len(prompts),
-            chance=1 / num_different,
+            chance=1 / num_distinct,
         ),
     )
 
 
-def _shares(wanted: Sequence[CaptionFields], said: Sequence[CaptionFields]) -> dict[str, Share]:
-    hits_FNN = {name: _hits([getattr(x, name) for x in wanted], [getattr(x, name) for x in said]) for name in FIELDS}
-    named_FN = {name: np.array([bool(getattr(x, name)) for x in wanted], bool) for name in FIELDS}
-    shares = {name: _share(hits_FNN[name], named_FN[name]) for name in FIELDS}
-    shares[SUBJECT] = _share(hits_FNN["main_object"] & hits_FNN["colour"], named_FN["main_object"] & named_FN["colour"])
-    every_NN = np.all([hits_FNN[name] | ~named_FN[name][None] for name in FIELDS], axis=0)
-    shares[ALL_FIELDS] = _share(every_NN, np.any(list(named_FN.values()), axis=0))
-    return {name: share for name, share in shares.items() if share is not None}
+def _hit_rates(expected: Sequence[CaptionFields], generated: Sequence[CaptionFields]) -> dict[str, HitRate]:
+    hits_FNN = {
+        name: _hits([getattr(x, name) for x in expected], [getattr(x, name) for x in generated]) for name in FIELDS
+    }
+    has_field_FN = {name: np.array([bool(getattr(x, name)) for x in expected], bool) for name in FIELDS}
+    rates = {name: _hit_rate(hits_FNN[name], has_field_FN[name]) for name in FIELDS}
+    has_both_N = has_field_FN["main_object"] & has_field_FN["colour"]
+    rates[SUBJECT] = _hit_rate(hits_FNN["main_object"] & hits_FNN["colour"], has_both_N)
+    every_NN = np.all([hits_FNN[name] | ~has_field_FN[name][None] for name in FIELDS], axis=0)
+    rates[ALL_FIELDS] = _hit_rate(every_NN, np.any(list(has_field_FN.values()), axis=0))
+    return {name: rate for name, rate in rates.items() if rate is not None}
 
 
-def _hits(wanted: Sequence[str], said: Sequence[str]) -> np.ndarray:
-    """(N, N): row = sample, column = prompt."""
-    return np.array(said, dtype=object)[:, None] == np.array(wanted, dtype=object)[None]
+def _hits(expected: Sequence[str], generated: Sequence[str]) -> np.ndarray:
+    """bool (N, N): row = sample, column = prompt."""
+    return np.array(generated, dtype=object)[:, None] == np.array(expected, dtype=object)[None]
 
 
-def _share(hits_NN: np.ndarray, named_N: np.ndarray) -> Share | None:
-    """Of the samples whose prompts name the field: own prompt on the diagonal, those of the others beside it."""
-    num = int(named_N.sum())
+def _hit_rate(hits_NN: np.ndarray, has_field_N: np.ndarray) -> HitRate | None:
+    """Over the samples whose prompts have the field: own prompts on the diagonal, chance level from the rest."""
+    num = int(has_field_N.sum())
     if not num:
         return None
-    hits = hits_NN[np.ix_(named_N, named_N)]
+    hits = hits_NN[np.ix_(has_field_N, has_field_N)]
     own = int(np.trace(hits))
     chance = (int(hits.sum()) - own) / (num * (num - 1)) if num > 1 else None
-    return Share(value=own / num, num=num, chance=chance)
+    return HitRate(value=own / num, num=num, chance=chance)

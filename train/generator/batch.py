@@ -1,4 +1,4 @@
-"""A packed batch with its encoded captions, ready for the device."""
+"""A pack of latent tokens with its encoded captions: one micro-batch of the generator."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from train.text.encoder import EncodedText, TextEncoder
 
 @dataclass(frozen=True)
 class DitBatch:
-    """One row, its text encoded."""
+    """One pack with its encoded text. Shape suffixes: L tokens of the pack, D numbers per token."""
 
     tokens_LD: Tensor
     position_L3: Tensor
     segments: Segments
     text: EncodedText
     token_shapes: tuple[Shape3, ...]
-    """Tokens of each sample along (frames, rows, columns), before any were dropped."""
+    """Tokens of each sample along (frames, rows, columns), before token dropping."""
     first_frames: tuple[int, ...]
-    """Token frame of its whole clip that each sample begins with."""
+    """First token frame of each sample, counted in its whole clip."""
     clip_ids: tuple[str, ...]
+    """Seed the random numbers of each sample; a clip that appears twice in an epoch has two."""
     epoch: int
     capacity: int
+    """Tokens of a full pack."""
 
     @classmethod
-    def of(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
-        """Padding is left behind: nothing here needs rows of one length."""
+    def from_packed(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
+        """Encode the captions and strip the padding: packs need not have one length."""
         return cls(
             tokens_LD=batch.tokens_LD[: batch.num_tokens],
             position_L3=batch.position_L3[: batch.num_tokens],
@@ -40,7 +42,7 @@ class DitBatch:
             text=encoder.encode(batch.captions),
             token_shapes=batch.token_shapes,
             first_frames=tuple(frame // batch.patch[0] for frame in batch.first_frames),
-            clip_ids=batch.rng_keys,  # each appearance of a clip in an epoch has chances of its own
+            clip_ids=batch.rng_keys,
             epoch=batch.epoch,
             capacity=batch.capacity,
         )

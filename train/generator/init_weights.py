@@ -1,10 +1,10 @@
-"""Where a transformer's training starts: a checkpoint of the same transformer, for example one trained on images only.
+"""Initial weights from a checkpoint of the same transformer, for example one trained on images only.
 
-    came_from = load_start("RUN/train/images", model, config)         # {"step": 2000, "weights": "0f3c..."}
+    provenance = load_init_weights("RUN/train/images", model, config)         # {"step": 2000, "weights": "0f3c..."}
 
-An image is a clip of one frame, at frame number 0, where the rotary positions do not turn. So an image model is a video
-model that has not seen the later frames yet, and gives the same image at the start, bit for bit. What the new model may
-have beside it are absolute positions, which then start at zero.
+An image is a clip of one frame, at frame position 0, where the rotation of RoPE is the identity. So a video model
+initialised from an image model gives the same images, bit for bit. Missing `pos_embedder.*` weights are initialised to
+zero; anything else missing is an error.
 """
 
 from __future__ import annotations
@@ -18,56 +18,56 @@ from recaption.errors import CheckpointMismatchError
 from train.checkpoint import step_folder as checkpoint
 from train.checkpoint.weights import load_weights, weights_hash
 
-GAINED = "absolute_positions"
-"""Setting of a backbone whose weights change nothing where they are zero."""
+OPTIONAL_WEIGHTS = "absolute_positions"
+"""Setting of a backbone that adds weights which change nothing while they are zero."""
 
 
-OF_PATH = ("schedule", "prediction", "zero_terminal_snr")
-"""What decides the meaning of an answer; which noise levels are trained may change."""
+DIFFUSION_KEYS = ("schedule", "prediction", "zero_terminal_snr")
+"""Diffusion settings that define what the model predicts; the distribution of trained noise levels may differ."""
 
 
-def load_start(path: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Give `model` the (averaged) weights of the checkpoint at `path`.
+def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """Load the (EMA) weights of the checkpoint at `path` into `model`.
 
     Args:
-        config: of the task that is to be trained, as a checkpoint of it will have it.
+        config: checkpoint config of the new training.
 
     Returns:
-        What the new training records of it.
+        Step and weights hash of the checkpoint, for the config of the new training.
 
     Raises:
         UsageError: no checkpoint there.
-        CheckpointMismatchError: of another task, backbone, size, text encoder, compressor or prediction.
+        CheckpointMismatchError: of another task, backbone, size, text encoder, compressor or prediction type.
     """
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
-    there, here = _meaning(saved), _meaning(checkpoint.plain(config))
-    is_gaining = f"backbone {GAINED}" in here.keys() - there.keys()
-    if is_gaining:
-        del here[f"backbone {GAINED}"]
+    theirs, ours = _weights_meaning(saved), _weights_meaning(checkpoint.plain(config))
+    optional = f"backbone {OPTIONAL_WEIGHTS}"
+    is_adding = bool(ours[optional]) and not theirs.get(optional)
+    if is_adding:
+        theirs[optional] = ours[optional]
     differing = [
-        f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
     ]
     if differing:
         raise CheckpointMismatchError(
-            f"start {found.path} is another model ({'; '.join(differing[:3])}): train with its settings, or without a start"
+            f"init_from {found.path} is another model ({'; '.join(differing[:3])}): "
+            "train with its settings, or from scratch"
         )
-    if is_gaining:
+    if is_adding:
         weights |= {
-            name: torch.zeros_like(own)
-            for name, own in model.state_dict().items()
-            if name.startswith("position_embedding.")
+            name: torch.zeros_like(own) for name, own in model.state_dict().items() if name.startswith("pos_embedder.")
         }
     load_weights(model, weights, found.path)
     return {"step": found.step, "weights": weights_hash(weights)}
 
 
-def _meaning(config: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for the weights to mean the same, by name."""
+def _weights_meaning(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a checkpoint's config that must agree for its weights to be usable, by name."""
     meaning = {f"backbone {name}": value for name, value in config["backbone"].items() if name != "attention_backend"}
-    meaning |= {f"path {name}": config["path"][name] for name in OF_PATH if name in config["path"]}
+    meaning |= {f"diffusion {name}": config["diffusion"][name] for name in DIFFUSION_KEYS}
     return meaning | {
         "patch": config["patch"],
         "text encoder": config["text_encoder"],

@@ -1,23 +1,68 @@
-"""The training objective of the generator: noised tokens, condition mask, loss."""
+"""Training objective of the generator: noised tokens, conditioning tokens passed in clean, diffusion loss.
+
+    noised, timestep_S = noise_batch(batch, settings, key=(seed, epoch))
+    condition_mask_L = condition_mask(batch, settings, key=(seed, epoch))
+    loss_sum, weight = objective(model, batch, noised, timestep_S, drop_text_S, settings, condition_mask_L)
+
+Shape suffixes: L tokens of a pack, S samples of a pack.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from train.diffusion.frame_conditioning import parse_conditions, sample_condition_mask
+from train.diffusion.loss import diffusion_loss
+from train.diffusion.process import NoisedTokens, add_noise, sample_timesteps_and_noise
 from train.generator.batch import DitBatch
+from train.generator.settings import DitSettings
 
 
-def _answer(
+def noise_batch(batch: DitBatch, settings: DitSettings, *, key: Sequence[str | int]) -> tuple[NoisedTokens, Tensor]:
+    """Noised tokens and timestep_S of a batch.
+
+    Args:
+        key: seeds the random numbers together with the clip ids, for example (seed, epoch).
+    """
+    draws = sample_timesteps_and_noise(
+        batch.clip_ids,
+        batch.segments,
+        batch.tokens_LD.shape[1],
+        settings.diffusion,
+        key=key,
+        token_shapes=batch.token_shapes,
+    )
+    return add_noise(batch.tokens_LD, draws, batch.segments, settings.diffusion), draws.timestep_S
+
+
+def condition_mask(batch: DitBatch, settings: DitSettings, *, key: Sequence[str | int]) -> Tensor | None:
+    """bool (L): the conditioning tokens of a batch; None without frame conditioning.
+
+    Args:
+        key: as of `noise_batch`.
+    """
+    weights = parse_conditions(settings.conditions)
+    spans = [(first, first + shape[0]) for first, shape in zip(batch.first_frames, batch.token_shapes, strict=True)]
+    return sample_condition_mask(weights, batch.clip_ids, batch.segments, batch.position_L3, spans, key=key)
+
+
+def objective(
     model: nn.Module,
     batch: DitBatch,
-    x_LD: Tensor,
+    noised: NoisedTokens,
     timestep_S: Tensor,
     drop_text_S: Sequence[bool],
-    given_L: Tensor | None,
-) -> Tensor:
-    return model(
+    settings: DitSettings,
+    condition_mask_L: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss sum and weight of `diffusion_loss`; conditioning tokens enter clean and are excluded from the loss."""
+    x_LD = noised.x_LD
+    if condition_mask_L is not None:
+        x_LD = torch.where(condition_mask_L[:, None], batch.tokens_LD, x_LD)
+    prediction_LD = model(
         x_LD,
         batch.position_L3,
         batch.segments,
@@ -26,5 +71,13 @@ def _answer(
         batch.text.segments,
         batch.text.pooled_SC,
         drop_text_S=drop_text_S,
-        given_L=given_L,
+        condition_mask_L=condition_mask_L,
+    )
+    return diffusion_loss(
+        prediction_LD,
+        noised.target_LD,
+        batch.segments,
+        norm=settings.loss_norm,
+        weight_S=noised.weight_S,
+        loss_mask_L=None if condition_mask_L is None else ~condition_mask_L,
     )

@@ -1,10 +1,12 @@
-"""adaLN for packed rows: scale, shift and gate belong to a sample, the rows they act on to its tokens.
+"""adaLN-Zero on packs: per-sample (S, D) shift, scale and gate, without a copy per token kept for backward.
 
     y_LD = modulated_layer_norm(x_LD, shift_SD, scale_SD, segments)     # LN(x) * (1 + scale) + shift
     x_LD = gated_residual(x_LD, y_LD, gate_SD, segments)                # x + gate * y
 
-Written out (`scale_SD[index_L]`) autograd would keep a copy of every modulation per token: a block then saves 1.45x the
-memory of a plain batch. These functions keep the normed row and the (S, D) vectors, and expand again in backward.
+Written out (`scale_SD[segment_ids_L]`), autograd would keep every modulation once per token: a block then saves 1.45x the
+memory of a plain batch. These functions save the normalised tokens and the (S, D) vectors, and expand again in backward.
+
+Shape suffixes: L tokens of a pack, S samples of a pack, D width.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ NORM_EPS = 1e-6
 
 
 def modulated_layer_norm(x_LD: Tensor, shift_SD: Tensor, scale_SD: Tensor, segments: Segments) -> Tensor:
-    """LayerNorm without own weights, then `* (1 + scale) + shift` of the token's sample.
+    """LayerNorm without affine weights, then `* (1 + scale) + shift` of the token's sample.
 
-    Under autocast the result has autocast's dtype: the next layer would make and keep that copy anyway.
+    Under autocast the result has autocast's dtype: the next layer would cast and save it anyway.
     """
     device_type = x_LD.device.type
     autocast = torch.is_autocast_enabled(device_type)
@@ -33,7 +35,7 @@ def modulated_layer_norm(x_LD: Tensor, shift_SD: Tensor, scale_SD: Tensor, segme
 
 
 def gated_residual(x_LD: Tensor, y_LD: Tensor, gate_SD: Tensor, segments: Segments) -> Tensor:
-    """x + gate * y with the gate of the token's sample, in the dtype of x."""
+    """x + gate * y with the gate of each token's sample, in the dtype of x."""
     return _GatedResidual.apply(x_LD, y_LD, gate_SD, segments)
 
 
@@ -48,7 +50,9 @@ class _ModulatedLayerNorm(torch.autograd.Function):
     ) -> Tensor:
         exact = _at_least_float32(x_LD.dtype)
         normed_LD, _, rstd_L1 = torch.native_layer_norm(x_LD.to(exact), x_LD.shape[-1:], None, None, NORM_EPS)
-        out_LD = normed_LD * (1 + scale_SD.to(exact))[segments.index_L] + shift_SD.to(exact)[segments.index_L]
+        out_LD = (
+            normed_LD * (1 + scale_SD.to(exact))[segments.segment_ids_L] + shift_SD.to(exact)[segments.segment_ids_L]
+        )
         ctx.save_for_backward(normed_LD.to(out_dtype), rstd_L1, scale_SD)
         ctx.segments = segments
         ctx.dtypes = x_LD.dtype, shift_SD.dtype, scale_SD.dtype
@@ -63,8 +67,8 @@ class _ModulatedLayerNorm(torch.autograd.Function):
         grad_out_LD, normed_LD = grad_out_LD.to(exact), normed_LD.to(exact)
         grad_shift_SD = segments.sum(grad_out_LD)
         grad_scale_SD = segments.sum(grad_out_LD * normed_LD)
-        grad_normed_LD = grad_out_LD * (1 + scale_SD.to(exact))[segments.index_L]
-        # d LN / d x: remove the parts of the gradient along the mean and along the normed row itself.
+        grad_normed_LD = grad_out_LD * (1 + scale_SD.to(exact))[segments.segment_ids_L]
+        # d LN / d x: remove the components of the gradient along the mean and along the normalised token.
         along_L1 = (grad_normed_LD * normed_LD).mean(-1, keepdim=True)
         grad_x_LD = rstd_L1 * (grad_normed_LD - grad_normed_LD.mean(-1, keepdim=True) - normed_LD * along_L1)
         x_dtype, shift_dtype, scale_dtype = ctx.dtypes
@@ -76,19 +80,19 @@ class _GatedResidual(torch.autograd.Function):
     def forward(ctx: Any, x_LD: Tensor, y_LD: Tensor, gate_SD: Tensor, segments: Segments) -> Tensor:
         ctx.save_for_backward(y_LD, gate_SD)
         ctx.segments = segments
-        return torch.addcmul(x_LD, y_LD.to(x_LD.dtype), gate_SD.to(x_LD.dtype)[segments.index_L])
+        return torch.addcmul(x_LD, y_LD.to(x_LD.dtype), gate_SD.to(x_LD.dtype)[segments.segment_ids_L])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out_LD: Tensor) -> tuple[Tensor | None, ...]:
         y_LD, gate_SD = ctx.saved_tensors
         segments: Segments = ctx.segments
-        grad_y_LD = (grad_out_LD * gate_SD.to(grad_out_LD.dtype)[segments.index_L]).to(y_LD.dtype)
+        grad_y_LD = (grad_out_LD * gate_SD.to(grad_out_LD.dtype)[segments.segment_ids_L]).to(y_LD.dtype)
         exact = _at_least_float32(grad_out_LD.dtype)
         grad_gate_SD = segments.sum(grad_out_LD.to(exact) * y_LD.to(exact)).to(gate_SD.dtype)
         return grad_out_LD, grad_y_LD, grad_gate_SD, None
 
 
-def modulated_layer_norm_reference(x_LD: Tensor, shift_SD: Tensor, scale_SD: Tensor, index_L: Tensor) -> Tensor:
-    """The same value written out with a gather: the yardstick of tests and of the memory figure, not for training."""
-    return F.layer_norm(x_LD, x_LD.shape[-1:], eps=NORM_EPS) * (1 + scale_SD[index_L]) + shift_SD[index_L]
+def modulated_layer_norm_reference(x_LD: Tensor, shift_SD: Tensor, scale_SD: Tensor, segment_ids_L: Tensor) -> Tensor:
+    """`modulated_layer_norm` by a gather: the reference of the tests and of the memory figure above, not for training."""
+    return F.layer_norm(x_LD, x_LD.shape[-1:], eps=NORM_EPS) * (1 + scale_SD[segment_ids_L]) + shift_SD[segment_ids_L]

@@ -1,4 +1,4 @@
-"""Self- and cross-attention over packed samples, as modules."""
+"""Self- and cross-attention modules over packs, with QK-norm and RoPE."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from train.layers.attention import packed_attention
-from train.layers.qk_norm import HeadNorm
-from train.layers.rope import rotate
+from train.layers.qk_norm import QKNorm
+from train.layers.rope import apply_rotary_emb
 from train.layers.segments import Segments
 
 
 @functools.cache
-def _attention_outside_compile() -> Callable[..., Tensor]:
+def attention_outside_compile() -> Callable[..., Tensor]:
+    """`packed_attention` that torch.compile does not trace; one object for all blocks, so that they share a graph."""
     return torch.compiler.disable(packed_attention)
 
 
 class PackedAttention(nn.Module):
-    """What self- and cross-attention share: how rows are attended to."""
+    """Base class: `attend` can be replaced on an instance, for torch.compile."""
 
     def attend(
         self, q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, segments_k: Segments, *, backend: str
@@ -29,29 +30,33 @@ class PackedAttention(nn.Module):
 
 
 class SelfAttention(PackedAttention):
+    """Self-attention within each sample: QK-norm, then RoPE."""
+
     def __init__(self, width: int, num_heads: int, backend: str) -> None:
         super().__init__()
         self.num_heads, self.backend = num_heads, backend
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = HeadNorm(width // num_heads, eps=1e-6)
-        self.k_norm = HeadNorm(width // num_heads, eps=1e-6)
+        self.q_norm = QKNorm(width // num_heads, eps=1e-6)
+        self.k_norm = QKNorm(width // num_heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_LD: Tensor, rope: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
+    def forward(self, x_LD: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
         q_LHD, k_LHD, v_LHD = self.qkv(x_LD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        q_LHD = rotate(self.q_norm(q_LHD), rope).to(v_LHD.dtype)
-        k_LHD = rotate(self.k_norm(k_LHD), rope).to(v_LHD.dtype)
+        q_LHD = apply_rotary_emb(self.q_norm(q_LHD), rotary).to(v_LHD.dtype)
+        k_LHD = apply_rotary_emb(self.k_norm(k_LHD), rotary).to(v_LHD.dtype)
         return self.out(self.attend(q_LHD, k_LHD, v_LHD, segments, segments, backend=self.backend).flatten(1))
 
 
 class CrossAttention(PackedAttention):
+    """Attention of each sample's tokens to the text tokens of the same sample."""
+
     def __init__(self, width: int, num_heads: int, backend: str) -> None:
         super().__init__()
         self.num_heads, self.backend = num_heads, backend
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = HeadNorm(width // num_heads, eps=1e-6)
-        self.k_norm = HeadNorm(width // num_heads, eps=1e-6)
+        self.q_norm = QKNorm(width // num_heads, eps=1e-6)
+        self.k_norm = QKNorm(width // num_heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
     def forward(self, x_LD: Tensor, segments: Segments, text_MD: Tensor, text_segments: Segments) -> Tensor:

@@ -1,4 +1,11 @@
-"""Segments: which tokens of a pack belong to which sample."""
+"""Segments of a pack: which tokens belong to which sample.
+
+    segments = Segments.from_lengths([6, 2])       # pack of 8 tokens, two samples
+    segments.cu_seqlens                            # tensor([0, 6, 8])
+    segments.segment_ids_L                         # tensor([0, 0, 0, 0, 0, 0, 1, 1])
+
+Shape suffixes: L, M tokens of a pack, S samples of a pack, D width.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +20,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Where each sample of a packed row starts and ends, for the device and for Python.
+    """Lengths of the samples of a pack, as Python numbers and as tensors.
 
-    Both are kept so that nothing inside a step has to ask the device for a length (a host sync).
+    Both, so that no training step has to read a length back from the device (a host sync).
     """
 
     lengths: tuple[int, ...]
-    """Tokens of each sample, in row order."""
+    """Tokens of each sample, in the order of the pack."""
     cu_seqlens: Tensor
-    """int32 (S+1): 0, then the running sum of `lengths`; on the device of the row."""
-    index_L: Tensor
-    """int64 (L): the 0-based sample that each token belongs to."""
+    """int32 (S+1): 0, then the cumulative sum of `lengths`; on the device of the pack."""
+    segment_ids_L: Tensor
+    """int64 (L): 0-based index of the sample that each token belongs to."""
     _block_masks: dict[int, tuple[Segments | None, Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -33,17 +40,17 @@ class Segments:
         if any(n < 0 for n in lengths):
             raise ValueError(f"{lengths = } has a negative length")
         cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        index_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
-        return cls(lengths, cu_seqlens.to(device, non_blocking=True), index_L.to(device, non_blocking=True))
+        segment_ids_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+        return cls(lengths, cu_seqlens.to(device, non_blocking=True), segment_ids_L.to(device, non_blocking=True))
 
     @classmethod
     def of(cls, segments: Segments | Tensor) -> Segments:
-        """A `Segments` as it is; a bare cu_seqlens tensor is read back once (a host sync where it lies on a GPU)."""
+        """`Segments` as it is, or from a cu_seqlens tensor, which is read back once (a host sync on a GPU)."""
         if isinstance(segments, Segments):
             return segments
         bounds = segments.tolist()
         if not bounds or bounds[0] != 0:
-            raise ValueError(f"cu_seqlens starts with 0 and ends with the row's length, got {bounds}")
+            raise ValueError(f"cu_seqlens must start with 0 and end with the length of the pack, got {bounds}")
         return cls.from_lengths([end - start for start, end in itertools.pairwise(bounds)], segments.device)
 
     def __len__(self) -> int:
@@ -51,7 +58,7 @@ class Segments:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.index_L.shape[0])
+        return int(self.segment_ids_L.shape[0])
 
     @property
     def max_length(self) -> int:
@@ -61,37 +68,37 @@ class Segments:
         return Segments(
             self.lengths,
             self.cu_seqlens.to(device, non_blocking=True),
-            self.index_L.to(device, non_blocking=True),
+            self.segment_ids_L.to(device, non_blocking=True),
         )
 
     def repeated(self, times: int) -> Segments:
-        """The same samples `times` over in one row, as guidance needs them."""
+        """The same samples `times` times in one pack, for classifier-free guidance."""
         return Segments.from_lengths(self.lengths * times, self.cu_seqlens.device)
 
-    def with_extra(self, num_tokens: int) -> tuple[Segments, Tensor, Tensor]:
-        """Room for `num_tokens` more in front of every sample.
+    def with_prefix_tokens(self, num_tokens: int) -> tuple[Segments, Tensor, Tensor]:
+        """Segments with `num_tokens` more tokens in front of every sample.
 
         Returns:
-            The longer segments, and the rows in them of what was there and of what is new, both in row order.
+            The longer segments, and the indices in them of the old and of the new tokens, both in order.
         """
         longer = Segments.from_lengths([length + num_tokens for length in self.lengths])
         starts = longer.cu_seqlens[:-1].long()
-        extra_rows = (starts[:, None] + torch.arange(num_tokens)).flatten()
+        prefix_index = (starts[:, None] + torch.arange(num_tokens)).flatten()
         is_old = torch.ones(longer.num_tokens, dtype=torch.bool)
-        is_old[extra_rows] = False
+        is_old[prefix_index] = False
         device = self.cu_seqlens.device
-        return longer.to(device), is_old.nonzero()[:, 0].to(device), extra_rows.to(device)
+        return longer.to(device), is_old.nonzero()[:, 0].to(device), prefix_index.to(device)
 
     def sum(self, values_LD: Tensor) -> Tensor:
         """Sum over the tokens of each sample: (L, D) -> (S, D).
 
-        A product with the 0/1 membership matrix: the same sum every time (atomic adds are not), no host sync, and
-        S*L*D operations beside the 12*L*D^2 of a block. The number of samples comes from a tensor's shape, which
-        torch.compile may leave open; from `lengths`, every row of another number would be compiled anew.
+        A product with the 0/1 membership matrix: deterministic (atomic adds are not), no host sync, and
+        S*L*D operations against the 12*L*D^2 of a block. The number of samples comes from a tensor's shape, which
+        torch.compile keeps dynamic; taken from `lengths`, every other number of samples would be compiled again.
         """
         samples = torch.arange(self.cu_seqlens.shape[0] - 1, device=values_LD.device)
         with torch.autocast(values_LD.device.type, enabled=False):  # autocast would sum in bfloat16
-            return (self.index_L == samples[:, None]).to(values_LD.dtype) @ values_LD
+            return (self.segment_ids_L == samples[:, None]).to(values_LD.dtype) @ values_LD
 
     def mean(self, values_L: Tensor) -> Tensor:
         """Mean over the tokens of each sample: (L,) -> (S,)."""
@@ -99,24 +106,29 @@ class Segments:
         return self.sum(values_L[:, None])[:, 0] / lengths_S
 
     def block_mask(self, keys: Segments) -> Any:
-        """flex_attention's block mask: a query sees the keys of its own sample. Built once per pair of rows."""
-        known = self._block_masks.get(id(keys))
-        if known is None:
-            mask_of = document_mask(self.index_L, keys.index_L)
+        """flex_attention's block mask: queries attend to the keys of their own sample. Built once per pair of packs."""
+        cached = self._block_masks.get(id(keys))
+        if cached is None:
+            mask_mod = document_mask(self.segment_ids_L, keys.segment_ids_L)
             from torch.nn.attention.flex_attention import create_block_mask
 
             mask = create_block_mask(
-                mask_of, B=None, H=None, Q_LEN=self.num_tokens, KV_LEN=keys.num_tokens, device=self.index_L.device
+                mask_mod,
+                B=None,
+                H=None,
+                Q_LEN=self.num_tokens,
+                KV_LEN=keys.num_tokens,
+                device=self.segment_ids_L.device,
             )
-            # `keys` is held so that its id stays its own; itself it does not hold, so that it dies with its batch.
-            known = self._block_masks[id(keys)] = (None if keys is self else keys, mask)
-        return known[1]
+            # The reference to `keys` keeps its id valid; none to `self`, so that it is freed with its batch.
+            cached = self._block_masks[id(keys)] = (None if keys is self else keys, mask)
+        return cached[1]
 
 
-def document_mask(index_L: Tensor, index_M: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """flex_attention's `mask_mod` that keeps samples apart."""
+def document_mask(segment_ids_L: Tensor, segment_ids_M: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """flex_attention's `mask_mod` of document masking: query and key belong to the same sample."""
 
     def same_sample(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return index_L[query] == index_M[key]
+        return segment_ids_L[query] == segment_ids_M[key]
 
     return same_sample

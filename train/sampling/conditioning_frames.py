@@ -1,12 +1,12 @@
-"""A video before it is sampled: which of its frames are given, which are open. One function per kind of prompt.
+"""Conditioning frames: the pixels of a video to sample plus a mask of its known frames. One function per mode.
 
-    timeline = animated(image_HWC, 17, grid)                    # the first frame given, 16 open
-    timeline = extended(video_THWC, 12, grid)                   # all of the video, then 12 open frames
-    timeline = connected([one_THWC, other_THWC], 12, grid)      # one, 12 open frames, other
+    conditioning = image_to_video(image_HWC, 17, grid)                  # the first frame is known, 16 are sampled
+    conditioning = extend(video_THWC, 12, grid)                         # the video is known, then 12 frames are sampled
+    conditioning = connect([first_THWC, second_THWC], 12, grid)         # 12 frames are sampled between two videos
 
-A causal compressor makes one latent frame of the first frame and one of each group of `frame_stride` frames after it.
-What is given has to fill whole groups, so a video at the start keeps 4k+1 of its frames and one further on 4k (of stride
-4); frames that do not fit are left out at the end that is not continued, and `notes` says so.
+A causal compressor encodes the first frame alone and then each group of `frame_stride` frames. Known frames have to fill
+whole groups: with stride 4 a video at the start keeps 4k+1 of its frames, and a later one 4k. Frames that do not fit are
+dropped at the end that is not continued, and `notes` says so.
 
 Shape suffixes: T frames, H, W, C. Frames are uint8 RGB.
 """
@@ -23,173 +23,190 @@ from recaption.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """Every frame from the first to the last, given or not."""
+class ConditioningFrames:
+    """All frames of a video before it is sampled, known or not."""
 
     mode: str
+    """text, image, extend, extend-back, connect, loop, inbetween or edit."""
     frames_THWC: np.ndarray
-    """Where a frame is open, black; in an edit, what it is made from."""
-    given_T: np.ndarray
-    """bool; whole groups only."""
+    """Black where a frame is to be sampled; in an edit, the source video."""
+    condition_mask_T: np.ndarray
+    """bool: the known frames; whole groups of the compressor only."""
     start: int = 0
-    """First frame of the result."""
+    """First frame of the result; the frames before it are sampled and dropped."""
     end: int | None = None
-    """One past its last; default: all."""
-    noise_share: float = 1.0
-    """Noise that open frames start from: 1 = nothing else, below = the rest is what the frame holds (SDEdit, arXiv
-    2108.01073)."""
+    """One past the last frame of the result; None: all."""
+    strength: float = 1.0
+    """Time to start sampling from: 1 = pure noise, below = the frames noised to that time (SDEdit, arXiv 2108.01073)."""
     notes: tuple[str, ...] = ()
+    """What was dropped, for the user."""
 
     @property
     def num_frames(self) -> int:
-        return len(self.given_T)
+        return len(self.condition_mask_T)
 
 
-def first_length(num_frames: int, grid: Grid) -> int:
-    """The most frames, out of so many, that fill whole tokens at the start of a video; 0 where they fill none."""
+def prefix_length(num_frames: int, grid: Grid) -> int:
+    """The most of `num_frames` frames that fill whole tokens at the start of a video: 4k+1 for stride 4; 0 where none do."""
     unit = grid.frame_stride * grid.patch[0]
     return max(0, (num_frames - 1 + grid.frame_stride) // unit * unit - grid.frame_stride + 1)
 
 
-def later_length(num_frames: int, grid: Grid) -> int:
-    """The most frames, out of so many, that fill whole tokens further on in a video."""
+def segment_length(num_frames: int, grid: Grid) -> int:
+    """The most of `num_frames` frames that fill whole tokens later in a video: 4k for stride 4."""
     unit = grid.frame_stride * grid.patch[0]
     return num_frames // unit * unit
 
 
-def blank(num_frames: int, height_px: int, width_px: int) -> Timeline:
-    """Text alone."""
-    return _opened("text", num_frames, (height_px, width_px))
+def text_to_video(num_frames: int, height_px: int, width_px: int) -> ConditioningFrames:
+    """No conditioning frames."""
+    return _all_unknown("text", num_frames, (height_px, width_px))
 
 
-def animated(image_HWC: np.ndarray, num_frames: int, grid: Grid) -> Timeline:
-    """An image that is to move: it is the first frame."""
+def image_to_video(image_HWC: np.ndarray, num_frames: int, grid: Grid) -> ConditioningFrames:
+    """An image as the first frame.
+
+    Raises:
+        UsageError: the model's tokens span several latent frames.
+    """
     if grid.patch[0] > 1:
         raise UsageError(
-            f"this model's tokens hold {grid.patch[0]} latent frames, so that one image fills none: give a video to extend"
+            f"this model's tokens span {grid.patch[0]} latent frames, so a single image fills none: pass a video to extend"
         )
-    timeline = _opened("image", num_frames, image_HWC.shape)
-    timeline.frames_THWC[0] = image_HWC
-    timeline.given_T[0] = True
-    return timeline
+    conditioning = _all_unknown("image", num_frames, image_HWC.shape)
+    conditioning.frames_THWC[0] = image_HWC
+    conditioning.condition_mask_T[0] = True
+    return conditioning
 
 
-def extended(video_THWC: np.ndarray, new_frames: int, grid: Grid) -> Timeline:
-    """A video and `new_frames` after it."""
+def extend(video_THWC: np.ndarray, new_frames: int, grid: Grid) -> ConditioningFrames:
+    """A video, then `new_frames` to sample."""
     new_frames = _whole_groups(new_frames, grid)
-    length = _enough(first_length(len(video_THWC), grid), len(video_THWC), grid)
+    length = _check_length(prefix_length(len(video_THWC), grid), len(video_THWC), grid)
     parts = [(video_THWC[-length:], True), (_black(new_frames, video_THWC), False)]
-    return _joined("extend", parts, notes=_left_out(len(video_THWC), length, "first"))
+    return _concatenate("extend", parts, notes=_dropped_note(len(video_THWC), length, "first"))
 
 
-def led_up_to(video_THWC: np.ndarray, new_frames: int, grid: Grid) -> Timeline:
-    """`new_frames` and a video after them."""
+def extend_backward(video_THWC: np.ndarray, new_frames: int, grid: Grid) -> ConditioningFrames:
+    """`new_frames` to sample, then a video."""
     new_frames = _whole_groups(new_frames, grid)
-    length = _enough(later_length(len(video_THWC), grid), len(video_THWC), grid)
-    # Open frames at the start come as 4k+1: the first one is made and left out.
-    first = first_length(new_frames + grid.frame_stride * grid.patch[0], grid)
+    length = _check_length(segment_length(len(video_THWC), grid), len(video_THWC), grid)
+    # At the start of a video groups hold 4k+1 frames: the first frame is sampled and dropped.
+    first = prefix_length(new_frames + grid.frame_stride * grid.patch[0], grid)
     parts = [(_black(first, video_THWC), False), (video_THWC[:length], True)]
-    return _joined("extend-back", parts, start=first - new_frames, notes=_left_out(len(video_THWC), length, "last"))
+    return _concatenate(
+        "extend-back", parts, start=first - new_frames, notes=_dropped_note(len(video_THWC), length, "last")
+    )
 
 
-def connected(videos: Sequence[np.ndarray], new_frames: int, grid: Grid) -> Timeline:
-    """Two or more videos with `new_frames` between each and the next."""
+def connect(videos: Sequence[np.ndarray], new_frames: int, grid: Grid) -> ConditioningFrames:
+    """Two or more videos, with `new_frames` to sample between each and the next."""
     if len(videos) < 2:
-        raise UsageError(f"connect takes two videos or more, not {len(videos)}")
+        raise UsageError(f"connect needs two videos or more, not {len(videos)}")
     new_frames = _whole_groups(new_frames, grid)
-    lengths = [_enough(first_length(len(videos[0]), grid), len(videos[0]), grid)]
-    lengths += [_enough(later_length(len(video), grid), len(video), grid) for video in videos[1:]]
-    notes = _left_out(len(videos[0]), lengths[0], "first")
+    lengths = [_check_length(prefix_length(len(videos[0]), grid), len(videos[0]), grid)]
+    lengths += [_check_length(segment_length(len(video), grid), len(video), grid) for video in videos[1:]]
+    notes = _dropped_note(len(videos[0]), lengths[0], "first")
     parts = [(videos[0][-lengths[0] :], True)]
     for video, length in zip(videos[1:], lengths[1:]):
         parts += [(_black(new_frames, video), False), (video[:length], True)]
-        notes += _left_out(len(video), length, "last")
-    return _joined("connect", parts, notes=notes)
+        notes += _dropped_note(len(video), length, "last")
+    return _concatenate("connect", parts, notes=notes)
 
 
-def looped(video_THWC: np.ndarray, new_frames: int, again_frames: int, grid: Grid) -> Timeline:
-    """A video and `new_frames` that lead back to its start.
+def loop(video_THWC: np.ndarray, new_frames: int, repeated_frames: int, grid: Grid) -> ConditioningFrames:
+    """A video, then `new_frames` to sample that lead back to its start.
 
-    Behind the new frames the video's own first ones stand once more, given; they are no part of the result.
+    After them the first frames of the video are known once more; they are not part of the result.
 
     Args:
-        again_frames: how many of them, at most.
+        repeated_frames: how many of them, at most.
     """
     new_frames = _whole_groups(new_frames, grid)
-    length = _enough(first_length(len(video_THWC), grid), len(video_THWC), grid)
-    video_THWC, notes = video_THWC[-length:], _left_out(len(video_THWC), length, "first")
-    again = later_length(min(again_frames, length), grid)
-    if not again:
+    length = _check_length(prefix_length(len(video_THWC), grid), len(video_THWC), grid)
+    video_THWC, notes = video_THWC[-length:], _dropped_note(len(video_THWC), length, "first")
+    repeated = segment_length(min(repeated_frames, length), grid)
+    if not repeated:
         raise UsageError(
             f"a loop needs a video of {1 + grid.frame_stride * grid.patch[0]} frames or more, not {length}"
         )
-    parts = [(video_THWC, True), (_black(new_frames, video_THWC), False), (video_THWC[:again], True)]
-    return _joined("loop", parts, end=length + new_frames, notes=notes)
+    parts = [(video_THWC, True), (_black(new_frames, video_THWC), False), (video_THWC[:repeated], True)]
+    return _concatenate("loop", parts, end=length + new_frames, notes=notes)
 
 
-def between(images: Sequence[np.ndarray], at_frames: Sequence[int], num_frames: int, grid: Grid) -> Timeline:
-    """Pictures at their times and the frames between them.
+def keyframe_interpolation(
+    images: Sequence[np.ndarray], at_frames: Sequence[int], num_frames: int, grid: Grid
+) -> ConditioningFrames:
+    """Images at given times, with the frames between them to sample.
 
-    A picture at the start is the first frame; one further on stands still for the group of frames that it falls into.
+    An image at time 0 is the first frame; a later one is repeated for the group of frames that contains it.
     """
     if len(images) < 2 or len(images) != len(at_frames):
         raise UsageError(
-            f"inbetween takes two images or more and a time for each, not {len(images)} and {len(at_frames)}"
+            f"inbetween needs two images or more and a time for each, not {len(images)} images and {len(at_frames)} times"
         )
     if grid.patch[0] > 1:
-        raise UsageError(f"this model's tokens hold {grid.patch[0]} latent frames: single images cannot be given")
-    timeline = _opened("inbetween", num_frames, images[0].shape)
+        raise UsageError(f"this model's tokens span {grid.patch[0]} latent frames, so a single image fills none")
+    conditioning = _all_unknown("inbetween", num_frames, images[0].shape)
     for image_HWC, frame in zip(images, at_frames):
         if not 0 <= frame < num_frames:
-            raise UsageError(f"an image at frame {frame} lies outside of a video of {num_frames} frames")
+            raise UsageError(f"an image at frame {frame} is outside of a video of {num_frames} frames")
         group = -(-frame // grid.frame_stride)
         span = slice(max(0, (group - 1) * grid.frame_stride + 1), group * grid.frame_stride + 1)
-        if timeline.given_T[span].any():
+        if conditioning.condition_mask_T[span].any():
             raise UsageError(
-                f"two images fall into frames {span.start} to {span.stop - 1}, which the compressor keeps together: "
+                f"two images fall into frames {span.start} to {span.stop - 1}, which the compressor encodes as one group: "
                 "move one of them in time"
             )
-        timeline.frames_THWC[span] = image_HWC
-        timeline.given_T[span] = True
-    return timeline
+        conditioning.frames_THWC[span] = image_HWC
+        conditioning.condition_mask_T[span] = True
+    return conditioning
 
 
-def edited(video_THWC: np.ndarray, strength: float, grid: Grid) -> Timeline:
-    """A video to be made anew from itself with `strength` of noise: 0 leaves it, 1 forgets it."""
+def video_to_video(video_THWC: np.ndarray, strength: float, grid: Grid) -> ConditioningFrames:
+    """A video to edit, noised to time `strength` (SDEdit): 0 leaves it unchanged, 1 ignores it."""
     if not 0 < strength <= 1:
-        raise UsageError(f"strength = {strength} must be above 0 (nothing changes) and at most 1 (nothing is kept)")
-    length = _enough(first_length(len(video_THWC), grid), len(video_THWC), grid)
-    notes = _left_out(len(video_THWC), length, "last")
-    given_T = np.zeros(length, bool)
-    return Timeline(mode="edit", frames_THWC=video_THWC[:length], given_T=given_T, noise_share=strength, notes=notes)
+        raise UsageError(
+            f"strength = {strength} must be above 0 (nothing changes) and at most 1 (the video is ignored)"
+        )
+    length = _check_length(prefix_length(len(video_THWC), grid), len(video_THWC), grid)
+    notes = _dropped_note(len(video_THWC), length, "last")
+    condition_mask_T = np.zeros(length, bool)
+    return ConditioningFrames(
+        mode="edit", frames_THWC=video_THWC[:length], condition_mask_T=condition_mask_T, strength=strength, notes=notes
+    )
 
 
-def _opened(mode: str, num_frames: int, size: Sequence[int]) -> Timeline:
-    """Nothing given yet. `size` starts with height and width."""
+def _all_unknown(mode: str, num_frames: int, size: Sequence[int]) -> ConditioningFrames:
+    """No frame is known. `size` starts with height and width."""
     frames_THWC = np.zeros((num_frames, size[0], size[1], 3), np.uint8)
-    return Timeline(mode=mode, frames_THWC=frames_THWC, given_T=np.zeros(num_frames, bool))
+    return ConditioningFrames(mode=mode, frames_THWC=frames_THWC, condition_mask_T=np.zeros(num_frames, bool))
 
 
 def _black(num_frames: int, like_THWC: np.ndarray) -> np.ndarray:
     return np.zeros((num_frames, *like_THWC.shape[1:]), np.uint8)
 
 
-def _joined(
+def _concatenate(
     mode: str,
     parts: Sequence[tuple[np.ndarray, bool]],
     *,
     start: int = 0,
     end: int | None = None,
     notes: tuple[str, ...] = (),
-) -> Timeline:
-    """Parts, given or open, end to end."""
+) -> ConditioningFrames:
+    """Known and unknown parts, end to end.
+
+    Args:
+        parts: (frames_THWC, whether they are known).
+    """
     sizes = {frames.shape[1:] for frames, _ in parts}
     if len(sizes) > 1:
         raise UsageError(f"videos of one prompt must have one size, not {sorted(sizes)}")
-    return Timeline(
+    return ConditioningFrames(
         mode=mode,
         frames_THWC=np.concatenate([frames for frames, _ in parts]),
-        given_T=np.concatenate([np.full(len(frames), given) for frames, given in parts]),
+        condition_mask_T=np.concatenate([np.full(len(frames), is_known) for frames, is_known in parts]),
         start=start,
         end=end,
         notes=notes,
@@ -197,26 +214,28 @@ def _joined(
 
 
 def _whole_groups(new_frames: int, grid: Grid) -> int:
-    """Raises UsageError unless new frames fill whole tokens."""
+    """`new_frames`; raises UsageError unless they fill whole tokens."""
     unit = grid.frame_stride * grid.patch[0]
     if new_frames < unit or new_frames % unit:
         lower = new_frames // unit * unit
         nearest = f"{lower} or {lower + unit}" if lower else str(unit)
         raise UsageError(
-            f"this model makes new frames in groups of {unit}: new_frames = {new_frames} must be {nearest}"
+            f"this model samples new frames in groups of {unit}: new_frames = {new_frames} must be {nearest}"
         )
     return new_frames
 
 
-def _enough(length: int, num_frames: int, grid: Grid) -> int:
-    """Raises UsageError where a video is too short to be given."""
+def _check_length(length: int, num_frames: int, grid: Grid) -> int:
+    """`length`; raises UsageError where it is 0: the video fills no token."""
     if not length:
         raise UsageError(
-            f"a video of {num_frames} frames is too short to be given: {1 + grid.frame_stride * grid.patch[0]} are enough"
+            f"a video of {num_frames} frames is too short: {1 + grid.frame_stride * grid.patch[0]} are enough"
         )
     return length
 
 
-def _left_out(num_frames: int, kept: int, which: str) -> tuple[str, ...]:
-    dropped = num_frames - kept
-    return (f"the {which} {dropped} of {num_frames} frames left out: groups have to be whole",) if dropped else ()
+def _dropped_note(num_frames: int, length: int, which: str) -> tuple[str, ...]:
+    dropped = num_frames - length
+    if not dropped:
+        return ()
+    return (f"the {which} {dropped} of {num_frames} frames are dropped: the compressor needs whole groups",)

@@ -1,9 +1,9 @@
-"""Sampled videos as files that people can open: numbered mp4s and one picture of them all.
+"""Sampled videos as numbered mp4s and one contact sheet.
 
     files = write(videos, "RUN/samples", ["a red circle moves left"], fps=8)
     files.videos, files.contact_sheet
 
-On the sheet a frame that was given has a green border; the video that an edit started from stands above it, bordered blue.
+On the sheet a conditioning frame has a green border; the source video of an edit is above it, with a blue border.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ SHEET_COLUMNS = 8
 
 
 SHEET_FRAME_PX = 128
-"""Smallest height of a frame on the contact sheet; smaller frames are enlarged by a whole factor."""
+"""Minimum height of a frame on the contact sheet; smaller frames are enlarged by an integer factor."""
 
 
 BORDER_PX = 5
 
 
-GIVEN_COLOUR, SOURCE_COLOUR = (0, 160, 60), (40, 90, 220)
+CONDITIONING_COLOUR, SOURCE_COLOUR = (0, 160, 60), (40, 90, 220)
 
 
-LEGEND = "green border: given   blue border: what an edit started from"
+LEGEND = "green border: conditioning frame   blue border: source of the edit"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFiles:
-    """What `write` wrote."""
+    """Paths of the files that `write` wrote."""
 
     videos: tuple[str, ...]
     contact_sheet: str
@@ -47,13 +47,13 @@ def write(
     prompts: Sequence[str],
     fps: int | Fraction,
     *,
-    given: Sequence[np.ndarray] | None = None,
+    condition_masks: Sequence[np.ndarray] | None = None,
     sources: Sequence[np.ndarray | None] | None = None,
 ) -> SampleFiles:
-    """One mp4 per video and a contact sheet, under numbered names; `out_dir` may be any folder that fsspec knows.
+    """Write one numbered mp4 per video and a contact sheet; `out_dir` may be any fsspec URI.
 
     Args:
-        given, sources: as of `contact_sheet_png`.
+        condition_masks, sources: as of `contact_sheet_png`.
     """
     from recaption.video_io.writer import encode_video
 
@@ -62,7 +62,8 @@ def write(
     for index, video_THWC in enumerate(videos):
         names.append(f"sample-{index:04d}.mp4")
         folder.write_bytes(names[-1], encode_video(video_THWC, fps=fps))
-    folder.write_bytes("contact_sheet.png", contact_sheet_png(videos, prompts, given=given, sources=sources))
+    sheet = contact_sheet_png(videos, prompts, condition_masks=condition_masks, sources=sources)
+    folder.write_bytes("contact_sheet.png", sheet)
     return SampleFiles(
         videos=tuple(folder.path(name) for name in names), contact_sheet=folder.path("contact_sheet.png")
     )
@@ -72,14 +73,14 @@ def contact_sheet_png(
     videos: Sequence[np.ndarray],
     prompts: Sequence[str],
     *,
-    given: Sequence[np.ndarray] | None = None,
+    condition_masks: Sequence[np.ndarray] | None = None,
     sources: Sequence[np.ndarray | None] | None = None,
 ) -> bytes:
-    """A PNG with one row per video: its prompt, then frames from first to last.
+    """PNG with one row per video: its prompt, then frames from first to last.
 
     Args:
-        given: per video, bool (T): frames that were given and not made.
-        sources: per video, the frames that it is an edit of, or None.
+        condition_masks: per video, bool (T): its conditioning frames.
+        sources: per video, the frames of the video it is an edit of, or None.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -89,21 +90,23 @@ def contact_sheet_png(
     for index, (video, prompt) in enumerate(zip(videos, prompts, strict=True)):
         source = sources[index] if sources else None
         strips = [] if source is None else [_strip(source, gap_px, np.ones(len(source), bool), SOURCE_COLOUR)]
-        rows.append((prompt, [*strips, _strip(video, gap_px, given[index] if given else None, GIVEN_COLOUR)]))
-    has_borders = any(len(strips) > 1 for _, strips in rows) or bool(given and any(mask.any() for mask in given))
+        mask_T = condition_masks[index] if condition_masks else None
+        rows.append((prompt, [*strips, _strip(video, gap_px, mask_T, CONDITIONING_COLOUR)]))
+    has_conditioning = any(mask.any() for mask in condition_masks or ())
+    has_borders = has_conditioning or any(len(strips) > 1 for _, strips in rows)
     width = max(strip.shape[1] for _, strips in rows for strip in strips) + 2 * gap_px
     height = sum(text_px + sum(strip.shape[0] + gap_px for strip in strips) for _, strips in rows) + gap_px
     sheet = Image.new("RGB", (width, height + text_px * has_borders), "white")
     draw = ImageDraw.Draw(sheet)
     top = gap_px
     for prompt, strips in rows:
-        draw.text((gap_px, top), _fitted(prompt, width - 2 * gap_px, font.getlength), fill="black", font=font)
+        draw.text((gap_px, top), _ellipsized(prompt, width - 2 * gap_px, font.getlength), fill="black", font=font)
         top += text_px
         for strip in strips:
             sheet.paste(Image.fromarray(strip), (gap_px, top))
             top += strip.shape[0] + gap_px
     if has_borders:
-        draw.text((gap_px, top), _fitted(LEGEND, width - 2 * gap_px, font.getlength), fill="black", font=font)
+        draw.text((gap_px, top), _ellipsized(LEGEND, width - 2 * gap_px, font.getlength), fill="black", font=font)
     target = io.BytesIO()
     sheet.save(target, "PNG")
     return target.getvalue()
@@ -112,7 +115,7 @@ def contact_sheet_png(
 def _strip(
     video_THWC: np.ndarray, gap_px: int, bordered_T: np.ndarray | None, colour: tuple[int, int, int]
 ) -> np.ndarray:
-    """At most SHEET_COLUMNS frames side by side, small ones enlarged; some with a border."""
+    """At most SHEET_COLUMNS frames side by side, small ones enlarged, those of `bordered_T` with a border."""
     num_frames, height_px = video_THWC.shape[:2]
     chosen = np.linspace(0, num_frames - 1, min(SHEET_COLUMNS, num_frames)).round().astype(int)
     factor = max(1, -(-SHEET_FRAME_PX // height_px))
@@ -124,8 +127,8 @@ def _strip(
     return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
 
 
-def _fitted(text: str, width_px: int, length_px: Callable[[str], float]) -> str:
-    """`text` on one line, its end cut where it is wider than the sheet."""
+def _ellipsized(text: str, width_px: int, length_px: Callable[[str], float]) -> str:
+    """`text` on one line, cut to the width of the sheet."""
     text = " ".join(text.split())
     if length_px(text) <= width_px:
         return text

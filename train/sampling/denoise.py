@@ -1,19 +1,19 @@
-"""From noise to clean tokens, for several videos at once: one packed row, with and without its texts.
+"""Denoising of several videos at once, as one pack, with classifier-free guidance and overlapping windows.
 
-    pieces = [Piece(text="a red circle", noise_key=("sample", 0, 0), token_shape=(5, 8, 8))]
-    tokens = denoise(model, pieces, encoder=encoder, path=path, num_steps=40, guidance=Guidance(), solver="auto")
+    inputs = [DenoiseInput(text="a red circle", noise_key=("sample", 0, 0), token_shape=(5, 8, 8))]
+    tokens = denoise(model, inputs, encoder=encoder, diffusion=diffusion, num_steps=40, guidance=Guidance(), solver="auto")
 
-A piece may come with tokens that are given (they are put back before every model call, so that any solver will do), start
-from something else than noise alone, or be longer than the model should see: then it is seen in overlapping windows,
-whose answers are averaged.
+An input may have conditioning tokens (put back before every model call, so that any solver works), start from a partly
+noised video (SDEdit), or be longer than the model was trained on: then overlapping windows are predicted and averaged.
 
-Shape suffixes: L tokens of a row, S pieces of a row, V windows of a row, D numbers per token, K points in time.
+Shape suffixes: L tokens of a pack, S inputs of a pack, V windows of a pack, D numbers per token, K points in time; of a
+mask, K token frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,31 +21,31 @@ from torch import Tensor, nn
 from packing.grid import Shape3, positions
 from train.diffusion.guidance import Guidance
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
-from train.diffusion.process import PathDraws, PathSettings, path_point
-from train.diffusion.rng import generator_for
-from train.diffusion.solvers import integrate, sampling_times
+from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_noise
+from train.diffusion.rng import seeded_generator
+from train.diffusion.solvers import integrate, sampling_timesteps
 from train.layers.segments import Segments
-from train.sampling.windows import Window, ramp
+from train.sampling.windows import Window, blend_weights
 from train.text.encoder import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What is denoised as one: a video, or a window of one."""
+class DenoiseInput:
+    """A video, or a window of one, to be denoised."""
 
     text: str
     noise_key: tuple[str | int, ...]
-    """Everything that its noise depends on."""
+    """Seeds its noise."""
     token_shape: Shape3
     """Tokens along (frames, rows, columns)."""
     clean_LD: Tensor | None = None
-    """Its tokens where they are given, or where it starts from them."""
-    given_K: tuple[bool, ...] = ()
-    """Per token frame: whether `clean_LD` stays as it is there. Empty: nowhere."""
-    noise_share: float = 1.0
-    """Noise at the start; below 1 the rest is `clean_LD`."""
-    windows: tuple[Window, ...] = field(default=())
-    """Of token frames, as of `canvas.overlapping`; none: all frames are seen at once."""
+    """Tokens of the conditioning frames, or of the video to edit."""
+    condition_mask_K: tuple[bool, ...] = ()
+    """Per token frame: whether it is a conditioning frame. Empty: none of them."""
+    strength: float = 1.0
+    """Time to start from: 1 = pure noise, below = `clean_LD` noised to that time."""
+    windows: tuple[Window, ...] = ()
+    """Overlapping windows of token frames; empty: the model gets the whole input."""
 
     @property
     def tokens_per_frame(self) -> int:
@@ -56,160 +56,183 @@ class Piece:
         return self.token_shape[0] * self.tokens_per_frame
 
     @property
-    def seen(self) -> tuple[Window, ...]:
+    def model_windows(self) -> tuple[Window, ...]:
+        """`windows`, or one window over the whole input."""
         return self.windows or (Window(0, self.token_shape[0]),)
 
 
 def denoise(
     model: nn.Module,
-    pieces: Sequence[Piece],
+    inputs: Sequence[DenoiseInput],
     *,
     encoder: TextEncoder,
-    path: PathSettings,
+    diffusion: DiffusionSettings,
     num_steps: int,
     guidance: Guidance,
     solver: str,
-    max_row_tokens: int,
+    max_pack_tokens: int,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
-    """Clean tokens of every piece.
+    """Clean tokens of every input.
 
     Args:
-        max_row_tokens: of one model call; only windows of one piece are called for one after the other.
+        max_pack_tokens: limit of one model call; applies to the windows of one input only, callers pack inputs.
+        on_step: called after each solver step, for a progress bar.
     """
-    row = _Row(model, pieces, encoder, guidance, max_row_tokens)
-    times_KS = _times(pieces, num_steps, path, row.device)
+    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens)
+    times_KS = _times(inputs, num_steps, diffusion, pack.device)
     x_LD = integrate(
-        row.answer,
-        row.start(path, times_KS[0]),
-        row.segments,
+        pack.predict,
+        pack.initial(diffusion, times_KS[0]),
+        pack.segments,
         times_KS,
-        path=path,
+        diffusion=diffusion,
         solver=solver,
-        noise_of=lambda number: row.noise("step", number),
+        noise_of=lambda number: pack.noise("step", number),
         on_step=on_step,
     )
-    return list(row.with_given(x_LD).split([piece.num_tokens for piece in pieces]))
+    return list(pack.with_conditioning(x_LD).split([one.num_tokens for one in inputs]))
 
 
-def _times(pieces: Sequence[Piece], num_steps: int, path: PathSettings, device: torch.device) -> Tensor:
-    """(K+1, S): the schedule of what the model sees of each piece, from where the piece starts."""
-    shapes = [(piece.seen[0].length, *piece.token_shape[1:]) for piece in pieces]
-    seen = Segments.from_lengths([frames * rows * columns for frames, rows, columns in shapes], device)
-    share_S = torch.tensor([piece.noise_share for piece in pieces], device=device)
-    times_KS = sampling_times(num_steps, seen, path, token_shapes=shapes) * share_S
-    return (times_KS * NUM_DISCRETE_STEPS).ceil() / NUM_DISCRETE_STEPS if path.discrete else times_KS
+def _times(
+    inputs: Sequence[DenoiseInput], num_steps: int, diffusion: DiffusionSettings, device: torch.device
+) -> Tensor:
+    """(K+1, S) timesteps, shifted by the size that the model gets of each input and scaled by its strength."""
+    shapes = [(one.model_windows[0].length, *one.token_shape[1:]) for one in inputs]
+    segments = Segments.from_lengths([frames * rows * columns for frames, rows, columns in shapes], device)
+    strength_S = torch.tensor([one.strength for one in inputs], device=device)
+    times_KS = sampling_timesteps(num_steps, segments, diffusion, token_shapes=shapes) * strength_S
+    return (times_KS * NUM_DISCRETE_STEPS).ceil() / NUM_DISCRETE_STEPS if diffusion.discrete else times_KS
 
 
-class _Row:
-    """The tensors of some pieces, and the model's answer for them."""
-
-    def __init__(
-        self, model: nn.Module, pieces: Sequence[Piece], encoder: TextEncoder, guidance: Guidance, max_row_tokens: int
-    ) -> None:
-        self.model, self.pieces, self.guidance = model, pieces, guidance
-        self.device = next(model.parameters()).device
-        self.segments = Segments.from_lengths([piece.num_tokens for piece in pieces], self.device)
-        self.clean_LD, self.given_L = self._clean(), self._given()
-        windows = [(index, window) for index, piece in enumerate(pieces) for window in piece.seen]
-        self.calls = [_Call(pieces, some, encoder, self.device) for some in _in_calls(pieces, windows, max_row_tokens)]
-        self.is_averaged = any(len(piece.seen) > 1 for piece in pieces)
-
-    def _clean(self) -> Tensor | None:
-        if all(piece.clean_LD is None for piece in self.pieces):
-            return None
-        width = self.model.config["token_width"]
-        parts = [torch.zeros(p.num_tokens, width) if p.clean_LD is None else p.clean_LD for p in self.pieces]
-        return torch.cat([part.to(self.device) for part in parts])
-
-    def _given(self) -> Tensor | None:
-        if not any(any(piece.given_K) for piece in self.pieces):
-            return None
-        masks = [
-            torch.tensor(piece.given_K or (False,) * piece.token_shape[0]).repeat_interleave(piece.tokens_per_frame)
-            for piece in self.pieces
-        ]
-        return torch.cat(masks).to(self.device)
-
-    def start(self, path: PathSettings, timestep_S: Tensor) -> Tensor:
-        """Noise, mixed into what the pieces start from."""
-        noise_LD = self.noise()
-        if all(piece.noise_share == 1 for piece in self.pieces):
-            return noise_LD
-        assert self.clean_LD is not None, "a piece that starts below 1 has something to start from"
-        mixed_LD = path_point(self.clean_LD, PathDraws(timestep_S, noise_LD), self.segments, path).x_LD
-        is_mixed_S = torch.tensor([piece.noise_share < 1 for piece in self.pieces], device=self.device)
-        return torch.where(is_mixed_S[self.segments.index_L, None], mixed_LD, noise_LD)
-
-    def noise(self, *step: str | int) -> Tensor:
-        """Of the start, or of one step: every piece's own, whatever the others are."""
-        width = self.model.config["token_width"]
-        return torch.cat(
-            [torch.randn(p.num_tokens, width, generator=generator_for(*p.noise_key, *step)) for p in self.pieces]
-        ).to(self.device)
-
-    def with_given(self, x_LD: Tensor) -> Tensor:
-        if self.given_L is None:
-            return x_LD
-        assert self.clean_LD is not None
-        return torch.where(self.given_L[:, None], self.clean_LD, x_LD)
-
-    def answer(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """The model's guided answer. 0 at given tokens, which are put back before the next call anyway."""
-        x_LD = self.with_given(x_LD)
-        if not self.is_averaged:
-            (call,) = self.calls
-            return self._answer(call, x_LD, timestep_S)
-        answer_LD, weight_L1 = torch.zeros_like(x_LD), x_LD.new_zeros(len(x_LD), 1)
-        for call in self.calls:
-            part_LD = self._answer(call, x_LD[call.index_L], timestep_S)
-            answer_LD.index_add_(0, call.index_L, part_LD * call.weight_L1)
-            weight_L1.index_add_(0, call.index_L, call.weight_L1)
-        return answer_LD / weight_L1
-
-    def _answer(self, call: _Call, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """Of the windows of one call."""
-        timestep_V = timestep_S[call.piece_V]
-        given_L = None if self.given_L is None else self.given_L[call.index_L]
-        if bool((self.guidance.weights(timestep_V) == 1).all()):
-            return call.ask(self.model, x_LD, timestep_V, given_L, copies=1)
-        with_text_LD, without_LD = call.ask(self.model, x_LD, timestep_V, given_L, copies=2).chunk(2)
-        return self.guidance.combine(with_text_LD, without_LD, timestep_V, call.segments)
-
-
-class _Call:
-    """The windows that the model sees at once. Each is a sample of its own, with its own positions from 0."""
+class _PackedInputs:
+    """The inputs as one pack, and the guided model on it."""
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        model: nn.Module,
+        inputs: Sequence[DenoiseInput],
+        encoder: TextEncoder,
+        guidance: Guidance,
+        max_pack_tokens: int,
+    ) -> None:
+        self.model, self.inputs, self.guidance = model, inputs, guidance
+        self.device = next(model.parameters()).device
+        self.segments = Segments.from_lengths([one.num_tokens for one in inputs], self.device)
+        self.clean_LD, self.condition_mask_L = self._clean(), self._condition_mask()
+        windows = [(index, window) for index, one in enumerate(inputs) for window in one.model_windows]
+        self.calls = [
+            _ModelCall(inputs, of_call, encoder, self.device)
+            for of_call in _split_into_calls(inputs, windows, max_pack_tokens)
+        ]
+        self.is_averaged = any(len(one.model_windows) > 1 for one in inputs)
+
+    def _clean(self) -> Tensor | None:
+        if all(one.clean_LD is None for one in self.inputs):
+            return None
+        width = self.model.config["token_width"]
+        parts = [torch.zeros(one.num_tokens, width) if one.clean_LD is None else one.clean_LD for one in self.inputs]
+        return torch.cat([part.to(self.device) for part in parts])
+
+    def _condition_mask(self) -> Tensor | None:
+        if not any(any(one.condition_mask_K) for one in self.inputs):
+            return None
+        masks = [
+            torch.tensor(one.condition_mask_K or (False,) * one.token_shape[0]).repeat_interleave(one.tokens_per_frame)
+            for one in self.inputs
+        ]
+        return torch.cat(masks).to(self.device)
+
+    def initial(self, diffusion: DiffusionSettings, timestep_S: Tensor) -> Tensor:
+        """Pure noise; for inputs of strength below 1, `clean_LD` noised to `timestep_S`."""
+        noise_LD = self.noise()
+        if all(one.strength == 1 for one in self.inputs):
+            return noise_LD
+        assert self.clean_LD is not None, "an input of strength below 1 has clean tokens"
+        noised_LD = add_noise(self.clean_LD, TimestepsAndNoise(timestep_S, noise_LD), self.segments, diffusion).x_LD
+        is_noised_S = torch.tensor([one.strength < 1 for one in self.inputs], device=self.device)
+        return torch.where(is_noised_S[self.segments.segment_ids_L, None], noised_LD, noise_LD)
+
+    def noise(self, *step: str | int) -> Tensor:
+        """Initial noise, or that of one solver step; of each input by its own key, so the rest of the pack is irrelevant."""
+        width = self.model.config["token_width"]
+        return torch.cat(
+            [
+                torch.randn(one.num_tokens, width, generator=seeded_generator(*one.noise_key, *step))
+                for one in self.inputs
+            ]
+        ).to(self.device)
+
+    def with_conditioning(self, x_LD: Tensor) -> Tensor:
+        """x with the clean conditioning tokens put back."""
+        if self.condition_mask_L is None:
+            return x_LD
+        assert self.clean_LD is not None
+        return torch.where(self.condition_mask_L[:, None], self.clean_LD, x_LD)
+
+    def predict(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+        """The guided prediction, averaged over windows; 0 for conditioning tokens, which are put back anyway."""
+        x_LD = self.with_conditioning(x_LD)
+        if not self.is_averaged:
+            (call,) = self.calls
+            return self._predict(call, x_LD, timestep_S)
+        sum_LD, weight_L1 = torch.zeros_like(x_LD), x_LD.new_zeros(len(x_LD), 1)
+        for call in self.calls:
+            part_LD = self._predict(call, x_LD[call.index_L], timestep_S)
+            sum_LD.index_add_(0, call.index_L, part_LD * call.weight_L1)
+            weight_L1.index_add_(0, call.index_L, call.weight_L1)
+        return sum_LD / weight_L1
+
+    def _predict(self, call: _ModelCall, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+        """The guided prediction for the windows of one call."""
+        timestep_V = timestep_S[call.input_V]
+        mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
+        if bool((self.guidance.scales(timestep_V) == 1).all()):
+            return call.predict(self.model, x_LD, timestep_V, mask_L, copies=1)
+        conditional_LD, unconditional_LD = call.predict(self.model, x_LD, timestep_V, mask_L, copies=2).chunk(2)
+        return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments)
+
+
+class _ModelCall:
+    """The windows of one model call. Each is a sample of the pack, with positions that start at 0."""
+
+    def __init__(
+        self,
+        inputs: Sequence[DenoiseInput],
         windows: Sequence[tuple[int, Window]],
         encoder: TextEncoder,
         device: torch.device,
     ) -> None:
+        """
+        Args:
+            windows: (index of the input, window).
+        """
         starts = [0]
-        for piece in pieces:
-            starts.append(starts[-1] + piece.num_tokens)
+        for one in inputs:
+            starts.append(starts[-1] + one.num_tokens)
         index, position, weight, lengths = [], [], [], []
         for number, window in windows:
-            piece = pieces[number]
-            per_frame = piece.tokens_per_frame
+            one = inputs[number]
+            per_frame = one.tokens_per_frame
             first = starts[number] + window.start * per_frame
             index.append(torch.arange(first, first + window.length * per_frame))
-            position.append(torch.from_numpy(positions((window.length, *piece.token_shape[1:]))))
-            weight.append(torch.from_numpy(ramp(window)).repeat_interleave(per_frame))
+            position.append(torch.from_numpy(positions((window.length, *one.token_shape[1:]))))
+            weight.append(torch.from_numpy(blend_weights(window)).repeat_interleave(per_frame))
             lengths.append(window.length * per_frame)
         self.index_L = torch.cat(index).to(device)
+        """Tokens of the windows in the pack of inputs."""
         self.weight_L1 = torch.cat(weight)[:, None].to(device)
         self.position_L3 = torch.cat(position).to(device)
         self.segments = Segments.from_lengths(lengths, device)
-        self.piece_V = torch.tensor([number for number, _ in windows], device=device)
-        self.text = encoder.encode([pieces[number].text for number, _ in windows]).to(device)
+        self.input_V = torch.tensor([number for number, _ in windows], device=device)
+        self.text = encoder.encode([inputs[number].text for number, _ in windows]).to(device)
 
-    def ask(self, model: nn.Module, x_LD: Tensor, timestep_V: Tensor, given_L: Tensor | None, *, copies: int) -> Tensor:
-        """With the texts; in a second copy of the row, without. 0 at given tokens."""
+    def predict(
+        self, model: nn.Module, x_LD: Tensor, timestep_V: Tensor, condition_mask_L: Tensor | None, *, copies: int
+    ) -> Tensor:
+        """Model output with the texts and, in a second copy, with the null caption; 0 for conditioning tokens."""
         num_windows = len(self.segments)
-        answer_LD = model(
+        prediction_LD = model(
             x_LD.repeat(copies, 1),
             self.position_L3.repeat(copies, 1),
             self.segments.repeated(copies),
@@ -218,22 +241,24 @@ class _Call:
             self.text.segments.repeated(copies),
             self.text.pooled_SC.repeat(copies, 1),
             drop_text_S=[False] * num_windows + [True] * (num_windows * (copies - 1)),
-            given_L=None if given_L is None else given_L.repeat(copies),
+            condition_mask_L=None if condition_mask_L is None else condition_mask_L.repeat(copies),
         )
-        return answer_LD if given_L is None else answer_LD.masked_fill(given_L.repeat(copies)[:, None], 0)
+        if condition_mask_L is None:
+            return prediction_LD
+        return prediction_LD.masked_fill(condition_mask_L.repeat(copies)[:, None], 0)
 
 
-def _in_calls(
-    pieces: Sequence[Piece], windows: Sequence[tuple[int, Window]], max_row_tokens: int
+def _split_into_calls(
+    inputs: Sequence[DenoiseInput], windows: Sequence[tuple[int, Window]], max_pack_tokens: int
 ) -> list[list[tuple[int, Window]]]:
-    """One call where no piece has several windows; else as many as the cap on tokens asks for."""
-    if all(len(piece.seen) == 1 for piece in pieces):
+    """One call for inputs of one window each; otherwise calls of at most `max_pack_tokens`."""
+    if all(len(one.model_windows) == 1 for one in inputs):
         return [list(windows)]
     calls: list[list[tuple[int, Window]]] = [[]]
     num_tokens = 0
     for number, window in windows:
-        length = window.length * pieces[number].tokens_per_frame
-        if calls[-1] and num_tokens + length > max_row_tokens:
+        length = window.length * inputs[number].tokens_per_frame
+        if calls[-1] and num_tokens + length > max_pack_tokens:
             calls.append([])
             num_tokens = 0
         calls[-1].append((number, window))

@@ -1,12 +1,12 @@
-"""One video that is asked for, and how far it is: which window of it is to be denoised next, until none is.
+"""A sampling request and its state: yields the next window to denoise until the video is complete.
 
-    request = Request(text="it moves left", timeline=animated(image_HWC, 17, codec.grid))
-    work = Work(request, 0, codec, longest=5, overlap=2, is_rolled=True)
-    while (piece := work.next_piece()) is not None:
-        work.take(codec.decode(denoised_LD, piece.token_shape))
-    work.made().video_THWC
+    request = Request(text="it moves left", conditioning=image_to_video(image_HWC, 17, tokenizer.grid))
+    state = SamplingState(request, 0, tokenizer, window_length=5, overlap=2, is_autoregressive=True)
+    while (window_input := state.next_input()) is not None:
+        state.commit(tokenizer.decode(denoised_LD, window_input.token_shape))
+    state.result().video_THWC
 
-Several works share the model's rows (`in_rows`); none of them notices.
+Several requests can share a pack (`pack_requests`); results do not depend on which ones do.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from torch import Tensor
 from packing.grid import Grid, Shape3
 from packing.loader.batch import patchify, unpatchify
 from train.compressors.interface import Compressor
-from train.sampling.conditioning_frames import Timeline, looped
-from train.sampling.denoise import Piece
-from train.sampling.windows import Canvas, Window, overlapping
+from train.sampling.conditioning_frames import ConditioningFrames, loop
+from train.sampling.denoise import DenoiseInput
+from train.sampling.windows import Window, WindowedVideo, overlapping_windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One video that is asked for."""
+    """One video to sample."""
 
     text: str
-    """Blank: whatever the given frames suggest."""
-    timeline: Timeline
+    """The prompt; may be empty."""
+    conditioning: ConditioningFrames
     seed: int = 0
-    closing_frames: int = 0
-    """Frames made at the end of the whole that lead back to its start: a loop out of a text or an image."""
+    loop_frames: int = 0
+    """Frames to sample after the video that lead back to its start: a loop from a text or an image."""
 
     def digest(self) -> str:
-        """Equal for requests that ask for the same."""
-        timeline = self.timeline
-        digest = hashlib.sha256(repr((self.text, self.seed, timeline.mode, timeline.noise_share)).encode())
-        for array in (timeline.frames_THWC, timeline.given_T):
+        """Hash of everything but `loop_frames`: equal for repeats of a request."""
+        conditioning = self.conditioning
+        digest = hashlib.sha256(repr((self.text, self.seed, conditioning.mode, conditioning.strength)).encode())
+        for array in (conditioning.frames_THWC, conditioning.condition_mask_T):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """One video that was made."""
+class SampledVideo:
+    """A sampled video."""
 
     video_THWC: np.ndarray
     """uint8 RGB."""
-    given_T: np.ndarray
-    """bool: frames that were given."""
+    condition_mask_T: np.ndarray
+    """bool: its conditioning frames."""
 
 
-class TokenCodec:
-    """Frames to the transformer's tokens and back."""
+class LatentTokenizer:
+    """Frames <-> tokens of the transformer: compressor and patchify."""
 
     def __init__(self, compressor: Compressor, patch: Shape3, device: torch.device) -> None:
         self.compressor, self.device = compressor, device
@@ -67,150 +67,155 @@ class TokenCodec:
 
     @property
     def frames_per_token(self) -> int:
-        """Of every token but the first of a video, which holds the first frame alone, or that and groups after it."""
+        """Frames of a token along time; the first token of a video has frame_stride - 1 fewer."""
         return self.grid.frame_stride * self.grid.patch[0]
 
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
-        """tokens_LD of frames, on the CPU."""
+        """frames_THWC uint8 -> tokens_LD on the CPU."""
         pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
         latents_BCTHW = self.compressor.encode(pixels.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
         return patchify(latents_BCTHW[0].float().cpu().contiguous(), self.grid.patch)
 
     def decode(self, tokens_LD: Tensor, token_shape: tuple[int, int, int]) -> np.ndarray:
-        """The inverse: frames_THWC uint8."""
+        """tokens_LD -> frames_THWC uint8."""
         latents_BCTHW = unpatchify(tokens_LD.to(self.device), token_shape, self.grid.patch)[None]
         pixels_CTHW = self.compressor.decode(latents_BCTHW)[0].float().clamp(-1, 1)
         return ((pixels_CTHW + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().contiguous().numpy()
 
 
-class Work:
-    """One request on its way: the window that is due, until none is."""
+class SamplingState:
+    """The state of one request: windows that are left to denoise, and the frames so far."""
 
     def __init__(
         self,
         request: Request,
         repetition: int,
-        codec: TokenCodec,
+        tokenizer: LatentTokenizer,
         *,
-        longest: int,
+        window_length: int,
         overlap: int,
-        is_rolled: bool,
+        is_autoregressive: bool,
     ) -> None:
         """
         Args:
-            longest, overlap: of windows, in token frames.
-            is_rolled: windows are made one after the other; otherwise all at once, and averaged.
+            repetition: as of `number_repeats`; seeds the noise together with the request's seed.
+            window_length, overlap: of windows, in token frames.
+            is_autoregressive: windows are sampled one after the other; otherwise all at once, and averaged.
         """
-        self.request, self.codec, self.is_rolled = request, codec, is_rolled
-        self.longest, self.overlap = longest, overlap
+        self.request, self.tokenizer, self.is_autoregressive = request, tokenizer, is_autoregressive
+        self.window_length, self.overlap = window_length, overlap
         self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition)
-        self.canvas = Canvas(request.timeline, codec.grid, longest=longest, overlap=overlap)
-        self.windows = self._due()
-        self.num_windows = len(self.windows) + (1 if request.closing_frames else 0)
-        self._opening_THWC = request.timeline.frames_THWC[:0]
-        self._piece: Piece | None = None
+        self.video = self._windowed(request.conditioning)
+        self.windows = self._plan()
+        self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)
+        self._before_loop_THWC = request.conditioning.frames_THWC[:0]
+        self._input: DenoiseInput | None = None
 
-    def _due(self) -> list[Window]:
-        """Windows yet to be made: one after the other, or one that is seen in pieces (see windows.py)."""
-        windows = self.canvas.windows
-        if len(windows) > 1 and not self.is_rolled:
-            return [Window(0, len(self.canvas.given_K))]
+    def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
+        grid = self.tokenizer.grid
+        return WindowedVideo(conditioning, grid, window_length=self.window_length, overlap=self.overlap)
+
+    def _plan(self) -> list[Window]:
+        """Windows to denoise one after the other, or the whole video as one, whose predictions are averaged."""
+        windows = self.video.windows
+        if len(windows) > 1 and not self.is_autoregressive:
+            return [Window(0, len(self.video.condition_mask_K))]
         return list(windows)
 
-    def next_piece(self) -> Piece | None:
-        """What is to be denoised next; None where all is done."""
-        if self._piece is None and self.windows:
-            self._piece = self._piece_of(self.windows[0])
-        return self._piece
+    def next_input(self) -> DenoiseInput | None:
+        """The next window to denoise; None once the video is complete."""
+        if self._input is None and self.windows:
+            self._input = self._input_of(self.windows[0])
+        return self._input
 
-    def _piece_of(self, window: Window) -> Piece:
-        timeline, codec = self.canvas.timeline, self.codec
-        frames_THWC, given_K = self.canvas.before(window)
-        needs_clean = bool(given_K.any()) or timeline.noise_share < 1
-        is_long = window.length > self.longest
-        return Piece(
+    def _input_of(self, window: Window) -> DenoiseInput:
+        conditioning, tokenizer = self.video.conditioning, self.tokenizer
+        frames_THWC, mask_K = self.video.window_inputs(window)
+        needs_clean = bool(mask_K.any()) or conditioning.strength < 1
+        windows = overlapping_windows(window.length, self.window_length, self.overlap)
+        return DenoiseInput(
             text=self.request.text,
             noise_key=self.noise_key if window.start == 0 else (*self.noise_key, "window", window.start),
-            token_shape=codec.grid.token_shape(*frames_THWC.shape[:3]),
-            clean_LD=codec.encode(frames_THWC) if needs_clean else None,
-            given_K=tuple(given_K.tolist()) if given_K.any() else (),
-            noise_share=timeline.noise_share,
-            windows=tuple(overlapping(window.length, self.longest, self.overlap)) if is_long else (),
+            token_shape=tokenizer.grid.token_shape(*frames_THWC.shape[:3]),
+            clean_LD=tokenizer.encode(frames_THWC) if needs_clean else None,
+            condition_mask_K=tuple(mask_K.tolist()) if mask_K.any() else (),
+            strength=conditioning.strength,
+            windows=tuple(windows) if window.length > self.window_length else (),
         )
 
-    def take(self, decoded_THWC: np.ndarray) -> None:
-        self.canvas.take(self.windows.pop(0), decoded_THWC)
-        self._piece = None
+    def commit(self, decoded_THWC: np.ndarray) -> None:
+        """Store the decoded frames of the window of `next_input`, and go on to the one after it."""
+        self.video.commit(self.windows.pop(0), decoded_THWC)
+        self._input = None
         if not self.windows:
-            self._show_given()
-            if self.request.closing_frames and self.canvas.timeline.mode != "loop":
-                self._close()
+            self._decode_conditioning()
+            if self.request.loop_frames and self.video.conditioning.mode != "loop":
+                self._start_loop()
 
-    def _show_given(self) -> None:
-        """Given frames that no window has seen go through the compressor too: all of a video looks alike."""
-        grid = self.codec.grid
-        for window in self.canvas.unshown(self.longest):
-            frames_THWC = self.canvas.timeline.frames_THWC[window.frames(grid)]
+    def _decode_conditioning(self) -> None:
+        """Pass the conditioning frames that no window contained through the compressor, so that the video looks uniform."""
+        grid = self.tokenizer.grid
+        for window in self.video.undecoded(self.window_length):
+            frames_THWC = self.video.conditioning.frames_THWC[window.frames(grid)]
             shape = grid.token_shape(*frames_THWC.shape[:3])
-            self.canvas.take(window, self.codec.decode(self.codec.encode(frames_THWC), shape))
+            self.video.commit(window, self.tokenizer.decode(self.tokenizer.encode(frames_THWC), shape))
 
-    def _close(self) -> None:
-        """What was made is now given, and led back to its start."""
-        self._opening_THWC = self._result()
-        timeline = looped(
-            self._opening_THWC, self.request.closing_frames, self.overlap * self.codec.frames_per_token, self.codec.grid
-        )
-        self.canvas = Canvas(timeline, self.codec.grid, longest=self.longest, overlap=self.overlap)
-        self.noise_key = (*self.noise_key, "closing")
-        self.windows = self._due()
+    def _start_loop(self) -> None:
+        """Take the sampled video as conditioning for the frames that lead back to its start."""
+        self._before_loop_THWC = self._frames()
+        repeated_frames = self.overlap * self.tokenizer.frames_per_token
+        conditioning = loop(self._before_loop_THWC, self.request.loop_frames, repeated_frames, self.tokenizer.grid)
+        self.video = self._windowed(conditioning)
+        self.noise_key = (*self.noise_key, "closing")  # seeds the noise: another word would be another video
+        self.windows = self._plan()
 
-    def _result(self) -> np.ndarray:
-        timeline = self.canvas.timeline
-        video_THWC = self.canvas.frames_THWC[timeline.start : timeline.end]
-        # What was made before the loop is closed is not compressed a second time.
-        return np.concatenate([self._opening_THWC, video_THWC[len(self._opening_THWC) :]])
+    def _frames(self) -> np.ndarray:
+        conditioning = self.video.conditioning
+        video_THWC = self.video.frames_THWC[conditioning.start : conditioning.end]
+        # The frames before the loop are kept as sampled, not compressed a second time.
+        return np.concatenate([self._before_loop_THWC, video_THWC[len(self._before_loop_THWC) :]])
 
-    def made(self, *, is_original: bool = False) -> Made:
-        """What became of the request.
+    def result(self, *, original_pixels: bool = False) -> SampledVideo:
+        """The sampled video.
 
         Args:
-            is_original: given frames with the pixels they came with, not as the compressor shows them.
+            original_pixels: conditioning frames with their original pixels, not as the compressor decodes them.
         """
-        timeline, video_THWC = self.request.timeline, self._result()
-        span = slice(timeline.start, timeline.end)
-        given_T = timeline.given_T[span]
-        given_T = np.append(given_T, np.zeros(len(video_THWC) - len(given_T), bool))
-        if is_original:
-            video_THWC[given_T] = timeline.frames_THWC[span][timeline.given_T[span]]
-        return Made(video_THWC=video_THWC, given_T=given_T)
+        conditioning, video_THWC = self.request.conditioning, self._frames()
+        span = slice(conditioning.start, conditioning.end)
+        mask_T = conditioning.condition_mask_T[span]
+        mask_T = np.append(mask_T, np.zeros(len(video_THWC) - len(mask_T), bool))
+        if original_pixels:
+            video_THWC[mask_T] = conditioning.frames_THWC[span][conditioning.condition_mask_T[span]]
+        return SampledVideo(video_THWC=video_THWC, condition_mask_T=mask_T)
 
 
-def with_repetitions(requests: Sequence[Request]) -> list[tuple[Request, int]]:
-    """(request, how often the same came before).
+def number_repeats(requests: Sequence[Request]) -> list[tuple[Request, int]]:
+    """(request, number of equal requests before it).
 
-    The second number and the seed make the noise: a prompt gives the same video alone and in company, two prompts of
-    one seed can be compared, and the same prompt twice gives two videos.
+    Seed and number seed the noise: a request gives the same video alone and among others, two prompts of one seed can be
+    compared, and a repeated request gives another video.
     """
-    seen: Counter[str] = Counter()
-    keyed = []
+    counts: Counter[str] = Counter()
+    numbered = []
     for request in requests:
         digest = request.digest()
-        keyed.append((request, seen[digest]))
-        seen[digest] += 1
-    return keyed
+        numbered.append((request, counts[digest]))
+        counts[digest] += 1
+    return numbered
 
 
-def in_rows(works: Sequence[Work], max_tokens: int) -> list[list[Work]]:
-    """Works whose next pieces share a row; one that the model sees in several windows has a row of its own."""
-    rows: list[list[Work]] = []
+def pack_requests(states: Sequence[SamplingState], max_tokens: int) -> list[list[SamplingState]]:
+    """Group requests whose next windows share a pack; an input of several windows gets a pack of its own."""
+    packs: list[list[SamplingState]] = []
     num_tokens = max_tokens
-    for work in works:
-        piece = work.next_piece()
-        assert piece is not None
-        length = max_tokens if piece.windows else piece.num_tokens
+    for state in states:
+        one = state.next_input()
+        assert one is not None
+        length = max_tokens if one.windows else one.num_tokens
         if num_tokens + length > max_tokens:
-            rows.append([])
+            packs.append([])
             num_tokens = 0
-        rows[-1].append(work)
+        packs[-1].append(state)
         num_tokens += length
-    return rows
+    return packs

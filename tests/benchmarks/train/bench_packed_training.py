@@ -1,19 +1,19 @@
-"""What packed training is worth: real tokens per CPU-second, forward, backward and AdamW, of one transformer fed four ways.
+"""Packed training against padding, dense masks and exact buckets: real tokens per CPU-second of forward, backward, AdamW.
 
     python tests/benchmarks/train/bench_packed_training.py --rounds 2
 
 Depth 6, width 384, 6 heads, 64 numbers per token, 8 text tokens per sample; lengths as `bench_plan.draw_lengths` has them,
-those above 2,048 tokens left out, and of 200 of them 24 samples that are five rows of a plan, chosen by chance. All four
-sides run the weights of the same `Dit` on the same samples with a timestep each:
+without those above 2,048 tokens; of 200 of them, 24 samples that are five random packs of a plan. All four variants run
+the same `Dit` on the same samples with a timestep each:
 
-    packed      rows of at most 4,096 tokens, as trained here: attention sample by sample, adaLN per sample
-    dense_mask  the same rows, attention over the whole row under a boolean mask
+    packed      packs of at most 4,096 tokens, as trained here: attention per sample, adaLN per sample
+    dense_mask  the same packs, attention over the whole pack with a boolean mask
     padded      batches of 8, every sample as long as the longest, key mask, adaLN that broadcasts over the batch
-    buckets     batches of equal lengths, at most 4,096 tokens: nothing padded, no mask, broadcasting adaLN; what exact
-                buckets would cost if every size had its own
+    buckets     batches of equal lengths, at most 4,096 tokens: no padding, no mask, broadcasting adaLN; the cost of
+                exact buckets if every size had its own
 
-AdamW steps once per row or batch of 8; `buckets` steps once per 4,096 tokens. The sides take turns batch by batch, a
-round's ratio is that of its sums, and the median over rounds is printed. First all sides are seen to have the same
+AdamW steps once per pack or batch of 8; `buckets` steps once per 4,096 tokens. The variants alternate batch by batch; a
+round's ratio is that of its sums, and the median over rounds is printed. All variants are first checked to have the same
 gradient. Goals: packed is at least 2.0x padded, 1.8x dense_mask and 0.93x buckets.
 """
 
@@ -42,11 +42,11 @@ from packing.plan.steps import plan_packs
 from train.backbones.dit import Dit
 from train.layers import packed_attention_layers as layers
 from train.layers.adaln import NORM_EPS
-from train.layers.embeddings import timestep_frequencies
-from train.layers.rope import rope_angles, rotate
+from train.layers.embeddings import timestep_embedding
+from train.layers.rope import apply_rotary_emb, rotary_cos_sin
 from train.layers.segments import Segments
 
-CAPACITY, MAX_TOKENS, BATCH, ROWS, POOL = 4096, 2048, 8, 5, 200
+CAPACITY, MAX_TOKENS, BATCH, PACKS, POOL = 4096, 2048, 8, 5, 200
 TOKEN_WIDTH, TEXT_WIDTH, TEXT_TOKENS = 64, 64, 8
 GOALS = {"padded": 2.0, "dense_mask": 1.8, "buckets": 0.93}
 
@@ -57,14 +57,14 @@ class Sample:
     target_LD: Tensor
     text_MC: Tensor
     timestep: float
-    row: int
+    pack: int
 
     @property
     def length(self) -> int:
         return len(self.tokens_LD)
 
 
-def draw_samples(lengths: Sequence[int], rows: Sequence[int], seed: int) -> list[Sample]:
+def random_samples(lengths: Sequence[int], packs: Sequence[int], seed: int) -> list[Sample]:
     generator = torch.Generator().manual_seed(seed)
     return [
         Sample(
@@ -72,9 +72,9 @@ def draw_samples(lengths: Sequence[int], rows: Sequence[int], seed: int) -> list
             torch.randn(n, TOKEN_WIDTH, generator=generator),
             torch.randn(TEXT_TOKENS, TEXT_WIDTH, generator=generator),
             float(torch.rand((), generator=generator)),
-            row,
+            pack,
         )
-        for n, row in zip(lengths, rows, strict=True)
+        for n, pack in zip(lengths, packs, strict=True)
     ]
 
 
@@ -82,11 +82,11 @@ def positions(length: int) -> Tensor:
     return torch.stack([torch.zeros(length), torch.arange(length) // 32, torch.arange(length) % 32], dim=1).long()
 
 
-# --- one row ----------------------------------------------------------------------------------------------------------
+# --- one pack ---------------------------------------------------------------------------------------------------------
 
 
-def row_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
-    """Sum of squared errors of a packed row, through the model's own forward."""
+def pack_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
+    """Sum of squared errors of a pack, through the model's own forward."""
     out_LD = model(
         torch.cat([sample.tokens_LD for sample in samples]),
         torch.cat([positions(sample.length) for sample in samples]),
@@ -100,19 +100,19 @@ def row_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
 
 
 def dense_mask_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
-    """The same row with whole-row attention; one mask per row, as a trainer would keep it."""
+    """The same with attention over the whole pack; one mask per pack, as a trainer would cache it."""
     masks: dict[tuple[int, int], Tensor] = {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, of_q: Segments, of_k: Segments, *, backend: str) -> Tensor:
         key = (of_q.num_tokens, of_k.num_tokens)
         if key not in masks:
-            masks[key] = of_q.index_L[:, None] == of_k.index_L
+            masks[key] = of_q.segment_ids_L[:, None] == of_k.segment_ids_L
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=masks[key])[0].transpose(0, 1)
 
     ours, layers.packed_attention = layers.packed_attention, attend
     try:
-        return row_loss(model, samples)
+        return pack_loss(model, samples)
     finally:
         layers.packed_attention = ours
 
@@ -121,7 +121,7 @@ def dense_mask_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
 
 
 def batch_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
-    """Padded to the longest where lengths differ, with a key mask; without padding there is no mask."""
+    """A batch padded to the longest sample, with a key mask where there is padding."""
     tokens_BLD, target_BLD = (
         nn.utils.rnn.pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
         for name in ("tokens_LD", "target_LD")
@@ -131,13 +131,13 @@ def batch_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
     mask = None if bool(is_real_BL.all()) else is_real_BL[:, None, None]
     text_BMC = torch.stack([sample.text_MC for sample in samples])
     timestep_B = torch.tensor([sample.timestep for sample in samples])
-    condition_BD = model.timestep_embedding(timestep_frequencies(timestep_B)) + model.pooled_embedding(text_BMC[:, 0])
-    text_BMD, rope = model.text_embedding(text_BMC), rope_angles(positions(longest), model.head_width)
-    x_BLD = model.token_embedding(tokens_BLD)
+    condition_BD = model.t_embedder(timestep_embedding(timestep_B)) + model.pooled_embedder(text_BMC[:, 0])
+    text_BMD, rotary = model.text_embedder(text_BMC), rotary_cos_sin(positions(longest), model.head_width)
+    x_BLD = model.x_embedder(tokens_BLD)
     for block in model.blocks:
-        x_BLD = batch_block(block, x_BLD, rope, condition_BD, text_BMD, mask)
-    shift, scale = model.final_modulation(condition_BD)[:, None].chunk(2, -1)
-    error_BLD = model.final_projection(modulated(x_BLD, shift, scale)) - target_BLD
+        x_BLD = batch_block(block, x_BLD, rotary, condition_BD, text_BMD, mask)
+    shift, scale = model.final_adaLN_modulation(condition_BD)[:, None].chunk(2, -1)
+    error_BLD = model.final_linear(modulated(x_BLD, shift, scale)) - target_BLD
     return (error_BLD.square() * is_real_BL[..., None]).sum()
 
 
@@ -148,16 +148,16 @@ def modulated(x_BLD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 def batch_block(
     block: nn.Module,
     x_BLD: Tensor,
-    rope: tuple[Tensor, Tensor],
+    rotary: tuple[Tensor, Tensor],
     condition_BD: Tensor,
     text_BMD: Tensor,
     mask: Tensor | None,
 ) -> Tensor:
-    """`DitBlock` over a batch, by its own layers."""
-    shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(condition_BD)[:, None].chunk(6, -1)
+    """`DitBlock` over a batch, with the layers of the block."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation(condition_BD)[:, None].chunk(6, -1)
     own, cross = block.attention, block.cross_attention
     q, k, v = own.qkv(modulated(x_BLD, shift1, scale1)).unflatten(-1, (3, own.num_heads, -1)).unbind(2)
-    q, k = (rotate(norm(x), rope) for norm, x in ((own.q_norm, q), (own.k_norm, k)))
+    q, k = (apply_rotary_emb(norm(x), rotary) for norm, x in ((own.q_norm, q), (own.k_norm, k)))
     x_BLD = x_BLD + gate1 * own.out(attention(q, k, v, mask))
     q = cross.q_norm(cross.q(block.cross_norm(x_BLD)).unflatten(-1, (cross.num_heads, -1)))
     k, v = cross.kv(text_BMD).unflatten(-1, (2, cross.num_heads, -1)).unbind(2)
@@ -170,26 +170,26 @@ def attention(q_BLHD: Tensor, k_BMHD: Tensor, v_BMHD: Tensor, mask: Tensor | Non
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-# --- the four sides ---------------------------------------------------------------------------------------------------
+# --- four variants ----------------------------------------------------------------------------------------------------
 
 
-def draw_round(lengths: np.ndarray, number: int) -> list[Sample]:
-    """Three batches of 8 that are also five rows of a plan over many samples, in the order that they were drawn; each
-    sample knows its row."""
-    drawn = lengths[number * POOL : (number + 1) * POOL]
-    packs = plan_packs(drawn, capacity=CAPACITY, policy="best_fit")
-    random = np.random.default_rng(number)
+def random_round(lengths: np.ndarray, number: int) -> list[Sample]:
+    """Three batches of 8 that are also five packs of a plan over many samples, in random order; each sample has its pack."""
+    pool = lengths[number * POOL : (number + 1) * POOL]
+    packs = plan_packs(pool, capacity=CAPACITY, policy="best_fit")
+    rng = np.random.default_rng(number)
     while True:
-        chosen = [packs[pack] for pack in random.choice(len(packs), ROWS, replace=False)]
+        chosen = [packs[pack] for pack in rng.choice(len(packs), PACKS, replace=False)]
         if sum(map(len, chosen)) == 3 * BATCH:
             break
-    row_of = {int(index): row for row, pack in enumerate(chosen) for index in pack}
-    return draw_samples([int(drawn[index]) for index in sorted(row_of)], [row_of[i] for i in sorted(row_of)], number)
+    pack_of = {int(index): number for number, pack in enumerate(chosen) for index in pack}
+    order = sorted(pack_of)
+    return random_samples([int(pool[index]) for index in order], [pack_of[index] for index in order], number)
 
 
-def rows(samples: Sequence[Sample]) -> list[list[Sample]]:
-    numbers = sorted({sample.row for sample in samples})
-    return [[sample for sample in samples if sample.row == number] for number in numbers]
+def packs_of(samples: Sequence[Sample]) -> list[list[Sample]]:
+    numbers = sorted({sample.pack for sample in samples})
+    return [[sample for sample in samples if sample.pack == number] for number in numbers]
 
 
 def batches_of_8(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -206,13 +206,13 @@ def equal_lengths(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 Loss = Callable[[Dit, Sequence[Sample]], Tensor]
-SIDES: dict[str, tuple[Callable[[Sequence[Sample]], list[list[Sample]]], Loss, bool]] = {
-    "packed": (rows, row_loss, True),
-    "dense_mask": (rows, dense_mask_loss, True),
+VARIANTS: dict[str, tuple[Callable[[Sequence[Sample]], list[list[Sample]]], Loss, bool]] = {
+    "packed": (packs_of, pack_loss, True),
+    "dense_mask": (packs_of, dense_mask_loss, True),
     "padded": (batches_of_8, batch_loss, True),
     "buckets": (equal_lengths, batch_loss, False),
 }
-"""How samples come together, how their loss is computed, whether AdamW steps after each batch."""
+"""Batching, loss, whether AdamW steps after each batch."""
 
 
 def new_model(width: int, depth: int) -> Dit:
@@ -221,30 +221,30 @@ def new_model(width: int, depth: int) -> Dit:
     model = Dit(**sizes, width=width, depth=depth, num_heads=width // 64, attention_backend="loop")
     for parameter in model.parameters():
         if not parameter.detach().any():
-            nn.init.normal_(parameter, std=0.02)  # zeros would hide what the sides compute
+            nn.init.normal_(parameter, std=0.02)  # zeros would hide differences
     return model
 
 
-def turns(name: str, samples: Sequence[Sample], model: Dit) -> Iterator[float]:
-    """CPU seconds of one batch after the other."""
-    gather, loss_of, steps_each = SIDES[name]
+def run_batches(name: str, samples: Sequence[Sample], model: Dit) -> Iterator[float]:
+    """Train on one batch after the other; yields the CPU seconds of each."""
+    batches_of, loss_of, steps_each = VARIANTS[name]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    waiting = 0
-    batches = gather(samples)
+    num_pending = 0
+    batches = batches_of(samples)
     for number, batch in enumerate(batches):
         started = time.process_time()
         loss_of(model, batch).backward()
-        waiting += sum(sample.length for sample in batch)
-        if steps_each or waiting >= CAPACITY or number == len(batches) - 1:
+        num_pending += sum(sample.length for sample in batch)
+        if steps_each or num_pending >= CAPACITY or number == len(batches) - 1:
             optimizer.step()
             optimizer.zero_grad()
-            waiting = 0
+            num_pending = 0
         yield time.process_time() - started
 
 
 def measure_round(samples: Sequence[Sample], models: dict[str, Dit]) -> dict[str, float]:
-    """Real tokens per CPU-second of every side; the sides take turns batch by batch."""
-    running = {name: turns(name, samples, model) for name, model in models.items()}
+    """Real tokens per CPU-second of every variant; they alternate batch by batch."""
+    running = {name: run_batches(name, samples, model) for name, model in models.items()}
     seconds = dict.fromkeys(models, 0.0)
     while running:
         for name in list(running):
@@ -258,52 +258,52 @@ def measure_round(samples: Sequence[Sample], models: dict[str, Dit]) -> dict[str
 
 
 def check_same_gradient() -> None:
-    model, samples = new_model(128, 2), draw_samples([60, 37, 37, 5], [0, 1, 0, 1], 0)
+    model, samples = new_model(128, 2), random_samples([60, 37, 37, 5], [0, 1, 0, 1], 0)
     gradients = {}
-    for name, (gather, loss_of, _) in SIDES.items():
-        loss = torch.stack([loss_of(model, batch) for batch in gather(samples)]).sum()
-        gradients[name] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(used(model)))])
+    for name, (batches_of, loss_of, _) in VARIANTS.items():
+        loss = torch.stack([loss_of(model, batch) for batch in batches_of(samples)]).sum()
+        gradients[name] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(compared_parameters(model)))])
     for name, gradient in gradients.items():
         difference = float((gradient - gradients["packed"]).abs().max() / gradient.abs().max())
         if difference > 1e-5:
             raise SystemExit(f"{name} computes another gradient than packed: {difference:.1e}")
 
 
-def used(model: Dit) -> Iterator[Tensor]:
-    """Without what stands for dropped captions and given frames, which no side has."""
+def compared_parameters(model: Dit) -> Iterator[Tensor]:
+    """All but the embeddings of null captions and conditioning tokens, which this benchmark has not."""
     for name, parameter in model.named_parameters():
-        if not name.startswith(("null_", "given_")):
+        if not name.startswith(("null_", "condition_mask_")):
             yield parameter
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="each draws other samples")
+    parser.add_argument("--rounds", type=int, default=2, help="each has other samples")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
     check_same_gradient()
     lengths = draw_lengths(100_000)
     lengths = lengths[lengths <= MAX_TOKENS]
-    models = {name: new_model(384, 6) for name in SIDES}
-    measure_round(draw_samples([64] * BATCH, [0] * BATCH, 0), models)  # warm up
+    models = {name: new_model(384, 6) for name in VARIANTS}
+    measure_round(random_samples([64] * BATCH, [0] * BATCH, 0), models)  # warm up
     found = []
     for number in range(options.rounds):
-        samples = draw_round(lengths, number)
+        samples = random_round(lengths, number)
         found.append(measure_round(samples, models))
         num_tokens = sum(sample.length for sample in samples)
         padded = sum(len(batch) * max(sample.length for sample in batch) for batch in batches_of_8(samples))
-        fills = f"fill {num_tokens / CAPACITY / len(rows(samples)):.3f} in rows, {num_tokens / padded:.2f} padded"
+        fills = f"fill {num_tokens / CAPACITY / len(packs_of(samples)):.3f} in packs, {num_tokens / padded:.2f} padded"
         ratios = "  ".join(f"{name} {found[-1]['packed'] / found[-1][name]:.2f}x" for name in GOALS)
         print(f"round {number}: {num_tokens} tokens, {fills}; packed is {ratios}", file=sys.stderr)
     medians = {name: statistics.median(rates["packed"] / rates[name] for rates in found) for name in GOALS}
     missed = {name: goal for name, goal in GOALS.items() if medians[name] < goal}
-    rates = {name: statistics.median(rates[name] for rates in found) for name in SIDES}
+    rates = {name: statistics.median(rates[name] for rates in found) for name in VARIANTS}
     if options.json:
         print(json.dumps({"packed_over": medians, "tokens_per_cpu_second": rates, "missed_goals": missed}))
     else:
-        print(f"{'side':<12}{'tokens / CPU-s':>16}{'packed is':>12}{'goal':>8}")
-        for name in SIDES:
+        print(f"{'variant':<12}{'tokens / CPU-s':>16}{'packed is':>12}{'goal':>8}")
+        for name in VARIANTS:
             goal = f"{medians[name]:>11.2f}x{GOALS[name]:>7.2f}x" if name in GOALS else ""
             print(f"{name:<12}{rates[name]:>16.0f}{goal}")
     return 1 if missed else 0

@@ -1,15 +1,15 @@
-"""A transformer trained on the CPU: do colour and main object of its samples match prompts it was never trained on?
+"""Prompt adherence of a transformer trained on the CPU, on held-out combinations of object, colour and background.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/train/bench_prompt_following.py                      # trains, prints the curve
-    OMP_NUM_THREADS=1 python tests/benchmarks/train/bench_prompt_following.py --checkpoint FOLDER  # measures one of its own
+    OMP_NUM_THREADS=1 python tests/benchmarks/train/bench_prompt_following.py --checkpoint FOLDER  # evaluates one of its own
 
 Scenes of one large object on three backgrounds, 5 frames of 64 px. A sixth of all (object, colour, background) triples is
-kept out of the training, and prompts are of those alone. The `tiny` captioner reads the samples. Beside each figure: chance
-(the same captions against the prompts of other samples) and the ceiling (real scenes of the same prompts after the
-compressor and back). Pairs of shape and colour that `tiny` itself was never shown are left out: it cannot read them.
+held out of the training, and prompts are of those only. The `tiny` captioner reads the samples. Each figure comes with its
+chance level (the same captions against the prompts of other samples) and its upper bound (reconstructions of real scenes of
+the same prompts). Pairs of shape and colour that `tiny` was not trained on are excluded.
 
-The default is about an hour of one core with bfloat16 matrix units, three minutes of it rendering; elsewhere take
-`--precision fp32` and more time. `--no-positions` leaves absolute positions out.
+The default is about an hour of one core with bfloat16 matrix units, three minutes of it rendering; elsewhere use
+`--precision fp32` and more time. `--no-positions` disables absolute positions.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from recaption.captioners.registry import load_captioner
 from recaption.records import CaptionFields
 from recaption.scenes.renderer import Scene
 from train.captioner.scene_clips import HELD_OUT_PAIRS
-from train.diffusion.process import PathSettings
+from train.diffusion.process import DiffusionSettings
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
-from train.evaluation.metrics import Measure, RealClips, Samples, evaluate
+from train.evaluation.metrics import Metric, RealClips, Samples, evaluate
 from train.generator.settings import DitSettings
 from train.generator.task import DitTask
 from train.sampling.contact_sheet import contact_sheet_png
@@ -49,7 +49,7 @@ SHOWN = ("main_object+colour", "main_object", "colour", "background", "action")
 
 
 def scenes() -> Iterator[Scene]:
-    """All scenes, of training and of the held-out triples, without end."""
+    """Scenes of the training and of the held-out triples, without end."""
     for seed in itertools.count(FIRST_SEED):
         scene = one_large_object(seed, BUCKET)
         if (scene.fields.main_object, scene.fields.colour) not in HELD_OUT_PAIRS:
@@ -61,30 +61,33 @@ def is_held_out(fields: CaptionFields) -> bool:
     return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 6 == 0
 
 
-class Curve(DitTask):
-    """Measures prompt following at every validation."""
+class EvaluatedDitTask(DitTask):
+    """`DitTask` that measures prompt adherence at every validation."""
 
     held_out: list[Scene]
     captioner: Any
-    few = NUM_PROMPTS
-    """Prompts while it trains; the last line has all of them."""
+    num_prompts = NUM_PROMPTS
+    """Prompts of a validation; the last line of the output has all of them."""
     sheet: Path
 
-    def start(self) -> None:
+    def start_clock(self) -> None:
+        """Start counting CPU time; validation is not counted."""
         self._cpu, self._wall, self._outside = time.process_time(), time.perf_counter(), 0.0
 
     def validate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         before = time.process_time()
         minutes = (before - self._cpu - self._outside) / 60
         found = super().validate(model, step)
-        scored = score(self.sampler(model), self.held_out[: self.few], self.captioner, self.sheet, with_real=False)
+        scored = score(
+            self.sampler(model), self.held_out[: self.num_prompts], self.captioner, self.sheet, with_real=False
+        )
         print(
             f"step {step:5d}  {minutes:5.1f} CPU-min  {(time.perf_counter() - self._wall) / 60:5.1f} min  "
             f"loss {found['loss']:.3f}  {line(scored)}",
             flush=True,
         )
         self._outside += time.process_time() - before
-        values = {name: measure.value for name, measure in scored.items() if measure.value is not None}
+        values = {name: metric.value for name, metric in scored.items() if metric.value is not None}
         return found | values | {"cpu_minutes": minutes}
 
     def sampler(self, model: torch.nn.Module) -> Sampler:
@@ -93,32 +96,32 @@ class Curve(DitTask):
             encoder=self.encoder,
             compressor=self.compressor,
             patch=self.settings.patch,
-            path=self.settings.path,
+            diffusion=self.settings.diffusion,
             buckets=self.buckets,
         )
 
 
 def score(
     sampler: Sampler, held_out: list[Scene], captioner: Any, sheet: Path, *, with_real: bool = True
-) -> dict[str, Measure]:
+) -> dict[str, Metric]:
     prompts = [scene.short_caption for scene in held_out]
     videos = sampler.sample(prompts, size=BUCKET, num_steps=20, guidance=3.0)
     sheet.write_bytes(contact_sheet_png(videos[:12], prompts[:12]))
     samples = Samples(prompts=tuple(prompts), videos=videos, more_videos=())
     real = RealClips(videos=[scene.frames_THWC for scene in held_out], captions=prompts) if with_real else RealClips()
-    return evaluate(samples, real, captioner, sampler.compressor).measures
+    return evaluate(samples, real, captioner, sampler.compressor).metrics
 
 
-def line(measures: dict[str, Measure]) -> str:
-    def one(name: str, measure: Measure) -> str:
-        ceiling = "" if measure.real is None else f", ceiling {measure.real:.0%}"
-        return f"{name} {measure.value:.0%} (chance {measure.chance:.1%}{ceiling})"
+def line(metrics: dict[str, Metric]) -> str:
+    def one(name: str, metric: Metric) -> str:
+        ceiling = "" if metric.real is None else f", upper bound {metric.real:.0%}"
+        return f"{name} {metric.value:.0%} (chance {metric.chance:.1%}{ceiling})"
 
-    return "  ".join(one(name, measures[f"prompt_following/{name}"]) for name in SHOWN)
+    return "  ".join(one(name, metrics[f"prompt_following/{name}"]) for name in SHOWN)
 
 
 def split(num_training: int, held_out: list[Scene]) -> Iterator[Scene]:
-    """The scenes to train on; the first of the others are put into `held_out`."""
+    """Yields the training scenes; the first `NUM_PROMPTS` held-out ones are appended to `held_out`."""
     found = 0
     for scene in scenes():
         if is_held_out(scene.fields):
@@ -131,7 +134,7 @@ def split(num_training: int, held_out: list[Scene]) -> Iterator[Scene]:
             return
 
 
-def build(arguments: argparse.Namespace) -> Curve:
+def build(arguments: argparse.Namespace) -> EvaluatedDitTask:
     held_out: list[Scene] = []
     latents = Latents.of(split(arguments.scenes, held_out), BUCKET, COMPRESSOR)
     settings = DitSettings(
@@ -140,14 +143,14 @@ def build(arguments: argparse.Namespace) -> Curve:
         num_heads=4,
         patch=(2, 2, 2),
         absolute_positions=arguments.positions,
-        path=PathSettings(timestep_mean=0.5),
-        validation_rows=1,
+        diffusion=DiffusionSettings(timestep_mean=0.5),
+        validation_packs=1,
     )
-    task = latents.task(Curve, settings, capacity=768)
-    task.held_out, task.captioner, task.few = held_out, load_captioner("tiny"), arguments.prompts
+    task = latents.task(EvaluatedDitTask, settings, capacity=768)
+    task.held_out, task.captioner, task.num_prompts = held_out, load_captioner("tiny"), arguments.prompts
     triples = {(f.main_object, f.colour, f.background) for f in latents.fields}
     print(
-        f"{len(latents.fields)} scenes of {len(triples)} (object, colour, background), {NUM_PROMPTS} prompts of others; "
+        f"{len(latents.fields)} scenes of {len(triples)} (object, colour, background), {NUM_PROMPTS} held-out prompts; "
         f"rendered in {time.process_time() / 60:.1f} CPU-min",
         flush=True,
     )
@@ -159,10 +162,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=13000)
     parser.add_argument("--precision", default="bf16", help="fp32 where the CPU has no bfloat16 matrix unit")
     parser.add_argument("--every", type=int, default=1000, help="steps between two points of the curve")
-    parser.add_argument("--prompts", type=int, default=30, help="prompts of these; the last point has all 100")
+    parser.add_argument("--prompts", type=int, default=30, help="prompts per point; the last one has all 100")
     parser.add_argument("--scenes", type=int, default=30000)
-    parser.add_argument("--positions", action=argparse.BooleanOptionalAction, default=True, help="absolute ones")
-    parser.add_argument("--checkpoint", help="measure this one, trained by this file, and train nothing")
+    parser.add_argument("--positions", action=argparse.BooleanOptionalAction, default=True, help="absolute positions")
+    parser.add_argument("--checkpoint", help="evaluate this one, trained by this script, without training")
     parser.add_argument("--out", help="folder of the training; default: a temporary one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,12 +185,12 @@ def main() -> None:
                 checkpoint_every=arguments.every,
                 device="cpu",
             )
-            task.start()
+            task.start_clock()
             result = train(task, settings, str(folder / "train"), progress=False)
             sampler = Sampler.from_checkpoint(result.checkpoint)
-        measures = score(sampler, task.held_out, task.captioner, task.sheet)
-        print(f"all {NUM_PROMPTS} prompts: {line(measures)}")
-        print(json.dumps({name: measure.value for name, measure in measures.items()}))
+        metrics = score(sampler, task.held_out, task.captioner, task.sheet)
+        print(f"all {NUM_PROMPTS} prompts: {line(metrics)}")
+        print(json.dumps({name: metric.value for name, metric in metrics.items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rendered scenes as latents in memory, for benchmarks that train a transformer: nothing is written, pixels are let go.
+"""Latents of rendered scenes in memory, for benchmarks that train a transformer.
 
 latents = Latents.of(scenes, bucket, compressor_spec)          # scenes: any iterable of rendered ones
 task = latents.task(DitTask, DitSettings(...), capacity=768)
@@ -33,11 +33,11 @@ ONE_LARGE_OBJECT: dict[str, Any] = {
     "background": ("sand", "grass", "road"),
     "action": ("moves left", "moves right", "stays still"),
 }
-"""What `recaption.scenes.renderer.render` may show: scenes that a small transformer learns within an hour of one core."""
+"""Arguments of `recaption.scenes.render` for scenes that a small transformer learns within an hour of one core."""
 
 
 def one_large_object(seed: int, bucket: Bucket, *, num_frames: int | None = None) -> Scene:
-    """Of the bucket's size, and length unless another is asked for."""
+    """A scene of the bucket's size, and of its length unless `num_frames` is passed."""
     return render(
         seed,
         num_frames=num_frames or bucket.num_frames,
@@ -53,6 +53,8 @@ SomeTask = TypeVar("SomeTask", bound=DitTask)
 
 @dataclass
 class Latents:
+    """Latents of scenes of one bucket, with captions and caption fields."""
+
     bucket: Bucket
     compressor: str
     arrays: list[np.ndarray] = field(default_factory=list)
@@ -62,7 +64,7 @@ class Latents:
 
     @classmethod
     def of(cls, scenes: Iterable[Scene], bucket: Bucket, compressor: str) -> Latents:
-        """All scenes with their short captions; `scenes` ends."""
+        """Encode all scenes; their captions are the short ones."""
         latents, encoder = cls(bucket, compressor), load(compressor)
         for scene in scenes:
             pixels_BTHWC = torch.from_numpy(scene.frames_THWC)[None]

@@ -25,7 +25,7 @@ def with_compressor(recipe, spec, *, frame_stride=4, spatial_stride=8):
         ),
         train_dit=dataclasses.replace(
             recipe.train_dit,
-            dit=DitSettings(width=32, depth=1, num_heads=2, patch=(1, 2, 2), validation_rows=1),
+            dit=DitSettings(width=32, depth=1, num_heads=2, patch=(1, 2, 2), validation_packs=1),
             trainer=TWO_STEPS,
         ),
         sample=dataclasses.replace(recipe.sample, num_steps=2, num_frames=9, prompts=("a red circle",)),

@@ -29,7 +29,7 @@ from train.text import towers as text_towers
 LATENTS = "latents/patch-24-w0.5"
 SHORT_TRAINING = [
     "--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2", "--steps", "2",
-    "--train-dit.dit.validation-rows", "1",
+    "--train-dit.dit.validation-packs", "1",
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from recaption.video_io.writer import encode_video
 from train.checkpoint import step_folder
 from train.diffusion.guidance import Guidance
 from train.sampling import sampler
-from train.sampling.request import Made
+from train.sampling.request import SampledVideo
 
 
 class StandIn(sampler.Sampler):
@@ -37,16 +37,18 @@ class StandIn(sampler.Sampler):
         self.requests = requests
         self.buckets = (Bucket(9, 32, 32, 8), Bucket(17, 32, 48, 8))
         self.grid = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
-        self.codec = SimpleNamespace(frames_per_token=4)
+        self.tokenizer = SimpleNamespace(frames_per_token=4)
 
-    def make(self, requests, settings, **_):
+    def sample_requests(self, requests, settings, **_):
         self.requests.extend(requests)
         made = []
         for request in requests:
-            timeline = request.timeline
-            frames = np.where(timeline.given_T[:, None, None, None], timeline.frames_THWC, 128).astype(np.uint8)
-            span = slice(timeline.start, timeline.end)
-            made.append(Made(video_THWC=frames[span], given_T=timeline.given_T[span]))
+            conditioning = request.conditioning
+            frames = np.where(conditioning.condition_mask_T[:, None, None, None], conditioning.frames_THWC, 128).astype(
+                np.uint8
+            )
+            span = slice(conditioning.start, conditioning.end)
+            made.append(SampledVideo(video_THWC=frames[span], condition_mask_T=conditioning.condition_mask_T[span]))
         return made
 
 
@@ -151,13 +153,13 @@ def given(media, *, prompts=("it moves",), settings=None, **flags):
 def test_an_image_of_any_size_becomes_the_first_frame_at_the_nearest_size_and_the_crop_is_said(media):
     ask, read = given(media, image=("first.png",))
     assert ask.mode == "image"
-    assert read.timeline.frames_THWC.shape == (9, 32, 48, 3), "about the usual area in the shape of the picture"
+    assert read.conditioning.frames_THWC.shape == (9, 32, 48, 3), "about the usual area in the shape of the picture"
     picture = np.asarray(Image.open(media / "first.png").resize((48, 32)))
-    assert np.abs(read.timeline.frames_THWC[0].astype(int) - picture).mean() < 12
+    assert np.abs(read.conditioning.frames_THWC[0].astype(int) - picture).mean() < 12
     assert read.notes == ()
     _, read = given(media, image=("first.png",), settings=SampleSettings(width_px=96))
-    assert read.timeline.frames_THWC.shape == (9, 64, 96, 3)
-    assert np.array_equal(read.timeline.frames_THWC[0], np.asarray(Image.open(media / "first.png")))
+    assert read.conditioning.frames_THWC.shape == (9, 64, 96, 3)
+    assert np.array_equal(read.conditioning.frames_THWC[0], np.asarray(Image.open(media / "first.png")))
     _, read = given(media, image=("first.png",), settings=SampleSettings(width_px=32, height_px=32))
     assert read.notes == (
         "first.png (96x64 px, width x height) cropped to the shape of 32x32: 33.3 % of its width is left out",
@@ -167,11 +169,11 @@ def test_an_image_of_any_size_becomes_the_first_frame_at_the_nearest_size_and_th
 def test_a_video_is_read_at_the_models_rate_from_its_first_to_its_last_frame(media):
     _, read = given(media, video=("long.mp4",), mode="extend", new_frames=8)
     source = read_frames(str(media / "long.mp4"), None).pixels_THWC
-    given_frames = read.timeline.frames_THWC[read.timeline.given_T]
+    given_frames = read.conditioning.frames_THWC[read.conditioning.condition_mask_T]
     assert len(given_frames) == 13, "2.08 seconds are 16 frames at 8 per second, 13 of them fill groups"
     small = np.asarray(Image.fromarray(source[45]).resize((48, 32)))
     assert np.abs(given_frames[-1].astype(int) - small).mean() < 12
-    assert "the first 3 of 16 frames left out: groups have to be whole" in read.notes
+    assert "the first 3 of 16 frames are dropped: the compressor needs whole groups" in read.notes
 
 
 @pytest.mark.parametrize(
@@ -188,8 +190,12 @@ def test_a_video_is_read_at_the_models_rate_from_its_first_to_its_last_frame(med
 )
 def test_each_kind_of_prompt_gives_its_frames(media, flags, mode, num_frames, num_given):
     ask, read = given(media, **flags)
-    span = slice(read.timeline.start, read.timeline.end)
-    assert (ask.mode, len(read.timeline.given_T[span]), read.timeline.given_T[span].sum()) == (
+    span = slice(read.conditioning.start, read.conditioning.end)
+    assert (
+        ask.mode,
+        len(read.conditioning.condition_mask_T[span]),
+        read.conditioning.condition_mask_T[span].sum(),
+    ) == (
         mode,
         num_frames,
         num_given,
@@ -199,7 +205,7 @@ def test_each_kind_of_prompt_gives_its_frames(media, flags, mode, num_frames, nu
 def test_a_loop_of_a_text_or_an_image_is_closed_after_it_is_made(media):
     for flags in ({"mode": "loop"}, {"mode": "loop", "image": ("first.png",)}):
         _, read = given(media, **flags)
-        assert read.closing_frames == read.new_frames == 8
+        assert read.loop_frames == read.new_frames == 8
 
 
 @pytest.mark.parametrize(
@@ -217,7 +223,7 @@ def test_a_loop_of_a_text_or_an_image_is_closed_after_it_is_made(media):
         ({"image": ("first.png", "last.jpg"), "at_seconds": (0.0,)}, "names 1 times for 2 images"),
         (
             {"image": ("first.png", "last.jpg"), "at_seconds": (0.0, 9.0)},
-            "frame 72 lies outside of a video of 9 frames",
+            "frame 72 is outside of a video of 9 frames",
         ),
     ],
 )
@@ -245,8 +251,8 @@ def test_a_file_of_prompts_mixes_kinds_seeds_and_sizes(requests, media, tmp_path
     asks = asked((), settings, prompts_file=str(tmp_path / "prompts.jsonl"))
     summary = sample_asks(str(tmp_path / "step-000010"), asks, settings, out=str(tmp_path / "out"), progress=False)
     assert [request.seed for request in requests] == [3, 7, 7]
-    assert [len(request.timeline.given_T) for request in requests] == [5, 17, 13]
-    assert requests[0].timeline.frames_THWC.shape == (5, 16, 64, 3)
+    assert [len(request.conditioning.condition_mask_T) for request in requests] == [5, 17, 13]
+    assert requests[0].conditioning.frames_THWC.shape == (5, 16, 64, 3)
     assert summary["mode"] == ["text", "image", "extend"]
     assert len(summary["videos"]) == 3
     (tmp_path / "prompts.txt").write_text("red\n\nblue\n")
@@ -320,11 +326,11 @@ def test_the_command_takes_media_and_says_what_became_of_them(requests, media, t
 
 def test_solver_and_guidance_flags_reach_the_model_and_name_the_samples(run_copy, requests, monkeypatch, tmp_path):
     reached = []
-    make = StandIn.make
+    sample_requests = StandIn.sample_requests
     monkeypatch.setattr(
         StandIn,
-        "make",
-        lambda self, asks, settings, **more: reached.append(settings) or make(self, asks, settings, **more),
+        "sample_requests",
+        lambda self, asks, settings, **more: reached.append(settings) or sample_requests(self, asks, settings, **more),
     )
     flags = ["--guidance", "6", "--guidance-interval", "0.1", "0.8", "--guidance-rescale", "0.7", "--solver", "heun"]
     for more in ([], [], flags, [*flags, "--guidance-power", "4"]):

@@ -137,7 +137,7 @@ def test_flags_reach_the_settings_of_the_models_that_have_them():
         with_start_flags("compressor", quickstart(), (), "tiny", None)
     with pytest.raises(UsageError, match="not of `train dit`"):
         with_start_flags("dit", quickstart(), (), None, "lit")
-    assert with_start_flags("dit", quickstart(), (), "folder", None).train_dit.dit.start == "folder"
+    assert with_start_flags("dit", quickstart(), (), "folder", None).train_dit.dit.init_from == "folder"
 
 
 def test_settings_survive_a_run_yaml():

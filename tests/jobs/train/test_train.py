@@ -5,7 +5,7 @@ from pathlib import Path
 
 SHORT = [
     "--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2", "--steps", "2",
-    "--train-dit.dit.validation-rows", "1", "--train-dit.trainer.device", "cpu",
+    "--train-dit.dit.validation-packs", "1", "--train-dit.trainer.device", "cpu",
 ]  # fmt: skip
 
 
@@ -17,7 +17,7 @@ def test_images_first_then_video_are_two_commands(run_copy, command):
     code, video, err = command(*train, "--name", "video", *start)
     assert (code, video["steps"]) == (0, 2), err
     config = json.loads((Path(video["checkpoint"]) / "config.json").read_text())
-    assert config["start"]["step"] == 2
+    assert config["init_from"]["step"] == 2
     assert "max_latent_frames" not in config["plan"]
     code, _, err = command(*train, "--name", "wider", *start, "--train-dit.dit.width", "64")
     assert code == 2

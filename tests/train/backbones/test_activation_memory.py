@@ -1,43 +1,47 @@
+"""Memory estimate of training: saved activations measured again, parameters counted on the model."""
+
 import pytest
 import torch
 
 from recaption.errors import UsageError
-from train.backbones.activation_memory import KEPT_BYTES_PER_TOKEN_AND_WIDTH, training_memory
+from train.backbones.activation_memory import ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH, training_memory
 from train.backbones.dit import SIZES, Dit
 from train.layers.segments import Segments
 
 
-def kept_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -> int:
+def saved_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -> int:
     model = Dit(token_width=8, text_width=32, pooled_width=32, width=width, depth=depth, num_heads=3)
     inputs = (
         torch.zeros(num_tokens, 8),
         torch.zeros(num_tokens, 3, dtype=torch.int64),
-        Segments.from_lengths([num_tokens // 4, 3 * num_tokens // 4]),  # of one length they would keep less
+        Segments.from_lengths([num_tokens // 4, 3 * num_tokens // 4]),  # of one length they would save less
         torch.zeros(2),
         torch.zeros(8, 32),
         Segments.from_lengths([3, 5]),
         torch.zeros(2, 32),
     )
     weights = {id(parameter) for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+    saved: dict[int, torch.Tensor] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
+            saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
     ):
         model(*inputs)
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_a_block_keeps_per_token_is_as_stated(precision: str) -> None:
-    of_block = [kept_bytes(2, n, precision) - kept_bytes(1, n, precision) for n in (256, 512)]
-    assert (of_block[1] - of_block[0]) / 256 / 192 == pytest.approx(KEPT_BYTES_PER_TOKEN_AND_WIDTH[precision], rel=0.03)
+def test_saved_bytes_of_a_block_are_as_stated(precision: str) -> None:
+    per_block = [saved_bytes(2, n, precision) - saved_bytes(1, n, precision) for n in (256, 512)]
+    assert (per_block[1] - per_block[0]) / 256 / 192 == pytest.approx(
+        ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision], rel=0.03
+    )
 
 
 def test_parameters_are_those_of_the_model() -> None:

@@ -1,4 +1,4 @@
-"""The packed DiT: a row of samples gives what each sample gives alone, and starts as exactly zero."""
+"""The packed DiT: samples of a pack are computed as each alone, and the output starts as exactly zero."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from train.backbones.dit import SIZES
 from train.backbones.registry import build
 from train.layers.adaln import gated_residual, modulated_layer_norm, modulated_layer_norm_reference
 from train.layers.attention import packed_attention
-from train.layers.qk_norm import HeadNorm
-from train.layers.rope import rope_angles, rope_axis_widths, rotate
+from train.layers.qk_norm import QKNorm
+from train.layers.rope import apply_rotary_emb, rotary_axis_dims, rotary_cos_sin
 from train.layers.segments import Segments
 from train.parallel import fsdp as sharding
 
@@ -24,7 +24,7 @@ TEXT_LENGTHS = (3, 1, 4)
 
 
 def make_dit(seed: int = 0, **changes: object) -> nn.Module:
-    """A small DiT whose zero-initialised layers are filled: at init everything would agree with everything."""
+    """A small DiT whose zero-initialised layers are filled: at initialisation all outputs would be equal."""
     torch.manual_seed(seed)
     config = {"token_width": TOKEN_WIDTH, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH}
     dit = build("dit", **(config | {"width": 24, "depth": 2, "num_heads": 2} | changes))
@@ -38,7 +38,7 @@ def grid_positions(grid: tuple[int, int, int]) -> torch.Tensor:
     return torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, 3)
 
 
-def make_row(seed: int = 1) -> dict[str, object]:
+def make_pack(seed: int = 1) -> dict[str, object]:
     generator = torch.Generator().manual_seed(seed)
     lengths = [f * h * w for f, h, w in GRIDS]
     return {
@@ -52,18 +52,18 @@ def make_row(seed: int = 1) -> dict[str, object]:
     }
 
 
-def sample_of(row: dict, s: int) -> dict[str, object]:
-    """Sample s of a row as a row of its own."""
-    tokens, text = ([0, *seg.cu_seqlens.tolist()[1:]] for seg in (row["cu_seqlens"], row["cu_text"]))
+def sample_of(pack: dict, s: int) -> dict[str, object]:
+    """Sample s of a pack as a pack of its own."""
+    tokens, text = ([0, *seg.cu_seqlens.tolist()[1:]] for seg in (pack["cu_seqlens"], pack["cu_text"]))
     of_tokens, of_text = slice(tokens[s], tokens[s + 1]), slice(text[s], text[s + 1])
     return {
-        "tokens_LD": row["tokens_LD"][of_tokens],
-        "position_L3": row["position_L3"][of_tokens],
+        "tokens_LD": pack["tokens_LD"][of_tokens],
+        "position_L3": pack["position_L3"][of_tokens],
         "cu_seqlens": Segments.from_lengths([tokens[s + 1] - tokens[s]]),
-        "timestep_S": row["timestep_S"][s : s + 1],
-        "text_MC": row["text_MC"][of_text],
+        "timestep_S": pack["timestep_S"][s : s + 1],
+        "text_MC": pack["text_MC"][of_text],
         "cu_text": Segments.from_lengths([text[s + 1] - text[s]]),
-        "pooled_SC": row["pooled_SC"][s : s + 1],
+        "pooled_SC": pack["pooled_SC"][s : s + 1],
     }
 
 
@@ -81,142 +81,140 @@ VARIANTS = {
 }
 
 
-def recomputed(dit: nn.Module) -> nn.Module:
-    """Blocks that keep their input only, by the trainer's setting `recompute`."""
+def checkpointed(dit: nn.Module) -> nn.Module:
+    """Blocks with activation checkpointing."""
     sharding.recompute_blocks(dit, name="dit")
     return dit
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_packed_forward_equals_each_samples_own_forward(changes):
-    dit, row = make_dit(**changes), make_row()
+    dit, pack = make_dit(**changes), make_pack()
     drop = [False, True, False]
-    packed = dit(**row, drop_text_S=drop)
-    alone = torch.cat([dit(**sample_of(row, s), drop_text_S=[drop[s]]) for s in range(3)])
+    packed = dit(**pack, drop_text_S=drop)
+    alone = torch.cat([dit(**sample_of(pack, s), drop_text_S=[drop[s]]) for s in range(3)])
     assert packed.abs().mean() > 0.05, "nothing to compare"
     assert (packed - alone).abs().max() / alone.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("is_recomputed", [False, True])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_packed_gradients_equal_the_sum_of_each_samples_own(changes, is_recomputed):
-    dit, row = make_dit(**changes), make_row()
+def test_packed_gradients_equal_the_sum_of_each_samples_own(changes, is_checkpointed):
+    dit, pack = make_dit(**changes), make_pack()
     drop = [False, True, False]
-    alone = gradients(dit, torch.cat([dit(**sample_of(row, s), drop_text_S=[drop[s]]) for s in range(3)]))
-    packed = gradients(dit, (recomputed(dit) if is_recomputed else dit)(**row, drop_text_S=drop))
+    alone = gradients(dit, torch.cat([dit(**sample_of(pack, s), drop_text_S=[drop[s]]) for s in range(3)]))
+    packed = gradients(dit, (checkpointed(dit) if is_checkpointed else dit)(**pack, drop_text_S=drop))
     assert packed.keys() == alone.keys() == dict(dit.named_parameters()).keys()
     for name, gradient in packed.items():
         assert (gradient - alone[name]).abs().max() <= 1e-5 * alone[name].abs().max(), name
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_recomputed_blocks_give_exactly_the_same_gradients(changes):
-    dit, row = make_dit(**changes), make_row()
-    kept = gradients(dit, dit(**row))
-    again = gradients(dit, recomputed(dit)(**row))
-    assert all(torch.equal(again[name], kept[name]) for name in kept)
+def test_activation_checkpointing_gives_exactly_the_same_gradients(changes):
+    dit, pack = make_dit(**changes), make_pack()
+    expected = gradients(dit, dit(**pack))
+    again = gradients(dit, checkpointed(dit)(**pack))
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
-def test_a_leaking_mask_is_caught_by_the_comparison():
-    """The comparison above means something: with attention over the whole row it fails by far."""
-    dit, row = make_dit(), make_row()
-    alone = torch.cat([dit(**sample_of(row, s)) for s in range(3)])
+def test_attention_that_leaks_between_samples_is_detected():
+    """The comparison above can fail: with attention over the whole pack it does by far."""
+    dit, pack = make_dit(), make_pack()
+    alone = torch.cat([dit(**sample_of(pack, s)) for s in range(3)])
 
     import train.layers.packed_attention_layers as module
 
-    honest = packed_attention
-
     def leaking(q, k, v, segments_q, segments_k, *, backend):
-        """Samples keep their timesteps and texts; only self-attention is told that the row is one sample."""
+        """Self-attention over the whole pack; timesteps and texts stay per sample."""
         if segments_q is segments_k:
             segments_q = segments_k = Segments.from_lengths([segments_q.num_tokens])
-        return honest(q, k, v, segments_q, segments_k, backend=backend)
+        return packed_attention(q, k, v, segments_q, segments_k, backend=backend)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "packed_attention", leaking)
-        leaked = dit(**row)
+        leaked = dit(**pack)
     assert (leaked - alone).abs().max() > 1e-2
 
 
-def test_a_text_of_another_sample_is_caught_too():
-    dit, row = make_dit(), make_row()
-    swapped = row | {"text_MC": row["text_MC"].flip(0)}
-    assert (dit(**row) - dit(**swapped)).abs().max() > 1e-2
+def test_the_text_of_another_sample_is_detected_too():
+    dit, pack = make_dit(), make_pack()
+    swapped = pack | {"text_MC": pack["text_MC"].flip(0)}
+    assert (dit(**pack) - dit(**swapped)).abs().max() > 1e-2
 
 
-def test_output_is_exactly_zero_and_every_block_the_identity_at_init():
+def test_at_initialisation_the_output_is_zero_and_every_block_the_identity():
     torch.manual_seed(0)
     dit = build("dit", token_width=6, text_width=10, pooled_width=7, width=24, depth=2, num_heads=2)
-    row = make_row()
-    assert torch.count_nonzero(dit(**row)) == 0
-    x = torch.randn(row["cu_seqlens"].num_tokens, 24)
+    pack = make_pack()
+    assert torch.count_nonzero(dit(**pack)) == 0
+    x = torch.randn(pack["cu_seqlens"].num_tokens, 24)
     for block in dit.blocks:
         out = block(
             x,
-            rope_angles(row["position_L3"], 12),
-            row["cu_seqlens"],
+            rotary_cos_sin(pack["position_L3"], 12),
+            pack["cu_seqlens"],
             torch.randn(3, 24),
             torch.randn(sum(TEXT_LENGTHS), 24),
-            row["cu_text"],
+            pack["cu_text"],
         )
         assert torch.equal(out, x)
 
 
 def test_every_parameter_gets_a_gradient_with_and_without_dropped_captions():
-    """DDP waits for all of them, whatever the draw."""
-    dit, row = make_dit(), make_row()
+    """DDP waits for all of them."""
+    dit, pack = make_dit(), make_pack()
     for drop in ([False] * 3, [True] * 3):
-        got = gradients(dit, dit(**row, drop_text_S=drop))
+        got = gradients(dit, dit(**pack, drop_text_S=drop))
         assert got.keys() == dict(dit.named_parameters()).keys()
 
 
 def test_dropped_captions_give_the_null_caption_whatever_the_text():
-    dit, row = make_dit(), make_row()
-    other = row | {"text_MC": row["text_MC"] + 1, "pooled_SC": row["pooled_SC"] - 1}
+    dit, pack = make_dit(), make_pack()
+    other = pack | {"text_MC": pack["text_MC"] + 1, "pooled_SC": pack["pooled_SC"] - 1}
     everything = [True] * 3
-    assert torch.equal(dit(**row, drop_text_S=everything), dit(**other, drop_text_S=everything))
-    assert not torch.equal(dit(**row), dit(**other))
-    no_text = row | {"text_MC": row["text_MC"][:0], "cu_text": Segments.from_lengths([0, 0, 0])}
-    assert torch.equal(dit(**no_text), dit(**row, drop_text_S=everything))
+    assert torch.equal(dit(**pack, drop_text_S=everything), dit(**other, drop_text_S=everything))
+    assert not torch.equal(dit(**pack), dit(**other))
+    no_text = pack | {"text_MC": pack["text_MC"][:0], "cu_text": Segments.from_lengths([0, 0, 0])}
+    assert torch.equal(dit(**no_text), dit(**pack, drop_text_S=everything))
 
 
 def test_timestep_and_prompt_act_on_their_own_sample_only():
-    dit, row = make_dit(), make_row()
-    base = dit(**row)
-    later = dit(**(row | {"timestep_S": torch.tensor([0.1, 0.6, 0.93])}))
+    dit, pack = make_dit(), make_pack()
+    base = dit(**pack)
+    later = dit(**(pack | {"timestep_S": torch.tensor([0.1, 0.6, 0.93])}))
     moved = (base - later).abs().amax(-1) > 1e-6
-    assert moved.tolist() == (row["cu_seqlens"].index_L == 1).tolist()
+    assert moved.tolist() == (pack["cu_seqlens"].segment_ids_L == 1).tolist()
 
 
-def test_modulation_functions_equal_the_plain_gather_and_pass_gradcheck():
+def test_adaln_functions_equal_the_plain_gather_and_pass_gradcheck():
     segments = Segments.from_lengths([3, 1, 4])
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(8, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
     a, b = (torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    expected = modulated_layer_norm_reference(x, a, b, segments.index_L)
+    expected = modulated_layer_norm_reference(x, a, b, segments.segment_ids_L)
     torch.testing.assert_close(modulated_layer_norm(x, a, b, segments), expected)
-    torch.testing.assert_close(gated_residual(x, y, a, segments), x + a[segments.index_L] * y)
+    torch.testing.assert_close(gated_residual(x, y, a, segments), x + a[segments.segment_ids_L] * y)
     assert torch.autograd.gradcheck(lambda *p: modulated_layer_norm(*p, segments), (x, a, b))
     assert torch.autograd.gradcheck(lambda *p: gated_residual(*p, segments), (x, y, a))
 
 
 def saved_bytes(function) -> int:
-    """Bytes that autograd keeps for backward, each storage once."""
+    """Bytes that autograd saves for backward, each storage once."""
     sizes: dict[int, int] = {}
-    kept = []
+    saved = []
 
-    def keep(tensor):
-        kept.append(tensor)  # held, so that a storage's address is not used twice
+    def save(tensor):
+        saved.append(tensor)  # referenced, so that the address of a storage is not reused
         sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         function()
     return sum(sizes.values())
 
 
 def test_a_packed_block_saves_at_most_1_06x_the_memory_of_a_plain_batch():
-    """One segment is the plain batch: its modulation broadcasts. A gather would cost 1.45x."""
+    """In a plain batch the modulation broadcasts; a gather would cost 1.45x."""
     from train.backbones.dit import DitBlock
 
     torch.manual_seed(0)
@@ -230,55 +228,55 @@ def test_a_packed_block_saves_at_most_1_06x_the_memory_of_a_plain_batch():
     segments, text_segments = (Segments.from_lengths([n] * num_samples) for n in (length, 4))
 
     def packed():
-        return block(x, rope_angles(position_L3, 32), segments, torch.randn(num_samples, width), text, text_segments)
+        return block(x, rotary_cos_sin(position_L3, 32), segments, torch.randn(num_samples, width), text, text_segments)
 
     def plain():
-        """The block's arithmetic with one (1, D) modulation that broadcasts, as a batch of one timestep has it."""
-        rope = rope_angles(position_L3, 32)
-        shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(torch.randn(1, width)).chunk(6, -1)
+        """The block with one (1, D) modulation that broadcasts, as in a batch of one timestep."""
+        rotary = rotary_cos_sin(position_L3, 32)
+        shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation(torch.randn(1, width)).chunk(6, -1)
         norm = torch.nn.functional.layer_norm
-        h = x + gate1 * block.attention(norm(x, (width,), eps=1e-6) * (1 + scale1) + shift1, rope, segments)
+        h = x + gate1 * block.attention(norm(x, (width,), eps=1e-6) * (1 + scale1) + shift1, rotary, segments)
         h = h + block.cross_attention(block.cross_norm(h), segments, text, text_segments)
         return h + gate2 * block.mlp(norm(h, (width,), eps=1e-6) * (1 + scale2) + shift2)
 
     assert saved_bytes(packed) <= 1.06 * saved_bytes(plain)
 
 
-def test_registers_lengthen_the_rows_of_the_blocks_and_nothing_else():
-    dit, row = make_dit(num_registers=3), make_row()
+def test_registers_lengthen_the_sequences_of_the_blocks_only():
+    dit, pack = make_dit(num_registers=3), make_pack()
     seen = []
     hook = dit.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[2].lengths))
-    out = dit(**row)
+    out = dit(**pack)
     hook.remove()
-    assert seen == [tuple(length + 3 for length in row["cu_seqlens"].lengths)]
-    assert out.shape == row["tokens_LD"].shape
+    assert seen == [tuple(length + 3 for length in pack["cu_seqlens"].lengths)]
+    assert out.shape == pack["tokens_LD"].shape
     with torch.no_grad():
         dit.register_embedding_RD[1] += 1
-    assert not torch.allclose(dit(**row), out), "tokens look at their registers"
+    assert not torch.allclose(dit(**pack), out), "tokens attend to their registers"
     with pytest.raises(UsageError, match="num_registers = -1"):
         make_dit(num_registers=-1)
 
 
-def test_frame_0_is_not_turned():
-    """So an image model is a video model that has not seen the later frames yet."""
-    cos, sin = rope_angles(grid_positions((1, 3, 4)), 12)
-    time_pairs = rope_axis_widths(12)[0] // 2
+def test_frame_0_is_not_rotated():
+    """So an image model can initialise a video model."""
+    cos, sin = rotary_cos_sin(grid_positions((1, 3, 4)), 12)
+    time_pairs = rotary_axis_dims(12)[0] // 2
     assert (cos[:, :time_pairs] == 1).all()
     assert (sin[:, :time_pairs] == 0).all()
     assert (cos[5:, time_pairs:] != 1).any()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look at it
-@pytest.mark.parametrize("is_recomputed", [False, True])
-def test_a_compiled_block_is_the_eager_one_and_rows_of_other_lengths_are_not_compiled_anew(is_recomputed):
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised by dynamo
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_compiled_block_equals_the_eager_one_and_other_lengths_do_not_recompile(is_checkpointed):
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
     dit = make_dit()
     eager = copy.deepcopy(dit.blocks)
-    blocks = (recomputed(dit) if is_recomputed else dit).blocks
+    blocks = (checkpointed(dit) if is_checkpointed else dit).blocks
     for block in blocks:
         block.compile(backend="aot_eager")
     counts = []
@@ -293,14 +291,14 @@ def test_a_compiled_block_is_the_eager_one_and_rows_of_other_lengths_are_not_com
     ):
         generator = torch.Generator().manual_seed(number)
         inputs = [torch.randn(n, 24, generator=generator) for n in (sum(lengths), len(lengths), sum(text_lengths))]
-        rope = rope_angles(torch.randint(0, 9, (sum(lengths), 3), generator=generator), 12)
+        rotary = rotary_cos_sin(torch.randint(0, 9, (sum(lengths), 3), generator=generator), 12)
         results = []
         for part in (blocks, eager):
             x, condition, text = (tensor.clone().requires_grad_() for tensor in inputs)
             out = x
             for block in part:
                 out = block(
-                    out, rope, Segments.from_lengths(lengths), condition, text, Segments.from_lengths(text_lengths)
+                    out, rotary, Segments.from_lengths(lengths), condition, text, Segments.from_lengths(text_lengths)
                 )
             results.append((out, *torch.autograd.grad(out.square().sum(), (x, condition, text))))
         torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
@@ -309,56 +307,56 @@ def test_a_compiled_block_is_the_eager_one_and_rows_of_other_lengths_are_not_com
     assert counts == counts[:1] * len(counts)
 
 
-def test_norm_and_turn_on_a_cpu_are_the_written_out_ones():
+def test_qk_norm_and_rope_on_a_cpu_equal_the_written_out_formulas():
     torch.manual_seed(0)
     x = torch.randn(5, 2, 16, dtype=torch.float64, requires_grad=True)
-    rope = rope_angles(torch.randint(0, 9, (5, 3)), 16)
-    cos, sin = (part.double()[:, None] for part in rope)
+    rotary = rotary_cos_sin(torch.randint(0, 9, (5, 3)), 16)
+    cos, sin = (part.double()[:, None] for part in rotary)
     a, b = x.chunk(2, dim=-1)
-    torch.testing.assert_close(rotate(x, rope), torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1))
-    assert torch.autograd.gradcheck(lambda x: rotate(x, rope), x)
-    norm = HeadNorm(16, eps=1e-6).double()
+    torch.testing.assert_close(apply_rotary_emb(x, rotary), torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1))
+    assert torch.autograd.gradcheck(lambda x: apply_rotary_emb(x, rotary), x)
+    norm = QKNorm(16, eps=1e-6).double()
     nn.init.normal_(norm.weight)
     torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (16,), norm.weight, 1e-6))
     assert torch.autograd.gradcheck(lambda x, _: norm(x), (x, norm.weight))
     half = x.detach().bfloat16()
-    assert norm.float()(half).dtype == rotate(half, rope).dtype == torch.float32, "more exact than what came in"
+    assert norm.float()(half).dtype == apply_rotary_emb(half, rotary).dtype == torch.float32, "at least float32"
 
 
-def test_rope_sees_distances_only_and_takes_any_size():
-    assert rope_axis_widths(64) == (24, 20, 20)
-    assert rope_axis_widths(128) == (44, 42, 42)
+def test_rope_depends_on_distances_only_and_supports_any_head_width():
+    assert rotary_axis_dims(64) == (24, 20, 20)
+    assert rotary_axis_dims(128) == (44, 42, 42)
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 1, 32, generator=generator) for _ in range(2))
 
     def product(query_position, key_position):
-        a = rotate(q, rope_angles(torch.tensor([query_position]), 32))
-        b = rotate(k, rope_angles(torch.tensor([key_position]), 32))
+        a = apply_rotary_emb(q, rotary_cos_sin(torch.tensor([query_position]), 32))
+        b = apply_rotary_emb(k, rotary_cos_sin(torch.tensor([key_position]), 32))
         return float((a * b).sum())
 
     assert product([2, 5, 9], [1, 3, 4]) == pytest.approx(product([12, 105, 39], [11, 103, 34]), abs=1e-4)
     assert product([2, 5, 9], [1, 3, 4]) != pytest.approx(product([2, 5, 9], [1, 4, 4]), abs=1e-3)
 
 
-def test_absolute_positions_tell_a_token_where_it_is_and_without_them_only_distances_count():
-    row = make_row()
-    moved = row | {"position_L3": row["position_L3"] + torch.tensor([1, 2, 3])}
-    without, told = make_dit(), make_dit(absolute_positions=True)
-    torch.testing.assert_close(without(**row), without(**moved), atol=1e-4, rtol=1e-4)
-    assert (told(**row) - told(**moved)).abs().max() > 1e-2
-    again = build("dit", **told.config)
-    again.load_state_dict(told.state_dict())
-    assert torch.equal(told(**row), again(**row))
-    own = torch.cat([told(**sample_of(row, s)) for s in range(len(GRIDS))])
-    torch.testing.assert_close(told(**row), own, atol=1e-5, rtol=1e-5)
-    gradients(told, told(**row))
+def test_with_absolute_positions_the_output_depends_on_them_and_without_on_distances_only():
+    pack = make_pack()
+    moved = pack | {"position_L3": pack["position_L3"] + torch.tensor([1, 2, 3])}
+    without, absolute = make_dit(), make_dit(absolute_positions=True)
+    torch.testing.assert_close(without(**pack), without(**moved), atol=1e-4, rtol=1e-4)
+    assert (absolute(**pack) - absolute(**moved)).abs().max() > 1e-2
+    again = build("dit", **absolute.config)
+    again.load_state_dict(absolute.state_dict())
+    assert torch.equal(absolute(**pack), again(**pack))
+    own = torch.cat([absolute(**sample_of(pack, s)) for s in range(len(GRIDS))])
+    torch.testing.assert_close(absolute(**pack), own, atol=1e-5, rtol=1e-5)
+    gradients(absolute, absolute(**pack))
 
 
 def test_autocast_keeps_the_output_float32_and_near_the_exact_one():
-    dit, row = make_dit(), make_row()
-    exact = dit(**row)
+    dit, pack = make_dit(), make_pack()
+    exact = dit(**pack)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = dit(**row)
+        rounded = dit(**pack)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
     gradients(dit, rounded)
@@ -369,13 +367,13 @@ def test_config_rebuilds_the_same_backbone(changes):
     dit = make_dit(**changes)
     again = build("dit", **dit.config)
     again.load_state_dict(dit.state_dict())
-    row = make_row()
-    assert torch.equal(dit(**row), again(**row))
+    pack = make_pack()
+    assert torch.equal(dit(**pack), again(**pack))
 
 
-def test_bad_settings_get_one_sentence():
+def test_invalid_settings_are_refused():
     sizes = {"token_width": 6, "text_width": 10, "pooled_width": 7}
-    with pytest.raises(UsageError, match="does not divide"):
+    with pytest.raises(UsageError, match="is not divisible"):
         build("dit", **sizes, width=25, depth=1, num_heads=2)
     with pytest.raises(UsageError, match="must be even and at least 6"):
         build("dit", **sizes, width=8, depth=1, num_heads=2)
@@ -384,20 +382,12 @@ def test_bad_settings_get_one_sentence():
     with pytest.raises(UsageError, match="cannot be built"):
         build("dit", **sizes, width=24, depth=1, num_heads=2, dropout=0.5)
     for size in SIZES.values():
-        assert sum(rope_axis_widths(size["width"] // size["num_heads"])) == size["width"] // size["num_heads"]
+        assert sum(rotary_axis_dims(size["width"] // size["num_heads"])) == size["width"] // size["num_heads"]
 
 
-def test_a_given_token_is_marked_and_a_checkpoint_from_before_has_no_mark():
-    dit, row = make_dit(), make_row()
-    given_L = torch.arange(len(row["tokens_LD"])) % 3 == 0
-    plain, marked = dit(**row), dit(**row, given_L=given_L)
-    assert (plain - marked).abs().max() > 1e-2
-    assert torch.equal(dit(**row, given_L=torch.zeros_like(given_L)), plain)
-    older = dit.state_dict()
-    del older["given_embedding_D"]
-    restored = make_dit(seed=5)
-    restored.load_state_dict(older)
-    assert torch.equal(restored(**row, given_L=given_L), plain), "given tokens change nothing there"
-    del older["token_embedding.weight"]
-    with pytest.raises(RuntimeError, match="token_embedding"):
-        restored.load_state_dict(older)
+def test_conditioning_tokens_are_marked_by_an_embedding():
+    dit, pack = make_dit(), make_pack()
+    condition_mask_L = torch.arange(len(pack["tokens_LD"])) % 3 == 0
+    plain = dit(**pack)
+    assert (plain - dit(**pack, condition_mask_L=condition_mask_L)).abs().max() > 1e-2
+    assert torch.equal(dit(**pack, condition_mask_L=torch.zeros_like(condition_mask_L)), plain)

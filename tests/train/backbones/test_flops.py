@@ -1,3 +1,5 @@
+"""FLOPs against torch's own counter, and the peak of known devices."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,23 +12,23 @@ from train.engine.device_peak import peak_flops
 from train.layers.segments import Segments
 
 
-def test_flops_of_a_row_are_what_torch_counts_in_the_blocks():
+def test_flops_of_a_pack_are_what_torch_counts_in_the_blocks():
     lengths, text_lengths, width = [48, 16], [5, 3], 64
     block = DitBlock(width, 2, 4.0, "loop")
-    rope = (torch.ones(64, 16), torch.zeros(64, 16))
+    rotary = (torch.ones(64, 16), torch.zeros(64, 16))
     with FlopCounterMode(display=False) as counted:
         block(
-            torch.randn(64, width, requires_grad=True), rope, Segments.from_lengths(lengths), torch.randn(2, width),
+            torch.randn(64, width, requires_grad=True), rotary, Segments.from_lengths(lengths), torch.randn(2, width),
             torch.randn(8, width, requires_grad=True), Segments.from_lengths(text_lengths),
         ).sum().backward()  # fmt: skip
     expected = flops.transformer_flops(lengths, text_lengths, width=width, depth=1)
-    modulation = 3 * 2 * 2 * width * 6 * width
+    adaln = 3 * 2 * 2 * width * 6 * width
     # torch does not count the CPU's fused attention: two products of L x L x width each, of self- and cross-attention.
     attention = 3 * 2 * 2 * width * sum(length * (length + text) for length, text in zip(lengths, text_lengths))
-    assert counted.get_total_flops() - modulation + attention == pytest.approx(expected, rel=1e-9)
+    assert counted.get_total_flops() - adaln + attention == pytest.approx(expected, rel=1e-9)
 
 
-def test_peak_is_that_of_the_longest_name(monkeypatch):
+def test_peak_flops_match_the_longest_device_name(monkeypatch):
     names = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA L40S": 362e12, "NVIDIA L4": 121e12,
              "NVIDIA A100-SXM4-80GB": 312e12, "GeForce GT 710": None}  # fmt: skip
     for name, peak in names.items():

@@ -1,4 +1,4 @@
-"""Schedules: the tables of their papers at whole steps, anything in between, exact ends."""
+"""Noise schedules: the tables of their papers at integer steps, interpolation between them, exact ends."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ DIFFUSION = SCHEDULES[1:]
 
 
 def test_linear_and_scaled_linear_are_the_products_of_their_papers():
-    """Written out with plain numbers."""
+    """Written out with Python numbers."""
     for schedule, beta_of in (
         ("linear", lambda i: 1e-4 + (0.02 - 1e-4) * i / 999),
         ("scaled_linear", lambda i: (0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2),
     ):
-        kept = 1.0
+        alpha_bar = 1.0
         for step in range(1, 1001):
-            kept *= 1 - beta_of(step - 1)
+            alpha_bar *= 1 - beta_of(step - 1)
             if step in (1, 2, 500, 1000):
                 alpha, sigma = alpha_sigma(schedule, torch.tensor([step / 1000]))
-                assert float(alpha) == pytest.approx(kept**0.5, rel=1e-9)
-                assert float(sigma) == pytest.approx((1 - kept) ** 0.5, rel=1e-9)
+                assert float(alpha) == pytest.approx(alpha_bar**0.5, rel=1e-9)
+                assert float(sigma) == pytest.approx((1 - alpha_bar) ** 0.5, rel=1e-9)
 
 
 def test_cosine_is_a_cosine_up_to_its_last_steps():
@@ -40,7 +40,7 @@ def test_cosine_is_a_cosine_up_to_its_last_steps():
 
 @pytest.mark.parametrize("schedule", DIFFUSION)
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
-def test_signal_only_falls_and_shares_are_of_one_whole(schedule, zero_terminal_snr):
+def test_alpha_only_falls_and_alpha_squared_plus_sigma_squared_is_1(schedule, zero_terminal_snr):
     t = torch.linspace(0, 1, 3001)
     alpha, sigma = alpha_sigma(schedule, t, zero_terminal_snr=zero_terminal_snr)
     assert float(alpha[0]) == 1
@@ -50,7 +50,7 @@ def test_signal_only_falls_and_shares_are_of_one_whole(schedule, zero_terminal_s
 
 
 @pytest.mark.parametrize("schedule", DIFFUSION)
-def test_zero_terminal_snr_leaves_exactly_nothing_and_keeps_the_first_step(schedule):
+def test_zero_terminal_snr_ends_at_alpha_0_and_keeps_the_first_step(schedule):
     plain, rescaled = alphas(schedule), alphas(schedule, True)
     assert float(rescaled[-1]) == 0.0
     assert float(plain[-1]) > 0
@@ -60,7 +60,7 @@ def test_zero_terminal_snr_leaves_exactly_nothing_and_keeps_the_first_step(sched
     assert float(sigma) == 1.0
 
 
-def test_flow_is_straight_and_other_names_are_refused():
+def test_flow_is_linear_and_unknown_names_are_refused():
     t = torch.tensor([0.0, 0.25, 1.0])
     alpha, sigma = alpha_sigma("flow", t)
     assert alpha.tolist() == [1, 0.75, 0]

@@ -1,4 +1,4 @@
-"""Distances between sets of embedded clips: known ones are found, small sets are not passed off as large ones."""
+"""Frechet distance and diversity: known values, shrinkage for small sets, none for tiny ones."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ def test_a_set_has_no_distance_to_itself():
     assert found.shrinkage == 0
 
 
-def test_of_normal_sets_the_distance_is_the_one_of_the_formula():
+def test_normal_sets_have_the_distance_of_the_formula():
     # |mu|^2 + trace(A + B - 2 sqrt(A B)) = 6 * 0.5^2 + 6 * (1 - 2)^2
     found = frechet_distance(normal(40_000), normal(40_000, scale=2.0, shift=0.5, seed=1))
     assert found.distance == pytest.approx(6 * 0.25 + 6, rel=0.03)
 
 
-def test_covariances_that_do_not_commute_are_compared_by_their_product():
+def test_covariances_that_do_not_commute():
     one = normal(500) @ np.random.default_rng(3).standard_normal((6, 6))
     other = normal(500, seed=1) @ np.random.default_rng(4).standard_normal((6, 6))
     cov_one, cov_other = np.cov(one.T), np.cov(other.T)
@@ -32,14 +32,14 @@ def test_covariances_that_do_not_commute_are_compared_by_their_product():
     assert frechet_distance(other, one).distance == pytest.approx(expected, rel=1e-6)
 
 
-def test_fewer_clips_than_dimensions_are_shrunk_and_it_is_said_how_much():
+def test_fewer_clips_than_dimensions_are_shrunk_and_report_the_intensity():
     found = frechet_distance(normal(20, 64), normal(20, 64, seed=1))
     assert 0 < found.shrinkage <= 1
     unlike = frechet_distance(normal(20, 64), normal(20, 64, seed=1, shift=2.0))
     assert unlike.distance > found.distance + 100
 
 
-def test_a_handful_of_clips_gets_no_distance():
+def test_too_few_clips_have_no_distance():
     assert frechet_distance(normal(MIN_CLIPS - 1), normal(100)) is None
 
 

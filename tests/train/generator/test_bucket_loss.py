@@ -1,4 +1,4 @@
-"""The loss of a bucket is that of its own clips."""
+"""Validation loss per bucket: over the clips of that bucket alone."""
 
 import numpy as np
 import pytest
@@ -24,17 +24,17 @@ class LengthTower:
     width = pooled_width = 2
 
     def encode(self, texts):
-        rows = torch.tensor([[1.0, float(len(text))] for text in texts])
-        return rows, torch.ones(len(texts), dtype=torch.int64), rows
+        tokens = torch.tensor([[1.0, float(len(text))] for text in texts])
+        return tokens, torch.ones(len(texts), dtype=torch.int64), tokens
 
 
 def make_task(scales=(1.0, 1.0)):
-    """Ten clips of each of the first two buckets, and one of the third that no row has room for."""
+    """Ten clips of each of the first two buckets, and one of the third, which exceeds the capacity of a pack."""
     channels = load("patch:4").num_channels
     rng = np.random.default_rng(0)
     shapes = [(2, 2, 3)] * 10 + [(2, 2, 2)] * 10 + [(2, 8, 8)]
-    loud = [scales[0]] * 10 + [scales[1]] * 10 + [1.0]
-    latents = [rng.standard_normal((channels, *shape)).astype(np.float32) * s for shape, s in zip(shapes, loud)]
+    scale_of = [scales[0]] * 10 + [scales[1]] * 10 + [1.0]
+    latents = [rng.standard_normal((channels, *shape)).astype(np.float32) * s for shape, s in zip(shapes, scale_of)]
     source = MemorySource(latents, [f"clip-{i}" for i in range(21)], ["a caption"] * 21)
     encoder = TextEncoder(LengthTower(), spec="lengths", weights_hash="0")
     task = DitTask(source, SETTINGS, PlanSettings(capacity=40), compressor="patch:4", buckets=BUCKETS, encoder=encoder)
@@ -45,7 +45,7 @@ def make_task(scales=(1.0, 1.0)):
     return task
 
 
-def test_each_bucket_has_its_own_loss_and_says_over_how_many_clips():
+def test_each_bucket_has_its_own_loss_and_number_of_clips():
     task = make_task()
     found = loss_per_bucket(task, task.model, num_clips=8)
     assert {name: num for name, (_, num) in found.items()} == {"5f-16x16-8fps": 8, "5f-16x24-8fps": 8}
@@ -57,7 +57,7 @@ def test_each_bucket_has_its_own_loss_and_says_over_how_many_clips():
     )
 
 
-def test_the_same_seed_measures_the_same_clips():
+def test_the_same_seed_selects_the_same_clips():
     task = make_task()
     assert loss_per_bucket(task, task.model, num_clips=4) == loss_per_bucket(task, task.model, num_clips=4)
     other = loss_per_bucket(task, task.model, num_clips=4, seed=1)

@@ -1,4 +1,4 @@
-"""Two gloo ranks over packed rows: the gradient of an epoch is that of one rank with everything in one row."""
+"""Two gloo ranks: the gradient of an epoch equals that of one rank with everything in one pack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.ranks import exit_codes, start_ranks
-from train.diffusion.process import PathSettings
+from train.diffusion.process import DiffusionSettings
 from train.generator.settings import DitSettings
 from train.generator.task import DitTask
 from train.parallel import process_group as distributed
@@ -24,12 +24,15 @@ from train.text.encoder import TextEncoder
 
 BUCKETS = (Bucket(5, 16, 16, 8), Bucket(1, 16, 24, 8), Bucket(9, 8, 24, 8))
 LEARNED = {
-    "flow": {"path": PathSettings(shift_tokens=4), "num_registers": 2},
+    "flow": {"diffusion": DiffusionSettings(shift_tokens=4), "num_registers": 2},
     "v": {
-        "path": PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time"),
+        "diffusion": DiffusionSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time"),
         "loss_norm": "tokens^0.5",
     },
-    "epsilon": {"path": PathSettings(schedule="linear", prediction="epsilon", discrete=True), "loss_norm": "token"},
+    "epsilon": {
+        "diffusion": DiffusionSettings(schedule="linear", prediction="epsilon", discrete=True),
+        "loss_norm": "token",
+    },
 }
 
 
@@ -39,8 +42,8 @@ class NumberTower:
     width = pooled_width = 4
 
     def encode(self, texts):
-        rows = torch.tensor([[float(text) / 7, 1.0, float(text) % 2, 0.0] for text in texts])
-        return rows, torch.ones(len(texts), dtype=torch.int64), rows
+        tokens = torch.tensor([[float(text) / 7, 1.0, float(text) % 2, 0.0] for text in texts])
+        return tokens, torch.ones(len(texts), dtype=torch.int64), tokens
 
 
 def make_task(capacity: int, **changes) -> DitTask:
@@ -66,7 +69,7 @@ def make_task(capacity: int, **changes) -> DitTask:
 
 
 def epoch_gradient(capacity: int, **changes) -> dict[str, torch.Tensor]:
-    """As the trainer has it: sums over this rank's rows, then over ranks, divided by the weight of all."""
+    """As in the trainer: sums over this rank's packs, then over ranks, divided by the total weight."""
     task = make_task(capacity, **changes)
     weight = torch.zeros(())
     for batch in task.batches(0, distributed.rank(), distributed.num_ranks()):
@@ -83,14 +86,14 @@ def epoch_gradient(capacity: int, **changes) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two ranks found, one gradient per file."""
+    """Gradients of two ranks, one per file."""
     folder = tmp_path_factory.mktemp("ranks")
     assert exit_codes(start_ranks(one_rank, str(folder))) == [0, 0]
     return folder
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_ranks_and_accumulation_steps_give_the_gradient_of_one_row(folder, name):
+def test_ranks_and_accumulation_give_the_gradient_of_one_pack(folder, name):
     whole = epoch_gradient(500, **LEARNED[name])
     largest = max(float(gradient.abs().max()) for gradient in whole.values())
     assert largest > 0.01, "nothing to compare"
@@ -99,7 +102,7 @@ def test_ranks_and_accumulation_steps_give_the_gradient_of_one_row(folder, name)
         assert found.keys() == whole.keys()
         for parameter, expected in whole.items():
             difference = (found[parameter] - expected).abs().max()
-            # beside what is 0 but for rounding: a key's bias shifts all scores of a query alike
+            # some are 0 but for rounding: the bias of the keys shifts all scores of a query alike
             assert difference <= 1e-5 * expected.abs().max() + 1e-7 * largest, (capacity, parameter)
 
 

@@ -1,4 +1,4 @@
-"""Training the transformer on packs: the same gradient however clips are arranged, exact resume, a loss that falls."""
+"""Training the transformer: gradients independent of the packing, exact resume, a loss that falls, init_from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
 from train.diffusion.guidance import Guidance
-from train.diffusion.process import PathSettings, draw_path
+from train.diffusion.process import DiffusionSettings, sample_timesteps_and_noise
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
 from train.generator.settings import DitSettings
@@ -27,17 +27,19 @@ from train.text.encoder import TextEncoder
 
 BUCKETS = (Bucket(5, 16, 16, 8), Bucket(1, 16, 24, 8))
 COLOURS = {"red": (1.0, -1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
-SETTINGS = DitSettings(width=24, depth=1, num_heads=2, path=PathSettings(shift_tokens=4), caption_dropout=0.25)
+SETTINGS = DitSettings(
+    width=24, depth=1, num_heads=2, diffusion=DiffusionSettings(shift_tokens=4), caption_dropout=0.25
+)
 
 
 class ColourTower:
-    """One token per text: which colour it names."""
+    """One token per text: the colour it names."""
 
     width = pooled_width = 4
 
     def encode(self, texts):
-        rows = torch.tensor([[float("red" in t), float("blue" in t), 1.0, 0.0] for t in texts])
-        return rows, torch.ones(len(texts), dtype=torch.int64), rows
+        tokens = torch.tensor([[float("red" in t), float("blue" in t), 1.0, 0.0] for t in texts])
+        return tokens, torch.ones(len(texts), dtype=torch.int64), tokens
 
 
 class BlockMeans:
@@ -59,9 +61,9 @@ class BlockMeans:
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(monkeypatch):
-    """Every spec means the stand-ins of this file, also where a checkpoint names it."""
-    monkeypatch.setattr("train.compressors.load", lambda spec, **settings: BlockMeans())
+def fakes(monkeypatch):
+    """Every spec loads the fakes of this file, also in a checkpoint."""
+    monkeypatch.setattr("train.compressors.registry.load", lambda spec, **settings: BlockMeans())
     monkeypatch.setattr("train.text.encoder.load", lambda spec, **settings: make_encoder())
 
 
@@ -87,7 +89,7 @@ RULES = {
     "sampling_weights": ("1.5",),
     "token_keep_rate": ("0.6",),
 }
-"""Of the plan: epochs differ in length."""
+"""Plan rules under which epochs differ in length."""
 
 
 def make_task(source=None, *, capacity: int = 20, rules=None, **changes) -> DitTask:
@@ -103,7 +105,7 @@ def fill_zeros(model: nn.Module) -> None:
 
 
 def epoch_gradient(task: DitTask, num_ranks: int = 1) -> list[torch.Tensor]:
-    """Gradient over the whole first epoch as one step, whatever the rows."""
+    """Gradient over the whole first epoch as one step."""
     fill_zeros(task.model)
     loss_sum, weight = torch.zeros(()), torch.zeros(())
     for rank in range(num_ranks):
@@ -115,55 +117,58 @@ def epoch_gradient(task: DitTask, num_ranks: int = 1) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss_sum / weight, list(task.model.parameters())))
 
 
-LEARNED = {
+OBJECTIVES = {
     "flow per sample": {},
     "flow per token": {"loss_norm": "token"},
     "registers": {"num_registers": 2, "absolute_positions": True, "loss_norm": "tokens^0.5"},
-    "v": {"path": PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time")},
-    "epsilon": {"path": PathSettings(schedule="linear", prediction="epsilon", discrete=True), "loss_norm": "token"},
-    "given frames": {"conditions": ("first=1",), "num_registers": 1},
-    "x0": {"path": PathSettings(schedule="linear", prediction="x0", zero_terminal_snr=True)},
+    "v": {"diffusion": DiffusionSettings(schedule="cosine", prediction="v", snr_gamma=5.0, shift_rule="area_time")},
+    "epsilon": {
+        "diffusion": DiffusionSettings(schedule="linear", prediction="epsilon", discrete=True),
+        "loss_norm": "token",
+    },
+    "conditioning frames": {"conditions": ("first=1",), "num_registers": 1},
+    "x0": {"diffusion": DiffusionSettings(schedule="linear", prediction="x0", zero_terminal_snr=True)},
 }
 
 
 def assert_same_gradient(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    """To 1e-5 of the largest entry of each parameter's gradient. Those that should be 0 (a key's bias shifts all scores
-    of a query alike) are rounding errors themselves."""
+    """To 1e-5 of the largest entry of each parameter's gradient. Those that should be 0 (the bias of the keys shifts
+    all scores of a query alike) are rounding errors themselves."""
     largest = max(float(expected.abs().max()) for expected in other)
     for got, expected in zip(one, other, strict=True):
         assert (got - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-7 * largest
 
 
-@pytest.mark.parametrize("changes", LEARNED.values(), ids=LEARNED)
-def test_rows_and_ranks_do_not_change_the_gradient(changes):
+@pytest.mark.parametrize("changes", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_packing_and_ranks_do_not_change_the_gradient(changes):
     reference = epoch_gradient(make_task(capacity=8, **changes))
     assert max(float(gradient.abs().max()) for gradient in reference) > 0.01, "nothing to compare"
     for capacity, num_ranks in ((20, 1), (60, 1), (20, 2)):
         assert_same_gradient(epoch_gradient(make_task(capacity=capacity, **changes), num_ranks), reference)
 
 
-def test_rows_and_ranks_do_not_change_the_gradient_of_excerpts_with_dropped_tokens():
+def test_packing_and_ranks_do_not_change_the_gradient_of_segments_with_dropped_tokens():
     reference = epoch_gradient(make_task(capacity=8, rules=RULES))
     for capacity, num_ranks in ((20, 1), (60, 2)):
         assert_same_gradient(epoch_gradient(make_task(capacity=capacity, rules=RULES), num_ranks), reference)
 
 
-def test_a_clip_shown_twice_in_an_epoch_has_noise_of_its_own_each_time():
+def test_a_clip_that_appears_twice_in_an_epoch_has_other_noise_each_time():
     task = make_task(rules={"sampling_weights": ("2",)})
     names = [name for ids in clips_of(task.batches(0, 0, 1), 9) for name in ids]
     assert {"clip-0", "clip-0#1"} <= set(names)
     segments = Segments.from_lengths([4, 4])
-    noise_LD = draw_path(["clip-0", "clip-0#1"], segments, 3, PathSettings(), key=(0, 0)).noise_LD
+    noise_LD = sample_timesteps_and_noise(["clip-0", "clip-0#1"], segments, 3, DiffusionSettings(), key=(0, 0)).noise_LD
     assert not torch.equal(noise_LD[:4], noise_LD[4:])
 
 
-def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
-    """The shift goes by how large the picture is, not by how much of it is left."""
-    path = PathSettings(shift=3.0, shift_tokens=4)
+def test_dropped_tokens_do_not_change_the_timestep_shift():
+    """The shift depends on the size of the whole sample, not on the tokens that are left."""
+    diffusion = DiffusionSettings(shift=3.0, shift_tokens=4)
     few = Segments.from_lengths([4])
-    of_few = draw_path(["clip-0"], few, 3, path, key=(0, 0))
-    of_rest = draw_path(["clip-0"], few, 3, path, key=(0, 0), token_shapes=[(4, 2, 2)])
-    of_all = draw_path(["clip-0"], Segments.from_lengths([16]), 3, path, key=(0, 0))
+    of_few = sample_timesteps_and_noise(["clip-0"], few, 3, diffusion, key=(0, 0))
+    of_rest = sample_timesteps_and_noise(["clip-0"], few, 3, diffusion, key=(0, 0), token_shapes=[(4, 2, 2)])
+    of_all = sample_timesteps_and_noise(["clip-0"], Segments.from_lengths([16]), 3, diffusion, key=(0, 0))
     assert of_few.timestep_S < of_rest.timestep_S == of_all.timestep_S
     task = make_task(rules={"token_keep_rate": ("0.5",)})
     batch = next(task.batches(0, 0, 1))
@@ -171,7 +176,7 @@ def test_dropped_tokens_do_not_make_a_sample_smaller_to_the_noise_shift():
     assert all(length in (3, 4) for length in batch.segments.lengths)
 
 
-def test_what_is_recorded_of_a_plan_without_rules_is_what_it_always_was():
+def test_a_plan_without_rules_records_none():
     plan = make_task().config["plan"]
     assert not {"too_long", "max_latent_frames", "sampling_weights", "token_keep_rate"} & plan.keys()
     with_rules = make_task(rules={"token_keep_rate": ("0.5",)})
@@ -182,29 +187,29 @@ def clips_of(batches, count):
     return [batch.clip_ids for batch in itertools.islice(batches, count)]
 
 
-def test_registers_are_counted_in_the_memory_needed_and_in_the_arithmetic_done():
+def test_registers_count_in_activation_memory_and_flops():
     plain, longer = make_task(), make_task(num_registers=3)
     batch = next(longer.batches(0, 0, 1))
-    needed = [task.activation_bytes("fp32", recompute=False) for task in (plain, longer)]
-    of_blocks = batch.segments.num_tokens + 3 * len(batch.segments)
-    assert needed[1] / needed[0] >= max(1.1, of_blocks / plain.plan.capacity)
+    activations = [task.activation_bytes("fp32", recompute=False) for task in (plain, longer)]
+    tokens_of_blocks = batch.segments.num_tokens + 3 * len(batch.segments)
+    assert activations[1] / activations[0] >= max(1.1, tokens_of_blocks / plain.plan.capacity)
     flops = [task.loss(batch, step=0, seed=0).flops for task in (plain, longer)]
     assert flops[1] > 1.2 * flops[0]
 
 
-def test_any_step_can_be_the_first():
+def test_batches_can_start_at_any_step():
     task = make_task()
     straight = clips_of(task.batches(0, 0, 1), 9)
     assert clips_of(make_task().batches(4, 0, 1), 5) == straight[4:]
     by_two_ranks = [clips_of(make_task().batches(0, rank, 2), 4) for rank in range(2)]
-    assert [row for pair in zip(*by_two_ranks) for row in pair] == straight[:8]
+    assert [ids for pair in zip(*by_two_ranks) for ids in pair] == straight[:8]
 
 
 @pytest.mark.parametrize("rules", [{}, RULES])
-def test_a_restored_task_goes_on_at_the_next_row_on_another_number_of_ranks(rules):
+def test_a_restored_task_continues_at_the_next_pack_on_another_number_of_ranks(rules):
     straight = clips_of(make_task(rules=rules).batches(0, 0, 1), 9)
     before = make_task(rules=rules)
-    clips_of(before.batches(0, 0, 2), 2)  # two steps of two ranks: four rows are read
+    clips_of(before.batches(0, 0, 2), 2)  # two steps of two ranks: four packs are read
     after = make_task(rules=rules)
     after.load_state_dict(before.state_dict())
     assert clips_of(after.batches(4, 0, 1), 3) == straight[4:7]
@@ -213,7 +218,7 @@ def test_a_restored_task_goes_on_at_the_next_row_on_another_number_of_ranks(rule
     assert clips_of(earlier.batches(2, 0, 1), 3) == straight[2:5], "a batch before the saved ones, too"
 
 
-def test_a_position_in_other_samples_is_refused():
+def test_a_loader_state_of_other_samples_is_refused():
     before = make_task()
     clips_of(before.batches(0, 0, 1), 1)
     with pytest.raises(CheckpointMismatchError, match="plan"):
@@ -221,7 +226,7 @@ def test_a_position_in_other_samples_is_refused():
 
 
 @pytest.mark.parametrize("rules", [{}, RULES])
-def test_a_killed_training_ends_with_the_same_weights(tmp_path, rules):
+def test_a_resumed_training_ends_with_the_same_weights(tmp_path, rules):
     settings = {"lr": 3e-3, "warmup_steps": 1, "device": "cpu", "schedule": "constant", "checkpoint_every": 2}
     whole = make_task(rules=rules)
     train(whole, TrainerSettings(num_steps=5, **settings), str(tmp_path / "whole"), progress=False)
@@ -233,7 +238,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, rules):
         assert torch.equal(one, other)
 
 
-def test_loss_falls_and_the_checkpoint_alone_samples_the_colour_that_is_asked_for(tmp_path):
+def test_loss_falls_and_the_checkpoint_samples_the_colour_of_the_prompt(tmp_path):
     task = make_task(capacity=60)
     settings = TrainerSettings(
         num_steps=150, lr=1e-2, warmup_steps=5, device="cpu", log_every=150, ema_decay=0.9, max_grad_norm=1.0
@@ -252,7 +257,7 @@ def test_loss_falls_and_the_checkpoint_alone_samples_the_colour_that_is_asked_fo
     assert blue[2] - blue[0] > 60
 
 
-def test_a_compressor_that_has_changed_since_is_refused(tmp_path, monkeypatch):
+def test_a_checkpoint_whose_compressor_has_changed_is_refused(tmp_path, monkeypatch):
     settings = TrainerSettings(num_steps=1, device="cpu")
     train(make_task(), settings, str(tmp_path / "dit"), progress=False)
     monkeypatch.setattr(BlockMeans, "config", {"kind": "block-medians"})
@@ -262,50 +267,49 @@ def test_a_compressor_that_has_changed_since_is_refused(tmp_path, monkeypatch):
 
 def image_source() -> MemorySource:
     whole = make_source()
-    rows = [row for row, latent in enumerate(whole.latents) if latent.shape[1] == 1]
-    kept = ([values[row] for row in rows] for values in (whole.latents, whole.clip_ids, whole.captions))
-    return MemorySource(*kept)
+    images = [index for index, latent in enumerate(whole.latents) if latent.shape[1] == 1]
+    return MemorySource(*([values[i] for i in images] for values in (whole.latents, whole.clip_ids, whole.captions)))
 
 
-def test_a_training_on_images_goes_on_with_video_from_bit_equal_images(tmp_path):
+def test_a_video_model_initialised_from_an_image_model_gives_bit_equal_images(tmp_path):
     images = DitTask(image_source(), SETTINGS, PlanSettings(capacity=20), buckets=BUCKETS[1:])
     trainer = TrainerSettings(num_steps=2, lr=1e-2, warmup_steps=0, device="cpu", ema_decay=0.5)
     train(images, trainer, str(tmp_path / "images"), progress=False)
     trained = sampler_module.Sampler.from_checkpoint(str(tmp_path / "images")).model
-    start = str(tmp_path / "images")
-    video = make_task(start=start, absolute_positions=True, path=PathSettings(shift_tokens=9))
-    assert video.config["start"]["step"] == 2
+    init_from = str(tmp_path / "images")
+    video = make_task(init_from=init_from, absolute_positions=True, diffusion=DiffusionSettings(shift_tokens=9))
+    assert video.config["init_from"]["step"] == 2
     image = next(images.batches(0, 0, 1))
     inputs = (image.tokens_LD, image.position_L3, image.segments, torch.rand(len(image.segments)))
     text = (image.text.text_MC, image.text.segments, image.text.pooled_SC)
     assert trained(*inputs, *text).abs().max() > 0
     assert torch.equal(video.model(*inputs, *text), trained(*inputs, *text))
-    clip = next(row for row in video.batches(0, 0, 1) if max(shape[0] for shape in row.token_shapes) > 1)
+    clip = next(batch for batch in video.batches(0, 0, 1) if max(shape[0] for shape in batch.token_shapes) > 1)
     video.loss(clip, step=0, seed=0).loss_sum.backward()
-    assert video.model.position_embedding.weight.grad.abs().max() > 0, "what starts at zero learns"
+    assert video.model.pos_embedder.weight.grad.abs().max() > 0, "weights that start at zero are trained"
     video.model.zero_grad()
     first = train(video, trainer, str(tmp_path / "video"), progress=False)
     assert first.steps == 2
-    again = make_task(start=start, absolute_positions=True, path=PathSettings(shift_tokens=9))
+    again = make_task(init_from=init_from, absolute_positions=True, diffusion=DiffusionSettings(shift_tokens=9))
     longer = dataclasses.replace(trainer, num_steps=3)
     assert train(again, longer, str(tmp_path / "video"), progress=False).resumed_from == 2
 
 
-def test_a_start_from_another_model_is_refused_with_what_differs(tmp_path):
+def test_init_from_another_model_is_refused_with_what_differs(tmp_path):
     trainer = TrainerSettings(num_steps=1, device="cpu")
-    start = str(tmp_path / "first")
-    train(make_task(), trainer, start, progress=False)
+    init_from = str(tmp_path / "first")
+    train(make_task(), trainer, init_from, progress=False)
     for match, changes in {
         "backbone width 24 there, 48 here": {"width": 48},
-        "backbone num_registers None there, 2 here": {"num_registers": 2},
-        "path prediction None there, 'v' here; path schedule None there, 'cosine' here": {
-            "path": PathSettings(schedule="cosine", prediction="v")
+        "backbone num_registers 0 there, 2 here": {"num_registers": 2},
+        "diffusion prediction 'velocity' there, 'v' here; diffusion schedule 'flow' there, 'cosine' here": {
+            "diffusion": DiffusionSettings(schedule="cosine", prediction="v")
         },
     }.items():
         with pytest.raises(CheckpointMismatchError, match=match):
-            make_task(start=start, **changes)
+            make_task(init_from=init_from, **changes)
     with pytest.raises(UsageError, match="not a folder"):
-        make_task(start=str(tmp_path / "nothing"))
+        make_task(init_from=str(tmp_path / "nothing"))
 
 
 def test_a_checkpoint_of_an_unknown_backbone_is_refused(tmp_path):
@@ -317,9 +321,9 @@ def test_a_checkpoint_of_an_unknown_backbone_is_refused(tmp_path):
         sampler_module.sample(str(tmp_path / "dit"), ["a red field"], progress=False)
 
 
-def test_a_v_model_on_the_cosine_schedule_learns_and_samples_by_all_its_solvers(tmp_path):
-    path = PathSettings(schedule="cosine", prediction="v", snr_gamma=5.0, timesteps="uniform")
-    task = make_task(capacity=60, path=path)
+def test_a_v_model_on_the_cosine_schedule_trains_and_samples_with_all_its_solvers(tmp_path):
+    diffusion = DiffusionSettings(schedule="cosine", prediction="v", snr_gamma=5.0, timesteps="uniform")
+    task = make_task(capacity=60, diffusion=diffusion)
     settings = TrainerSettings(num_steps=60, lr=1e-2, warmup_steps=5, device="cpu", log_every=60, ema_decay=0.9)
     start = task.validate(task.model, 0)
     result = train(task, settings, str(tmp_path / "dit"), progress=False)
@@ -335,7 +339,7 @@ def test_a_v_model_on_the_cosine_schedule_learns_and_samples_by_all_its_solvers(
         sampler.sample(["a red field"], size=size, solver="euler")
 
 
-def test_validation_is_repeatable_and_does_not_train():
+def test_validation_is_repeatable_and_changes_no_weights():
     task = make_task()
     fill_zeros(task.model)
     before = [p.detach().clone() for p in task.model.parameters()]
@@ -352,7 +356,7 @@ def test_blank_captions_train_the_null_caption():
     assert task.model.null_text_embedding_MC.grad.abs().sum() > 0
 
 
-def test_sample_prompts_give_videos_for_the_log():
+def test_sample_prompts_give_videos_for_tensorboard():
     task = make_task(sample_prompts=("a red field",))
     video, fps = task.sample(task.model, 0)["sample/0"]
     assert video.shape == (5, 16, 16, 3)
@@ -360,7 +364,7 @@ def test_sample_prompts_give_videos_for_the_log():
     assert make_task().sample(task.model, 0) == {}
 
 
-def test_config_has_what_sampling_needs_and_is_plain():
+def test_config_is_plain_json_with_every_setting_that_sampling_needs():
     import json
 
     config = json.loads(json.dumps(make_task().config))
@@ -370,14 +374,14 @@ def test_config_has_what_sampling_needs_and_is_plain():
     assert config["text_encoder"]["spec"] == "colours"
 
 
-def test_wrong_use_gets_one_sentence():
+def test_invalid_arguments_are_refused():
     source = make_source()
     source.latents = [latent[:2] for latent in source.latents]
     with pytest.raises(UsageError, match="the latents have 2 channels, compressor 'patch' makes 3"):
         make_task(source)
     with pytest.raises(UsageError, match="not what compressor 'patch' makes"):
         DitTask(make_source(), SETTINGS, PlanSettings(capacity=20), buckets=BUCKETS[:1])
-    with pytest.raises(UsageError, match="needs its buckets named"):
+    with pytest.raises(UsageError, match="pass the buckets"):
         DitTask(make_source(), SETTINGS, PlanSettings(capacity=20))
     with pytest.raises(UsageError, match="caption_dropout"):
         make_task(caption_dropout=1.5)

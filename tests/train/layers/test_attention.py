@@ -1,4 +1,4 @@
-"""Packed attention: samples of a row never meet, and no backend runs where it cannot."""
+"""Packed attention: no leakage between samples, and unsupported backends are refused."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 from recaption.errors import UsageError
 from train.layers import attention
-from train.layers.attention import choose_backend, packed_attention, why_not
+from train.layers.attention import choose_backend, packed_attention, unsupported_reason
 from train.layers.segments import Segments, document_mask
 
 HEADS, WIDTH = 2, 8
 
 
-def rows(num_tokens: int, seed: int) -> torch.Tensor:
+def random_heads(num_tokens: int, seed: int) -> torch.Tensor:
     return torch.randn(num_tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def dense_attention(q_LHD, k_MHD, v_MHD, index_L, index_M):
-    """The yardstick: one L x M mask, written out."""
-    mask = (index_L[:, None] == index_M)[None]
+def dense_attention(q_LHD, k_MHD, v_MHD, segment_ids_L, segment_ids_M):
+    """Reference: one L x M mask, written out."""
+    mask = (segment_ids_L[:, None] == segment_ids_M)[None]
     q, k, v = (x.transpose(0, 1) for x in (q_LHD, k_MHD, v_MHD))
     scores = (q @ k.transpose(1, 2)) / WIDTH**0.5
     return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v).transpose(0, 1)
@@ -33,17 +33,17 @@ def dense_attention(q_LHD, k_MHD, v_MHD, index_L, index_M):
 def test_loop_equals_a_dense_mask_for_self_and_cross_attention(lengths):
     queries = Segments.from_lengths([n for n, _ in lengths])
     keys = Segments.from_lengths([m for _, m in lengths])
-    q = rows(queries.num_tokens, 0)
+    q = random_heads(queries.num_tokens, 0)
     for segments, seed in ((queries, 1), (keys, 2)):
-        k, v = rows(segments.num_tokens, seed), rows(segments.num_tokens, seed + 10)
+        k, v = random_heads(segments.num_tokens, seed), random_heads(segments.num_tokens, seed + 10)
         got = packed_attention(q, k, v, queries, segments, backend="loop")
-        expected = dense_attention(q, k, v, queries.index_L, segments.index_L)
+        expected = dense_attention(q, k, v, queries.segment_ids_L, segments.segment_ids_L)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_one_sample_changes_nothing_in_another_neither_forward_nor_backward():
+def test_samples_are_independent_forward_and_backward():
     segments = Segments.from_lengths([5, 3, 4])
-    q, k, v = (rows(12, seed).requires_grad_() for seed in range(3))
+    q, k, v = (random_heads(12, seed).requires_grad_() for seed in range(3))
     first = packed_attention(q, k, v, segments, segments)
     first[5:8].sum().backward()
     for x in (q, k, v):
@@ -58,15 +58,15 @@ def test_one_sample_changes_nothing_in_another_neither_forward_nor_backward():
     assert not torch.allclose(first[5:8], second[5:8])
 
 
-def test_bare_cu_seqlens_mean_the_same_as_segments():
+def test_cu_seqlens_tensors_equal_segments():
     segments = Segments.from_lengths([5, 3])
-    q, k, v = (rows(8, seed) for seed in range(3))
+    q, k, v = (random_heads(8, seed) for seed in range(3))
     cu_seqlens = torch.tensor([0, 5, 8], dtype=torch.int32)
     assert torch.equal(packed_attention(q, k, v, cu_seqlens, cu_seqlens), packed_attention(q, k, v, segments, segments))
     assert Segments.of(cu_seqlens).lengths == (5, 3)
 
 
-def test_sums_and_means_stay_within_samples():
+def test_sums_and_means_are_per_sample():
     segments = Segments.from_lengths([2, 3])
     values = torch.arange(5.0)[:, None]
     assert segments.sum(values)[:, 0].tolist() == [1.0, 9.0]
@@ -78,34 +78,34 @@ def test_sums_and_means_stay_within_samples():
 
 def test_flex_mask_is_the_document_mask():
     queries, keys = Segments.from_lengths([3, 2]), Segments.from_lengths([1, 4])
-    mask_of = document_mask(queries.index_L, keys.index_L)
+    mask_mod = document_mask(queries.segment_ids_L, keys.segment_ids_L)
     zero = torch.tensor(0)
-    got = [[bool(mask_of(zero, zero, torch.tensor(i), torch.tensor(j))) for j in range(5)] for i in range(5)]
-    assert got == (queries.index_L[:, None] == keys.index_L).tolist()
+    got = [[bool(mask_mod(zero, zero, torch.tensor(i), torch.tensor(j))) for j in range(5)] for i in range(5)]
+    assert got == (queries.segment_ids_L[:, None] == keys.segment_ids_L).tolist()
     assert queries.block_mask(keys) is queries.block_mask(keys)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 @pytest.mark.parametrize("backend", ["varlen", "flex"])
-def test_backends_that_cannot_run_on_cpu_say_why(backend):
+def test_backends_that_do_not_run_on_cpu_say_why(backend):
     segments = Segments.from_lengths([4])
-    q = rows(4, 0)
+    q = random_heads(4, 0)
     with pytest.raises(UsageError, match="needs a CUDA device and the tensors are on 'cpu'"):
         packed_attention(q, q, q, segments, segments, backend=backend)
     assert choose_backend("auto", "cpu", torch.float32) == "loop"
 
 
-def test_varlen_refuses_float32_and_unknown_names_are_listed():
-    assert "bfloat16 or float16" in str(why_not("varlen", "cuda", torch.float32))
+def test_varlen_refuses_float32_and_unknown_names_are_refused():
+    assert "bfloat16 or float16" in str(unsupported_reason("varlen", "cuda", torch.float32))
     with pytest.raises(UsageError, match="choose one of auto, loop, varlen, flex"):
         choose_backend("xformers", "cpu", torch.float32)
 
 
-def test_rows_that_do_not_fit_their_segments_are_refused():
-    q = rows(4, 0)
-    with pytest.raises(ValueError, match="cover 3 tokens, the row has 4"):
+def test_tensors_that_do_not_fit_their_segments_are_refused():
+    q = random_heads(4, 0)
+    with pytest.raises(ValueError, match="cover 3 tokens, the pack has 4"):
         packed_attention(q, q, q, Segments.from_lengths([3]), Segments.from_lengths([4]))
-    with pytest.raises(ValueError, match="sample 1 has 2 queries and no key"):
+    with pytest.raises(ValueError, match="sample 1 has 2 queries and no keys"):
         packed_attention(q, q, q, Segments.from_lengths([2, 2]), Segments.from_lengths([4, 0]))
     with pytest.raises(ValueError, match="samples of queries"):
         packed_attention(q, q, q, Segments.from_lengths([2, 2]), Segments.from_lengths([4]))
@@ -127,24 +127,25 @@ def test_cuda_backends_equal_the_loop_forward_and_backward(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_samples_of_one_length_are_attended_to_together_wherever_they_lie(monkeypatch, dtype):
-    """Also empty ones; and the gradient is that of each sample by itself."""
+def test_samples_of_one_length_are_batched_wherever_they_are(monkeypatch, dtype):
+    """Empty ones too; the gradient is that of each sample alone."""
     lengths, text_lengths = [4, 4, 0, 200, 4, 4, 200, 7], [3, 3, 2, 3, 3, 5, 3, 3]
     queries, keys = Segments.from_lengths(lengths), Segments.from_lengths(text_lengths)
     calls = []
     attend = attention._attend
     monkeypatch.setattr(attention, "_attend", lambda q, k, v: calls.append(len(q)) or attend(q, k, v))
     q, k, v = (
-        rows(n, seed).to(dtype).requires_grad_() for seed, n in enumerate((sum(lengths), *[sum(text_lengths)] * 2))
+        random_heads(n, seed).to(dtype).requires_grad_()
+        for seed, n in enumerate((sum(lengths), *[sum(text_lengths)] * 2))
     )
-    together = packed_attention(q, k, v, queries, keys, backend="loop")
+    batched = packed_attention(q, k, v, queries, keys, backend="loop")
     assert sorted(calls) == [1, 1, 2, 3]
-    weight = rows(len(q), 9)
-    gradients = torch.autograd.grad((together * weight).sum(), (q, k, v))
-    singly = dense_attention(*(x.detach().double() for x in (q, k, v)), queries.index_L, keys.index_L)
+    weight = random_heads(len(q), 9)
+    gradients = torch.autograd.grad((batched * weight).sum(), (q, k, v))
+    alone = dense_attention(*(x.detach().double() for x in (q, k, v)), queries.segment_ids_L, keys.segment_ids_L)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(together.double(), singly, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(batched.double(), alone, atol=tolerance, rtol=tolerance)
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    out = dense_attention(*exact, queries.index_L, keys.index_L)
+    out = dense_attention(*exact, queries.segment_ids_L, keys.segment_ids_L)
     for got, expected in zip(gradients, torch.autograd.grad((out * weight).sum(), exact), strict=True):
         torch.testing.assert_close(got.double(), expected, atol=10 * tolerance, rtol=tolerance)

@@ -1,4 +1,4 @@
-"""The sampler: size by size, prompt by prompt, and files that people can open."""
+"""The sampler: sizes, seeds, guidance; contact sheet and mp4 files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from packing.buckets import Bucket
 from packing.grid import Grid
 from recaption.errors import UsageError
 from train.backbones.registry import build
-from train.diffusion.process import PathSettings
+from train.diffusion.process import DiffusionSettings
 from train.sampling.contact_sheet import contact_sheet_png, write
 from train.sampling.sampler import Sampler, sample
 from train.sampling.sizes import nearest_size
@@ -61,51 +61,53 @@ def sampler():
         if not parameter.detach().any():
             nn.init.normal_(parameter, std=0.2)
     encoder = TextEncoder(HashTower(), spec="hash", weights_hash="0")
-    path = PathSettings(shift_tokens=4)
-    return Sampler(model, encoder=encoder, compressor=BlockMeans(), patch=(1, 1, 1), path=path, buckets=BUCKETS)
+    diffusion = DiffusionSettings(shift_tokens=4)
+    return Sampler(
+        model, encoder=encoder, compressor=BlockMeans(), patch=(1, 1, 1), diffusion=diffusion, buckets=BUCKETS
+    )
 
 
-def draw(sampler, prompts, **settings):
+def sample_videos(sampler, prompts, **settings):
     size = sampler.size(None, None, None)
     return sampler.sample(prompts, size=size, **({"num_steps": 3, "guidance": 2.0} | settings))
 
 
-def test_a_prompt_gives_the_same_video_alone_and_in_company(sampler):
-    together = draw(sampler, ["red", "blue", "green"])
+def test_a_prompt_gives_the_same_video_alone_and_among_others(sampler):
+    together = sample_videos(sampler, ["red", "blue", "green"])
     assert [v.shape for v in together] == [(5, 16, 24, 3)] * 3
     assert all(v.dtype == np.uint8 for v in together)
     for prompt, video in zip(("red", "blue", "green"), together):
-        alone = draw(sampler, [prompt])[0].astype(int)
+        alone = sample_videos(sampler, [prompt])[0].astype(int)
         assert np.abs(alone - video.astype(int)).max() <= 1  # one rounding step
     assert not np.array_equal(together[0], together[1])
 
 
-def test_a_cap_on_tokens_changes_nothing_but_memory(sampler, monkeypatch):
+def test_the_limit_of_tokens_does_not_change_the_videos(sampler, monkeypatch):
     prompts = ["red", "blue", "green"]
-    at_once = draw(sampler, prompts)
-    monkeypatch.setattr(module, "MAX_ROW_TOKENS", 12 * 2)
-    for one, other in zip(at_once, draw(sampler, prompts)):
+    at_once = sample_videos(sampler, prompts)
+    monkeypatch.setattr(module, "MAX_PACK_TOKENS", 12 * 2)
+    for one, other in zip(at_once, sample_videos(sampler, prompts)):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
-def test_seeds_repeat_and_differ_and_a_repeated_prompt_gives_two_videos(sampler):
-    first = draw(sampler, ["red", "red"], seed=3)
-    assert np.array_equal(first[0], draw(sampler, ["red"], seed=3)[0])
+def test_seeds_are_repeatable_and_a_repeated_prompt_gives_another_video(sampler):
+    first = sample_videos(sampler, ["red", "red"], seed=3)
+    assert np.array_equal(first[0], sample_videos(sampler, ["red"], seed=3)[0])
     assert not np.array_equal(first[0], first[1])
-    assert not np.array_equal(first[0], draw(sampler, ["red"], seed=4)[0])
+    assert not np.array_equal(first[0], sample_videos(sampler, ["red"], seed=4)[0])
 
 
-def test_guidance_of_one_calls_the_model_once_and_ignores_the_null_caption(sampler):
+def test_guidance_1_calls_the_model_once_without_the_null_caption(sampler):
     lengths = []
     hook = sampler.model.register_forward_pre_hook(lambda m, args: lengths.append(len(args[0])))
-    draw(sampler, ["red"], guidance=1.0)
-    draw(sampler, ["red"], guidance=3.0, solver="heun")
+    sample_videos(sampler, ["red"], guidance=1.0)
+    sample_videos(sampler, ["red"], guidance=3.0, solver="heun")
     hook.remove()
     assert lengths == [12] * 3 + [24] * 6
     with torch.no_grad():
-        before = draw(sampler, ["red"], guidance=1.0)
+        before = sample_videos(sampler, ["red"], guidance=1.0)
         sampler.model.null_pooled_embedding_C += 5
-        assert np.array_equal(before[0], draw(sampler, ["red"], guidance=1.0)[0])
+        assert np.array_equal(before[0], sample_videos(sampler, ["red"], guidance=1.0)[0])
         sampler.model.null_pooled_embedding_C -= 5
 
 
@@ -115,7 +117,7 @@ def test_sizes_off_the_grid_are_refused_with_the_nearest_one(sampler):
     with pytest.raises(UsageError, match=r"16 frames of 30x24 px.*nearest is 17 frames of 32x24"):
         sampler.size(16, 30, None)
     with pytest.raises(UsageError, match="no prompt"):
-        draw(sampler, [])
+        sample_videos(sampler, [])
 
 
 def test_nearest_size_counts_patches_too():
@@ -148,6 +150,6 @@ def test_write_puts_numbered_mp4s_and_the_sheet(tmp_path):
         assert abs(float(pixels.mean()) - level) < 6
 
 
-def test_no_checkpoint_gets_one_sentence(tmp_path):
+def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no checkpoint"):
         sample(str(tmp_path), ["red"])
