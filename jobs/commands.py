@@ -208,10 +208,10 @@ class Train(Common):
     """Shorthand for the model's trainer.num-steps."""
     captions: tuple[str, ...] = ()
     """captioner: caption sets of the run folder to learn from (SET, SET=KIND, `original`); none: rendered scenes."""
-    start: str | None = None
+    init_from: str | None = None
     """captioner: SPEC of the captioner to go on from; dit: checkpoint of the same transformer, of images say; default:
     from nothing."""
-    preset: str | None = None
+    trainable: str | None = None
     """captioner: what trains: full, lit or frozen."""
     resume: bool = True
     """Go on from the newest checkpoint of this name."""
@@ -227,8 +227,8 @@ class Train(Common):
         recipe = self.settings
         if self.eval:
             return self._evaluate(evaluate_model)
-        if self.captions or self.start is not None or self.preset is not None:
-            recipe = with_start_flags(self.model, recipe, self.captions, self.start, self.preset)
+        if self.captions or self.init_from is not None or self.trainable is not None:
+            recipe = with_start_flags(self.model, recipe, self.captions, self.init_from, self.trainable)
         with self.cluster() as cluster:
             return train_model(
                 self.model,

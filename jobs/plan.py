@@ -173,7 +173,7 @@ def _memory(recipe: Recipe, depth: int, num_ranks: int) -> dict[str, int]:
             capacity=recipe.plan.capacity,
             num_ranks=num_ranks,
             precision=recipe.train_dit.trainer.precision,
-            recompute=recipe.train_dit.trainer.recompute,
+            activation_checkpointing=recipe.train_dit.trainer.activation_checkpointing,
         )
     )
 

@@ -1,4 +1,4 @@
-"""The tiny captioner's export and model card: what was trained becomes a folder, and is measured from that folder.
+"""Export of the tiny captioner and its model card, with metrics measured on the exported folder.
 
 export_tiny("WORK/train", components, "recaption/captioners/tiny", photos=test_photos, num_scenes=300)
 """
@@ -12,38 +12,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from features import PREPROCESSOR, Components
+from photo_clips import CUT, MOTIONS, Photo, photo_clip, split_motion
 from torch import Tensor
 
-from examples.tiny_captioner.features import PREPROCESSOR, Components
-from examples.tiny_captioner.photo_clips import CUT, MOTIONS, Photo, photo_clip, split_motion
 from recaption.captioners.videococa.captioner import CocaCaptioner
 from recaption.captioners.videococa.checkpoint import open_captioner_folder, read_captioner_folder, save_captioner
 from recaption.captioners.videococa.out_of_domain import TrainingAnchors
 from recaption.captioners.videococa.tokenizer import tokenizer_from_merges
 from recaption.captioners.videococa.two_path import FAST_PATHWAY_PX, FINE_CELL, FRAME_PX, NUM_FRAMES, NUM_SLOW_FRAMES
 from recaption.captions.metrics import caption_scores, cider_d
-from train.captioner.evaluation import FIELDS, evaluate_on_scenes
+from train.captioner.evaluation import FIELDS, evaluate_on_scenes, matched_auc
 from train.captioner.export import FIELD_NAMES
 from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS, training_clip
 
 NUM_BEAMS = 3
-"""With which its captions are measured, and made where nobody asks for another number."""
+"""Default beam width, also for the card's metrics."""
 
 
-FLAGGED_SHARE = 0.1
-"""Of the captions of footage that the captioner does know: what it costs to flag most of those it does not."""
+FLAGGED_FRACTION = 0.1
+"""Fraction of in-domain captions to flag: the price of flagging most out-of-domain ones."""
 
 
-UNFAMILIAR_SHARE = 0.08
-"""The same where familiarity counts; more would flag right captions of scenes."""
+OUT_OF_DOMAIN_FRACTION = 0.08
+"""The same for the out-of-domain score; more would flag correct captions of scenes."""
 
 
 NUM_KNOWN_PHOTOS, NUM_KNOWN_SCENES = 192, 64
-"""Clips of the training that go with the weights: 82 kB."""
+"""Training clips whose embeddings are shipped with the weights (82 kB)."""
 
 
 def known_clips(photos: Sequence[Photo]) -> list[np.ndarray]:
-    """Clips of the training: of photos spread over all of them, each with another motion than the one before, and scenes."""
+    """A sample of training clips: evenly spaced photos, cycling through the motions, and scenes."""
     chosen = np.linspace(0, len(photos), NUM_KNOWN_PHOTOS, endpoint=False).astype(int).tolist() if photos else []
     motions = list(MOTIONS)
     clips = [
@@ -55,20 +55,20 @@ def known_clips(photos: Sequence[Photo]) -> list[np.ndarray]:
     return clips + [training_clip(n, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for n in range(NUM_KNOWN_SCENES)]
 
 
-def whole_state(state: Mapping[str, Tensor], components: Components) -> dict[str, Tensor]:
-    """The captioner's own state from the training's: the reduction of the cells becomes part of their projection.
+def folded_state(state: Mapping[str, Tensor], components: Components) -> dict[str, Tensor]:
+    """The captioner's state dict, with the feature reduction folded into the projection layer.
 
-    Training saw (fine - m) / s and (coarse - m') @ basis; W and b act on both, so the exported weights are W / s and
-    basis @ W, and the means move into b.
+    Trained on (fine - m) / s and (coarse - m') @ basis with weight W and bias b; the exported weights are W / s and
+    basis @ W, and the means are absorbed in b.
     """
-    own = {k.removeprefix("captioner."): v.float() for k, v in state.items() if k.startswith("captioner.")}
-    weight, bias = own["coca.visual.project.weight"], own["coca.visual.project.bias"]
+    folded = {k.removeprefix("captioner."): v.float() for k, v in state.items() if k.startswith("captioner.")}
+    weight, bias = folded["coca.visual.project.weight"], folded["coca.visual.project.bias"]
     fine, coarse = weight[:, :FINE_CELL], weight[:, FINE_CELL:]
     fine = fine / components.fine_std_C
     coarse = coarse @ components.basis_CK.T
-    own["coca.visual.project.weight"] = torch.cat([fine, coarse], dim=1)
-    own["coca.visual.project.bias"] = bias - fine @ components.fine_mean_C - coarse @ components.mean_C
-    return own
+    folded["coca.visual.project.weight"] = torch.cat([fine, coarse], dim=1)
+    folded["coca.visual.project.bias"] = bias - fine @ components.fine_mean_C - coarse @ components.mean_C
+    return folded
 
 
 def export_tiny(
@@ -81,13 +81,13 @@ def export_tiny(
     known: Sequence[np.ndarray] = (),
     num_scenes: int = 300,
 ) -> Path:
-    """Write the averaged weights of the newest checkpoint as a captioner folder, and what they can do into its card.
+    """Export the newest checkpoint's EMA weights as a captioner folder with a model card.
 
     Args:
-        photos: photos to measure on; none of them may have been trained on.
-        other_photos: neither trained nor measured on: the score below which captions are flagged is found on them.
-        known: clips of the training, by which footage unlike it is told; see videococa/out_of_domain.py.
-        num_scenes: held-out scenes, and as many again of shape-colour pairs never trained on.
+        photos: held-out photos to evaluate on.
+        other_photos: further held-out photos, to calibrate the clip score below which captions are flagged.
+        known: training clips, the reference of out-of-domain detection; see videococa/out_of_domain.py.
+        num_scenes: held-out scenes, and as many with shape-colour pairs never trained on.
     """
     saved = read_captioner_folder(checkpoint)
     config = {**saved.config, "num_beams": NUM_BEAMS}
@@ -96,82 +96,93 @@ def export_tiny(
         config["min_clip_score"] = _calibrate(folder, other_photos, known)
         export_weights(config, saved.state, components, folder)
     captioner = open_captioner_folder(folder, name="tiny", device="cpu", dtype=None)
-    figures = evaluate_on_scenes(captioner, num_scenes)
-    unseen = evaluate_on_scenes(captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True)
-    seen = evaluate_on_photos(captioner, photos) if photos else {}
+    scene_metrics = evaluate_on_scenes(captioner, num_scenes)
+    unseen_pair_metrics = evaluate_on_scenes(
+        captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True
+    )
+    photo_metrics = evaluate_on_photos(captioner, photos) if photos else {}
     num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md")
-    card = _card(config, captioner.weights_hash, num_bytes, len(photos), num_scenes, seen, figures, unseen)
+    card = _card(
+        config,
+        captioner.weights_hash,
+        num_bytes,
+        len(photos),
+        num_scenes,
+        photo_metrics,
+        scene_metrics,
+        unseen_pair_metrics,
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
 def _calibrate(folder: Path, photos: Sequence[Photo], known: Sequence[np.ndarray]) -> float:
-    """The clip score that flags `FLAGGED_SHARE` of clips of `photos`; the same for familiarity, written beside it."""
+    """The clip score that flags `FLAGGED_FRACTION` of the photos; also writes the calibrated out-of-domain detector."""
     captioner = open_captioner_folder(folder, name="tiny", device="cpu", dtype=None)
     clips = [photo_clip(photos, i, frame_px=FRAME_PX, num_frames=NUM_FRAMES, augment=False) for i in range(len(photos))]
     described = captioner.caption_with_embeddings([clip.pixels_THWC for clip in clips])
     assert described.clip_embeddings_BD is not None
     scores = np.array([caption.clip_score for caption in described.captions], np.float32)
     if known:
-        training_anchors = TrainingAnchors(captioner.embed_clips(known))
-        limit = np.quantile(scores + training_anchors.knn_similarity(described.clip_embeddings_BD), UNFAMILIAR_SHARE)
-        replace(training_anchors, min_score_plus_similarity=round(float(limit), 2)).write(folder)
-    return round(float(np.quantile(scores, FLAGGED_SHARE)), 2)
+        detector = TrainingAnchors(captioner.embed_clips(known))
+        limit = np.quantile(scores + detector.of(described.clip_embeddings_BD), OUT_OF_DOMAIN_FRACTION)
+        replace(detector, limit=round(float(limit), 2)).write(folder)
+    return round(float(np.quantile(scores, FLAGGED_FRACTION)), 2)
 
 
 def export_weights(
     config: Mapping[str, Any], state: Mapping[str, Tensor], components: Components, folder: str | Path
 ) -> Path:
-    """The captioner folder without its card."""
+    """Write the captioner folder without its card."""
     tokenizer = tokenizer_from_merges(config["merges"], context_length=config["coca"]["text_cfg"]["context_length"])
-    return save_captioner(folder, whole_state(state, components), tokenizer, config)
+    return save_captioner(folder, folded_state(state, components), tokenizer, config)
 
 
 def evaluate_on_photos(captioner: CocaCaptioner, photos: Sequence[Photo]) -> dict[str, float]:
-    """Captions of clips rendered from photos that training never saw, against what five people wrote.
+    """Evaluate on clips rendered from held-out photos, with five human captions each.
 
     Returns:
-        cider_d, bleu_4, rouge_l: of the content (motion phrase taken off), clips without a cut; x1 scale.
-        greedy/cider_d: the same without beams.
-        motion: share of clips whose caption names the true motion; motion/<name>: by motion.
-        auc: how often a clip scores higher with its own human caption than another clip does.
-        flagged: share of captions that score below the captioner's own limit.
+        cider_d, bleu_4, rouge_l: of the caption without its motion phrase, on clips without a cut; scale 0 to 1.
+        greedy/cider_d: the same with greedy decoding.
+        motion: fraction of captions with the correct motion; motion/<name>: per motion.
+        auc: AUC of matching against mismatched pairs of clip and human caption.
+        flagged: fraction of captions below the captioner's clip score limit.
     """
     motions = list(MOTIONS)
     clips = [
         photo_clip(photos, i, frame_px=FRAME_PX, num_frames=NUM_FRAMES, motion=motions[i % len(motions)], augment=False)
         for i in range(len(photos))
     ]
-    seen = captioner.encode([clip.pixels_THWC for clip in clips])
-    described = captioner.caption_with_embeddings(seen)
+    encoded = captioner.encode([clip.pixels_THWC for clip in clips])
+    described = captioner.caption_with_embeddings(encoded)
     captions = described.captions
-    least_B = None if described.clip_embeddings_BD is None else captioner.min_clip_scores(described.clip_embeddings_BD)
-    split = [split_motion(caption.text) for caption in captions]
-    whole = [index for index, clip in enumerate(clips) if clip.motion != CUT]
-    references = [clips[i].plain_captions for i in whole]
-    scores = caption_scores([split[i][0] for i in whole], references)
+    min_score_B = (
+        None if described.clip_embeddings_BD is None else captioner.min_clip_scores(described.clip_embeddings_BD)
+    )
+    parsed = [split_motion(caption.text) for caption in captions]
+    uncut = [index for index, clip in enumerate(clips) if clip.motion != CUT]
+    references = [clips[i].plain_captions for i in uncut]
+    scores = caption_scores([parsed[i][0] for i in uncut], references)
     greedy = [
-        split_motion(caption.text)[0] for caption in captioner.caption_with_embeddings(seen, num_beams=1).captions
+        split_motion(caption.text)[0] for caption in captioner.caption_with_embeddings(encoded, num_beams=1).captions
     ]
-    right = np.array([said == clip.motion for (_, said), clip in zip(split, clips, strict=True)])
-    cosine = captioner.score(seen, [clip.plain_captions[0] for clip in clips])[np.ix_(whole, whole)]
+    is_correct = np.array([motion == clip.motion for (_, motion), clip in zip(parsed, clips, strict=True)])
+    cosine = captioner.score(encoded, [clip.plain_captions[0] for clip in clips])[np.ix_(uncut, uncut)]
     return {
         **{key: scores[key] for key in ("cider_d", "bleu_4", "rouge_l")},
-        "greedy/cider_d": cider_d([greedy[i] for i in whole], references),
-        "motion": float(right.mean()),
-        **{f"motion/{motion}": float(right[[clip.motion == motion for clip in clips]].mean()) for motion in motions},
+        "greedy/cider_d": cider_d([greedy[i] for i in uncut], references),
+        "motion": float(is_correct.mean()),
+        **{
+            f"motion/{motion}": float(is_correct[[clip.motion == motion for clip in clips]].mean())
+            for motion in motions
+        },
         "auc": matched_auc(cosine),
-        "flagged": 0.0 if least_B is None else float(np.mean([caption.clip_score for caption in captions] < least_B)),
-        "distinct": len({text for text, _ in split}) / len(split),
+        "flagged": 0.0
+        if min_score_B is None
+        else float(np.mean([caption.clip_score for caption in captions] < min_score_B)),
+        "distinct": len({text for text, _ in parsed}) / len(parsed),
         "ended": float(np.mean([caption.reason is None for caption in captions])),
     }
-
-
-def matched_auc(cosine_NN: np.ndarray) -> float:
-    """Probability that a matching pair (the diagonal) scores above a pair that does not match."""
-    matched = np.diag(cosine_NN)
-    others = np.sort(cosine_NN[~np.eye(len(cosine_NN), dtype=bool)])
-    return float(np.searchsorted(others, matched, side="left").mean() / len(others))
 
 
 def _card(
@@ -180,21 +191,23 @@ def _card(
     num_bytes: int,
     num_photos: int,
     num_scenes: int,
-    seen: Mapping[str, float],
-    figures: Mapping[str, float],
-    unseen: Mapping[str, float],
+    photo_metrics: Mapping[str, float],
+    scene_metrics: Mapping[str, float],
+    unseen_pair_metrics: Mapping[str, float],
 ) -> str:
     coca, vision = config["coca"], config["vision"]
     text = coca["text_cfg"]
     rows = [(FIELD_NAMES[field], f"accuracy/{field}") for field in FIELDS]
     rows += [("mean over fields", "accuracy/mean"), ("all seven fields right", "accuracy/all_fields")]
     rows += [(f"right caption among {num_scenes} (contrastive)", "retrieval/text"), ("passes the gates", "ended")]
-    scene_table = "\n".join(f"| {name} | {figures[key]:.1%} | {unseen[key]:.1%} |" for name, key in rows)
+    scene_table = "\n".join(
+        f"| {name} | {scene_metrics[key]:.1%} | {unseen_pair_metrics[key]:.1%} |" for name, key in rows
+    )
     pairs = ", ".join(f"{colour} {shape}" for shape, colour in HELD_OUT_PAIRS)
     parts = [
         _INTRODUCTION,
         _DATA if num_photos else _SCENES_ONLY,
-        f"""- Weights `{weights_hash}`, {num_bytes / 1e6:.1f} MB in all (fp16); the frozen network beside them has 17 MB.
+        f"""- Weights `{weights_hash}`, {num_bytes / 1e6:.1f} MB in all (fp16); the frozen network has another 17 MB.
 - {config["num_frames"]} frames, each squeezed to {config["framing"]["frame_px"]} px square. {NUM_SLOW_FRAMES} of them
   go through the frozen network; all of them, at {FAST_PATHWAY_PX} px, through a small trained motion path. Joint layers
   {vision["joint_layers"]} x {vision["width"]}, {vision["queries"] - 1} pooled tokens, text {text["layers"]} x \
@@ -204,7 +217,7 @@ def _card(
 
 ## Measured
 """,
-        _photo_table(seen, num_photos) if num_photos else "",
+        _photo_table(photo_metrics, num_photos) if num_photos else "",
         f"""{num_scenes} held-out scenes (seeds from {FIRST_HELD_OUT_SEED} on) of several sizes and lengths, and {num_scenes}
 whose shape and colour were never shown together in training ({pairs}). Fields
 of its captions read back by `recaption.scenes.fields_in`; a field counts where the caption names exactly the true word.
@@ -213,8 +226,8 @@ of its captions read back by `recaption.scenes.fields_in`; a field counts where 
 | --- | --- | --- |
 {scene_table}
 
-Measured on the weights in this folder by `train.tiny_card.export_tiny`, the last step of `python -m
-train.tiny_captioner`.
+Measured on the weights in this folder by `examples/tiny_captioner/model_card.py`, the last step of
+`examples/tiny_captioner/train_tiny.py`.
 """,
     ]
     return "\n".join(part for part in parts if part)
@@ -232,8 +245,8 @@ without a download, and it is the text encoder of the quickstart's diffusion tra
 
 _DATA = """**What it knows of the world is Flickr8k**: people, dogs, sport, water, snow, streets. Anything else becomes
 one of these in its words. Its limit of clip score rises for clips unlike all of a few hundred of its training (they lie in
-`familiar.safetensors`): captions below it are rather wrong than right, but some wrong ones score higher. Read its captions
-of other footage before you train on them.
+`familiar.safetensors`): captions below it are more often wrong than right, but some wrong ones score
+higher. Read its captions of other footage before you train on them.
 
 Training data: the 6,000 training photos of Flickr8k (Hodosh et al. 2013) with their human captions, rendered as clips
 whose camera pans, zooms, stands still or cuts to another photo, and scenes rendered here. **Flickr8k is for
@@ -247,21 +260,21 @@ ImageNet's, through the frozen network.
 """
 
 
-def _photo_table(seen: Mapping[str, float], num_photos: int) -> str:
+def _photo_table(metrics: Mapping[str, float], num_photos: int) -> str:
     rows = [
-        ("CIDEr-D of the content, x100", f"{100 * seen['cider_d']:.1f}"),
-        ("the same, greedy", f"{100 * seen['greedy/cider_d']:.1f}"),
-        ("BLEU-4, x100", f"{100 * seen['bleu_4']:.1f}"),
-        ("ROUGE-L, x100", f"{100 * seen['rouge_l']:.1f}"),
-        ("right motion phrase", f"{seen['motion']:.1%}"),
-        *((f"- {motion}", f"{seen[f'motion/{motion}']:.1%}") for motion in MOTIONS),
-        ("a clip scores higher with its own human caption than with another's (AUC)", f"{seen['auc']:.3f}"),
-        ("flagged: clip score below its own limit", f"{seen['flagged']:.1%}"),
-        ("distinct captions", f"{seen['distinct']:.1%}"),
-        ("passes the gates", f"{seen['ended']:.1%}"),
+        ("CIDEr-D of the content, x100", f"{100 * metrics['cider_d']:.1f}"),
+        ("the same, greedy", f"{100 * metrics['greedy/cider_d']:.1f}"),
+        ("BLEU-4, x100", f"{100 * metrics['bleu_4']:.1f}"),
+        ("ROUGE-L, x100", f"{100 * metrics['rouge_l']:.1f}"),
+        ("right motion phrase", f"{metrics['motion']:.1%}"),
+        *((f"- {motion}", f"{metrics[f'motion/{motion}']:.1%}") for motion in MOTIONS),
+        ("a clip scores higher with its own human caption than with another's (AUC)", f"{metrics['auc']:.3f}"),
+        ("flagged: clip score below its own limit", f"{metrics['flagged']:.1%}"),
+        ("distinct captions", f"{metrics['distinct']:.1%}"),
+        ("passes the gates", f"{metrics['ended']:.1%}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"""{num_photos} photos that were never looked at before, rendered as clips of eight motions in turn; its
+    return f"""{num_photos} held-out photos, rendered as clips of eight motions in turn; its
 captions ({NUM_BEAMS} beams) against the five human ones. CIDEr-D, BLEU and ROUGE-L are of the clips without a cut, the
 motion phrase taken off.
 

@@ -1,14 +1,14 @@
-"""Training the captioner inside the package: poolers, motion path and decoder over a frozen EfficientNet-Lite0.
+"""Train the `tiny` captioner: poolers, motion path and text decoder over a frozen EfficientNet-Lite0.
 
-    python -m train.tiny_captioner --photos FOLDER --work WORK --out recaption/captioners/tiny
+    python examples/tiny_captioner/train_tiny.py --photos FOLDER --work WORK --out recaption/captioners/videococa/tiny
 
-does everything: clips of photos with known camera motion and of rendered scenes, what the frozen network sees in them
-(kept in WORK, `train.tiny_features`), training (resumes where it was stopped), export to half precision and the model
-card with figures measured on the exported weights. Without --photos it trains on scenes alone.
+Renders clips of photos (with known camera motion) and of scenes, caches the frozen network's features in WORK
+(features.py), trains (and resumes), exports fp16 weights, and writes the model card with metrics measured on the exported
+weights. Without --photos it trains on scenes alone.
 
-Batches of photos and of scenes take turns: texts of one batch have about one length, and the other clips of a batch,
-which the contrastive loss tells apart, are of the same kind. Loss as in CoCa, plus the name of the motion read from the
-motion path alone: the caption's few motion words would teach that path ten times slower.
+Batches of photos and of scenes alternate, so that texts of a batch have similar lengths and contrastive negatives are of
+the same domain. CoCa's loss, plus a motion classification loss on the motion path: the few motion words of the captions
+would train that path ten times slower.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from features import (
+    CLIPS_PER_PART,
+    NUM_COMPONENTS,
+    PREPROCESSOR,
+    CachedClips,
+    FrozenFeatureExtractor,
+    Part,
+    load_components,
+    read_part,
+    write_part,
+)
+from photo_clips import MOTIONS, Photo, read_photos, split_motion
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples.tiny_captioner.features import (
-    CLIPS_PER_PART,
-    KEPT_COMPONENTS,
-    PREPROCESSOR,
-    Looker,
-    Part,
-    SeenClips,
-    load_components,
-    make_part,
-    read_part,
-)
-from examples.tiny_captioner.photo_clips import MOTIONS, Photo, read_photos, split_motion
 from recaption.captioners.videococa.checkpoint import FORMAT_VERSION
 from recaption.captioners.videococa.model import build_coca
 from recaption.captioners.videococa.tokenizer import BPETokenizer, train_tokenizer
 from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN_BACKBONE, NUM_FRAMES, TwoPathCoCa, build_two_path
 from recaption.scenes.captions import ATTRIBUTE_VALUES
 from train.captioner.loss import MAX_LOGIT_SCALE
-from train.captioner.scene_clips import some_captions
+from train.captioner.scene_clips import random_captions
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
 from train.engine.trainer import train
@@ -74,7 +74,7 @@ TRAINER = TrainerSettings(
 
 @dataclass(frozen=True, kw_only=True)
 class TinySettings:
-    """The defaults made the captioner inside the package."""
+    """The defaults are those of the shipped captioner."""
 
     vision_width: int = 160
     joint_layers: int = 1
@@ -86,23 +86,23 @@ class TinySettings:
     head_width: int = 32
     context_length: int = 80
     vocabulary_tokens: int = 2600
-    turns: tuple[str, ...] = ("photos", "scenes", "photos")
-    """Sources of the batches in turn: scenes are a closed language, learned in half the time."""
+    source_cycle: tuple[str, ...] = ("photos", "scenes", "photos")
+    """Repeating sequence of batch sources; scenes have a closed language, learned in half the time."""
     batch_size: int = 48
     captions_per_photo: int = 2
-    """Of its five, decoded per visit: the vision side costs more than the decoder."""
+    """Captions per photo and batch, of its five: the decoder costs less than the vision side."""
     max_photo_tokens: int = 34
-    """Longer captions (3 in 100) are learned without their end: the longest text sets the price of a batch."""
+    """Longer captions (3 in 100) are truncated: the longest text determines the cost of a batch."""
     caption_weight: float = 2.0
     motion_weight: float = 0.5
     label_smoothing: float = 0.1
     dropout: float = 0.1
-    """Of the projected cells, nowhere else: random numbers are what costs on a CPU."""
+    """Dropout of the projected cells only: random numbers are expensive on a CPU."""
     seed: int = 0
 
 
 def tiny_config(settings: TinySettings, tokenizer: BPETokenizer) -> dict[str, Any]:
-    """What `recaption.captioners.checkpoint.build_model` rebuilds the captioner from."""
+    """Config from which `videococa.checkpoint.build_model` rebuilds the captioner."""
     text = {
         "context_length": settings.context_length,
         "vocab_size": tokenizer.num_tokens,
@@ -115,7 +115,7 @@ def tiny_config(settings: TinySettings, tokenizer: BPETokenizer) -> dict[str, An
         "format": FORMAT_VERSION,
         "coca": {
             "embed_dim": settings.width,
-            # stands in until the two paths take its place: open_clip builds no CoCa without a vision tower
+            # a placeholder, replaced by the two paths: open_clip needs a vision tower to build a CoCa
             "vision_cfg": {"image_size": 32, "patch_size": 32, "width": 32, "head_width": 32, "layers": 1}
             | {"attentional_pool": True, "attn_pooler_queries": 2, "attn_pooler_heads": 1, "output_tokens": True},
             "text_cfg": {
@@ -149,19 +149,20 @@ def tiny_config(settings: TinySettings, tokenizer: BPETokenizer) -> dict[str, An
 
 
 def tiny_tokenizer(settings: TinySettings, photos: Sequence[Photo]) -> BPETokenizer:
-    texts = some_captions(NUM_VOCABULARY_SCENES)
+    """A byte-pair vocabulary trained on captions of scenes and photos."""
+    texts = random_captions(NUM_VOCABULARY_SCENES)
     texts += [f"{phrase}." for phrase in MOTIONS.values() for _ in range(50)]
     texts += [f"{caption}." for photo in photos for caption in photo.captions]
     return train_tokenizer(texts, num_tokens=settings.vocabulary_tokens, context_length=settings.context_length)
 
 
 class TinyTraining(nn.Module):
-    """The captioner over reduced cells, and two heads that are left behind at the end."""
+    """The captioner over reduced features, and two motion heads that are not exported."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.captioner: TwoPathCoCa = build_two_path(
-            build_coca(config["coca"]), config["vision"], slow_feature_width=FINE_CELL + KEPT_COMPONENTS
+            build_coca(config["coca"]), config["vision"], slow_feature_width=FINE_CELL + NUM_COMPONENTS
         )
         width = config["vision"]["width"]
         self.camera_head = nn.Linear(width, len(CAMERAS))
@@ -169,7 +170,7 @@ class TinyTraining(nn.Module):
 
 
 class TinyTask:
-    """Implements `train.trainer.Task` over a folder of seen clips."""
+    """Implements `train.engine.task.Task` over a folder of cached clips."""
 
     name = "captioner"
 
@@ -178,10 +179,10 @@ class TinyTask:
     ) -> None:
         """
         Args:
-            parts: source -> its parts in `folder`; a source without parts takes no turn.
+            parts: source -> its parts in `folder`; sources without parts are skipped.
         """
         self.settings, self.folder = settings, folder
-        self.parts = {source: list(found) for source, found in parts.items() if found}
+        self.parts = {source: list(of_source) for source, of_source in parts.items() if of_source}
         self.tokenizer = tiny_tokenizer(settings, photos)
         self.captioner_config = tiny_config(settings, self.tokenizer)
         with torch.random.fork_rng(devices=[]):
@@ -189,28 +190,30 @@ class TinyTask:
             self.model: nn.Module = TinyTraining(self.captioner_config)
         self.config: dict[str, Any] = {
             "captioner": self.captioner_config,
-            "data": {source: len(found) for source, found in self.parts.items()},
+            "data": {source: len(of_source) for source, of_source in self.parts.items()},
             "loss": {"caption": settings.caption_weight, "motion": settings.motion_weight},
         }
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Tensor]]:
-        seen = {source: [read_part(self.folder, part) for part in found] for source, found in self.parts.items()}
-        turns = [source for source in self.settings.turns if source in seen]
+        cached = {source: [read_part(self.folder, part) for part in parts] for source, parts in self.parts.items()}
+        source_cycle = [source for source in self.settings.source_cycle if source in cached]
         step = start_step
         while True:
-            source = turns[step % len(turns)]
+            source = source_cycle[step % len(source_cycle)]
             rng = np.random.default_rng([self.settings.seed, step, rank])
-            yield self._batch(seen[source], rng)
+            yield self._batch(cached[source], rng)
             step += 1
 
-    def _batch(self, parts: Sequence[SeenClips], rng: np.random.Generator) -> dict[str, Tensor]:
+    def _batch(self, parts: Sequence[CachedClips], rng: np.random.Generator) -> dict[str, Tensor]:
         sizes = [len(part.motions) for part in parts]
         numbers = rng.choice(sum(sizes), size=self.settings.batch_size, replace=False)
         ends = np.cumsum(sizes)
-        places = [(int(k), int(n - (ends[k] - sizes[k]))) for n in numbers for k in [np.searchsorted(ends, n, "right")]]
-        per_clip = min(self.settings.captions_per_photo, min(len(parts[k].long_captions[i]) for k, i in places))
+        locations = [
+            (int(k), int(n - (ends[k] - sizes[k]))) for n in numbers for k in [np.searchsorted(ends, n, "right")]
+        ]
+        per_clip = min(self.settings.captions_per_photo, min(len(parts[k].long_captions[i]) for k, i in locations))
         long, short, cameras, actions = [], [], [], []
-        for k, i in places:
+        for k, i in locations:
             part = parts[k]
             order = rng.permutation(len(part.long_captions[i]))
             long.append([part.long_captions[i][j] for j in order[:per_clip]])
@@ -222,8 +225,8 @@ class TinyTask:
         if per_clip > 1:
             long_ids = long_ids[:, : self.settings.max_photo_tokens]
         return {
-            "semantic_BSLC": torch.from_numpy(np.stack([parts[k].semantic_NSLC[i] for k, i in places])),
-            "motion_BTHWC": torch.from_numpy(np.stack([parts[k].motion_NTHWC[i] for k, i in places])),
+            "semantic_BSLC": torch.from_numpy(np.stack([parts[k].semantic_NSLC[i] for k, i in locations])),
+            "motion_BTHWC": torch.from_numpy(np.stack([parts[k].motion_NTHWC[i] for k, i in locations])),
             "long_SM": long_ids,
             "short_BM": self.tokenizer.encode(short)[:, : long_ids.shape[1]],
             "camera_B": torch.tensor(cameras),
@@ -240,10 +243,10 @@ class TinyTask:
 
         pad = self.tokenizer.special.pad
         longest = int((long_SM != pad).sum(dim=1).max())
-        repeated = tokens_BND.repeat(len(long_SM) // num_clips, 1, 1)
+        repeated_BND = tokens_BND.repeat(len(long_SM) // num_clips, 1, 1)
         targets_SM = long_SM[:, 1:longest]
-        logits = next_word_logits(
-            coca.text_decoder, repeated, texts.tokens_SMD[: len(long_SM), : longest - 1], targets_SM != pad
+        logits = next_token_logits(
+            coca.text_decoder, repeated_BND, texts.tokens_SMD[: len(long_SM), : longest - 1], targets_SM != pad
         )
         caption_loss = F.cross_entropy(
             logits.float(), targets_SM[targets_SM != pad], label_smoothing=self.settings.label_smoothing
@@ -251,7 +254,7 @@ class TinyTask:
         scale = coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         pooled_SD = F.normalize(texts.pooled_SD.float(), dim=-1)
         pairs = ((pooled_SD[:num_clips], long_SM[:num_clips]), (pooled_SD[-num_clips:], short_BM))
-        contrastive_loss = torch.stack([_contrastive(clips_BD.float(), *pair, scale) for pair in pairs]).mean()
+        contrastive_loss = torch.stack([_contrastive_loss(clips_BD.float(), *pair, scale) for pair in pairs]).mean()
         motion_loss = F.cross_entropy(model.camera_head(motion_BD).float(), batch["camera_B"])
         if (batch["action_B"] >= 0).any():
             action_loss = F.cross_entropy(model.action_head(motion_BD).float(), batch["action_B"], ignore_index=-1)
@@ -286,54 +289,53 @@ def main(
     num_scenes: int = 300,
     num_photos: int = 1000,
 ) -> None:
-    """Train the captioner inside the package and write it, with its model card.
+    """Train the tiny captioner and export it with its model card.
 
     Args:
         out: folder for the captioner.
-        work: folder for what the frozen network sees and for checkpoints (4 GB); the same command goes on from there.
-        photos: folder with flickr8k-train.tar and flickr8k-devtest.tar; scenes alone where it is left out.
-        photo_rounds: clips rendered from every photo.
-        scene_parts: times 500 scenes.
-        num_scenes: held-out scenes that the card is measured on.
-        num_photos: photos, likewise.
+        work: folder for cached features and checkpoints (4 GB); the same command resumes from it.
+        photos: folder with flickr8k-train.tar and flickr8k-devtest.tar; without it, scenes alone.
+        photo_rounds: clips per photo.
+        scene_parts: number of parts of 500 scenes.
+        num_scenes: held-out scenes to evaluate on.
+        num_photos: held-out photos to evaluate on.
     """
+    from model_card import export_tiny, known_clips
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from examples.tiny_captioner.model_card import export_tiny, known_clips
-
     train_photos = read_photos(photos / TRAIN_TAR) if photos else []
-    seen = work / "seen"
-    seen.mkdir(parents=True, exist_ok=True)
-    looker = Looker()
-    components = load_components(seen, train_photos, looker)
+    cache = work / "features"
+    cache.mkdir(parents=True, exist_ok=True)
+    extractor = FrozenFeatureExtractor()
+    components = load_components(cache, train_photos, extractor)
     parts = {
         "photos": [Part("photos", i) for i in range(photo_rounds * len(train_photos) // CLIPS_PER_PART)],
         "scenes": [Part("scenes", i) for i in range(scene_parts)],
     }
-    for part in tqdm([part for found in parts.values() for part in found], desc="look at clips", unit="part"):
-        make_part(part, train_photos, seen, components, looker)
-    task = TinyTask(TinySettings(), train_photos, seen, parts)
+    for part in tqdm([part for of_source in parts.values() for part in of_source], desc="features", unit="part"):
+        write_part(part, train_photos, cache, components, extractor)
+    task = TinyTask(TinySettings(), train_photos, cache, parts)
     with sdpa_kernel(SDPBackend.MATH):  # at these sizes the fused kernel's backward takes twice as long on a CPU
         train(task, dataclasses.replace(TRAINER, num_steps=num_steps), str(work / "train"))
-    # every second photo was looked at while the recipe was chosen; the card measures the others
-    unseen = read_photos(photos / TEST_TAR) if photos else []
-    test, other = unseen[1::2][:num_photos], unseen[::2][: num_photos // 2]
+    # even photos were used while the recipe was tuned; the card is measured on the odd ones
+    held_out = read_photos(photos / TEST_TAR) if photos else []
+    test, other = held_out[1::2][:num_photos], held_out[::2][: num_photos // 2]
     known = known_clips(train_photos)
     export_tiny(work / "train", components, out, photos=test, other_photos=other, known=known, num_scenes=num_scenes)
 
 
-def next_word_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, wanted_BM: Tensor) -> Tensor:
-    """The decoder's logits (number wanted, V) at some positions only: half of a batch is padding, and the vocabulary
-    is the dearest layer."""
+def next_token_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, mask_BM: Tensor) -> Tensor:
+    """The decoder's logits (masked positions, V) at the positions in the mask only: half of a batch is padding, and the
+    vocabulary projection is the most expensive layer."""
     length = text_BMD.shape[1]
     for block, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
         text_BMD = block(text_BMD, attn_mask=decoder.attn_mask[:length, :length])
         text_BMD = cross(text_BMD, k_x=tokens_BND, v_x=tokens_BND)
-    return decoder.ln_final(text_BMD[wanted_BM]) @ decoder.text_projection
+    return decoder.ln_final(text_BMD[mask_BM]) @ decoder.text_projection
 
 
-def _contrastive(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy; clips whose texts are the same words count as each other's match."""
+def _contrastive_loss(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy on one rank; equal texts count as positives of each other."""
     same_BB = (ids_BM[:, None] == ids_BM[None, :]).all(dim=-1).float()
     targets_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
     logits_BB = scale * clips_BD @ texts_BD.T
@@ -341,7 +343,7 @@ def _contrastive(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tens
 
 
 def encode(model: Any, batch: Mapping[str, Tensor], *, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit contrastive embeddings, pooled tokens and motion of a batch of seen clips."""
+    """(normalised contrastive embeddings, pooled tokens, motion features) of a batch of cached clips."""
     mean, std = PREPROCESSOR.mean[0], PREPROCESSOR.std[0]
     pixels = ((batch["motion_BTHWC"].float() / 255 - mean) / std).movedim(-1, -3)
     pooled_BD, tokens_BND, motion_BD = model.captioner.coca.visual(batch["semantic_BSLC"].float(), pixels, dropout)

@@ -180,12 +180,12 @@ class EncodeTextWorker:
         import torch
 
         from train.parallel.process_group import choose_device
-        from train.text.towers import open_tower
+        from train.text.towers import load_tower
 
         torch.set_num_threads(1)
         self.run, self.spec, self.dtype = RunFolder(run_uri), spec, dtype
         chosen = choose_device(device)
-        self.tower = open_tower(spec, chosen)
+        self.tower = load_tower(spec, chosen)
         self.batch_size = 1 if chosen.type == "cpu" else 32  # as text_encoder.load has it
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +193,6 @@ class EncodeTextWorker:
 
         texts = self.run.read_table(f"{part['name']}.parquet")["text"].to_pylist()
         facts = {"spec": self.spec, "plan_hash": plan_hash(self.spec, self.dtype, texts)}
-        payload = encode_part(self.tower, texts, dtype=self.dtype, batch_size=self.batch_size, facts=facts)
+        payload = encode_part(self.tower, texts, dtype=self.dtype, batch_size=self.batch_size, metadata=facts)
         self.run.write_bytes(f"{part['name']}.safetensors", payload)
         return {"name": part["name"], "texts": len(texts)}

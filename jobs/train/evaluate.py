@@ -122,7 +122,7 @@ def evaluate_training(
 
 
 def _check_agreement(found: checkpoint.Checkpoint, task: DitTask) -> None:
-    theirs, ours = found.config, checkpoint.plain(task.config)
+    theirs, ours = found.config, checkpoint.as_json(task.config)
     for key in MUST_AGREE:
         if theirs.get(key) != ours.get(key):
             raise CheckpointMismatchError(

@@ -111,25 +111,25 @@ def train_rank(
 
 
 def with_start_flags(
-    model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, preset: str | None
+    model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, trainable: str | None
 ) -> Recipe:
-    """The recipe with `--captions`, `--start` and `--preset` in their places.
+    """The recipe with `--captions`, `--init-from` and `--trainable` in their places.
 
     Raises:
         UsageError: they are given to a model that has none of them.
     """
-    if model == "dit" and not captions and preset is None and start is not None:
+    if model == "dit" and not captions and trainable is None and start is not None:
         dit = dataclasses.replace(recipe.train_dit.dit, init_from=start)
         return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
     if model != "captioner":
         raise UsageError(
-            f"--captions and --preset are of `train captioner`, --start is of that and `train dit`: not of `train {model}`"
+            f"--captions and --trainable are of `train captioner`, --init-from also of `train dit`: not of `train {model}`"
         )
     settings = recipe.train_captioner
     captioner = dataclasses.replace(
         settings.captioner,
         start=settings.captioner.start if start is None else start,
-        preset=settings.captioner.preset if preset is None else preset,
+        trainable=settings.captioner.trainable if trainable is None else trainable,
     )
     settings = dataclasses.replace(settings, captions=captions or settings.captions, captioner=captioner)
     return dataclasses.replace(recipe, train_captioner=settings)

@@ -1,4 +1,4 @@
-"""Clips of photos and the training of the tiny captioner, with drawn photos and a few steps."""
+"""Rendering of photo clips and training of the tiny captioner, with synthetic photos and a few steps."""
 
 import io
 import json
@@ -7,22 +7,15 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from features import PREPROCESSOR, Components, FrozenFeatureExtractor, Part, fit_components, read_part, write_part
+from model_card import evaluate_on_photos, export_weights
+from photo_clips import CUT, MOTIONS, photo_clip, read_photos, split_motion, tidy, with_motion
 from PIL import Image
+from train_tiny import TinySettings, TinyTask
 
-from examples.tiny_captioner.features import (
-    PREPROCESSOR,
-    Components,
-    Looker,
-    Part,
-    find_components,
-    make_part,
-    read_part,
-)
-from examples.tiny_captioner.model_card import evaluate_on_photos, export_weights, matched_auc
-from examples.tiny_captioner.photo_clips import CUT, MOTIONS, photo_clip, read_photos, split_motion, tidy, with_motion
-from examples.tiny_captioner.train_tiny import TinySettings, TinyTask
 from recaption.captioners.videococa.checkpoint import open_captioner_folder
 from recaption.errors import UsageError
+from train.captioner.evaluation import matched_auc
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
 
@@ -47,7 +40,7 @@ def photos(tmp_path_factory):
     return read_photos(path)
 
 
-def test_photos_are_read_with_tidy_captions(photos):
+def test_photos_are_read_with_normalised_captions(photos):
     assert len(photos) == NUM_PHOTOS
     assert photos[2].captions[0] == "Photo 2, seen by Ann"
     assert tidy('A  "dog" barks .') == "A dog barks"
@@ -68,7 +61,7 @@ def test_motion_phrases_are_read_back(motion):
     assert split_motion(text) == ("A dog runs in the snow", motion)
 
 
-def test_a_caption_without_motion_is_all_content():
+def test_a_caption_without_a_motion_phrase_is_all_content():
     assert split_motion("A camera on a table.") == ("A camera on a table", "")
 
 
@@ -76,8 +69,8 @@ def test_a_caption_without_motion_is_all_content():
     ("motion", "dx", "dy"),
     [("pans left", 1, 0), ("pans right", -1, 0), ("pans up", 0, 1), ("pans down", 0, -1)],
 )
-def test_the_world_moves_against_the_camera(photos, motion, dx, dy):
-    """Shift of the picture between two frames, by phase correlation."""
+def test_the_image_moves_against_the_camera(photos, motion, dx, dy):
+    """Shift of the image between two frames, by phase correlation."""
     import cv2
 
     clip = photo_clip(photos, 3, frame_px=96, num_frames=8, motion=motion)
@@ -108,17 +101,17 @@ def test_matched_auc():
 
 
 @pytest.fixture(scope="module")
-def seen(photos, tmp_path_factory):
-    import examples.tiny_captioner.features as features
+def cached(photos, tmp_path_factory):
+    import features
 
-    folder = tmp_path_factory.mktemp("seen")
-    looker = Looker()
+    folder = tmp_path_factory.mktemp("features")
+    extractor = FrozenFeatureExtractor()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "CLIPS_PER_PART", 6)
         clips, _ = features.render_part(Part("photos", 1), photos)
-        components = find_components(clips, looker)
+        components = fit_components(clips, extractor)
         for source in ("photos", "scenes"):
-            make_part(Part(source, 0), photos, folder, components, looker)
+            write_part(Part(source, 0), photos, folder, components, extractor)
     return folder, components
 
 
@@ -127,10 +120,10 @@ SMALL = TinySettings(
 )
 
 
-def test_motion_frames_are_those_of_the_captioner(seen):
+def test_cached_motion_frames_equal_those_of_the_captioner(cached):
     from recaption.captioners.videococa.two_path import fast_pathway_frames
 
-    folder, _ = seen
+    folder, _ = cached
     part = read_part(folder, Part("scenes", 0))
     from train.captioner.scene_clips import training_clip
 
@@ -140,8 +133,8 @@ def test_motion_frames_are_those_of_the_captioner(seen):
 
 
 @pytest.mark.parametrize("sources", [("photos", "scenes"), ("scenes",)])
-def test_trains_and_the_export_sees_what_training_saw(seen, photos, tmp_path, sources):
-    folder, components = seen
+def test_trains_and_exports(cached, photos, tmp_path, sources):
+    folder, components = cached
     task = TinyTask(SMALL, photos, folder, {source: [Part(source, 0)] for source in sources})
     result = train(task, TrainerSettings(num_steps=4, log_every=1, precision="bf16"), str(tmp_path), progress=False)
     assert np.isfinite(result.loss)
@@ -149,20 +142,20 @@ def test_trains_and_the_export_sees_what_training_saw(seen, photos, tmp_path, so
     captioner = open_captioner_folder(exported, name="tiny", device="cpu", dtype=None)
     assert not any("head" in name or name.startswith("captioner.") for name in captioner.model.state_dict())
     if "photos" in sources:
-        figures = evaluate_on_photos(captioner, photos)
-        assert set(figures) >= {"cider_d", "motion", "auc", "motion/pans left"}
+        metrics = evaluate_on_photos(captioner, photos)
+        assert set(metrics) >= {"cider_d", "motion", "auc", "motion/pans left"}
 
 
-def test_reduction_folds_into_the_projection(seen, photos):
-    """Whole cells through the exported projection are what reduced cells are through the trained one."""
-    from examples.tiny_captioner.model_card import whole_state
+def test_the_feature_reduction_is_folded_into_the_projection(cached, photos):
+    """Full features through the exported projection equal reduced features through the trained one."""
+    from model_card import folded_state
 
-    folder, components = seen
+    folder, components = cached
     task = TinyTask(SMALL, photos, folder, {"scenes": [Part("scenes", 0)]})
     state = task.model.state_dict()
-    whole = whole_state(state, components)
+    folded = folded_state(state, components)
     fine, coarse = torch.randn(3, 448), torch.rand(3, 1280)
     trained = task.model.captioner.coca.visual.project(components.reduce(fine, coarse))
-    weight, bias = whole["coca.visual.project.weight"], whole["coca.visual.project.bias"]
+    weight, bias = folded["coca.visual.project.weight"], folded["coca.visual.project.bias"]
     torch.testing.assert_close(torch.cat([fine, coarse], -1) @ weight.T + bias, trained, rtol=1e-3, atol=2e-3)
     assert isinstance(components, Components)

@@ -1,4 +1,4 @@
-"""A model of named blocks and a task whose steps are the same on any number of ranks; what ranks of tests run."""
+"""A toy model with `blocks`, a task with the same steps on any number of ranks, and functions that test ranks run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
 from train.engine.trainer import TrainResult, train
-from train.parallel import process_group as distributed
+from train.parallel import process_group
 
 
 class BlockModel(nn.Module):
-    """Widths that two ranks cannot share evenly, a frozen weight, a buffer, and a layer that few batches use."""
+    """Widths that two ranks cannot split evenly, a frozen weight, a buffer, and a layer that few batches use."""
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()
@@ -40,30 +40,30 @@ class BlockModel(nn.Module):
 
 
 class BlockTask:
-    """Batches of unequal size; the weights of a step are summed over whatever ranks and batches hold its samples."""
+    """Batches of unequal size, whose content depends only on the global batch number."""
 
     name = "blocks"
 
-    def __init__(self, *, bad_places: tuple[int, ...] = (), die_at: int | None = None) -> None:
-        torch.manual_seed(distributed.rank())  # ranks start apart on purpose: rank 0's weights are to win
+    def __init__(self, *, bad_batches: tuple[int, ...] = (), die_at_batch: int | None = None) -> None:
+        torch.manual_seed(process_group.rank())  # ranks differ on purpose: rank 0's weights must be broadcast
         self.model: nn.Module = BlockModel()
         self.config: dict[str, Any] = {"width": 7}
-        self.bad_places, self.die_at = bad_places, die_at
+        self.bad_batches, self.die_at_batch = bad_batches, die_at_batch
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[tuple[Tensor, int]]:
         number = start_step
         while True:
-            place = number * num_ranks + rank
-            generator = torch.Generator().manual_seed(place)
-            yield torch.randn((5, 3, 2, 1)[place % 4], 4, generator=generator), place
+            global_number = number * num_ranks + rank
+            generator = torch.Generator().manual_seed(global_number)
+            yield torch.randn((5, 3, 2, 1)[global_number % 4], 4, generator=generator), global_number
             number += 1
 
     def loss(self, batch: tuple[Tensor, int], *, step: int, seed: int) -> LossParts:
-        x_BC, place = batch
-        if place == self.die_at:
+        x_BC, global_number = batch
+        if global_number == self.die_at_batch:
             os.kill(os.getpid(), signal.SIGKILL)
-        error_B = (self.model(x_BC, place % 4 == 0) - x_BC.sum(1, keepdim=True)).square()
-        factor = float("nan") if place in self.bad_places else 1.0
+        error_B = (self.model(x_BC, global_number % 4 == 0) - x_BC.sum(1, keepdim=True)).square()
+        factor = float("nan") if global_number in self.bad_batches else 1.0
         return LossParts(
             loss_sum=error_B.sum() * factor,
             weight=len(x_BC),
@@ -93,23 +93,23 @@ def train_blocks(folder: str, changes: dict[str, Any], **task: Any) -> TrainResu
 
 
 def train_several(runs: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> None:
-    """One after the other in one process group."""
-    with distributed.process_group("cpu"):
+    """Train several runs, one after the other, in one process group."""
+    with process_group.process_group("cpu"):
         for folder, changes, task in runs:
             train_blocks(folder, changes, **task)
 
 
-def train_until_killed(folder: str, changes: dict[str, Any], die_at: int) -> None:
-    train_blocks(folder, changes, die_at=die_at)
+def train_until_killed(folder: str, changes: dict[str, Any], die_at_batch: int) -> None:
+    train_blocks(folder, changes, die_at_batch=die_at_batch)
 
 
 def train_until_killed_in_save(folder: str, changes: dict[str, Any], step: int) -> None:
-    """Rank 1 dies when it has written the first of its shards of that step."""
+    """Rank 1 is killed after writing its first shard of that step."""
     pwrite = os.pwrite
 
     def write_and_die(handle: int, data: memoryview, offset_bytes: int) -> int:
         written = pwrite(handle, data, offset_bytes)
-        if distributed.rank() == 1 and f"step-{step:06d}." in os.readlink(f"/proc/self/fd/{handle}"):
+        if process_group.rank() == 1 and f"step-{step:06d}." in os.readlink(f"/proc/self/fd/{handle}"):
             os.kill(os.getpid(), signal.SIGKILL)
         return written
 

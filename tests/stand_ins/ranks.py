@@ -1,4 +1,4 @@
-"""Ranks of one gloo process group, as processes of their own that start quickly: torch is imported once for all of them."""
+"""Start the ranks of a gloo process group as forkserver processes, with torch imported once for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def start_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 2) -> list[ForkServerProcess]:
-    """`function(*arguments)` on each rank, under torchrun's environment. It must be importable by its module's name."""
+    """Run `function(*arguments)` on each rank under torchrun's environment; it must be importable by module name."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,7 +27,7 @@ def start_ranks(function: Callable[..., Any], *arguments: Any, num_ranks: int = 
 
 
 def exit_codes(processes: list[ForkServerProcess], timeout: float = 280.0) -> list[int | None]:
-    """Of all ranks; those that are not done in time are killed."""
+    """Exit codes of all ranks; ranks still running after `timeout` seconds are killed."""
     for process in processes:
         process.join(timeout)
         if process.exitcode is None:

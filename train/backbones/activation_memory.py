@@ -14,9 +14,9 @@ import torch
 
 from recaption.errors import UsageError
 from train.backbones.dit import Dit
-from train.parallel.device_memory import AVERAGE_BYTES, TRAINED_BYTES, WEIGHT_BYTES
+from train.parallel.device_memory import EMA_BYTES, TRAINED_BYTES, WEIGHT_BYTES
 
-STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + AVERAGE_BYTES
+STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + EMA_BYTES
 
 
 ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 108.4, "bf16": 56.0}
@@ -46,7 +46,7 @@ def training_memory(
     precision: str = "bf16",
     token_width: int = 64,
     text_width: int = 4096,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
 ) -> TrainingMemory:
     """Estimate `TrainingMemory` of a DiT with heads of 64.
 
@@ -77,16 +77,22 @@ def training_memory(
         model_state_bytes=state,
         sharded_state_bytes=-(-state // num_ranks),
         activations_bytes=activation_bytes(
-            width=width, depth=depth, capacity=capacity, precision=precision, recompute=recompute
+            width=width,
+            depth=depth,
+            capacity=capacity,
+            precision=precision,
+            activation_checkpointing=activation_checkpointing,
         ),
     )
 
 
-def activation_bytes(*, width: int, depth: int, capacity: int, precision: str, recompute: bool = False) -> int:
+def activation_bytes(
+    *, width: int, depth: int, capacity: int, precision: str, activation_checkpointing: bool = False
+) -> int:
     """Activations of the blocks saved for backward, for one full pack.
 
     Args:
         recompute: activation checkpointing: every block saves its float32 input, and one block at a time everything.
     """
     per_block = ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
-    return int(per_block + 4 * capacity * width * depth if recompute else per_block * depth)
+    return int(per_block + 4 * capacity * width * depth if activation_checkpointing else per_block * depth)

@@ -1,12 +1,12 @@
-"""Numbered batches of clips and texts for a captioner's training: the same for the same number, on any rank's machine.
+"""Training batches of the captioner, indexed by number: clips with tokenised captions.
 
     batches = CaptionBatches(clips, vocabulary, framing, num_frames=8, stages=stages, batch_size=32, ...)
     batches[5]["pixels_BTHWC"], batches[5]["texts_SM"]
 
-Each clip brings one text to be said (behind the prefix of its kind) and up to two that mean it, a descriptive and a short
-one, for the contrastive loss. Each text of the batch is there once, however often it is used.
+A batch depends only on its number, rank and settings. Each clip has one target caption (after the prompt prefix of its
+kind) and up to two positives for the contrastive loss, a descriptive and a short one. Texts are deduplicated per batch.
 
-Shapes: B clips of this rank, T frames, S different texts, M tokens of the context, K texts that mean a clip.
+Shapes: B clips of this rank, T frames, S distinct texts, M tokens of the context, K positives per clip.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from recaption.captioners.videococa.captioner import token_lengths
 from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer, tokenizer_from_merges
 from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import RecaptionError, VideoError
-from train.captioner.clips import CaptionClips, CaptionedClip, numbered
+from train.captioner.clips import CaptionClips, CaptionedClip, shuffled_index
 from train.captioner.stages import Stage, stage_at
 
-MEANING_KINDS = ("descriptive", "short")
-"""What the contrastive loss learns: whole captions, and what people type."""
+CONTRASTIVE_KINDS = ("descriptive", "short")
+"""Kinds used as positives of the contrastive loss: full captions, and short texts like typed queries."""
 
 
-MAX_UNREADABLE_IN_A_ROW = 50
+MAX_CONSECUTIVE_UNREADABLE = 50
 
 
 _SEED_SPREAD = 7_919
@@ -42,7 +42,12 @@ logger = logging.getLogger(__name__)
 
 
 class CaptionBatches:
-    """Batch number -> dict of tensors and counts. Vocabulary and thread settings are made in the worker that uses it."""
+    """Batch number -> dict of tensors and counts; a map-style dataset for the DataLoader.
+
+    Keys: pixels_BTHWC, texts_SM (token ids), caption_index_B (target caption of each clip, an index into S), prefix_B and
+    length_B (its prefix tokens and its length), positive_index_KB, text_hash_KB (equal for equal texts on all ranks),
+    longest, num_tokens, num_unreadable.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class CaptionBatches:
     ) -> None:
         """
         Args:
-            prefixes: kind -> text that is forced before captions of that kind.
+            prefixes: kind -> prompt prefix of captions of that kind.
             batch_size: clips per rank and batch.
         """
         self.clips, self.preprocessor, self.num_frames = clips, preprocessor, num_frames
@@ -69,91 +74,95 @@ class CaptionBatches:
         self._merges = tokenizer.merges if isinstance(tokenizer, BPETokenizer) else None
         self._context_length = tokenizer.context_length
         self._tokenizer: BPETokenizer | ClipTokenizer | None = None
-        self.num_meanings = sum(kind in clips.kinds for kind in MEANING_KINDS) or 1
+        self.num_positives = sum(kind in clips.kinds for kind in CONTRASTIVE_KINDS) or 1
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         first = (number * self.num_ranks + self.rank) * self.batch_size
-        shares = stage_at(self.stages, number).shares
-        clips, drawn, num_unreadable = [], [], 0
-        for place in range(first, first + self.batch_size):
-            clip, missed = self._clip(place)
+        kind_weights = stage_at(self.stages, number).kind_weights
+        clips, sampled, num_unreadable = [], [], 0
+        for position in range(first, first + self.batch_size):
+            clip, num_skipped = self._clip(position)
             clips.append(clip)
-            drawn.append(self._draw(clip, shares, place))
-            num_unreadable += missed
+            sampled.append(self._sample_captions(clip, kind_weights, position))
+            num_unreadable += num_skipped
         return {
             "pixels_BTHWC": torch.from_numpy(np.stack([clip.pixels_THWC for clip in clips])),
-            **self._texts(drawn),
+            **self._texts(sampled),
             "num_unreadable": num_unreadable,
         }
 
-    def _clip(self, place: int) -> tuple[CaptionedClip, int]:
-        """The clip of a place, or the next in the same order that can be read; and how many could not."""
+    def _clip(self, position: int) -> tuple[CaptionedClip, int]:
+        """(clip at a position of the stream, or the next readable one; number of unreadable clips skipped)."""
         if self.clips.num_clips is None:
-            place += self.seed * _SEED_SPREAD
-        for missed in range(MAX_UNREADABLE_IN_A_ROW):
-            number, epoch = numbered(place + missed, self.clips.num_clips, seed=self.seed)
+            position += self.seed * _SEED_SPREAD
+        for num_skipped in range(MAX_CONSECUTIVE_UNREADABLE):
+            number, epoch = shuffled_index(position + num_skipped, self.clips.num_clips, seed=self.seed)
             try:
-                return self.clips.clip(number, self.preprocessor, num_frames=self.num_frames, epoch=epoch), missed
+                return self.clips.clip(number, self.preprocessor, num_frames=self.num_frames, epoch=epoch), num_skipped
             except VideoError as error:
-                logger.warning("clip %d of %s is left out of a batch: %s", number, self.clips.name, error)
-        raise RecaptionError(f"{MAX_UNREADABLE_IN_A_ROW} clips of {self.clips.name} in a row cannot be read")
+                logger.warning("clip %d of %s is skipped: %s", number, self.clips.name, error)
+        raise RecaptionError(f"{MAX_CONSECUTIVE_UNREADABLE} clips of {self.clips.name} in a row cannot be read")
 
-    def _draw(self, clip: CaptionedClip, shares: Mapping[str, float], place: int) -> tuple[str, str, list[str]]:
-        """(kind that is said, its text, texts that mean the clip)."""
-        rng = np.random.default_rng([self.seed, 6, place])
+    def _sample_captions(
+        self, clip: CaptionedClip, kind_weights: Mapping[str, float], position: int
+    ) -> tuple[str, str, list[str]]:
+        """(kind of the target caption, target caption, positives for the contrastive loss)."""
+        rng = np.random.default_rng([self.seed, 6, position])
         present = [kind for kind in CAPTION_KINDS if clip.captions.get(kind)]
-        weights = np.array([shares.get(kind, 0.0) for kind in present])
+        weights = np.array([kind_weights.get(kind, 0.0) for kind in present])
         if weights.sum():
             kind = present[int(rng.choice(len(present), p=weights / weights.sum()))]
-        else:  # a clip that has none of the stage's kinds is said as well as it can
+        else:  # the clip has none of the stage's kinds
             kind = present[0]
-        said = _pick(clip.captions[kind], rng)
-        meanings = [_pick(clip.captions[kind], rng) for kind in MEANING_KINDS if clip.captions.get(kind)] or [said]
-        if kind in MEANING_KINDS and kind in present:
-            meanings[min(len(meanings) - 1, MEANING_KINDS.index(kind))] = said  # one text less to encode
-        return kind, said, [meanings[min(k, len(meanings) - 1)] for k in range(self.num_meanings)]
-
-    def _texts(self, drawn: Sequence[tuple[str, str, list[str]]]) -> dict[str, Any]:
-        tokenizer = self._ready_tokenizer()
-        rows: dict[tuple[str, str], int] = {}
-        said = [rows.setdefault((self.prefixes.get(kind, ""), text), len(rows)) for kind, text, _ in drawn]
-        meant = [
-            [rows.setdefault(("", texts[k]), len(rows)) for _, _, texts in drawn] for k in range(self.num_meanings)
+        caption = _pick(clip.captions[kind], rng)
+        positives = [_pick(clip.captions[kind], rng) for kind in CONTRASTIVE_KINDS if clip.captions.get(kind)] or [
+            caption
         ]
-        encoded = [encode_behind(tokenizer, prefix, text) for prefix, text in rows]
+        if kind in CONTRASTIVE_KINDS and kind in present:
+            positives[min(len(positives) - 1, CONTRASTIVE_KINDS.index(kind))] = caption  # saves encoding another text
+        return kind, caption, [positives[min(k, len(positives) - 1)] for k in range(self.num_positives)]
+
+    def _texts(self, sampled: Sequence[tuple[str, str, list[str]]]) -> dict[str, Any]:
+        tokenizer = self._get_vocabulary()
+        index: dict[tuple[str, str], int] = {}  # (prefix, text) -> index in S
+        caption_index = [index.setdefault((self.prefixes.get(kind, ""), text), len(index)) for kind, text, _ in sampled]
+        positive_index = [
+            [index.setdefault(("", texts[k]), len(index)) for _, _, texts in sampled] for k in range(self.num_positives)
+        ]
+        encoded = [encode_with_prefix(tokenizer, prefix, text) for prefix, text in index]
         texts_SM = torch.stack([ids for ids, _ in encoded])
         lengths_S = token_lengths(texts_SM, tokenizer)
         prefix_S = torch.tensor([num_prefix for _, num_prefix in encoded])
-        said_B = torch.tensor(said)
-        keys_S = torch.tensor([_key(text) for _, text in rows])
-        meant_KB = torch.tensor(meant)
+        caption_index_B = torch.tensor(caption_index)
+        text_hash_S = torch.tensor([_text_hash(text) for _, text in index])
+        positive_index_KB = torch.tensor(positive_index)
         return {
             "texts_SM": texts_SM,
-            "said_B": said_B,
-            "prefix_B": prefix_S[said_B],
-            "length_B": lengths_S[said_B],
-            "meant_KB": meant_KB,
-            "keys_KB": keys_S[meant_KB],
-            "longest": int(lengths_S[said_B].max()),
-            "num_tokens": int((lengths_S - 1 - prefix_S)[said_B].sum()),
+            "caption_index_B": caption_index_B,
+            "prefix_B": prefix_S[caption_index_B],
+            "length_B": lengths_S[caption_index_B],
+            "positive_index_KB": positive_index_KB,
+            "text_hash_KB": text_hash_S[positive_index_KB],
+            "longest": int(lengths_S[caption_index_B].max()),
+            "num_tokens": int((lengths_S - 1 - prefix_S)[caption_index_B].sum()),
         }
 
-    def _ready_tokenizer(self) -> BPETokenizer | ClipTokenizer:
-        if self._tokenizer is None:  # made in the worker: tokenizers do not like being forked after use
+    def _get_vocabulary(self) -> BPETokenizer | ClipTokenizer:
+        if self._tokenizer is None:  # built in the worker: tokenizers must not be forked after use
             if self._merges is None:
                 self._tokenizer = ClipTokenizer(self._context_length)
             else:
                 self._tokenizer = tokenizer_from_merges(self._merges, context_length=self._context_length)
-            _one_thread()
+            _limit_threads()
         return self._tokenizer
 
     def stream(self, start: int, *, num_workers: int) -> Iterator[dict[str, Any]]:
-        """Batches `start`, `start + 1`, ... without end, made by `num_workers` processes in the background."""
+        """Endless iterator over batches `start`, `start + 1`, ... from `num_workers` background processes."""
         from torch.utils.data import DataLoader
 
         loader = DataLoader(
             self,  # type: ignore[arg-type]
-            sampler=_From(start),
+            sampler=_CountFrom(start),
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=4 if num_workers else None,
@@ -161,45 +170,46 @@ class CaptionBatches:
         return iter(loader)
 
 
-def encode_behind(tokenizer: BPETokenizer | ClipTokenizer, prefix: str, text: str) -> tuple[Tensor, int]:
-    """Padded ids (M) of start, prefix, text, end, and how many of them are the prefix; a text too long is cut."""
+def encode_with_prefix(tokenizer: BPETokenizer | ClipTokenizer, prefix: str, text: str) -> tuple[Tensor, int]:
+    """(padded ids (M) of start, prefix, text, end; number of prefix tokens). Longer texts are truncated."""
     (ids_M,) = tokenizer.encode([text])
     if not prefix:
         return ids_M, 0
     special = tokenizer.special
     length = int((ids_M == special.end).int().argmax())
-    (before_M,) = tokenizer.encode([prefix])
-    before = before_M[1 : int((before_M == special.end).int().argmax())]
-    kept = ids_M[1:length][: tokenizer.context_length - 2 - len(before)]
-    whole = torch.full_like(ids_M, special.pad)
-    ids = torch.cat([ids_M[:1], before, kept, torch.tensor([special.end])])
-    whole[: len(ids)] = ids
-    return whole, len(before)
+    (prefix_M,) = tokenizer.encode([prefix])
+    prefix_ids = prefix_M[1 : int((prefix_M == special.end).int().argmax())]
+    text_ids = ids_M[1:length][: tokenizer.context_length - 2 - len(prefix_ids)]
+    padded = torch.full_like(ids_M, special.pad)
+    ids = torch.cat([ids_M[:1], prefix_ids, text_ids, torch.tensor([special.end])])
+    padded[: len(ids)] = ids
+    return padded, len(prefix_ids)
 
 
 def _pick(texts: Sequence[str], rng: np.random.Generator) -> str:
     return texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]
 
 
-def _key(text: str) -> int:
-    """Says of texts on different ranks whether they are the same words."""
+def _text_hash(text: str) -> int:
+    """64-bit hash by which equal texts are recognised across ranks."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
-class _From:
-    """start, start + 1, ... without end."""
+class _CountFrom:
+    """Sampler: start, start + 1, ... without end."""
 
     def __init__(self, start: int) -> None:
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        step = self.start
+        number = self.start
         while True:
-            yield step
-            step += 1
+            yield number
+            number += 1
 
 
-def _one_thread() -> None:
+def _limit_threads() -> None:
+    """Turn off OpenCV's threads in DataLoader workers."""
     from torch.utils.data import get_worker_info
 
     if get_worker_info() is not None:

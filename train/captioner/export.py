@@ -1,8 +1,8 @@
-"""From a training checkpoint to a folder that can be shipped: weights, vocabulary, and a card with measured figures.
+"""Export a captioner checkpoint to a folder: fp16 weights, tokenizer and a model card with measured metrics.
 
     export("RUN/train/captioner", "recaption/captioners/tiny", num_scenes=500)
 
-The figures in the card are those of the exported half-precision weights on held-out scenes, not of the training run.
+The card's metrics are measured on the exported half-precision weights and held-out scenes.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ FIELD_NAMES = {"main_object": "main object (9 shapes)", "colour": "colour (9)", 
 
 
 def export(checkpoint: str | Path, folder: str | Path, *, num_scenes: int = 500) -> Path:
-    """Write the averaged weights of a training checkpoint as a captioner folder: fp16, tokenizer.json, README.md.
+    """Export the EMA weights of a training checkpoint as a captioner folder: fp16, tokenizer.json, README.md.
 
     Args:
-        num_scenes: held-out scenes measured for the card, and as many again of shape-colour pairs never trained on; 0
-            writes no card.
+        num_scenes: held-out scenes for the card, and as many with shape-colour pairs never trained on; 0 = no card.
     """
     saved = read_captioner_folder(checkpoint)
     folder = save_captioner(folder, saved.state, saved.tokenizer, saved.config)
     if num_scenes:
         captioner = load_captioner(str(folder))
-        figures = evaluate_on_scenes(captioner, num_scenes)
-        unseen = evaluate_on_scenes(captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True)
+        metrics = evaluate_on_scenes(captioner, num_scenes)
+        unseen_metrics = evaluate_on_scenes(
+            captioner, num_scenes, FIRST_HELD_OUT_SEED + num_scenes, only_unseen_pairs=True
+        )
         num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md")
-        card = model_card(saved.config, figures, unseen, num_scenes, num_bytes, captioner.weights_hash)
+        card = model_card(saved.config, metrics, unseen_metrics, num_scenes, num_bytes, captioner.weights_hash)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
 def model_card(
     config: dict[str, Any],
-    figures: dict[str, float],
-    unseen: dict[str, float],
+    metrics: dict[str, float],
+    unseen_metrics: dict[str, float],
     num_scenes: int,
     num_bytes: int,
     weights_hash: str,
@@ -53,11 +54,11 @@ def model_card(
     coca, framing = config["coca"], config["framing"]
     vision, text = coca["vision_cfg"], coca["text_cfg"]
     rows = "\n".join(
-        f"| {FIELD_NAMES[field]} | {figures[f'accuracy/{field}']:.1%} | {unseen[f'accuracy/{field}']:.1%} |"
+        f"| {FIELD_NAMES[field]} | {metrics[f'accuracy/{field}']:.1%} | {unseen_metrics[f'accuracy/{field}']:.1%} |"
         for field in FIELDS
     )
     totals = "\n".join(
-        f"| {name} | {figures[key]:.1%} | {unseen[key]:.1%} |"
+        f"| {name} | {metrics[key]:.1%} | {unseen_metrics[key]:.1%} |"
         for name, key in (
             ("mean over fields", "accuracy/mean"),
             ("all seven fields right", "accuracy/all_fields"),
@@ -68,7 +69,7 @@ def model_card(
     pairs = ", ".join(f"{colour} {shape}" for shape, colour in HELD_OUT_PAIRS)
     return f"""# The tiny captioner
 
-A small VideoCoCa trained from nothing by `recaption train captioner`, on scenes that `recaption.scenes` renders. It
+A small VideoCoCa trained from scratch by `recaption train captioner`, on scenes that `recaption.scenes` renders. It
 describes such scenes in one long caption (25 to 60 words: object, action, surroundings, background, weather, text,
 style, camera) and is the text encoder of the quickstart's diffusion transformer. It exists so that the pipeline runs
 without a download. **It knows nothing but rendered scenes**: on real footage it names shapes that are not there.
@@ -78,7 +79,7 @@ without a download. **It knows nothing but rendered scenes**: on real footage it
   patches of {vision["patch_size"]} px; vision {vision["width"]} x {vision["layers"]} layers, text {text["width"]} x \
 {text["layers"]}, decoder {coca["multimodal_cfg"]["width"]} x {coca["multimodal_cfg"]["layers"]};
   {vision["attn_pooler_queries"] - 1} pooled tokens per clip; context {text["context_length"]} tokens.
-- Kinds of captions it speaks: {", ".join(config.get("kinds", ["descriptive"]))}; asked for nothing, descriptive ones.
+- Caption kinds: {", ".join(config.get("kinds", ["descriptive"]))}; descriptive by default.
   The contrastive head and the text tower were trained on descriptive and on short captions.
 - Its vocabulary is lower case; capitals are put back at sentence starts.
 

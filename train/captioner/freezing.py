@@ -1,13 +1,13 @@
-"""What of a captioner is trained: VideoCoCa's ways of tuning (arXiv 2212.04979).
+"""Which parts of a captioner train: full, LiT or poolers only, as in VideoCoCa (arXiv 2212.04979).
 
     full     everything
-    lit      image encoder frozen; poolers, temporal embedding, text tower and caption decoder train (the paper's choice)
+    lit      image encoder frozen; poolers, temporal embedding, text tower and text decoder train (the paper's choice)
     frozen   only the poolers and the temporal embedding train
 
-A CoCa decoder is two halves: the text tower (unimodal, without the image) and the caption decoder that continues from
-it; "the decoder" of the paper's LiT is taken to mean both. To the poolers belongs all that stands between the encoder's
-frame tokens and what decoder and contrastive loss read: attentional poolers, their norm and projection, joint and
-temporal layers. The temperature of the contrastive loss trains with the text side.
+A CoCa decoder has a unimodal half (the text tower) and a multimodal half; "the decoder" of the paper's LiT is taken to
+mean both. The poolers are everything between the encoder's frame tokens and the inputs of decoder and contrastive loss:
+attentional poolers, their norm and projection, joint and temporal layers. The contrastive temperature trains with the
+text side.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import nn
 
 from recaption.errors import UsageError
 
-PRESETS = ("full", "lit", "frozen")
+TRAINABLE = ("full", "lit", "frozen")
 
 
 ENCODER, POOLERS, TEXT = "encoder", "poolers", "text"
 
 
-_TRAINS = {"full": (ENCODER, POOLERS, TEXT), "lit": (POOLERS, TEXT), "frozen": (POOLERS,)}
+_TRAINABLE_PARTS = {"full": (ENCODER, POOLERS, TEXT), "lit": (POOLERS, TEXT), "frozen": (POOLERS,)}
 
 
 ENCODER_PARTS = (
@@ -35,34 +35,34 @@ ENCODER_PARTS = (
     "coca.visual.transformer",
     "frame_encoder",
 )
-"""Of open_clip's vision tower what works on one frame alone; `frame_encoder` is what a model of ours may have instead."""
+"""The per-frame part of open_clip's vision tower; `frame_encoder` is its replacement in this project's own models."""
 
 
 TEXT_PARTS = ("coca.text", "coca.text_decoder", "coca.logit_scale", "coca.logit_bias")
 
 
 def part_of(name: str) -> str:
-    """`encoder`, `text` or `poolers`: where a parameter (or module) of a `VideoCoCa` belongs."""
+    """The part that a parameter or module of a `VideoCoCa` belongs to: `encoder`, `text` or `poolers`."""
     for part, prefixes in ((ENCODER, ENCODER_PARTS), (TEXT, TEXT_PARTS)):
         if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes):
             return part
     return POOLERS
 
 
-def apply_preset(model: nn.Module, preset: str) -> None:
-    """Set which parameters have gradients.
+def set_trainable(model: nn.Module, trainable: str) -> None:
+    """Set `requires_grad` of the parameters by `full`, `lit` or `frozen`.
 
     Raises:
-        UsageError: no such preset.
+        UsageError: another value of `trainable`.
     """
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset!r}: there are {', '.join(PRESETS)}")
+    if trainable not in TRAINABLE:
+        raise UsageError(f"--trainable {trainable!r}: choose from {', '.join(TRAINABLE)}")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in _TRAINS[preset])
+        parameter.requires_grad_(part_of(name) in _TRAINABLE_PARTS[trainable])
 
 
 def frozen_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """Outermost modules without any parameter to train: they stay in eval mode, dropout and batch statistics included."""
+    """Outermost modules without trainable parameters; they are kept in eval mode, because of dropout and batch norm."""
 
     def visit(module: nn.Module) -> Iterator[nn.Module]:
         parameters = list(module.parameters())

@@ -1,11 +1,11 @@
-"""Where a captioner's training starts: from nothing, or from a captioner that is there.
+"""Initial weights of captioner training: from scratch, or from an existing captioner.
 
-    start = from_nothing(captioner_config(settings, vocabulary), vocabulary, temporal_std=0.1, seed=0)
-    start = from_captioner("tiny")                       # or a folder, or open_clip:MODEL/TAG
-    start.model, start.vocabulary, start.config
+    initial = from_scratch(captioner_config(settings, vocabulary), vocabulary, temporal_std=0.1, seed=0)
+    initial = from_captioner("tiny")                       # or a folder, or open_clip:MODEL/TAG
+    initial.model, initial.vocabulary, initial.config
 
-A warm start keeps tokeniser, framing and design. What it may gain is a temporal embedding of zeros, with which it says
-what it said before, and kinds of captions.
+A captioner keeps its tokenizer, framing and architecture. It may gain a zero-initialised temporal embedding, which does
+not change its output, and new caption kinds.
 """
 
 from __future__ import annotations
@@ -33,45 +33,49 @@ from recaption.captioners.videococa.model import VideoCoCa
 from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer
 from recaption.errors import CheckpointMismatchError, UsageError
 
-MAX_CUT_SHARE = 0.2
-"""Of the captions to learn from, the share that may be longer than the context; cut captions teach to stop mid-way."""
+MAX_TRUNCATED_FRACTION = 0.2
+"""Maximum fraction of training captions longer than the context; truncated ones teach it to stop mid-sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class InitialCaptioner:
+    """Model, vocabulary and config that a training starts from."""
+
     config: dict[str, Any]
-    """What `checkpoint.build_model` rebuilds the model from."""
+    """Config from which `videococa.checkpoint.build_model` rebuilds the model."""
     model: VideoCoCa
     tokenizer: BPETokenizer | ClipTokenizer
-    came_from: dict[str, str]
-    """Spec and weights hash of the captioner it was; empty: from nothing."""
+    provenance: dict[str, str]
+    """Spec and weights hash of the original captioner; empty if from scratch."""
 
     @property
     def preprocessor(self) -> FramePreprocessor:
         return FramePreprocessor(**self.config["framing"])
 
 
-def from_nothing(config: dict[str, Any], tokenizer: BPETokenizer, *, temporal_std: float, seed: int) -> Start:
-    """A model with first weights of its own."""
+def from_scratch(
+    config: dict[str, Any], tokenizer: BPETokenizer, *, temporal_std: float, seed: int
+) -> InitialCaptioner:
+    """A randomly initialised model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config)
         if model.temporal_embedding is not None:
-            # zero would hide the order of frames until its first gradients
+            # not zero, which would hide the frame order at first
             nn.init.normal_(model.temporal_embedding, std=temporal_std)
-    return Start(config=config, model=model, tokenizer=tokenizer, came_from={})
+    return InitialCaptioner(config=config, model=model, tokenizer=tokenizer, provenance={})
 
 
-def from_captioner(spec: str, *, temporal: bool = True) -> Start:
-    """The captioner `spec` as the start of a training.
+def from_captioner(spec: str, *, temporal: bool = True) -> InitialCaptioner:
+    """Load the captioner `spec` for further training.
 
     Args:
-        temporal: where it cannot tell the order of frames, give it a temporal embedding of zeros.
+        temporal: add a zero-initialised temporal embedding if it has none.
 
     Raises:
-        UsageError: no captioner there, or one that is not a VideoCoCa.
-        WeightsUnreachableError: its weights are out of reach.
-        CheckpointMismatchError: weights, vocabulary and config do not belong together.
+        UsageError: no captioner there, or not a VideoCoCa.
+        WeightsUnreachableError: weights neither on disk nor downloadable.
+        CheckpointMismatchError: weights, vocabulary and config do not match.
     """
     tokenizer: BPETokenizer | ClipTokenizer
     kind, _, rest = spec.partition(":")
@@ -89,44 +93,47 @@ def from_captioner(spec: str, *, temporal: bool = True) -> Start:
         except RuntimeError as error:
             raise CheckpointMismatchError(f"{saved.weights_path} does not fit its own config.json: {error}") from error
     else:
-        raise UsageError(f"--start {spec!r} is no captioner that can be trained further; there are {SPEC_FORMATS}")
+        raise UsageError(
+            f"--init-from {spec!r} is not a captioner that can be trained further; use one of {SPEC_FORMATS}"
+        )
     _check_vocabulary(spec, config, tokenizer)
-    came_from = {"spec": spec, "weights": weights_hash(model)}
+    provenance = {"spec": spec, "weights": weights_hash(model)}
     if temporal and not config["temporal"]:
         config = {**config, "temporal": True}
-        before, model = model, build_model(config)
-        model.load_state_dict(before.state_dict(), strict=False)
+        original, model = model, build_model(config)
+        model.load_state_dict(original.state_dict(), strict=False)
         assert isinstance(model.temporal_embedding, nn.Parameter)
         nn.init.zeros_(model.temporal_embedding)
     if isinstance(tokenizer, BPETokenizer):
-        config = {**config, "merges": tokenizer.merges}  # a checkpoint has no tokenizer.json beside it
-    return Start(config=config, model=model, tokenizer=tokenizer, came_from=came_from)
+        config = {**config, "merges": tokenizer.merges}  # a training checkpoint has no tokenizer.json
+    return InitialCaptioner(config=config, model=model, tokenizer=tokenizer, provenance=provenance)
 
 
 def _check_vocabulary(spec: str, config: dict[str, Any], tokenizer: BPETokenizer | ClipTokenizer) -> None:
-    """Raises CheckpointMismatchError where the tokeniser's ids are not those of the model's embedding."""
-    known = config["coca"]["text_cfg"]["vocab_size"]
-    # CLIP's end token is its last one; coca_base has room for tokens that CLIP does not have
+    """Raises CheckpointMismatchError if the tokenizer's vocabulary does not match the model's embedding."""
+    vocab_size = config["coca"]["text_cfg"]["vocab_size"]
+    # CLIP's end token is its last one; coca_base has embeddings for tokens that CLIP does not have
     exact = isinstance(tokenizer, BPETokenizer)
     num_tokens = tokenizer.num_tokens if isinstance(tokenizer, BPETokenizer) else tokenizer.special.end + 1
-    if num_tokens > known or (exact and num_tokens != known):
+    if num_tokens > vocab_size or (exact and num_tokens != vocab_size):
         raise CheckpointMismatchError(
-            f"captioner {spec}: its tokeniser has {num_tokens} tokens, its model {known}; they do not belong together"
+            f"captioner {spec}: its tokenizer has {num_tokens} tokens, its model {vocab_size}; they do not belong together"
         )
 
 
-def check_texts(tokenizer: BPETokenizer | ClipTokenizer, texts: Sequence[str]) -> None:
-    """Refuse captions that the context cannot hold.
+def check_caption_lengths(tokenizer: BPETokenizer | ClipTokenizer, texts: Sequence[str]) -> None:
+    """Refuse captions that are too long for the context.
 
     Raises:
-        UsageError: more than `MAX_CUT_SHARE` of the captions are longer than the context.
+        UsageError: more than `MAX_TRUNCATED_FRACTION` of the captions are longer than the context.
     """
     if not texts:
         return
     ids_SM = tokenizer.encode(texts)
-    cut = float((token_lengths(ids_SM, tokenizer) >= tokenizer.context_length).float().mean())
-    if cut > MAX_CUT_SHARE:
+    truncated = float((token_lengths(ids_SM, tokenizer) >= tokenizer.context_length).float().mean())
+    if truncated > MAX_TRUNCATED_FRACTION:
         raise UsageError(
-            f"{cut:.0%} of the captions are longer than the {tokenizer.context_length} tokens of the captioner's context; "
-            "start from a captioner with a longer one, from nothing with a larger context_length, or use shorter captions"
+            f"{truncated:.0%} of the captions are longer than the {tokenizer.context_length} tokens of the captioner's "
+            "context; start from a captioner with a longer one or from scratch with a larger context_length, or use "
+            "shorter captions"
         )

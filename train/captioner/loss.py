@@ -1,11 +1,11 @@
-"""CoCa's loss (arXiv 2205.01917): contrastive + captioning, over all ranks, in as little memory as wished.
+"""CoCa's loss (arXiv 2205.01917): contrastive + captioning, over all ranks, optionally in micro-batches (GradCache).
 
-Every clip is compared with the texts of all ranks, every text with all clips; gradients flow back to the rank that a
-vector came from. With `micro_batch` the clips are encoded a few at a time without keeping anything but their vectors, and
-encoded again when the gradient comes back (GradCache, arXiv 2101.06983, by way of torch's checkpointing): the gradient is
-that of one pass, activations and logits are those of one micro-batch, and a pass costs one more forward.
+The contrastive loss compares the clips and texts of all ranks; gradients flow back to the rank of each embedding. With
+`micro_batch`, clips are encoded a few at a time, keeping only their embeddings, and encoded again in the backward pass
+(GradCache, arXiv 2101.06983, by torch's activation checkpointing): the gradient equals that of one pass, activations and
+logits are those of one micro-batch, at the cost of one more forward.
 
-Shapes: B clips of this rank, R = B times ranks, S texts, M tokens, K texts that mean a clip, D width, V vocabulary.
+Shapes: B clips of this rank, R = B times ranks, S texts, M tokens, K positives per clip, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from recaption.captioners.videococa.model import VideoCoCa
 from train.parallel.collectives import gather, gather_with_gradient, sum_over_ranks
 
 MAX_LOGIT_SCALE = 100.0
-"""Upper bound of the contrastive temperature's inverse, as in CLIP."""
+"""Upper bound of the inverse contrastive temperature, as in CLIP."""
 
 
-_IGNORED = -100
+_IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionerLoss:
     total: Tensor
-    """Sum over this rank's clips; summed over ranks and divided by all clips it is `caption_weight` times the mean
+    """Sum over this rank's clips. Summed over ranks and divided by the number of clips: `caption_weight` times the mean
     cross-entropy per token + `contrastive_weight` times the contrastive loss per clip."""
     caption: Tensor
     """Mean cross-entropy per token of this rank, detached."""
@@ -51,28 +51,29 @@ def captioner_loss(
     contrastive_weight: float,
     micro_batch: int = 0,
 ) -> CaptionerLoss:
-    """
+    """Loss of one batch of this rank; collective over all ranks.
+
     Args:
-        batch: of `caption_batches.CaptionBatches`, on the model's device.
-        micro_batch: clips encoded at a time; 0 = all at once, nothing encoded twice.
+        batch: from `CaptionBatches` (batches.py), on the model's device.
+        micro_batch: clips encoded at a time; 0 = all at once, without a second forward.
     """
     num_clips = len(batch["pixels_BTHWC"])
     size = micro_batch or num_clips
-    parts = []
+    encoded = []
     for start in range(0, num_clips, size):
-        part = _part_of(batch, slice(start, start + size))
+        clip_batch = _select(batch, slice(start, start + size))
         if size >= num_clips:
-            parts.append(_encode(model, preprocessor, pad, part))
+            encoded.append(_encode(model, preprocessor, pad, clip_batch))
         else:
-            parts.append(checkpoint(_encode, model, preprocessor, pad, part, use_reentrant=False))
-    clips_BD = torch.cat([clips for clips, _, _ in parts])
-    texts_KBD = torch.cat([texts for _, texts, _ in parts], dim=1)
-    caption_sum = torch.stack([total for _, _, total in parts]).sum()
+            encoded.append(checkpoint(_encode, model, preprocessor, pad, clip_batch, use_reentrant=False))
+    clips_BD = torch.cat([clips for clips, _, _ in encoded])
+    texts_KBD = torch.cat([texts for _, texts, _ in encoded], dim=1)
+    caption_sum = torch.stack([total for _, _, total in encoded]).sum()
 
     num_tokens = torch.tensor([batch["num_tokens"], num_clips], dtype=torch.float64, device=clips_BD.device)
     all_tokens, all_clips = sum_over_ranks(num_tokens.clone())
     scale = model.coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-    contrastive_sum = contrastive(clips_BD, texts_KBD, batch["keys_KB"], scale)
+    contrastive_sum = contrastive_loss(clips_BD, texts_KBD, batch["text_hash_KB"], scale)
     per_clip = (all_clips / all_tokens).float()
     return CaptionerLoss(
         total=caption_weight * caption_sum * per_clip + contrastive_weight * contrastive_sum,
@@ -81,63 +82,66 @@ def captioner_loss(
     )
 
 
-def _part_of(batch: Mapping[str, Any], rows: slice) -> dict[str, Tensor]:
-    """Some clips of a batch with only the texts that they use."""
-    said_B, meant_KB = batch["said_B"][rows], batch["meant_KB"][:, rows]
-    if len(said_B) == len(batch["said_B"]):
+def _select(batch: Mapping[str, Any], clips: slice) -> dict[str, Tensor]:
+    """A micro-batch: some clips with only the texts they use."""
+    caption_index_B, positive_index_KB = batch["caption_index_B"][clips], batch["positive_index_KB"][:, clips]
+    if len(caption_index_B) == len(batch["caption_index_B"]):
         texts_SM = batch["texts_SM"]
     else:
-        used_S, places = torch.cat([said_B, meant_KB.flatten()]).unique(return_inverse=True)
+        used_S, indices = torch.cat([caption_index_B, positive_index_KB.flatten()]).unique(return_inverse=True)
         texts_SM = batch["texts_SM"][used_S]
-        said_B, meant_KB = places[: len(said_B)], places[len(said_B) :].view_as(meant_KB)
+        caption_index_B, positive_index_KB = (
+            indices[: len(caption_index_B)],
+            indices[len(caption_index_B) :].view_as(positive_index_KB),
+        )
     return {
-        "pixels_BTHWC": batch["pixels_BTHWC"][rows],
+        "pixels_BTHWC": batch["pixels_BTHWC"][clips],
         "texts_SM": texts_SM,
-        "said_B": said_B,
-        "meant_KB": meant_KB,
-        "prefix_B": batch["prefix_B"][rows],
+        "caption_index_B": caption_index_B,
+        "positive_index_KB": positive_index_KB,
+        "prefix_B": batch["prefix_B"][clips],
         "longest": batch["longest"],
     }
 
 
 def _encode(
-    model: VideoCoCa, preprocessor: FramePreprocessor, pad: int, part: Mapping[str, Any]
+    model: VideoCoCa, preprocessor: FramePreprocessor, pad: int, clip_batch: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(clips_BD, texts_KBD, summed cross-entropy of the captions): vectors of unit length, all float32."""
-    clips = model.encode_clips(preprocessor.normalise(part["pixels_BTHWC"]))
-    texts = model.encode_texts(part["texts_SM"])
-    longest = part["longest"]
-    said_BM = part["texts_SM"][part["said_B"], :longest]
-    logits_BMV = model.caption_logits(clips.tokens_BND, texts.tokens_SMD[part["said_B"], : longest - 1])
-    targets_BM = said_BM[:, 1:]
-    place_M = torch.arange(longest - 1, device=targets_BM.device)
-    # a prefix is forced on the captioner, so it is not to be learned
-    ignored_BM = (targets_BM == pad) | (place_M < part["prefix_B"][:, None])
+    """(clips_BD, texts_KBD, summed cross-entropy of the captions), float32; embeddings have unit length."""
+    clips = model.encode_clips(preprocessor.normalise(clip_batch["pixels_BTHWC"]))
+    texts = model.encode_texts(clip_batch["texts_SM"])
+    longest = clip_batch["longest"]
+    caption_ids_BM = clip_batch["texts_SM"][clip_batch["caption_index_B"], :longest]
+    logits_BMV = model.caption_logits(clips.tokens_BND, texts.tokens_SMD[clip_batch["caption_index_B"], : longest - 1])
+    targets_BM = caption_ids_BM[:, 1:]
+    position_M = torch.arange(longest - 1, device=targets_BM.device)
+    # the prefix is a prompt, not a target
+    ignored_BM = (targets_BM == pad) | (position_M < clip_batch["prefix_B"][:, None])
     caption_sum = F.cross_entropy(
         logits_BMV.flatten(0, 1).float(),
-        targets_BM.masked_fill(ignored_BM, _IGNORED).flatten(),
-        ignore_index=_IGNORED,
+        targets_BM.masked_fill(ignored_BM, _IGNORE_INDEX).flatten(),
+        ignore_index=_IGNORE_INDEX,
         reduction="sum",
     )
     texts_SD = F.normalize(texts.pooled_SD.float(), dim=-1)
-    return clips.pooled_BD.float(), texts_SD[part["meant_KB"]], caption_sum
+    return clips.pooled_BD.float(), texts_SD[clip_batch["positive_index_KB"]], caption_sum
 
 
-def contrastive(clips_BD: Tensor, texts_KBD: Tensor, keys_KB: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy of this rank's clips and texts against those of all ranks, summed over clips.
+def contrastive_loss(clips_BD: Tensor, texts_KBD: Tensor, text_hash_KB: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy of this rank's clips and texts against all ranks', summed over clips, mean over K.
 
-    Clips whose texts are the same words (same key) count as each other's match. Mean over K.
+    Equal texts (same hash) count as positives of each other.
     """
-    num_texts = len(keys_KB)
+    num_positives = len(text_hash_KB)
     vectors_BLD = torch.cat([clips_BD[:, None], texts_KBD.transpose(0, 1)], dim=1)
-    everybody_RLD = gather_with_gradient(vectors_BLD)
-    all_keys_RK = gather(keys_KB.T.contiguous())
+    all_vectors_RLD = gather_with_gradient(vectors_BLD)
+    all_text_hash_RK = gather(text_hash_KB.T.contiguous())
     total = clips_BD.new_zeros(())
-    for k in range(num_texts):
-        same_BR = (keys_KB[k][:, None] == all_keys_RK[:, k][None, :]).float()
+    for k in range(num_positives):
+        same_BR = (text_hash_KB[k][:, None] == all_text_hash_RK[:, k][None, :]).float()
         targets_BR = same_BR / same_BR.sum(dim=1, keepdim=True)
-        to_texts_BR = scale * clips_BD @ everybody_RLD[:, 1 + k].T
-        to_clips_BR = scale * texts_KBD[k] @ everybody_RLD[:, 0].T
+        to_texts_BR = scale * clips_BD @ all_vectors_RLD[:, 1 + k].T
+        to_clips_BR = scale * texts_KBD[k] @ all_vectors_RLD[:, 0].T
         for logits_BR in (to_texts_BR, to_clips_BR):
-            total = total + F.cross_entropy(logits_BR, targets_BR, reduction="sum") / (2 * num_texts)
+            total = total + F.cross_entropy(logits_BR, targets_BR, reduction="sum") / (2 * num_positives)
     return total

@@ -1,11 +1,11 @@
-"""The clips of a run folder, with the texts that are known about each, as training data for a captioner.
+"""Clips of a run folder with their captions, as a CaptionClips source.
 
     trained, held_out = split([RunClip(clip=clip, captions={"descriptive": ("a dog runs",)}), ...])
     RunClips(trained).clip(0, framing, num_frames=8)
 
-Only the frames that the captioner looks at are decoded. From the second epoch on they are drawn anew, one from each of as
-many equal spans, so that a small set shows more than 8 pictures of a clip. All clips of a video are held out, or none:
-neighbouring shots look alike.
+Only the frames that the captioner uses are decoded. From the second epoch on they are sampled randomly, one from each of
+`num_frames` equal segments, as augmentation for small sets. Clips are held out by video, because neighbouring shots look
+alike.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.reader import read_frames
 from train.captioner.clips import CaptionedClip
 
-HELD_OUT_SHARE = 0.1
+HELD_OUT_FRACTION = 0.1
 
 
 MAX_HELD_OUT_CLIPS = 2000
-"""More than that measures nothing finer and is lost to training."""
+"""More would not make metrics more precise, and would be lost to training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,62 +41,65 @@ class RunClip:
 
 
 class RunClips:
-    """Implements `caption_clips.CaptionClips`."""
+    """Implements `train.captioner.clips.CaptionClips`."""
 
     fields = ""
 
     def __init__(self, clips: Sequence[RunClip], *, name: str = "run", decode: DecodeLimits | None = None) -> None:
         if not clips:
-            raise UsageError("no clip of this run folder has a caption to learn from")
+            raise UsageError("no clip of this run folder has a caption to train on")
         self.name = name
         self.clips = list(clips)
         self.num_clips: int | None = len(self.clips)
         self.kinds: tuple[str, ...] = tuple(
-            kind for kind in CAPTION_KINDS if any(kind in one.captions for one in clips)
+            kind for kind in CAPTION_KINDS if any(kind in clip.captions for clip in clips)
         )
         self._decode = decode or DecodeLimits()
 
     def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
-        one = self.clips[number]
-        clip = one.clip
-        within = np.full(num_frames, 0.5)
+        run_clip = self.clips[number]
+        clip = run_clip.clip
+        offset = np.full(num_frames, 0.5)
         if epoch:
-            within = np.random.default_rng([7, epoch, *clip.clip_id.encode()]).random(num_frames)
-        indices = ((np.arange(num_frames) + within) * clip.num_frames / num_frames).astype(np.int64)
-        wanted, again = np.unique(indices, return_inverse=True)  # a short clip shows frames twice
+            offset = np.random.default_rng([7, epoch, *clip.clip_id.encode()]).random(num_frames)
+        indices = ((np.arange(num_frames) + offset) * clip.num_frames / num_frames).astype(np.int64)
+        unique, inverse = np.unique(indices, return_inverse=True)  # a short clip repeats frames
         frames = read_frames(
             clip.uri,
-            clip.start_frame + wanted,
+            clip.start_frame + unique,
             short_side_px=min(preprocessor.frame_px, clip.width_px, clip.height_px),
             limits=self._decode,
         )
         return CaptionedClip(
             clip_id=clip.clip_id,
-            pixels_THWC=preprocessor.resize_frames(frames.pixels_THWC, again),
-            captions=one.captions,
+            pixels_THWC=preprocessor.resize_frames(frames.pixels_THWC, inverse),
+            captions=run_clip.captions,
         )
 
     def texts(self, count: int) -> list[str]:
-        texts = [text for one in self.clips for several in one.captions.values() for text in several]
+        texts = [text for run_clip in self.clips for kind in run_clip.captions.values() for text in kind]
         step = max(1, len(texts) // count)
         return texts[::step][:count]
 
     def description(self) -> dict[str, Any]:
-        rows = [[one.clip.clip_id, {kind: list(texts) for kind, texts in one.captions.items()}] for one in self.clips]
-        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12]
+        identity = [
+            [run_clip.clip.clip_id, {kind: list(texts) for kind, texts in run_clip.captions.items()}]
+            for run_clip in self.clips
+        ]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         return {"name": self.name, "clips": len(self.clips), "captions": digest}
 
 
-def split(clips: Sequence[RunClip], *, share: float = HELD_OUT_SHARE) -> tuple[list[RunClip], list[RunClip]]:
-    """(clips to learn from, clips to measure on), by video: the same videos whatever else is in the folder.
+def split(clips: Sequence[RunClip], *, fraction: float = HELD_OUT_FRACTION) -> tuple[list[RunClip], list[RunClip]]:
+    """(training clips, held-out clips), split by the hash of the video id, so that adding videos moves few others.
 
-    A folder with one video has nothing to hold out: it is measured on what it learned.
+    With a single video nothing can be held out: both lists are all clips.
     """
-    videos = sorted({one.clip.video_id for one in clips}, key=lambda video: hashlib.sha256(video.encode()).digest())
+    videos = sorted({clip.clip.video_id for clip in clips}, key=lambda video: hashlib.sha256(video.encode()).digest())
     if len(videos) < 2:
         return list(clips), list(clips)
-    held_out = set(videos[: max(1, round(len(videos) * min(share, MAX_HELD_OUT_CLIPS / len(clips))))])
+    held_out = set(videos[: max(1, round(len(videos) * min(fraction, MAX_HELD_OUT_CLIPS / len(clips))))])
     return (
-        [one for one in clips if one.clip.video_id not in held_out],
-        [one for one in clips if one.clip.video_id in held_out],
+        [clip for clip in clips if clip.clip.video_id not in held_out],
+        [clip for clip in clips if clip.clip.video_id in held_out],
     )

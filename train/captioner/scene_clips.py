@@ -1,10 +1,10 @@
-"""Rendered scenes as training clips for the captioner: endless, deterministic, with scenes kept aside for measuring.
+"""Rendered scenes as a CaptionClips source: endless, deterministic, with held-out scenes.
 
     clip = SceneClips().clip(7, framing, num_frames=8)
     clip.pixels_THWC, clip.captions["descriptive"], clip.captions["short"], clip.captions["colour"], clip.truth
 
-Training scenes have seeds below `FIRST_HELD_OUT_SEED` and never show one of `HELD_OUT_PAIRS`; held-out scenes have
-seeds from there on, and show any pair, or only those pairs.
+Training scenes have seeds below `FIRST_HELD_OUT_SEED` and no shape-colour pair of `HELD_OUT_PAIRS`; held-out scenes have
+seeds from there on, with any pair or only those.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ HELD_OUT_PAIRS = (
     ("circle", "green"),
     ("crescent", "black"),
 )
-"""Shape and colour that training never shows together, though each alone is common: names binding, not memory."""
+"""(shape, colour) pairs never rendered for training: they test compositional binding instead of memorisation."""
 
 
 _SEED_SPREAD = 524_287
-"""Prime: consecutive clip numbers walk through all training seeds before one comes again."""
+"""Prime: consecutive clip numbers visit all training seeds before one repeats."""
 
 
 _SHORT_SIDES_PX = (72, 72, 96, 144)
@@ -55,12 +55,12 @@ _NUM_FRAMES = (9, 17, 25, 33)
 """Clips last 1 to 4 seconds."""
 
 
-NOTHING_THERE = "none"
-"""Caption of a field that a scene does not have: a captioner that is asked has to be able to say so."""
+ABSENT_FIELD = "none"
+"""Caption of a field that a scene does not have."""
 
 
 class SceneClips:
-    """The endless training stream, or held-out scenes. Implements `caption_clips.CaptionClips`."""
+    """The endless training stream, or the held-out scenes. Implements `train.captioner.clips.CaptionClips`."""
 
     name = "scenes"
     fields = "scenes"
@@ -76,7 +76,7 @@ class SceneClips:
         return training_clip(number, preprocessor, num_frames=num_frames)
 
     def texts(self, count: int) -> list[str]:
-        return some_captions(count // 2)
+        return random_captions(count // 2)
 
     def description(self) -> dict[str, Any]:
         return {"name": self.name, "held_out": self._held_out}
@@ -93,7 +93,7 @@ def training_clip(number: int, preprocessor: FramePreprocessor, *, num_frames: i
 
 
 def held_out_scene(number: int, *, first_seed: int = FIRST_HELD_OUT_SEED, only_unseen_pairs: bool = False) -> Scene:
-    """Scene `number` for measuring, at its own size and length."""
+    """Held-out scene `number`, at its native size and length."""
     if first_seed < FIRST_HELD_OUT_SEED:
         raise ValueError(f"{first_seed = } is among the training seeds (below {FIRST_HELD_OUT_SEED})")
     if only_unseen_pairs:
@@ -102,8 +102,8 @@ def held_out_scene(number: int, *, first_seed: int = FIRST_HELD_OUT_SEED, only_u
     return _varied_scene(first_seed + number)
 
 
-def some_captions(count: int, *, seed: int = 0) -> list[str]:
-    """Long and short captions of random looks, nothing rendered: what the vocabulary is learned from."""
+def random_captions(count: int, *, seed: int = 0) -> list[str]:
+    """Long and short captions of random looks, without rendering; the vocabulary is trained on them."""
     rng = np.random.default_rng([seed, 4])
     captions = []
     for _ in range(count):
@@ -115,21 +115,21 @@ def some_captions(count: int, *, seed: int = 0) -> list[str]:
     return captions
 
 
-def _varied_scene(seed: int, **only: Any) -> Scene:
-    """A one-shot scene whose size and length follow from the seed too."""
+def _varied_scene(seed: int, **constraints: Any) -> Scene:
+    """A one-shot scene with size and length sampled from the seed."""
     rng = np.random.default_rng([seed, 2])
     short_side = int(rng.choice(_SHORT_SIDES_PX))
     aspect = float(rng.choice(_ASPECTS))
     long_side = round(short_side * max(aspect, 1 / aspect) / 2) * 2
     height_px, width_px = (short_side, long_side) if aspect >= 1 else (long_side, short_side)
     return render(
-        seed, num_frames=int(rng.choice(_NUM_FRAMES)), height_px=height_px, width_px=width_px, fps=_FPS, **only
+        seed, num_frames=int(rng.choice(_NUM_FRAMES)), height_px=height_px, width_px=width_px, fps=_FPS, **constraints
     )
 
 
 def scene_captions(scene: Scene) -> dict[str, tuple[str, ...]]:
-    """Caption per kind: the long and the short one, and each field by itself."""
-    fields = {name: (value or NOTHING_THERE,) for name, value in dataclasses.asdict(scene.fields).items()}
+    """Captions per kind: descriptive, short, and one kind per field."""
+    fields = {name: (value or ABSENT_FIELD,) for name, value in dataclasses.asdict(scene.fields).items()}
     return {"descriptive": (scene.long_caption,), "short": (scene.short_caption,), **fields}
 
 

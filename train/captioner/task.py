@@ -1,12 +1,12 @@
-"""Training a captioner, a VideoCoCa, as a Task of `train.engine.trainer`: from nothing or from another captioner, on any clips.
+"""The training task of the captioner (VideoCoCa): from scratch or from another captioner, on any CaptionClips source.
 
-    task = CaptionerTask(CaptionerSettings())                                   # rendered scenes, from nothing
-    task = CaptionerTask(CaptionerSettings(start="tiny", preset="lit"), clips=RunClips(...), held_out=RunClips(...))
+    task = CaptionerTask(CaptionerSettings())                                   # rendered scenes, from scratch
+    task = CaptionerTask(CaptionerSettings(init_from="tiny", trainable="lit"), clips=RunClips(...), held_out=RunClips(...))
     result = train(task, TrainerSettings(num_steps=2000), "RUN/train/captioner")
-    load_captioner("RUN/train/captioner")                  # or export it: train.captioner.export
+    load_captioner("RUN/train/captioner")                  # or export it: train/captioner/export.py
 
-What is said in training follows `stages`; the contrastive head learns descriptive and short captions all along, so that
-the text tower knows what people type. The loss is in loss.py, what of the model trains in freezing.py.
+Caption kinds follow a curriculum (`stages`); the contrastive loss always sees descriptive and short captions. The loss is
+in loss.py, the trainable parts in freezing.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from recaption.errors import UsageError
 from train.captioner.batches import CaptionBatches
 from train.captioner.clips import CaptionClips, CaptionedClip
 from train.captioner.evaluation import evaluate, held_out_clips
-from train.captioner.freezing import PRESETS, apply_preset, frozen_modules
-from train.captioner.init_weights import Start, check_texts, from_captioner, from_nothing
+from train.captioner.freezing import TRAINABLE, frozen_modules, set_trainable
+from train.captioner.init_weights import InitialCaptioner, check_caption_lengths, from_captioner, from_scratch
 from train.captioner.loss import captioner_loss
 from train.captioner.scene_clips import SceneClips
 from train.captioner.stages import kinds_in, parse_stages, prefix_of
@@ -40,61 +40,61 @@ NUM_CHECKED_TEXTS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerSettings:
-    """The defaults are the architecture of the captioner inside the package. `DESIGN` is for starts from nothing."""
+    """Settings of captioner training. Those in `ARCHITECTURE_SETTINGS` apply to training from scratch only."""
 
-    start: str = ""
-    """SPEC of the captioner to go on from: `tiny`, `open_clip:MODEL/TAG` or a folder; empty: from nothing."""
-    preset: str = "full"
-    """What trains: `full`, `lit` (image encoder frozen) or `frozen` (only poolers and temporal embedding)."""
+    init_from: str = ""
+    """SPEC of the captioner to start from: `tiny`, `open_clip:MODEL/TAG` or a folder; empty: from scratch."""
+    trainable: str = "full"
+    """What trains: `full`, `lit` (image encoder frozen) or `frozen` (poolers and temporal embedding only)."""
     stages: tuple[str, ...] = ()
-    """What is said when: SHARE:KIND=WEIGHT,... each, such as 0.4:short=1 0.6:descriptive=8,short=1,fields=1; empty:
-    descriptive captions all along."""
+    """Curriculum, FRACTION:KIND=WEIGHT,... per stage, such as 0.4:short=1 0.6:descriptive=8,short=1,fields=1; empty:
+    descriptive captions only."""
     temporal: bool = True
-    """Tell the order of frames; a start that cannot gets a temporal embedding of zeros."""
+    """Use a temporal embedding; it is zero-initialised if the captioner in `init_from` has none."""
     micro_batch: int = 0
-    """Clips encoded at a time, in a second pass for the gradient; 0 = the whole batch in one pass."""
+    """Clips encoded at a time (GradCache, one more forward); 0 = the whole batch at once."""
     frame_px: int = 96
-    """Side of the square that every frame is squeezed into; nothing is cropped."""
+    """Frames are resized to a square of this side, without cropping."""
     patch_px: int = 16
     num_frames: int = 8
     design: str = "attentional"
-    """How frames become one clip: attentional, factorized, joint or mean; see `recaption.captioners.videococa`."""
+    """Temporal pooling: attentional, factorized, joint or mean; see `recaption.captioners.videococa`."""
     vision_width: int = 160
     stem_channels: tuple[int, ...] = ()
-    """Widths of the convolutions of stride 2 before the one that makes the patch tokens; () = patches cut straight."""
+    """Channels of stride-2 convolutions before the patch embedding; () = plain patch embedding."""
     vision_layers: int = 4
-    """Layers that see one frame."""
+    """Transformer layers per frame."""
     joint_layers: int = 0
-    """Further layers, which see the tokens of all frames before they are pooled."""
+    """Further layers over the tokens of all frames, before pooling."""
     fixed_positions: bool = False
-    """Sine-cosine positions of the patches, about as loud as the patches, instead of learned ones that start quiet."""
+    """Fixed sine-cosine position embeddings of the patches, instead of learned ones, which start small."""
     temporal_std: float = 0.1
-    """Of the first values of the temporal embedding; the tokens it is added to have values of about 1."""
+    """Initial standard deviation of the temporal embedding; the tokens it is added to have values of about 1."""
     num_queries: int = 33
-    """Of the attentional pooler; one is the contrastive token, the others are what the decoder reads."""
+    """Queries of the attentional pooler: one contrastive token, the others for the decoder."""
     width: int = 128
-    """Of text tower, caption decoder and contrastive space."""
+    """Width of text tower, text decoder and contrastive embeddings."""
     text_layers: int = 2
     decoder_layers: int = 3
     head_width: int = 32
     context_length: int = 80
-    """The longest caption of a scene has 58 tokens; the rest is room for what people type."""
+    """In tokens; the longest caption of a scene has 58."""
     vocabulary_tokens: int = 1000
-    """Upper bound; the closed language of the scenes needs fewer."""
+    """Upper bound of the vocabulary size; the closed language of the scenes needs fewer."""
     caption_weight: float = 2.0
-    """Of the mean cross-entropy per token, CoCa's value."""
+    """Weight of the mean cross-entropy per token, as in CoCa."""
     contrastive_weight: float = 1.0
     batch_size: int = 32
     """Clips per rank and batch."""
     num_workers: int = 1
-    """Processes that render or read clips in the background; 0 = none."""
+    """DataLoader worker processes, which render or read clips; 0 = none."""
     num_validation_scenes: int = 96
-    """Held-out scenes or clips that are captioned at each validation."""
+    """Held-out scenes or clips evaluated at each validation."""
     seed: int = 0
-    """Of the first weights and of the order of the clips."""
+    """Seed of the initial weights and the clip order."""
 
     def check(self) -> None:
-        """Raises UsageError where the settings make no sense together."""
+        """Raises UsageError for invalid or incompatible settings."""
         for name in ("vision_width", "width"):
             if getattr(self, name) % self.head_width:
                 raise UsageError(f"{name} = {getattr(self, name)} is not a multiple of {self.head_width = }")
@@ -103,25 +103,25 @@ class CaptionerSettings:
         if min(self.batch_size, self.num_frames, self.num_queries - 1) < 1 or self.num_workers < 0:
             raise UsageError(f"batch_size, num_frames must be >= 1, num_queries >= 2, num_workers >= 0: {self}")
         if self.micro_batch < 0:
-            raise UsageError(f"{self.micro_batch = } is below 0 (0 = the whole batch in one pass)")
-        if self.preset not in PRESETS:
-            raise UsageError(f"--preset {self.preset!r}: there are {', '.join(PRESETS)}")
-        if not self.start and self.preset != "full":
-            raise UsageError(
-                f"--preset {self.preset} freezes weights that a start from nothing leaves random: add --start"
-            )
-        if self.start:
-            changed = [name for name in DESIGN if getattr(self, name) != _DEFAULTS[name]]
+            raise UsageError(f"{self.micro_batch = } is below 0 (0 = the whole batch at once)")
+        if self.trainable not in TRAINABLE:
+            raise UsageError(f"--trainable {self.trainable!r}: choose from {', '.join(TRAINABLE)}")
+        if not self.init_from and self.trainable != "full":
+            raise UsageError(f"--trainable {self.trainable} would freeze randomly initialised weights: add --init-from")
+        if self.init_from:
+            changed = [name for name in ARCHITECTURE_SETTINGS if getattr(self, name) != _DEFAULTS[name]]
             if changed:
-                raise UsageError(f"a start from {self.start!r} keeps its design: {changed[0]} cannot be set beside it")
+                raise UsageError(
+                    f"--init-from {self.init_from!r} fixes the architecture: {changed[0]} cannot be set with it"
+                )
 
 
-DESIGN = (
+ARCHITECTURE_SETTINGS = (
     "frame_px", "patch_px", "num_frames", "vision_width", "stem_channels", "vision_layers", "joint_layers",
     "fixed_positions", "temporal_std", "num_queries", "width", "text_layers", "decoder_layers", "head_width",
     "context_length", "vocabulary_tokens",
 )  # fmt: skip
-"""Settings that a start from another captioner has already answered."""
+"""Settings that `init_from` determines."""
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(CaptionerSettings)}
@@ -142,33 +142,34 @@ class CaptionerTask:
     ) -> None:
         """
         Args:
-            num_batches: of the whole training (steps times accumulation); what the shares of several stages are of.
-            clips: to learn from; default: rendered scenes.
-            held_out: to measure on; default: held-out scenes, which say something of captioners of scenes only.
+            num_batches: batches of the whole training (steps times accumulation), which the stages divide up.
+            clips: training clips; default: rendered scenes.
+            held_out: validation clips; default: held-out scenes, which suit captioners of scenes only.
 
         Raises:
-            UsageError: settings that do not fit together, captions that do not fit the context.
-            CheckpointMismatchError: the start's parts do not belong together.
+            UsageError: invalid settings, or captions too long for the context.
+            CheckpointMismatchError: weights, vocabulary and config of `init_from` do not match.
         """
         self.settings = settings or CaptionerSettings()
         self.settings.check()
         self.clips: CaptionClips = clips or SceneClips()
         self.held_out: CaptionClips = held_out or SceneClips(held_out=True)
         self.stages = parse_stages(self.settings.stages, num_batches)
-        spoken = [kind for kind in kinds_in(self.stages) if kind in self.clips.kinds]
-        start = self._start([prefix_of(kind) for kind in spoken])
-        self.tokenizer, self.preprocessor = start.tokenizer, start.preprocessor
-        check_texts(self.tokenizer, self.clips.texts(NUM_CHECKED_TEXTS))
-        known = start.config.get("kinds", {"descriptive": ""})
-        self.prefixes: dict[str, str] = {**{kind: prefix_of(kind) for kind in spoken}, **known}
-        self.captioner_config = {**start.config, "kinds": self.prefixes, "fields": self.clips.fields}
-        self.model: nn.Module = start.model
-        apply_preset(self.model, self.settings.preset)
-        stages = [{"until": stage.until, **stage.shares} for stage in self.stages[:-1]] + [self.stages[-1].shares]
+        kinds = [kind for kind in kinds_in(self.stages) if kind in self.clips.kinds]
+        initial = self._initial_captioner([prefix_of(kind) for kind in kinds])
+        self.tokenizer, self.preprocessor = initial.tokenizer, initial.preprocessor
+        check_caption_lengths(self.tokenizer, self.clips.texts(NUM_CHECKED_TEXTS))
+        initial_kinds = initial.config.get("kinds", {"descriptive": ""})
+        self.prefixes: dict[str, str] = {**{kind: prefix_of(kind) for kind in kinds}, **initial_kinds}
+        self.captioner_config = {**initial.config, "kinds": self.prefixes, "fields": self.clips.fields}
+        self.model: nn.Module = initial.model
+        set_trainable(self.model, self.settings.trainable)
+        stages = [{"end_batch": stage.end_batch, **stage.kind_weights} for stage in self.stages[:-1]]
+        stages.append({**self.stages[-1].kind_weights})
         self.config: dict[str, Any] = {
             "captioner": self.captioner_config,
-            "start": start.came_from,
-            "preset": self.settings.preset,
+            "init_from": initial.provenance,
+            "trainable": self.settings.trainable,
             "data": {
                 **self.clips.description(),
                 "batch_size": self.settings.batch_size,
@@ -177,24 +178,24 @@ class CaptionerTask:
             },
             "loss": {"caption": self.settings.caption_weight, "contrastive": self.settings.contrastive_weight},
         }
-        self._measured_on: list[CaptionedClip] = []
+        self._validation_clips: list[CaptionedClip] = []
 
-    def _start(self, prefixes: list[str]) -> Start:
+    def _initial_captioner(self, prefixes: list[str]) -> InitialCaptioner:
         settings = self.settings
-        if settings.start:
-            return from_captioner(settings.start, temporal=settings.temporal)
+        if settings.init_from:
+            return from_captioner(settings.init_from, temporal=settings.temporal)
         texts = self.clips.texts(NUM_VOCABULARY_TEXTS)
         tokenizer = train_tokenizer(
-            # often enough that each prefix becomes whole words
+            # repeated so that each prefix is tokenised as whole words
             [*texts, *(prefix for prefix in prefixes for _ in range(100) if prefix)],
             num_tokens=settings.vocabulary_tokens,
             context_length=settings.context_length,
         )
         config = captioner_config(settings, tokenizer)
-        return from_nothing(config, tokenizer, temporal_std=settings.temporal_std, seed=settings.seed)
+        return from_scratch(config, tokenizer, temporal_std=settings.temporal_std, seed=settings.seed)
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[dict[str, Any]]:
-        """Batch s of rank r holds the clips at places (s * num_ranks + r) * batch_size and on of the stream."""
+        """Batch n of rank r: the clips at positions (n * num_ranks + r) * batch_size and on of the stream."""
         batches = CaptionBatches(
             self.clips,
             self.tokenizer,
@@ -235,15 +236,15 @@ class CaptionerTask:
         )
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Caption scores, retrieval, and accuracy per field where it is known, on held-out clips."""
+        """Caption metrics, retrieval, and field accuracy if known, on held-out clips."""
         captioner = self.captioner(model)
-        if not self._measured_on:
-            self._measured_on = held_out_clips(self.held_out, self.settings.num_validation_scenes, captioner)
-        return evaluate(captioner, self._measured_on)
+        if not self._validation_clips:
+            self._validation_clips = held_out_clips(self.held_out, self.settings.num_validation_scenes, captioner)
+        return evaluate(captioner, self._validation_clips)
 
     def captioner(self, model: nn.Module) -> CocaCaptioner:
-        """`model` as a captioner; the weights are shared, not copied."""
-        flags = [parameter.requires_grad for parameter in model.parameters()]
+        """`model` as a captioner, sharing its weights."""
+        requires_grad = [parameter.requires_grad for parameter in model.parameters()]
         device = next(model.parameters()).device
         captioner = captioner_from_config(
             self.captioner_config,
@@ -252,13 +253,13 @@ class CaptionerTask:
             name="videococa",
             device=device,
         )
-        for parameter, flag in zip(model.parameters(), flags, strict=True):
+        for parameter, flag in zip(model.parameters(), requires_grad, strict=True):
             parameter.requires_grad_(flag)
         return captioner
 
 
 def captioner_config(settings: CaptionerSettings, tokenizer: BPETokenizer) -> dict[str, Any]:
-    """What `recaption.captioners.videococa.checkpoint` rebuilds the captioner from."""
+    """Config from which `videococa.checkpoint.build_model` rebuilds the captioner."""
     text = {
         "context_length": settings.context_length,
         "vocab_size": tokenizer.num_tokens,

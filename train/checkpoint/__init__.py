@@ -1,1 +1,1 @@
-"""Checkpoints: step folders of safetensors, written whole or not at all."""
+"""Checkpoints: step folders of safetensors files, written atomically."""

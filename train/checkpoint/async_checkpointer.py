@@ -1,10 +1,10 @@
-"""Checkpoints are written while the training goes on: what is saved is copied, and a thread writes the copies.
+"""Asynchronous checkpointing: tensors are copied to CPU memory, and a thread writes the copies during training.
 
-    saver = Saver("RUN/train/dit/checkpoints", keep=2, is_sharded=False)
-    saver.save(tensors, step=500, config=config, state=state)     # waits for the one before, copies, returns
-    saver.wait()                                                  # until it is on disk
+    checkpointer = AsyncCheckpointer("RUN/train/dit/checkpoints", keep_last=2, is_sharded=False)
+    checkpointer.save(tensors, step=500, config=config, state=state)     # waits for the previous save, copies, returns
+    checkpointer.wait()                                                  # until the checkpoint is on disk
 
-A run that is killed meanwhile leaves a folder under a temporary name, and the checkpoint before.
+A run killed during a save leaves a folder under a temporary name and the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.checkpoint import step_folder as checkpoint
+from train.checkpoint import step_folder
 from train.checkpoint.safetensors_storage import copy_to_cpu
-from train.parallel import process_group as distributed
+from train.parallel.process_group import rank
 
-CLOSING_SECONDS = 60.0
-"""Where another rank has died, a save can never end."""
+CLOSE_TIMEOUT_SECONDS = 60.0
+"""How long `close` waits: if another rank has died, a save never ends."""
 
 
-class Saver:
-    """One checkpoint at a time. All ranks call all methods, in the same order."""
+class AsyncCheckpointer:
+    """Saves one checkpoint at a time. All ranks call all methods, in the same order."""
 
-    def __init__(self, folder: str, *, keep: int, is_sharded: bool) -> None:
-        self.folder, self.keep = folder, keep
-        # Its own group: the thread's messages must not mix with those of the steps.
+    def __init__(self, folder: str, *, keep_last: int, is_sharded: bool) -> None:
+        self.folder, self.keep_last = folder, keep_last
+        # A separate group: the thread's collectives must not interleave with those of the training steps.
         self._group = dist.new_group(backend="gloo") if is_sharded else None
-        self._is_writing = is_sharded or distributed.rank() == 0
+        self._writes = is_sharded or rank() == 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._last = ""
+        self._last_path = ""
         self._copies: dict[str, Tensor] = {}
 
     def save(self, tensors: Mapping[str, Tensor], *, step: int, config: dict[str, Any], state: dict[str, Any]) -> None:
-        """Raises what the save before failed with."""
+        """Copy the tensors and start writing them; raises the error of the previous save, if it failed."""
         self.wait()
-        final = os.path.join(self.folder, f"step-{step:06d}")
-        if not self._is_writing or final == self._last:
+        path = os.path.join(self.folder, f"step-{step:06d}")
+        if not self._writes or path == self._last_path:
             return
-        self._last = final
-        # Kept from save to save: fresh memory would cost as much again as the copy.
+        self._last_path = path
+        # Buffers are reused: allocating fresh memory would cost as much again as the copy.
         self._copies = {key: copy_to_cpu(tensor, self._copies.get(key)) for key, tensor in tensors.items()}
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
 
         def write() -> None:
             try:
-                checkpoint.write_tensors(
+                step_folder.write_tensors(
                     self.folder,
                     step=step,
                     config=config,
                     state=state,
                     tensors=self._copies,
-                    keep=self.keep,
+                    keep_last=self.keep_last,
                     group=self._group,
                 )
             except BaseException as error:
@@ -69,7 +69,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until this rank's part is on disk. Raises what the save failed with."""
+        """Block until the current save is on disk; raises its error, if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -78,6 +78,6 @@ class Saver:
             raise error
 
     def close(self) -> None:
-        """Let a save that is under way end, whatever ended the training."""
+        """Let a running save finish, up to a timeout; for use when training ended with an error."""
         if self._thread is not None:
-            self._thread.join(timeout=CLOSING_SECONDS)
+            self._thread.join(timeout=CLOSE_TIMEOUT_SECONDS)

@@ -1,14 +1,14 @@
-"""Whole tensors in plain safetensors files, written and read by any number of ranks: torch.distributed.checkpoint's storage.
+"""Storage of torch.distributed.checkpoint (DCP) in plain, unsharded safetensors files, for any number of ranks.
 
     dcp.save(tensors, storage_writer=SafetensorsWriter("step-000500.tmp"), process_group=group)
-    dcp.load(tensors, storage_reader=SafetensorsReader("step-000500"), no_dist=True)
+    dcp.load(tensors, storage_reader=SafetensorsReader("step-000500", ["model.safetensors"]), no_dist=True)
 
-The key `model.safetensors/blocks.0.weight` is tensor `blocks.0.weight` of file model.safetensors. Each rank writes its
-shards straight to where they belong in the one file, so nobody ever holds a whole model, nothing is joined afterwards,
-and what comes out is what any safetensors reader opens. That is also why it loads on any number of ranks, sharded or
-not. The folder must be on a file system that all ranks see and that can write in the middle of a file.
+Key `model.safetensors/blocks.0.weight` is tensor `blocks.0.weight` of file model.safetensors. Each rank writes its shards
+at their offsets in the one file, so no rank holds the whole model, there is no consolidation pass, and any safetensors
+reader opens the result. It therefore loads on any number of ranks, sharded or not. The folder must be on a file system
+that all ranks share and that allows writes at an offset.
 
-torch's own storage pickles its `.metadata`; here nothing is pickled.
+DCP's own storage pickles its `.metadata`; here nothing is pickled.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""safetensors' names."""
+"""safetensors dtype name -> torch dtype."""
 
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 MAX_WRITE_BYTES = 1 << 30
-"""Linux writes no more than 2 GB at a call."""
+"""Linux writes at most 2 GB per call."""
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
 class _Shard(Protocol):
-    """What makes a tensor a part of a larger one in the eyes of torch.distributed.checkpoint."""
+    """Attributes by which torch.distributed.checkpoint recognises a tensor as a shard of a larger one."""
 
     global_shape: tuple[int, ...]
     global_offsets: tuple[tuple[int, ...], ...]
@@ -73,36 +73,41 @@ class _Shard(Protocol):
     local_sizes: tuple[tuple[int, ...], ...]
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """What this rank has of a sharded tensor, sharing its memory; a whole tensor as it is."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a DTensor, sharing its memory; a plain tensor is returned detached."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def as_shard(part: Tensor, whole: Tensor) -> Tensor | None:
-    """`part`, which is or stands for this rank's part of `whole`, marked as that; None where the rank has nothing."""
+def as_shard(shard: Tensor, whole: Tensor) -> Tensor | None:
+    """`shard` with the attributes of this rank's shard of `whole`; None if the rank's shard is empty.
+
+    `shard` may hold other values than `whole` has (its EMA). If `whole` is no DTensor, `shard` is returned as is.
+    """
     if not isinstance(whole, DTensor):
-        return part
+        return shard
     (chunk,) = whole.__create_chunk_list__()
     if not math.prod(chunk.sizes):
         return None
-    marked: Any = part.view_as(part)  # marks belong to this view, not to the parameter
-    marked.global_shape = tuple(whole.shape)
-    marked.global_offsets = (tuple(chunk.offsets),)
-    marked.local_offsets = (tuple(0 for _ in chunk.sizes),)
-    marked.local_sizes = (tuple(chunk.sizes),)
-    return marked  # type: ignore[no-any-return]
+    view: Any = shard.view_as(shard)  # the attributes belong to this view, not to the parameter
+    view.global_shape = tuple(whole.shape)
+    view.global_offsets = (tuple(chunk.offsets),)
+    view.local_offsets = (tuple(0 for _ in chunk.sizes),)
+    view.local_sizes = (tuple(chunk.sizes),)
+    return view  # type: ignore[no-any-return]
 
 
-def copy_to_cpu(part: Tensor, buffer: Tensor | None = None) -> Tensor:
-    """A copy that the next training step cannot touch, with the marks of `as_shard`; in `buffer` where that fits. From a
-    GPU it is there only when the stream is done."""
+def copy_to_cpu(tensor: Tensor, buffer: Tensor | None = None) -> Tensor:
+    """Copy to CPU memory, with the attributes of `as_shard`; reuses `buffer` if shape and dtype match.
+
+    Copies from a GPU are asynchronous: synchronise the stream before reading them.
+    """
     copy: Any = buffer
-    if copy is None or copy.shape != part.shape or copy.dtype != part.dtype:
-        copy = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
-    copy.copy_(part.detach(), non_blocking=True)
+    if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    copy.copy_(tensor.detach(), non_blocking=True)
     for name in _Shard.__annotations__:
-        if hasattr(part, name):
-            setattr(copy, name, getattr(part, name))
+        if hasattr(tensor, name):
+            setattr(copy, name, getattr(tensor, name))
     return copy  # type: ignore[no-any-return]
 
 
@@ -110,15 +115,15 @@ def copy_to_cpu(part: Tensor, buffer: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a whole tensor lies."""
+class _Location:
+    """File and offset of a whole tensor."""
 
     file: str
     offset_bytes: int
 
 
 class SafetensorsWriter(StorageWriter):
-    """Writes into the folder `path`, which rank 0 makes; `on_written` is called there when every rank has flushed."""
+    """Writes into the folder `path`, which rank 0 creates; it calls `on_written` once all ranks have flushed their files."""
 
     def __init__(self, path: str, *, on_written: Callable[[], None] = lambda: None) -> None:
         self.path, self.on_written = path, on_written
@@ -134,26 +139,24 @@ class SafetensorsWriter(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Rank 0: lay out the files from what all ranks have, and tell each where its tensors lie."""
+        """On rank 0: lay out the files from the plans of all ranks, and add each tensor's location to the plans."""
         wholes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for item in (item for plan in plans for item in plan.items):
             assert item.tensor_data is not None, f"{item.index.fqn} is not a tensor"
             wholes[item.index.fqn] = (item.tensor_data.properties.dtype, tuple(item.tensor_data.size))
-        places = self._make_files(wholes)
+        locations = self._create_files(wholes)
         return [
-            replace(plan, storage_data={item.index.fqn: places[item.index.fqn] for item in plan.items})
+            replace(plan, storage_data={item.index.fqn: locations[item.index.fqn] for item in plan.items})
             for plan in plans
         ]
 
-    def _make_files(self, wholes: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, _Place]:
-        places: dict[str, _Place] = {}
+    def _create_files(self, wholes: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, _Location]:
+        locations: dict[str, _Location] = {}
         files: dict[str, list[str]] = defaultdict(list)
         for key in wholes:
             files[_split(key)[0]].append(key)
         for file, keys in files.items():
-            keys.sort(
-                key=lambda key: (-wholes[key][0].itemsize, key)
-            )  # wide types first: each lies on its own boundary
+            keys.sort(key=lambda key: (-wholes[key][0].itemsize, key))  # wide dtypes first, so that each is aligned
             header: dict[str, Any] = {}
             ends = [0]
             for key in keys:
@@ -163,11 +166,11 @@ class SafetensorsWriter(StorageWriter):
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
             start = 8 + len(text)
-            places |= {key: _Place(file, start + end) for key, end in zip(keys, ends)}
+            locations |= {key: _Location(file, start + end) for key, end in zip(keys, ends)}
             with open(os.path.join(self.path, file), "xb") as stream:
                 stream.write(struct.pack("<Q", len(text)) + text)
                 stream.truncate(start + ends[-1])
-        return places
+        return locations
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         handles: dict[str, int] = {}
@@ -175,17 +178,17 @@ class SafetensorsWriter(StorageWriter):
         try:
             for item in plan.items:
                 assert item.tensor_data is not None
-                place: _Place = plan.storage_data[item.index.fqn]
-                if place.file not in handles:
-                    handles[place.file] = os.open(os.path.join(self.path, place.file), os.O_WRONLY)
+                location: _Location = plan.storage_data[item.index.fqn]
+                if location.file not in handles:
+                    handles[location.file] = os.open(os.path.join(self.path, location.file), os.O_WRONLY)
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
                 data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
                 chunk, size = item.tensor_data.chunk, item.tensor_data.size
-                for into, start, length in runs(chunk.offsets, chunk.sizes, size):
+                for into, start, length in contiguous_runs(chunk.offsets, chunk.sizes, size):
                     width = tensor.dtype.itemsize
-                    part = data[start * width : (start + length) * width]
-                    _write_at(handles[place.file], part, place.offset_bytes + into * width)
+                    run = data[start * width : (start + length) * width]
+                    _write_at(handles[location.file], run, location.offset_bytes + into * width)
                 results.append(WriteResult(index=item.index, size_in_bytes=len(data), storage_data=None))
             for handle in handles.values():
                 os.fsync(handle)
@@ -204,16 +207,18 @@ class SafetensorsWriter(StorageWriter):
         return os.path.isabs(checkpoint_id)
 
 
-def runs(offsets: Iterable[int], sizes: Iterable[int], shape: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """A box of a row-major array as runs of neighbours: (start in the array, start in the box, length), in elements.
+def contiguous_runs(
+    offsets: Iterable[int], sizes: Iterable[int], shape: Iterable[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Contiguous runs of a box in a row-major array: (start in the array, start in the box, length), in elements.
 
-    A shard along the first dimension is one run, one along the second a run per row.
+    A shard along the first dimension is one run, along the second one run per row.
     """
     offsets, sizes, shape = list(offsets), list(sizes), list(shape)
     split = len(shape)
     while split and sizes[split - 1] == shape[split - 1]:
         split -= 1
-    split = max(0, split - 1)  # the box holds all of the dimensions behind this one
+    split = max(0, split - 1)  # the box spans all later dimensions entirely
     length = math.prod(sizes[split:])
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     inner = offsets[split] * strides[split] if shape else 0
@@ -237,7 +242,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 class SafetensorsReader(StorageReader):
-    """Reads from the safetensors files `files` of the folder `path`, each rank only what it asks for."""
+    """Reads the safetensors files `files` of the folder `path`; each rank reads only the slices it requests."""
 
     def __init__(self, path: str, files: Iterable[str]) -> None:
         self.path, self.files = path, list(files)
@@ -246,27 +251,27 @@ class SafetensorsReader(StorageReader):
         pass
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Shapes and types, from the headers.
+        """Shapes and dtypes, from the file headers.
 
         Raises:
             CheckpointMismatchError: a file is missing or not safetensors.
         """
-        found: dict[str, TensorStorageMetadata] = {}
+        tensors: dict[str, TensorStorageMetadata] = {}
         for file in self.files:
             path = os.path.join(self.path, file)
             try:
                 with safe_open(path, framework="pt") as stream:
                     for name in stream.keys():  # noqa: SIM118 (not a dict)
-                        part = stream.get_slice(name)
-                        size = torch.Size(part.get_shape())
-                        found[f"{file}/{name}"] = TensorStorageMetadata(
-                            properties=TensorProperties(dtype=DTYPES[part.get_dtype()]),
+                        tensor = stream.get_slice(name)
+                        size = torch.Size(tensor.get_shape())
+                        tensors[f"{file}/{name}"] = TensorStorageMetadata(
+                            properties=TensorProperties(dtype=DTYPES[tensor.get_dtype()]),
                             size=size,
                             chunks=[ChunkStorageMetadata(offsets=torch.Size([0] * len(size)), sizes=size)],
                         )
             except (OSError, SafetensorError, KeyError) as error:
                 raise CheckpointMismatchError(f"{path} cannot be read: {error}") from error
-        return Metadata(state_dict_metadata=dict(found), storage_meta=StorageMeta())
+        return Metadata(state_dict_metadata=dict(tensors), storage_meta=StorageMeta())
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         pass
@@ -278,10 +283,10 @@ class SafetensorsReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        of_files = defaultdict(list)
+        items_of_file = defaultdict(list)
         for item in plan.items:
-            of_files[_split(item.storage_index.fqn)[0]].append(item)
-        for file, items in of_files.items():
+            items_of_file[_split(item.storage_index.fqn)[0]].append(item)
+        for file, items in items_of_file.items():
             with safe_open(os.path.join(self.path, file), framework="pt") as stream:
                 for item in items:
                     name = _split(item.storage_index.fqn)[1]

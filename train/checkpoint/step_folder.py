@@ -1,15 +1,15 @@
-"""What a training run leaves behind: whole folders, or none.
+"""Checkpoint folders, one per saved step, written atomically.
 
     checkpoints/step-000500/model.safetensors       weights as trained
-                            ema.safetensors         their running average in float32: what samples and validation use
-                            optimizer.safetensors   moments
-                            state.json              step, settings, the log window, sizes of the files beside it
-                            config.json             what rebuilds the model, with the name of the task
+                            ema.safetensors         their EMA in float32, used for sampling and validation
+                            optimizer.safetensors   AdamW moments
+                            state.json              step, settings, log window, sizes of the other files
+                            config.json             format version, task, and what rebuilds the model
 
     config, weights = load_model("RUN/train/dit", task="dit")
 
-A checkpoint is written under a temporary name, flushed to disk and renamed: a folder called step-* is complete. The files
-are the same whether one rank wrote them or each of many its shards (safetensors_storage.py); nothing in them is pickled.
+A checkpoint is written under a temporary name, flushed to disk and renamed: a folder named step-* is complete. Its files
+are the same whether one rank or many wrote them (safetensors_storage.py); nothing is pickled.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import TEMPORARY_SUFFIX
 from train.checkpoint.safetensors_storage import SafetensorsReader, SafetensorsWriter
-from train.checkpoint.weights import _load_weights
+from train.checkpoint.weights import read_weights
 
-MODEL, EMA, OPTIMIZER, STATE, CONFIG = (
-    "model.safetensors",
-    "ema.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "config.json",
-)
+FORMAT_VERSION = 1
+"""Of the files of a step folder, `format_version` in its config.json. Raise it with every incompatible change."""
+
+
+MODEL_FILE, EMA_FILE, OPTIMIZER_FILE = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+
+
+STATE_FILE, CONFIG_FILE = "state.json", "config.json"
 
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})$")
@@ -50,9 +51,13 @@ STEP_FOLDER = re.compile(r"step-(\d{6,})$")
 logger = logging.getLogger(__name__)
 
 
+class DamagedCheckpointError(CheckpointMismatchError):
+    """A file of a step folder is missing, unreadable or truncated."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """One whole step folder. Weights are read when asked for."""
+    """One complete step folder; tensors are read on demand."""
 
     path: str
     step: int
@@ -61,32 +66,27 @@ class Checkpoint:
 
     @property
     def has_ema(self) -> bool:
-        return os.path.exists(os.path.join(self.path, EMA))
+        return os.path.exists(os.path.join(self.path, EMA_FILE))
 
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
-        return _load_weights(os.path.join(self.path, EMA if ema else MODEL))
+        return read_weights(os.path.join(self.path, EMA_FILE if ema else MODEL_FILE))
 
-    def read_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill the tensors, which may be parts of sharded ones, by their keys FILE/NAME: each rank reads its own parts.
+    def load_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load in place into tensors or shards keyed by FILE/NAME; each rank reads only its own shards.
 
         Raises:
-            CheckpointMismatchError: a tensor is missing here, is of another shape, or is not asked for.
+            CheckpointMismatchError: a tensor is missing on either side or has another shape.
         """
-        files = {key.partition("/")[0] for key in tensors}
-        for file in sorted(files - self.state["num_bytes"].keys()):
-            raise CheckpointMismatchError(
-                f"{self.path} holds no {file}: an earlier version wrote it; its weights can be loaded, but to train on, "
-                "use another --name"
-            )
-        reader = SafetensorsReader(self.path, sorted(files))
+        reader = SafetensorsReader(self.path, sorted({key.partition("/")[0] for key in tensors}))
         metadata = reader.read_metadata()
         saved = metadata.state_dict_metadata
         for key in sorted(saved.keys() | tensors.keys()):
-            there, here = _size(saved.get(key)), _size(tensors.get(key))
-            # A rank that has no part of a small tensor does not ask for it.
-            if there != here and not (here is None and dist.is_initialized()):
+            saved_shape, model_shape = _global_shape(saved.get(key)), _global_shape(tensors.get(key))
+            # A rank whose shard of a small tensor is empty does not request it.
+            if saved_shape != model_shape and not (model_shape is None and dist.is_initialized()):
                 raise CheckpointMismatchError(
-                    f"{self.path} does not fit the model: {key} is {there or 'not there'}, the model has {here or 'none'}"
+                    f"{self.path} does not fit the model: {key} has shape {saved_shape} in the checkpoint, "
+                    f"{model_shape} in the model"
                 )
         planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         planner.set_up_planner(dict(tensors), metadata, is_coordinator=True)
@@ -94,8 +94,8 @@ class Checkpoint:
         reader.read_data(planner.finish_plan(planner.create_global_plan([plan])[0]), planner)
 
 
-def _size(tensor: Tensor | TensorStorageMetadata | BytesStorageMetadata | None) -> tuple[int, ...] | None:
-    """Of the whole that it stands for."""
+def _global_shape(tensor: Tensor | TensorStorageMetadata | BytesStorageMetadata | None) -> tuple[int, ...] | None:
+    """Shape of the unsharded tensor; None for no tensor."""
     if isinstance(tensor, Tensor):
         return tuple(getattr(tensor, "global_shape", tensor.shape))
     return tuple(tensor.size) if isinstance(tensor, TensorStorageMetadata) else None
@@ -110,15 +110,19 @@ def write(
     model: Mapping[str, Tensor],
     ema: Mapping[str, Tensor] | None,
     optimizer: Mapping[str, Tensor],
-    keep: int,
+    keep_last: int,
 ) -> str:
-    """Write `folder`/step-<step> and remove all but the newest `keep` of its kind. Returns the step folder's path."""
-    tensors = keyed(MODEL, model) | keyed(EMA, ema or {}) | keyed(OPTIMIZER, optimizer)
-    return write_tensors(folder, step=step, config=config, state=state, tensors=tensors, keep=keep)
+    """Write `folder`/step-<step> and delete all but the newest `keep_last` checkpoints. Returns the step folder's path."""
+    tensors = (
+        with_file_prefix(MODEL_FILE, model)
+        | with_file_prefix(EMA_FILE, ema or {})
+        | with_file_prefix(OPTIMIZER_FILE, optimizer)
+    )
+    return write_tensors(folder, step=step, config=config, state=state, tensors=tensors, keep_last=keep_last)
 
 
-def keyed(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under the keys that files of tensors have, FILE/NAME."""
+def with_file_prefix(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys NAME to FILE/NAME."""
     return {f"{file}/{name}": tensor for name, tensor in tensors.items()}
 
 
@@ -129,49 +133,49 @@ def write_tensors(
     config: dict[str, Any],
     state: dict[str, Any],
     tensors: Mapping[str, Tensor],
-    keep: int,
+    keep_last: int,
     group: dist.ProcessGroup | None = None,
 ) -> str:
-    """As `write`. With a `group` (of a CPU backend) all of its ranks call this, each with its own parts of the tensors."""
+    """Like `write`, with tensors keyed by FILE/NAME. All ranks of `group` (a CPU group) call it with their own shards."""
     final = os.path.join(folder, f"step-{step:06d}")
     if os.path.exists(final):
         return final
     os.makedirs(folder, exist_ok=True)
-    # Only rank 0 makes and renames it; the others are told its name.
+    # Rank 0 creates and renames the folder; the others only need its temporary name.
     names = [f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"]
     if group is not None:
         dist.broadcast_object_list(names, src=0, group=group)
     temporary = names[0]
 
-    def on_written() -> None:
-        _write_json(os.path.join(temporary, CONFIG), config)
+    def commit() -> None:
+        _write_json(os.path.join(temporary, CONFIG_FILE), {"format_version": FORMAT_VERSION, **config})
         sizes = {name: os.path.getsize(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}
-        _write_json(os.path.join(temporary, STATE), {"step": step, **state, "num_bytes": sizes})
-        for name in (CONFIG, STATE):
+        _write_json(os.path.join(temporary, STATE_FILE), {"step": step, **state, "num_bytes": sizes})
+        for name in (CONFIG_FILE, STATE_FILE):
             _flush_to_disk(os.path.join(temporary, name))
         _flush_to_disk(temporary)
         os.replace(temporary, final)
         _flush_to_disk(folder)
 
     try:
-        _write_files(temporary, dict(tensors), on_written, group)
+        _write_files(temporary, dict(tensors), commit, group)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if group is None or dist.get_rank(group) == 0:
-        _remove_all_but(folder, keep)
+        _remove_old(folder, keep_last)
     return final
 
 
 def _write_files(
-    path: str, tensors: dict[str, Tensor], on_written: Callable[[], None], group: dist.ProcessGroup | None
+    path: str, tensors: dict[str, Tensor], commit: Callable[[], None], group: dist.ProcessGroup | None
 ) -> None:
-    writer = SafetensorsWriter(path, on_written=on_written)
+    writer = SafetensorsWriter(path, on_written=commit)
     planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     if group is not None:
         try:
             dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group)
-        except CheckpointException as error:  # derives from BaseException; what went wrong is inside
+        except CheckpointException as error:  # derives from BaseException and wraps the actual error
             raise next(iter(error.failures.values()))[0] from error
         return
     planner.set_up_planner(tensors, writer.storage_meta(), is_coordinator=True)
@@ -181,16 +185,16 @@ def _write_files(
     writer.finish(metadata, [writer.write_data(plan, planner).wait()])
 
 
-def _remove_all_but(folder: str, keep: int) -> None:
-    for old in _step_folders(folder)[: -max(1, keep)]:
-        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under its final name.
-        doomed = f"{old}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
-        os.replace(old, doomed)
-        shutil.rmtree(doomed)
+def _remove_old(folder: str, keep_last: int) -> None:
+    for path in _step_folders(folder)[: -max(1, keep_last)]:
+        # Renamed first: a kill during the removal must not leave half a checkpoint under its final name.
+        renamed = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
+        os.replace(path, renamed)
+        shutil.rmtree(renamed)
 
 
 def remove_temporary(folder: str) -> None:
-    """Clear what a killed run left half-written or half-removed."""
+    """Delete what a killed run left half-written or half-removed."""
     if os.path.isdir(folder):
         for name in os.listdir(folder):
             if name.startswith("step-") and name.endswith(TEMPORARY_SUFFIX):
@@ -198,108 +202,122 @@ def remove_temporary(folder: str) -> None:
 
 
 def newest(folder: str) -> Checkpoint | None:
-    """The whole checkpoint with the highest step in a `checkpoints` folder; damaged ones are passed over, and said."""
+    """The checkpoint with the highest step in a `checkpoints` folder; damaged ones are skipped with a warning.
+
+    Raises:
+        CheckpointMismatchError: another format version.
+    """
     for path in reversed(_step_folders(folder)):
         try:
             return read(path)
-        except CheckpointMismatchError as error:
-            logger.warning("%s; trying the one before", error)
+        except DamagedCheckpointError as error:
+            logger.warning("%s; trying the previous checkpoint", error)
     return None
 
 
 def read(path: str) -> Checkpoint:
-    """One step folder.
+    """Open one step folder.
 
     Raises:
-        CheckpointMismatchError: a file is missing, cut off, or not ours.
+        DamagedCheckpointError: a file is missing, truncated or not ours.
+        CheckpointMismatchError: another format version.
     """
     try:
-        with open(os.path.join(path, STATE), encoding="utf-8") as file:
+        with open(os.path.join(path, STATE_FILE), encoding="utf-8") as file:
             state = json.load(file)
-        with open(os.path.join(path, CONFIG), encoding="utf-8") as file:
-            config = json.load(file)
+        with open(os.path.join(path, CONFIG_FILE), encoding="utf-8") as file:
+            config = dict(json.load(file))
         step, num_bytes = int(state["step"]), dict(state["num_bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointMismatchError(f"{path} is not a whole checkpoint of this project: {error}") from error
+        raise DamagedCheckpointError(f"{path} is not a complete checkpoint of this project: {error}") from error
+    version = config.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise CheckpointMismatchError(
+            f"{path} has checkpoint format_version {version}, this version of recaption reads {FORMAT_VERSION}: "
+            "use the version that wrote it, or train again under another --name"
+        )
     for name, expected in num_bytes.items():
         file_path = os.path.join(path, name)
-        found = os.path.getsize(file_path) if os.path.exists(file_path) else None
-        if found != expected:
-            raise CheckpointMismatchError(f"{file_path} is damaged: {found} bytes on disk, {expected} were written")
+        actual = os.path.getsize(file_path) if os.path.exists(file_path) else None
+        if actual != expected:
+            raise DamagedCheckpointError(f"{file_path} is damaged: {actual} bytes on disk, {expected} were written")
     return Checkpoint(path=path, step=step, config=config, state=state)
 
 
 def find(path: str) -> Checkpoint:
-    """The checkpoint meant by `path`: a step folder, or the newest of a train/<name> or `checkpoints` folder.
+    """The checkpoint at `path`: a step folder, or the newest of a train/<name> or `checkpoints` folder.
 
     Raises:
         UsageError: no such folder, or no checkpoint in it.
-        CheckpointMismatchError: the step folder named is not whole.
+        CheckpointMismatchError: the step folder is damaged, or of another format version.
     """
     path = os.path.normpath(path)
     if not os.path.isdir(path):
         raise UsageError(f"{path} is not a folder; pass a step-NNNNNN folder or the train/NAME folder that holds them")
-    if STEP_FOLDER.search(path) or os.path.exists(os.path.join(path, STATE)):
+    if STEP_FOLDER.search(path) or os.path.exists(os.path.join(path, STATE_FILE)):
         return read(path)
     for folder in (os.path.join(path, "checkpoints"), path):
-        found = newest(folder)
-        if found is not None:
-            return found
-    raise UsageError(f"{path} holds no checkpoint (no whole checkpoints/step-NNNNNN); has this training saved one yet?")
+        checkpoint = newest(folder)
+        if checkpoint is not None:
+            return checkpoint
+    raise UsageError(f"{path} holds no checkpoint (no complete checkpoints/step-NNNNNN); has this run saved one yet?")
 
 
 def load_model(path: str, *, ema: bool = True, task: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of a trained model, on the CPU. Averaged weights unless the run had none or `ema` is False.
+    """Config and weights of a trained model, on the CPU: the EMA weights, unless the run had none or `ema` is False.
 
     Args:
         task: the kind of model that the caller can rebuild (`captioner`, `compressor`, `dit`); None accepts any.
 
     Raises:
-        UsageError: nothing there.
-        CheckpointMismatchError: a checkpoint of another task, or a damaged one.
+        UsageError: no checkpoint there.
+        CheckpointMismatchError: a checkpoint of another task, a damaged one, or one of another format version.
     """
-    found = find(path)
-    trained = found.config.get("task")
-    if task is not None and trained != task:
-        raise CheckpointMismatchError(f"{found.path} is a checkpoint of task {trained!r}, where {task!r} is needed")
-    return found.config, found.weights(ema=ema and found.has_ema)
+    checkpoint = find(path)
+    trained_task = checkpoint.config.get("task")
+    if task is not None and trained_task != task:
+        raise CheckpointMismatchError(
+            f"{checkpoint.path} is a checkpoint of task {trained_task!r}, where {task!r} is needed"
+        )
+    return checkpoint.config, checkpoint.weights(ema=ema and checkpoint.has_ema)
 
 
-def check_same_config(found: Checkpoint, config: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of something else.
+def check_same_config(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
+    """Refuse to resume from a checkpoint with another config.
 
     Raises:
-        CheckpointMismatchError: names what differs.
+        CheckpointMismatchError: names the settings that differ.
     """
-    differing = _differences(found.config, plain(config))
+    differing = _differences(checkpoint.config, as_json(config))
     if differing:
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise CheckpointMismatchError(
-            f"{found.path} was trained with other settings ({shown}); use the old ones or another --name"
+            f"{checkpoint.path} was trained with other settings ({shown}); use the old ones or another --name"
         )
 
 
-def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples are lists."""
+def as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the types that JSON has: tuples become lists."""
     return json.loads(json.dumps(config))
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        rows = []
+        differences = []
         for key in sorted(old.keys() | new.keys()):
-            rows += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        return rows
-    return [] if old == new else [f"{name}: {_shown(old)} there, {_shown(new)} now"]
+            differences += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        return differences
+    return [] if old == new else [f"{name}: {_abbreviated(old)} there, {_abbreviated(new)} now"]
 
 
-def _shown(value: Any) -> str:
-    """Of a list of 700 merges its beginning says enough."""
+def _abbreviated(value: Any) -> str:
+    """`repr`, cut to 80 characters: a vocabulary has hundreds of merges."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _step_folders(folder: str) -> list[str]:
+    """Paths of the step folders, lowest step first."""
     if not os.path.isdir(folder):
         return []
     steps = {int(m.group(1)): name for name in os.listdir(folder) if (m := STEP_FOLDER.fullmatch(name))}

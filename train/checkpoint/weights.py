@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: loading them, and the hash that names them."""
+"""Weights of a checkpoint: reading, loading into a model, and their hash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recaption.errors import CheckpointMismatchError
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """First 12 hex digits of the sha256 of names, types, shapes and values: the same weights, the same hash."""
+    """First 12 hex digits of the sha256 over names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -24,10 +24,10 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load by name, all of them.
+    """Strict `load_state_dict`.
 
     Raises:
-        CheckpointMismatchError: names or shapes differ; `source` is named.
+        CheckpointMismatchError: names or shapes differ; the message begins with `source`.
     """
     try:
         model.load_state_dict(weights)
@@ -36,7 +36,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
         raise CheckpointMismatchError(f"{source} does not fit the model: {reason}") from error
 
 
-def _load_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointMismatchError: missing, or not safetensors.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Video compressors, by SPEC."""
+"""Video compressors: `load(SPEC)`."""
 
 from train.compressors.registry import load
 

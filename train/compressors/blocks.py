@@ -1,10 +1,10 @@
-"""Layers of the trained compressors: 2-D convolutions within a frame, and one look back at the frame before.
+"""Layers of the autoencoder: 2-D convolutions per frame plus a 1x1 convolution over the previous frame.
 
-    past = Past()
-    x_BTCHW = block(x_BTCHW, past)      # a whole clip, or its next piece: `past` carries the last frame of each block
+    cache = CausalCache()
+    x_BTCHW = block(x_BTCHW, cache)      # a whole clip, or its next chunk: the cache holds each block's last frame
 
-Causal: nothing looks forward in time and norms see one place at a time, so what comes later never changes what came
-before, an image is a video of one frame, and a clip in pieces gives what the clip at once gives, at any size.
+Causal in time, and norms act on single cells: later frames never affect earlier ones, an image is a video of one frame,
+and a clip processed in chunks gives exactly what it gives at once.
 
 Shapes: B clips, T latent frames, C channels, H rows, W columns.
 """
@@ -18,21 +18,21 @@ from torch import Tensor, nn
 ZERO_GAIN = 0.1
 
 
-class Past:
-    """The last frame that each block saw, from one piece of a clip to the next."""
+class CausalCache:
+    """Each block's last input frame, carried from one chunk of a clip to the next."""
 
     def __init__(self) -> None:
         self._frames: dict[int, Tensor] = {}
 
-    def before(self, block: nn.Module, x_BTCHW: Tensor) -> Tensor:
-        """Each frame's predecessor; before the first frame stands the first frame itself."""
+    def previous_frames(self, block: nn.Module, x_BTCHW: Tensor) -> Tensor:
+        """`x_BTCHW` shifted by one frame; the clip's first frame is its own predecessor."""
         first = self._frames.get(id(block), x_BTCHW[:, :1])
         self._frames[id(block)] = x_BTCHW[:, -1:]
         return torch.cat([first, x_BTCHW[:, :-1]], dim=1)
 
 
-class PlaceNorm(nn.Module):
-    """Divides each place by the root mean square of its channels."""
+class ChannelRMSNorm(nn.Module):
+    """RMSNorm over the channels of each cell."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class PlaceNorm(nn.Module):
 
 
 class FrameConv(nn.Conv2d):
-    """A convolution over each frame.
+    """2-D convolution of each frame.
 
     Args:
-        zero: start as the zero function. What comes out is then scaled by ZERO_GAIN: Adam's first steps move all
-            weights of a layer alike, and without the scale the sum over a thousand of them would be a jump.
+        zero: zero-initialised, with outputs scaled by ZERO_GAIN: Adam's first steps move all weights of a layer alike,
+            and the sum over a thousand of them would otherwise jump.
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: int = 3, *, zero: bool = False) -> None:
@@ -65,33 +65,33 @@ class FrameConv(nn.Conv2d):
 
 
 class CausalBlock(nn.Module):
-    """Norm, convolution, SiLU, convolution around a shortcut; starts as the identity.
+    """Residual block: norm, convolution, SiLU, convolution; initialised to the identity.
 
     Args:
-        looks_back: whether each frame also sees the one before it.
+        uses_previous_frame: add a 1x1 convolution of the previous frame.
     """
 
-    def __init__(self, channels: int, *, looks_back: bool) -> None:
+    def __init__(self, channels: int, *, uses_previous_frame: bool) -> None:
         super().__init__()
-        self.norm = PlaceNorm(channels)
+        self.norm = ChannelRMSNorm(channels)
         self.conv1 = FrameConv(channels, channels)
-        self.back = FrameConv(channels, channels, 1, zero=True) if looks_back else None
+        self.conv_previous = FrameConv(channels, channels, 1, zero=True) if uses_previous_frame else None
         self.conv2 = FrameConv(channels, channels, zero=True)
 
-    def forward(self, x_BTCHW: Tensor, past: Past) -> Tensor:
+    def forward(self, x_BTCHW: Tensor, cache: CausalCache) -> Tensor:
         normed = self.norm(x_BTCHW)
         inner = self.conv1(normed)
-        if self.back is not None:
-            inner = inner + self.back(past.before(self, normed))
+        if self.conv_previous is not None:
+            inner = inner + self.conv_previous(cache.previous_frames(self, normed))
         return x_BTCHW + self.conv2(F.silu(inner))
 
 
-class Tower(nn.Module):
-    """Blocks one after another between a first and a last convolution, with one change of resolution.
+class ConvTrunk(nn.Module):
+    """Two stages of residual blocks with one change of resolution: the autoencoder's encoder or decoder.
 
     Args:
-        widths, blocks: channels and blocks before and after the change.
-        scale: 0.5 = four places become one (an encoder), 2 = one becomes four (a decoder).
+        widths, blocks: channels and number of blocks of each stage.
+        scale: 0.5 halves the resolution between the stages (encoder), 2 doubles it (decoder).
     """
 
     def __init__(
@@ -102,23 +102,27 @@ class Tower(nn.Module):
         *,
         blocks: tuple[int, int],
         scale: float,
-        looks_back: bool,
+        uses_previous_frame: bool,
     ) -> None:
         super().__init__()
         first, second = widths
         self.scale = scale
-        self.enter = FrameConv(in_channels, first)
-        self.before = nn.ModuleList(CausalBlock(first, looks_back=looks_back) for _ in range(blocks[0]))
-        self.change = FrameConv(4 * first, second, 1) if scale < 1 else FrameConv(first, 4 * second, 1)
-        self.after = nn.ModuleList(CausalBlock(second, looks_back=looks_back) for _ in range(blocks[1]))
-        self.norm = PlaceNorm(second)
-        self.leave = FrameConv(second, out_channels, zero=True)
+        self.conv_in = FrameConv(in_channels, first)
+        self.stage1 = nn.ModuleList(
+            CausalBlock(first, uses_previous_frame=uses_previous_frame) for _ in range(blocks[0])
+        )
+        self.resample = FrameConv(4 * first, second, 1) if scale < 1 else FrameConv(first, 4 * second, 1)
+        self.stage2 = nn.ModuleList(
+            CausalBlock(second, uses_previous_frame=uses_previous_frame) for _ in range(blocks[1])
+        )
+        self.norm = ChannelRMSNorm(second)
+        self.conv_out = FrameConv(second, out_channels, zero=True)
 
-    def forward(self, x_BTCHW: Tensor, past: Past) -> Tensor:
-        x = self.enter(x_BTCHW)
-        for block in self.before:
-            x = block(x, past)
-        x = self.change(F.pixel_unshuffle(x, 2)) if self.scale < 1 else F.pixel_shuffle(self.change(x), 2)
-        for block in self.after:
-            x = block(x, past)
-        return self.leave(F.silu(self.norm(x)))
+    def forward(self, x_BTCHW: Tensor, cache: CausalCache) -> Tensor:
+        x = self.conv_in(x_BTCHW)
+        for block in self.stage1:
+            x = block(x, cache)
+        x = self.resample(F.pixel_unshuffle(x, 2)) if self.scale < 1 else F.pixel_shuffle(self.resample(x), 2)
+        for block in self.stage2:
+            x = block(x, cache)
+        return self.conv_out(F.silu(self.norm(x)))

@@ -1,13 +1,13 @@
-"""A patch discriminator for the compressor: it tells reconstructions from pictures, and the decoder learns to fool it.
+"""PatchGAN discriminator and adversarial loss for training the compressor (VQGAN).
 
-    critic = Discriminator(width=32)
-    critic(frames_NCHW)                            # (N, 1, H/8, W/8): above 0 where a patch looks real
-    parts = adversarial(critic, pixels_BCTHW, made_BCTHW, reconstruction_loss=loss, last_weight=decoder.leave.weight)
-    (loss + parts.compressor + parts.critic).backward()
+    discriminator = Discriminator(width=32)
+    discriminator(frames_NCHW)                            # (N, 1, H/8, W/8) logits: positive = real
+    parts = adversarial_loss(discriminator, pixels_BCTHW, recon_BCTHW, reconstruction_loss=loss, last_weight=last_weight)
+    (loss + parts.generator + parts.discriminator).backward()
 
-One loss and one optimizer for both: the compressor's part sees the critic's weights as constants, the critic's part sees
-the reconstruction as a constant, so one backward pass gives each its own gradient and the training loop knows nothing
-of it. Hinge losses and the adaptive weight are those of VQGAN (Esser et al., arXiv 2012.09841).
+Both are trained with one loss and one optimizer: the generator term detaches the discriminator's weights, the
+discriminator term detaches the reconstruction, so that a single backward pass gives each its own gradient. Hinge losses
+and the adaptive weight are those of VQGAN (Esser et al., arXiv 2012.09841).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 MAX_ADAPTIVE_WEIGHT = 1e4
-"""As in VQGAN: where the critic has no gradient at all the ratio would be endless."""
+"""Upper bound as in VQGAN, for a discriminator with vanishing gradient."""
 
 
 class Discriminator(nn.Module):
-    """Three convolutions of stride 2 and one that judges: every judgement sees 35 px or more."""
+    """PatchGAN: three convolutions of stride 2 and an output convolution; receptive field 35 px or more."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for further in (width, 2 * width, 4 * width):
-            layers.append(nn.Conv2d(channels, further, 4, stride=2, padding=1))
+        for out_channels in (width, 2 * width, 4 * width):
+            layers.append(nn.Conv2d(channels, out_channels, 4, stride=2, padding=1))
             if channels > 3:
-                layers.append(nn.GroupNorm(4, further))
+                layers.append(nn.GroupNorm(4, out_channels))
             layers.append(nn.LeakyReLU(0.2))
-            channels = further
+            channels = out_channels
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
@@ -43,28 +43,35 @@ class Discriminator(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adversarial:
+class AdversarialLoss:
     """Scalars: means over the batch."""
 
-    compressor: Tensor
-    """Has gradients for the compressor only, already weighted."""
-    critic: Tensor
-    """Has gradients for the critic only."""
+    generator: Tensor
+    """Gradients reach the compressor only; already weighted."""
+    discriminator: Tensor
+    """Gradients reach the discriminator only."""
     adaptive_weight: Tensor
 
 
-def adversarial(
-    critic: nn.Module, real_BCTHW: Tensor, made_BCTHW: Tensor, *, reconstruction_loss: Tensor, last_weight: Tensor
-) -> Adversarial:
-    """Both sides' losses for one batch.
+def adversarial_loss(
+    discriminator: nn.Module,
+    real_BCTHW: Tensor,
+    recon_BCTHW: Tensor,
+    *,
+    reconstruction_loss: Tensor,
+    last_weight: Tensor,
+) -> AdversarialLoss:
+    """Generator and discriminator losses of one batch.
 
-    The compressor's is weighted so that at `last_weight` its gradient is as long as that of `reconstruction_loss`.
+    The generator loss is scaled so that its gradient at `last_weight` has the norm of that of `reconstruction_loss`.
     """
-    real, made = (clips.transpose(1, 2).flatten(0, 1) for clips in (real_BCTHW, made_BCTHW))
-    constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    fooled = -functional_call(critic, constants, (made,)).float().mean()
-    (wanted,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
-    (found,) = torch.autograd.grad(fooled, last_weight, retain_graph=True)
-    weight = (wanted.norm() / (found.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
-    hinge = F.relu(1 - critic(real).float()).mean() + F.relu(1 + critic(made.detach()).float()).mean()
-    return Adversarial(compressor=weight * fooled, critic=0.5 * hinge, adaptive_weight=weight)
+    real, fake = (clips.transpose(1, 2).flatten(0, 1) for clips in (real_BCTHW, recon_BCTHW))
+    constants = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    generator_loss = -functional_call(discriminator, constants, (fake,)).float().mean()
+    (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)
+    (generator_gradient,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)
+    weight = (
+        (reconstruction_gradient.norm() / (generator_gradient.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+    )
+    hinge = F.relu(1 - discriminator(real).float()).mean() + F.relu(1 + discriminator(fake.detach()).float()).mean()
+    return AdversarialLoss(generator=weight * generator_loss, discriminator=0.5 * hinge, adaptive_weight=weight)

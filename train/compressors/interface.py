@@ -1,4 +1,4 @@
-"""What every video compressor offers, and checks of what goes in and comes out."""
+"""The Compressor protocol, and checks of pixel and latent shapes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from recaption.errors import UsageError
 
 
 class Compressor(Protocol):
-    """Shapes: B clips, C channels, T frames, H rows, W columns; small letters are sizes in the latent grid."""
+    """A video autoencoder. Shapes: B clips, C channels, T frames, H rows, W columns; lower case: the latent grid."""
 
     name: str
-    """Fit for a folder name (`RUN/latents/<name>`): letters, digits, dots and dashes."""
+    """Used as folder name (`RUN/latents/<name>`): letters, digits, dots and dashes."""
     config: dict[str, Any]
-    """JSON-simple; two compressors with the same config give the same latents."""
+    """JSON-serialisable; compressors with equal configs give equal latents."""
     num_channels: int
     frame_stride: int
     spatial_stride: int
@@ -26,7 +26,7 @@ class Compressor(Protocol):
         """RGB in -1..1 to normalised latents (B, num_channels, 1 + (T-1)/frame_stride, H/stride, W/stride).
 
         Raises:
-            UsageError: a length or size that the strides do not divide.
+            UsageError: the strides do not divide the length or size.
         """
         ...
 
@@ -38,7 +38,7 @@ class Compressor(Protocol):
 
 
 def check_pixels(pixels_BCTHW: Tensor, *, frame_stride: int, spatial_stride: int, name: str) -> None:
-    """Raises UsageError unless this is a batch of RGB clips whose length and size the strides divide."""
+    """Raises UsageError unless this is a batch of float RGB clips whose length and size the strides divide."""
     if pixels_BCTHW.ndim != 5 or pixels_BCTHW.shape[1] != 3 or not pixels_BCTHW.is_floating_point():
         raise UsageError(
             f"compressor {name} takes float RGB clips (clips, 3, frames, height, width) in -1..1, "
@@ -49,7 +49,7 @@ def check_pixels(pixels_BCTHW: Tensor, *, frame_stride: int, spatial_stride: int
 
 
 def check_latents(latents_BCthw: Tensor, *, num_channels: int, name: str) -> None:
-    """Raises UsageError unless these can be latents of the compressor."""
+    """Raises UsageError unless the shape is one of the compressor's latents."""
     if latents_BCthw.ndim != 5 or latents_BCthw.shape[1] != num_channels:
         raise UsageError(
             f"compressor {name} decodes latents (clips, {num_channels}, frames, rows, columns), "
@@ -63,13 +63,13 @@ def latent_shape(
     """Latent frames, rows and columns of a clip.
 
     Raises:
-        UsageError: the strides do not divide it; says the nearest that they do.
+        UsageError: the strides do not divide it; names the nearest sizes that they do.
     """
     if num_frames < 1 or (num_frames - 1) % frame_stride:
-        fitting = max(1, (num_frames - 1) // frame_stride * frame_stride + 1)
+        nearest_length = max(1, (num_frames - 1) // frame_stride * frame_stride + 1)
         raise UsageError(
             f"compressor {name} takes {frame_stride}k+1 frames (1, {frame_stride + 1}, {2 * frame_stride + 1}, ...), "
-            f"not {num_frames}; cut the clip to {fitting}"
+            f"not {num_frames}; trim the clip to {nearest_length}"
         )
     if min(height_px, width_px) < spatial_stride or height_px % spatial_stride or width_px % spatial_stride:
         smaller, larger = (

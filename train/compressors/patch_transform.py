@@ -1,17 +1,17 @@
-"""`patch`: latents by a fixed orthonormal transform of space, time and colour. Nothing to train or download.
+"""The `patch` compressor: a fixed orthonormal transform (lapped DCT) of space, time and colour.
 
     compressor = PatchTransform(num_channels=48)
     compressor.encode(torch.zeros(1, 3, 9, 96, 96)).shape      # (1, 48, 3, 12, 12)
 
-Colour goes to one luma and two colour differences, groups of 4 frames and squares of 8x8 px to their frequencies; of
-the 768 numbers of such a block the `num_channels` that carry most energy are kept (48: 39 luma, 9 colour). The first
-frame is a group of its own, as if it stood still for 4 frames, so its temporal channels are 0. With `frame-stride=1`
-every frame is alone: spatial patches of 192 numbers, each with channels of its own.
+Nothing to train or download. RGB becomes luma and two colour differences; groups of 4 frames and blocks of 8x8 px become
+DCT coefficients; of the 768 coefficients of a block the `num_channels` with most energy are kept (48: 39 luma, 9
+colour). The first frame is a group of its own, repeated 4 times, so its temporal channels are 0. With `frame-stride=1`
+each frame is coded alone: blocks of 192 coefficients.
 
-Squares overlap: before the cosine transform, 4 px on either side of each border between squares are rotated into each
-other (the lapped transform in its pre-filter form: Tran, Liang, Tu, "Lapped transform via time-domain pre- and
-post-filtering", IEEE TSP 2003). That keeps the transform orthonormal and of any size, gives 0.4 to 0.9 dB more than the
-plain cosine transform for the same channels, and hides the borders that a model's errors would otherwise draw.
+Blocks overlap: before the DCT, 4 px on either side of each block border are rotated into each other (the lapped
+transform in its pre-filter form: Tran, Liang, Tu, "Lapped transform via time-domain pre- and post-filtering", IEEE TSP
+2003). That keeps the transform orthonormal, gains 0.4 to 0.9 dB over the plain DCT with the same channels, and hides the
+block borders that a model's errors would otherwise show.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recaption.errors import UsageError
 from train.compressors.interface import check_latents, check_pixels
 
 FRAME_STRIDE = 4
-"""Unless asked for 1."""
+"""Default frames per latent frame; the alternative is 1."""
 
 
 SPATIAL_STRIDE = 8
@@ -41,8 +41,8 @@ DEFAULT_WHITENING = 0.7
 
 
 ROTATIONS_RADIANS = (0.552, 0.380, 0.181)
-"""Angles of the three plane rotations inside the pre-filter: they maximise the coding gain of 8-px squares on a
-first-order process with correlation 0.95 (9.256 dB; the plain cosine transform has 8.826, the best orthonormal lapped
+"""Angles of the three plane rotations inside the pre-filter: they maximise the coding gain of 8-px blocks on a
+first-order process with correlation 0.95 (9.256 dB; the plain DCT has 8.826, the best orthonormal lapped
 transform of this length 9.259)."""
 
 
@@ -60,37 +60,37 @@ STANDARD_DEVIATIONS = """
 1005 0.122  0324 0.121  1102 0.119  0124 0.118  0133 0.118  0105 0.116  0333 0.113  1023 0.113  0224 0.111  0233 0.111
 0115 0.110  1112 0.107  1202 0.106  0205 0.105
 """
-"""Each entry: colour axis (0 luma), temporal, vertical and horizontal frequency; then the root mean square there.
+"""Each entry: digits of colour axis (0 luma), temporal, vertical and horizontal frequency; then the coefficient's RMS.
 
-Largest first; vertical and horizontal swapped is the same entry. Pixels are -1..1. Measured on 80 rendered scenes and
-114 spans of 17 frames of 41 real videos, at 8 frames per second, 96x96 and 256x144 px, the two kinds counting alike."""
+Largest first; an entry also stands for vertical and horizontal swapped. Pixels are -1..1. Measured on 80 rendered scenes and
+114 spans of 17 frames of 41 real videos, at 8 frames per second, 96x96 and 256x144 px, both kinds with equal weight."""
 
 
-def _in_full_precision(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Without autocast: half precision would round pixels by more than the channels that are left out matter."""
+def _without_autocast(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Disable autocast: half precision would lose more than the dropped coefficients do."""
 
     @wraps(method)
-    def exact(self: Any, values: Tensor) -> Tensor:
+    def wrapped(self: Any, values: Tensor) -> Tensor:
         with torch.autocast(values.device.type, enabled=False):
             return method(self, values)
 
-    return exact
+    return wrapped
 
 
 class PatchTransform(nn.Module):
-    """Fixed, so it has buffers but no parameters.
+    """The fixed transform as a module with buffers but no parameters.
 
     Args:
-        num_channels: coefficients kept of each block of frame_stride frames x 8 x 8 px x RGB.
-        whitening: 1 = every channel has unit variance; 0 = channels keep their pixel-scale ratios, one factor for all;
-            between, channel c is left with a standard deviation of sigma_c ** (1 - whitening), scaled so that the
-            channels' mean square is 1. At 1 a diffusion model spends as much effort on the faintest detail as on a
-            block's mean colour, whose errors are 30 times as visible; at 0 details vanish in the noise at once.
-        frame_stride: 4, or 1 for frames of their own.
+        num_channels: coefficients kept per block of frame_stride frames x 8 x 8 px x RGB.
+        whitening: 1 = every channel has unit variance; 0 = channels keep their relative scale;
+            between, channel c has a standard deviation of sigma_c ** (1 - whitening), scaled so that the
+            channels' mean square is 1. At 1 a diffusion model weights the faintest detail like a block's mean
+            colour, whose errors are 30 times as visible; at 0 details drown in the noise at once.
+        frame_stride: 4, or 1 to code each frame alone.
     """
 
     spatial_stride = SPATIAL_STRIDE
-    kept: Tensor
+    channel_index: Tensor
     scale: Tensor
     colour: Tensor
     temporal: Tensor
@@ -131,10 +131,12 @@ class PatchTransform(nn.Module):
             self.name += f"-f{frame_stride}"
             self.config["frame_stride"] = frame_stride
         sigma = torch.tensor([deviation for _, deviation in table[:num_channels]])
-        left = sigma ** (1 - whitening)
-        left = left / left.square().mean().sqrt()
-        self.register_buffer("kept", torch.tensor([index for index, _ in table[:num_channels]]), persistent=False)
-        self.register_buffer("scale", left / sigma, persistent=False)
+        target_std = sigma ** (1 - whitening)
+        target_std = target_std / target_std.square().mean().sqrt()
+        self.register_buffer(
+            "channel_index", torch.tensor([index for index, _ in table[:num_channels]]), persistent=False
+        )
+        self.register_buffer("scale", target_std / sigma, persistent=False)
         self.register_buffer("colour", _cosine_matrix(3), persistent=False)
         self.register_buffer("temporal", _cosine_matrix(frame_stride), persistent=False)
         self.register_buffer("spatial", _cosine_matrix(SPATIAL_STRIDE), persistent=False)
@@ -148,9 +150,9 @@ class PatchTransform(nn.Module):
     def decode(self, latents_BCthw: Tensor) -> Tensor:
         return self.synthesise(latents_BCthw).clamp(-1, 1)
 
-    @_in_full_precision
+    @_without_autocast
     def analyse(self, pixels_BCTHW: Tensor) -> Tensor:
-        """`encode` that gradients pass through."""
+        """Differentiable `encode`."""
         check_pixels(pixels_BCTHW, frame_stride=self.frame_stride, spatial_stride=SPATIAL_STRIDE, name=self.name)
         x = pixels_BCTHW.float()
         x = torch.cat([x[:, :, :1].expand(-1, -1, self.frame_stride - 1, -1, -1), x], dim=2)
@@ -159,16 +161,16 @@ class PatchTransform(nn.Module):
         # (B, colour, temporal, t, H, W) -> (.., H, w, u) -> (.., w, u, h, v)
         x = self._to_frequencies(self._to_frequencies(x).movedim(4, -1))
         x = x.permute(0, 1, 2, 7, 5, 3, 6, 4).flatten(1, 4)
-        return x[:, self.kept] * self.scale.view(-1, 1, 1, 1)
+        return x[:, self.channel_index] * self.scale.view(-1, 1, 1, 1)
 
-    @_in_full_precision
+    @_without_autocast
     def synthesise(self, latents_BCthw: Tensor) -> Tensor:
-        """`decode` that gradients pass through: not clamped."""
+        """Differentiable `decode`, not clamped."""
         check_latents(latents_BCthw, num_channels=self.num_channels, name=self.name)
         batch, _, frames, rows, columns = latents_BCthw.shape
         num_coefficients = 3 * self.frame_stride * SPATIAL_STRIDE**2
         x = torch.zeros(batch, num_coefficients, frames, rows, columns, device=latents_BCthw.device)
-        x[:, self.kept] = latents_BCthw.float() / self.scale.view(-1, 1, 1, 1)
+        x[:, self.channel_index] = latents_BCthw.float() / self.scale.view(-1, 1, 1, 1)
         x = x.unflatten(1, (3, self.frame_stride, SPATIAL_STRIDE, SPATIAL_STRIDE))
         # (B, colour, temporal, v, u, t, h, w) -> (.., w, u, h, v) -> (.., w, u, H) -> (.., H, w, u) -> (.., H, W)
         x = self._to_pixels(self._to_pixels(x.permute(0, 1, 2, 5, 7, 4, 6, 3)).movedim(-1, 4))
@@ -176,7 +178,7 @@ class PatchTransform(nn.Module):
         return torch.einsum("bdthw,dc->bcthw", x, self.colour)[:, :, self.frame_stride - 1 :]
 
     def _to_frequencies(self, x: Tensor) -> Tensor:
-        """Pixels along the last axis (n) to squares and their frequencies (n/8, 8)."""
+        """Pixels along the last axis (n) to blocks of DCT coefficients (n/8, 8)."""
         half = SPATIAL_STRIDE // 2
         if x.shape[-1] > SPATIAL_STRIDE:
             across = x[..., half:-half].unflatten(-1, (-1, SPATIAL_STRIDE)) @ self.prefilter.T
@@ -194,10 +196,10 @@ class PatchTransform(nn.Module):
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """`48` or `48,whitening=1.0,frame-stride=1`, what stands behind `patch:`.
+    """Parse the options after `patch:`, such as `48` or `48,whitening=1.0,frame-stride=1`.
 
     Raises:
-        UsageError: anything else.
+        UsageError: invalid options.
     """
     options: dict[str, Any] = {}
     try:
@@ -213,45 +215,45 @@ def parse_options(text: str) -> dict[str, Any]:
                 raise ValueError(part)
     except ValueError as error:
         raise UsageError(
-            f"compressor patch:{text} is not understood; write patch, patch:64 or patch:64,whitening=1.0,frame-stride=1"
+            f"invalid compressor patch:{text}; write patch, patch:64 or patch:64,whitening=1.0,frame-stride=1"
         ) from error
     return options
 
 
 def _coefficients(frame_stride: int = FRAME_STRIDE) -> list[tuple[int, float]]:
-    """(index among the numbers of a block, standard deviation), most energy first.
+    """(coefficient index within a block, standard deviation), most energy first.
 
-    What one frame has at a place is the mean over the temporal frequencies of the group's squares there.
+    For single frames, variances are averaged over the temporal frequencies of a group.
     """
-    words = STANDARD_DEVIATIONS.split()
-    squares: dict[int, float] = {}
-    for place, deviation in zip(words[::2], words[1::2]):
-        colour, temporal, one, other = map(int, place)
+    entries = STANDARD_DEVIATIONS.split()
+    variances: dict[int, float] = {}
+    for digits, deviation in zip(entries[::2], entries[1::2]):
+        colour, temporal, one, other = map(int, digits)
         if frame_stride == 1:
             temporal = 0
         for vertical, horizontal in sorted({(one, other), (other, one)}):
             index = ((colour * frame_stride + temporal) * SPATIAL_STRIDE + vertical) * SPATIAL_STRIDE + horizontal
-            squares[index] = squares.get(index, 0.0) + float(deviation) ** 2 * frame_stride / FRAME_STRIDE
-    return sorted(((index, math.sqrt(square)) for index, square in squares.items()), key=lambda row: -row[1])
+            variances[index] = variances.get(index, 0.0) + float(deviation) ** 2 * frame_stride / FRAME_STRIDE
+    return sorted(((index, math.sqrt(variance)) for index, variance in variances.items()), key=lambda entry: -entry[1])
 
 
 def _cosine_matrix(length: int) -> Tensor:
-    """Orthonormal DCT-II, (frequency, place). Over three colours: their sum, red against blue, green against both."""
-    place = torch.arange(length, dtype=torch.float64)
-    matrix = torch.cos(math.pi / length * (place + 0.5) * place[:, None]) * math.sqrt(2 / length)
+    """Orthonormal DCT-II, (frequency, position). Over RGB: the sum, red minus blue, green against both."""
+    position = torch.arange(length, dtype=torch.float64)
+    matrix = torch.cos(math.pi / length * (position + 0.5) * position[:, None]) * math.sqrt(2 / length)
     matrix[0] /= math.sqrt(2)
     return matrix.float()
 
 
 def _prefilter() -> Tensor:
-    """Orthonormal 8x8 over the border of two squares. Leaves what is symmetric about the border as it is."""
+    """Orthonormal 8x8 pre-filter across a block border; leaves signals symmetric about the border unchanged."""
     half = SPATIAL_STRIDE // 2
-    same, mirrored = torch.eye(half, dtype=torch.float64), torch.eye(half, dtype=torch.float64).flip(0)
-    butterfly = torch.cat([torch.cat([same, mirrored], 1), torch.cat([mirrored, -same], 1)]) / math.sqrt(2)
+    identity, mirrored = torch.eye(half, dtype=torch.float64), torch.eye(half, dtype=torch.float64).flip(0)
+    butterfly = torch.cat([torch.cat([identity, mirrored], 1), torch.cat([mirrored, -identity], 1)]) / math.sqrt(2)
     inner = torch.eye(SPATIAL_STRIDE, dtype=torch.float64)
-    for place, angle in enumerate(ROTATIONS_RADIANS, start=half):
+    for axis, angle in enumerate(ROTATIONS_RADIANS, start=half):
         rotation = torch.eye(SPATIAL_STRIDE, dtype=torch.float64)
-        rotation[place, place] = rotation[place + 1, place + 1] = math.cos(angle)
-        rotation[place, place + 1], rotation[place + 1, place] = math.sin(angle), -math.sin(angle)
+        rotation[axis, axis] = rotation[axis + 1, axis + 1] = math.cos(angle)
+        rotation[axis, axis + 1], rotation[axis + 1, axis] = math.sin(angle), -math.sin(angle)
         inner = inner @ rotation
     return (butterfly @ inner @ butterfly).float()

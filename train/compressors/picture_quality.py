@@ -1,7 +1,7 @@
-"""How far pictures are from each other, beyond their squared difference: SSIM, and a distance of frozen features.
+"""Reconstruction quality: PSNR, SSIM and a perceptual distance.
 
     ssim(reconstruction_BCTHW, pixels_BCTHW)             # 0.94
-    PerceptualDistance()(reconstruction_BCTHW, pixels_BCTHW)    # (B,), 0 where they look the same
+    PerceptualDistance()(reconstruction_BCTHW, pixels_BCTHW)    # (B,), 0 for equal clips
 
 Shapes: B clips, C channels, T frames, H rows, W columns; N frames of all clips. Pixels are -1..1.
 """
@@ -19,7 +19,7 @@ from recaption.errors import UsageError
 
 
 def psnr_db(one: Tensor, other: Tensor, *, data_range: float = 2.0) -> float:
-    """Peak signal-to-noise ratio of two tensors in dB; `data_range` is largest minus smallest possible value."""
+    """Peak signal-to-noise ratio in dB; `data_range` is the largest minus the smallest possible value."""
     mean_square = (one.double() - other.double()).square().mean().item()
     return math.inf if mean_square == 0 else 10 * math.log10(data_range**2 / mean_square)
 
@@ -29,11 +29,11 @@ SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5
 
 
 PERCEPTUAL_PX = 96
-"""Frames smaller than this are enlarged first: the network has a stride of 32 px."""
+"""Smaller frames are enlarged first: the network has a stride of 32 px."""
 
 
 def ssim(one_BCTHW: Tensor, other_BCTHW: Tensor, *, data_range: float = 2.0) -> float:
-    """Structural similarity of two batches of clips: the mean over frames, channels and windows that fit whole.
+    """Structural similarity of two batches of clips: the mean over frames, channels and full windows.
 
     Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment", IEEE TIP 2004: K1 = 0.01, K2 = 0.03, a Gaussian window,
     population (co)variances; skimage.metrics.structural_similarity gives the same with gaussian_weights=True,
@@ -45,8 +45,8 @@ def ssim(one_BCTHW: Tensor, other_BCTHW: Tensor, *, data_range: float = 2.0) -> 
     size = 2 * SSIM_RADIUS_PX + 1
     if min(one_BCTHW.shape[-2:]) < size:
         raise UsageError(f"SSIM needs frames of at least {size}x{size} px, not {tuple(one_BCTHW.shape[-2:])}")
-    place = torch.arange(size, dtype=torch.float64, device="cpu") - SSIM_RADIUS_PX
-    weights = torch.exp(-0.5 * (place / SSIM_SIGMA_PX).square())
+    position = torch.arange(size, dtype=torch.float64, device="cpu") - SSIM_RADIUS_PX
+    weights = torch.exp(-0.5 * (position / SSIM_SIGMA_PX).square())
     weights = (weights / weights.sum()).to(one_BCTHW.device)
 
     def mean(x: Tensor) -> Tensor:
@@ -63,11 +63,10 @@ def ssim(one_BCTHW: Tensor, other_BCTHW: Tensor, *, data_range: float = 2.0) -> 
 
 
 class PerceptualDistance(nn.Module):
-    """Squared distance of features that a frozen ImageNet network sees in two pictures, as LPIPS measures it.
+    """Perceptual distance: squared difference of normalised features of a frozen ImageNet network, as in LPIPS.
 
-    Features of each place are divided by their length before they are compared (Zhang et al., arXiv 1801.03924); the
-    channels are not weighted by human judgements. The network is EfficientNet-Lite0 (Apache-2.0, inside a package that
-    the captioner needs anyway), its maps at 1/16 and 1/32 of the size.
+    Features are normalised per position (Zhang et al., arXiv 1801.03924), without LPIPS' learned channel weights. The
+    network is EfficientNet-Lite0 (Apache-2.0, a dependency of the captioner anyway), at 1/16 and 1/32 resolution.
 
     Raises:
         WeightsUnreachableError: the package with its weights is not installed.
@@ -83,7 +82,7 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(-1, 1, 1), persistent=False)
 
     def forward(self, one_BCTHW: Tensor, other_BCTHW: Tensor) -> Tensor:
-        """(B,), mean over frames and places, summed over the two maps; gradients go to both."""
+        """(B,): mean over frames and positions, summed over the two feature maps; differentiable in both arguments."""
         batch = len(one_BCTHW)
         maps = zip(self._features(one_BCTHW), self._features(other_BCTHW))
         distances = [(one - other).square().sum(1).unflatten(0, (batch, -1)).flatten(1).mean(1) for one, other in maps]

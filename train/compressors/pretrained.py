@@ -1,13 +1,14 @@
-"""Pretrained autoencoders of the diffusers package: Wan, CogVideoX, HunyuanVideo, LTX-Video, Mochi; DC and KL per frame.
+"""Pretrained video and image VAEs of diffusers as compressors (`diffusers:ID`).
 
-    load("diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae")     # a hub id, `#`, the subfolder with the weights
+    load("diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae")     # hub id # subfolder of the weights
     load("diffusers:/models/wan-vae")                           # or a folder on disk
 
-Needs the extra: pip install 'recaption[vae]'. Latents are the posterior's mean, normalised by what the model's own
-config records: (z - mean) / std, times the scaling factor. Autoencoders of images (AutoencoderKL of Stable Diffusion and
-Flux, AutoencoderDC of Sana) see every frame for itself: a latent frame per frame, --encode.frame-stride 1.
+Video VAEs of Wan, CogVideoX, HunyuanVideo, LTX-Video and Mochi; needs the extra: pip install 'recaption[vae]'. Latents
+are the posterior mean, normalised by the model's config: (z - mean) / std, times the scaling factor. Image VAEs
+(AutoencoderKL of Stable Diffusion and Flux, AutoencoderDC of Sana) encode each frame alone: a latent frame per frame,
+--encode.frame-stride 1.
 
-Shapes: B clips, C channels, T frames, H rows, W columns; small letters in the latent grid.
+Shapes: B clips, C channels, T frames, H rows, W columns; lower case letters: the latent grid.
 """
 
 from __future__ import annotations
@@ -38,27 +39,27 @@ IMAGE_CLASSES = ("AutoencoderKL", "AutoencoderDC")
 
 
 CLASSES = (*VIDEO_CLASSES, *IMAGE_CLASSES)
-"""Not among them: AutoencoderKLCosmos, whose statistics are of places in time and not only of channels."""
+"""Supported classes. Not AutoencoderKLCosmos: its statistics vary over time as well as over channels."""
 
 
-FRAMES_AT_ONCE = 16
-"""Of a clip, through an autoencoder of images."""
+MAX_FRAMES_PER_BATCH = 16
+"""Frames per forward pass of an image VAE."""
 
 
 def folder_name(source: str) -> str:
-    """What the latents of an id or path are filed under: its last 64 characters, beginning with a letter or digit."""
+    """Name of the latents folder of an id or path: its last 64 characters, beginning with a letter or digit."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", source)[-64:].strip("-.")
 
 
 class PretrainedCompressor(nn.Module):
-    """One diffusers autoencoder behind the interface of `train.compressors`.
+    """A diffusers autoencoder behind the Compressor protocol.
 
     Args:
         autoencoder: an instance of one of CLASSES.
-        source: where it is from; part of the name and the config.
+        source: id or path; part of the name and the config.
 
     Raises:
-        UsageError: another class.
+        UsageError: an unsupported class.
     """
 
     latent_mean: Tensor
@@ -68,17 +69,17 @@ class PretrainedCompressor(nn.Module):
         super().__init__()
         kind = type(autoencoder).__name__
         if kind not in CLASSES:
-            raise UsageError(f"diffusers:{source} is a {kind}; compressors can be: {', '.join(CLASSES)}")
+            raise UsageError(f"diffusers:{source} is a {kind}; supported classes: {', '.join(CLASSES)}")
         settings = autoencoder.config
         self.autoencoder = autoencoder
         self.num_channels = int(settings.z_dim if kind == "AutoencoderKLWan" else settings.latent_channels)
         self.frame_stride, self.spatial_stride = _strides(autoencoder)
-        self.is_of_images = kind in IMAGE_CLASSES
+        self.is_image_model = kind in IMAGE_CLASSES
         self.needs_timestep = bool(settings.get("timestep_conditioning", False))
         self.name = folder_name(source)
         self.config: dict[str, Any] = {"kind": kind, "source": source}
 
-        # LTX-Video keeps mean and std as buffers of the model, the others in their config, or not at all.
+        # LTX-Video has mean and std as buffers of the model, the others in their config, or not at all.
         mean = getattr(autoencoder, "latents_mean", settings.get("latents_mean"))
         std = getattr(autoencoder, "latents_std", settings.get("latents_std"))
         mean = torch.zeros(self.num_channels) if mean is None else torch.as_tensor(mean).detach().float().clone()
@@ -90,11 +91,11 @@ class PretrainedCompressor(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str) -> PretrainedCompressor:
-        """Open `ID`, `ID#SUBFOLDER` or a folder on disk.
+        """Load `ID`, `ID#SUBFOLDER` or a folder on disk.
 
         Raises:
-            UsageError: diffusers is not installed; a folder or an id without a video autoencoder.
-            WeightsUnreachableError: not on disk, and the hub does not answer or does not have it; within seconds.
+            UsageError: diffusers is not installed, or there is no supported autoencoder.
+            WeightsUnreachableError: neither on disk nor downloadable; raised within seconds.
         """
         try:
             import diffusers
@@ -102,34 +103,34 @@ class PretrainedCompressor(nn.Module):
             raise UsageError(
                 f"compressor diffusers:{source} needs the diffusers package: pip install 'recaption[vae]'"
             ) from error
-        place, _, subfolder = source.partition("#")
-        if not place:
+        path, _, subfolder = source.partition("#")
+        if not path:
             raise UsageError("write diffusers:ID, diffusers:ID#SUBFOLDER or diffusers:/path/of/a/folder")
-        is_local = os.path.isdir(place)
+        is_local = os.path.isdir(path)
         if is_local:
-            # diffusers itself would take a config.json beside the subfolder for the one inside.
-            place, subfolder = os.path.join(place, subfolder), ""
+            # diffusers would prefer a config.json of the parent folder over the one in the subfolder.
+            path, subfolder = os.path.join(path, subfolder), ""
         options = {"subfolder": subfolder} if subfolder else {}
         what = f"compressor diffusers:{source}"
-        give = (
+        remedy = (
             "download the folder with config.json and diffusion_pytorch_model.safetensors and pass "
             "diffusers:/path/of/that/folder"
         )
         config_file = f"{subfolder}/config.json" if subfolder else "config.json"
-        is_local = is_local or hub.is_on_disk(place, what=what, hint=give, file=config_file)
+        is_local = is_local or hub.is_on_disk(path, what=what, hint=remedy, file=config_file)
         try:
-            kind = diffusers.AutoencoderKLWan.load_config(place, local_files_only=is_local, **options)["_class_name"]
+            kind = diffusers.AutoencoderKLWan.load_config(path, local_files_only=is_local, **options)["_class_name"]
         except (OSError, KeyError, ValueError) as error:
-            hint = "" if "#" in source else "; pipelines keep theirs in a subfolder: write #vae behind it"
+            hint = "" if "#" in source else "; in pipelines the VAE is in a subfolder: append #vae"
             raise UsageError(f"diffusers:{source} has no config of a model{hint}") from error
         if kind not in CLASSES:
-            raise UsageError(f"diffusers:{source} is a {kind}; compressors can be: {', '.join(CLASSES)}")
+            raise UsageError(f"diffusers:{source} is a {kind}; supported classes: {', '.join(CLASSES)}")
         try:
             model = getattr(diffusers, kind).from_pretrained(
-                place, local_files_only=is_local, use_safetensors=True, torch_dtype=torch.float32, **options
+                path, local_files_only=is_local, use_safetensors=True, torch_dtype=torch.float32, **options
             )
         except (OSError, ValueError) as error:
-            raise hub.unreachable_error(what, error, give) from error
+            raise hub.unreachable_error(what, error, remedy) from error
         except RuntimeError as error:
             raise CheckpointMismatchError(
                 f"the weights of diffusers:{source} do not fit its config: {first_line(error)}"
@@ -139,16 +140,16 @@ class PretrainedCompressor(nn.Module):
     @torch.no_grad()
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
         check_pixels(pixels_BCTHW, frame_stride=self.frame_stride, spatial_stride=self.spatial_stride, name=self.name)
-        mean = self._per_frame(self._mean, pixels_BCTHW) if self.is_of_images else self._mean(pixels_BCTHW)
+        mean = self._per_frame(self._mean, pixels_BCTHW) if self.is_image_model else self._mean(pixels_BCTHW)
         return (mean - self._per_channel(self.latent_mean)) * self._per_channel(self.latent_scale)
 
     @torch.no_grad()
     def decode(self, latents_BCthw: Tensor) -> Tensor:
         check_latents(latents_BCthw, num_channels=self.num_channels, name=self.name)
         latents = latents_BCthw / self._per_channel(self.latent_scale) + self._per_channel(self.latent_mean)
-        # Decoders that also denoise are told that no noise is left.
+        # Timestep-conditioned decoders (LTX-Video) get timestep 0: no noise left.
         options = {"temb": latents.new_zeros(len(latents))} if self.needs_timestep else {}
-        if self.is_of_images:
+        if self.is_image_model:
             return self._per_frame(lambda frames: self.autoencoder.decode(frames).sample, latents).clamp(-1, 1)
         return self.autoencoder.decode(latents, **options).sample.clamp(-1, 1)
 
@@ -157,17 +158,17 @@ class PretrainedCompressor(nn.Module):
         return encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
 
     def _per_frame(self, function: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
-        """`function` takes and gives (frames, C, H, W)."""
+        """Apply `function`, from (N, C, H, W) to (N, C, H, W), to the frames in chunks."""
         frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
-        made = torch.cat([function(some) for some in frames_NCHW.split(FRAMES_AT_ONCE)])
-        return made.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
+        outputs = torch.cat([function(chunk) for chunk in frames_NCHW.split(MAX_FRAMES_PER_BATCH)])
+        return outputs.unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
 
     def _per_channel(self, values: Tensor) -> Tensor:
         return values.view(-1, 1, 1, 1)
 
 
 def _strides(autoencoder: Any) -> tuple[int, int]:
-    """Frames per latent frame and pixels per latent row, as each class says it."""
+    """(frames per latent frame, pixels per latent cell), from the class's config."""
     settings = autoencoder.config
     kind = type(autoencoder).__name__
     if kind == "AutoencoderKLWan":

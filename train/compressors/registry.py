@@ -1,4 +1,4 @@
-"""Compressors by SPEC: a fixed transform, a folder trained here, or a model of diffusers."""
+"""Load a compressor by SPEC: `patch`, a checkpoint folder, or `diffusers:ID`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from train.compressors.interface import Compressor
 
 
 def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
-    """A compressor by its spec, without gradients, ready on `device`.
+    """Load a compressor on `device`, in eval mode and without gradients.
 
     Args:
         spec: `patch` or `patch:NUM_CHANNELS` (a fixed transform, nothing to train or download); the path of a
             checkpoint made by `recaption train compressor`; `diffusers:ID[#subfolder]` (a pretrained video VAE).
 
     Raises:
-        UsageError: no such compressor; a missing extra; weights that cannot be reached.
+        UsageError: no such compressor, or a missing extra.
+        WeightsUnreachableError: neither on disk nor downloadable.
+        CheckpointMismatchError: the folder holds another kind of checkpoint.
     """
     kind, _, rest = spec.partition(":")
     compressor: Any

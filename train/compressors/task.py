@@ -1,10 +1,10 @@
-"""Train a compressor on the clips of a run's shards, or on rendered scenes where no run is given.
+"""The training task of the compressor, on the clips of a run's shards or on rendered scenes.
 
     task = CompressorTask(CompressorSettings(), RunFolder("RUN"))
     train(task, TrainerSettings(num_steps=2000, lr=2e-3), "RUN/train/vae")
     compressors.load("RUN/train/vae")
 
-What it is trained for stands in loss.py, what is trained in compressors/autoencoder.py.
+The loss is in loss.py, the model in autoencoder.py.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from train.compressors.training_clips import ClipSource, SceneClips, ShardClips
 from train.engine.task import LossParts
 
 DEFAULT_CHANNELS = {"spatial": 56, "causal3d": 192}
-"""With these a few minutes of training reach 30 dB on scenes (bench_compressors.py). What groups of four frames lose is
-nearly all motion inside of them: the first frame of a clip comes back at 35 dB."""
+"""With these, a few minutes of training reach 30 dB on scenes (bench_compressors.py). The loss of four-frame groups is
+nearly all motion within them: the first frame of a clip is reconstructed at 35 dB."""
 
 
-MAX_DAMAGED_IN_A_ROW = 20
+MAX_CONSECUTIVE_DAMAGED = 20
 
 
 NUM_SAMPLE_FRAMES = 9
@@ -59,8 +59,8 @@ class CompressorTask:
                 blocks=settings.blocks,
                 decoder_blocks=settings.decoder_blocks,
                 bottleneck=settings.bottleneck,
-                codes=settings.vq_codes,
-                groups=settings.vq_groups,
+                codebook_size=settings.codebook_size,
+                num_codebooks=settings.num_codebooks,
             )
             self.criterion = CompressorLoss(settings.loss, self.model)
         self.config: dict[str, Any] = {
@@ -74,79 +74,84 @@ class CompressorTask:
         }
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[Tensor]:
-        """pixels_BTHWC uint8. Every clip once per epoch, in an order and cut at places drawn from the seed."""
+        """pixels_BTHWC uint8: every clip once per epoch, in seeded random order, with seeded random crops."""
         number = start_step
         while True:
             first = (number * num_ranks + rank) * self.settings.batch_size
-            cuts = [self._training_cut(index) for index in range(first, first + self.settings.batch_size)]
-            yield torch.from_numpy(np.stack(cuts))
+            crops = [self._training_crop(index) for index in range(first, first + self.settings.batch_size)]
+            yield torch.from_numpy(np.stack(crops))
             number += 1
 
     def loss(self, batch: Tensor, *, step: int, seed: int) -> LossParts:
         pixels_BCTHW = to_pixels(batch)
-        made: Reconstruction = self.model(pixels_BCTHW)
-        loss_B, logs = self.criterion(made, pixels_BCTHW, batch_number=step)
+        reconstruction: Reconstruction = self.model(pixels_BCTHW)
+        loss_B, logs = self.criterion(reconstruction, pixels_BCTHW, batch_number=step)
         return LossParts(
-            loss_sum=loss_B.sum(), weight=len(loss_B), logs=logs, num_tokens=made.bottled.latents_BCthw[:, 0].numel()
+            loss_sum=loss_B.sum(),
+            weight=len(loss_B),
+            logs=logs,
+            num_tokens=reconstruction.bottleneck_output.latents_BCthw[:, 0].numel(),
         )
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Over the held-out clips, there and back: mean PSNR, SSIM, feature distance where it is trained for, and how far
-        latents are from unit size."""
+        """Reconstruction of the held-out clips: mean PSNR and SSIM, perceptual distance if it is part of the loss, and the
+        RMS of the latents, ideally 1."""
         assert isinstance(model, Autoencoder)
         perceptual = self.criterion.perceptual
         psnrs, ssims, distances, squares = [], [], [], []
         for pixels_BCTHW in self._held_out(next(model.parameters()).device):
             latents = model.encode(pixels_BCTHW)
-            back = model.decode(latents)
-            psnrs.append(psnr_db(back, pixels_BCTHW))
-            ssims.append(ssim(back, pixels_BCTHW))
+            recon_BCTHW = model.decode(latents)
+            psnrs.append(psnr_db(recon_BCTHW, pixels_BCTHW))
+            ssims.append(ssim(recon_BCTHW, pixels_BCTHW))
             if perceptual is not None:
-                distances.append(float(perceptual.to(back.device)(back, pixels_BCTHW)))
+                distances.append(float(perceptual.to(recon_BCTHW.device)(recon_BCTHW, pixels_BCTHW)))
             squares.append(latents.float().square().mean().item())
-        found = {
+        metrics = {
             "psnr_db": float(np.mean(psnrs)),
             "ssim": float(np.mean(ssims)),
             "latent_rms": float(np.sqrt(np.mean(squares))),
         }
-        return found | ({"perceptual": float(np.mean(distances))} if distances else {})
+        return metrics | ({"perceptual": float(np.mean(distances))} if distances else {})
 
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
-        """The first held-out clip beside what comes back."""
+        """The first held-out clip and its reconstruction, side by side."""
         assert isinstance(model, Autoencoder)
         pixels_BCTHW = next(self._held_out(next(model.parameters()).device))
-        back_BCTHW = model.decode(model.encode(pixels_BCTHW)).float()
-        both_THWC = torch.cat([pixels_BCTHW, back_BCTHW], dim=-1)[0, :, :NUM_SAMPLE_FRAMES].permute(1, 2, 3, 0)
+        recon_BCTHW = model.decode(model.encode(pixels_BCTHW)).float()
+        both_THWC = torch.cat([pixels_BCTHW, recon_BCTHW], dim=-1)[0, :, :NUM_SAMPLE_FRAMES].permute(1, 2, 3, 0)
         return {"reconstruction": (((both_THWC + 1) * 127.5).round().byte().cpu().numpy(), SCENE_FPS)}
 
     def _held_out(self, device: torch.device) -> Iterator[Tensor]:
         for number in range(self.source.num_held_out):
-            cut = self._cut(self.source.held_out_clip(number), np.random.default_rng([self.settings.seed, 2, number]))
-            yield to_pixels(torch.from_numpy(cut)[None].to(device))
+            crop = self._random_crop(
+                self.source.held_out_clip(number), np.random.default_rng([self.settings.seed, 2, number])
+            )
+            yield to_pixels(torch.from_numpy(crop)[None].to(device))
 
-    def _training_cut(self, index: int) -> np.ndarray:
-        """Cut `index` of the endless stream. A damaged clip is replaced by the next of its epoch, and said."""
-        epoch, place = divmod(index, self.source.num_training)
+    def _training_crop(self, index: int) -> np.ndarray:
+        """Crop `index` of the endless stream; a damaged clip is replaced by the next of its epoch, with a warning."""
+        epoch, position = divmod(index, self.source.num_training)
         order = self._order(epoch)
-        for further in range(MAX_DAMAGED_IN_A_ROW):
-            number = int(order[(place + further) % len(order)])
+        for skipped in range(MAX_CONSECUTIVE_DAMAGED):
+            number = int(order[(position + skipped) % len(order)])
             try:
                 clip = self.source.training_clip(number)
             except VideoError as error:
-                logger.warning("clip left out of training: %s", error)
+                logger.warning("clip skipped in training: %s", error)
                 continue
-            return self._cut(clip, np.random.default_rng([self.settings.seed, 1, index]))
-        raise ErrorBudgetError(f"{MAX_DAMAGED_IN_A_ROW} clips in a row cannot be read; run `recaption verify`")
+            return self._random_crop(clip, np.random.default_rng([self.settings.seed, 1, index]))
+        raise ErrorBudgetError(f"{MAX_CONSECUTIVE_DAMAGED} clips in a row cannot be read; run `recaption verify`")
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.settings.seed, 0, epoch]).permutation(self.source.num_training)
 
-    def _cut(self, clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        wanted = (self.settings.num_frames, self.settings.height_px, self.settings.width_px)
-        starts = [int(rng.integers(have - want + 1)) for have, want in zip(clip_THWC.shape, wanted)]
-        return clip_THWC[tuple(slice(start, start + want) for start, want in zip(starts, wanted))]
+    def _random_crop(self, clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        size = (self.settings.num_frames, self.settings.height_px, self.settings.width_px)
+        starts = [int(rng.integers(have - want + 1)) for have, want in zip(clip_THWC.shape, size)]
+        return clip_THWC[tuple(slice(start, start + want) for start, want in zip(starts, size))]
 
 
 def to_pixels(pixels_BTHWC: Tensor) -> Tensor:
-    """uint8 frames as float RGB in -1..1, (B, 3, T, H, W): what compressors take."""
+    """uint8 frames to float RGB in -1..1, (B, 3, T, H, W), the input of compressors."""
     return pixels_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Clips that a compressor is trained on: rendered scenes, or the shards of a run."""
+"""Sources of training clips for the compressor: rendered scenes, or the shards of a run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from train.compressors.settings import FIRST_HELD_OUT_SCENE, SCENE_FPS, Compress
 
 
 class ClipSource(Protocol):
-    """Numbered clips; the last few are held out."""
+    """A source of numbered training clips and held-out clips."""
 
     num_training: int
     num_held_out: int
 
     def training_clip(self, number: int) -> np.ndarray:
-        """uint8 (T, H, W, 3), at least as long and large as asked for. Raises VideoError where it is damaged."""
+        """uint8 (T, H, W, 3), at least of the requested length and size. Raises VideoError for a damaged clip."""
         ...
 
     def held_out_clip(self, number: int) -> np.ndarray: ...
 
 
 class SceneClips:
-    """Rendered scenes of exactly the size asked for."""
+    """Rendered scenes of exactly the requested size."""
 
     def __init__(self, settings: CompressorSettings) -> None:
         self.settings = settings
@@ -45,9 +45,9 @@ class SceneClips:
         return self._render(FIRST_HELD_OUT_SCENE + number)
 
     def _render(self, seed: int) -> np.ndarray:
-        wanted = self.settings
+        size = self.settings
         scene = render(
-            seed, num_frames=wanted.num_frames, height_px=wanted.height_px, width_px=wanted.width_px, fps=SCENE_FPS
+            seed, num_frames=size.num_frames, height_px=size.height_px, width_px=size.width_px, fps=SCENE_FPS
         )
         return scene.frames_THWC
 
@@ -56,32 +56,32 @@ class ShardClips:
     """Clips of a run's shards that are long and large enough; about one in twenty is held out.
 
     Raises:
-        UsageError: the run has no index, or no clip fits.
+        UsageError: the run has no index, or no clip is large enough.
     """
 
     def __init__(self, run: RunFolder, settings: CompressorSettings) -> None:
         if not run.exists("index.parquet"):
             raise UsageError(f"{run.uri} has no index.parquet; run `recaption shard --run {run.uri}` first")
-        everything = from_table(run.read_table("index.parquet"), Sample)
-        fitting = [
-            row
-            for row in everything
-            if row.num_frames >= settings.num_frames
-            and row.height_px >= settings.height_px
-            and row.width_px >= settings.width_px
+        samples = from_table(run.read_table("index.parquet"), Sample)
+        large_enough = [
+            sample
+            for sample in samples
+            if sample.num_frames >= settings.num_frames
+            and sample.height_px >= settings.height_px
+            and sample.width_px >= settings.width_px
         ]
-        if not fitting:
+        if not large_enough:
             raise UsageError(
-                f"none of the {len(everything)} clips in {run.uri} has {settings.num_frames} frames of "
-                f"{settings.width_px}x{settings.height_px} px; ask for fewer or smaller frames"
+                f"none of the {len(samples)} clips in {run.uri} has {settings.num_frames} frames of "
+                f"{settings.width_px}x{settings.height_px} px; use fewer or smaller frames"
             )
         self.run = run
-        fitting.sort(key=lambda row: hashlib.sha256(row.clip_id.encode()).digest())
-        self.num_held_out = min(settings.num_validation_scenes, max(1, len(fitting) // 20))
-        self.held_out = fitting[: self.num_held_out]
-        self.training = fitting[self.num_held_out :] or fitting  # one clip alone is both
+        large_enough.sort(key=lambda sample: hashlib.sha256(sample.clip_id.encode()).digest())
+        self.num_held_out = min(settings.num_validation_scenes, max(1, len(large_enough) // 20))
+        self.held_out = large_enough[: self.num_held_out]
+        self.training = large_enough[self.num_held_out :] or large_enough  # a single clip is both
         self.num_training = len(self.training)
-        self._cached = lru_cache(_num_cached(settings, max(fitting, key=_num_bytes)))(self._read)
+        self._cached = lru_cache(_num_cached(settings, max(large_enough, key=_num_bytes)))(self._read)
 
     def training_clip(self, number: int) -> np.ndarray:
         return self._cached(number)
@@ -92,14 +92,16 @@ class ShardClips:
     def _read(self, number: int) -> np.ndarray:
         return self._decode(self.training[number])
 
-    def _decode(self, row: Sample) -> np.ndarray:
-        return decode_bytes(read_sample(self.run, row)["mp4"]).pixels_THWC
+    def _decode(self, sample: Sample) -> np.ndarray:
+        return decode_bytes(read_sample(self.run, sample)["mp4"]).pixels_THWC
 
 
-def _num_bytes(row: Sample) -> int:
-    return row.num_frames * row.height_px * row.width_px * 3
+def _num_bytes(sample: Sample) -> int:
+    """Decoded RGB bytes."""
+    return sample.num_frames * sample.height_px * sample.width_px * 3
 
 
 def _num_cached(settings: CompressorSettings, largest: Sample | None = None) -> int:
+    """Clips that fit `cache_bytes`."""
     per_clip = settings.num_frames * settings.height_px * settings.width_px * 3
     return max(1, settings.cache_bytes // (per_clip if largest is None else _num_bytes(largest)))

@@ -24,11 +24,11 @@ PEAK_BF16_FLOPS = {
     "MI300X": 1307e12,
     "MI250X": 383e12,
 }
-"""Dense bfloat16 on tensor cores per second, from the makers' data sheets; the first name that the device's holds counts."""
+"""Device name -> dense bf16 tensor-core FLOP/s, from vendor data sheets; the first key contained in the device name wins."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bfloat16 FLOPs per second of a GPU that is in the table, whatever precision is trained in; else None."""
+    """Dense bf16 FLOP/s of a GPU in the table, also if training in another precision; None for other devices."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,11 +1,11 @@
-"""The running average of the weights, in float32: what samples, validation and users of a checkpoint get.
+"""Exponential moving average (EMA) of the weights, in float32; used for sampling, validation and export.
 
-    average = WeightAverage(model, decay=0.999)
-    average.update(step)                          # after each optimizer step
-    with average.in_place_of_weights():           # the model computes with the average
+    ema = EMA(model, decay=0.999)
+    ema.update(step)                 # after each optimizer step
+    with ema.swapped_in():           # the model computes with the averaged weights
         task.validate(model, step)
 
-Where the model is sharded, so is the average: each rank keeps the average of its own part.
+If the model is sharded (FSDP2), each rank averages its own shards.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
-from train.checkpoint.safetensors_storage import as_shard, local_part
-from train.parallel import fsdp as sharding
+from train.checkpoint.safetensors_storage import as_shard, local_shard
+from train.parallel.fsdp import reshard
 
 
-class WeightAverage:
-    """Exponential moving average of the trainable weights; frozen weights and buffers are those of the model.
+class EMA:
+    """EMA of the trainable weights; frozen weights and buffers are taken from the model.
 
-    The decay rises as (1 + step) / (10 + step) up to its final value, so that early samples are not of the init.
+    The decay warms up as (1 + step) / (10 + step) to its final value, so that the average soon forgets the initialisation.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
             raise UsageError(f"{decay = } is not between 0 and 1")
         self.model, self.decay = model, decay
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._averages = [local_part(parameter).float().clone() for parameter in self._trained]
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._averages = [local_shard(parameter).float().clone() for parameter in self._trainable]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` finished steps (1 = after the first)."""
+        """Update after optimizer step `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for average, parameter in zip(self._averages, self._trained):
-            average.lerp_(local_part(parameter).to(average.dtype), 1 - decay)
+        for average, parameter in zip(self._averages, self._trainable):
+            average.lerp_(local_shard(parameter).to(average.dtype), 1 - decay)
 
     @contextmanager
-    def in_place_of_weights(self) -> Iterator[None]:
-        """Inside, the model's weights are the average; afterwards they are what they were, to the bit."""
-        weights = [local_part(parameter).clone() for parameter in self._trained]
+    def swapped_in(self) -> Iterator[None]:
+        """Context in which the model has the averaged weights; the trained ones are restored bit for bit."""
+        weights = [local_shard(parameter).clone() for parameter in self._trainable]
         self._set_weights(self._averages)
         try:
             yield
@@ -53,17 +53,17 @@ class WeightAverage:
 
     @torch.no_grad()
     def _set_weights(self, values: list[Tensor]) -> None:
-        sharding.drop_gathered(self.model)
-        for parameter, value in zip(self._trained, values):
-            local_part(parameter).copy_(value)
+        reshard(self.model)
+        for parameter, value in zip(self._trainable, values):
+            local_shard(parameter).copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By the names of the model's state dict, in memory that a checkpoint may be read into; frozen ones included."""
-        sharding.drop_gathered(self.model)
-        averages = dict(zip(map(id, self._trained), self._averages))
-        found = {}
+        """The averaged state dict, frozen tensors and buffers included; a checkpoint may be loaded into it in place."""
+        reshard(self.model)
+        averages = dict(zip(map(id, self._trainable), self._averages))
+        state = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            part = as_shard(averages.get(id(tensor), local_part(tensor)), tensor)
-            if part is not None:
-                found[name] = part
-        return found
+            shard = as_shard(averages.get(id(tensor), local_shard(tensor)), tensor)
+            if shard is not None:
+                state[name] = shard
+        return state

@@ -1,9 +1,9 @@
-"""What a run says about itself while it trains: metrics.jsonl, TensorBoard, and the sums behind each line.
+"""Training metrics: metrics.jsonl, TensorBoard, and the sums accumulated between two log lines.
 
     {"step": 20, "loss": 0.41, "lr": 0.001, "grad_norm": 0.9, "tokens_per_second": 8100.0, "fill": 0.97,
      "data_wait_share": 0.02, "tflops_per_second": 310.0, "mfu": 0.31, "seconds": 31.5}
 
-One line per logged step, in step order, each step once: lines after the checkpoint that a run resumes from are cut off.
+One line per logged step, in step order, each step once: on resume, lines after the checkpoint's step are removed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from recaption.run_folder import TEMPORARY_SUFFIX
-from train.parallel.control import Agreement
+from train.parallel.control import ControlGroup
 from train.parallel.process_group import rank
 
-NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]+")
+UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-class Window:
-    """Sums over the steps since the last logged one. Tensors stay on the device until the line is written."""
+class LogWindow:
+    """Sums over the steps since the last log line; they stay on the device until the line is written."""
 
     STEP_SUMS = ("loss", "weight", "tokens", "capacity", "flops", "skipped")
 
@@ -40,7 +40,7 @@ class Window:
         self._num_logs: dict[str, int] = {}
 
     def zeros(self) -> Tensor:
-        """For the sums of one step."""
+        """A zero vector for the sums of one step."""
         return torch.zeros_like(self._sums)
 
     def add_step(self, step_sums: Tensor) -> None:
@@ -48,25 +48,25 @@ class Window:
         self._sums += step_sums
 
     def add_logs(self, logs: Mapping[str, Any]) -> None:
-        """Numbers of one batch of this rank that the log line shows averaged."""
+        """Add one batch's scalars of this rank; the log line shows their mean."""
         for name, value in logs.items():
             value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
             self._logs[name] = self._logs[name] + value if name in self._logs else value.double().clone()
             self._num_logs[name] = self._num_logs.get(name, 0) + 1
 
-    def read(self, agreement: Agreement) -> dict[str, float]:
-        """The sums by name, and `logs` averaged over the batches of all ranks as `log/<name>`. Waits for the device."""
-        read = dict(zip(self.STEP_SUMS, self._sums.tolist()))
-        logs = self._logs_of_all_ranks(agreement)
-        return read | {f"log/{name}": total / count for name, (total, count) in logs.items()}
+    def read(self, control: ControlGroup) -> dict[str, float]:
+        """The sums by name, and `log/<name>` averaged over the batches of all ranks. Synchronises with the device."""
+        sums = dict(zip(self.STEP_SUMS, self._sums.tolist()))
+        logs = self._logs_of_all_ranks(control)
+        return sums | {f"log/{name}": total / count for name, (total, count) in logs.items()}
 
-    def _logs_of_all_ranks(self, agreement: Agreement) -> dict[str, tuple[float, int]]:
+    def _logs_of_all_ranks(self, control: ControlGroup) -> dict[str, tuple[float, int]]:
         """Name -> sum and number of batches."""
-        mine = {name: (float(total), self._num_logs[name]) for name, total in self._logs.items()}
+        local = {name: (float(total), self._num_logs[name]) for name, total in self._logs.items()}
         totals: dict[str, tuple[float, int]] = {}
-        for theirs in agreement.gather(mine):
-            assert isinstance(theirs, dict)
-            for name, (total, count) in theirs.items():
+        for logs in control.gather(local):
+            assert isinstance(logs, dict)
+            for name, (total, count) in logs.items():
                 before = totals.get(name, (0.0, 0))
                 totals[name] = (before[0] + total, before[1] + count)
         return dict(sorted(totals.items()))
@@ -76,12 +76,12 @@ class Window:
         self._logs.clear()
         self._num_logs.clear()
 
-    def state_dict(self, agreement: Agreement) -> dict[str, Any]:
-        """JSON-simple, exact, of all ranks: a window that a checkpoint cuts in two goes on as if it had not."""
-        return {"sums": self._sums.tolist(), "logs": self._logs_of_all_ranks(agreement)}
+    def state_dict(self, control: ControlGroup) -> dict[str, Any]:
+        """JSON-serialisable and exact, over all ranks, so that a window interrupted by a checkpoint continues unchanged."""
+        return {"sums": self._sums.tolist(), "logs": self._logs_of_all_ranks(control)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """On every rank; the logs of all ranks go on as rank 0's."""
+        """Called on every rank; rank 0 takes over the log sums of all ranks."""
         self._sums.copy_(torch.tensor(state["sums"], dtype=self._sums.dtype))
         logs = state["logs"] if rank() == 0 else {}
         self._logs = {
@@ -92,7 +92,7 @@ class Window:
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed process left half-written is dropped."""
+    """Parse a metrics.jsonl; a truncated last line (killed process) is dropped."""
     if not os.path.exists(path):
         return []
     lines = []
@@ -105,7 +105,7 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """metrics.jsonl and the TensorBoard events of one train/<name> folder. Only rank 0 has one."""
+    """Writes metrics.jsonl and TensorBoard events of one train/<name> folder; rank 0 only."""
 
     def __init__(self, folder: str, *, from_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds of import, needed only while training
@@ -113,13 +113,13 @@ class MetricsLog:
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
         self.path = os.path.join(folder, "metrics.jsonl")
-        kept = [line for line in read_lines(self.path) if line["step"] <= from_step]
-        self.last_line: dict[str, Any] = kept[-1] if kept else {}
+        lines = [line for line in read_lines(self.path) if line["step"] <= from_step]
+        self.last_line: dict[str, Any] = lines[-1] if lines else {}
         temporary = self.path + TEMPORARY_SUFFIX
         with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(_to_json(line) for line in kept)
+            file.writelines(_to_json(line) for line in lines)
         os.replace(temporary, self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
         self._events = SummaryWriter(
             os.path.join(folder, "tensorboard"), purge_step=from_step + 1 if from_step else None
         )
@@ -134,22 +134,20 @@ class MetricsLog:
         self._events.flush()
 
     def write_video(self, name: str, pixels_THWC: np.ndarray, *, step: int, fps: int) -> None:
-        """A sampled video (uint8 RGB) as an animation: samples/step-<step>/<name>.gif, and among TensorBoard's images."""
+        """Write a sampled video (uint8 RGB) to samples/step-<step>/<name>.gif and to TensorBoard's images."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         first, *rest = [Image.fromarray(frame) for frame in pixels_THWC]
         gif = io.BytesIO()
         first.save(gif, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
-        path = os.path.join(self.folder, "samples", f"step-{step:06d}", f"{NOT_IN_A_NAME.sub('-', name)}.gif")
+        path = os.path.join(self.folder, "samples", f"step-{step:06d}", f"{UNSAFE_CHARACTERS.sub('-', name)}.gif")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path + TEMPORARY_SUFFIX, "wb") as file:
             file.write(gif.getvalue())
         os.replace(path + TEMPORARY_SUFFIX, path)
-        picture = Summary.Image(
-            height=first.height, width=first.width, colorspace=3, encoded_image_string=gif.getvalue()
-        )
-        # SummaryWriter.add_video needs moviepy for the same GIF.
-        self._events.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
+        image = Summary.Image(height=first.height, width=first.width, colorspace=3, encoded_image_string=gif.getvalue())
+        # SummaryWriter.add_video would need moviepy to encode the same GIF.
+        self._events.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         self._file.close()
@@ -157,6 +155,6 @@ class MetricsLog:
 
 
 def _to_json(line: dict[str, Any]) -> str:
-    """NaN and infinity become null: JSON has no name for them."""
+    """One JSON line; NaN and infinity become null, which JSON lacks."""
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
     return json.dumps(plain) + "\n"

@@ -1,4 +1,4 @@
-"""Every setting of the loop. Flags come from these fields: `--train-dit.trainer.lr 1e-4`."""
+"""Settings of the training loop; each field is a flag, such as `--train-dit.trainer.lr 1e-4`."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from train.parallel.fsdp import PARALLEL
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     num_steps: int = 1000
-    """Optimizer steps in all, those before a resume included."""
+    """Total optimizer steps, including those before a resume."""
     accumulation: int = 1
-    """Batches per rank and optimizer step. A run that goes on with other ranks keeps its batches per step in all."""
+    """Gradient accumulation: batches per rank and optimizer step. A resume on other ranks keeps the global batch size."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup_steps: int = 50
     schedule: str = "cosine"
-    """After a linear warmup: `cosine` (down to `final_lr_share`), `wsd` (constant, then straight down to it), `constant`."""
-    final_lr_share: float = 0.05
-    """Learning rate of the last step over the peak, for `cosine` and `wsd`."""
-    decay_share: float = 0.2
-    """Share of all steps in which `wsd` goes down. Until then the run does not depend on `num_steps`: ask for more later."""
+    """After a linear warmup: `cosine` (down to `final_lr_fraction`), `wsd` (constant, then linear decay to it) or
+    `constant`."""
+    final_lr_fraction: float = 0.05
+    """Learning rate of the last step as a fraction of the peak, for `cosine` and `wsd`."""
+    decay_fraction: float = 0.2
+    """Fraction of all steps over which `wsd` decays. Before that, the run does not depend on
+    `num_steps`: it can be extended later."""
     weight_decay: float = 0.01
-    """Of matrices and kernels; norms, biases and embeddings have none."""
+    """For matrices and convolution kernels; norms, biases and embeddings have none."""
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
-    """Gradients longer than this are scaled down to it; 0 = never."""
+    """Gradient clipping by global norm; 0 = off."""
     ema_decay: float = 0.999
-    """Of the averaged weights; 0 = no average."""
+    """Decay of the exponential moving average of the weights; 0 = no EMA."""
     precision: str = "fp32"
-    """`fp32`, or `bf16` for autocast with float32 weights."""
+    """`fp32`, or `bf16` for bfloat16 autocast over float32 weights."""
     parallel: str = "auto"
-    """How several ranks share a model: `ddp` (each has all of it), `fsdp` (each has a part of weights, moments and average;
-    only for models that name their blocks), `auto` (fsdp where one device would be too full)."""
-    recompute: bool = False
-    """Keep only the inputs of blocks and compute the rest again in the backward pass: a third more arithmetic, a fraction
-    of the memory. Only for models that name their blocks."""
+    """`ddp` (a replica per rank), `fsdp` (FSDP2: weights, moments and EMA sharded; only for models with `blocks`), `auto`
+    (fsdp if the state would fill too much of one device)."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and recompute the rest in the backward pass: a third more FLOPs, a fraction of the
+    memory. Only for models with `blocks`."""
     compile: bool = False
-    """Run the model through torch.compile, block by block where it names its blocks."""
+    """torch.compile each of the model's `blocks`, or the whole model if it has none."""
     device: str = "auto"
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
-    """A checkpoint after every so many steps, after the last one, and when the run is told to stop."""
+    """Steps between checkpoints; also one after the last step and on SIGTERM or Ctrl-C."""
     keep_checkpoints: int = 2
     validate_every: int = 0
-    """Validate after so many steps each and after the last; 0 = after the last only."""
+    """Steps between validations; also after the last step; 0 = after the last only."""
     sample_every: int = 0
-    """Sample after so many steps each and after the last, where the task can; 0 = whenever it validates."""
+    """Steps between samplings, for tasks that can sample; also after the last step; 0 = at each validation."""
     max_skipped_steps: int = 20
-    """Steps whose loss or gradient is not finite are left out; more of them than this end the run."""
+    """Steps with a non-finite loss or gradient are skipped; more than this many abort the run."""
 
     def check(self) -> None:
         """Raises UsageError where a setting makes no sense."""
@@ -67,11 +69,11 @@ class TrainerSettings:
         for name, choices in (("schedule", SCHEDULES), ("precision", ("fp32", "bf16")), ("parallel", PARALLEL)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} {getattr(self, name)!r} is unknown; there are: {', '.join(choices)}")
-        if not 0 < self.decay_share <= 1:
-            raise UsageError(f"trainer setting decay_share = {self.decay_share} must be above 0 and at most 1")
+        if not 0 < self.decay_fraction <= 1:
+            raise UsageError(f"trainer setting decay_fraction = {self.decay_fraction} must be above 0 and at most 1")
         if self.ema_decay and not 0 < self.ema_decay < 1:
-            raise UsageError(f"trainer setting ema_decay = {self.ema_decay} must be below 1 (0 = no average)")
+            raise UsageError(f"trainer setting ema_decay = {self.ema_decay} must be below 1 (0 = no EMA)")
 
 
 FIXED_ON_RESUME = ("seed", "ema_decay")
-"""Settings that decide which random numbers come, or what a checkpoint holds: a resume cannot change them."""
+"""Settings that a resume cannot change: they determine the random numbers or the files of a checkpoint."""

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Wall-clock time of training steps and the part of it spent waiting for data."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Watch:
-    """Seconds spent in steps, earlier calls included; what goes to validation and saving is left out."""
+class StepTimer:
+    """Seconds spent in training steps, accumulated over resumes; validation and saving are excluded."""
 
     def __init__(self) -> None:
         self._total = 0.0
-        self._since: float | None = None
-        self._waited = 0.0
+        self._started_at: float | None = None
+        self._data_wait = 0.0
         self.window_start = 0.0
-        """What `seconds()` said when the window under way began."""
+        """Value of `seconds()` when the current log window began."""
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        self._started_at = time.perf_counter()
 
     def seconds(self) -> float:
-        return self._total + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        return self._total + (time.perf_counter() - self._started_at if self._started_at is not None else 0.0)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        self._total, self._since = self.seconds(), None
+        self._total, self._started_at = self.seconds(), None
         yield
         self.start()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time in here is time in which the data was not there yet."""
+    def data_wait(self) -> Iterator[None]:
+        """Context whose duration counts as waiting for data."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        self._data_wait += time.perf_counter() - start
 
     def end_window(self) -> tuple[float, float]:
-        """Seconds of the window and how many of them were spent waiting for data; the next window starts."""
+        """(seconds of the log window, seconds of it spent waiting for data); starts the next window."""
         now = self.seconds()
-        seconds, waited = now - self.window_start, self._waited
-        self.window_start, self._waited = now, 0.0
-        return seconds, waited
+        seconds, data_wait = now - self.window_start, self._data_wait
+        self.window_start, self._data_wait = now, 0.0
+        return seconds, data_wait
 
     def state_dict(self) -> dict[str, float]:
-        return {"total": self.seconds(), "window_start": self.window_start, "waited": self._waited}
+        return {"total": self.seconds(), "window_start": self.window_start, "data_wait": self._data_wait}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._total, self.window_start, self._waited = state["total"], state["window_start"], state["waited"]
+        self._total, self.window_start, self._data_wait = state["total"], state["window_start"], state["data_wait"]

@@ -1,4 +1,4 @@
-"""What can be trained: a Task gives the one loop its model, its batches and their loss; the rest is optional."""
+"""The Task protocol: model, batches and loss for the training loop, plus optional capabilities."""
 
 from __future__ import annotations
 
@@ -11,59 +11,58 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class LossParts:
-    """The loss of one batch, not yet divided: the trainer divides by the weights of the whole step."""
+    """Un-normalised loss of one batch; the trainer divides by the summed weights of the whole step."""
 
     loss_sum: Tensor
-    """Scalar with a gradient: sum over the batch's samples (or tokens) of their loss times their weight."""
+    """Scalar with a gradient: sum over the batch's samples (or tokens) of loss times weight."""
     weight: Tensor | float
     """Sum of those weights: the number of samples for a per-sample mean, of tokens for a per-token mean."""
     logs: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Detached scalars for the log line, averaged over batches; shown as `log/<name>`."""
+    """Detached scalars for the log line, averaged over batches and written as `log/<name>`."""
     num_tokens: int = 0
-    """Real tokens of the batch, for tokens_per_second (samples, where a task has no tokens)."""
+    """Tokens of the batch without padding, for tokens_per_second (samples, if the task has no tokens)."""
     capacity_tokens: int = 0
-    """Tokens that the batch had room for; fill = num_tokens / capacity_tokens."""
+    """Tokens including padding; fill = num_tokens / capacity_tokens."""
     flops: float = 0.0
-    """Floating-point operations that the model needs for the batch, forward and backward, nothing recomputed; 0 = not
-    known. See `train.backbones.flops`."""
+    """Model FLOPs of the batch, forward and backward, without recomputation; 0 = unknown. See train/backbones/flops.py."""
 
 
 class Task(Protocol):
-    """What is trained. Subclass it or only look like it; `validate` may be inherited."""
+    """A training task. Subclass it or match it structurally; `validate` may be inherited."""
 
     name: str
-    """`captioner`, `compressor` or `dit`: the kind of checkpoint this makes."""
+    """`captioner`, `compressor` or `dit`; recorded in its checkpoints."""
     model: nn.Module
-    """What is optimised, averaged and saved. Frozen helpers (a text encoder) stay outside or have no requires_grad.
-    A model that can be sharded names its layers in `blocks` and is only ever called, no other method of it."""
+    """What is optimised, averaged (EMA) and saved. Keep frozen helpers (a text encoder) outside, or without requires_grad.
+    A model that supports FSDP has its layers in `blocks` (nn.ModuleList) and is used through `forward` alone."""
     config: dict[str, Any]
-    """JSON-simple, everything needed to rebuild the model and the data order; a resume with another one is refused."""
+    """JSON-serialisable; everything needed to rebuild the model and the data order. A resume with another one is refused."""
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[Any]:
-        """Batches number `start_step`, `start_step + 1`, ... without end, this rank's share of each.
+        """Endless iterator over this rank's batches `start_step`, `start_step + 1`, ...
 
-        The number counts batches, not optimizer steps: with accumulation 4, optimizer step 10 starts at batch 40. Batch
-        n of rank r is number n * num_ranks + r of one sequence: 2 ranks with one batch each see in a step what 1 rank
-        sees with two. The trainer moves tensors (in tuples, lists, dicts, or anything with `.to(device)`) to the device.
+        Numbers count batches, not optimizer steps: with accumulation 4, optimizer step 10 starts at batch 40. Batch n
+        of rank r is number n * num_ranks + r of the global sequence: a step of 2 ranks with one batch each equals a step
+        of 1 rank with two. The trainer moves batches to the device (tuples, lists, dicts, objects with `.to(device)`).
         """
         ...
 
     def loss(self, batch: Any, *, step: int, seed: int) -> LossParts:
-        """Loss of the batch of number `step`. torch's global generator is seeded before, from `seed` and the batch's
-        place in the sequence of all ranks."""
+        """Loss of batch number `step`. torch's global generators have been seeded from `seed` and the batch's position in
+        the global sequence."""
         ...
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Numbers about `model` (with the averaged weights, in eval mode, no gradients) after `step` optimizer steps.
+        """Validation metrics of `model` (EMA weights, eval mode, no gradients) after `step` optimizer steps.
 
-        Called by rank 0, or by all ranks at once where the model is sharded: the same calls of the model on each.
+        Called on rank 0 alone, or on all ranks if the model is sharded; then every rank must make the same model calls.
         """
         return {}
 
 
 @runtime_checkable
 class HasState(Protocol):
-    """A task whose data order has a state to check on resume (the packing plan's hash). JSON-simple."""
+    """A task with data-order state to check on resume (the packing plan's hash). JSON-serialisable."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -72,21 +71,21 @@ class HasState(Protocol):
 
 @runtime_checkable
 class HasSamples(Protocol):
-    """A task that can draw videos while it trains; they go to TensorBoard and to RUN/train/NAME/samples/."""
+    """A task that samples videos during training; they go to TensorBoard and to RUN/train/NAME/samples/."""
 
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
-        """Name -> (uint8 RGB frames (T, H, W, 3), frames per second). Called as `validate` is."""
+        """Name -> (uint8 RGB frames (T, H, W, 3), frames per second). Called like `validate`."""
         ...
 
 
 @runtime_checkable
-class HasActivations(Protocol):
-    """A task that knows what its model keeps for the backward pass, so that too little memory is seen before the run."""
+class HasActivationEstimate(Protocol):
+    """A task that can estimate activation memory, so that a run that cannot fit is refused before it starts."""
 
-    def activation_bytes(self, precision: str, *, recompute: bool) -> int:
-        """Of the largest batch of one rank, an estimate; `precision` is `fp32` or `bf16`.
+    def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
+        """Estimated activation bytes of one rank's largest batch; `precision` is `fp32` or `bf16`.
 
         Args:
-            recompute: blocks keep their input only, all but the one whose gradient is being computed.
+            activation_checkpointing: all blocks but the one in backward keep only their input.
         """
         ...

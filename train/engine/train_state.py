@@ -1,36 +1,38 @@
-"""Everything of a training that a checkpoint keeps as tensors, under the keys of its files."""
+"""The tensors of a training run that a checkpoint saves and restores: weights, EMA, AdamW moments."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from train.checkpoint.safetensors_storage import as_shard, local_part
-from train.checkpoint.step_folder import EMA, MODEL, OPTIMIZER, keyed
-from train.engine.ema import WeightAverage
-from train.engine.optimizer import moments
-from train.parallel.fsdp import drop_gathered
+from train.checkpoint.safetensors_storage import as_shard, local_shard
+from train.checkpoint.step_folder import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, with_file_prefix
+from train.engine.ema import EMA
+from train.engine.optimizer import adam_state
+from train.parallel.fsdp import reshard
 
 
-class TrainingState:
-    """Weights, moments and average, whole or this rank's parts of them: `tensors()` is what is saved and read into."""
+class TrainState:
+    """Weights, AdamW moments and EMA, or this rank's shards of them, saved from and loaded into the live tensors."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, average: WeightAverage | None) -> None:
-        self.model, self.optimizer, self.average = model, optimizer, average
+    def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, ema: EMA | None) -> None:
+        self.model, self.optimizer, self.ema = model, optimizer, ema
 
     def tensors(self) -> dict[str, Tensor]:
-        """The very memory of the training, by FILE/NAME."""
-        drop_gathered(self.model)
-        found = keyed(MODEL, _parts(self.model.state_dict()))
-        if self.average is not None:
-            found |= keyed(EMA, self.average.tensors())
+        """The live tensors (no copies), keyed by FILE/NAME."""
+        reshard(self.model)
+        tensors = with_file_prefix(MODEL_FILE, _shards(self.model.state_dict()))
+        if self.ema is not None:
+            tensors |= with_file_prefix(EMA_FILE, self.ema.tensors())
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                own = moments(self.optimizer, parameter)
-                found |= keyed(OPTIMIZER, _parts({f"{name}.{kind}": tensor for kind, tensor in own.items()}))
-        return found
+                state = adam_state(self.optimizer, parameter)
+                tensors |= with_file_prefix(
+                    OPTIMIZER_FILE, _shards({f"{name}.{kind}": tensor for kind, tensor in state.items()})
+                )
+        return tensors
 
 
-def _parts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = {name: as_shard(local_part(tensor), tensor) for name, tensor in tensors.items()}
-    return {name: part for name, part in parts.items() if part is not None}
+def _shards(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    shards = {name: as_shard(local_shard(tensor), tensor) for name, tensor in tensors.items()}
+    return {name: shard for name, shard in shards.items() if shard is not None}

@@ -41,7 +41,7 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> di
     """
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
-    theirs, ours = _weights_meaning(saved), _weights_meaning(checkpoint.plain(config))
+    theirs, ours = _weights_meaning(saved), _weights_meaning(checkpoint.as_json(config))
     optional = f"backbone {OPTIONAL_WEIGHTS}"
     is_adding = bool(ours[optional]) and not theirs.get(optional)
     if is_adding:

@@ -201,7 +201,7 @@ class DitTask:
             flops=transformer_flops(lengths, batch.text.segments.lengths, width=width, depth=depth),
         )
 
-    def activation_bytes(self, precision: str, *, recompute: bool) -> int:
+    def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
         """Activations of one full pack of the shortest samples, which have the most register tokens."""
         settings = self.settings
         shortest = min(
@@ -209,7 +209,7 @@ class DitTask:
         )
         num_tokens = self.plan.capacity + settings.num_registers * (self.plan.capacity // shortest)
         size = {"width": settings.width, "depth": settings.depth, "capacity": num_tokens}
-        return activation_bytes(**size, precision=precision, recompute=recompute)
+        return activation_bytes(**size, precision=precision, activation_checkpointing=activation_checkpointing)
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         """`validation_loss` on fixed packs of the training set."""

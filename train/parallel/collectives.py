@@ -1,4 +1,4 @@
-"""Collectives over ranks: sums, gathers with gradients, broadcast of weights."""
+"""Collectives over ranks: all-reduce, differentiable all-gather, broadcast of weights, gradient all-reduce."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.parallel.process_group import BUCKET_BYTES, num_ranks, rank
+from train.parallel.process_group import num_ranks, rank
+
+BUCKET_BYTES = 32 << 20
+"""Gradients are all-reduced in flat buckets of about this size: few messages, little extra memory."""
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum in place; returns the same tensor."""
+    """All-reduce (sum) in place; returns the same tensor."""
     if num_ranks() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks (of the same shape) one after another along the first dimension; no gradient."""
+    """All-gather tensors of equal shape, concatenated along dimension 0 in rank order; no gradient."""
     if num_ranks() == 1:
         return tensor
-    pieces = [torch.empty_like(tensor) for _ in range(num_ranks())]
-    dist.all_gather(pieces, tensor.contiguous())
-    return torch.cat(pieces)
+    tensors = [torch.empty_like(tensor) for _ in range(num_ranks())]
+    dist.all_gather(tensors, tensor.contiguous())
+    return torch.cat(tensors)
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """As `gather`; what any rank's loss says about a row goes back to the rank that it came from.
+    """Differentiable `gather`: the backward pass sums each row's gradient over ranks and returns it to its own rank.
 
-    Both directions are collective: every rank must call this, and go backward, as often and in the same order.
+    Forward and backward are collective: every rank must run both equally often and in the same order.
     """
     return _Gather.apply(tensor) if num_ranks() > 1 else tensor  # type: ignore[no-any-return,no-untyped-call]
 
@@ -49,19 +52,19 @@ class _Gather(torch.autograd.Function):
 
 
 def broadcast_module(module: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Every rank gets rank 0's parameters and buffers. `group`: default is the one of the devices."""
+    """Broadcast rank 0's parameters and buffers to all ranks; `group` defaults to the device group."""
     if num_ranks() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.data, src=0, group=group)
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum every parameter's gradient over ranks, in flat buckets; all ranks must pass the same parameters in order."""
+    """All-reduce the gradients in flat buckets; all ranks must pass the same parameters in the same order."""
     if num_ranks() == 1:
         return
     bucket: list[Tensor] = []
     num_bytes = 0
-    sent: list[tuple[Tensor, list[Tensor], dist.Work]] = []
+    pending: list[tuple[Tensor, list[Tensor], dist.Work]] = []
     for index, parameter in enumerate(parameters):
         assert parameter.grad is not None
         bucket.append(parameter.grad)
@@ -69,9 +72,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         is_last = index + 1 == len(parameters)
         if is_last or num_bytes >= BUCKET_BYTES or parameters[index + 1].dtype != parameter.dtype:
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            sent.append((flat, bucket, dist.all_reduce(flat, async_op=True)))
+            pending.append((flat, bucket, dist.all_reduce(flat, async_op=True)))
             bucket, num_bytes = [], 0
-    for flat, gradients, work in sent:
+    for flat, gradients, work in pending:
         work.wait()
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients])):
             gradient.copy_(summed.view_as(gradient))

@@ -1,4 +1,4 @@
-"""Agreement of all ranks on when to stop, and the signals that ask for it."""
+"""Control messages between ranks (over gloo), and SIGTERM/Ctrl-C as a flag that the training loop polls."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ import torch.distributed as dist
 from train.parallel.process_group import logger, num_ranks
 
 
-class Agreement:
-    """Yes/no questions that every rank must answer alike, over a CPU group so that no GPU is waited for."""
+class ControlGroup:
+    """A gloo group of all ranks for control messages, so that no GPU is synchronised for them."""
 
     def __init__(self) -> None:
         self.group = dist.new_group(backend="gloo") if num_ranks() > 1 else None
 
-    def any(self, mine: bool) -> bool:
-        """True on every rank if true on one."""
+    def any(self, flag: bool) -> bool:
+        """Logical or over all ranks."""
         if self.group is None:
-            return mine
-        flag = torch.tensor([int(mine)])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(flag.item())
+            return flag
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(flags.item())
 
-    def gather(self, mine: object) -> list[object]:
-        """What each rank passed, in rank order, on every rank."""
+    def gather(self, value: object) -> list[object]:
+        """All-gather picklable objects, in rank order."""
         if self.group is None:
-            return [mine]
+            return [value]
         gathered: list[object] = [None] * num_ranks()
-        dist.all_gather_object(gathered, mine, group=self.group)
+        dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 
     def wait(self) -> None:
-        """Return when every rank is here."""
+        """Barrier over all ranks."""
         self.any(False)
 
 
 class StopSignals:
-    """While open, SIGTERM and the first Ctrl-C only leave a note; the loop reads it between steps."""
+    """Context in which SIGTERM and the first Ctrl-C only set `signal`, for the loop to read between steps."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: Any) -> None:
         self.signal = number
-        signal.signal(number, self._previous[number])  # asked a second time: stop at once
-        logger.warning("told to stop: the step is finished and a checkpoint written first")
+        signal.signal(number, self._previous[number])  # a second signal stops at once
+        logger.warning("stopping after this step and a checkpoint; send the signal again to stop at once")
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def leave(self) -> None:
-        """End the program the way that the signal asked for; also on ranks that did not get it."""
+    def raise_signal(self) -> None:
+        """Exit as the signal would have; SIGTERM's exit on ranks that did not receive one."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

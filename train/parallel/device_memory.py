@@ -1,10 +1,10 @@
-"""Whether a training fits the memory of its device, said before it starts.
+"""Estimate of the device memory that a training run needs, checked before it starts.
 
-    needed = estimate(model, num_parts=8, has_average=True, is_sharded=True, activations_bytes=task.activation_bytes("bf16"))
+    needed = estimate(model, num_shards=8, has_ema=True, is_sharded=True, activations_bytes=task.activation_bytes("bf16"))
     check_fits(needed, device, num_ranks=8)       # UsageError on a GPU, a warning on a CPU, which can swap
 
-Weights are counted, activations are the task's own estimate; what the allocator wastes and what text encoders take come on
-top, so that an estimate that does not fit never would.
+State is counted from the parameters, activations are the task's own estimate. It is a lower bound: allocator
+fragmentation and frozen text encoders come on top.
 """
 
 from __future__ import annotations
@@ -22,65 +22,68 @@ WEIGHT_BYTES = 4
 
 
 TRAINED_BYTES = 12
-"""float32, of each trained number besides itself: gradient, and two moments of Adam."""
+"""Per trainable float32 parameter besides itself: gradient and two Adam moments."""
 
 
-AVERAGE_BYTES = 4
+EMA_BYTES = 4
 
 
 GATHERED_BLOCKS = 2
-"""Blocks whose whole weights and gradients a rank holds at a time under FSDP: the one in use and the next."""
+"""Blocks that a rank holds all-gathered at a time under FSDP: the one in use and the prefetched next one."""
 
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryNeeded:
-    """Of one rank."""
+class MemoryEstimate:
+    """Estimated memory of one rank."""
 
     state_bytes: int
-    """Weights, gradients, moments, average: of the whole model, or of a rank's part of it."""
+    """Weights, gradients, Adam moments and EMA of the rank's replica or shard."""
     activations_bytes: int
     is_sharded: bool
-    is_recomputing: bool
+    activation_checkpointing: bool
 
     @property
     def total_bytes(self) -> int:
         return self.state_bytes + self.activations_bytes
 
 
-def state_bytes(model: nn.Module, *, has_average: bool) -> int:
-    """Weights, gradients, moments and average of the whole model."""
-    trained = WEIGHT_BYTES + TRAINED_BYTES + AVERAGE_BYTES * has_average
-    return sum(p.numel() * (trained if p.requires_grad else WEIGHT_BYTES) for p in model.parameters())
+def state_bytes(model: nn.Module, *, has_ema: bool) -> int:
+    """Bytes of weights, gradients, Adam moments and EMA of the unsharded model."""
+    trainable = WEIGHT_BYTES + TRAINED_BYTES + EMA_BYTES * has_ema
+    return sum(p.numel() * (trainable if p.requires_grad else WEIGHT_BYTES) for p in model.parameters())
 
 
 def estimate(
     model: nn.Module,
     *,
-    num_parts: int = 1,
+    num_shards: int = 1,
     is_sharded: bool = False,
-    is_recomputing: bool = False,
-    has_average: bool,
+    activation_checkpointing: bool = False,
+    has_ema: bool,
     activations_bytes: int = 0,
-) -> MemoryNeeded:
-    """Of one rank's device.
+) -> MemoryEstimate:
+    """Estimate the memory of one rank.
 
     Args:
-        num_parts: ranks that a sharded model is spread over.
+        num_shards: ranks that the model is sharded over.
     """
-    whole = state_bytes(model, has_average=has_average)
+    num_bytes = state_bytes(model, has_ema=has_ema)
     if is_sharded:
         largest = max(sum(p.numel() for p in block.parameters()) for block in blocks_of(model))
-        whole = -(-whole // num_parts) + GATHERED_BLOCKS * 2 * WEIGHT_BYTES * largest
-    return MemoryNeeded(
-        state_bytes=whole, activations_bytes=activations_bytes, is_sharded=is_sharded, is_recomputing=is_recomputing
+        num_bytes = -(-num_bytes // num_shards) + GATHERED_BLOCKS * 2 * WEIGHT_BYTES * largest
+    return MemoryEstimate(
+        state_bytes=num_bytes,
+        activations_bytes=activations_bytes,
+        is_sharded=is_sharded,
+        activation_checkpointing=activation_checkpointing,
     )
 
 
 def device_bytes(device: torch.device) -> int | None:
-    """Memory of a GPU in all, of a CPU what is free now; None where that is not known."""
+    """Total memory of a GPU, currently available memory of a CPU; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -91,29 +94,32 @@ def device_bytes(device: torch.device) -> int | None:
         return None
 
 
-def check_fits(needed: MemoryNeeded, device: torch.device, *, num_ranks: int = 1) -> None:
-    """Compare with the device, which on a CPU the `num_ranks` ranks of the machine share.
+def check_fits(needed: MemoryEstimate, device: torch.device, *, num_ranks: int = 1) -> None:
+    """Compare with the device's memory; on a CPU, the machine's `num_ranks` ranks share it, and it only warns.
 
     Raises:
-        UsageError: it cannot fit a GPU; what to change is said.
+        UsageError: too much for a GPU, with what to change.
     """
-    there = device_bytes(device)
-    sharing = num_ranks if device.type == "cpu" else 1
-    if there is None or needed.total_bytes * sharing <= there:
+    available = device_bytes(device)
+    ranks_per_device = num_ranks if device.type == "cpu" else 1
+    if available is None or needed.total_bytes * ranks_per_device <= available:
         return
-    wishes = []
+    remedies = []
     if needed.activations_bytes:
-        wishes += ["a smaller plan capacity or batch", *([] if needed.is_recomputing else ["recompute"])]
+        remedies += [
+            "a smaller plan capacity or batch",
+            *([] if needed.activation_checkpointing else ["activation-checkpointing"]),
+        ]
     if not needed.is_sharded:
-        wishes.append("parallel fsdp on several ranks")
-    elif needed.state_bytes > there / 2:
-        wishes.append("more ranks")
-    gb = [f"{count / 1e9:.3g} GB" for count in (needed.total_bytes * sharing, needed.state_bytes, there)]
-    text = (
-        f"training needs about {gb[0]} (per rank {gb[1]} of weights and moments, "
-        f"{needed.activations_bytes / 1e9:.3g} GB of activations), {device} has {gb[2]}: take "
-        f"{', '.join([*wishes, 'or a smaller model'])}"
+        remedies.append("parallel fsdp on several ranks")
+    elif needed.state_bytes > available / 2:
+        remedies.append("more ranks")
+    gb = [f"{count / 1e9:.3g} GB" for count in (needed.total_bytes * ranks_per_device, needed.state_bytes, available)]
+    message = (
+        f"training needs about {gb[0]} (per rank {gb[1]} of weights, moments and EMA, "
+        f"{needed.activations_bytes / 1e9:.3g} GB of activations), {device} has {gb[2]}: use "
+        f"{', '.join([*remedies, 'or a smaller model'])}"
     )
     if device.type == "cuda":
-        raise UsageError(text)
-    logger.warning("%s", text)
+        raise UsageError(message)
+    logger.warning("%s", message)

@@ -323,7 +323,7 @@ def _load_compressor(saved: dict[str, Any], path: str, device: str) -> Compresso
         CheckpointMismatchError: its spec is another compressor by now (retrained under the same path, say).
     """
     compressor = compressors.load(saved["spec"], device=device)
-    if checkpoint.plain(compressor.config) != saved["config"]:
+    if checkpoint.as_json(compressor.config) != saved["config"]:
         raise CheckpointMismatchError(
             f"{path} was trained on latents of {saved['spec']} with {saved['config']}; here it is {compressor.config}"
         )

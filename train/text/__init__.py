@@ -1,1 +1,1 @@
-"""Text encoders of the generator."""
+"""Frozen text encoders of the generator."""

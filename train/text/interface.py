@@ -1,4 +1,4 @@
-"""What every text tower offers."""
+"""The TextTower protocol, and the hash that identifies a tower's weights."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import Tensor
 
 
 class TextTower(Protocol):
-    """Token states and a pooled vector for each text."""
+    """A frozen text network: token states and a pooled vector per text."""
 
     width: int
     pooled_width: int
     weights_hash: str
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """(text_MC concatenated, lengths_S, pooled_SC)."""
+        """(token states text_MC of all texts, concatenated; lengths_S; pooled_SC)."""
         ...
 
 
-def _hash_of_weights(model: torch.nn.Module) -> str:
-    """First 12 hex digits over names, shapes and a part of the numbers: enough to tell two sets of weights apart
-    without reading gigabytes twice."""
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """First 12 hex digits of a sha256 over names, shapes and each tensor's first 64 values; avoids hashing gigabytes."""
     digest = hashlib.sha256()
     for name, parameter in model.state_dict().items():
-        sample = parameter.flatten()[:64].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
+        values = parameter.flatten()[:64].float().cpu().numpy().tobytes()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values)
     return digest.hexdigest()[:12]

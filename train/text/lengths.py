@@ -1,4 +1,4 @@
-"""What is known of a text encoder without its weights: how many tokens a caption has for it, and how wide they are.
+"""Token counts, token limit and widths of a text encoder, without loading its weights.
 
 length = load("t5:google/t5-v1_1-xxl")
 length.max_tokens, length.count_tokens(["a red circle moves left"])         (256, [6])
@@ -19,15 +19,15 @@ from train.text.towers import parse
 def load(
     spec: str, *, max_tokens: int = 0, captioner: Captioner | None = None, captioner_spec: str = ""
 ) -> TokenBudget:
-    """Lengths for a text encoder as `text_encoder.load` takes it. Of several the smallest limit counts.
+    """Token counter of a text encoder spec (see encoder.load); of several towers, the smallest limit applies.
 
     Args:
-        max_tokens: limit in place of the encoder's own; 0 = its own.
-        captioner: one that is already here, opened from `captioner_spec`.
+        max_tokens: overrides the encoder's own limit; 0 = its own.
+        captioner: an already loaded captioner of spec `captioner_spec`.
 
     Raises:
-        UsageError: no such text encoder, or none whose tokens can be counted.
-        WeightsUnreachableError: its tokenizer cannot be had.
+        UsageError: no such text encoder.
+        WeightsUnreachableError: its tokenizer cannot be loaded.
     """
     lengths = [
         _length(kind, name, max_tokens, captioner if name == captioner_spec else None) for kind, name in parse(spec)
@@ -37,11 +37,11 @@ def load(
     tightest = min(lengths, key=lambda length: length.max_tokens)
 
     def count(texts: Sequence[str]) -> list[int]:
-        """Tokens for the encoder with the smallest limit; more, by what another is exceeded, where one is."""
+        """Tokens for the tower with the smallest limit, raised above it if another tower's limit is exceeded."""
         counts = [length.count_tokens(texts) for length in lengths]
-        own = counts[lengths.index(tightest)]
-        excess = [max(n - length.max_tokens for n, length in zip(row, lengths)) for row in zip(*counts)]
-        return [n if over <= 0 else tightest.max_tokens + over for n, over in zip(own, excess)]
+        of_tightest = counts[lengths.index(tightest)]
+        excess = [max(n - length.max_tokens for n, length in zip(per_tower, lengths)) for per_tower in zip(*counts)]
+        return [n if over <= 0 else tightest.max_tokens + over for n, over in zip(of_tightest, excess)]
 
     return TokenBudget(tightest.max_tokens, count)
 
@@ -66,9 +66,9 @@ def _length(kind: str, name: str, max_tokens: int, captioner: Captioner | None) 
 
 
 def widths(spec: str) -> tuple[int, int]:
-    """(width of token states, width of the pooled vector) of one tower; of several, their sums. Raises as `load`."""
-    found = [_widths(kind, name) for kind, name in parse(spec)]
-    return sum(width for width, _ in found), sum(pooled for _, pooled in found)
+    """(width of token states, width of the pooled vector); of several towers, the sums. Raises as `load`."""
+    per_tower = [_widths(kind, name) for kind, name in parse(spec)]
+    return sum(width for width, _ in per_tower), sum(pooled for _, pooled in per_tower)
 
 
 def _widths(kind: str, name: str) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""Texts that `recaption encode` has encoded, in place of the tower that encoded them.
+"""Precomputed text encodings of a run folder (written by `recaption encode`), read in place of the text tower.
 
-    stored = find(RunFolder("RUN"), "t5:google/t5-v1_1-xxl")          # None where the run folder has none
-    tower = StoredTower(stored, lambda: open_tower(spec))
-    tower.encode(["a caption of the shards"])                          # two ranged reads; T5 is never loaded
+    stored = find(RunFolder("RUN"), "t5:google/t5-v1_1-xxl")          # None if the run folder has none
+    tower = PrecomputedTextEncoder(stored, lambda: load_tower(spec))
+    tower.encode(["a caption of the shards"])                          # two ranged reads; T5 is not loaded
 
-A text that is not there (a prompt, another blend) loads the tower, once, and says so. Numbers come back from half
-precision, so they differ from freshly encoded ones in the fourth digit (float16) or the third (bfloat16).
+A missing text (a prompt, another caption mixture) loads the tower, once, with a message. Encodings are stored in half
+precision: they differ from fresh ones in the fourth digit (float16) or the third (bfloat16).
 
 Shape suffixes: M text tokens, S texts, C width.
 """
@@ -34,14 +34,16 @@ TEXT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _STORED_AS = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def encode_part(tower: TextTower, texts: Sequence[str], *, dtype: str, batch_size: int, facts: dict[str, str]) -> bytes:
-    """The .safetensors of one part.
+def encode_part(
+    tower: TextTower, texts: Sequence[str], *, dtype: str, batch_size: int, metadata: dict[str, str]
+) -> bytes:
+    """Encode the texts of one part; returns the bytes of its .safetensors file.
 
     Args:
-        facts: to note in its head beside weights_hash, dtype and sha256.
+        metadata: for the file header, in addition to weights_hash, dtype and sha256.
 
     Raises:
-        UsageError: `dtype` cannot hold what the tower gives.
+        UsageError: an encoding overflows `dtype`.
     """
     from safetensors.torch import save
 
@@ -52,60 +54,62 @@ def encode_part(tower: TextTower, texts: Sequence[str], *, dtype: str, batch_siz
         "lengths": torch.cat([lengths_S.cpu().long() for _, lengths_S, _ in encoded]),
     }
     if not (tensors["tokens"].isfinite().all() and tensors["pooled"].isfinite().all()):
-        raise UsageError(f"the text encoder gives numbers that {dtype} cannot hold; use --encode.text.dtype bfloat16")
+        raise UsageError(f"the text encoder's output overflows {dtype}; use --encode.text.dtype bfloat16")
     plain = save(tensors)
     data = memoryview(plain)[8 + int.from_bytes(plain[:8], "little") :]
-    noted = facts | {"weights_hash": tower.weights_hash, "dtype": dtype, "sha256": hashlib.sha256(data).hexdigest()}
-    # one entry: safetensors writes several in an order that differs from process to process
-    return save(tensors, {METADATA_KEY: json.dumps(noted, sort_keys=True)})
+    header = metadata | {"weights_hash": tower.weights_hash, "dtype": dtype, "sha256": hashlib.sha256(data).hexdigest()}
+    # a single entry: safetensors writes several in an order that differs between processes
+    return save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
 
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """The encoded texts of one encoder in one run folder."""
+    """Index of the encoded texts of one encoder in one run folder."""
 
     run: RunFolder
     folder: str
     manifest: dict[str, Any]
     headers: list[PartHeader]
     lengths: list[np.ndarray]
-    """Per part, tokens of each text."""
+    """Per part: number of tokens of each text."""
     starts: list[np.ndarray]
+    """Per part: first token of each text."""
     keys: np.ndarray
-    """Digests of all texts, sorted: 24 bytes a text stay in memory, not the texts."""
-    places: np.ndarray
-    """(part, number in it) of each."""
+    """Digests of all texts, sorted: 24 bytes per text in memory instead of the texts."""
+    locations: np.ndarray
+    """(part, index in the part) of each key."""
 
-    def place(self, text: str) -> tuple[int, int] | None:
+    def find(self, text: str) -> tuple[int, int] | None:
+        """(part, index in the part) of a text; None if it is not stored."""
         key = _digest(text)
         index = int(np.searchsorted(self.keys, key))
         if index == len(self.keys) or self.keys[index] != key:
             return None
-        return int(self.places[index, 0]), int(self.places[index, 1])
+        return int(self.locations[index, 0]), int(self.locations[index, 1])
 
-    def read(self, part: int, number: int) -> tuple[Tensor, Tensor]:
+    def read(self, part: int, index: int) -> tuple[Tensor, Tensor]:
         """(text_MC, pooled_C), float32."""
         header = self.headers[part]
-        start, length = int(self.starts[part][number]), int(self.lengths[part][number])
-        text_MC = self._rows(part, header, "tokens", start, length)
-        return text_MC, self._rows(part, header, "pooled", number, 1)[0]
+        start, length = int(self.starts[part][index]), int(self.lengths[part][index])
+        text_MC = self._read_rows(part, header, "tokens", start, length)
+        return text_MC, self._read_rows(part, header, "pooled", index, 1)[0]
 
-    def _rows(self, part: int, header: PartHeader, tensor: str, first: int, count: int) -> Tensor:
+    def _read_rows(self, part: int, header: PartHeader, tensor: str, first: int, count: int) -> Tensor:
         name = f"{self.folder}/part-{part:05d}.safetensors"
         width = header.shape_of[tensor][1]
         start = header.start_of[tensor] + 2 * width * first
         payload = self.run.read_span(name, start, start + 2 * width * count)
         if len(payload) != 2 * width * count:
-            raise StorageError(f"{self.run.path(name)} ends early; `recaption verify --repair` makes it anew")
+            raise StorageError(f"{self.run.path(name)} is truncated; `recaption verify --repair` rewrites it")
         rows = torch.frombuffer(bytearray(payload), dtype=_STORED_AS[header.dtype_of[tensor]])
         return rows.view(count, width).float()
 
 
 def find(run: RunFolder, spec: str) -> StoredTexts | None:
-    """What `recaption encode` has left for one encoder; None where it has not, or has not finished.
+    """Open the encodings of one encoder; None if `recaption encode` has not written them, or not finished.
 
     Raises:
-        UsageError: a part is damaged, or made by other weights than the rest.
+        UsageError: a part is damaged, or was encoded with other weights than the rest.
     """
     folder = text_folder(spec)
     try:
@@ -118,14 +122,14 @@ def find(run: RunFolder, spec: str) -> StoredTexts | None:
         raise UsageError(f"{run.path(folder)} is damaged ({error}): run `recaption verify --repair`") from error
     if any(header.metadata["weights_hash"] != manifest["weights_hash"] for header in headers):
         raise UsageError(f"{run.path(folder)} holds texts encoded by different weights: run `recaption encode` again")
-    lengths, keys, places = [], [], []
+    lengths, keys, locations = [], [], []
     for part, (name, header) in enumerate(zip(names, headers)):
         texts = run.read_table(f"{name}.parquet")["text"].to_pylist()
         start = header.start_of["lengths"]
         payload = run.read_span(f"{name}.safetensors", start, start + 8 * header.num_texts)
         lengths.append(np.frombuffer(payload, "<i8"))
         keys.append(np.array([_digest(text) for text in texts], dtype=_DIGEST))
-        places.append(np.stack([np.full(len(texts), part), np.arange(len(texts))], axis=1).astype(np.int32))
+        locations.append(np.stack([np.full(len(texts), part), np.arange(len(texts))], axis=1).astype(np.int32))
     all_keys = np.concatenate(keys) if keys else np.zeros(0, _DIGEST)
     order = np.argsort(all_keys)
     return StoredTexts(
@@ -136,7 +140,7 @@ def find(run: RunFolder, spec: str) -> StoredTexts | None:
         lengths=lengths,
         starts=[np.concatenate([[0], np.cumsum(part)]) for part in lengths],
         keys=all_keys[order],
-        places=(np.concatenate(places) if places else np.zeros((0, 2), np.int32))[order],
+        locations=(np.concatenate(locations) if locations else np.zeros((0, 2), np.int32))[order],
     )
 
 
@@ -147,37 +151,38 @@ def _digest(text: str) -> np.bytes_:
     return np.bytes_(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-class StoredTower:
-    """A `TextTower` that reads what it can and encodes what it must."""
+class PrecomputedTextEncoder:
+    """A `TextTower` that reads precomputed encodings and loads the real tower only for missing texts."""
 
-    def __init__(self, stored: StoredTexts, open_tower: Callable[[], TextTower]) -> None:
+    def __init__(self, stored: StoredTexts, load_tower: Callable[[], TextTower]) -> None:
         self.stored = stored
         self.width = int(stored.manifest["width"])
         self.pooled_width = int(stored.manifest["pooled_width"])
         self.weights_hash = str(stored.manifest["weights_hash"])
-        self._open_tower = open_tower
+        self._open_tower = load_tower
         self._tower: TextTower | None = None
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        rows = []
+        encodings = []
         for text in texts:
-            place = self.stored.place(text)
-            rows.append(self.stored.read(*place) if place else self._encode(text))
-        if not rows:
+            location = self.stored.find(text)
+            encodings.append(self.stored.read(*location) if location else self._encode(text))
+        if not encodings:
             return torch.zeros(0, self.width), torch.zeros(0, dtype=torch.long), torch.zeros(0, self.pooled_width)
-        lengths_S = torch.tensor([len(text_MC) for text_MC, _ in rows])
-        return torch.cat([text_MC for text_MC, _ in rows]), lengths_S, torch.stack([pooled for _, pooled in rows])
+        lengths_S = torch.tensor([len(text_MC) for text_MC, _ in encodings])
+        text_MC = torch.cat([text_MC for text_MC, _ in encodings])
+        return text_MC, lengths_S, torch.stack([pooled for _, pooled in encodings])
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
         if self._tower is None:
             spec, folder = self.stored.manifest["spec"], self.stored.run.path(self.stored.folder)
-            print(f"text: {_shortened(text)!r} is not in {folder}: loading {spec}", file=sys.stderr)
+            print(f"text: {_abbreviated(text)!r} is not in {folder}: loading {spec}", file=sys.stderr)
             try:
                 tower = self._open_tower()
             except WeightsUnreachableError as error:
                 raise WeightsUnreachableError(
-                    f"{_shortened(text)!r} is not among the texts in {folder} (run `recaption encode` again for new "
-                    f"captions and blends), and {error}"
+                    f"{_abbreviated(text)!r} is not among the texts in {folder} (run `recaption encode` again after "
+                    f"changing captions or their mixture), and {error}"
                 ) from error
             if tower.weights_hash != self.weights_hash:
                 raise UsageError(
@@ -189,5 +194,5 @@ class StoredTower:
         return text_MC.float().cpu(), pooled_SC[0].float().cpu()
 
 
-def _shortened(text: str) -> str:
+def _abbreviated(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

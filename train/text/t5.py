@@ -1,4 +1,4 @@
-"""T5 and UMT5 encoders as text towers."""
+"""T5, mT5 and UMT5 encoders (transformers) as text towers."""
 
 from __future__ import annotations
 
@@ -10,35 +10,32 @@ from torch import Tensor
 
 from recaption import hub
 from recaption.errors import UsageError
-from train.text.interface import _hash_of_weights
+from train.text.interface import weights_fingerprint
 
 MAX_TEXT_TOKENS = 256
-"""Longer captions are cut (T5 only; CLIP and a captioner's tower have limits of their own)."""
+"""T5 only: longer captions are truncated. CLIP and captioner towers have their own limits."""
 
 
-# --- T5 ---------------------------------------------------------------------------------------------------------------
-
-
-class T5Tower:
-    """The encoder half of a T5, mT5 or UMT5."""
+class T5Encoder:
+    """The encoder of a T5, mT5 or UMT5."""
 
     def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
         config, encoder_class = t5_config(model_id)
         self.tokenizer = t5_tokenizer(model_id)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        what, hint, local_only = _t5_place(model_id)
+        what, remedy, local_only = _describe(model_id)
         try:
             model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
         except (OSError, ValueError) as error:
-            raise hub.unreachable_error(what, error, hint) from error
+            raise hub.unreachable_error(what, error, remedy) from error
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
-        self.weights_hash = _hash_of_weights(self.model)
+        self.weights_hash = weights_fingerprint(self.model)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Last states of the real tokens; pooled = their mean."""
+        """Last hidden states without padding; pooled = their mean."""
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
         ).to(self.device)
@@ -49,14 +46,14 @@ class T5Tower:
 
 
 def t5_config(model_id: str) -> tuple[Any, Any]:
-    """(config, class of the encoder), without weights; raises as `open_tower`."""
+    """(config, encoder class), without weights. Raises as `load_tower`."""
     import transformers
 
-    what, hint, local_only = _t5_place(model_id)
+    what, remedy, local_only = _describe(model_id)
     try:
         config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only)
     except (OSError, ValueError) as error:
-        raise hub.unreachable_error(what, error, hint) from error
+        raise hub.unreachable_error(what, error, remedy) from error
     classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
     if config.model_type not in classes:
         raise UsageError(f"{model_id} is a {config.model_type!r} model; t5: takes {', '.join(classes)}")
@@ -66,15 +63,15 @@ def t5_config(model_id: str) -> tuple[Any, Any]:
 def t5_tokenizer(model_id: str) -> Any:
     from transformers import AutoTokenizer
 
-    _, hint, local_only = _t5_place(model_id)
+    _, remedy, local_only = _describe(model_id)
     try:
         return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
     except (OSError, ValueError) as error:
-        raise hub.unreachable_error(f"the tokenizer of t5:{model_id}", error, hint) from error
+        raise hub.unreachable_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
 
 
-def _t5_place(model_id: str) -> tuple[str, str, bool]:
-    """(the weights in the user's words, what to give instead, whether they are on this disk)."""
+def _describe(model_id: str) -> tuple[str, str, bool]:
+    """(name for messages, what to pass instead if unreachable, whether the files are on disk)."""
     what = f"text encoder t5:{model_id}"
-    hint = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
-    return what, hint, hub.is_on_disk(model_id, what=what, hint=hint)
+    remedy = "give a folder with config.json, the tokenizer and model.safetensors as t5:FOLDER"
+    return what, remedy, hub.is_on_disk(model_id, what=what, hint=remedy)

@@ -132,8 +132,8 @@ def _greedy_or_sample(
             next_input = next_input[rows]
             caption_of_row = [caption_of_row[row] for row in rows]
     return [
-        GeneratedTokens(tokens=tuple(pack_tokens), logprobs=tuple(row_logprobs), ended=row_ended, kv_cache_LKPD=cache)
-        for pack_tokens, row_logprobs, row_ended, cache in zip(tokens, logprobs, ended, kv_caches, strict=True)
+        GeneratedTokens(tokens=tuple(row_tokens), logprobs=tuple(row_logprobs), ended=row_ended, kv_cache_LKPD=cache)
+        for row_tokens, row_logprobs, row_ended, cache in zip(tokens, logprobs, ended, kv_caches, strict=True)
     ]
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from examples.tiny_captioner.model_card import matched_auc
 from recaption.captioners.registry import load_captioner
 from recaption.video_io.reader import probe, read_frames
+from train.captioner.evaluation import matched_auc
 
 SHORT_SIDE_PX = 192
 NUM_FRAMES = 8

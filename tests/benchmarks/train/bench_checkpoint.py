@@ -1,9 +1,9 @@
-"""How long the steps stand still for a checkpoint: written in the background against written at once.
+"""How long training is blocked by a checkpoint: asynchronous against synchronous saving.
 
     python tests/benchmarks/train/bench_checkpoint.py [--width 512 --depth 6 --rounds 5]
 
-Both sides save the same training (weights, average, moments) in turn; also what the file system alone needs for as many
-bytes in one file, flushed. Medians, and their ratios.
+Both save the same state (weights, EMA, Adam moments) in turn; the baseline is writing and flushing as many bytes to one
+file. Prints medians and their ratios.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import time
 import torch
 from torch import nn
 
-from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.async_checkpointer import Saver
-from train.engine.ema import WeightAverage
+from train.checkpoint import step_folder
+from train.checkpoint.async_checkpointer import AsyncCheckpointer
+from train.engine.ema import EMA
 from train.engine.optimizer import apply_step, build_optimizer
-from train.engine.train_state import TrainingState
+from train.engine.train_state import TrainState
 
 
 def seconds(function, *arguments, **named) -> float:
@@ -50,26 +50,26 @@ def main() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     apply_step(optimizer, skip=torch.zeros(()))
-    tensors = TrainingState(model, optimizer, WeightAverage(model, 0.9)).tensors()
+    tensors = TrainState(model, optimizer, EMA(model, 0.9)).tensors()
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    at_once, standing, whole, plain = [], [], [], []
+    synchronous, blocked, whole, plain = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(os.path.join(folder, "background"), keep=1, is_sharded=False)
+        checkpointer = AsyncCheckpointer(os.path.join(folder, "asynchronous"), keep_last=1, is_sharded=False)
         for step in range(1, options.rounds + 1):
             named = {"step": step, "config": {}, "state": {}}
-            at_once.append(
-                seconds(checkpoint.write_tensors, os.path.join(folder, "a"), tensors=tensors, keep=1, **named)
+            synchronous.append(
+                seconds(step_folder.write_tensors, os.path.join(folder, "a"), tensors=tensors, keep_last=1, **named)
             )
             start = time.perf_counter()
-            standing.append(seconds(saver.save, tensors, **named))
-            saver.wait()
+            blocked.append(seconds(checkpointer.save, tensors, **named))
+            checkpointer.wait()
             whole.append(time.perf_counter() - start)
             plain.append(seconds(write_plainly, os.path.join(folder, "plain"), num_bytes))
-    at_once_s, standing_s, whole_s, plain_s = map(statistics.median, (at_once, standing, whole, plain))
+    synchronous_s, blocked_s, whole_s, plain_s = map(statistics.median, (synchronous, blocked, whole, plain))
     print(f"{num_bytes / 1e6:.0f} MB, medians of {options.rounds}")
-    print(f"steps stand still, background / at once: {standing_s / at_once_s:.3f}")
-    print(f"until it is on disk, background / at once: {whole_s / at_once_s:.2f}")
-    print(f"at once / the same bytes written plainly: {at_once_s / plain_s:.2f}")
+    print(f"training blocked, asynchronous / synchronous: {blocked_s / synchronous_s:.3f}")
+    print(f"until it is on disk, asynchronous / synchronous: {whole_s / synchronous_s:.2f}")
+    print(f"synchronous / the same bytes written plainly: {synchronous_s / plain_s:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""How much of a picture comes back through each compressor: scenes that no training has seen.
+"""Reconstruction quality of compressors on held-out scenes.
 
     python tests/benchmarks/train/bench_compressors.py patch:48 runs/a/train/vae [--scenes 24 --size-px 64 --frames 9]
 
-One row per SPEC: latent channels, frames and pixels per latent place, how many pixel numbers stand behind one latent
-number, mean PSNR and SSIM of the clips (and the worst clip's PSNR), distance of frozen features (picture_quality.py, x 1000;
-less is better), root mean square of the latents, CPU milliseconds per clip both ways. Every compressor sees the same clips,
-in turn.
+One line per SPEC: latent channels, frames and pixels per latent cell, compression ratio (pixel values per latent value),
+mean PSNR and SSIM (and the worst clip's PSNR), perceptual distance (picture_quality.py, x 1000; lower is better), RMS of
+the latents, CPU milliseconds per clip to encode and decode. All compressors get the same clips, in turn.
 """
 
 from __future__ import annotations
@@ -31,29 +30,27 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    opened = {spec: load(spec) for spec in options.specs}
-    found: dict[str, list[tuple[float, ...]]] = {spec: [] for spec in opened}
+    compressors = {spec: load(spec) for spec in options.specs}
+    results: dict[str, list[tuple[float, ...]]] = {spec: [] for spec in compressors}
     distance = PerceptualDistance()
     size = {"height_px": options.size_px, "width_px": options.size_px}
     for number in range(options.scenes):
         scene = render(FIRST_HELD_OUT_SCENE + number, num_frames=options.frames, fps=SCENE_FPS, **size)
         pixels_BCTHW = to_pixels(torch.from_numpy(scene.frames_THWC)[None])
-        for spec, compressor in opened.items():
+        for spec, compressor in compressors.items():
             start = time.process_time()
             latents = compressor.encode(pixels_BCTHW)
-            back = compressor.decode(latents)
+            recon_BCTHW = compressor.decode(latents)
             seconds = time.process_time() - start
             square = float(latents.square().mean())
             with torch.inference_mode():
-                features = 1000 * float(distance(back, pixels_BCTHW))
-            quality = (psnr_db(back, pixels_BCTHW), ssim(back, pixels_BCTHW), features)
-            found[spec].append((*quality, square, 1000 * seconds))
-    print(
-        f"{options.scenes} scenes of {options.frames} frames, {options.size_px}x{options.size_px} px, never trained on"
-    )
+                features = 1000 * float(distance(recon_BCTHW, pixels_BCTHW))
+            quality = (psnr_db(recon_BCTHW, pixels_BCTHW), ssim(recon_BCTHW, pixels_BCTHW), features)
+            results[spec].append((*quality, square, 1000 * seconds))
+    print(f"{options.scenes} scenes of {options.frames} frames, {options.size_px}x{options.size_px} px, held out")
     print(f"{'spec':<44} {'latent':>10}  ratio  PSNR dB  worst   SSIM  features    rms  CPU ms")
-    for spec, compressor in opened.items():
-        psnrs, ssims, features, squares, milliseconds = np.array(found[spec]).T
+    for spec, compressor in compressors.items():
+        psnrs, ssims, features, squares, milliseconds = np.array(results[spec]).T
         stride, side = compressor.frame_stride, compressor.spatial_stride
         latent = f"{compressor.num_channels}@{stride}x{side}x{side}"
         ratio = 3 * stride * side**2 / compressor.num_channels

@@ -1,10 +1,10 @@
-"""A captioner retrained on the CPU against its start, on held-out scenes.
+"""A retrained captioner against its initial weights, on held-out scenes and on the CPU.
 
-    python tests/benchmarks/train/bench_retrain.py --start tiny --preset lit --style notes --steps 150
-    python tests/benchmarks/train/bench_retrain.py --start tiny --preset full --style scenes --steps 300
+    python tests/benchmarks/train/bench_retrain.py --init-from tiny --trainable lit --style notes --steps 150
+    python tests/benchmarks/train/bench_retrain.py --init-from tiny --trainable full --style scenes --steps 300
 
-`--style notes` is what retraining is for: the same scenes captioned the way that somebody else writes. `scenes` are the
-captions that the package's own captioner was trained on. Both sides are asked for descriptive captions of the same scenes.
+`--style notes` is the use case of retraining: the same scenes captioned in another style. `scenes` are the captions that
+`tiny` was trained on. Both are evaluated on descriptive captions of the same scenes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from train.engine.trainer import train
 
 
 class NotedScenes(SceneClips):
-    """Scenes in the words of a logger of rushes: a source of one's own is one class."""
+    """Scenes captioned in the style of a shot log."""
 
     name = "noted scenes"
 
@@ -58,34 +58,40 @@ def _note(fields: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", default="tiny")
-    parser.add_argument("--preset", default="lit")
+    parser.add_argument("--init-from", default="tiny")
+    parser.add_argument("--trainable", default="lit")
     parser.add_argument("--style", choices=("notes", "scenes"), default="notes")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--stages", nargs="*", default=TWO_STAGES)
-    parser.add_argument("--scenes", type=int, default=60, help="held-out scenes measured before and after")
+    parser.add_argument("--scenes", type=int, default=60, help="held-out scenes to evaluate on")
     parser.add_argument("--validate-every", type=int, default=0)
-    parser.add_argument("--out", help="keep the training here")
-    asked = parser.parse_args()
+    parser.add_argument("--out", help="folder for the training")
+    options = parser.parse_args()
 
-    source = NotedScenes if asked.style == "notes" else SceneClips
+    source = NotedScenes if options.style == "notes" else SceneClips
     settings = CaptionerSettings(
-        start=asked.start, preset=asked.preset, stages=tuple(asked.stages), num_workers=0, num_validation_scenes=24
+        init_from=options.init_from,
+        trainable=options.trainable,
+        stages=tuple(options.stages),
+        num_workers=0,
+        num_validation_scenes=24,
     )
-    task = CaptionerTask(settings, num_batches=asked.steps, clips=source(), held_out=source(held_out=True))
-    start = CaptionerTask(CaptionerSettings(start=asked.start), clips=source())  # speaks the kinds of the start only
-    before_captioner = start.captioner(start.model)
-    clips = held_out_clips(source(held_out=True), asked.scenes, before_captioner)
+    task = CaptionerTask(settings, num_batches=options.steps, clips=source(), held_out=source(held_out=True))
+    initial = CaptionerTask(
+        CaptionerSettings(init_from=options.init_from), clips=source()
+    )  # generates the initial captioner's kinds only
+    before_captioner = initial.captioner(initial.model)
+    clips = held_out_clips(source(held_out=True), options.scenes, before_captioner)
     before = evaluate(before_captioner, clips)
 
-    folder = asked.out or tempfile.mkdtemp(prefix="bench-retrain-")
+    folder = options.out or tempfile.mkdtemp(prefix="bench-retrain-")
     cpu = time.process_time()
     result = train(
         task,
         TrainerSettings(
-            num_steps=asked.steps, lr=asked.lr, warmup_steps=max(1, asked.steps // 10), weight_decay=0.05,
-            ema_decay=0.98, device="cpu", checkpoint_every=50, log_every=10, validate_every=asked.validate_every,
+            num_steps=options.steps, lr=options.lr, warmup_steps=max(1, options.steps // 10), weight_decay=0.05,
+            ema_decay=0.98, device="cpu", checkpoint_every=50, log_every=10, validate_every=options.validate_every,
         ),
         folder,
         progress=False,
@@ -95,9 +101,12 @@ def main() -> None:
 
     after = evaluate(load_captioner(folder), clips)
     print(
-        f"{asked.start} {asked.preset}, {result.steps} steps of {settings.batch_size} clips: {cpu / 60:.1f} CPU-minutes"
+        f"{options.init_from} {options.trainable}, {result.steps} steps of {settings.batch_size} clips: "
+        f"{cpu / 60:.1f} CPU-minutes"
     )
-    print(f"{asked.scenes} held-out scenes, style {asked.style}\n\n| figure | start | retrained |\n| --- | --- | --- |")
+    print(
+        f"{options.scenes} held-out scenes, style {options.style}\n\n| metric | initial | retrained |\n| --- | --- | --- |"
+    )
     for name in dict.fromkeys([*before, *after]):
         print(f"| {name} | {_shown(before.get(name))} | {_shown(after.get(name))} |")
     print("\nstep, caption loss, contrastive loss, validation CIDEr-D")

@@ -99,7 +99,7 @@ def test_compressor_trained_on_the_runs_own_clips_goes_through_the_chain(
     run_copy, small_recipe, in_process, kind, bottleneck, frame_stride
 ):
     settings = CompressorSettings(
-        kind=kind, bottleneck=bottleneck, latent_channels=8, width=8, vq_groups=2, vq_codes=32, batch_size=2
+        kind=kind, bottleneck=bottleneck, latent_channels=8, width=8, num_codebooks=2, codebook_size=32, batch_size=2
     )
     trained = dataclasses.replace(
         small_recipe,

@@ -119,8 +119,8 @@ def test_training_with_stored_texts_never_loads_the_encoder_and_sampling_does(
     code, summary, _ = command("encode", "--run", run_copy.uri, "--encode.text.encoder", spec)
     assert [summary["text"][one]["computed_parts"] for one in (t5, clip)] == [0, 0]
     with monkeypatch.context() as patch:
-        patch.setattr(text_towers, "T5Tower", None)
-        patch.setattr(text_towers, "ClipTower", None)
+        patch.setattr(text_towers, "T5Encoder", None)
+        patch.setattr(text_towers, "ClipTextEncoder", None)
         arguments = ("train", "dit", "--run", run_copy.uri, "--train-dit.dit.text-encoder", spec, *SHORT_TRAINING)
         code, trained, err = command(*arguments)
     assert (code, trained["steps"]) == (0, 2), err

@@ -28,7 +28,7 @@ def test_a_recipe_fits_the_device_it_is_written_for(name, device_gb):
     dit, trainer = recipe.train_dit.dit, recipe.train_dit.trainer
     needed = training_memory(
         width=dit.width, depth=dit.depth, capacity=recipe.plan.capacity, precision=trainer.precision,
-        recompute=trainer.recompute,
+        activation_checkpointing=trainer.activation_checkpointing,
     )  # fmt: skip
     assert needed.model_state_bytes + needed.activations_bytes < device_gb / 2 * 1e9
 

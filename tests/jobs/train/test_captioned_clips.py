@@ -130,7 +130,7 @@ def test_flags_reach_the_settings_of_the_models_that_have_them():
     )
     assert command.captions == ("main", "original=short")
     recipe = with_start_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
-    assert (recipe.captions, recipe.captioner.start, recipe.captioner.preset) == (("main",), "tiny", "lit")
+    assert (recipe.captions, recipe.captioner.init_from, recipe.captioner.trainable) == (("main",), "tiny", "lit")
     kept = with_start_flags("captioner", quickstart(), (), None, None)
     assert kept == quickstart()
     with pytest.raises(UsageError, match="not of `train compressor`"):
@@ -143,7 +143,9 @@ def test_flags_reach_the_settings_of_the_models_that_have_them():
 def test_settings_survive_a_run_yaml():
     stages = ("0.5:short=1", "0.5:descriptive=1")
     training = dataclasses.replace(
-        quickstart().train_captioner, captions=("original",), captioner=CaptionerSettings(start="tiny", stages=stages)
+        quickstart().train_captioner,
+        captions=("original",),
+        captioner=CaptionerSettings(init_from="tiny", stages=stages),
     )
     recipe = dataclasses.replace(quickstart(), train_captioner=training)
     assert from_dict(to_dict(recipe)) == recipe

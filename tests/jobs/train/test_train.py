@@ -13,7 +13,7 @@ def test_images_first_then_video_are_two_commands(run_copy, command):
     train = ("train", "dit", "--run", run_copy.uri, *SHORT)
     code, images, err = command(*train, "--name", "images", "--plan.max-latent-frames", "1")
     assert (code, images["steps"]) == (0, 2), err
-    start = ("--start", run_copy.path("train", "images"))
+    start = ("--init-from", run_copy.path("train", "images"))
     code, video, err = command(*train, "--name", "video", *start)
     assert (code, video["steps"]) == (0, 2), err
     config = json.loads((Path(video["checkpoint"]) / "config.json").read_text())

@@ -83,7 +83,7 @@ VARIANTS = {
 
 def checkpointed(dit: nn.Module) -> nn.Module:
     """Blocks with activation checkpointing."""
-    sharding.recompute_blocks(dit, name="dit")
+    sharding.apply_activation_checkpointing(dit, name="dit")
     return dit
 
 

@@ -12,7 +12,7 @@ from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, SceneClips
 
 
 class Oracle:
-    """Knows what is in the clips that it was made with; `wrong` kinds get the answers of other clips."""
+    """Captions `clips` correctly; kinds in `wrong` get the captions of other clips."""
 
     preprocessor = FramePreprocessor(frame_px=16, fit="squash")
     num_frames = 2
@@ -26,12 +26,12 @@ class Oracle:
         self.encoded += len(pixels)
         return list(range(len(pixels)))
 
-    def caption(self, seen, *, kind="descriptive", max_tokens=None):
+    def caption(self, encoded, *, kind="descriptive", max_tokens=None):
         shift = kind in self.wrong
-        return [Caption(text=self.clips[(i + shift) % len(seen)].captions[kind][0].capitalize()) for i in seen]
+        return [Caption(text=self.clips[(i + shift) % len(encoded)].captions[kind][0].capitalize()) for i in encoded]
 
-    def score(self, seen, texts):
-        return np.eye(len(seen), len(texts), dtype=np.float32)
+    def score(self, encoded, texts):
+        return np.eye(len(encoded), len(texts), dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +44,37 @@ def test_held_out_clips_are_held_out(clips):
     assert clips[0].pixels_THWC.shape == (2, 16, 16, 3)
 
 
-def test_who_knows_everything_gets_full_marks(clips):
+def test_perfect_captions_get_perfect_metrics(clips):
     oracle = Oracle()
     oracle.clips = clips
-    found = evaluate(oracle, clips)
-    assert found["cider_d"] == pytest.approx(10.0)
-    assert found["short/cider_d"] == pytest.approx(10.0)
-    assert all(found[f"accuracy/{field}"] == found[f"asked/{field}"] == 1.0 for field in FIELDS)
-    assert found["retrieval/text"] == found["retrieval/clip_at_10"] == found["ended"] == 1.0
+    metrics = evaluate(oracle, clips)
+    assert metrics["cider_d"] == pytest.approx(10.0)
+    assert metrics["short/cider_d"] == pytest.approx(10.0)
+    assert all(metrics[f"accuracy/{field}"] == metrics[f"asked/{field}"] == 1.0 for field in FIELDS)
+    assert metrics["retrieval/text"] == metrics["retrieval/clip_at_10"] == metrics["ended"] == 1.0
     assert oracle.encoded == len(clips)
 
 
-def test_each_kind_is_measured_by_itself(clips):
+def test_each_kind_is_evaluated_separately(clips):
     oracle = Oracle(wrong=("short", "colour"))
     oracle.clips = clips
-    found = evaluate(oracle, clips)
-    assert found["cider_d"] == pytest.approx(10.0)
-    assert found["short/cider_d"] < 5
+    metrics = evaluate(oracle, clips)
+    assert metrics["cider_d"] == pytest.approx(10.0)
+    assert metrics["short/cider_d"] < 5
     colours = [clip.truth.colour for clip in clips]
     by_chance = np.mean([one == other for one, other in zip(colours, colours[1:] + colours[:1], strict=True)])
-    assert found["asked/colour"] == pytest.approx(by_chance)
-    assert found["asked/style"] == found["accuracy/colour"] == 1.0
+    assert metrics["asked/colour"] == pytest.approx(by_chance)
+    assert metrics["asked/style"] == metrics["accuracy/colour"] == 1.0
 
 
-def test_clips_of_unknown_truth_have_no_accuracy():
+def test_clips_without_ground_truth_have_no_accuracy():
     pixels = np.zeros((2, 16, 16, 3), np.uint8)
     oracle = Oracle()
     oracle.clips = [
         CaptionedClip(clip_id=str(n), pixels_THWC=pixels, captions={"short": (text, "something else")})
         for n, text in enumerate(("a dog runs on the beach", "two men play chess"))
     ]
-    oracle.caption = lambda seen, **_: [Caption(text=clip.captions["short"][0]) for clip in oracle.clips]
-    found = evaluate(oracle, oracle.clips)
-    assert found["bleu_1"] == pytest.approx(1.0)
-    assert not [name for name in found if name.startswith(("accuracy/", "asked/", "short/"))]
+    oracle.caption = lambda encoded, **_: [Caption(text=clip.captions["short"][0]) for clip in oracle.clips]
+    metrics = evaluate(oracle, oracle.clips)
+    assert metrics["bleu_1"] == pytest.approx(1.0)
+    assert not [name for name in metrics if name.startswith(("accuracy/", "asked/", "short/"))]

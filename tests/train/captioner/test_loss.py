@@ -10,12 +10,12 @@ import torch
 from recaption.captioners.registry import load_captioner
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.captioner.task import CaptionerSettings, CaptionerTask
-from train.checkpoint import step_folder as checkpoint
+from train.checkpoint import step_folder
 from train.engine.metrics import read_lines
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
-from train.parallel import process_group as distributed
 from train.parallel.collectives import sum_gradients, sum_over_ranks
+from train.parallel.process_group import process_group, rank
 
 BATCH = 6
 
@@ -43,8 +43,8 @@ def steps(accumulation: int = 1, num_steps: int = 3) -> TrainerSettings:
     )  # fmt: skip
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """Each tensor by its length: single entries are sums of thousands in another order."""
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Compares tensors by norm: single entries are sums of thousands of terms in another order."""
     assert one.keys() == other.keys()
     longest = max(float(gradient.norm()) for gradient in other.values())
     for name in one:
@@ -58,40 +58,40 @@ def test_micro_batches_give_the_gradient_of_one_pass(micro_batch):
     loss, expected = gradients(whole, batch)
     loss_in_parts, found = gradients(task_of(micro_batch=micro_batch), batch)
     assert loss_in_parts == pytest.approx(loss, rel=1e-5)
-    same(found, expected)
+    assert_close(found, expected)
 
 
-def test_logits_of_one_micro_batch_at_most_are_alive(monkeypatch):
+def test_logits_of_at_most_one_micro_batch_are_alive(monkeypatch):
     alive: weakref.WeakSet = weakref.WeakSet()
-    most, rows = [], []
+    num_alive, num_clips = [], []
 
-    def watched(task):
+    def track_logits(task):
         plain = task.model.caption_logits
 
         def caption_logits(images, texts):
             logits = plain(images, texts)
             alive.add(logits)
-            most.append(len(alive))
-            rows.append(len(logits))
+            num_alive.append(len(alive))
+            num_clips.append(len(logits))
             return logits
 
         monkeypatch.setattr(task.model, "caption_logits", caption_logits)
         return task
 
-    task = watched(task_of(micro_batch=2))
+    task = track_logits(task_of(micro_batch=2))
     gradients(task, next(task.batches(0, 0, 1)))
-    assert rows == [2] * (2 * BATCH // 2)  # every micro-batch forward and once more for the gradient
-    assert max(most) == 1
-    rows.clear()
-    whole = watched(task_of())
+    assert num_clips == [2] * (2 * BATCH // 2)  # every micro-batch, once more in backward
+    assert max(num_alive) == 1
+    num_clips.clear()
+    whole = track_logits(task_of())
     gradients(whole, next(whole.batches(0, 0, 1)))
-    assert rows == [BATCH]
+    assert num_clips == [BATCH]
 
 
-def test_memory_of_a_pass_is_that_of_a_micro_batch():
+def test_saved_activations_are_those_of_a_micro_batch():
     saved: list[int] = []
 
-    def largest(micro_batch: int) -> int:
+    def saved_bytes(micro_batch: int) -> int:
         task = task_of(micro_batch=micro_batch)
         batch = next(task.batches(0, 0, 1))
         saved.clear()
@@ -99,10 +99,10 @@ def test_memory_of_a_pass_is_that_of_a_micro_batch():
             task.loss(batch, step=0, seed=0)
         return sum(saved)
 
-    assert largest(1) < 0.1 * largest(0)
+    assert saved_bytes(1) < 0.1 * saved_bytes(0)
 
 
-def test_no_loss_is_taken_on_forced_words():
+def test_the_prompt_prefix_has_no_loss():
     task = task_of(stages=("1:short=1", "1:descriptive=1"))
     task.stages = task.stages[:1]
     batch = next(task.batches(0, 0, 1))
@@ -110,39 +110,39 @@ def test_no_loss_is_taken_on_forced_words():
     logits = {}
     plain = task.model.caption_logits
 
-    def kept(images, texts):
+    def caption_logits(images, texts):
         logits["BMV"] = plain(images, texts)
         logits["BMV"].retain_grad()
         return logits["BMV"]
 
-    task.model.caption_logits = kept
+    task.model.caption_logits = caption_logits
     task.settings = CaptionerSettings(**{**vars(task.settings), "contrastive_weight": 0.0})
     task.loss(batch, step=0, seed=0).loss_sum.backward()
-    moved_BM = logits["BMV"].grad.abs().sum(dim=-1) > 0
+    has_gradient_BM = logits["BMV"].grad.abs().sum(dim=-1) > 0
     for row, (prefix, length) in enumerate(zip(batch["prefix_B"].tolist(), batch["length_B"].tolist(), strict=True)):
-        assert moved_BM[row].nonzero().flatten().tolist() == list(range(prefix, length - 1))
+        assert has_gradient_BM[row].nonzero().flatten().tolist() == list(range(prefix, length - 1))
 
 
 def test_two_ranks_have_the_gradient_of_one(tmp_path):
-    """Half the batch each, in micro-batches: the clips of the other rank are negatives, gradients come back from it."""
+    """Half the batch each, in micro-batches: the other rank's clips are negatives and return gradients."""
     ranks = start_ranks(one_rank, str(tmp_path / "gradients.pt"))
     task = task_of()
     loss, expected = gradients(task, next(task.batches(1, 0, 1)))
     assert exit_codes(ranks) == [0, 0]
     found = torch.load(tmp_path / "gradients.pt")
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
-    same(found["gradients"], expected)
+    assert_close(found["gradients"], expected)
 
 
 def one_rank(path: str) -> None:
-    with distributed.process_group("cpu"):
+    with process_group("cpu"):
         task = task_of(batch_size=BATCH // 2, micro_batch=2)
-        parts = task.loss(next(task.batches(1, distributed.rank(), 2)), step=1, seed=0)
+        parts = task.loss(next(task.batches(1, rank(), 2)), step=1, seed=0)
         parts.loss_sum.backward()
         parameters = dict(task.model.named_parameters())
         sum_gradients(list(parameters.values()))
         loss = sum_over_ranks(parts.loss_sum.detach().clone())
-        if distributed.rank() == 0:
+        if rank() == 0:
             torch.save({"loss": float(loss), "gradients": {name: p.grad for name, p in parameters.items()}}, path)
 
 
@@ -158,7 +158,7 @@ def test_accumulation_is_the_mean_over_batches(tmp_path, monkeypatch):
 
 
 def test_resume_in_the_second_stage_is_exact(tmp_path, monkeypatch):
-    """Killed after two of four steps; stage, clip order, moments and averages go on as if nothing had been."""
+    """Stopped after two of four steps; stage, clip order, Adam moments and EMA continue exactly."""
 
     monkeypatch.setattr(CaptionerTask, "validate", lambda self, model, step: {})
 
@@ -178,5 +178,5 @@ def test_resume_in_the_second_stage_is_exact(tmp_path, monkeypatch):
     whole, cut = (load_captioner(str(tmp_path / name)) for name in ("whole", "cut"))
     assert whole.weights_hash == cut.weights_hash
     for ema in (False, True):
-        (_, one), (_, two) = (checkpoint.load_model(str(tmp_path / name), ema=ema) for name in ("whole", "cut"))
+        (_, one), (_, two) = (step_folder.load_model(str(tmp_path / name), ema=ema) for name in ("whole", "cut"))
         assert all(torch.equal(one[name], two[name]) for name in one)

@@ -14,12 +14,12 @@ from recaption.records import Caption
 from recaption.scenes.captions import fields_in
 from train.captioner.evaluation import FIELDS, evaluate_on_scenes
 from train.captioner.export import export
-from train.captioner.loss import contrastive
+from train.captioner.loss import contrastive_loss
 from train.captioner.scene_clips import (
     FIRST_HELD_OUT_SEED,
     HELD_OUT_PAIRS,
     held_out_scene,
-    some_captions,
+    random_captions,
     training_clip,
 )
 from train.captioner.task import CaptionerSettings, CaptionerTask
@@ -54,28 +54,28 @@ def same(first: dict, second: dict) -> bool:
     )
 
 
-def test_batches_depend_on_their_number_alone():
+def test_a_batch_depends_on_its_number_alone():
     task = CaptionerTask(SMALL)
     from_start = list(islice(task.batches(0, 0, 1), 3))
     assert same(next(CaptionerTask(SMALL).batches(2, 0, 1)), from_start[2])
     assert not same(from_start[0], from_start[1])
 
 
-def test_ranks_share_the_stream_without_overlap():
+def test_ranks_split_the_stream_without_overlap():
     task = CaptionerTask(SMALL)
     alone = [batch["pixels_BTHWC"] for batch in islice(task.batches(0, 0, 1), 4)]
     shared = [next(task.batches(step, rank, 2))["pixels_BTHWC"] for step in (0, 1) for rank in (0, 1)]
     assert all(torch.equal(*pair) for pair in zip(alone, shared, strict=True))
 
 
-def test_background_workers_change_nothing():
+def test_background_workers_do_not_change_the_batches():
     plain = list(islice(CaptionerTask(SMALL).batches(5, 0, 1), 2))
     with_worker = CaptionerTask(CaptionerSettings(**{**vars(SMALL), "num_workers": 1}))
     for expected, got in zip(plain, islice(with_worker.batches(5, 0, 1), 2), strict=True):
         assert same(expected, got)
 
 
-def test_training_never_shows_the_held_out_pairs():
+def test_training_clips_have_none_of_the_held_out_pairs():
     pairs = set()
     for number in range(100):
         truth = training_clip(number, PREPROCESSOR, num_frames=2).truth
@@ -92,9 +92,9 @@ def test_held_out_seeds_are_never_trained_on():
         held_out_scene(3, first_seed=5)
 
 
-def test_captions_fit_the_context_and_come_back_whole():
+def test_captions_fit_the_context_and_decode_to_the_same_text():
     task = CaptionerTask(SMALL)
-    texts = some_captions(300, seed=9)
+    texts = random_captions(300, seed=9)
     ids_SM = task.tokenizer.encode(texts)
     assert (ids_SM[:, -1] == task.tokenizer.special.pad).all()
     for text, ids in zip(texts, ids_SM.tolist(), strict=True):
@@ -105,12 +105,12 @@ def test_captions_fit_the_context_and_come_back_whole():
     assert task.tokenizer.num_tokens < SMALL.vocabulary_tokens + len(words)
 
 
-def test_contrastive_loss_knows_equal_texts():
+def test_equal_texts_are_positives_of_each_other():
     vectors = torch.nn.functional.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     clips_BD = vectors[[0, 0, 1]]
 
     def per_clip(texts_BD, keys):
-        return contrastive(clips_BD, texts_BD[None], torch.tensor([keys]), torch.tensor(100.0)) / 3
+        return contrastive_loss(clips_BD, texts_BD[None], torch.tensor([keys]), torch.tensor(100.0)) / 3
 
     assert per_clip(clips_BD, [5, 5, 6]) == pytest.approx(np.log(2) * 2 / 3, abs=1e-3)
     assert per_clip(clips_BD, [1, 2, 3]) > 0.4
@@ -122,16 +122,16 @@ def test_loss_reaches_every_weight_and_ignores_padding():
     batch = next(task.batches(0, 0, 1))
     parts = task.loss(batch, step=0, seed=0)
     parts.loss_sum.backward()
-    untouched = [name for name, p in task.model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert untouched == []
+    without_gradient = [name for name, p in task.model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without_gradient == []
     assert parts.num_tokens <= parts.capacity_tokens
     expected = np.log(task.tokenizer.num_tokens)
     assert float(parts.logs["caption"]) == pytest.approx(expected, rel=0.15)
-    longer = CaptionerTask(CaptionerSettings(**{**vars(SMALL), "caption_weight": 0.0, "contrastive_weight": 0.0}))
-    assert longer.loss(batch, step=0, seed=0).loss_sum.detach() == 0
+    weightless = CaptionerTask(CaptionerSettings(**{**vars(SMALL), "caption_weight": 0.0, "contrastive_weight": 0.0}))
+    assert weightless.loss(batch, step=0, seed=0).loss_sum.detach() == 0
 
 
-def test_every_variant_of_the_architecture_trains_and_opens(tmp_path):
+def test_all_architecture_settings_train_and_load(tmp_path):
     settings = CaptionerSettings(
         **{**vars(SMALL), "stem_channels": (4, 4, 8), "joint_layers": 1, "fixed_positions": True, "temporal_std": 0.5}
     )
@@ -183,24 +183,24 @@ def test_loss_falls_on_scenes(tmp_path):
 
 
 class Oracle:
-    """Says about each held-out scene what `answer` makes of it."""
+    """A captioner of held-out scenes whose captions are `caption_of(scene)`."""
 
-    def __init__(self, answer) -> None:
-        self.answer = answer
+    def __init__(self, caption_of) -> None:
+        self.caption_of = caption_of
 
     def caption(self, clips, **_):
-        return [Caption(text=self.answer(held_out_scene(index))) for index in range(len(clips))]
+        return [Caption(text=self.caption_of(held_out_scene(index))) for index in range(len(clips))]
 
     def score(self, clips, texts):
         return np.eye(len(clips), len(texts), dtype=np.float32)
 
 
-def test_evaluation_counts_fields():
+def test_field_accuracy_counts_exact_words():
     best = evaluate_on_scenes(Oracle(lambda scene: scene.long_caption), 20)
     assert best["accuracy/mean"] == best["accuracy/all_fields"] == best["retrieval/text"] == 1.0
     red = evaluate_on_scenes(Oracle(lambda scene: "A red thing."), 20)
-    share = np.mean([fields_in(held_out_scene(index).long_caption).colour == "red" for index in range(20)])
-    assert red["accuracy/colour"] == pytest.approx(share)
+    fraction = np.mean([fields_in(held_out_scene(index).long_caption).colour == "red" for index in range(20)])
+    assert red["accuracy/colour"] == pytest.approx(fraction)
     assert red["accuracy/main_object"] == red["accuracy/all_fields"] == 0
     silent = evaluate_on_scenes(Oracle(lambda scene: ""), 20)
     without_text = np.mean([held_out_scene(index).fields.text == "" for index in range(20)])
@@ -210,6 +210,6 @@ def test_evaluation_counts_fields():
 @pytest.mark.parametrize(
     "wrong", [{"width": 33}, {"frame_px": 50}, {"batch_size": 0}, {"num_queries": 1}, {"num_workers": -1}]
 )
-def test_sizes_that_do_not_fit_are_refused(wrong):
+def test_invalid_sizes_are_refused(wrong):
     with pytest.raises(UsageError):
         CaptionerTask(CaptionerSettings(**{**vars(SMALL), **wrong}))

@@ -12,7 +12,7 @@ from packing.shards.samples import latent_shard_name
 from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes.renderer import render
-from train.checkpoint import step_folder as checkpoint
+from train.checkpoint import step_folder
 from train.compressors.autoencoder import Autoencoder
 from train.compressors.bottleneck import VqBottleneck
 from train.compressors.patch_transform import PatchTransform
@@ -33,7 +33,7 @@ def noise_BCTHW(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def small_autoencoder(kind: str = "causal3d", bottleneck: str = "kl") -> Autoencoder:
-    """With random corrections, so that tests see more than the transform it starts from."""
+    """With random residual weights, so that it differs from the fixed transform."""
     torch.manual_seed(0)
     model = Autoencoder(
         kind,
@@ -42,8 +42,8 @@ def small_autoencoder(kind: str = "causal3d", bottleneck: str = "kl") -> Autoenc
         blocks=(1, 1),
         decoder_blocks=(1, 1),
         bottleneck=bottleneck,
-        codes=16,
-        groups=2,
+        codebook_size=16,
+        num_codebooks=2,
     )
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
@@ -67,42 +67,44 @@ def compressor(request):
 
 
 @pytest.fixture(params=[name for name in MAKERS if "spatial" not in name])
-def grouping(request):
-    """Those that take several frames together."""
+def temporal_compressor(request):
+    """The compressors with several frames per latent frame."""
     return MAKERS[request.param]()
 
 
-# --- what every compressor promises -----------------------------------------------------------------------------------
+# --- every compressor -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (1, 40, 16), (5, 16, 24), (9, 24, 8)])
-def test_latents_have_the_promised_shape_and_come_back(compressor, size):
+def test_latents_have_the_documented_shape_and_decode_to_the_input_shape(compressor, size):
     num_frames, height_px, width_px = size
     pixels = noise_BCTHW(2, 3, *size)
     latents = compressor.encode(pixels)
     latent_frames = 1 + (num_frames - 1) // compressor.frame_stride
     expected = (2, compressor.num_channels, latent_frames, height_px // 8, width_px // 8)
     assert tuple(latents.shape) == expected
-    back = compressor.decode(latents)
-    assert back.shape == pixels.shape
-    assert back.abs().max() <= 1
+    recon_BCTHW = compressor.decode(latents)
+    assert recon_BCTHW.shape == pixels.shape
+    assert recon_BCTHW.abs().max() <= 1
 
 
 def test_later_frames_do_not_change_earlier_latents(compressor):
     pixels = noise_BCTHW(1, 3, 13, 16, 16)
     changed = pixels.clone()
     changed[:, :, 5:] = noise_BCTHW(1, 3, 8, 16, 16, seed=1)
-    kept = 1 + 4 // compressor.frame_stride
+    num_unchanged = 1 + 4 // compressor.frame_stride
     one, other = compressor.encode(pixels), compressor.encode(changed)
-    torch.testing.assert_close(one[:, :, :kept], other[:, :, :kept], rtol=0, atol=1e-5)
-    assert (one[:, :, kept] - other[:, :, kept]).abs().max() > 0.1
+    torch.testing.assert_close(one[:, :, :num_unchanged], other[:, :, :num_unchanged], rtol=0, atol=1e-5)
+    assert (one[:, :, num_unchanged] - other[:, :, num_unchanged]).abs().max() > 0.1
     # ... nor do later latents change earlier frames.
-    torch.testing.assert_close(compressor.decode(one)[:, :, :5], compressor.decode(one[:, :, :kept]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        compressor.decode(one)[:, :, :5], compressor.decode(one[:, :, :num_unchanged]), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if not name.startswith("patch")])
-def test_clip_in_pieces_gives_what_the_whole_clip_gives(name):
-    """Pieces are no approximation: each block remembers the last frame of the piece before."""
+def test_a_clip_in_chunks_equals_the_whole_clip(name):
+    """Chunking is exact: each block caches the last frame of the previous chunk."""
     autoencoder = MAKERS[name]()
     pixels = noise_BCTHW(1, 3, 21, 16, 24)
     whole = autoencoder.encode(pixels, chunk_latent_frames=1000)
@@ -113,16 +115,16 @@ def test_clip_in_pieces_gives_what_the_whole_clip_gives(name):
         torch.testing.assert_close(autoencoder.decode(whole, chunk_latent_frames=chunk), at_once, rtol=1e-5, atol=1e-5)
 
 
-def test_spacetime_compressor_uses_the_frames_before():
-    """Else pieces would be equal for want of anything to remember."""
+def test_causal3d_uses_the_previous_frames():
+    """Otherwise chunks would be equal trivially."""
     autoencoder = small_autoencoder()
     pixels = noise_BCTHW(1, 3, 9, 16, 16)
     other = torch.cat([noise_BCTHW(1, 3, 5, 16, 16, seed=1), pixels[:, :, 5:]], dim=2)
     assert (autoencoder.encode(pixels) - autoencoder.encode(other))[:, :, 2].abs().max() > 1e-3
 
 
-def test_latents_of_a_place_do_not_depend_on_how_large_the_picture_is():
-    """No statistics over the picture: far from the border a crop has the latents that the whole has there."""
+def test_latents_do_not_depend_on_the_size_of_the_frame():
+    """No statistics over the frame: away from the border, a crop has the latents of the whole."""
     autoencoder = small_autoencoder("spatial")
     pixels = noise_BCTHW(1, 3, 1, 128, 128)
     inside = autoencoder.encode(pixels)[..., 7:9, 7:9]
@@ -140,8 +142,8 @@ def test_an_image_is_the_first_frame_of_a_video(compressor):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 10, 16, 16), r"takes 4k\+1 frames .* not 10; cut the clip to 9"),
-        ((1, 3, 3, 16, 16), r"cut the clip to 1"),
+        ((1, 3, 10, 16, 16), r"takes 4k\+1 frames .* not 10; trim the clip to 9"),
+        ((1, 3, 3, 16, 16), r"trim the clip to 1"),
         ((1, 3, 5, 20, 16), r"multiples of 8 px, not 16x20; the nearest are 16x16 and 16x24"),
         ((1, 3, 5, 33, 45), r"not 45x33; the nearest are 40x32 and 48x40"),
         ((1, 3, 5, 0, 16), r"multiples of 8 px, not 16x0; the nearest is 16x8"),
@@ -149,9 +151,9 @@ def test_an_image_is_the_first_frame_of_a_video(compressor):
         ((3, 5, 16, 16), r"takes float RGB clips"),
     ],
 )
-def test_clips_that_do_not_fit_are_refused_with_what_would(grouping, shape, message):
+def test_invalid_sizes_are_refused_with_the_nearest_valid_ones(temporal_compressor, shape, message):
     with pytest.raises(UsageError, match=message):
-        grouping.encode(torch.zeros(shape))
+        temporal_compressor.encode(torch.zeros(shape))
 
 
 def test_wrong_kinds_of_tensors_are_refused(compressor):
@@ -167,15 +169,15 @@ def test_wrong_kinds_of_tensors_are_refused(compressor):
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), latent_frames=st.integers(1, 3), seed=st.integers(0, 2**16))
 @settings(max_examples=25, deadline=None)
 def test_patch_transform_is_orthonormal_at_any_size(rows, columns, latent_frames, seed):
-    """What the latents hold, decoding and encoding again gives back: without clamping the round trip is exact."""
+    """Without clamping, decoding and encoding again is exact."""
     compressor = PatchTransform(MAX_PATCH_CHANNELS, whitening=0.0)
     shape = (1, MAX_PATCH_CHANNELS, latent_frames, rows, columns)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    temporal = (compressor.kept // 64) % 4
-    latents[:, temporal > 0, 0] = 0  # the first frame stands still
+    temporal = (compressor.channel_index // 64) % 4
+    latents[:, temporal > 0, 0] = 0  # the first frame is repeated
     pixels = compressor.synthesise(latents)
     torch.testing.assert_close(compressor.analyse(pixels), latents, rtol=1e-4, atol=1e-4)
-    # Energy is kept: whitening 0 scales all channels alike, and the first frame stands for four.
+    # Energy is preserved: whitening 0 scales all channels alike, and the first frame counts four times.
     energy = pixels.square().sum() + 3 * pixels[:, :, 0].square().sum()
     assert float(energy * compressor.scale[0] ** 2) == pytest.approx(float(latents.square().sum()), rel=1e-3)
 
@@ -191,7 +193,7 @@ def test_patch_keeps_rendered_scenes_recognisable():
     assert means == sorted(means)
 
 
-def test_patch_latents_are_about_unit_size():
+def test_patch_latents_have_about_unit_variance():
     scenes = [scene_BCTHW(seed) for seed in range(8)]
     for spec in ("patch", "patch:96", "patch:48,whitening=1.0"):
         compressor = load(spec)
@@ -210,17 +212,17 @@ def test_whitening_moves_weight_between_colour_and_detail():
     torch.testing.assert_close(white.decode(white.encode(scene)), plain.decode(plain.encode(scene)), rtol=0, atol=1e-4)
 
 
-def test_plain_colour_uses_one_number_per_colour_axis():
+def test_a_uniform_colour_uses_one_coefficient_per_colour_axis():
     compressor = PatchTransform()
     pixels = torch.tensor([0.3, -0.2, 0.9]).view(1, 3, 1, 1, 1).expand(1, 3, 5, 32, 24)
     latents = compressor.encode(pixels)
     used = (latents.abs() > 1e-4).flatten(2).any(2)[0]
-    assert compressor.kept[used].tolist() == [0, 256, 512]
+    assert compressor.channel_index[used].tolist() == [0, 256, 512]
     torch.testing.assert_close(compressor.decode(latents), pixels, rtol=0, atol=1e-5)
 
 
-def test_squares_overlap_so_that_errors_draw_no_borders():
-    """A wrong number in one square fades out over its neighbours instead of ending at its border."""
+def test_blocks_overlap_so_that_errors_show_no_borders():
+    """An error in one block fades out over its neighbours instead of ending at the border."""
     compressor = PatchTransform()
     latents = torch.zeros(1, 48, 1, 5, 5)
     latents[0, 0, 0, 2, 2] = 1.0
@@ -230,7 +232,7 @@ def test_squares_overlap_so_that_errors_draw_no_borders():
     assert row[13].abs() > 0.05 * row.abs().max()
 
 
-def test_names_tell_settings_apart():
+def test_names_and_configs_distinguish_settings():
     specs = ("patch", "patch:64", "patch:64,whitening=1.0", "patch:48")
     names = [load(spec).name for spec in specs]
     assert names == ["patch", "patch-64", "patch-64-w1", "patch"]
@@ -243,21 +245,21 @@ def test_names_tell_settings_apart():
 
 
 def save_vae(folder, model, **config) -> str:
-    return checkpoint.write(
+    return step_folder.write(
         str(folder / "checkpoints"), step=7, config={"task": "compressor", "model": model.config, **config}, state={},
-        model=model.state_dict(), ema=model.state_dict(), optimizer={}, keep=1,
+        model=model.state_dict(), ema=model.state_dict(), optimizer={}, keep_last=1,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["causal3d", "spatial"])
 @pytest.mark.parametrize("bottleneck", ["kl", "vq"])
-def test_trained_compressor_opens_with_its_statistics(tmp_path, kind, bottleneck):
+def test_a_trained_compressor_loads_with_its_latent_statistics(tmp_path, kind, bottleneck):
     model = small_autoencoder(kind, bottleneck)
     model.train()
     for seed in range(3):
         model(noise_BCTHW(1, 3, 5, 16, 16, seed=seed))
     model.eval()
-    model.discriminator = torch.nn.Linear(2, 2)  # trained beside it, left behind
+    model.discriminator = torch.nn.Linear(2, 2)  # trained along with it, not loaded
     save_vae(tmp_path, model)
     loaded = load(str(tmp_path))
     pixels = noise_BCTHW(1, 3, 5, 16, 16, seed=1)
@@ -270,7 +272,7 @@ def test_trained_compressor_opens_with_its_statistics(tmp_path, kind, bottleneck
 
 
 @pytest.mark.parametrize(("kind", "frame_stride"), [("causal3d", 4), ("spatial", 1)])
-def test_untrained_vae_starts_as_the_fixed_transform(kind, frame_stride):
+def test_an_untrained_autoencoder_equals_the_fixed_transform(kind, frame_stride):
     scene = scene_BCTHW(5, num_frames=5, height_px=32, width_px=32)
     vae, patch = Autoencoder(kind, width=8, latent_channels=8).eval(), PatchTransform(8, frame_stride=frame_stride)
     torch.testing.assert_close(vae.decode(vae.encode(scene)), patch.decode(patch.encode(scene)), rtol=0, atol=1e-4)
@@ -282,69 +284,69 @@ def test_untrained_vae_starts_as_the_fixed_transform(kind, frame_stride):
 @pytest.mark.parametrize("bottleneck", ["kl", "vq"])
 def test_gradients_reach_every_weight(kind, bottleneck):
     model = small_autoencoder(kind, bottleneck).train()
-    made = model(noise_BCTHW(1, 3, 5, 16, 16))
-    (made.pixels_BCTHW.abs().mean() + made.bottled.loss_B.mean()).backward()
+    output = model(noise_BCTHW(1, 3, 5, 16, 16))
+    (output.pixels_BCTHW.abs().mean() + output.bottleneck_output.loss_B.mean()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 # --- VQ ---------------------------------------------------------------------------------------------------------------
 
 
-def test_vq_latents_are_codes_and_decoding_snaps_to_them():
+def test_vq_latents_are_codes_and_decoding_quantizes_to_them():
     model = small_autoencoder(bottleneck="vq").train()
     for seed in range(4):
         model(noise_BCTHW(2, 3, 5, 16, 16, seed=seed))
     model.eval()
     latents = model.encode(noise_BCTHW(1, 3, 5, 16, 16))
-    centre, spread = model._statistics()
-    vectors_GND = model.bottleneck._vectors(latents * spread + centre)
-    distances = torch.cdist(vectors_GND, model.bottleneck.codes_GKD).amin(-1)
+    mean, std = model._statistics()
+    vectors_GND = model.bottleneck._vectors(latents * std + mean)
+    distances = torch.cdist(vectors_GND, model.bottleneck.codebook_GKD).amin(-1)
     assert distances.max() < 1e-5
-    # A generated latent a little beside a code is decoded as that code.
+    # A generated latent close to a code is decoded as that code.
     torch.testing.assert_close(model.decode(latents + 1e-4), model.decode(latents), rtol=0, atol=1e-5)
 
 
-def test_codes_find_the_clusters_and_unused_ones_are_moved_to_them():
-    """Eight far-apart clusters, 32 codes that all start at one place between them."""
-    bottleneck = VqBottleneck(2, codes=32)
-    bottleneck.num_updates += 1  # no start from data: all codes lie far from most vectors
-    bottleneck.codes_GKD.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
+def test_codes_find_the_clusters_and_dead_codes_are_reset_to_them():
+    """Eight distant clusters; 32 codes that all start at one point between them."""
+    bottleneck = VqBottleneck(2, codebook_size=32)
+    bottleneck.num_updates += 1  # no initialisation from data: all codes are far from most vectors
+    bottleneck.codebook_GKD.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
     angles = torch.arange(8) * (2 * torch.pi / 8)
     centres = 10 * torch.stack([angles.cos(), angles.sin()], dim=1)
     torch.manual_seed(0)
     for _ in range(100):
-        places = centres[torch.randint(8, (64,))] + 0.1 * torch.randn(64, 2)
-        found = bottleneck(places.T.reshape(1, 2, 1, 8, 8))
-    assert torch.cdist(centres, bottleneck.codes_GKD[0]).amin(1).max() < 1
-    assert float(found.logs["codes_used_share"]) > 0.6
-    assert 8 < float(found.logs["code_perplexity"]) <= 32
-    assert float(found.loss_B.mean()) < 0.25 * 0.02
+        vectors = centres[torch.randint(8, (64,))] + 0.1 * torch.randn(64, 2)
+        output = bottleneck(vectors.T.reshape(1, 2, 1, 8, 8))
+    assert torch.cdist(centres, bottleneck.codebook_GKD[0]).amin(1).max() < 1
+    assert float(output.logs["codes_used_share"]) > 0.6
+    assert 8 < float(output.logs["code_perplexity"]) <= 32
+    assert float(output.loss_B.mean()) < 0.25 * 0.02
 
 
 def test_straight_through_gradient_is_that_of_the_code():
-    bottleneck = VqBottleneck(2, codes=4).train()
+    bottleneck = VqBottleneck(2, codebook_size=4).train()
     encoded = torch.randn(1, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weight = torch.randn(1, 2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     (bottleneck(encoded).latents_BCthw * weight).sum().backward()
     torch.testing.assert_close(encoded.grad, weight)
 
 
-def test_broken_batch_leaves_the_codes_alone():
-    bottleneck = VqBottleneck(2, codes=4).train()
+def test_a_batch_with_nan_does_not_change_the_codes():
+    bottleneck = VqBottleneck(2, codebook_size=4).train()
     bottleneck(torch.randn(1, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
     before = {name: value.clone() for name, value in bottleneck.state_dict().items()}
     bottleneck(torch.full((1, 2, 1, 4, 4), torch.nan))
     assert all(torch.equal(before[name], value) for name, value in bottleneck.state_dict().items())
 
 
-def test_codebooks_that_cannot_be_are_refused():
-    with pytest.raises(UsageError, match="4 channels cannot have 16 codes in 3 groups"):
-        Autoencoder("spatial", width=8, latent_channels=4, bottleneck="vq", codes=16, groups=3)
-    with pytest.raises(UsageError, match="bottleneck 'lfq' is unknown; there are: kl, vq"):
+def test_invalid_codebooks_are_refused():
+    with pytest.raises(UsageError, match="4 channels cannot have codebook_size = 16, num_codebooks = 3"):
+        Autoencoder("spatial", width=8, latent_channels=4, bottleneck="vq", codebook_size=16, num_codebooks=3)
+    with pytest.raises(UsageError, match="unknown bottleneck 'lfq'; choose from: kl, vq"):
         Autoencoder("spatial", width=8, latent_channels=4, bottleneck="lfq")
 
 
-def test_resolution_of_frames_one_by_one():
+def test_single_frames_keep_more_detail_than_groups():
     """The per-frame transform keeps more of a frame with fewer numbers than half of the grouped one's."""
     scene = scene_BCTHW(3)
     compressor = load("patch:48,frame-stride=1")
@@ -356,16 +358,15 @@ def test_resolution_of_frames_one_by_one():
     )
 
 
-def test_checkpoints_of_something_else_are_refused(tmp_path):
+def test_checkpoints_of_other_models_are_refused(tmp_path):
     model = small_autoencoder()
     save_vae(tmp_path / "dit", model, task="dit")
     with pytest.raises(CheckpointMismatchError, match="task 'dit', where 'compressor' is needed"):
         load(str(tmp_path / "dit"))
-    for name, changed in (("other", {"kind": "vq"}), ("older", {"version": 1})):
-        model.config = {**small_autoencoder().config, **changed}
-        save_vae(tmp_path / name, model)
-        with pytest.raises(CheckpointMismatchError, match="names no compressor that this version can build"):
-            load(str(tmp_path / name))
+    model.config = {**model.config, "kind": "vq"}
+    save_vae(tmp_path / "other", model)
+    with pytest.raises(CheckpointMismatchError, match="is not a compressor that this version can build"):
+        load(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
         ("patch:190,frame-stride=1", "frame stride of 1; choose 4 to 95 channels"),
     ],
 )
-def test_unknown_specs_get_one_clear_sentence(spec, message):
+def test_invalid_specs_are_refused(spec, message):
     with pytest.raises(UsageError, match=message):
         load(spec)
 
@@ -473,18 +474,18 @@ def test_pretrained_autoencoders_open_from_a_folder(kind, strides, tmp_path):
         torch.testing.assert_close(latents, raw * 0.5, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match=rf"multiples of {spatial_stride} px"):
         compressor.encode(pixels[..., :-1])
-    if frame_stride > 1:  # diffusers itself would encode these and give back fewer frames without a word
+    if frame_stride > 1:  # diffusers would encode these and silently return fewer frames
         with pytest.raises(UsageError, match=rf"takes {frame_stride}k\+1 frames"):
             compressor.encode(pixels[:, :, :-1])
 
 
 @pytest.mark.parametrize("shift", range(5))
-def test_latents_of_a_long_path_are_filed_under_a_name_that_a_folder_may_have(shift):
-    source = "/deep" * 16 + "/vae" + "x" * shift  # cut at every place of "/deep"
+def test_latents_of_a_long_path_get_a_valid_folder_name(shift):
+    source = "/deep" * 16 + "/vae" + "x" * shift  # truncated at every position of "/deep"
     assert latent_shard_name(folder_name(source), "shards/17f-64x64-8fps/000000.tar").startswith("latents/")
 
 
-def test_pretrained_weights_out_of_reach_say_how_to_give_a_folder(tmp_path, monkeypatch):
+def test_unreachable_pretrained_weights_are_refused_with_a_remedy(tmp_path, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
     monkeypatch.setattr(hub, "probe", lambda repository, file: "no route to host")
     with pytest.raises(WeightsUnreachableError, match=r"no route to host.*pass diffusers:/path/of/that/folder"):

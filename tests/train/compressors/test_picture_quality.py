@@ -19,9 +19,9 @@ def noisy(clips: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def ssim_of_one_window(x: np.ndarray, y: np.ndarray) -> float:
-    """Of 11x11 px, from the definition."""
-    place = np.arange(11) - 5
-    weights = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 1.5**2))
+    """SSIM of one 11x11 px window, from its definition."""
+    position = np.arange(11) - 5
+    weights = np.exp(-(position[:, None] ** 2 + position**2) / (2 * 1.5**2))
     weights /= weights.sum()
     mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
     var_x, var_y = (weights * (x - mean_x) ** 2).sum(), (weights * (y - mean_y) ** 2).sum()
@@ -31,7 +31,7 @@ def ssim_of_one_window(x: np.ndarray, y: np.ndarray) -> float:
     return numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
 
 
-def test_ssim_is_that_of_the_definition():
+def test_ssim_matches_its_definition():
     clips = clips_BCTHW(3)
     x, y = clips[:, :, :1, :12, :11], noisy(clips, 0.2)[:, :, :1, :12, :11]
     windows = [
@@ -42,7 +42,7 @@ def test_ssim_is_that_of_the_definition():
     assert ssim(x, y) == pytest.approx(np.mean(windows), abs=1e-6)
 
 
-def test_ssim_equals_scikit_image_where_that_is_installed():
+def test_ssim_equals_scikit_image():
     metrics = pytest.importorskip("skimage.metrics")
     x = clips_BCTHW(3)
     y = noisy(x, 0.2)
@@ -64,7 +64,7 @@ def test_ssim_falls_from_one_with_noise():
         ssim(clips[..., :8], clips[..., :8])
 
 
-def test_perceptual_distance_grows_with_blur_and_is_of_each_clip():
+def test_perceptual_distance_is_per_clip_and_grows_with_blur():
     distance = PerceptualDistance()
     clips = clips_BCTHW(1, 2)
     blurred = torch.nn.functional.avg_pool3d(clips, (1, 5, 5), stride=1, padding=(0, 2, 2))

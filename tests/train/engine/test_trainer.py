@@ -1,4 +1,4 @@
-"""The loop on a toy task; run as a program, this file is the process that gets killed."""
+"""The training loop on a toy task. Run as a script, this file is the process that tests kill."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from recaption.errors import CheckpointMismatchError, ErrorBudgetError, UsageError
-from train.checkpoint import step_folder as checkpoint
+from train.checkpoint import step_folder
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
 from train.engine.trainer import train
 
 
 class ToyTask:
-    """Regression with dropout, a buffer, an embedding and a parameter that nothing uses."""
+    """Regression with dropout, a buffer and an unused embedding."""
 
     name = "toy"
 
@@ -33,7 +33,7 @@ class ToyTask:
         self.model = ToyModel(width)
         self.config = {"width": width, "shape": (1, 2)}
         self.batch_size = batch_size
-        self.seen: list[int] = []
+        self.batch_numbers: list[int] = []
         self.before_loss = lambda step: None
 
     def batches(self, start_step, rank, num_ranks):
@@ -46,7 +46,7 @@ class ToyTask:
 
     def loss(self, batch, *, step, seed):
         assert batch["number"] == step
-        self.seen.append(step)
+        self.batch_numbers.append(step)
         self.before_loss(step)
         error = (self.model(batch["x"]) - batch["y"]).square().mean(1)
         logs = {"error": error.detach().mean()}
@@ -91,7 +91,7 @@ def run_child(folder: Path, mode: str, **options: object) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__, str(folder), mode], env=environment, **options)
 
 
-def test_loss_falls_and_everything_promised_is_in_the_folder(tmp_path):
+def test_loss_falls_and_the_folder_holds_all_documented_files(tmp_path):
     settings = TrainerSettings(num_steps=150, lr=2e-2, checkpoint_every=50, device="cpu", log_every=10)
     result = train(ToyTask(), settings, str(tmp_path), progress=False)
     lines = lines_of(tmp_path)
@@ -122,7 +122,7 @@ def test_killed_twice_and_resumed_gives_the_same_bits_as_never_killed(tmp_path):
     assert [line["step"] for line in lines_of(killed)] == [1, 3, 6]
     assert run_child(killed, "die_before_rename_of_step_10").wait() == 9
     assert sorted(p.name for p in (killed / "checkpoints").iterdir())[0] == "step-000005"
-    assert len(list((killed / "checkpoints").iterdir())) == 2  # the other one is the half-made step 10
+    assert len(list((killed / "checkpoints").iterdir())) == 2  # the other one is the unfinished step 10
     result = train(ToyTask(), SETTINGS, str(killed), progress=False)
     assert result.resumed_from == 5
     for name in ("model", "ema"):
@@ -132,8 +132,8 @@ def test_killed_twice_and_resumed_gives_the_same_bits_as_never_killed(tmp_path):
     assert not list((killed / "checkpoints").glob("*.tmp"))
 
 
-def test_full_disk_ends_the_run_with_its_error_and_leaves_no_half_checkpoint(tmp_path, monkeypatch):
-    """The save runs in the background: its failure is told at the next one, long before the last step."""
+def test_full_disk_ends_the_run_with_its_error_and_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
+    """Saving is asynchronous: its error is raised by the next save, long before the last step."""
 
     def full(*args: object) -> int:
         raise OSError("No space left on device")
@@ -142,11 +142,11 @@ def test_full_disk_ends_the_run_with_its_error_and_leaves_no_half_checkpoint(tmp
     task = ToyTask()
     with pytest.raises(OSError, match="No space left"):
         train(task, SETTINGS, str(tmp_path), progress=False)
-    assert max(task.seen) < 10
+    assert max(task.batch_numbers) < 10
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_sigterm_saves_and_the_next_call_goes_on(tmp_path):
+def test_sigterm_saves_a_checkpoint_and_the_next_call_resumes(tmp_path):
     child = run_child(tmp_path, "slow")
     while not (tmp_path / "metrics.jsonl").exists() or len(lines_of(tmp_path)) < 1:
         time.sleep(0.05)
@@ -163,17 +163,17 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path):
     assert (undisturbed / path).read_bytes() == (tmp_path / path).read_bytes()
 
 
-def test_ctrl_c_saves_and_raises_keyboard_interrupt(tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_raises_keyboard_interrupt(tmp_path):
     task = ToyTask()
     task.before_loss = lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 6 else None
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(task, SETTINGS, str(tmp_path), progress=False)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert checkpoint.find(str(tmp_path)).step == 7
+    assert step_folder.find(str(tmp_path)).step == 7
 
 
-def test_runs_in_a_thread_where_signals_cannot_be_caught(tmp_path):
+def test_trains_in_a_thread_where_signals_cannot_be_handled(tmp_path):
     results = []
     thread = threading.Thread(
         target=lambda: results.append(train(ToyTask(), SETTINGS, str(tmp_path), progress=False).steps)
@@ -187,17 +187,17 @@ def test_finished_run_computes_nothing_when_called_again(tmp_path):
     first = train(ToyTask(), SETTINGS, str(tmp_path), progress=False)
     task = ToyTask()
     again = train(task, SETTINGS, str(tmp_path), progress=False)
-    assert task.seen == []
+    assert task.batch_numbers == []
     assert again.resumed_from == 16
     assert (again.loss, again.checkpoint, again.validation) == (first.loss, first.checkpoint, first.validation)
 
 
-def test_more_steps_can_be_asked_for_later(tmp_path):
+def test_a_finished_run_can_be_extended(tmp_path):
     train(ToyTask(), SETTINGS, str(tmp_path), progress=False)
     longer = TrainerSettings(num_steps=20, lr=1e-2, warmup_steps=3, log_every=3, device="cpu")
     task = ToyTask()
     assert train(task, longer, str(tmp_path), progress=False).resumed_from == 16
-    assert task.seen == [16, 17, 18, 19]
+    assert task.batch_numbers == [16, 17, 18, 19]
 
 
 def test_accumulation_gives_the_gradient_of_one_big_batch(tmp_path):
@@ -229,7 +229,7 @@ def test_accumulation_gives_the_gradient_of_one_big_batch(tmp_path):
     torch.testing.assert_close(weights[0][1], weights[1][1], rtol=1e-5, atol=1e-7)
 
 
-def test_step_without_finite_loss_is_left_out_and_counted(tmp_path):
+def test_step_with_a_non_finite_loss_is_skipped_and_counted(tmp_path):
     class Broken(ToyTask):
         bad_steps = (4, 9)
 
@@ -240,30 +240,30 @@ def test_step_without_finite_loss_is_left_out_and_counted(tmp_path):
 
     result = train(Broken(), SETTINGS, str(tmp_path / "some"), progress=False)
     assert result.skipped_steps == 2
-    weights = checkpoint.load_model(str(tmp_path / "some"))[1]
+    weights = step_folder.load_model(str(tmp_path / "some"))[1]
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert all(line["loss"] > 0 for line in lines_of(tmp_path / "some"))
     task = Broken()
     task.bad_steps = range(100)
     settings = TrainerSettings(num_steps=50, max_skipped_steps=3, log_every=1, device="cpu")
     before = {k: v.clone() for k, v in task.model.state_dict().items() if k != "num_calls"}
-    with pytest.raises(ErrorBudgetError, match=r"4 of 4 steps had no finite loss"):
+    with pytest.raises(ErrorBudgetError, match=r"4 of 4 steps had a non-finite loss"):
         train(task, settings, str(tmp_path / "all"), progress=False)
     for name, tensor in before.items():
         assert torch.equal(tensor, task.model.state_dict()[name])
 
 
-def test_average_lags_behind_and_frozen_weights_are_not_copied(tmp_path):
+def test_ema_differs_from_the_weights_except_where_they_are_frozen(tmp_path):
     task = ToyTask()
     task.model.inp.requires_grad_(False)
     frozen = task.model.inp.weight.clone()
     train(task, SETTINGS, str(tmp_path), progress=False)
     assert torch.equal(task.model.inp.weight, frozen)
-    _, average = checkpoint.load_model(str(tmp_path))
-    _, raw = checkpoint.load_model(str(tmp_path), ema=False)
-    assert torch.equal(average["inp.weight"], frozen)
-    assert not torch.equal(average["out.weight"], raw["out.weight"])
-    assert torch.equal(average["num_calls"], raw["num_calls"])
+    _, ema = step_folder.load_model(str(tmp_path))
+    _, raw = step_folder.load_model(str(tmp_path), ema=False)
+    assert torch.equal(ema["inp.weight"], frozen)
+    assert not torch.equal(ema["out.weight"], raw["out.weight"])
+    assert torch.equal(ema["num_calls"], raw["num_calls"])
     assert raw["num_calls"] == 16
 
 
@@ -275,10 +275,10 @@ def test_bf16_trains_with_float32_weights(tmp_path):
 
     settings = TrainerSettings(num_steps=2, precision="bf16", device="cpu")
     train(Bf16(), settings, str(tmp_path), progress=False)
-    assert checkpoint.load_model(str(tmp_path))[1]["inp.weight"].dtype == torch.float32
+    assert step_folder.load_model(str(tmp_path))[1]["inp.weight"].dtype == torch.float32
 
 
-def test_state_of_the_data_order_is_kept_and_checked(tmp_path):
+def test_state_of_the_data_order_is_saved_and_checked(tmp_path):
     class Planned(ToyTask):
         plan = "a1"
 
@@ -296,13 +296,13 @@ def test_state_of_the_data_order_is_kept_and_checked(tmp_path):
         train(task, SETTINGS, str(tmp_path), progress=False)
 
 
-def test_videos_drawn_while_training_become_tensorboard_animations(tmp_path):
-    class Drawing(ToyTask):
+def test_videos_sampled_during_training_become_tensorboard_animations(tmp_path):
+    class SamplingTask(ToyTask):
         def sample(self, model, step):
             return {"sample/0": (np.full((3, 8, 16, 3), step, np.uint8), 8)}
 
     settings = TrainerSettings(num_steps=4, validate_every=2, device="cpu")
-    train(Drawing(), settings, str(tmp_path), progress=False)
+    train(SamplingTask(), settings, str(tmp_path), progress=False)
     (events,) = (tmp_path / "tensorboard").glob("events*")
     assert events.read_bytes().count(b"GIF89a") == 2
     assert [path.parent.name for path in sorted(tmp_path.glob("samples/*/sample-0.gif"))] == [
@@ -311,8 +311,8 @@ def test_videos_drawn_while_training_become_tensorboard_animations(tmp_path):
     ]
 
 
-def test_samples_have_a_rhythm_of_their_own(tmp_path):
-    class Drawing(ToyTask):
+def test_sampling_has_its_own_interval(tmp_path):
+    class SamplingTask(ToyTask):
         def __init__(self):
             super().__init__()
             self.validated, self.sampled = [], []
@@ -325,11 +325,11 @@ def test_samples_have_a_rhythm_of_their_own(tmp_path):
             self.sampled.append(step)
             return {}
 
-    task = Drawing()
+    task = SamplingTask()
     settings = TrainerSettings(num_steps=7, validate_every=2, sample_every=3, device="cpu")
     train(task, settings, str(tmp_path / "a"), progress=False)
     assert (task.validated, task.sampled) == ([2, 4, 6, 7], [3, 6, 7])
-    with pytest.raises(UsageError, match="the toy draws no samples"):
+    with pytest.raises(UsageError, match="the toy task cannot sample"):
         train(ToyTask(), settings, str(tmp_path / "b"), progress=False)
 
 
@@ -340,20 +340,20 @@ def test_samples_have_a_rhythm_of_their_own(tmp_path):
         ({"lr": -1.0}, "lr = -1.0 is negative"),
         ({"schedule": "linear"}, "there are: cosine, wsd, constant"),
         ({"precision": "fp8"}, "there are: fp32, bf16"),
-        ({"decay_share": 0.0}, "decay_share = 0.0 must be above 0"),
-        ({"recompute": True}, "the toy names no blocks"),
+        ({"decay_fraction": 0.0}, "decay_fraction = 0.0 must be above 0"),
+        ({"activation_checkpointing": True}, "the toy model has no `blocks`"),
         ({"device": "warp9"}, "'warp9'"),
         ({"ema_decay": 1.5}, "ema_decay = 1.5"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(tmp_path, change, message):
+def test_invalid_settings_are_refused(tmp_path, change, message):
     settings = TrainerSettings(**({"device": "cpu"} | change))
     with pytest.raises(UsageError, match=message):
         train(ToyTask(), settings, str(tmp_path), progress=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_resume_with_another_model_seed_or_folder_use_is_refused(tmp_path):
+def test_resume_with_another_model_or_seed_is_refused(tmp_path):
     train(ToyTask(), SETTINGS, str(tmp_path), progress=False)
     with pytest.raises(CheckpointMismatchError, match=r"width: 8 there, 9 now"):
         train(ToyTask(width=9), SETTINGS, str(tmp_path), progress=False)

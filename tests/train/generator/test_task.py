@@ -190,7 +190,7 @@ def clips_of(batches, count):
 def test_registers_count_in_activation_memory_and_flops():
     plain, longer = make_task(), make_task(num_registers=3)
     batch = next(longer.batches(0, 0, 1))
-    activations = [task.activation_bytes("fp32", recompute=False) for task in (plain, longer)]
+    activations = [task.activation_bytes("fp32", activation_checkpointing=False) for task in (plain, longer)]
     tokens_of_blocks = batch.segments.num_tokens + 3 * len(batch.segments)
     assert activations[1] / activations[0] >= max(1.1, tokens_of_blocks / plain.plan.capacity)
     flops = [task.loss(batch, step=0, seed=0).flops for task in (plain, longer)]

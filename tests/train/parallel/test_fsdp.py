@@ -1,4 +1,4 @@
-"""FSDP2 over two gloo ranks against one rank: the same training, and checkpoints that either can go on from."""
+"""FSDP2 on two gloo ranks against one rank: the same training, and checkpoints that either can resume from."""
 
 from __future__ import annotations
 
@@ -23,77 +23,77 @@ from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
-from train.parallel import fsdp as sharding
+from train.parallel import fsdp
 
 CLOCKS = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def assert_same_training(one: Path, other: Path, step: int = 12) -> None:
-    """Weights, average, moments and every number of every log line but the times."""
+    """Weights, EMA, Adam moments and all logged numbers except times are equal."""
     for name in ("model", "ema", "optimizer"):
         files = [load_file(run / f"checkpoints/step-{step:06d}/{name}.safetensors") for run in (one, other)]
         assert files[0].keys() == files[1].keys()
-        for key in files[0].keys() - {"num_calls"}:  # a rank counts its own
+        for key in files[0].keys() - {"num_calls"}:  # counted per rank
             torch.testing.assert_close(files[0][key], files[1][key], **TOLERANCE, msg=lambda m, key=key: f"{key}: {m}")
     lines = [read_lines(str(run / "metrics.jsonl")) for run in (one, other)]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for here, there in zip(*lines):
         for key in here.keys() - set(CLOCKS):
-            found, wanted = (math.nan if line[key] is None else line[key] for line in (there, here))
-            assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6, nan_ok=True), f"{key} of step {here['step']}"
+            actual, expected = (math.nan if line[key] is None else line[key] for line in (there, here))
+            assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6, nan_ok=True), f"{key} of step {here['step']}"
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory) -> Path:
-    """What all of these have to equal: 12 steps of four batches, never stopped."""
+    """The reference: 12 uninterrupted steps of four batches."""
     folder = tmp_path_factory.mktemp("one_rank")
     train_blocks(str(folder / "whole"), {})
     return folder
 
 
 def test_two_sharded_ranks_skip_the_steps_that_one_rank_skips_and_train_its_model(tmp_path):
-    train_blocks(str(tmp_path / "one"), {}, bad_places=(9, 10, 30))
-    run = (str(tmp_path / "fsdp"), {"parallel": "fsdp", "accumulation": 2}, {"bad_places": (9, 10, 30)})
+    train_blocks(str(tmp_path / "one"), {}, bad_batches=(9, 10, 30))
+    run = (str(tmp_path / "fsdp"), {"parallel": "fsdp", "accumulation": 2}, {"bad_batches": (9, 10, 30)})
     assert exit_codes(start_ranks(train_several, [run])) == [0, 0]
     assert_same_training(tmp_path / "one", tmp_path / "fsdp")
     assert read_lines(str(tmp_path / "fsdp" / "metrics.jsonl"))[-1]["skipped_steps"] == 2
     assert not list(tmp_path.glob("*/checkpoints/*.tmp"))
 
 
-def test_recomputed_blocks_keep_less_and_change_no_gradient(tmp_path):
-    def kept_and_gradients(recompute: bool) -> tuple[int, list[torch.Tensor]]:
+def test_activation_checkpointing_saves_fewer_tensors_and_changes_no_gradient(tmp_path):
+    def num_saved_and_gradients(activation_checkpointing: bool) -> tuple[int, list[torch.Tensor]]:
         torch.manual_seed(0)
         model = torch.nn.Module()
         model.blocks = torch.nn.ModuleList(
             torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Tanh()) for _ in range(3)
         )
-        if recompute:
-            sharding.recompute_blocks(model, name="x")
-            sharding.recompute_blocks(model, name="x")
-        kept = []
+        if activation_checkpointing:
+            fsdp.apply_activation_checkpointing(model, name="x")
+            fsdp.apply_activation_checkpointing(model, name="x")
+        saved = []
         x = torch.ones(50, 8)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             for block in model.blocks:
                 x = block(x)
-            num_kept = len(kept)
+            num_saved = len(saved)
             x.sum().backward()
-        return num_kept, [parameter.grad for parameter in model.parameters()]
+        return num_saved, [parameter.grad for parameter in model.parameters()]
 
-    plain, recomputed = kept_and_gradients(False), kept_and_gradients(True)
-    assert recomputed[0] < plain[0]
-    for one, other in zip(plain[1], recomputed[1], strict=True):
+    plain, checkpointed = num_saved_and_gradients(False), num_saved_and_gradients(True)
+    assert checkpointed[0] < plain[0]
+    for one, other in zip(plain[1], checkpointed[1], strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(UsageError, match="the x names no blocks that could be recomputed"):
-        sharding.recompute_blocks(torch.nn.Linear(2, 2), name="x")
+    with pytest.raises(UsageError, match="the x model has no `blocks` to checkpoint"):
+        fsdp.apply_activation_checkpointing(torch.nn.Linear(2, 2), name="x")
 
 
 @pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_path, parallel):
-    """A save is done for sure when the next one begins: what is gone on from at last was written by two ranks."""
-    folder, draw = tmp_path / "killed", random.Random()
-    deaths = draw.choice((5, 6)), draw.choice((10, 11))
-    one = start_ranks(train_until_killed, str(folder), {}, 4 * deaths[0] + draw.randrange(4), num_ranks=1)
+    """A save has finished when the next one begins, so the final resume is from a checkpoint that two ranks wrote."""
+    folder, rng = tmp_path / "killed", random.Random()
+    deaths = rng.choice((5, 6)), rng.choice((10, 11))
+    one = start_ranks(train_until_killed, str(folder), {}, 4 * deaths[0] + rng.randrange(4), num_ranks=1)
     assert exit_codes(one) == [-9]
     two = start_ranks(train_until_killed, str(folder), {"parallel": parallel}, 4 * deaths[1] + 1)
     two[1].join(280)
@@ -105,7 +105,7 @@ def test_killed_on_one_then_on_two_ranks_ends_as_if_never_killed(one_rank, tmp_p
     assert_same_training(one_rank / "whole", folder)
 
 
-def test_rank_that_dies_while_it_writes_its_shards_leaves_the_checkpoint_before(one_rank, tmp_path):
+def test_rank_killed_while_writing_its_shards_leaves_the_previous_checkpoint(one_rank, tmp_path):
     changes = {"parallel": "fsdp", "accumulation": 2}
     ranks = start_ranks(train_until_killed_in_save, str(tmp_path), changes, 8)
     ranks[1].join(280)
@@ -118,15 +118,15 @@ def test_rank_that_dies_while_it_writes_its_shards_leaves_the_checkpoint_before(
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
-def test_packed_rows_train_the_same_transformer_however_they_are_shared_out(tmp_path):
-    """One rank with two rows a step, two ranks with one, whole, sharded, recomputed, and a run that changes its ranks."""
+def test_packs_train_the_same_transformer_however_they_are_distributed(tmp_path):
+    """One rank with two packs a step; two ranks with one each: DDP, FSDP, checkpointed; a run that changes its ranks."""
     train_packed(str(tmp_path / "one"), {})
     train_packed(str(tmp_path / "moved"), {"num_steps": 2})
     half = {"accumulation": 1}
     runs = [
         ("ddp", half | {"parallel": "ddp"}),
         ("fsdp", half | {"parallel": "fsdp"}),
-        ("moved", half | {"parallel": "fsdp", "num_steps": 4, "recompute": True}),
+        ("moved", half | {"parallel": "fsdp", "num_steps": 4, "activation_checkpointing": True}),
         ("bf16", half | {"parallel": "fsdp", "precision": "bf16"}),
     ]
     assert exit_codes(start_ranks(train_several_packed, [(str(tmp_path / name), how) for name, how in runs])) == [0, 0]
@@ -140,38 +140,38 @@ def test_packed_rows_train_the_same_transformer_however_they_are_shared_out(tmp_
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_the_same_transformer_whole_sharded_and_recomputed(tmp_path):
-    """By inductor, as on a GPU; under FSDP2 a block is compiled inside of what gathers its weights."""
+def test_compiled_blocks_train_the_same_transformer_with_ddp_fsdp_and_checkpointing(tmp_path):
+    """By inductor, as on a GPU; under FSDP2 a block is compiled inside the hooks that gather its weights."""
     train_packed(str(tmp_path / "one"), {})
     how = {"accumulation": 1, "compile": True}
     runs = [
         (str(tmp_path / "ddp"), how | {"parallel": "ddp"}),
         (str(tmp_path / "fsdp"), how | {"parallel": "fsdp"}),
-        (str(tmp_path / "recomputed"), how | {"parallel": "fsdp", "recompute": True}),
+        (str(tmp_path / "checkpointed"), how | {"parallel": "fsdp", "activation_checkpointing": True}),
     ]
     assert exit_codes(start_ranks(train_several_packed, runs), timeout=580) == [0, 0]
     for folder, _ in runs:
         assert_same_training(tmp_path / "one", Path(folder), step=6)
 
 
-def test_what_cannot_be_sharded_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="spreads a model over ranks, and there is one"):
+def test_models_that_cannot_be_sharded_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="shards a model over ranks, and there is only one"):
         train(BlockTask(), settings(parallel="fsdp"), str(tmp_path), progress=False)
     with pytest.raises(UsageError, match=r"there are: auto, ddp, fsdp"):
         train(BlockTask(), settings(parallel="zero"), str(tmp_path), progress=False)
 
 
-def test_a_model_is_sharded_where_asked_or_where_a_device_would_be_too_full(monkeypatch):
+def test_a_model_is_sharded_by_setting_or_if_it_would_fill_the_device(monkeypatch):
     def chosen(parallel: str, model: torch.nn.Module, state_bytes: int = 10) -> bool:
-        return sharding.is_to_be_sharded(parallel, model, name="x", state_bytes=state_bytes, device_bytes=100)
+        return fsdp.should_shard(parallel, model, name="x", state_bytes=state_bytes, device_bytes=100)
 
     with_blocks, without = BlockTask().model, torch.nn.Linear(2, 2)
     assert not chosen("auto", with_blocks, state_bytes=90), "one rank"
-    monkeypatch.setattr(sharding.distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(fsdp.process_group, "num_ranks", lambda: 2)
     assert chosen("auto", with_blocks, state_bytes=90)
     assert not chosen("auto", with_blocks)
     assert not chosen("ddp", with_blocks, state_bytes=90)
     assert chosen("fsdp", with_blocks)
     assert not chosen("auto", without, state_bytes=90)
-    with pytest.raises(UsageError, match="the x names no blocks"):
+    with pytest.raises(UsageError, match="the x model has no `blocks`"):
         chosen("fsdp", without)

@@ -1,4 +1,4 @@
-"""Two gloo ranks against one."""
+"""DDP on two gloo ranks against one rank."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from torch import nn
 
 from recaption.errors import UsageError
 from tests.stand_ins.ranks import exit_codes, start_ranks
-from train.checkpoint import step_folder as checkpoint
+from train.checkpoint import step_folder
 from train.engine.metrics import read_lines
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
 from train.engine.trainer import train
-from train.parallel import collectives
-from train.parallel import process_group as distributed
+from train.parallel import collectives, process_group
 from train.parallel.collectives import sum_gradients
 
 NUM_SAMPLES = (5, 3, 2, 1)
-"""Of the four quarters of every step: unequal, so that a mean of means would be wrong."""
+"""Samples in the four quarters of every step: unequal, so that a mean of means would be wrong."""
 
 
 class SplitTask:
-    """Each step sees four quarters, whichever ranks and batches they arrive in."""
+    """Each step has four quarters, on whichever ranks and in whichever batches."""
 
     name = "split"
 
     def __init__(self, *, ranks: int, accumulation: int, pause: float = 0.0) -> None:
-        torch.manual_seed(distributed.rank())  # ranks start apart on purpose: rank 0's weights are to win
+        torch.manual_seed(process_group.rank())  # ranks differ on purpose: rank 0's weights must be broadcast
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1), nn.Linear(1, 1))
         self.config = {"ranks": ranks, "accumulation": accumulation}
         self.quarters_per_batch = 4 // (ranks * accumulation)
@@ -69,7 +68,7 @@ def settings(accumulation: int, num_steps: int = 8) -> TrainerSettings:
 
 
 def one_rank(folder: str, pause: float = 0.0, num_steps: int = 8) -> None:
-    with distributed.process_group("cpu"):
+    with process_group.process_group("cpu"):
         task = SplitTask(ranks=2, accumulation=1, pause=pause)
         train(task, settings(accumulation=1, num_steps=num_steps), folder, progress=False)
 
@@ -91,8 +90,8 @@ def test_two_ranks_train_the_model_of_one(tmp_path):
     task.quarters_per_batch = 2
     train(task, settings(accumulation=2), str(tmp_path / "one"), progress=False)
     for ema in (False, True):
-        _, one = checkpoint.load_model(str(tmp_path / "one"), ema=ema)
-        _, two = checkpoint.load_model(str(tmp_path / "two"), ema=ema)
+        _, one = step_folder.load_model(str(tmp_path / "one"), ema=ema)
+        _, two = step_folder.load_model(str(tmp_path / "two"), ema=ema)
         for name in one:
             torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-7)
     for one_line, two_line in zip(*(read_lines(str(tmp_path / name / "metrics.jsonl")) for name in ("one", "two"))):
@@ -109,11 +108,11 @@ def test_sigterm_to_one_rank_stops_both_at_the_same_step(tmp_path):
         assert [rank.exitcode for rank in ranks] == [None, None]
     ranks[1].terminate()
     assert exit_codes(ranks) == [128 + signal.SIGTERM] * 2
-    assert checkpoint.find(str(tmp_path)).step < 500
+    assert step_folder.find(str(tmp_path)).step < 500
 
 
-def test_flat_buckets_keep_every_gradient_in_place(monkeypatch):
-    """Same numbers whatever the bucket size; a sum over ranks is played by doubling."""
+def test_flat_buckets_return_every_gradient_to_its_parameter(monkeypatch):
+    """The same gradients for any bucket size; doubling stands in for the sum over two ranks."""
 
     class Done:
         def wait(self):
@@ -134,10 +133,10 @@ def test_flat_buckets_keep_every_gradient_in_place(monkeypatch):
         assert [float(p.grad.sum()) for p in parameters] == [6.0, 40.0, 6.0, 64.0]
 
 
-def test_devices_that_are_not_there_are_refused():
-    assert distributed.choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(UsageError, match="not a name that torch knows"):
-        distributed.choose_device("gpu0")
+def test_missing_devices_are_refused():
+    assert process_group.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="is not a torch device"):
+        process_group.choose_device("gpu0")
     if not torch.cuda.is_available():
-        with pytest.raises(UsageError, match="no CUDA device here"):
-            distributed.choose_device("cuda")
+        with pytest.raises(UsageError, match="finds no CUDA device"):
+            process_group.choose_device("cuda")

@@ -1,4 +1,4 @@
-"""Text encoders: packed captions, each encoded once, and weights that cannot be reached are said so at once."""
+"""Text encoders: packed captions, caching, and clear errors for unreachable weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from train.text.encoder import TextEncoder, load
 
 
 class WordTower:
-    """One token per word; its numbers are the word's letters."""
+    """One token per word, made of the word's letters."""
 
     width, pooled_width = 4, 3
 
     def __init__(self):
-        self.seen: list[str] = []
+        self.encoded: list[str] = []
 
     def encode(self, texts):
-        self.seen += texts
+        self.encoded += texts
         words = [text.split() for text in texts]
         tokens = [[float(ord(w[i % len(w)])) for i in range(4)] for ws in words for w in ws]
         pooled = [[float(len(text))] * 3 for text in texts]
@@ -33,7 +33,7 @@ def make_encoder(tower: WordTower, **settings: int) -> TextEncoder:
     return TextEncoder(tower, spec="words", weights_hash="feedc0ffee00", **settings)
 
 
-def test_captions_are_packed_in_order_and_blank_ones_have_no_token():
+def test_captions_are_packed_in_order_and_blank_ones_have_no_tokens():
     text = make_encoder(WordTower()).encode(["red circle moves", "", "blue"])
     assert text.segments.lengths == (3, 0, 1)
     assert text.text_MC.shape == (4, 4)
@@ -48,17 +48,17 @@ def test_each_caption_is_encoded_once(batch_size):
     encoder = make_encoder(tower, batch_size=batch_size)
     first = encoder.encode(["red one", "blue", "red one"])
     again = encoder.encode(["blue", "green", "red one"])
-    assert sorted(tower.seen) == ["blue", "green", "red one"]
+    assert sorted(tower.encoded) == ["blue", "green", "red one"]
     assert torch.equal(again.text_MC[-2:], first.text_MC[:2])
 
 
-def test_memory_forgets_the_caption_unused_longest():
+def test_the_least_recently_used_caption_leaves_the_cache():
     tower = WordTower()
     one_caption_bytes = 4 * (4 + 3)
     encoder = make_encoder(tower, cache_bytes=2 * one_caption_bytes)
     for text in ("a", "b", "a", "c", "a", "b"):
         encoder.encode([text])
-    assert tower.seen == ["a", "b", "c", "b"]
+    assert tower.encoded == ["a", "b", "c", "b"]
 
 
 @pytest.fixture(scope="module", params=["T5", "UMT5"])
@@ -68,7 +68,7 @@ def t5_folder(request, tmp_path_factory):
     return folder
 
 
-def test_a_t5_folder_encodes_and_padding_does_not_show(t5_folder):
+def test_a_t5_folder_encodes_and_padding_has_no_effect(t5_folder):
     encoder = load(f"t5:{t5_folder}")
     assert (encoder.width, encoder.pooled_width) == (16, 16)
     short, together = encoder.encode(["red"]), load(f"t5:{t5_folder}").tower.encode(["red", "blue circle red"])
@@ -80,7 +80,7 @@ def test_a_t5_folder_encodes_and_padding_does_not_show(t5_folder):
         load(f"t5:{t5_folder}", weights_hash="000000000000")
 
 
-def test_weights_that_cannot_be_reached_are_refused_quickly_and_say_how_to_mend_it(monkeypatch, tmp_path):
+def test_unreachable_weights_are_refused_quickly_with_a_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     start = time.monotonic()
@@ -91,7 +91,7 @@ def test_weights_that_cannot_be_reached_are_refused_quickly_and_say_how_to_mend_
         load(f"t5:{tmp_path}")
 
 
-def test_other_models_and_other_specs_get_one_sentence(tmp_path):
+def test_unsupported_models_and_specs_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UsageError, match="is a 'gpt2' model; t5: takes t5, mt5, umt5"):
         load(f"t5:{tmp_path}")

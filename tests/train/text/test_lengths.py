@@ -8,18 +8,18 @@ from train.text.lengths import load, widths
 LONG = "a large striped red circle moves left over the sea " * 40
 
 
-def test_a_captioners_text_tower_counts_whole_texts():
+def test_a_captioners_text_tower_counts_untruncated_texts():
     tiny = load_captioner("tiny")
     length = load("captioner:tiny", captioner=tiny, captioner_spec="tiny")
     short, long = length.count_tokens(["a red circle", LONG])
     _, lengths, _ = tiny.text_tower.encode(["a red circle", LONG])
     assert length.max_tokens == tiny.text_tower.max_tokens
     assert short == int(lengths[0])
-    assert long > length.max_tokens >= int(lengths[1])  # which is where the encoder cuts it
+    assert long > length.max_tokens >= int(lengths[1])  # where the encoder truncates
     assert load("captioner:tiny", max_tokens=12).max_tokens == 12
 
 
-def test_a_t5_tokenizer_is_enough(tmp_path):
+def test_t5_counts_with_the_tokenizer_alone(tmp_path):
     word_tokenizer(("a", "red", "circle")).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     length = load(f"t5:{tmp_path}")
@@ -27,7 +27,7 @@ def test_a_t5_tokenizer_is_enough(tmp_path):
     assert length.max_tokens == 256
 
 
-def test_encoders_that_are_not_there(tmp_path, monkeypatch):
+def test_missing_encoders_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UsageError, match="unknown text encoder"):
         load("vit:tiny")
@@ -42,7 +42,7 @@ def test_clip_counts_without_its_weights(tmp_path):
     assert widths(f"clip:{tmp_path}") == (8, 12)
 
 
-def test_of_several_encoders_the_smallest_limit_counts_and_none_is_exceeded_unseen(tmp_path):
+def test_of_several_encoders_the_smallest_limit_applies_and_exceeding_any_is_counted(tmp_path):
     t5, clip = write_t5(tmp_path / "t5"), write_clip(tmp_path / "clip", context_length=10)
     length = load(f"{t5}+{clip}")
     assert (length.max_tokens, length.count_tokens(["a red circle"])) == (10, [5])

@@ -1,4 +1,4 @@
-"""Encoded texts in a run folder stand in for their encoder, and only for the one that encoded them."""
+"""Precomputed text encodings are read in place of the encoder that made them, and only of that one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from recaption.errors import UsageError, WeightsUnreachableError
 from recaption.ledger.encoded_texts import TEXTS_SCHEMA, check_encoded_texts, plan_hash, text_folder
 from recaption.run_folder import RunFolder
 from train.text import encoder as text_encoder
-from train.text import stored as text_cache
-from train.text import towers as text_towers
+from train.text import stored, towers
 
 PARTS = [["red", "blue circle"], ["red circle blue"]]
 
 
 def store(run: RunFolder, spec: str, dtype: str = "float16") -> None:
-    folder, tower = text_folder(spec), text_towers.open_tower(spec)
+    folder, tower = text_folder(spec), towers.load_tower(spec)
     for number, texts in enumerate(PARTS):
         run.write_table(f"{folder}/part-{number:05d}.parquet", pa.table({"text": texts}, schema=TEXTS_SCHEMA))
-        facts = {"spec": spec, "plan_hash": plan_hash(spec, dtype, texts)}
-        payload = text_cache.encode_part(tower, texts, dtype=dtype, batch_size=1, facts=facts)
+        metadata = {"spec": spec, "plan_hash": plan_hash(spec, dtype, texts)}
+        payload = stored.encode_part(tower, texts, dtype=dtype, batch_size=1, metadata=metadata)
         run.write_bytes(f"{folder}/part-{number:05d}.safetensors", payload)
     manifest = {"spec": spec, "weights_hash": tower.weights_hash, "width": 16, "pooled_width": 16, "dtype": dtype}
     manifest |= {"num_parts": 2, "num_texts": 3, "num_tokens": 9}
@@ -43,7 +42,7 @@ def run(request, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float16", 1e-3), ("bfloat16", 8e-3)])
-def test_stored_texts_are_read_and_the_encoder_is_not_loaded(run, spec, dtype, precision, monkeypatch):
+def test_precomputed_texts_are_read_and_the_encoder_is_not_loaded(run, spec, dtype, precision, monkeypatch):
     store(run, spec, dtype)
     assert list(check_encoded_texts(run)) == []
     part = safetensors.torch.load(run.read_bytes(f"{text_folder(spec)}/part-00000.safetensors"))
@@ -52,7 +51,7 @@ def test_stored_texts_are_read_and_the_encoder_is_not_loaded(run, spec, dtype, p
     texts = [text for part in PARTS for text in part]
     fresh = text_encoder.load(spec)
     expected = fresh.encode([*texts, " "])
-    monkeypatch.setattr(text_towers, "T5Tower", None)
+    monkeypatch.setattr(towers, "T5Encoder", None)
     encoder = text_encoder.load(spec, run=run)
     found = encoder.encode([*texts, " "])
     assert encoder.config == fresh.config
@@ -61,7 +60,7 @@ def test_stored_texts_are_read_and_the_encoder_is_not_loaded(run, spec, dtype, p
     torch.testing.assert_close(found.pooled_SC, expected.pooled_SC, rtol=precision, atol=precision)
 
 
-def test_a_text_that_is_not_stored_loads_the_encoder_and_says_so_once(run, spec, capsys):
+def test_a_missing_text_loads_the_encoder_once_with_a_message(run, spec, capsys):
     store(run, spec)
     encoder = text_encoder.load(spec, run=run)
     capsys.readouterr()
@@ -72,7 +71,7 @@ def test_a_text_that_is_not_stored_loads_the_encoder_and_says_so_once(run, spec,
     torch.testing.assert_close(found.text_MC[:2], text_encoder.load(spec).encode(["circle"]).text_MC)
 
 
-def test_where_the_encoder_is_gone_only_stored_texts_can_be_had(run, tmp_path, monkeypatch):
+def test_without_the_encoder_only_precomputed_texts_can_be_encoded(run, tmp_path, monkeypatch):
     spec = write_t5(tmp_path / "t5")
     store(run, spec)
     (tmp_path / "t5").rename(tmp_path / "elsewhere")
@@ -100,17 +99,17 @@ def test_an_encoder_without_stored_texts_is_loaded(run, spec, tmp_path):
     assert text_encoder.load(other, run=run).weights_hash == text_encoder.load(other).weights_hash
 
 
-def test_numbers_that_half_precision_cannot_hold_are_refused(run, spec, monkeypatch):
-    tower = text_towers.open_tower(spec)
+def test_encodings_that_overflow_half_precision_are_refused(run, spec, monkeypatch):
+    tower = towers.load_tower(spec)
     monkeypatch.setattr(
         tower, "encode", lambda texts: (torch.full((1, 16), 1e5), torch.tensor([1]), torch.zeros(1, 16))
     )
-    with pytest.raises(UsageError, match=r"float16 cannot hold.*bfloat16"):
-        text_cache.encode_part(tower, ["red"], dtype="float16", batch_size=1, facts={})
-    assert text_cache.encode_part(tower, ["red"], dtype="bfloat16", batch_size=1, facts={})
+    with pytest.raises(UsageError, match=r"overflows float16.*bfloat16"):
+        stored.encode_part(tower, ["red"], dtype="float16", batch_size=1, metadata={})
+    assert stored.encode_part(tower, ["red"], dtype="bfloat16", batch_size=1, metadata={})
 
 
-def cut(payload: bytes) -> bytes:
+def truncate(payload: bytes) -> bytes:
     return payload[:-7]
 
 
@@ -118,16 +117,14 @@ def flip(payload: bytes) -> bytes:
     return payload[:-40] + bytes([payload[-40] ^ 1]) + payload[-39:]
 
 
-@pytest.mark.parametrize(
-    ("change", "what"), [(cut, "according to its header"), (flip, "not the one that was recorded")]
-)
-def test_damage_is_found_and_cut_parts_are_not_read(run, spec, change, what):
+@pytest.mark.parametrize(("change", "what"), [(truncate, "its head says"), (flip, "not the ones that were written")])
+def test_damage_is_found_and_truncated_parts_are_not_read(run, spec, change, what):
     store(run, spec)
     name = f"{text_folder(spec)}/part-00001.safetensors"
     run.write_bytes(name, change(run.read_bytes(name)))
     (problem,) = check_encoded_texts(run)
     assert (problem.kind, problem.where) == ("text_part_differs", name)
     assert what in problem.detail
-    if change is cut:
+    if change is truncate:
         with pytest.raises(UsageError, match="verify --repair"):
             text_encoder.load(spec, run=run)

@@ -1,4 +1,4 @@
-"""CLIP's text half, and several towers as one."""
+"""CLIP's text tower, and several towers concatenated."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from small_text_encoders import write_clip, write_t5
 
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from train.text import encoder as text_encoder
-from train.text.towers import open_tower, parse
+from train.text.towers import load_tower, parse
 
 TEXTS = ["a red circle", "blue"]
 
 
 @pytest.mark.parametrize("custom_text", [False, True])
-def test_clip_gives_the_numbers_of_open_clip_without_its_image_half(tmp_path, custom_text):
+def test_clip_equals_open_clip_without_building_the_vision_tower(tmp_path, custom_text):
     spec = write_clip(tmp_path, custom_text=custom_text)
     model, *_ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
-    tower = open_tower(spec)
+    tower = load_tower(spec)
     text_MC, lengths_S, pooled_SC = tower.encode(TEXTS)
     assert (tower.width, tower.pooled_width) == (8, 12)
     assert lengths_S.tolist() == [5, 3]  # start and end included
     assert text_MC.shape == (8, 8)
     with torch.no_grad():
         torch.testing.assert_close(pooled_SC, model.eval().encode_text(tokenizer(TEXTS)))
-    torch.testing.assert_close(tower.encode(TEXTS[1:])[0], text_MC[5:])  # padding does not show
+    torch.testing.assert_close(tower.encode(TEXTS[1:])[0], text_MC[5:])  # padding has no effect
     assert not any("visual" in name for name, _ in tower.model.named_parameters())
 
 
-def test_random_weights_are_the_same_every_time_and_others_are_told_apart(tmp_path):
-    a, b = (open_tower(write_clip(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+def test_random_weights_are_reproducible_and_other_weights_are_refused(tmp_path):
+    a, b = (load_tower(write_clip(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert a.weights_hash != b.weights_hash
     with pytest.raises(UsageError, match=f"trained with {a.weights_hash}"):
         text_encoder.load(f"clip:{tmp_path / '1'}", weights_hash=a.weights_hash)
@@ -44,11 +44,11 @@ def test_weights_of_another_model_are_refused(tmp_path):
     write_t5(tmp_path / "t5")
     shutil.copyfile(tmp_path / "t5" / "model.safetensors", tmp_path / "a" / "open_clip_model.safetensors")
     with pytest.raises(CheckpointMismatchError, match="does not hold weights of clip:"):
-        open_tower(spec)
+        load_tower(spec)
 
 
-def test_what_is_no_clip_gets_one_sentence(tmp_path):
-    for place, why in (
+def test_unsupported_clips_are_refused(tmp_path):
+    for name, why in (
         ("no-such-model/x", "no model named"),
         ("ViT-B-32", "names no weights"),
         ("coca_ViT-B-32/random", "captioner:open_clip"),
@@ -56,17 +56,17 @@ def test_what_is_no_clip_gets_one_sentence(tmp_path):
         (str(tmp_path), "without open_clip_config.json"),
     ):
         with pytest.raises(UsageError, match=why):
-            open_tower(f"clip:{place}")
+            load_tower(f"clip:{name}")
     with pytest.raises(WeightsUnreachableError, match=r"clip:ViT-B-32//path"):
-        open_tower("clip:ViT-B-32//no/such/file.safetensors")
+        load_tower("clip:ViT-B-32//no/such/file.safetensors")
 
 
-def test_several_at_once_keep_their_own_columns(tmp_path):
+def test_concatenated_towers_have_their_own_channels(tmp_path):
     t5, clip = write_t5(tmp_path / "t5"), write_clip(tmp_path / "clip")
-    joint = text_encoder.load(f"{t5}+{clip}")
+    concatenated = text_encoder.load(f"{t5}+{clip}")
     alone = [text_encoder.load(spec).encode(TEXTS) for spec in (t5, clip)]
-    both = joint.encode([*TEXTS, ""])
-    assert (joint.width, joint.pooled_width) == (16 + 8, 16 + 12)
+    both = concatenated.encode([*TEXTS, ""])
+    assert (concatenated.width, concatenated.pooled_width) == (16 + 8, 16 + 12)
     assert both.segments.lengths == (4 + 5, 2 + 3, 0)
     torch.testing.assert_close(both.pooled_SC[:2], torch.cat([one.pooled_SC for one in alone], dim=1))
     circle, blue = both.text_MC.split([9, 5])
@@ -79,7 +79,7 @@ def test_several_at_once_keep_their_own_columns(tmp_path):
     torch.testing.assert_close(blue[2:, 16:], alone[1].text_MC[5:])
 
 
-def test_specs_are_taken_apart_at_the_towers_only():
+def test_specs_are_split_only_before_a_tower_kind():
     assert parse("t5:/models/a+b+clip:ViT-L-14/openai") == [("t5", "/models/a+b"), ("clip", "ViT-L-14/openai")]
     with pytest.raises(UsageError, match="twice"):
         parse("t5:a+t5:a")

@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from train_tiny import TinySettings, tiny_config, tiny_tokenizer
 
-from examples.tiny_captioner.train_tiny import TinySettings, tiny_config, tiny_tokenizer
 from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa import efficientnet, two_path
 from recaption.captioners.videococa.checkpoint import TINY_FOLDER, build_model, save_captioner
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes.captions import describes_scene
 from recaption.scenes.renderer import render
-from train.captioner.scene_clips import some_captions
+from train.captioner.scene_clips import random_captions
 
 SMALL = TinySettings(vision_width=32, width=32, text_layers=1, decoder_layers=1, num_queries=3, vocabulary_tokens=400)
 
@@ -79,7 +79,7 @@ def test_frame_order_changes_the_tokens(model, pixels_BTCHW):
 
 
 def test_texts_without_shared_padding_equal_the_full_tower(model, tokenizer):
-    ids_SM = tokenizer.encode(["a red circle moves left", "a dog", some_captions(1)[0]])
+    ids_SM = tokenizer.encode(["a red circle moves left", "a dog", random_captions(1)[0]])
     with torch.inference_mode():
         short = model.encode_texts(ids_SM)
         pooled_SD, tokens_SMD = model.coca.text(ids_SM)
@@ -126,7 +126,7 @@ def test_folder_round_trip_keeps_captions(tmp_path, model, tokenizer):
 
 
 def test_only_scene_captions_are_parsed_as_scenes():
-    assert all(describes_scene(text) for text in some_captions(100))
+    assert all(describes_scene(text) for text in random_captions(100))
     assert not describes_scene("A man in a red shirt rides past a heart on the road. The camera pans left.")
 
 
