@@ -1,4 +1,4 @@
-"""`python -m jobs` is `recaption`: what `ray job submit --working-dir . -- python -m jobs ...` starts."""
+"""`python -m jobs` runs `recaption`, e.g. in `ray job submit --working-dir . -- python -m jobs ...`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The console script `recaption`: one dataclass per verb, flags from its fields, one summary at the end.
+"""The console script `recaption`: parses a command, runs it, prints its summary.
 
-Exit codes: 0 all good, 1 finished but some inputs failed (they are listed), 2 wrong use (one sentence on stderr),
+Exit codes: 0 all good, 1 finished but some inputs failed (they are listed), 2 usage error (one sentence on stderr),
 3 `verify` found damage. With `--json` stdout carries exactly one JSON object; everything else goes to stderr.
 """
 
@@ -31,17 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if argv else 2
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
-        return _refuse(f"no command {verb!r}: there are {', '.join(VERBS)}")
+        return _usage_error(f"no command {verb!r}: there are {', '.join(VERBS)}")
     try:
         command = parse(verb, rest)
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints every death of a worker there
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints worker deaths on stdout
             summary = command()  # type: ignore[operator]
     except RecaptionError as error:
-        return _refuse(str(error))
-    except SystemExit as stop:  # tyro: --help, or flags it does not know (already explained on stderr)
+        return _usage_error(str(error))
+    except SystemExit as stop:  # tyro: --help, or unknown flags (already explained on stderr)
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _refuse("interrupted: finished parts are safe, run the same command again to go on")
+        return _usage_error("interrupted: finished parts are safe, run the same command again to go on")
     if command.json:
         print(json.dumps(summary))
     else:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(verb: str, arguments: Sequence[str]) -> Any:
-    """The verb's dataclass, filled from the flags; settings not named come from the recipe or the run folder.
+    """The command's dataclass filled from the flags; other settings come from the recipe or the run folder.
 
     Raises:
         UsageError: unknown recipe, or no such run folder.
@@ -72,13 +72,13 @@ def parse(verb: str, arguments: Sequence[str]) -> Any:
 
 
 def _recipe_for(verb: str, arguments: Sequence[str]) -> Recipe:
-    """Flags refine a recipe, so the recipe has to be known before the flags are read."""
-    asked = _flag(arguments, "--recipe")
+    """The recipe whose settings are the defaults of the flags."""
+    recipe_name = _flag(arguments, "--recipe")
     run_uri = _flag(arguments, "--run")
     if verb == "prepare" and (_flag(arguments, "--what-if") or _flag(arguments, "--what_if")):
-        run_uri = _flag(arguments, "--out")  # asked of a run folder, so its own recipe counts
-    if asked or not run_uri or any(a in ("-h", "--help") for a in arguments):
-        return recipes.load_recipe(asked or "quickstart")
+        run_uri = _flag(arguments, "--out")  # reads a run folder, so its own recipe is used
+    if recipe_name or not run_uri or any(a in ("-h", "--help") for a in arguments):
+        return recipes.load_recipe(recipe_name or "quickstart")
     from jobs.recipe.run_inputs import RUN_YAML
     from recaption.run_folder import RunFolder
 
@@ -103,6 +103,6 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-def _refuse(sentence: str) -> int:
-    print(f"recaption: {sentence}", file=sys.stderr)
+def _usage_error(message: str) -> int:
+    print(f"recaption: {message}", file=sys.stderr)
     return 2

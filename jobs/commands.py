@@ -1,4 +1,4 @@
-"""The verbs of `recaption`: one dataclass each, whose fields are its flags."""
+"""The commands of `recaption`: one dataclass each, whose fields are its flags."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jobs.cluster.cluster import Cluster
 from jobs.recipe import presets as recipes
 from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
-from jobs.sample.requests import MediaFlags, asked
+from jobs.sample.requests import MediaFlags, requests_from_flags
 from recaption.errors import UsageError
 
 Settings = Annotated[Recipe, tyro.conf.arg(name="")]
-"""The recipe's own tree as flags: `--shard.buckets.fps 12`."""
+"""The recipe's settings as flags: `--shard.buckets.fps 12`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """Flags of every verb."""
+    """Flags of every command."""
 
     json: bool = False
     """Print one machine-readable JSON object on stdout."""
@@ -39,7 +39,7 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Common):
-    """The whole chain: raw videos to a trained, sampled model and a report page."""
+    """Run the whole pipeline: raw videos to a trained, sampled model and a report page."""
 
     example: ClassVar[str] = "recaption run --videos clips/ --out runs/a --recipe quickstart"
     videos: tuple[str, ...]
@@ -71,7 +71,7 @@ class Prepare(Common):
     recipe: str = "quickstart"
     """quickstart, small, base, or the path of a run.yaml."""
     what_if: tuple[str, ...] = ()
-    """Instead of preparing anything, show what other thresholds would cost: motion=0.02,text_area=0.1,max_luma=off."""
+    """Only show how many clips other thresholds would drop: motion=0.02,text_area=0.1,max_luma=off."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Prepare(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class OnRun(Common):
-    """Flags of the verbs that work on an existing run folder; its run.yaml gives the defaults."""
+    """Flags of the commands on an existing run folder; defaults come from its run.yaml."""
 
     run: str
     """The run folder."""
@@ -104,7 +104,7 @@ class CaptionVerb(OnRun):
     """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
     or the folder of a captioner trained here; default: the recipe's."""
     set: str = "main"
-    """Name of the caption set: re-captioning under a new name leaves the old captions as they are."""
+    """Name of the caption set; captioning into a new set leaves the other sets unchanged."""
 
     def __call__(self) -> dict[str, Any]:
         from jobs.caption.caption import caption
@@ -122,7 +122,7 @@ class Shard(OnRun):
 
     example: ClassVar[str] = "recaption shard --run runs/a --captions main"
     captions: str = "main"
-    """The caption set whose texts go into the shards."""
+    """The caption set of the shards."""
 
     def __call__(self) -> dict[str, Any]:
         from jobs.shard import shard
@@ -151,7 +151,7 @@ class Encode(OnRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Common):
-    """Which clips share a pack, and what that costs, before any GPU is booked."""
+    """Plan the packs of an epoch: fill, rank efficiency and memory, without a GPU."""
 
     example: ClassVar[str] = (
         "recaption plan --lengths lengths.npy --ranks 1024 --capacity 32768 --width 3072 --depth 48 --compare"
@@ -165,11 +165,11 @@ class Plan(Common):
     capacity: int | None = None
     """Tokens per pack; default: the recipe's."""
     width: int | None = None
-    """Of the transformer: wide ones spend less of their time in attention; default: the recipe's."""
+    """Width of the transformer, for its cost per token; default: the recipe's."""
     depth: int | None = None
-    """Its layers; adds an estimate of the memory that one rank needs."""
+    """Layers of the transformer; adds an estimate of the memory per rank."""
     epochs: int = 1
-    """How many epochs to plan: rules of --plan.sampling-weights and its like make them differ."""
+    """Number of epochs to summarise; --plan.sampling-weights and similar rules make them differ."""
     compare: bool = False
     """All packing policies side by side."""
     settings: Settings = field(default_factory=recipes.quickstart)
@@ -177,8 +177,8 @@ class Plan(Common):
     def __call__(self) -> dict[str, Any]:
         from jobs.plan import plan
 
-        given = {"capacity": self.capacity, "cost_model_width": self.width}
-        changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+        overrides = {"capacity": self.capacity, "cost_model_width": self.width}
+        changes: dict[str, Any] = {name: value for name, value in overrides.items() if value}
         recipe = dataclasses.replace(self.settings, plan=dataclasses.replace(self.settings.plan, **changes))
         return plan(
             recipe,
@@ -199,36 +199,36 @@ class Train(Common):
     model: tyro.conf.Positional[str]
     """captioner, compressor or dit."""
     run: str
-    """The run folder; the captioner and the compressor also train without data in it, on rendered scenes."""
+    """The run folder; captioner and compressor can also train on rendered scenes, without data in it."""
     name: str = "main"
-    """Name of this training: RUN/train/NAME."""
+    """Name of this training run: RUN/train/NAME."""
     recipe: str | None = None
-    """Recipe to take the settings from; default: the run folder's, or quickstart where it has none."""
+    """Recipe with the settings; default: the run folder's, or quickstart if it has none."""
     steps: int | None = None
     """Shorthand for the model's trainer.num-steps."""
     captions: tuple[str, ...] = ()
-    """captioner: caption sets of the run folder to learn from (SET, SET=KIND, `original`); none: rendered scenes."""
+    """captioner: caption sets of the run folder to train on (SET, SET=KIND, `original`); none: rendered scenes."""
     init_from: str | None = None
-    """captioner: SPEC of the captioner to go on from; dit: checkpoint of the same transformer, of images say; default:
-    from nothing."""
+    """captioner: SPEC of the captioner to initialise from; dit: checkpoint of the same transformer, e.g. trained on images;
+    default: random initialisation."""
     trainable: str | None = None
-    """captioner: what trains: full, lit or frozen."""
+    """captioner: trainable weights: full, lit or frozen."""
     resume: bool = True
-    """Go on from the newest checkpoint of this name."""
+    """Resume from the newest checkpoint of this name."""
     eval: bool = False
-    """dit: train nothing; measure the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
+    """dit: do not train; evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
     use_gpu: bool = False
-    """Every rank on a GPU of its own, or an error; default: on GPUs where there are any (the trainer's `device`)."""
+    """Require one GPU per rank; default: GPUs if there are any (the trainer's `device`)."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.train.train import evaluate_model, train_model, with_start_flags
+        from jobs.train.train import evaluate_model, train_model, with_training_flags
 
         recipe = self.settings
         if self.eval:
             return self._evaluate(evaluate_model)
         if self.captions or self.init_from is not None or self.trainable is not None:
-            recipe = with_start_flags(self.model, recipe, self.captions, self.init_from, self.trainable)
+            recipe = with_training_flags(self.model, recipe, self.captions, self.init_from, self.trainable)
         with self.cluster() as cluster:
             return train_model(
                 self.model,
@@ -244,21 +244,21 @@ class Train(Common):
             )
 
     def _evaluate(self, evaluate_model: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        trains = {
+        training_flags = {
             "--steps": self.steps is not None,
             "--no-resume": not self.resume,
             "--num-workers": self.num_workers,
             "--use-gpu": self.use_gpu,
         }
-        for flag in (flag for flag, given in trains.items() if given):
-            raise UsageError(f"--eval trains nothing, so {flag} says nothing: leave it out")
+        for flag in (flag for flag, is_set in training_flags.items() if is_set):
+            raise UsageError(f"--eval does not train, so {flag} has no effect: leave it out")
         with self.cluster() as cluster:
             return evaluate_model(self.model, self.run, self.name, self.settings, cluster, progress=self.progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Common):
-    """Make video from texts, images and videos with a trained diffusion transformer."""
+    """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = (
         'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left" [--image first.png]'
@@ -266,28 +266,28 @@ class Sample(Common):
     checkpoint: str
     """A step folder, or RUN/train/NAME for its newest step."""
     prompt: tuple[str, ...] = ()
-    """One or more texts; images and videos need none."""
+    """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None
-    """In place of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
+    """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
     video, mode, seed, num_frames, height_px, width_px, new_frames, strength, at_seconds)."""
     media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None
-    """Folder for mp4s and contact sheet; default: RUN/samples/NAME-STEP beside the checkpoint's run, else ./samples."""
+    """Folder of the mp4s and the contact sheet; default: RUN/samples/NAME-STEP of the checkpoint's run, else ./samples."""
     device: str = "auto"
     settings: Annotated[SampleSettings, tyro.conf.arg(name="")] = field(default_factory=SampleSettings)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.sample.sample import sample_asks
+        from jobs.sample.sample import sample_requests
 
-        asks = asked(self.prompt, self.settings, media=self.media, prompts_file=self.prompts_file)
-        return sample_asks(
-            self.checkpoint, asks, self.settings, out=self.out, device=self.device, progress=self.progress
+        requests = requests_from_flags(self.prompt, self.settings, media=self.media, prompts_file=self.prompts_file)
+        return sample_requests(
+            self.checkpoint, requests, self.settings, out=self.out, device=self.device, progress=self.progress
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(OnRun):
-    """Write RUN/report/index.html: everything a person wants to look at."""
+    """Write the report page RUN/report/index.html."""
 
     example: ClassVar[str] = "recaption report --run runs/a"
 
@@ -299,13 +299,13 @@ class Report(OnRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(OnRun):
-    """Prove that nothing is lost, doubled or damaged."""
+    """Check that nothing is lost, duplicated or damaged."""
 
     example: ClassVar[str] = "recaption verify --run runs/a --repair"
     pairs: str = "32"
-    """Captions per set that are held against the pixels of their clips, decoded anew; 0 for none, or all."""
+    """Captions per set to check against the decoded pixels of their clips; 0 for none, or all."""
     repair: bool = False
-    """Make anew what is damaged, and only that, then verify again."""
+    """Recompute what is damaged, and only that, then verify again."""
 
     def __call__(self) -> dict[str, Any]:
         from jobs.verify.repair import repair_run
@@ -320,7 +320,7 @@ class Verify(OnRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Common):
-    """What this machine can do: decoders, codecs, GPU, Ray, weights."""
+    """Report the decoders, codecs, GPUs, Ray and weights of this machine."""
 
     example: ClassVar[str] = "recaption doctor"
 

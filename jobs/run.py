@@ -1,4 +1,4 @@
-"""`recaption run`: the whole chain. Each stage finds what it needs in the run folder, so a killed run goes on."""
+"""`recaption run`: all stages in order. Each stage reads its inputs from the run folder, so a killed run can continue."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
 def run(
     videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, stop_after: str | None = None
 ) -> dict[str, Any]:
-    """Raw videos -> trained, sampled model and report page.
+    """Run all stages: raw videos to a trained, sampled model and a report page.
 
     Raises:
-        UsageError: see the stages; or an unknown `stop_after`.
+        UsageError: as the stages, or an unknown `stop_after`.
     """
     if stop_after is not None and stop_after not in STAGES:
         raise UsageError(f"--stop-after {stop_after!r}: the stages are {', '.join(STAGES)}")
     if stop_after != "prepare":
-        check_specs(recipe.caption)  # rather now than after hours of `prepare`
+        check_specs(recipe.caption)  # fail now rather than after hours of `prepare`
     folder = RunFolder(out)
     stages: dict[str, Callable[[], dict[str, Any]]] = {
         "prepare": lambda: prepare(videos, out, recipe, cluster),
@@ -53,26 +53,26 @@ def run(
         "train": lambda: train_model("dit", out, TRAINING, recipe, cluster, progress=cluster.progress),
         "sample": lambda: sample_run(folder, TRAINING, recipe, progress=cluster.progress),
     }
-    done: dict[str, dict[str, Any]] = {}
+    summaries: dict[str, dict[str, Any]] = {}
     for name, stage in stages.items():
         started = time.perf_counter()
-        done[name] = stage()
-        _record_timing(folder, name, time.perf_counter() - started, done[name])
-        if name == "shard" and not done[name]["samples"]:
+        summaries[name] = stage()
+        _record_timing(folder, name, time.perf_counter() - started, summaries[name])
+        if name == "shard" and not summaries[name]["samples"]:
             break  # nothing to train on: the report says why
         if name == stop_after:
             break
     report = write_report(folder, recipe.filters, recipe=recipe)
     ledger = build_ledger(folder, recipe.filters).summary()
-    computed = {key: done["prepare"][key] for key in ("computed_parts", "skipped_parts")}
-    videos_made = done.get("sample", {}).get("videos", [])
-    return {**ledger, **computed, "stages": done, "samples": videos_made, "report": report}
+    computed = {key: summaries["prepare"][key] for key in ("computed_parts", "skipped_parts")}
+    sampled_videos = summaries.get("sample", {}).get("videos", [])
+    return {**ledger, **computed, "stages": summaries, "samples": sampled_videos, "report": report}
 
 
 def _record_timing(folder: RunFolder, stage: str, seconds: float, summary: dict[str, Any]) -> None:
-    """Seconds of the last time that a stage did any work; a stage that found all done keeps its old figure.
+    """Store the wall time of a stage in report/timings.json; a stage without computed parts keeps its old time.
 
-    Under "throughput" the same stages with what their workers did meanwhile (jobs/cluster/throughput.py).
+    The throughput of its workers (jobs/cluster/throughput.py) is stored under "throughput".
     """
     if summary.get("computed_parts") == 0:
         return

@@ -1,7 +1,7 @@
-"""`recaption shard`: captioned clips -> RUN/shards/<bucket>/<nnnnnn>.tar + .parquet and RUN/index.parquet.
+"""`recaption shard`: writes captioned clips into RUN/shards/<bucket>/<nnnnnn>.tar + .parquet and RUN/index.parquet.
 
-Which clip lies in which shard is fixed before anything is decoded; a shard is one part, and is skipped where it lies
-there already, made from the same plan.
+The assignment of clips to shards is planned before anything is decoded. A shard is one part; it is skipped if it exists
+and was written from the same plan.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string()), 
 def shard(
     run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """Write every planned shard that is not there yet, remove what the plan no longer names, rebuild the index.
+    """Write the planned shards that do not exist yet, remove shards that are not in the plan, rebuild the index.
 
     Args:
         only: names of shards that may be written; default: all.
@@ -53,8 +53,8 @@ def shard(
     write_recipe(run, recipe)
     grid = grid_of(recipe)
     allowed = [s for s in planned if only is None or s.name in only]
-    open_shards = [s for s in allowed if not is_committed(run, s.name, hashes[s.name])]
-    parts = [_part(s, hashes[s.name]) for s in open_shards]
+    missing_shards = [s for s in allowed if not is_committed(run, s.name, hashes[s.name])]
+    parts = [_part(s, hashes[s.name]) for s in missing_shards]
     settings = {"run_uri": run.uri, "table": recipe.shard.buckets, "decode": recipe.prepare.decode, "grid": grid}
     reject_rows = [dataclasses.asdict(r) for r in rejects]
     run.write_table(REJECTED, pa.Table.from_pylist(reject_rows, schema=REJECTED_SCHEMA), {"set": set_name})
@@ -80,14 +80,14 @@ def shard(
 def planned_shards(
     run: RunFolder, recipe: Recipe, set_name: str
 ) -> tuple[list[PlannedShard], list[RejectedClip], dict[str, str]]:
-    """(shards, clips that no shard takes, shard name -> hash of its plan), from what lies in the run folder now."""
+    """(planned shards, rejected clips, shard name -> hash of its plan) for the current run folder."""
     planned, rejects = plan_shards(_captioned(run, recipe, set_name), recipe.shard.buckets)
     recipe_hash = f"{stage_hashes(recipe)['shard']}/{set_name}/{grid_of(recipe)}"
     return planned, rejects, {s.name: plan_hash(s, recipe_hash) for s in planned}
 
 
 def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]:
-    """Kept clips whose model caption passed its gates."""
+    """Kept clips whose main caption passed the quality gates, with their other texts."""
     if not run.list(f"captions/{set_name}/part-*.parquet"):
         raise UsageError(f"{run.uri} has no caption set {set_name!r}: run `recaption caption --set {set_name}` first")
     table = run.read_tables(caption_set_pattern(set_name), schema_of(Caption))
@@ -98,8 +98,8 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
         if row.is_main:
             captions[row.clip_id] = row
         else:
-            text = (row.source, row.kind, row.window, row.start_seconds, row.end_seconds, row.text)
-            others.setdefault(row.clip_id, []).append(text)
+            other = (row.source, row.kind, row.window, row.start_seconds, row.end_seconds, row.text)
+            others.setdefault(row.clip_id, []).append(other)
     return [
         ShardClip(
             clip_id=clip.clip_id,
@@ -130,7 +130,7 @@ def _part(planned: PlannedShard, key: str) -> dict[str, Any]:
 
 
 def _rejected(run: RunFolder, num_without_bucket: int) -> dict[str, int]:
-    """Reason -> clips that no shard holds: without a bucket, or failed while they were transcoded."""
+    """Reason -> clips that are in no shard: without a bucket, or failed in transcoding."""
     rejected = {"no_bucket": num_without_bucket} if num_without_bucket else {}
     for name in run.list("shards/*/*.parquet"):
         for reason in run.read_table(name)["reason"].to_pylist():
@@ -140,7 +140,7 @@ def _rejected(run: RunFolder, num_without_bucket: int) -> dict[str, int]:
 
 
 class ShardWorker:
-    """One per actor."""
+    """Transcodes the clips of one shard per part. One per actor."""
 
     def __init__(self, run_uri: str, table: BucketTable, decode: DecodeLimits, grid: Grid) -> None:
         self.run = RunFolder(run_uri)

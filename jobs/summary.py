@@ -1,4 +1,4 @@
-"""What a command says at its end, to people; and its exit code."""
+"""Prints the summary of a command, and computes its exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
 
 
 def print_summary(verb: str, summary: dict[str, Any]) -> None:
-    """A few lines on stdout: counts first, then what went wrong, then where to look."""
+    """Print a summary on stdout: counts, then warnings, failures and problems."""
     if "waterfall" in summary:  # of `prepare --what-if`, which is a table
         from jobs.report import what_if
 

@@ -2,9 +2,9 @@
 
     photos = read_photos("FOLDER/flickr8k-train.tar")          # WebDataset form: key.webp (or .jpg, .png), key.json
     clip = photo_clip(photos, 7, frame_px=192, num_frames=8)
-    clip.pixels_THWC, clip.captions[0], clip.motion            "A dog runs through the water. The camera pans left."
+    clip.pixels_THWC, clip.captions[0], clip.motion     "A dog runs through the water. The camera pans left."
 
-A crop window moves over the photo, and every frame is resized to a square, as `FramePreprocessor` does. The window always covers
+A crop window moves over the photo; every frame is resized to a square, as by `FramePreprocessor`. The window always covers
 most of the photo, so that the photo's captions stay true of the clip.
 """
 

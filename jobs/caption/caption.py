@@ -1,10 +1,10 @@
-"""`recaption caption`: kept clips -> RUN/captions/<set>. A caption set is a version; shards made from another one stay.
+"""`recaption caption`: captions the kept clips into RUN/captions/<set>.
 
-A part of captions belongs to the part of clips of the same number, as do the clips' embeddings in RUN/embeddings/<set>,
-which are written first. A clip has a row per kind of caption and window, and one for the text that came with it; the
-row that shards and reports use is the descriptive one of the whole clip. A part is complete when its file is there with
-the same settings and the same kept clips; where only the kept clips changed (a threshold moved), captions that exist are
-kept and only the missing ones are made.
+A caption set is a version: a new set leaves other sets, and shards written from them, unchanged. Parts of captions and
+of clip embeddings (RUN/embeddings/<set>, written first) have the numbers of the parts of clips. A clip has one row per
+caption kind and window, plus one for its original text; shards and reports use the descriptive caption of the whole clip.
+A part is complete if its file exists with the same settings and the same kept clips; if only the kept clips changed (a
+threshold moved), existing captions are reused and only the missing ones are generated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from recaption.errors import UsageError
 from recaption.records import Caption, Clip, conform, from_table, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
-MANY_BAD_SHARE = 0.2
-"""More bad captions than this are no accident of single clips."""
+HIGH_DEFECT_FRACTION = 0.2
+"""Warn if more than this fraction of the captions fails the quality gates."""
 
 
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -38,13 +38,13 @@ SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def caption(
     run: RunFolder, recipe: Recipe, set_name: str, cluster: Cluster, *, only: Collection[int] | None = None
 ) -> dict[str, Any]:
-    """Caption every kept clip that this set does not have yet.
+    """Caption every kept clip that is not in this caption set yet.
 
     Args:
         only: parts that may be computed; default: all.
 
     Raises:
-        UsageError: unknown captioner, weights out of reach, no clips in the run folder.
+        UsageError: unknown captioner, weights not available, or no clips in the run folder.
     """
     if not SET_NAME.fullmatch(set_name):
         raise UsageError(f"--set {set_name!r}: use letters, digits, - and _ only")
@@ -66,19 +66,19 @@ def caption(
         "stage_hash": stage_hash,
     }
     device = "cpu" if is_remote(recipe.caption.captioner) else recipe.caption.device
-    made: list[dict[str, Any]] = []
-    for done in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
-        if not made:
-            write_recipe(run, recipe)  # not before: a captioner that cannot be loaded leaves no trace
-        made.append(done)
+    results: list[dict[str, Any]] = []
+    for result in cluster.run_parts(CaptionWorker, settings, parts, title="caption", device=device, unit="captions"):
+        if not results:
+            write_recipe(run, recipe)  # not before: a captioner that cannot be loaded must not change run.yaml
+        results.append(result)
     write_recipe(run, recipe)
     if run.list(f"embeddings/{set_name}/part-*.parquet"):
         find_semantic(run, recipe.prepare.duplicates, set_name)
     find_repeated_captions(run, recipe.caption.repeats, set_name)
-    seconds = sum(part["seconds"] for part in made)
+    seconds = sum(part["seconds"] for part in results)
     return {
         **summarise(run, set_name, recipe.filters.max_clips_per_caption),
-        "clips_per_second": sum(part["captions"] for part in made) / seconds if seconds else 0.0,
+        "clips_per_second": sum(part["captions"] for part in results) / seconds if seconds else 0.0,
         "computed_parts": len(parts),
         "skipped_parts": len(kept) - len(parts),
         "throughput": cluster.throughput(),
@@ -97,10 +97,10 @@ def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str) -> boo
 
 
 def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) -> dict[str, Any]:
-    """Counts of a whole caption set, and its shuffled-pair check: own clip against another clip of the same batch."""
+    """Counts of a caption set, and its mean scores of matched and of mismatched (clip, caption) pairs of a batch."""
     bad: Counter[str] = Counter()
     faults: Counter[str] = Counter()
-    further: Counter[str] = Counter()
+    other_captions: Counter[str] = Counter()
     num_captions = num_pairs = num_retried = num_stripped = 0
     matched = mismatched = 0.0
     repeated = read_repeated(run, set_name)
@@ -118,11 +118,11 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
                 bad[row.reason or ""] += 1
                 faults[row.fault] += 1
             elif row.reason is None:
-                further["windows" if row.window else row.kind or row.source] += 1
+                other_captions["windows" if row.window else row.kind or row.source] += 1
             elif row.source == "model":
-                further["bad"] += 1
+                other_captions["bad"] += 1
     del bad[""], faults[""]
-    own, others = (total / num_pairs if num_pairs else None for total in (matched, mismatched))
+    matched_mean, mismatched_mean = (total / num_pairs if num_pairs else None for total in (matched, mismatched))
     summary = {
         "captions": num_captions,
         "retried": num_retried,
@@ -130,22 +130,22 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
         "faults": dict(sorted(faults.items())),
         "stripped": num_stripped,
         "repeated": repeated.num_rows,
-        "further": dict(sorted(further.items())),
-        "matched_score": own,
-        "mismatched_score": others,
+        "further": dict(sorted(other_captions.items())),
+        "matched_score": matched_mean,
+        "mismatched_score": mismatched_mean,
     }
     return summary | {"warnings": warnings} if (warnings := list(_warnings(summary, num_pairs))) else summary
 
 
 def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:
-    own, others = summary["matched_score"], summary["mismatched_score"]
-    if own is not None and own <= others:
+    matched, mismatched = summary["matched_score"], summary["mismatched_score"]
+    if matched is not None and matched <= mismatched:
         yield (
-            f"captions match their own clips ({own:.3f}) no better than other clips ({others:.3f}), over {num_pairs} "
-            "pairs: either they are not about these clips, or this captioner cannot tell them apart; "
-            "`recaption verify` asks more closely"
+            f"captions match their own clips ({matched:.3f}) no better than other clips ({mismatched:.3f}), over "
+            f"{num_pairs} pairs: the captions do not describe these clips, or this captioner cannot tell the clips apart; "
+            "`recaption verify` checks each caption against its clip"
         )
     num_bad = sum(summary["faults"].values())
-    if num_bad > MANY_BAD_SHARE * (num_bad + summary["captions"]):
+    if num_bad > HIGH_DEFECT_FRACTION * (num_bad + summary["captions"]):
         faults = ", ".join(f"{fault} {count}" for fault, count in summary["faults"].items())
         yield f"{num_bad} of {num_bad + summary['captions']} captions failed a gate ({faults})"

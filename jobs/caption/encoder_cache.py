@@ -1,9 +1,9 @@
-"""What a captioner saw of a clip, kept in RUN/embeddings/<set>/tokens-part-NNNNN.parquet with `--caption.keep-embeddings`.
+"""Cache of a captioner's image tokens: RUN/embeddings/<set>/tokens-part-NNNNN.parquet (`--caption.cache-encoder-tokens`).
 
-The pooled image tokens are all that decoding and scoring read: with them, another caption set by the same weights (other
-beams, another seed, other kinds, the best of several samples) reads no video. Per clip and window they are N * D * 2
-bytes: 261 kB with CoCa ViT-B/32, 392 kB with ViT-L/14, 8 kB with a captioner of 32 tokens 128 wide. They are used by
-every set of the run folder whose captioner has the same weights and looks at the same frames, and by no other.
+Text generation and scoring need only these tokens and the pooled embedding: with the cache, another caption set by the
+same weights (other beams, another seed, other kinds, best of n) decodes no video. Per clip and window they take N * D * 2
+bytes: 261 kB with CoCa ViT-B/32, 392 kB with ViT-L/14, 8 kB with a captioner of 32 tokens of width 128. They are reused
+by every set of the run folder whose captioner has the same weights and samples the same frames.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokensRow:
-    """One view of one clip."""
+class CachedView:
+    """Encoder output for one clip, or one window of it."""
 
     clip_id: str
     window: int
@@ -33,29 +33,29 @@ class TokensRow:
     end_seconds: float
     clip_sha256: str
     pooled: bytes
-    """float32, little endian."""
+    """(D,) float32, little endian."""
     tokens: bytes
-    """float16, little endian, row by row."""
+    """(N, D) float16, little endian, row-major."""
     width: int
-    """Values per token."""
+    """D, values per token."""
 
 
-class FrameTokens:
-    """The store of one part at a time, for one captioner and its way of looking."""
+class EncoderCache:
+    """Cached tokens of one part at a time, for one captioner and its frame sampling."""
 
     def __init__(self, run: RunFolder, folder: str, settings: CaptionSettings, captioner: Captioner) -> None:
         """
         Args:
-            folder: `embeddings/<set>` of the set that is being made.
+            folder: `embeddings/<set>` of the set that is being written.
 
         Raises:
-            UsageError: tokens are to be kept of a captioner that has none.
+            UsageError: the cache is on and the captioner has no image tokens.
         """
         self.has_tokens = hasattr(captioner, "encode")
-        if settings.keep_embeddings and not self.has_tokens:
-            raise UsageError(f"--caption.keep-embeddings: captioner {captioner.name} has no tokens that could be kept")
-        self.run, self.folder, self.keep = run, folder, settings.keep_embeddings
-        self.seen_by = recipe_hash(
+        if settings.cache_encoder_tokens and not self.has_tokens:
+            raise UsageError(f"--caption.cache-encoder-tokens: captioner {captioner.name} has no image tokens")
+        self.run, self.folder, self.enabled = run, folder, settings.cache_encoder_tokens
+        self.encoder_hash = recipe_hash(
             [
                 f"{captioner.name}@{captioner.weights_hash}",
                 captioner.num_frames,
@@ -65,53 +65,53 @@ class FrameTokens:
                 settings.window_seconds,
             ]
         )
-        self._known: dict[str, list[TokensRow]] = {}
+        self._cached: dict[str, list[CachedView]] = {}
 
     def open(self, number: int) -> None:
-        """Read what any set of the run folder has kept of the clips of this part."""
-        self._known = {}
+        """Load the tokens of this part that any caption set of the run folder has cached."""
+        self._cached = {}
         for name in self.run.list(f"embeddings/*/tokens-part-{number:05d}.parquet") if self.has_tokens else ():
-            if self.run.table_metadata(name).get("seen_by") != self.seen_by:
+            if self.run.table_metadata(name).get("encoder_hash") != self.encoder_hash:
                 continue
-            found: dict[str, list[TokensRow]] = {}
-            for row in from_table(self.run.read_table(name), TokensRow):
+            found: dict[str, list[CachedView]] = {}
+            for row in from_table(self.run.read_table(name), CachedView):
                 found.setdefault(row.clip_id, []).append(row)
-            self._known |= found
+            self._cached |= found
 
     def views(self, clip: Clip) -> list[CaptionInput]:
-        """The clip as it was seen, tokens in the place of frames; [] where it was not."""
+        """Views of the clip with cached tokens instead of frames; [] if it is not cached."""
         return [
             CaptionInput(
                 clip=clip,
                 window=row.window,
                 start_seconds=row.start_seconds,
                 end_seconds=row.end_seconds,
-                frames_THWC=_encoded(row),
+                frames_THWC=_decode_row(row),
             )
-            for row in self._known.get(clip.clip_id, [])
+            for row in self._cached.get(clip.clip_id, [])
         ]
 
-    def add(self, views: Sequence[CaptionInput], seen: Sequence[Any]) -> None:
-        """Remember views that were not known, where tokens are to be kept."""
-        if not self.keep:
+    def add(self, views: Sequence[CaptionInput], encoded_views: Sequence[Any]) -> None:
+        """Add new views to the cache, if it is on."""
+        if not self.enabled:
             return
-        new: dict[str, list[TokensRow]] = {}
-        for view, encoded in zip(views, seen, strict=True):
-            if view.clip.clip_id not in self._known:
+        new: dict[str, list[CachedView]] = {}
+        for view, encoded in zip(views, encoded_views, strict=True):
+            if view.clip.clip_id not in self._cached:
                 new.setdefault(view.clip.clip_id, []).append(_row(view, encoded))
-        self._known |= new
+        self._cached |= new
 
     def write(self, number: int, clips: Sequence[Clip]) -> None:
-        """Keep the tokens of these clips, where that is asked for."""
-        if self.keep:
-            rows = [row for clip in clips for row in self._known.get(clip.clip_id, [])]
+        """Write the tokens of these clips, if the cache is on."""
+        if self.enabled:
+            rows = [row for clip in clips for row in self._cached.get(clip.clip_id, [])]
             name = part_name(self.folder, number).replace("/part-", "/tokens-part-")
-            self.run.write_table(name, to_table(rows, TokensRow), {"seen_by": self.seen_by})
-        self._known = {}
+            self.run.write_table(name, to_table(rows, CachedView), {"encoder_hash": self.encoder_hash})
+        self._cached = {}
 
 
-def _row(view: CaptionInput, encoded: EncodedClip) -> TokensRow:
-    return TokensRow(
+def _row(view: CaptionInput, encoded: EncodedClip) -> CachedView:
+    return CachedView(
         clip_id=view.clip.clip_id,
         window=view.window,
         start_seconds=view.start_seconds,
@@ -123,7 +123,7 @@ def _row(view: CaptionInput, encoded: EncodedClip) -> TokensRow:
     )
 
 
-def _encoded(row: TokensRow) -> EncodedClip:
+def _decode_row(row: CachedView) -> EncodedClip:
     return EncodedClip(
         clip_sha256=row.clip_sha256,
         pooled_D=np.frombuffer(row.pooled, "<f4").copy(),

@@ -1,4 +1,4 @@
-"""Captions that the same words repeat over too many clips, marked over a whole caption set."""
+"""Finds captions that are repeated over many clips of a caption set (RUN/captions/<set>/repeated.parquet)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.prepare.duplicates import METHOD, _inputs_hash, _is_made_from
+from jobs.prepare.duplicates import METHOD_VERSION, hash_of_inputs, is_up_to_date
 from recaption.captions.repeated import REPEATED_SCHEMA, RepeatedCaptionSettings, find_repeated_texts, repeated_name
 from recaption.captions.sets import caption_set_pattern, main_captions
 from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS
@@ -20,14 +20,14 @@ REPEATED_INPUT = pa.schema(
 
 
 def find_repeated_captions(run: RunFolder, settings: RepeatedCaptionSettings, set_name: str) -> bool:
-    """Write which captions of a set are said of several clips; False where the table there is already made from the same."""
+    """Write the table of repeated captions of a set; False if the existing table is up to date."""
     names = run.list(caption_set_pattern(set_name))
-    same = [PERCEPTUAL_PAIRS] if run.exists(PERCEPTUAL_PAIRS) else []
+    duplicates = [PERCEPTUAL_PAIRS] if run.exists(PERCEPTUAL_PAIRS) else []
     metadata = {
-        "inputs_hash": _inputs_hash(run, names + same),
-        "settings_hash": recipe_hash([METHOD, asdict(settings)]),
+        "inputs_hash": hash_of_inputs(run, names + duplicates),
+        "settings_hash": recipe_hash([METHOD_VERSION, asdict(settings)]),
     }
-    if _is_made_from(run, repeated_name(set_name), metadata):
+    if is_up_to_date(run, repeated_name(set_name), metadata):
         return False
     text_of: dict[str, str] = {}
     for name in names:
@@ -36,7 +36,7 @@ def find_repeated_captions(run: RunFolder, settings: RepeatedCaptionSettings, se
         text_of |= dict(zip(rows["clip_id"].to_pylist(), rows["text"].to_pylist(), strict=True))
     pairs = [
         (row["clip_id_a"], row["clip_id_b"])
-        for name in same
+        for name in duplicates
         for row in run.read_columns(name, ["clip_id_a", "clip_id_b", "similarity"]).to_pylist()
         if row["similarity"] >= settings.min_duplicate_similarity
     ]

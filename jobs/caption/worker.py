@@ -1,4 +1,4 @@
-"""The caption stage on one worker: decode the clips of a part, caption them, filter the captions, write the part."""
+"""Worker of the caption stage: decode the clips of a part, caption them, apply the quality gates, write the part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.caption.encoder_cache import FrameTokens
+from jobs.caption.encoder_cache import EncoderCache
 from jobs.cluster import attempts
 from jobs.recipe.run_inputs import part_name, part_number
 from jobs.recipe.settings import CaptionSettings
@@ -27,17 +27,17 @@ RETRY_TEMPERATURE = 0.7
 
 
 Sums = dict[str, float]
-"""What a part's metadata carries: counts and sums of scores over its clips."""
+"""Counts and score sums over the clips of a part, stored in its metadata."""
 
 
 def check_specs(settings: CaptionSettings) -> None:
-    """Raises UsageError where no worker could open the captioners of a recipe; takes a moment."""
+    """Raise UsageError if the captioners of a recipe cannot be opened; loads no weights."""
     for spec in filter(None, (settings.captioner, settings.scorer)):
         check_spec(spec)
 
 
 def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
-    """The captioner that a recipe names, with what it is to be asked."""
+    """Load the captioner of a recipe, with its prompt and scorer."""
     from recaption.captioners import registry
 
     return registry.load_captioner_with_precision(
@@ -52,7 +52,7 @@ def open_captioner(settings: CaptionSettings, *, device: str) -> Captioner:
 
 
 class CaptionWorker:
-    """One per actor: the captioner is loaded once."""
+    """Captions the clips of a part. One per actor: the captioner is loaded once."""
 
     def __init__(
         self, run_uri: str, folder: str, settings: CaptionSettings, decode: DecodeLimits, stage_hash: str
@@ -61,7 +61,7 @@ class CaptionWorker:
 
         from train.parallel.process_group import choose_device
 
-        torch.set_num_threads(1)  # one actor, one core: and float sums do not depend on the machine's core count
+        torch.set_num_threads(1)  # one actor, one core; float sums must not depend on the core count
         self.run = RunFolder(run_uri)
         self.folder = folder
         self.embeddings = folder.replace("captions/", "embeddings/", 1)
@@ -69,7 +69,7 @@ class CaptionWorker:
         self.decode = decode
         self.stage_hash = stage_hash
         self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
-        self.tokens = FrameTokens(self.run, self.embeddings, settings, self.captioner)
+        self.encoder_cache = EncoderCache(self.run, self.embeddings, settings, self.captioner)
         _check_kinds(settings.kinds, self.captioner)
         self.gates = _gates(settings, self.captioner)
 
@@ -79,13 +79,13 @@ class CaptionWorker:
         started = time.perf_counter()
         name = part_name(self.folder, part["part"])
         clips = [Clip(**row) for row in part["clips"]]
-        existing, embeddings, sums = self._existing(part["part"], {clip.clip_id for clip in clips})
+        existing, embeddings, sums = self._read_existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
-        self.tokens.open(part["part"])
+        self.encoder_cache.open(part["part"])
         for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
-            made, made_embeddings = self._caption_batch(batch, sums)
-            embeddings |= made_embeddings
-            for row in made:
+            new_rows, new_embeddings = self._caption_batch(batch, sums)
+            embeddings |= new_embeddings
+            for row in new_rows:
                 existing.setdefault(row.clip_id, []).append(row)
         attempts.begin()
         rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
@@ -94,33 +94,39 @@ class CaptionWorker:
             "clips_hash": part["clips_hash"],
             **{key: repr(value) for key, value in sums.items()},
         }
-        of_clips = [
+        clip_embeddings = [
             ClipEmbedding(clip_id=clip.clip_id, embedding=embeddings[clip.clip_id])
             for clip in clips
             if clip.clip_id in embeddings
         ]
-        self.tokens.write(part["part"], clips)
-        if of_clips or self.captioner.has_contrastive_head:
-            self.run.write_table(part_name(self.embeddings, part["part"]), to_table(of_clips, ClipEmbedding), metadata)
+        self.encoder_cache.write(part["part"], clips)
+        if clip_embeddings or self.captioner.has_contrastive_head:
+            self.run.write_table(
+                part_name(self.embeddings, part["part"]), to_table(clip_embeddings, ClipEmbedding), metadata
+            )
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
 
-    def _existing(self, number: int, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, bytes], Sums]:
-        """Captions and embeddings of the same settings that an earlier run of this part left, and their sums."""
+    def _read_existing(self, number: int, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, bytes], Sums]:
+        """Captions and embeddings that an earlier run of this part wrote with the same settings, and their sums."""
         name = part_name(self.folder, number)
         sums: Sums = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
         found: dict[str, list[Caption]] = {}
         embeddings: dict[str, bytes] = {}
-        beside = part_name(self.embeddings, number)
-        if self.captioner.has_contrastive_head and not self.run.exists(beside):
-            return found, embeddings, sums  # half of a part is none
+        embeddings_name = part_name(self.embeddings, number)
+        if self.captioner.has_contrastive_head and not self.run.exists(embeddings_name):
+            return found, embeddings, sums  # an incomplete part counts as missing
         if self.run.exists(name) and (metadata := self.run.table_metadata(name)).get("recipe_hash") == self.stage_hash:
             sums = {name: type(zero)(metadata[name]) for name, zero in sums.items()}
             for row in from_table(self.run.read_table(name), Caption):
                 if row.clip_id in wanted:
                     found.setdefault(row.clip_id, []).append(row)
-            of_clips = from_table(self.run.read_table(beside), ClipEmbedding) if self.run.exists(beside) else []
-            embeddings = {row.clip_id: row.embedding for row in of_clips if row.clip_id in wanted}
+            clip_embeddings = (
+                from_table(self.run.read_table(embeddings_name), ClipEmbedding)
+                if self.run.exists(embeddings_name)
+                else []
+            )
+            embeddings = {row.clip_id: row.embedding for row in clip_embeddings if row.clip_id in wanted}
         return found, embeddings, sums
 
     def _caption_batch(self, clips: list[Clip], sums: Sums) -> tuple[list[Caption], dict[str, bytes]]:
@@ -130,31 +136,31 @@ class CaptionWorker:
             original = read_sidecar_caption(clip.uri)
             if original:
                 text = Caption(text=normalize_text(original), source="original", kind="")
-                rows.append(self._bound(self.gates.apply_to_original(text), clip))
+                rows.append(self._for_clip(self.gates.apply_to_original(text), clip))
             try:
                 attempts.begin(clip.clip_id)
                 views += self._views(clip)
             except VideoError as error:
-                rows.append(self._bound(Caption(reason=error.reason), clip))
+                rows.append(self._for_clip(Caption(reason=error.reason), clip))
         if not views:
             return rows, {}
         attempts.begin(*dict.fromkeys(view.clip.clip_id for view in views))
-        described = self._described(views, sums)
+        described = self._caption_views(views, sums)
         main = described["descriptive"]
         whole = [i for i, view in enumerate(views) if view.window == 0]
         for i, view in enumerate(views):
-            rows += [self._bound(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
+            rows += [self._for_clip(one.captions[i], view.clip, view, kind) for kind, one in described.items()]
         if (
             main.clip_embeddings_BD is None or main.text_embeddings_BD is None
         ):  # a captioner without a contrastive space
             return rows, {}
-        _add_pairs(main.clip_embeddings_BD[whole] @ main.text_embeddings_BD[whole].T, sums)
+        _add_pair_scores(main.clip_embeddings_BD[whole] @ main.text_embeddings_BD[whole].T, sums)
         halves_BD = main.clip_embeddings_BD[whole].astype("<f2")
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
     def _views(self, clip: Clip) -> list[CaptionInput]:
         settings = self.settings
-        return self.tokens.views(clip) or sample_windows(
+        return self.encoder_cache.views(clip) or sample_windows(
             clip,
             self.captioner,
             self.decode,
@@ -162,53 +168,55 @@ class CaptionWorker:
             snap_seconds=settings.snap_seconds,
         )
 
-    def _described(self, views: list[CaptionInput], sums: Sums) -> dict[str, CaptionBatch]:
-        """Kind -> a caption per view, from one look at its frames."""
+    def _caption_views(self, views: list[CaptionInput], sums: Sums) -> dict[str, CaptionBatch]:
+        """Kind -> one caption per view; frames are encoded once for all kinds."""
         frames = [view.frames_THWC for view in views]
-        seen = self.captioner.encode(frames) if hasattr(self.captioner, "encode") else frames
-        self.tokens.add(views, seen)
-        clip_ids = [view.clip.clip_id for view in views]
-        found = {kind: self._of_kind(kind, seen, clip_ids, sums) for kind in self.settings.kinds}
-        is_unknown = [caption.fault == "low_score" for caption in found["descriptive"].captions]
+        encoded = self.captioner.encode(frames) if hasattr(self.captioner, "encode") else frames
+        self.encoder_cache.add(views, encoded)
+        view_ids = [view.clip.clip_id for view in views]
+        found = {kind: self._caption_kind(kind, encoded, view_ids, sums) for kind in self.settings.kinds}
+        has_low_score = [caption.fault == "low_score" for caption in found["descriptive"].captions]
         for kind, described in found.items():
             for i, caption in enumerate(described.captions):
-                if is_unknown[i] and not caption.fault:  # who has no words for these frames has no short ones either
+                if (
+                    has_low_score[i] and not caption.fault
+                ):  # frames that it cannot describe have no good short caption either
                     found[kind].captions[i] = mark_bad(caption, "low_score")
         return found
 
-    def _of_kind(self, kind: str, seen: list[Any], clip_ids: list[str], sums: Sums) -> CaptionBatch:
-        """What fails a gate is tried once more, drawn at random with another seed; over-long ones with fewer tokens."""
+    def _caption_kind(self, kind: str, encoded: list[Any], view_ids: list[str], sums: Sums) -> CaptionBatch:
+        """One caption per view; failed ones are retried once with another seed, over-long ones with fewer tokens."""
         settings = self.settings
         first = self.captioner.caption_with_embeddings(
-            seen,
+            encoded,
             kind=kind,
             max_tokens=settings.max_tokens,
             num_beams=settings.num_beams,
             seed=settings.seed,
-            **_samples(settings),
+            **_sampling_options(settings),
         )
-        self.gates.apply(first, kind=kind, clip_ids=clip_ids)
+        self.gates.apply(first, kind=kind, clip_ids=view_ids)
         failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
         sums["num_retried"] += len(failed)
         long = [i for i in failed if first.captions[i].fault == "over_long"]
         fewer = self.gates.reduced_max_tokens([first.captions[i].text for i in long], settings.max_tokens)
         for rows, max_tokens in ((long, fewer), ([i for i in failed if i not in long], settings.max_tokens)):
             if rows:
-                self._try_again(first, rows, kind, seen, clip_ids, max_tokens)
+                self._retry(first, rows, kind, encoded, view_ids, max_tokens)
         return first
 
-    def _try_again(
-        self, first: CaptionBatch, rows: list[int], kind: str, seen: list[Any], clip_ids: list[str], max_tokens: int
+    def _retry(
+        self, first: CaptionBatch, rows: list[int], kind: str, encoded: list[Any], view_ids: list[str], max_tokens: int
     ) -> None:
-        """Put second captions in the place of the bad ones, where they are good."""
+        """Replace the failed captions by those of a second try that pass the gates."""
         again = self.captioner.caption_with_embeddings(
-            [seen[i] for i in rows],
+            [encoded[i] for i in rows],
             kind=kind,
             max_tokens=max_tokens,
             temperature=RETRY_TEMPERATURE,
             seed=self.settings.seed + 1,
         )
-        # Judged among all of the batch, whose captions are what a margin is measured against.
+        # Gated together with the whole batch: the score margin compares against its other captions.
         whole = CaptionBatch(
             list(first.captions),
             first.clip_embeddings_BD,
@@ -218,14 +226,16 @@ class CaptionWorker:
             whole.captions[i] = again.captions[place]
             if whole.text_embeddings_BD is not None and again.text_embeddings_BD is not None:
                 whole.text_embeddings_BD[i] = again.text_embeddings_BD[place]
-        self.gates.apply(whole, kind=kind, clip_ids=clip_ids)
+        self.gates.apply(whole, kind=kind, clip_ids=view_ids)
         for i in rows:
             if whole.captions[i].reason is None:
                 first.captions[i] = whole.captions[i]
                 if whole.text_embeddings_BD is not None and first.text_embeddings_BD is not None:
                     first.text_embeddings_BD[i] = whole.text_embeddings_BD[i]
 
-    def _bound(self, text: Caption, clip: Clip, view: CaptionInput | None = None, kind: str | None = None) -> Caption:
+    def _for_clip(
+        self, text: Caption, clip: Clip, view: CaptionInput | None = None, kind: str | None = None
+    ) -> Caption:
         return dataclasses.replace(
             text,
             kind=text.kind if kind is None else kind,
@@ -238,21 +248,21 @@ class CaptionWorker:
 
 
 def _check_kinds(kinds: Sequence[str], captioner: Captioner) -> None:
-    """Raises UsageError where the captioner cannot say these, or they lack the one that shards hold."""
+    """Raise UsageError for kinds that the captioner does not have, or without `descriptive`, the kind that shards hold."""
     unknown = [kind for kind in kinds if kind not in captioner.kinds]
     if unknown:
         raise UsageError(
-            f"--caption.kinds {unknown[0]}: captioner {captioner.name} was not trained on it (it knows "
+            f"--caption.kinds {unknown[0]}: captioner {captioner.name} was not trained on it (it has "
             f"{', '.join(captioner.kinds)})"
         )
     if "descriptive" not in kinds or len(set(kinds)) < len(kinds):
         raise UsageError(
-            f"--caption.kinds {' '.join(kinds)}: each once, and descriptive, which shards hold, among them"
+            f"--caption.kinds {' '.join(kinds)}: name each once, and include descriptive, which shards hold"
         )
 
 
-def _samples(settings: CaptionSettings) -> dict[str, Any]:
-    """What more a captioner that draws several captions is told; others need not know how."""
+def _sampling_options(settings: CaptionSettings) -> dict[str, Any]:
+    """Extra arguments for best-of-n sampling; {} otherwise, as not every captioner accepts them."""
     if settings.num_samples == 1:
         return {}
     return {"num_samples": settings.num_samples, "temperature": RETRY_TEMPERATURE}
@@ -271,7 +281,7 @@ def _gates(settings: CaptionSettings, captioner: Captioner) -> QualityGates:
                 captioner_spec=settings.captioner,
             )
         except UsageError as error:
-            raise type(error)(f'{error} (or do not count tokens: --caption.text-encoder "")') from error
+            raise type(error)(f'{error} (or turn the token limit off: --caption.text-encoder "")') from error
     return QualityGates(
         min_clip_score=settings.min_clip_score,
         min_clip_scores=captioner.min_clip_scores,
@@ -280,8 +290,8 @@ def _gates(settings: CaptionSettings, captioner: Captioner) -> QualityGates:
     )
 
 
-def _add_pairs(scores: np.ndarray, sums: Sums) -> None:
-    """Add each clip's score with its own caption, and with the next clip's caption, to the running sums."""
+def _add_pair_scores(scores: np.ndarray, sums: Sums) -> None:
+    """Add the scores of each clip with its own caption and with the caption of the next clip to the sums."""
     count = len(scores)
     if count < 2:
         return

@@ -1,16 +1,16 @@
-"""What a part has cost so far: the input its worker died on, and how often. Then the part goes on without that input.
+"""Retries of a part: an input that kills its worker three times becomes a failed row, and the part goes on without it.
 
     for uri in part["uris"]:
         try:
-            attempts.begin(uri)  # VideoError for an input that has ended its worker three times
+            attempts.begin(uri)  # VideoError for an input that has killed its worker three times
             ...
         except VideoError as error:
             ...  # a failed row, like any other
-    attempts.begin()             # no input any more: what fails from here on is nobody's fault
+    attempts.begin()             # no input in progress: failures from here on are not attributed to an input
 
-Outside of a job (tests, plain loops) `begin` does nothing. In a job the first attempt at a part is watched by a clock
-only; once a worker has died on the part, each input is noted outside the process before work on it starts, so that the
-next death has a name.
+Outside of a job (tests, plain loops) `begin` does nothing. In a job the first attempt at a part has only a timeout per
+input; once a worker has died on the part, the key of each input is stored outside the process before work on it starts,
+so that the next death can be attributed.
 """
 
 from __future__ import annotations
@@ -27,78 +27,78 @@ from recaption.errors import RecaptionError, VideoError
 Row = TypeVar("Row")
 
 
-DEATHS_PER_INPUT = 3
-"""Below three a kill from outside (a node that is taken away, the kernel short of memory) could cost an input its row."""
+MAX_DEATHS_PER_INPUT = 3
+"""With fewer, a kill from outside (a preempted node, the kernel out of memory) could fail a good input."""
 
 
-DEATHS_OUTSIDE_INPUTS = 5
-"""Deaths of one part on no input in particular, the first one, which nobody could note, among them."""
+MAX_DEATHS_OUTSIDE_INPUTS = 5
+"""Worker deaths on one part with no input in progress; includes the first death, which is never attributed."""
 
 
-POISON_BEFORE_ANY_SUCCESS = 4
-"""As many inputs that each end their worker, and none that does not: the fault is in the stage, not in the inputs."""
+MAX_FAILED_INPUTS_WITHOUT_SUCCESS = 4
+"""If so many inputs kill their worker before any succeeds, the bug is in the stage, not in the inputs."""
 
 
-STUCK_SECONDS = 6 * 3600.0
-"""An input without an end. Decoding has its own, tighter limit: 4 h for the longest video that is let in."""
+INPUT_TIMEOUT_SECONDS = 6 * 3600.0
+"""Timeout per input. Decoding has its own, tighter limit: 4 h for the longest video that is accepted."""
 
 
-NOTE_SECONDS = 60.0
-"""How long the note about a stuck input may take."""
+SAVE_STATE_SECONDS = 60.0
+"""How long storing the state of a timed-out input may take."""
 
 
 class PartError(RecaptionError):
-    """A part that cannot be done although its inputs were given up one by one."""
+    """A part that keeps failing although its bad inputs were excluded one by one."""
 
 
 @dataclass
-class Record:
-    """What outlives the process. JSON-able."""
+class PartState:
+    """State of one part that survives worker deaths (JSON-able)."""
 
     num_attempts: int = 0
     node: str = ""
-    """Where the last attempt ran: a node that is gone says nothing about the input."""
+    """Node of the last attempt: if that node is gone, the failure is not attributed to an input."""
     in_progress: list[str] = field(default_factory=list)
     error: str = ""
-    """What the last attempt raised, where it raised."""
-    was_stuck: bool = False
-    """The last attempt ended itself because its input did not end."""
+    """Exception of the last attempt, if it raised one."""
+    timed_out: bool = False
+    """The last attempt ended itself after `input_timeout_seconds`."""
     deaths: dict[str, int] = field(default_factory=dict)
-    """Inputs in progress, joined by newlines -> deaths on exactly these."""
-    alone: list[str] = field(default_factory=list)
-    """A batch of these ended its worker: from now on each is a batch of its own."""
-    given_up: dict[str, list[str]] = field(default_factory=dict)
-    """Input -> reason and detail of its failed row."""
+    """Keys of the inputs in progress, joined by newlines -> worker deaths while exactly these were in progress."""
+    isolated: list[str] = field(default_factory=list)
+    """Inputs of a batch that killed its worker: each runs alone from now on."""
+    failed_inputs: dict[str, list[str]] = field(default_factory=dict)
+    """Input key -> [reason, detail] of its failed row."""
     has_success: bool = False
 
-    def account_for_last_attempt(self, node_is_alive: Callable[[str], bool]) -> None:
-        """Blame the inputs that were in progress when the last attempt ended.
+    def attribute_last_failure(self, node_is_alive: Callable[[str], bool]) -> None:
+        """Attribute the death of the last attempt to the inputs that were in progress.
 
         Raises:
-            PartError: it is not the inputs' fault.
+            PartError: the failure is not caused by single inputs.
         """
         if not self.num_attempts or not node_is_alive(self.node):
             return
-        blamed = "\n".join(self.in_progress)
-        deaths = self.deaths[blamed] = self.deaths.get(blamed, 0) + 1
-        if not blamed:
-            if deaths >= DEATHS_OUTSIDE_INPUTS:
-                raise PartError(f"its worker died {deaths} times, on no input in particular")
+        in_progress = "\n".join(self.in_progress)
+        deaths = self.deaths[in_progress] = self.deaths.get(in_progress, 0) + 1
+        if not in_progress:
+            if deaths >= MAX_DEATHS_OUTSIDE_INPUTS:
+                raise PartError(f"its worker died {deaths} times with no input in progress")
             return
-        if deaths < DEATHS_PER_INPUT and not self.was_stuck:
+        if deaths < MAX_DEATHS_PER_INPUT and not self.timed_out:
             return
         if len(self.in_progress) > 1:
-            self.alone += self.in_progress
+            self.isolated += self.in_progress
             return
-        self.given_up[blamed] = list(self._verdict(deaths))
-        if len(self.given_up) >= POISON_BEFORE_ANY_SUCCESS and not self.has_success:
+        self.failed_inputs[in_progress] = list(self._failure_reason(deaths))
+        if len(self.failed_inputs) >= MAX_FAILED_INPUTS_WITHOUT_SUCCESS and not self.has_success:
             raise PartError(
-                f"{len(self.given_up)} inputs in a row ended their worker and none did not, the last one: "
-                f"{self.given_up[blamed][1]}"
+                f"the first {len(self.failed_inputs)} inputs all killed their worker, the last one with: "
+                f"{self.failed_inputs[in_progress][1]}"
             )
 
-    def _verdict(self, deaths: int) -> tuple[str, str]:
-        if self.was_stuck:
+    def _failure_reason(self, deaths: int) -> tuple[str, str]:
+        if self.timed_out:
             return "decode_timeout", self.error
         if self.error:
             reason = "decode_memory" if self.error.startswith("MemoryError") else "unreadable"
@@ -107,90 +107,92 @@ class Record:
 
 
 class Attempt:
-    """One go at one part, in the worker's process."""
+    """One attempt at one part, in the worker process."""
 
-    def __init__(self, record: Record, save: Callable[[dict[str, Any]], None], *, node: str, stuck_seconds: float):
-        self.record = record
+    def __init__(
+        self, state: PartState, save: Callable[[dict[str, Any]], None], *, node: str, input_timeout_seconds: float
+    ):
+        self.state = state
         self.save = save
-        self.stuck_seconds = stuck_seconds
-        self.is_watched = record.num_attempts > 0
+        self.input_timeout_seconds = input_timeout_seconds
+        self.saves_every_input = state.num_attempts > 0
         self.current: tuple[str, ...] = ()
-        self.clock = threading.Timer(stuck_seconds, self._stuck)
-        record.num_attempts += 1
-        record.node, record.error, record.was_stuck = node, "", False
-        self._note(())
-        self._wind_the_clock()
+        self.timer = threading.Timer(input_timeout_seconds, self._on_timeout)
+        state.num_attempts += 1
+        state.node, state.error, state.timed_out = node, "", False
+        self._save_in_progress(())
+        self._restart_timer()
 
     def begin(self, *keys: str) -> None:
-        """`keys` are in progress from here on, and whatever was before is well."""
-        if self.current and not self.record.has_success:
-            self.record.has_success = True
+        """Mark `keys` as in progress and the inputs before them as done."""
+        if self.current and not self.state.has_success:
+            self.state.has_success = True
         self.current = keys
         for key in keys:
-            if key in self.record.given_up:
+            if key in self.state.failed_inputs:
                 self.current = ()
-                reason, detail = self.record.given_up[key]
+                reason, detail = self.state.failed_inputs[key]
                 raise VideoError(reason, detail)
-        if self.is_watched:
-            self._note(keys)
-        self._wind_the_clock()
+        if self.saves_every_input:
+            self._save_in_progress(keys)
+        self._restart_timer()
 
-    def raised(self, error: Exception) -> bool:
-        """Note an exception; whether it is an input's, so that a fresh process may go on with the part."""
+    def record_exception(self, error: Exception) -> bool:
+        """Store an exception; True if it is attributed to the current input, so that a fresh process may retry the part."""
         if not self.current or isinstance(error, OSError | RecaptionError):
             return False
-        self.record.error = f"{type(error).__name__}: {error}"
-        self._note(self.current)
+        self.state.error = f"{type(error).__name__}: {error}"
+        self._save_in_progress(self.current)
         return True
 
     def end(self) -> None:
-        self.clock.cancel()
+        self.timer.cancel()
         faulthandler.cancel_dump_traceback_later()
 
-    def _wind_the_clock(self) -> None:
-        self.clock.cancel()
-        self.clock = threading.Timer(self.stuck_seconds, self._stuck)
-        self.clock.daemon = True
-        self.clock.start()
-        # A thread in C: it ends the process even where code holds the interpreter for ever and nothing can be noted.
-        faulthandler.dump_traceback_later(self.stuck_seconds + NOTE_SECONDS, exit=True, file=2)
+    def _restart_timer(self) -> None:
+        self.timer.cancel()
+        self.timer = threading.Timer(self.input_timeout_seconds, self._on_timeout)
+        self.timer.daemon = True
+        self.timer.start()
+        # A watchdog thread in C: it ends the process even if the GIL is never released and no state can be saved.
+        faulthandler.dump_traceback_later(self.input_timeout_seconds + SAVE_STATE_SECONDS, exit=True, file=2)
 
-    def _stuck(self) -> None:
-        self.record.error = f"its worker made no progress for {self.stuck_seconds:g} s"
-        self.record.was_stuck = True
-        self._note(self.current)
+    def _on_timeout(self) -> None:
+        self.state.error = f"its worker made no progress for {self.input_timeout_seconds:g} s"
+        self.state.timed_out = True
+        self._save_in_progress(self.current)
         os._exit(1)
 
-    def _note(self, keys: Sequence[str]) -> None:
-        self.record.in_progress = list(keys)
-        self.save(asdict(self.record))
+    def _save_in_progress(self, keys: Sequence[str]) -> None:
+        self.state.in_progress = list(keys)
+        self.save(asdict(self.state))
 
 
 _current: Attempt | None = None
 
 
-def start(attempt: Attempt | None) -> None:
-    """Make `attempt` the one that `begin` speaks of in this process."""
+def set_current(attempt: Attempt | None) -> None:
+    """Set the current attempt of this process; None: no job."""
     global _current
     _current = attempt
 
 
 def begin(*keys: str) -> None:
-    """Say which inputs come next; none: all are through.
+    """Mark the inputs that come next as in progress; without keys: all inputs of the part are done.
 
     Raises:
-        VideoError: the input ended its worker too often and becomes a failed row.
+        VideoError: the input killed its worker too often and becomes a failed row.
     """
     if _current is not None:
         _current.begin(*keys)
 
 
 def batches(rows: Sequence[Row], size: int, key: Callable[[Row], str]) -> Iterator[list[Row]]:
-    """Rows in batches of `size`; a row that may have ended its worker as one of a batch comes alone."""
-    alone = set(_current.record.alone) if _current is not None else set()
+    """Batches of `size` rows; a row whose batch killed its worker before comes alone."""
+    isolated = set(_current.state.isolated) if _current is not None else set()
     batch: list[Row] = []
     for row in rows:
-        if key(row) in alone:
+        if key(row) in isolated:
             yield [row]
             continue
         batch.append(row)

@@ -1,21 +1,20 @@
-"""Ray: the only file that imports it. Work comes in parts; one part is one block, one task, one commit.
+"""Runs the parts of a stage on Ray: one part is one block, one actor call, one commit.
 
     with Cluster(address=None, num_workers=2) as cluster:
         for summary in cluster.run_parts(PrepareWorker, {"run_uri": ...}, parts, title="prepare"):
             ...
-        cluster.throughput()     # what the workers of that stage did with their time
+        cluster.throughput()     # busy time, CPU time and rate of that stage's workers
 
-Ray starts at the first part that has to be computed: a run with nothing left to do never pays for it.
+Only jobs/cluster imports ray. It starts at the first part that has to be computed, so a finished run never starts it.
 
 On a cluster each stage is one Ray Data job: an autoscaling pool of actors, one core or one GPU each. On one machine, where
-the pool cannot grow, the same actors are given their parts directly: Ray Data's planners, three processes and an import of
-pandas in each worker, cost half of what a local Ray does. Nothing big passes through the object store: a part is a few
-names, a summary a few numbers, so Ray's back-pressure by bytes never has to act and nothing can spill. Frames live and die
-inside the workers.
+the pool cannot grow, parts go to plain actors directly: Ray Data's planners (three processes, and an import of pandas in
+each worker) are half of the overhead of a local Ray. Nothing big passes through the object store: a part is a few
+names, a summary a few numbers, so back-pressure by bytes never acts and nothing spills. Frames stay inside the workers.
 
-Ray retries what dies for ever, and gives up a whole job over one exception. Here both end in attempts.py: actors and
-their parts are restarted without limit (a pool whose actors may not be restarted waits for ever once they are gone),
-and it is the record of a part that decides which of its inputs has cost enough.
+Ray retries crashed workers for ever, and aborts a whole job on one exception. Here attempts.py decides: actors and
+their parts are restarted without limit (a pool whose actors may not restart waits for ever once they are gone), and the
+stored state of a part limits how often each input may kill its worker.
 """
 
 from __future__ import annotations
@@ -33,31 +32,31 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jobs.cluster.attempts import STUCK_SECONDS, PartError
-from jobs.cluster.notes import _Notes
-from jobs.cluster.pools import _dataset, _rows, _rows_of_actors
-from jobs.cluster.rank import _Rank
+from jobs.cluster.attempts import INPUT_TIMEOUT_SECONDS, PartError
+from jobs.cluster.kv_store import KVStore
+from jobs.cluster.pools import actor_results, dataset_results, part_dataset
+from jobs.cluster.rank import TrainingRank
 from jobs.cluster.throughput import Throughput
-from jobs.cluster.worker_errors import WorkerError, check_reachable, error_of_worker
+from jobs.cluster.worker_errors import WorkerError, check_reachable, user_facing_error
 from recaption.errors import RecaptionError, UsageError
 
 __all__ = ["Cluster", "WorkerError", "ray_report"]
 
 
-UNDONE_BEFORE_ANY_DONE = 3
-"""So many parts that cannot be done, and none that could: more of the same would follow."""
+MAX_FAILED_PARTS_WITHOUT_SUCCESS = 3
+"""Stop the stage when so many parts have failed before any was done."""
 
 
 TRAINING_RESTARTS = 16
-"""Deaths of ranks in one training until it is given up: each costs the steps since the last checkpoint."""
+"""Restarts of the ranks in one training run; each loses the steps since the last checkpoint."""
 
 
 CONTROLLER_RESTARTS = 2
-"""What Ray Train does not restart by itself, such as a rank that dies while the others start."""
+"""Restarts of failures that Ray Train does not handle, such as a rank that dies while the others start."""
 
 
 class Cluster:
-    """A local Ray that is started and stopped here, or a running one at `address`."""
+    """A local Ray cluster that is started and stopped here, or a running one at `address`."""
 
     def __init__(
         self,
@@ -65,17 +64,17 @@ class Cluster:
         address: str | None = None,
         num_workers: int | None = None,
         progress: bool = True,
-        stuck_seconds: float = STUCK_SECONDS,
+        input_timeout_seconds: float = INPUT_TIMEOUT_SECONDS,
     ) -> None:
         self.address = address
         self.num_workers = num_workers
         self.progress = progress
-        self.stuck_seconds = stuck_seconds
+        self.input_timeout_seconds = input_timeout_seconds
         self._started = False
         self._throughput = Throughput()
 
     def throughput(self) -> dict[str, Any]:
-        """Of the stage that ran last: parts, units, workers, wall, busy and CPU seconds, utilisation, rate."""
+        """Throughput of the last stage: parts, units, workers, wall, busy and CPU seconds, utilisation, rate."""
         return self._throughput.summary()
 
     def __enter__(self) -> Cluster:
@@ -101,20 +100,20 @@ class Cluster:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # A forgotten thread that calls Ray after its end would start another one, beside the next of ours.
+        # Otherwise a leftover thread that calls Ray after shutdown would start a second Ray.
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         # Ranks that import torch on a busy machine take longer than Ray Train's 60 seconds.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         import ray
 
         if ray.is_initialized():
-            self._started = False  # somebody else's: not ours to stop
+            self._started = False  # started by the caller: not ours to stop
         elif self.address:
             check_reachable(self.address)
             try:
                 ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
             except ConnectionError as error:
-                raise UsageError(f"no Ray cluster answers at --address {self.address}: {error}") from error
+                raise UsageError(f"no Ray cluster at --address {self.address}: {error}") from error
             self._started = True
         else:
             # `local`: without it Ray joins any cluster that happens to run on this machine.
@@ -132,10 +131,10 @@ class Cluster:
         return self.num_workers or os.cpu_count() or 1
 
     def _num_gpus(self, device: str) -> int:
-        """GPUs that one actor on `device` (`cpu`, `auto`, `cuda`) is given: Ray hides the others from it.
+        """GPUs per actor on `device` (`cpu`, `auto`, `cuda`); Ray hides all others from the actor.
 
         Raises:
-            UsageError: a GPU is asked for by name and the cluster has none; Ray would wait for one for ever.
+            UsageError: `cuda` on a cluster without a GPU; Ray would wait for one for ever.
         """
         import ray
 
@@ -143,19 +142,19 @@ class Cluster:
             return 0
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
         if not has_gpus and device != "auto":
-            raise UsageError(f"device {device!r} asked for, but no node of this Ray cluster has a GPU; use cpu or auto")
+            raise UsageError(f"device {device!r}: no node of this Ray cluster has a GPU; use cpu or auto")
         return int(has_gpus)
 
-    def _answers(self, runner: dict[str, Any], blocks: Sequence[dict[str, Any]], num_gpus: int) -> Any:
-        """Context of an iterator over what `_PartRunner(**runner)` answers to each block, as it comes.
+    def _results(self, runner: dict[str, Any], blocks: Sequence[dict[str, Any]], num_gpus: int) -> Any:
+        """Context manager of an iterator over the results of `PartRunner(**runner)`, in order of completion.
 
-        On a cluster there are as many actors as fit, and more as soon as nodes join; here, one per core.
+        On a cluster there are as many actors as fit, and more as soon as nodes join; on one machine, one per core.
         """
         limit = self.num_workers or (len(blocks) if self.address else self.local_workers())
         limit = max(1, min(limit, len(blocks)))
         if self.address or num_gpus:
-            return _rows(_dataset(runner, blocks, limit, num_gpus))
-        return _rows_of_actors(runner, blocks, limit)
+            return dataset_results(part_dataset(runner, blocks, limit, num_gpus))
+        return actor_results(runner, blocks, limit)
 
     def run_parts(
         self,
@@ -167,19 +166,19 @@ class Cluster:
         device: str = "cpu",
         unit: str = "parts",
     ) -> Iterator[dict[str, Any]]:
-        """Give each part to `worker(**settings)` in a pool of actors; yield the summaries as they come.
+        """Run `worker(**settings)` on each part in a pool of actors; yield the summaries in order of completion.
 
         Args:
             worker: a class; one instance per actor, so that models load once. Called with one part (JSON-able), it
-                commits the part's outputs itself and returns a JSON-able summary. It names its inputs with
-                `attempts.begin`: one that kills it, raises or never ends then costs its own row.
-            device: what the actors compute on: `cpu`, `cuda`, or `auto` for GPUs where the cluster has any.
-            unit: the count in the summaries that says how much work it was, for `throughput`.
+                commits the part's outputs itself and returns a JSON-able summary. It announces its inputs with
+                `attempts.begin`: one that kills the worker, raises or never ends then becomes a failed row.
+            device: device of the actors: `cpu`, `cuda`, or `auto` for GPUs where the cluster has any.
+            unit: key of the summaries that counts the work done, for `throughput`.
 
         Raises:
-            WorkerError: a worker failed on no input in particular (storage, its own start), or a part could not be
-                done although its inputs were given up one by one; in the latter case all other parts are done.
-            UsageError: no GPU for `cuda`; or what the worker raised as one.
+            WorkerError: a worker failed outside of its inputs (storage, its own start), or a part failed although its
+                bad inputs were excluded one by one; in the latter case all other parts are done.
+            UsageError: no GPU for `cuda`, or raised by the worker.
         """
         self._throughput = stage = Throughput(unit=unit)
         if not parts:
@@ -190,21 +189,26 @@ class Cluster:
         num_gpus = self._num_gpus(device)
         run_id = uuid.uuid4().hex
         blocks = [{"part": json.dumps(part), "index": index} for index, part in enumerate(parts)]
-        runner = {"worker": worker, "settings": settings, "run_id": run_id, "stuck_seconds": self.stuck_seconds}
+        runner = {
+            "worker": worker,
+            "settings": settings,
+            "run_id": run_id,
+            "input_timeout_seconds": self.input_timeout_seconds,
+        }
         bar = tqdm(total=len(parts), desc=title, unit="part", file=sys.stderr, disable=not self.progress)
-        undone: list[str] = []
+        failed_parts: list[str] = []
         started = time.perf_counter()
         try:
-            with bar, self._answers(runner, blocks, num_gpus) as rows:
+            with bar, self._results(runner, blocks, num_gpus) as rows:
                 for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
                     if row["error"]:
                         error = json.loads(row["error"])
                         if error["kind"] != PartError.__name__:
-                            raise error_of_worker(title, **error)
-                        undone.append(f"part {row['index']}: {error['text']}")
-                        if len(undone) >= UNDONE_BEFORE_ANY_DONE and not stage.num_parts:
+                            raise user_facing_error(title, **error)
+                        failed_parts.append(f"part {row['index']}: {error['text']}")
+                        if len(failed_parts) >= MAX_FAILED_PARTS_WITHOUT_SUCCESS and not stage.num_parts:
                             break
                         continue
                     summary = json.loads(row["summary"])
@@ -212,13 +216,13 @@ class Cluster:
                     yield summary
         except ray.exceptions.RayError as error:
             raise WorkerError(f"{title}: a worker died: {error}; finished parts are safe, run it again") from error
-        _Notes(run_id).clear()
-        if undone:
+        KVStore(run_id).clear()
+        if failed_parts:
             done = f"{stage.num_parts} of {len(parts)} parts are done"
-            raise WorkerError(f"{title}: {done}, {len(undone)} could not be: {'; '.join(undone[:3])}")
+            raise WorkerError(f"{title}: {done}, {len(failed_parts)} failed: {'; '.join(failed_parts[:3])}")
 
     def run_once(self, function: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Any:
-        """Run one function on the cluster and return what it returns: training and sampling with `--address`."""
+        """Run one function as a remote task and return its result (training and sampling with `--address`)."""
         self._start()
         import ray
 
@@ -232,36 +236,36 @@ class Cluster:
     def run_training(
         self, function: Callable[..., Any], *arguments: Any, num_workers: int, scratch: str, device: str = "cpu"
     ) -> Any:
-        """Run one function on `num_workers` ranks of one process group (Ray Train); returns what rank 0 returns.
+        """Run one function on `num_workers` ranks of one process group (Ray Train); returns the result of rank 0.
 
-        A rank that dies, or a node that is lost, ends all ranks; they are started anew and call the function again, which
-        therefore has to go on from its own last checkpoint.
+        A rank that dies, or a node that is lost, ends all ranks; they are restarted and call the function again, which
+        therefore has to resume from its own last checkpoint.
 
         Args:
-            function: returns something JSON-able. One CPU each, and a GPU where `device` is not `cpu` and there are any.
-            scratch: folder that all nodes see, for Ray's own notes; removed at the end.
+            function: returns something JSON-able. One CPU per rank, and a GPU unless `device` is `cpu` or there are none.
+            scratch: folder on storage shared by all nodes, for the state of Ray Train; removed at the end.
 
         Raises:
-            RecaptionError: what the function raised as one, at once. WorkerError: anything else, after all restarts.
+            RecaptionError: raised by the function, without a restart. WorkerError: anything else, after all restarts.
         """
         run_id = uuid.uuid4().hex
         for _ in range(CONTROLLER_RESTARTS + 1):
             self._start()
-            failure = self._fit(_Rank(function, arguments, run_id), num_workers, scratch, device)
-            notes = _Notes(run_id)
-            end = notes.read("end")
-            notes.clear()
+            failure = self._fit(TrainingRank(function, arguments, run_id), num_workers, scratch, device)
+            store = KVStore(run_id)
+            end = store.read("end")
+            store.clear()
             shutil.rmtree(scratch, ignore_errors=True)
             if "error" in end:
-                raise error_of_worker("train", **end["error"])
+                raise user_facing_error("train", **end["error"])
             if failure is None:
                 return end["returned"]
             if not self.address:
-                self.stop()  # Ray Train may have left the processors of the dead ranks reserved
-        raise WorkerError(f"train: its ranks died again and again: {failure}; the last checkpoint is safe") from failure
+                self.stop()  # Ray Train may have left the CPUs of the dead ranks reserved
+        raise WorkerError(f"train: its ranks kept dying: {failure}; the last checkpoint is safe") from failure
 
-    def _fit(self, rank: _Rank, num_workers: int, scratch: str, device: str) -> Exception | None:
-        """One run of Ray Train, restarts included; what it failed with."""
+    def _fit(self, rank: TrainingRank, num_workers: int, scratch: str, device: str) -> Exception | None:
+        """Run Ray Train once, with its own restarts; returns the exception it failed with, or None."""
         import ray.train
         from ray.train.torch import TorchTrainer
 
@@ -283,7 +287,7 @@ class Cluster:
         )
         try:
             trainer.fit()
-        except Exception as error:  # Ray's kinds of failure have changed places from version to version
+        except Exception as error:  # the exception classes of Ray Train move between versions
             return error
         return None
 

@@ -1,4 +1,4 @@
-"""Pools of Ray actors that take parts: Ray Data on a cluster, plain actors on one machine."""
+"""Actor pools that run parts: Ray Data on a cluster, plain Ray actors on one machine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jobs.cluster.part_runner import _PartRunner
+from jobs.cluster.part_runner import PartRunner
 
 UNLIMITED = {"max_restarts": -1, "max_task_retries": -1}
-"""Of an actor and of its parts: see above."""
+"""Actors and their parts restart without limit; jobs/cluster/attempts.py limits the deaths per input."""
 
 
-def _dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, num_gpus: int) -> Any:
-    """A Ray Data job that has not been started."""
+def part_dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, num_gpus: int) -> Any:
+    """A lazy Ray Data pipeline over the blocks; not started yet."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # After 30 minutes without a finished part Ray would fail the job: one part may well hold hours of video.
+    # Ray would fail the job after 30 minutes without a finished part; one part may hold hours of video.
     context.execution_no_progress_timeout_s = -1
     context.execution_options.verbose_progress = False
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
@@ -29,7 +29,7 @@ def _dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `ray_remote_args`: there is no other way to set restarts yet
         return ray.data.from_items(list(blocks), override_num_blocks=len(blocks)).map(
-            _PartRunner,
+            PartRunner,
             fn_constructor_kwargs=runner,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=limit),
             num_cpus=1,
@@ -39,17 +39,17 @@ def _dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: in
 
 
 @contextlib.contextmanager
-def _rows_of_actors(
+def actor_results(
     runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int
 ) -> Iterator[Iterator[dict[str, Any]]]:
-    """Each of `limit` actors gets its next block when it is up, or has answered the one before.
+    """Results of `limit` plain actors; each gets its next block when it is ready.
 
-    One that nobody holds any more ends, with its part if it is in the middle of one. `ray.util.ActorPool` would give blocks
-    to actors that are not up, and these would have to start for it.
+    Actors end when the last handle to them is dropped, in the middle of a part too. `ray.util.ActorPool` would assign
+    blocks to actors that are still starting.
     """
     import ray
 
-    actor_class = ray.remote(num_cpus=1, **UNLIMITED)(_PartRunner)
+    actor_class = ray.remote(num_cpus=1, **UNLIMITED)(PartRunner)
     busy = {actor.__ray_ready__.remote(): actor for actor in (actor_class.remote(**runner) for _ in range(limit))}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -59,22 +59,22 @@ def _rows_of_actors(
             if block := next(waiting, None):
                 busy[busy[done].__call__.remote(block)] = busy[done]
             del busy[done]
-            answer = ray.get(done)
-            if isinstance(answer, dict):  # not of an actor that is just up
-                yield answer
+            result = ray.get(done)
+            if isinstance(result, dict):  # an actor that has just started returns no row
+                yield result
 
     try:
         yield rows()
     finally:
-        busy.clear()  # a traceback may hold the rest
+        busy.clear()  # drops the handles, and so ends the actors; a traceback may hold the rest of the frame
 
 
 @contextlib.contextmanager
-def _rows(dataset: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    """Of each block as it is done. `iter_rows` is not for runs that may end early.
+def dataset_results(dataset: Any) -> Iterator[Iterator[dict[str, Any]]]:
+    """Results of a Ray Data pipeline, block by block.
 
-    Its prefetching thread outlives an iterator that was not exhausted, and calls Ray after its end. And what a traceback
-    still holds would shut down after Ray: hence the `close`.
+    Not `iter_rows`: its prefetch thread outlives an iterator that was not exhausted and calls Ray after shutdown. An
+    iterator that a traceback still holds would be closed after Ray's shutdown, hence the explicit `close`.
     """
     blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     with contextlib.closing(blocks):

@@ -1,17 +1,17 @@
-"""The Ray actor of one training rank."""
+"""The function that Ray Train runs on each rank."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from jobs.cluster.notes import _Notes
-from jobs.cluster.worker_errors import described
+from jobs.cluster.kv_store import KVStore
+from jobs.cluster.worker_errors import error_fields
 from recaption.errors import RecaptionError
 
 
-class _Rank:
-    """What each rank runs; rank 0's answer, or the first mistake of a user, travels as a note."""
+class TrainingRank:
+    """Runs the training function; the result of rank 0, or the first RecaptionError, is stored under the key `end`."""
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], run_id: str) -> None:
         self.function, self.arguments, self.run_id = function, arguments, run_id
@@ -19,13 +19,13 @@ class _Rank:
     def __call__(self) -> None:
         import ray.train
 
-        notes = _Notes(self.run_id)
-        if notes.read("end"):  # started again after a mistake, which does not go away by being made again
+        store = KVStore(self.run_id)
+        if store.read("end"):  # restarted after a RecaptionError, which would only be raised again
             return
         try:
             returned = self.function(*self.arguments)
         except RecaptionError as error:
-            notes.write("end", {"error": described(error)})
+            store.write("end", {"error": error_fields(error)})
             raise
         if ray.train.get_context().get_world_rank() == 0:
-            notes.write("end", {"returned": returned})
+            store.write("end", {"returned": returned})

@@ -1,4 +1,4 @@
-"""What a stage's workers did with their time: one small record per part, summed up by the driver."""
+"""Throughput of a stage: wall, busy and CPU time per part, summed by the driver."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from recaption.video_io import process as decoder_process
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process, of its decoder child, and of the decoders it had before."""
+    """CPU seconds of this process, its decoder child and its finished children."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + reaped.ru_utime + reaped.ru_stime + _running(decoder_process.child_pid())
+    return (
+        own.ru_utime
+        + own.ru_stime
+        + reaped.ru_utime
+        + reaped.ru_stime
+        + _live_process_cpu_seconds(decoder_process.child_pid())
+    )
 
 
-def _running(pid: int | None) -> float:
-    """Processor time of a child that has not ended yet; `getrusage` knows only those that have."""
+def _live_process_cpu_seconds(pid: int | None) -> float:
+    """CPU seconds of a running child process; `getrusage` counts only children that have ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -29,10 +35,10 @@ def _running(pid: int | None) -> float:
 
 @dataclass
 class Throughput:
-    """Sums over the parts of one stage."""
+    """Running totals of one stage."""
 
     unit: str = "parts"
-    """The count of the workers' summaries that is the stage's work: clips, captions, num_samples."""
+    """Key of the worker summaries that counts the work: clips, captions, num_samples."""
     wall_seconds: float = 0.0
     busy_seconds: float = 0.0
     """Wall time that workers spent inside parts."""
@@ -49,7 +55,7 @@ class Throughput:
         self.workers.add(usage["worker"])
 
     def summary(self) -> dict[str, Any]:
-        """JSON-simple; {} where nothing was computed."""
+        """JSON-able totals and rates; {} if no part was computed."""
         if not self.num_parts:
             return {}
         available = self.wall_seconds * len(self.workers)

@@ -1,4 +1,4 @@
-"""What goes wrong on a worker, and how it is said where the command was typed."""
+"""Errors of workers, serialised and turned into one error message for the user."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from recaption import errors
 from recaption.errors import RecaptionError, UsageError
 
 REACHABLE_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
+"""Timeout of the connection test."""
 
 
 class WorkerError(RecaptionError):
-    """A worker died or raised: finished parts are safe, run the same command again."""
+    """A worker died or raised; finished parts are safe, run the same command again."""
 
 
 def check_reachable(address: str) -> None:
-    """Ray itself tries for minutes, with warnings; a wrong address is one sentence here."""
+    """Raise UsageError if nothing listens at `address`; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:  # `auto`, `local`: Ray's own words, which it answers at once
+    if not host:  # `auto`, `local`: Ray resolves these itself, without a delay
         return
     try:
         socket.create_connection((host, int(port)), timeout=REACHABLE_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise UsageError(f"no Ray cluster answers at --address {address}: {error}") from error
+        raise UsageError(f"no Ray cluster at --address {address}: {error}") from error
 
 
-def described(error: Exception) -> dict[str, str]:
+def error_fields(error: Exception) -> dict[str, str]:
+    """Class name, message and the last three traceback entries of an exception."""
     where = "".join(traceback.format_exception(error, limit=-3))
     return {"kind": type(error).__name__, "text": str(error), "where": where}
 
 
-def error_of_worker(title: str, *, kind: str, text: str, where: str) -> RecaptionError:
-    """A user's mistake comes back as what it is; what was raised on purpose is one sentence; a bug shows its lines."""
+def user_facing_error(title: str, *, kind: str, text: str, where: str) -> RecaptionError:
+    """The error to raise in the driver: UsageErrors unchanged, other RecaptionErrors as a sentence, bugs with traceback."""
     cls = WorkerError if kind == WorkerError.__name__ else getattr(errors, kind, None)
     if not (isinstance(cls, type) and issubclass(cls, RecaptionError)):
         return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")

@@ -1,6 +1,6 @@
-"""`recaption encode`: shards -> RUN/latents/<compressor>/<bucket>/<nnnnnn>.tar, so that training never touches pixels.
+"""`recaption encode`: encodes the shards into RUN/latents/<compressor>/<bucket>/<nnnnnn>.tar, so training decodes no video.
 
-One shard of video is one part and one shard of latents.
+One video shard is one part and becomes one latent shard.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 
 def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
-    """Encode every shard whose latents are not there yet.
+    """Encode every shard that has no latents yet, and the texts of the recipe's text encoder.
 
     Raises:
         UsageError: no shards, or a compressor or text encoder that cannot be loaded.
@@ -73,20 +73,20 @@ def encode(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 
 def planned_latents(run: RunFolder, recipe: Recipe, compressor: str) -> list[tuple[str, str, str]]:
-    """(shard of video, shard of latents, hash of what the latents are made from), for every shard in the index."""
+    """(video shard, latent shard, hash of the inputs of the latent shard) for every shard in the index."""
     planned = []
     for shard in sorted(set(run.read_table("index.parquet")["shard"].to_pylist())):
-        made_from = run.table_metadata(shard.removesuffix(".tar") + ".parquet")["tar_sha256"]
-        key = recipe_hash([stage_hashes(recipe)["encode"], compressor, made_from])
+        tar_sha256 = run.table_metadata(shard.removesuffix(".tar") + ".parquet")["tar_sha256"]
+        key = recipe_hash([stage_hashes(recipe)["encode"], compressor, tar_sha256])
         planned.append((shard, latent_shard_name(compressor, shard), key))
     return planned
 
 
 def _check_strides(compressor: Any, recipe: Recipe) -> None:
-    promised = recipe.encode.frame_stride, recipe.encode.spatial_stride
+    expected = recipe.encode.frame_stride, recipe.encode.spatial_stride
     found = compressor.frame_stride, compressor.spatial_stride
-    if promised != found:
+    if expected != found:
         raise UsageError(
             f"compressor {compressor.name} has strides {found} (frames, pixels), the recipe counts tokens with "
-            f"{promised}: set --encode.frame-stride and --encode.spatial-stride"
+            f"{expected}: set --encode.frame-stride and --encode.spatial-stride"
         )

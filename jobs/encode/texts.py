@@ -1,10 +1,10 @@
-"""Texts of the shards -> RUN/text/<encoder>/, so that a large text encoder is never loaded where training runs.
+"""Encodes the texts of the shards into RUN/text/<encoder>/, so training does not load the text encoder.
 
     recaption encode --run RUN --encode.text.encoder t5:google/t5-v1_1-xxl
 
-Every distinct text that training may show is encoded once: the captions of the shards, what the recipe's blend draws
-from, and the prompts sampled while training. How many bytes that will take is said before it starts. Of an encoder of
-several towers each is stored by itself. See recaption/ledger/encoded_texts.py for the files.
+Every distinct text that training may use is encoded once: the captions of the shards, those of the recipe's caption
+mixture, and the prompts that are sampled while training. The size in bytes is printed before it starts. The encoders of
+a concatenated text encoder are stored separately. See recaption/ledger/encoded_texts.py for the files.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder
 
 PART_BYTES = 128 << 20
-"""Of encoded texts in one part, which is held in memory twice."""
+"""Maximum bytes of encoded texts per part; a part is held in memory twice."""
 
 
 PART_TEXTS = 16_384
 
 
 def encode_texts(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
-    """Encode what is not there yet; {} where the recipe names no encoder.
+    """Encode the texts that are not stored yet; {} if `encode.text.encoder` is empty.
 
     Raises:
         UsageError: no such encoder, or more bytes than `encode.text.max_gigabytes`.
@@ -46,7 +46,7 @@ def encode_texts(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, 
         raise UsageError(f"encode.text.dtype {settings.dtype!r}: texts are stored as {', '.join(TEXT_DTYPES)}")
     specs = [f"{kind}:{name}" for kind, name in parse(settings.encoder)]
     texts = training_texts(run, recipe)
-    plans = [_plan(run, spec, texts, settings) for spec in specs]
+    plans = [_plan_encoding(run, spec, texts, settings) for spec in specs]
     total = sum(plan["bytes"] for plan in plans)
     for plan in plans:
         print(
@@ -63,74 +63,74 @@ def encode_texts(run: RunFolder, recipe: Recipe, cluster: Cluster) -> dict[str, 
 
 
 def training_texts(run: RunFolder, recipe: Recipe) -> list[str]:
-    """Every distinct text that `train dit` may show, as the encoder will see it, shortest first."""
+    """Every distinct text that `train dit` may use, stripped, shortest first."""
     rows = from_table(run.read_table("index.parquet"), Sample)
     settings = recipe.train_dit.dit
     blend = read_blend(run, rows, settings.blend, window_captions=recipe.plan.segment_rules.crops_in_time)
     texts = {row.caption for row in rows} | {*settings.sample_prompts}
     if blend is not None:
         texts |= {text for others in blend.texts_by_kind.values() for text in others.values()}
-        shown = {*blend.weights, "descriptive"}
-        spoken = (caption for _, captions in blend.windows.values() for caption in captions)
-        texts |= {c.text for c in spoken if (c.source if c.source == "original" else c.kind) in shown}
+        used_kinds = {*blend.weights, "descriptive"}
+        captions_of_windows = (caption for _, captions in blend.windows.values() for caption in captions)
+        texts |= {c.text for c in captions_of_windows if (c.source if c.source == "original" else c.kind) in used_kinds}
     return sorted({text.strip() for text in texts} - {""}, key=lambda text: (len(text), text))
 
 
-def _plan(run: RunFolder, spec: str, texts: list[str], settings: TextSettings) -> dict[str, Any]:
-    """What is to be stored for one encoder, and the parts into which its new texts go (not written yet)."""
+def _plan_encoding(run: RunFolder, spec: str, texts: list[str], settings: TextSettings) -> dict[str, Any]:
+    """Counts and bytes of one encoder's texts, and the parts of its new texts (not written yet)."""
     from train.text import lengths as text_length
     from train.text.stored import TEXT_DTYPES
 
     folder = text_folder(spec)
-    known = [run.read_table(name)["text"].to_pylist() for name in run.list(f"{folder}/part-*.parquet")]
-    seen = {text for part in known for text in part}
+    stored = [run.read_table(name)["text"].to_pylist() for name in run.list(f"{folder}/part-*.parquet")]
+    stored_texts = {text for part in stored for text in part}
     length = text_length.load(spec)
     width, pooled_width = text_length.widths(spec)
-    item_bytes = TEXT_DTYPES[settings.dtype].itemsize
+    value_bytes = TEXT_DTYPES[settings.dtype].itemsize
     num_tokens = num_bytes = 0
     parts: list[list[str]] = []
-    room = 0
-    new = [text for text in texts if text not in seen]
-    for is_new, group in ((False, [text for part in known for text in part]), (True, new)):
+    free_bytes = 0
+    new = [text for text in texts if text not in stored_texts]
+    for is_new, group in ((False, [text for part in stored for text in part]), (True, new)):
         for start in range(0, len(group), PART_TEXTS):
-            some = group[start : start + PART_TEXTS]
-            for text, count in zip(some, length.count_tokens(some)):
+            batch = group[start : start + PART_TEXTS]
+            for text, count in zip(batch, length.count_tokens(batch)):
                 count = min(count, length.max_tokens)
-                size = (count * width + pooled_width) * item_bytes + 8
+                size = (count * width + pooled_width) * value_bytes + 8
                 num_tokens, num_bytes = num_tokens + count, num_bytes + size
-                if is_new and (room < size or len(parts[-1]) == PART_TEXTS):
+                if is_new and (free_bytes < size or len(parts[-1]) == PART_TEXTS):
                     parts.append([])
-                    room = PART_BYTES
+                    free_bytes = PART_BYTES
                 if is_new:
                     parts[-1].append(text)
-                    room -= size
+                    free_bytes -= size
     return {
         "spec": spec,
-        "texts": len(seen) + len(new),
+        "texts": len(stored_texts) + len(new),
         "new_texts": len(new),
         "tokens": num_tokens,
         "bytes": num_bytes,
-        "known": known,
+        "stored": stored,
         "parts": parts,
     }
 
 
 def _encode(run: RunFolder, spec: str, plan: dict[str, Any], recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     folder, dtype = text_folder(spec), recipe.encode.text.dtype
-    for number, texts in enumerate(plan["parts"], start=len(plan["known"])):
+    for number, texts in enumerate(plan["parts"], start=len(plan["stored"])):
         run.write_table(f"{folder}/part-{number:05d}.parquet", pa.table({"text": texts}, schema=TEXTS_SCHEMA))
-    keys = [plan_hash(spec, dtype, texts) for texts in plan["known"] + plan["parts"]]
+    keys = [plan_hash(spec, dtype, texts) for texts in plan["stored"] + plan["parts"]]
     names = [f"{folder}/part-{number:05d}" for number in range(len(keys))]
     if not names:
         return {"folder": folder, "texts": 0, "tokens": 0, "bytes": 0, "computed_parts": 0, "skipped_parts": 0}
-    todo = [name for name, key in zip(names, keys) if _metadata(run, name).get("plan_hash") != key]
-    computed = set(todo)
-    _run(run, spec, todo, recipe, cluster)
-    made_now = {_metadata(run, name)["weights_hash"] for name in todo}
-    if made_now:  # parts that other weights made, under the same name, are made anew
-        todo = [name for name in names if _metadata(run, name)["weights_hash"] not in made_now]
-        computed |= {*todo}
-        _run(run, spec, todo, recipe, cluster)
+    pending = [name for name, key in zip(names, keys) if _metadata(run, name).get("plan_hash") != key]
+    computed = set(pending)
+    _run(run, spec, pending, recipe, cluster)
+    new_weights = {_metadata(run, name)["weights_hash"] for name in pending}
+    if new_weights:  # parts encoded by other weights of the same name are encoded again
+        pending = [name for name in names if _metadata(run, name)["weights_hash"] not in new_weights]
+        computed |= {*pending}
+        _run(run, spec, pending, recipe, cluster)
     headers = [read_header(run, f"{name}.safetensors") for name in names]
     weights = {header.metadata["weights_hash"] for header in headers}
     if len(weights) > 1:
@@ -166,7 +166,7 @@ def _run(run: RunFolder, spec: str, names: list[str], recipe: Recipe, cluster: C
 
 
 def _metadata(run: RunFolder, name: str) -> dict[str, str]:
-    """Of an encoded part; {} where there is none that is whole."""
+    """Metadata of an encoded part; {} if it is missing or damaged."""
     try:
         return read_header(run, f"{name}.safetensors").metadata
     except (FileNotFoundError, ValueError):
@@ -174,7 +174,7 @@ def _metadata(run: RunFolder, name: str) -> dict[str, str]:
 
 
 class EncodeTextWorker:
-    """One per actor: the encoder is loaded once."""
+    """Encodes the texts of a part. One per actor: the encoder is loaded once."""
 
     def __init__(self, run_uri: str, spec: str, device: str, dtype: str) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""The encode stage on one worker: clips of one shard to latents."""
+"""Worker of the encode stage: encodes the clips of one video shard into one latent shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recaption.video_io.reader import decode_bytes
 
 
 class EncodeWorker:
-    """One per actor: the compressor is loaded once."""
+    """Encodes one shard per part. One per actor: the compressor is loaded once."""
 
     def __init__(self, run_uri: str, spec: str, device: str, grid: Grid, dtype: str) -> None:
         import torch
@@ -65,7 +65,7 @@ class EncodeWorker:
         attempts.begin()
 
     def _round_trip_psnr_db(self, pixels_BCTHW: Any, latent_CTHW: np.ndarray) -> float:
-        """Of the latent as it will be read, rounding included."""
+        """PSNR of decoding the stored latent, with the rounding of its storage dtype."""
         import torch
 
         with torch.inference_mode():
@@ -74,6 +74,6 @@ class EncodeWorker:
 
 
 def _psnr_db(decoded: Any, pixels: Any) -> float:
-    """Peak signal to noise ratio of the round trip; pixels lie in -1..1, so the peak is 2."""
+    """Peak signal-to-noise ratio; pixels are in [-1, 1], so the peak is 2."""
     error = (decoded.clamp(-1, 1) - pixels).square().mean().item()
     return float(10 * np.log10(4.0 / max(error, 1e-10)))

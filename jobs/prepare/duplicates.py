@@ -1,8 +1,9 @@
-"""Pairs of near copies of a whole run: RUN/fingerprints -> RUN/duplicates/perceptual.parquet, at the end of `prepare`;
-RUN/embeddings/<set> -> RUN/duplicates/semantic-<set>.parquet, at the end of `caption`, and with it what RUN/captions/<set>
-says of several clips -> RUN/captions/<set>/repeated.parquet.
+"""Finds perceptual near duplicates of a whole run: RUN/fingerprints -> RUN/duplicates/perceptual.parquet.
 
-Each table carries a hash of what it was made from: asked again with nothing new, nothing is read but metadata.
+    find_perceptual(run, recipe.prepare.duplicates)        # at the end of `prepare`; False if the table is up to date
+
+Also the table helpers of jobs/caption/semantic.py (RUN/duplicates/semantic-<set>.parquet) and jobs/caption/repeated.py
+(RUN/captions/<set>/repeated.parquet). Each table stores a hash of its inputs; if they are unchanged, only metadata is read.
 """
 
 from __future__ import annotations
@@ -25,48 +26,48 @@ from recaption.run_folder import RunFolder, recipe_hash
 FINGERPRINTS = "fingerprints/part-*.parquet"
 
 
-METHOD = 2
-"""Raised when the same fingerprints and settings give other pairs: tables made before are then made anew."""
+METHOD_VERSION = 2
+"""Increase it when the same fingerprints and settings give other pairs: existing tables are then computed again."""
 
 
 RANK_COLUMNS = ("clip_id", "num_pixels", "seconds", "bytes_per_second")
 
 
-WHOLE_COPY, WHOLE_SHARE = 0.95, 0.9
-"""Similarity, and share of the worse clip, from which a pair counts towards `max_matches_per_clip`."""
+FULL_COPY_SIMILARITY, FULL_COPY_FRACTION = 0.95, 0.9
+"""Minimum similarity, and fraction of the worse clip that is covered, for a pair to count towards `max_matches_per_clip`."""
 
 
-PAIRS_AT_A_TIME = 4096
-"""Their pictures are in memory: 4096 pairs of clips of 6 s take 75 MB."""
+PAIRS_PER_BATCH = 4096
+"""Their thumbnails are in memory: 4096 pairs of clips of 6 s take 75 MB."""
 
 
 @dataclass(frozen=True)
-class _Clips:
-    """Clips of the run in the order of the best copy, no id twice; row i of each column is one clip."""
+class ClipColumns:
+    """Columns of the unique clips of a run, best copy first (pixels, length, bitrate, id)."""
 
     clip_id: np.ndarray
     num_pixels: np.ndarray
     seconds: np.ndarray
     bytes_per_second: np.ndarray
     name: np.ndarray
-    """File that its fingerprint is in."""
+    """File of the clip's fingerprint."""
     row: np.ndarray
-    """And the row there."""
+    """Row in that file."""
 
 
 def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bool = True) -> bool:
-    """Write the pairs that look alike; False where the table there is already made from the same.
+    """Write the visually similar pairs; False if the existing table is up to date.
 
-    Order of inputs and number of workers change nothing: clips are put in order first.
+    The result does not depend on the order of inputs or the number of workers: clips are sorted first.
     """
     names = run.list(FINGERPRINTS)
-    metadata = {"inputs_hash": _inputs_hash(run, names), "settings_hash": _settings_hash(settings)}
-    if _is_made_from(run, PERCEPTUAL_PAIRS, metadata):
+    metadata = {"inputs_hash": hash_of_inputs(run, names), "settings_hash": hash_of_settings(settings)}
+    if is_up_to_date(run, PERCEPTUAL_PAIRS, metadata):
         return False
-    clips, hashes, owners = _read_hashes(run, names)
+    clips, hashes, clip_rows = read_hashes(run, names)
     found = candidate_pairs(
         hashes,
-        owners,
+        clip_rows,
         num_tables=settings.num_tables,
         key_bits=settings.key_bits,
         max_hash_distance=settings.max_hash_distance,
@@ -74,56 +75,56 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
     )
     bar = tqdm(total=len(found), desc="near copies", unit="pair", file=sys.stderr, disable=not progress)
     tables = [PAIRS_SCHEMA.empty_table()]
-    num_whole = np.zeros(len(clips.clip_id), np.int64)
+    num_full_copies = np.zeros(len(clips.clip_id), np.int64)
     with bar:
         while len(found):
-            now = _place_among_better(found) < settings.max_matches_per_clip
-            for candidates in _side_by_side(clips, found[now]):
+            now = _rank_among_better(found) < settings.max_matches_per_clip
+            for candidates in _batches_by_file(clips, found[now]):
                 matches = _matched(run, clips, candidates)
                 worse = candidates[:, 1]
-                is_whole = (matches.similarity >= WHOLE_COPY) & (
-                    matches.overlap_seconds >= WHOLE_SHARE * clips.seconds[worse]
+                is_full_copy = (matches.similarity >= FULL_COPY_SIMILARITY) & (
+                    matches.overlap_seconds >= FULL_COPY_FRACTION * clips.seconds[worse]
                 )
-                np.add.at(num_whole, worse[is_whole], 1)
-                tables.append(_similar_table(clips, candidates, matches, settings.min_similarity))
+                np.add.at(num_full_copies, worse[is_full_copy], 1)
+                tables.append(_matched_pair_table(clips, candidates, matches, settings.min_similarity))
                 bar.update(len(candidates))
             found = found[~now]
-            is_open = num_whole[found[:, 1]] < settings.max_matches_per_clip
+            is_open = num_full_copies[found[:, 1]] < settings.max_matches_per_clip
             bar.update(int((~is_open).sum()))
             found = found[is_open]
-    run.write_table(PERCEPTUAL_PAIRS, _sorted(tables), metadata)
+    run.write_table(PERCEPTUAL_PAIRS, sorted_pairs(tables), metadata)
     return True
 
 
-def _place_among_better(found: np.ndarray) -> np.ndarray:
-    """(C,): how many better clips than the first of a pair its second is also paired with."""
+def _rank_among_better(found: np.ndarray) -> np.ndarray:
+    """(C,) per pair: with how many clips better than its first clip the second one is also paired."""
     order = np.lexsort((found[:, 0], found[:, 1]))
     worse = found[order, 1]
     is_new = np.append(True, worse[1:] != worse[:-1])
-    place = np.arange(len(found)) - np.maximum.accumulate(np.where(is_new, np.arange(len(found)), 0))
-    places = np.empty(len(found), np.int64)
-    places[order] = place
-    return places
+    rank = np.arange(len(found)) - np.maximum.accumulate(np.where(is_new, np.arange(len(found)), 0))
+    ranks = np.empty(len(found), np.int64)
+    ranks[order] = rank
+    return ranks
 
 
-def _settings_hash(settings: DuplicateSettings) -> str:
-    return recipe_hash([METHOD, asdict(settings)])
+def hash_of_settings(settings: DuplicateSettings) -> str:
+    return recipe_hash([METHOD_VERSION, asdict(settings)])
 
 
-def _inputs_hash(run: RunFolder, names: list[str]) -> str:
-    """Of what the parts say they were made from; their rows follow from it."""
+def hash_of_inputs(run: RunFolder, names: list[str]) -> str:
+    """Hash of the names and metadata of the parts, which determine their rows."""
     return recipe_hash([(name, sorted(run.table_metadata(name).items())) for name in names])
 
 
-def _is_made_from(run: RunFolder, name: str, metadata: dict[str, str]) -> bool:
+def is_up_to_date(run: RunFolder, name: str, metadata: dict[str, str]) -> bool:
     return run.exists(name) and metadata.items() <= run.table_metadata(name).items()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read_hashes(run: RunFolder, names: list[str]) -> tuple[_Clips, np.ndarray, np.ndarray]:
-    """(clips, all their hashes, and whose each is)."""
+def read_hashes(run: RunFolder, names: list[str]) -> tuple[ClipColumns, np.ndarray, np.ndarray]:
+    """(clips, all their hashes, row of the clip of each hash)."""
     columns: dict[str, list[Any]] = {name: [] for name in (*RANK_COLUMNS, "name", "row", "hashes")}
     for name in names:
         table = run.read_columns(name, [*RANK_COLUMNS, "hashes"])
@@ -136,57 +137,59 @@ def _read_hashes(run: RunFolder, names: list[str]) -> tuple[_Clips, np.ndarray, 
     rates, seconds, pixels = columns["bytes_per_second"], columns["seconds"], columns["num_pixels"]
     order = sorted(first.values(), key=lambda row: (-pixels[row], -seconds[row], -rates[row], clip_ids[row]))
     hashes = [np.frombuffer(columns["hashes"][row], HASH_TYPE).astype(np.uint64) for row in order]
-    owners = np.repeat(np.arange(len(order)), [len(one) for one in hashes])
-    kept = (
+    clip_rows = np.repeat(np.arange(len(order)), [len(one) for one in hashes])
+    sorted_columns = (
         {
             name: np.array(values, dtype=object if name in ("clip_id", "name") else None)[order]
             for name, values in columns.items()
             if name != "hashes"
         }
         if order
-        else _no_columns()
+        else _empty_columns()
     )
-    return _Clips(**kept), np.concatenate(hashes) if hashes else np.zeros(0, np.uint64), owners
+    return ClipColumns(**sorted_columns), np.concatenate(hashes) if hashes else np.zeros(0, np.uint64), clip_rows
 
 
-def _no_columns() -> dict[str, np.ndarray]:
-    kinds: dict[str, Any] = {"clip_id": object, "name": object, "num_pixels": np.int64, "row": np.int64}
-    return {name: np.zeros(0, kinds.get(name, np.float64)) for name in (*RANK_COLUMNS, "name", "row")}
+def _empty_columns() -> dict[str, np.ndarray]:
+    dtypes: dict[str, Any] = {"clip_id": object, "name": object, "num_pixels": np.int64, "row": np.int64}
+    return {name: np.zeros(0, dtypes.get(name, np.float64)) for name in (*RANK_COLUMNS, "name", "row")}
 
 
-def _side_by_side(clips: _Clips, found: np.ndarray) -> Iterator[np.ndarray]:
-    """Candidates in lots, sorted by the files that their clips are in, so that few files are open for each lot."""
+def _batches_by_file(clips: ClipColumns, found: np.ndarray) -> Iterator[np.ndarray]:
+    """Batches of candidate pairs, sorted by the files of their clips, so that few files are read per batch."""
     _, file_number = np.unique(clips.name.astype(str), return_inverse=True)
     files = np.sort(file_number[found], axis=1) if len(found) else found
     order = np.lexsort(
         (clips.clip_id[found[:, 1]].astype(str), clips.clip_id[found[:, 0]].astype(str), files[:, 1], files[:, 0])
     )
-    for start in range(0, len(found), PAIRS_AT_A_TIME):
-        yield found[order[start : start + PAIRS_AT_A_TIME]]
+    for start in range(0, len(found), PAIRS_PER_BATCH):
+        yield found[order[start : start + PAIRS_PER_BATCH]]
 
 
-def _read_pictures(run: RunFolder, clips: _Clips, wanted: np.ndarray) -> dict[int, np.ndarray]:
-    pictures = {}
+def _read_thumbnails(run: RunFolder, clips: ClipColumns, wanted: np.ndarray) -> dict[int, np.ndarray]:
+    thumbnails = {}
     for name in sorted(set(clips.name[wanted])):
         column = run.read_columns(name, ["pictures"])["pictures"]
         for clip in wanted[clips.name[wanted] == name].tolist():
-            pictures[clip] = thumbnails_from_bytes(column[int(clips.row[clip])].as_py())
-    return pictures
+            thumbnails[clip] = thumbnails_from_bytes(column[int(clips.row[clip])].as_py())
+    return thumbnails
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _matched(run: RunFolder, clips: _Clips, candidates: np.ndarray) -> Matches:
-    pictures = _read_pictures(run, clips, np.unique(candidates))
+def _matched(run: RunFolder, clips: ClipColumns, candidates: np.ndarray) -> Matches:
+    thumbnails = _read_thumbnails(run, clips, np.unique(candidates))
     return match_pairs(
-        [pictures[a] for a in candidates[:, 0].tolist()], [pictures[b] for b in candidates[:, 1].tolist()]
+        [thumbnails[a] for a in candidates[:, 0].tolist()], [thumbnails[b] for b in candidates[:, 1].tolist()]
     )
 
 
-def _similar_table(clips: _Clips, candidates: np.ndarray, matches: Matches, min_similarity: float) -> pa.Table:
+def _matched_pair_table(
+    clips: ClipColumns, candidates: np.ndarray, matches: Matches, min_similarity: float
+) -> pa.Table:
     good = matches.similarity >= min_similarity
-    return _pair_table(
+    return pair_table(
         clips,
         candidates[good],
         "perceptual",
@@ -197,8 +200,8 @@ def _similar_table(clips: _Clips, candidates: np.ndarray, matches: Matches, min_
     )
 
 
-def _pair_table(
-    clips: _Clips,
+def pair_table(
+    clips: ClipColumns,
     found: np.ndarray,
     kind: str,
     similarity: np.ndarray,
@@ -221,6 +224,6 @@ def _pair_table(
     return pa.table({name: pa.array(columns[name], PAIRS_SCHEMA.field(name).type) for name in PAIRS_SCHEMA.names})
 
 
-def _sorted(tables: list[pa.Table]) -> pa.Table:
+def sorted_pairs(tables: list[pa.Table]) -> pa.Table:
     pairs = pa.concat_tables([PAIRS_SCHEMA.empty_table(), *(table.cast(PAIRS_SCHEMA) for table in tables)])
     return pairs.sort_by([("clip_id_a", "ascending"), ("clip_id_b", "ascending")])

@@ -1,8 +1,8 @@
-"""`recaption prepare`: raw videos -> RUN/videos, RUN/clips, RUN/fingerprints, RUN/previews. The first stretch of the river.
+"""`recaption prepare`: probes raw videos, finds shots, cuts and scores clips, finds duplicates (first stage).
 
-Every input becomes one row of videos/, readable or not; the clips of a readable one tile it, so that seconds add up.
-A part is four files; videos/part-*.parquet is written last and says that the part is complete. A part that lacks a score
-because its scorer was absent is made again once the scorer is there.
+Every input becomes one row of RUN/videos, readable or not; the clips of a readable video cover it without gaps or overlap,
+so that seconds add up. A part is four files (previews, fingerprints, clips, videos); videos/part-*.parquet is written last
+and commits the part. A part without a score whose scorer was unavailable is computed again once the scorer is installed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from recaption.quality.model_scorers import unavailable_scorers
 from recaption.run_folder import RunFolder, recipe_hash
 
 BUDGET_AFTER_INPUTS = 50
-"""From so many inputs on `max_failed_share` ends a run before its end; of fewer the share says little."""
+"""`max_failed_share` stops a run early only after so many inputs; the fraction of fewer inputs is too noisy."""
 
 
 def prepare(
     videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
 ) -> dict[str, Any]:
-    """Probe, cut and score all inputs that are not yet in the run folder.
+    """Probe, cut and score all inputs that are not in the run folder yet.
 
     Args:
-        videos: paths to look for inputs in; those that the run folder lists already come without being named.
+        videos: paths of inputs, in addition to those that the run folder lists already.
         only: parts that may be computed; default: all.
 
     Raises:
-        UsageError: a path leads nowhere, or the folder belongs to another recipe.
+        UsageError: a path without files, or a folder of another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
     uris = expand_paths(videos) if videos else []
@@ -45,23 +45,23 @@ def prepare(
     run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    absent_here = unavailable_scorers(recipe.prepare.scores)
+    unavailable_here = unavailable_scorers(recipe.prepare.scores)
     planned = plan_inputs(run, uris, recipe.prepare.part_size)
     parts: list[dict[str, Any]] = []
     absent_scores: dict[str, str] = {}
-    for part, members in sorted(planned.items()):
-        absent = _absent_if_done(run, part, members, stage_hash)
-        if absent is not None and absent.keys() <= absent_here.keys():
-            absent_scores |= absent
+    for part, part_uris in sorted(planned.items()):
+        missing = _missing_scores_if_done(run, part, part_uris, stage_hash)
+        if missing is not None and missing.keys() <= unavailable_here.keys():
+            absent_scores |= missing
         elif only is None or part in only:
-            parts.append({"part": part, "uris": members, "inputs_hash": recipe_hash(members)})
+            parts.append({"part": part, "uris": part_uris, "inputs_hash": recipe_hash(part_uris)})
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
-    seen = failed = 0
-    for done in cluster.run_parts(PrepareWorker, settings, parts, title="prepare", unit="clips"):
-        absent_scores |= done["absent_scores"]
-        seen, failed = seen + done["videos"], failed + done["failed"]
-        if seen >= BUDGET_AFTER_INPUTS:
-            _check_error_budget(seen, failed, recipe.prepare.max_failed_share)
+    num_done = num_failed = 0
+    for result in cluster.run_parts(PrepareWorker, settings, parts, title="prepare", unit="clips"):
+        absent_scores |= result["absent_scores"]
+        num_done, num_failed = num_done + result["videos"], num_failed + result["failed"]
+        if num_done >= BUDGET_AFTER_INPUTS:
+            _check_error_budget(num_done, num_failed, recipe.prepare.max_failed_share)
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
     summary = build_ledger(run, recipe.filters).summary()
@@ -75,8 +75,8 @@ def prepare(
     }
 
 
-def _absent_if_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> dict[str, str] | None:
-    """The scores that a finished part lacks, with the reasons; None for a part that is not finished."""
+def _missing_scores_if_done(run: RunFolder, part: int, uris: list[str], stage_hash: str) -> dict[str, str] | None:
+    """Scores missing from a finished part, with the reasons; None if the part is not finished."""
     name = part_name("videos", part)
     if not run.exists(name):
         return None

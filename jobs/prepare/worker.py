@@ -1,4 +1,4 @@
-"""The prepare stage on one worker: probe, shots, clips, scores, fingerprints and previews of the videos of a part."""
+"""Worker of the prepare stage: probes the videos of a part; cuts, scores and fingerprints their clips; writes previews."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_SCORERS = ModelScorers()
 
 
 class PrepareWorker:
-    """One per actor: keeps its decoder process between parts."""
+    """Prepares the videos of a part. One per actor: it keeps its decoder process between parts."""
 
     def __init__(self, run_uri: str, settings: PrepareSettings, stage_hash: str) -> None:
         self.run = RunFolder(run_uri)
@@ -78,7 +78,7 @@ def _columns(record: Clip | ClipScores) -> dict[str, Any]:
 def clips_of(
     found: Scan, settings: PrepareSettings, scorers: ModelScorers = NO_SCORERS
 ) -> list[tuple[Clip, ClipScores, ClipFingerprint, ClipPreview]]:
-    """Shots of one scanned video, cut to length, each with scores, a fingerprint and a picture."""
+    """Clips of one scanned video, each with scores, fingerprint and preview."""
     video, pts_seconds = found.video, found.pts_seconds
     end_of_video = float(pts_seconds[0] + video.duration_seconds)
     shots = find_shots_in(found.small.pixels_THWC, pts_seconds, settings.shots)
@@ -118,7 +118,7 @@ def clips_of(
 
 
 def _window(frames: Frames, start: int, end: int) -> Frames:
-    """The frames whose source index lies in [start, end)."""
+    """The frames with a source index in [start, end)."""
     chosen = (frames.indices >= start) & (frames.indices < end)
     return Frames(
         pixels_THWC=frames.pixels_THWC[chosen],
@@ -130,9 +130,9 @@ def _window(frames: Frames, start: int, end: int) -> Frames:
 def _preview(clip_id: str, detail: Frames, small: Frames, short_side_px: int) -> ClipPreview:
     frames = detail.pixels_THWC if len(detail.pixels_THWC) else small.pixels_THWC
     middle: np.ndarray = frames[len(frames) // 2]
-    picture = Image.fromarray(middle)
-    scale = min(1.0, short_side_px / min(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image = Image.fromarray(middle)
+    scale = min(1.0, short_side_px / min(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     encoded = io.BytesIO()
-    picture.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    image.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=JPEG_QUALITY)
     return ClipPreview(clip_id=clip_id, jpeg=encoded.getvalue())

@@ -1,8 +1,8 @@
-"""The named recipes: functions that return the whole tree of settings (settings.py).
+"""The named recipes `quickstart`, `small` and `base`: functions that return a `Recipe` (settings.py).
 
     recipe = load_recipe("quickstart")            # or "small", "base", or the path of a run.yaml
 
-`run.yaml` in every run folder is the resolved tree and is accepted wherever a recipe name is.
+`run.yaml` in every run folder is the resolved recipe, and is accepted in place of a name.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from train.generator.settings import DitSettings
 TINY_CAPTIONER = TrainCaptioner(
     trainer=TrainerSettings(num_steps=1500, lr=1e-3, warmup_steps=100, weight_decay=0.05, ema_decay=0.995, device="cpu")
 )
-"""How the captioner inside the package was trained: `recaption train captioner --run RUN`."""
+"""Training settings of the captioner in the package: `recaption train captioner --run RUN`."""
 
 
 DESCRIPTIVE = (
     "A flat clip shows a large plain {colour} circle that moves left. The weather is clear. The surroundings are empty. "
     "Further back there is {background}. No text is shown. All along, the camera is fixed."
 )
-"""A prompt in the words of the training captions: a model this small follows no others."""
+"""Prompt in the style of the training captions; a model this small follows no other style."""
 
 
 SEA, SAND = "the sea with rows of thin waves", "bare sand with soft ripples"
@@ -56,24 +56,24 @@ WAN_VAE = "diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae"
 
 
 def quickstart() -> Recipe:
-    """A laptop CPU, minutes: the captioner inside the package, a fixed compressor, a 5 M transformer at 64 px."""
+    """Laptop CPU, minutes: the captioner in the package, a fixed compressor, a 5 M transformer at 64 px."""
     return Recipe(
         name="quickstart",
         prepare=PrepareSettings(max_clip_seconds=4.0),
         caption=CaptionSettings(max_tokens=79, text_encoder="captioner:tiny"),
         shard=ShardSettings(buckets=BucketTable(fps=8, num_frames=(9, 17), max_areas_px=(64 * 64,))),
-        # Few channels, half whitened: colour and place first, texture later. The choice that showed the prompt's colour
-        # soonest; see "Measured" in the README.
+        # Few channels, half whitened: colour and position are learned before texture. Of the settings tried, the one
+        # whose samples follow the prompt's colour soonest; see "Measured" in the README.
         encode=EncodeSettings(compressor="patch:24,whitening=0.5"),
         plan=PlanSettings(capacity=1024, cost_model_width=192),
         train_captioner=TINY_CAPTIONER,
         train_dit=TrainDit(
-            # a model this small finds where to put an object in a third of the steps
+            # absolute positions: a model this small learns object positions in a third of the steps
             dit=DitSettings(patch=(1, 2, 2), absolute_positions=True, diffusion=DiffusionSettings(timestep_mean=0.8)),
             trainer=TrainerSettings(num_steps=800, lr=2e-3, ema_decay=0.99, checkpoint_every=100),
         ),
         sample=SampleSettings(
-            expander="none",  # the prompts below are captions already
+            expander="none",  # the prompts below are in caption style
             guidance=3.0,
             num_frames=17,
             height_px=64,
@@ -176,10 +176,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "small": s
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe by name, or the resolved recipe inside a run.yaml.
+    """The recipe of this name, or of a run.yaml file.
 
     Raises:
-        UsageError: no such recipe or file, or a file with settings that this version does not know.
+        UsageError: no such recipe or file, or a file with unknown settings.
     """
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]()

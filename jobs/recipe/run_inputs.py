@@ -1,7 +1,6 @@
-"""What a verb finds in a run folder and leaves there: run.yaml, the list of inputs and its parts.
+"""Inputs of the stages in a run folder: run.yaml, the list of inputs with their parts, and the kept clips.
 
-Inputs get their part once, when they are first seen, and keep it: a run that is killed, or that is given more videos
-later, never re-numbers what is already there.
+An input is assigned to a part once: neither a killed run nor more videos later change the numbers of existing parts.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def open_run(uri: str) -> tuple[RunFolder, Recipe]:
     """An existing run folder and its recipe.
 
     Raises:
-        UsageError: no run there.
+        UsageError: not a run folder.
     """
     run = RunFolder(uri)
     if not run.exists(RUN_YAML):
@@ -51,7 +50,7 @@ def open_run(uri: str) -> tuple[RunFolder, Recipe]:
 
 
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
-    """Record the resolved recipe, its hashes and the package versions; nothing is written where nothing changed."""
+    """Write run.yaml with the resolved recipe, its hashes and the package versions, if it changed."""
     document = {
         "recipe": to_dict(recipe),
         "hashes": stage_hashes(recipe),
@@ -69,25 +68,25 @@ def _version(distribution: str) -> str:
 
 
 def check_same_recipe(run: RunFolder, recipe: Recipe, stage: str = "prepare") -> None:
-    """Clips of two recipes in one folder would be a data set nobody can name.
+    """Raise if the run folder was prepared with other settings: one folder never mixes clips of two recipes.
 
     Raises:
-        RecipeMismatchError: the folder's `stage` outputs were made with other settings.
+        RecipeMismatchError: the folder's `stage` outputs were computed with other settings.
     """
     if not run.exists(RUN_YAML):
         return
     document = run.read_yaml(RUN_YAML)
     before, now = document["hashes"][stage], stage_hashes(recipe)[stage]
     if before != now:
-        made_by = document["recipe"]["name"]
+        recipe_name = document["recipe"]["name"]
         raise RecipeMismatchError(
-            f"{run.uri} was prepared by recipe {made_by!r} with other {stage} settings (hash {before}, now {now}): "
+            f"{run.uri} was prepared by recipe {recipe_name!r} with other {stage} settings (hash {before}, now {now}): "
             f"use another --out, or --recipe {run.path(RUN_YAML)}"
         )
 
 
 def plan_inputs(run: RunFolder, uris: list[str], part_size: int) -> dict[int, list[str]]:
-    """Part -> its inputs. Known inputs keep their part; new ones get parts of their own after the last."""
+    """Part -> its inputs. Known inputs keep their part; new ones get new parts after the last."""
     rows: list[dict[str, Any]] = run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
     known = {row["uri"] for row in rows}
     new = [uri for uri in uris if uri not in known]
@@ -107,11 +106,11 @@ def part_number(name: str) -> int:
 
 
 def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False) -> dict[int, list[Clip]]:
-    """Part -> its clips that pass every filter of the recipe, asked of the stored scores.
+    """Part -> its clips that pass every filter of the recipe, evaluated on the stored scores.
 
     Args:
-        before_captions: leave out what only captioning can tell, clips that mean the same: those are captioned too, or
-            asked again it would not know of them any more.
+        before_captions: without the semantic duplicate filter, whose embeddings come from captioning: its clips have to be
+            captioned too, or the next run would not have their embeddings.
     """
     names = run.list("clips/part-*.parquet")
     tables = {part_number(name): run.read_table(name).select(CLIPS_SCHEMA.names).cast(CLIPS_SCHEMA) for name in names}

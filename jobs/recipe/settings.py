@@ -1,10 +1,10 @@
-"""Every setting of every stage, as one tree of frozen dataclasses: `Recipe`.
+"""The settings of all stages as one tree of frozen dataclasses, `Recipe`, and their hashes.
 
     recipe.shard.buckets.num_frames               # (9, 17)
     stage_hashes(recipe)["caption"]               # changes with the prompt, not with a filter threshold
-    from_dict(to_dict(recipe)) == recipe          # as run.yaml holds it
+    from_dict(to_dict(recipe)) == recipe          # the format of run.yaml
 
-Flags are these fields: `--shard.buckets.fps 12`.
+Command-line flags are these fields: `--shard.buckets.fps 12`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class PrepareSettings:
     """Raw videos -> clips with scores."""
 
     part_size: int = 16
-    """Inputs per part: one part is one commit, and what a kill can cost."""
+    """Inputs per part; a part is committed as a whole, and a killed run loses at most one part per worker."""
     min_clip_seconds: float = 1.0
-    """Shots are cut so that no piece is shorter, unless the shot itself is."""
+    """Shots are cut so that no clip is shorter, unless the shot itself is."""
     max_clip_seconds: float = 10.0
     preview_px: int = 240
-    """Short side of the picture kept per clip for the report."""
+    """Short side of the preview image of each clip in the report."""
     max_failed_share: float = 1.0
-    """Stop with an error where a larger share of the inputs failed; 1 never stops."""
+    """Stop with an error if a larger fraction of the inputs failed; 1 never stops."""
     shots: ShotSettings = field(default_factory=ShotSettings)
     scores: ScoreSettings = field(default_factory=ScoreSettings)
     decode: DecodeLimits = field(default_factory=DecodeLimits)
@@ -67,41 +67,41 @@ class CaptionSettings:
     scorer: str = ""
     """SPEC of a second captioner (`tiny`, `open_clip:...`) for clip scores, where the first has no contrastive space."""
     prompt: str = ""
-    """What a captioner that is asked in words (`vlm:`, `http:`) is asked; empty: its own question. Others that take one
-    go on from it."""
+    """Instruction for prompted captioners (`vlm:`, `http:`); empty: the captioner's default. Captioners without
+    instructions use it as a prefix of the caption, if they can."""
     num_frames: int = 0
-    """How many frames such a captioner is shown; 0: its own number."""
+    """Number of frames for such a captioner; 0: its default."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
     num_beams: int = 0
-    """Of beam search; 1: greedy; 0: what the captioner itself was found best with (3 for `tiny`, 1 for others)."""
+    """Beam search width; 1: greedy; 0: the captioner's own default (3 for `tiny`, 1 for others)."""
     num_samples: int = 1
-    """Above 1, this many captions are drawn per clip, from one look at its frames, and the best by clip score is kept."""
+    """Above 1: best-of-n, this many captions are sampled per clip and the one with the highest clip score is used."""
     batch_size: int = 16
     seed: int = 0
     snap_seconds: float = 0.0
-    """Look at a keyframe this close instead of the evenly spaced frame: cheaper to read, where keyframes are dense."""
+    """Use a keyframe within this distance instead of the evenly spaced frame: faster to decode where keyframes are dense."""
     kinds: tuple[str, ...] = ("descriptive",)
-    """Kinds of caption per clip, from one look at its frames: descriptive (which shards hold), short, main_object, action,
-    surroundings, background, text, style, colour; as far as the captioner was trained on them."""
+    """Caption kinds per clip, all from one encoding of its frames: descriptive (which shards hold), short, main_object,
+    action, surroundings, background, text, style, colour; only those that the captioner was trained on."""
     window_seconds: float = 0.0
-    """Clips longer than this also get captions of consecutive windows, none of them longer; 0: of the whole clip only."""
+    """Clips longer than this also get captions of consecutive windows of at most this length; 0: whole clips only."""
     min_clip_score: float | None = None
-    """Captions that match their own frames less than this are bad. Differs from captioner to captioner: default is what the
-    captioner itself was calibrated to, none where it was not."""
+    """Captions with a lower clip score are bad. Scores differ between captioners: the default is the captioner's calibrated
+    threshold, or none."""
     min_score_margin: float | None = None
-    """Captions that match their own frames no better, by this much, than captions of other clips of the batch do are bad."""
+    """Captions whose clip score exceeds that of other clips' captions in the batch by less than this margin are bad."""
     text_encoder: str = ""
     """Text encoder of the training (`captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +): captions longer
-    than it reads are bad. "": not asked."""
+    than its context are bad. "": no length check."""
     max_text_tokens: int = 0
-    """Limit in that encoder's tokens; 0: as many as it reads."""
+    """Token limit in that encoder's tokens; 0: its context length."""
     repeats: RepeatedCaptionSettings = field(default_factory=RepeatedCaptionSettings)
     precision: str = "auto"
-    """`fp32`, `bf16` or `int8` (CPUs only); auto: bf16 on a GPU, fp32 on a CPU, where the others pay for small batches."""
-    keep_embeddings: bool = False
-    """Keep what the captioner saw of each clip (261 kB with CoCa ViT-B/32): captions made later by the same weights, with
-    other settings, read no video. The one vector per clip that finds clips alike is kept anyway."""
+    """`fp32`, `bf16` or `int8` (CPUs only); auto: bf16 on a GPU, fp32 on a CPU (where the others help small batches)."""
+    cache_encoder_tokens: bool = False
+    """Store the captioner's image tokens of each clip (261 kB with CoCa ViT-B/32): later captions by the same weights, with
+    other settings, decode no video. The embedding of each clip for duplicate detection is stored in any case."""
     device: str = "auto"
 
 
@@ -114,15 +114,15 @@ class ShardSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """Texts of the shards -> encoded texts, which training then reads."""
+    """Texts of the shards -> stored text encoder outputs, which training reads."""
 
     encoder: str = ""
-    """Text encoder whose tokens are stored: `captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +; "": none,
-    training encodes as it goes."""
+    """Text encoder whose outputs are stored: `captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +; "": none,
+    training encodes texts on the fly."""
     dtype: str = "float16"
     """`float16` or `bfloat16`."""
     max_gigabytes: float = 100.0
-    """Refused before it starts where the texts would take more than this."""
+    """An error before any encoding if the outputs would take more than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +132,13 @@ class EncodeSettings:
     compressor: str = "patch"
     """SPEC: `patch`, the folder of a compressor trained here, or `diffusers:ID[#subfolder]`."""
     frame_stride: int = 4
-    """Frames per latent frame after the first; with `spatial_stride` what sharding needs to count tokens before any
-    compressor is loaded. `encode` refuses a compressor with other strides."""
+    """Frames per latent frame after the first. With `spatial_stride`, used by `shard` to count tokens before a compressor
+    is loaded; `encode` raises an error if the compressor has other strides."""
     spatial_stride: int = 8
     """Pixels per latent position."""
     dtype: str = "float16"
-    """How latents are stored: `float16`, `bfloat16`, or `int8` with a step and a middle for each channel of each sample,
-    half the bytes."""
+    """Storage type of latents: `float16`, `bfloat16`, or `int8` with scale and zero point per channel and sample (half the
+    bytes)."""
     text: TextSettings = field(default_factory=TextSettings)
     device: str = "auto"
 
@@ -149,34 +149,33 @@ class SampleSettings:
 
     num_steps: int = 30
     solver: str = "auto"
-    """euler, heun or dpmpp_2m for models of schedule flow; dpmpp_2m, ddim or ancestral for the others; auto: the first."""
+    """euler, heun or dpmpp_2m for flow models; dpmpp_2m, ddim or ancestral for other noise schedules; auto: the first."""
     guidance: float = 4.0
-    """1 = none, higher = closer to the prompt and less varied."""
+    """Classifier-free guidance scale; 1: none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Lowest and highest time that is guided, of 0 (clean) to 1 (noise)."""
+    """Guidance is applied between these two times, in 0 (clean) to 1 (noise)."""
     guidance_rescale: float = 0.0
-    """Share by which a guided answer is brought back to the spread of an unguided one; try 0.7 at high guidance."""
+    """CFG rescale factor (0: off): rescales guided predictions to the standard deviation of unguided ones; try 0.7."""
     guidance_power: float = 0.0
-    """Let guidance rise from 1 at noise by the power-cosine schedule of this power (4 in MDT); 0 = it is constant."""
+    """Power of the power-cosine guidance schedule, which rises from 1 at pure noise (4 in MDT); 0: constant guidance."""
     num_frames: int = 0
-    """4k+1; 0, here and in the two below: the size that most samples were trained at. Longer than trained is made in
-    windows."""
+    """4k+1; 0, here and in height and width: the most frequent training size. Longer videos are sampled in windows."""
     height_px: int = 0
     width_px: int = 0
     seed: int = 0
     window_frames: int = 0
-    """Longest piece of a video that is made at once; 0: the longest video of the training."""
+    """Maximum frames per sampling window; 0: the longest video of the training."""
     overlap_frames: int = 0
-    """Frames that a piece shares with the one before; 0: about a third of it."""
+    """Overlap of consecutive windows; 0: about a third of a window."""
     conditioning_pixels: str = "decoded"
-    """`decoded`: given frames look as the compressor shows them, like those made beside them; `original`: as they came."""
+    """Conditioning frames in the output: `decoded` from their latents, like the generated ones, or `original` pixels."""
     prompts: tuple[str, ...] = ()
-    """What `recaption run` samples at its end."""
+    """Prompts that `recaption run` samples at its end; default: captions of the shards."""
     expander: str = "embedded"
-    """What rewrites short prompts in the style of the training captions: none, embedded (no download), transformers:ID or
-    http://HOST/v1#MODEL."""
+    """Prompt expander, rewrites short prompts in the style of the training captions: none, embedded (no download),
+    transformers:ID or http://HOST/v1#MODEL."""
     examples: str = ""
-    """Run folder whose captions set that style; default: that of the checkpoint."""
+    """Run folder with captions as style examples; default: the run folder of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +183,8 @@ class TrainCaptioner:
     """Settings of `recaption train captioner`."""
 
     captions: tuple[str, ...] = ()
-    """Caption sets of the run folder to learn from, SET or SET=KIND each, `original` for the texts that came with the
-    videos; none: rendered scenes."""
+    """Caption sets of the run folder to train on, SET or SET=KIND each, `original` for the sidecar texts of the videos;
+    none: rendered scenes."""
     captioner: CaptionerSettings = field(default_factory=CaptionerSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
@@ -196,7 +195,7 @@ class TrainCompressor:
 
     compressor: CompressorSettings = field(default_factory=CompressorSettings)
     trainer: TrainerSettings = field(default_factory=lambda: TrainerSettings(lr=2e-3, ema_decay=0.99))
-    """The average is short: a compressor is better within minutes, and its latents' statistics have to keep up."""
+    """Short EMA: a compressor improves within minutes, and its latent statistics have to follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +209,12 @@ class TrainDit:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The whole chain, stage by stage in the order of the river."""
+    """The settings of the whole pipeline, in the order of its stages."""
 
     name: tyro.conf.Suppress[str]
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     filters: FilterThresholds = field(default_factory=FilterThresholds)
-    """Verdicts are queries over stored scores: changing these re-computes no stage."""
+    """Filters are evaluated on stored scores: changing a threshold recomputes no stage."""
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     shard: ShardSettings = field(default_factory=ShardSettings)
     encode: EncodeSettings = field(default_factory=EncodeSettings)
@@ -226,15 +225,16 @@ class Recipe:
     sample: SampleSettings = field(default_factory=SampleSettings)
 
 
-# --- as plain values, and their hashes ---------------------------------------------------------------------------------
+# --- serialisation and hashes -----------------------------------------------------------------------------------------
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain dicts, lists and numbers, as run.yaml holds them."""
+    """Recipe as plain dicts, lists and numbers (run.yaml)."""
     return _plain(dataclasses.asdict(recipe))
 
 
 def from_dict(tree: dict[str, Any]) -> Recipe:
+    """Inverse of `to_dict`; missing settings get their defaults, an unknown one is a UsageError."""
     return _build(Recipe, tree, "recipe")
 
 
@@ -247,7 +247,7 @@ def _plain(value: Any) -> Any:
 
 
 def _build(cls: type[T], tree: dict[str, Any], where: str) -> T:
-    """A settings dataclass from plain values; an unknown key is an error, a missing one takes its default."""
+    """A settings dataclass from plain values; an unknown key is a UsageError, a missing one gets its default."""
     hints = typing.get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(tree) - names)
@@ -268,31 +268,29 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-PARALLELISM_ONLY = ("device", "decode", "endpoint", "max_failed_share", "keep_embeddings")
-"""Settings that change how a stage runs, not what it makes: left out of the hashes."""
+NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
+"""Settings that change how a stage runs but not its outputs: left out of the hashes."""
 
 
-HASHED_BY_THEMSELVES = ("duplicates", "repeats", "text")
-"""What RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/ are made with: these carry a hash of their own, and no
-clip, caption or latent depends on them."""
+HASHED_SEPARATELY = ("duplicates", "repeats", "text")
+"""Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/, which store hashes of their own; no clip,
+caption or latent depends on them."""
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:
-    """Hash of the settings that made each stage's outputs. Filter thresholds are in none of them."""
+    """Hash of the settings that each stage's outputs depend on; filter thresholds are in none of them."""
     tree = to_dict(recipe)
-    return {
-        stage: recipe_hash(_without_parallelism(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")
-    }
+    return {stage: recipe_hash(_hashed_settings(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")}
 
 
-def _without_parallelism(value: Any) -> Any:
+def _hashed_settings(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {k: _without_parallelism(v) for k, v in value.items() if k not in PARALLELISM_ONLY + HASHED_BY_THEMSELVES}
+    return {k: _hashed_settings(v) for k, v in value.items() if k not in NOT_HASHED + HASHED_SEPARATELY}
 
 
 def grid_of(recipe: Recipe) -> Grid:
-    """The token grid that the recipe's compressor and patch give."""
+    """The token grid of the recipe's compressor strides and patch size."""
     return Grid(
         frame_stride=recipe.encode.frame_stride,
         spatial_stride=recipe.encode.spatial_stride,

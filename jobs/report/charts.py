@@ -1,9 +1,9 @@
-"""Charts of the report page as inline SVG: no library in the page, colours from its style sheet, readable at any width.
+"""Charts of the report page as inline SVG; colours come from the page's style sheet.
 
     histogram([Group("kept", "kept", seconds)], unit="s", label="Clip length")      # -> Markup("<svg ...>")
 
-Horizontal places are percentages, so that a chart fills its column and its letters keep their size. Everything that
-comes from data is escaped; `class` values come from this project only.
+Horizontal positions are percentages, so that a chart fills its column while its text keeps its size. All data is
+escaped; `class` values come from this project only.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ NUM_BINS = 18
 
 @dataclass(frozen=True)
 class Group:
-    """Values that are drawn in one colour."""
+    """Values of a histogram drawn in one colour."""
 
     label: str
     style: str
-    """CSS class that gives the colour: `kept`, `dropped`, `failed`, `waiting`, `accent`."""
+    """CSS class of the colour: `kept`, `dropped`, `failed`, `waiting`, `accent`."""
     values: Sequence[float]
 
 
 @dataclass(frozen=True)
 class Marker:
-    """A line across a histogram, such as a threshold."""
+    """A vertical line in a chart, such as a threshold."""
 
     x: float
     label: str
     style: str = ""
-    """CSS class beside `marker`."""
+    """CSS class in addition to `marker`."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """One line of a line chart."""
 
     label: str
     style: str
@@ -60,7 +60,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of a bar."""
+    """One segment of a stacked bar."""
 
     label: str
     style: str
@@ -68,7 +68,7 @@ class Segment:
 
 
 def number(value: float) -> str:
-    """Short and exact enough for an axis or a table: 12,300 / 3.2 / 0.041."""
+    """Short number for an axis or a table: 12,300 / 3.2 / 0.041."""
     if not math.isfinite(value):
         return "–"
     if value == round(value) and abs(value) < 1e15:
@@ -116,7 +116,7 @@ def _grid_line(y_px: float, text: str) -> list[Markup]:
 
 
 def _bin_edges(values: np.ndarray, logarithmic: bool) -> np.ndarray:
-    """Round edges that hold all values; in powers of ten where `logarithmic`."""
+    """Round bin edges that cover all values; log10 values if `logarithmic`."""
     low, high = float(values.min()), float(values.max())
     if logarithmic:
         low, high = math.log10(low), math.log10(high)
@@ -133,17 +133,17 @@ def _bin_edges(values: np.ndarray, logarithmic: bool) -> np.ndarray:
 def histogram(
     groups: Sequence[Group], *, label: str, unit: str = "", markers: Sequence[Marker] = (), logarithmic: bool = False
 ) -> Markup:
-    """Stacked counts of the groups' values. Values that are not finite are left out; so are markers beyond the data.
+    """Stacked histogram of the groups. Values that are not finite and markers outside of the data are left out.
 
     Args:
-        logarithmic: horizontal axis in powers of ten; only used where all values are positive.
+        logarithmic: logarithmic x axis; ignored unless all values are positive.
     """
     arrays = [np.asarray([v for v in group.values if v is not None and math.isfinite(v)], float) for group in groups]
-    everything = np.concatenate(arrays) if arrays else np.zeros(0)
-    if not len(everything):
+    all_values = np.concatenate(arrays) if arrays else np.zeros(0)
+    if not len(all_values):
         return Markup('<p class="empty">No values.</p>')
-    logarithmic = logarithmic and bool((everything > 0).all()) and everything.max() > everything.min()
-    edges = _bin_edges(everything, logarithmic)
+    logarithmic = logarithmic and bool((all_values > 0).all()) and all_values.max() > all_values.min()
+    edges = _bin_edges(all_values, logarithmic)
     counts = [np.histogram(np.log10(a) if logarithmic else a, edges)[0] for a in arrays]
     top = int(np.sum(counts, axis=0).max())
     low, high = float(edges[0]), float(edges[-1])
@@ -163,11 +163,11 @@ def histogram(
             y -= height
             if count[i]:
                 title = f"{number(real(start))} to {number(real(end))} {unit}: {int(count[i])} {group.label}"
-                place = (percent(start) + 0.25, y, max(percent(end) - percent(start) - 0.5, 0.3), max(height, 1))
+                position = (percent(start) + 0.25, y, max(percent(end) - percent(start) - 0.5, 0.3), max(height, 1))
                 rect = (
                     '<rect class="{}" x="{:.2f}%" y="{:.1f}" width="{:.2f}%" height="{:.1f}"><title>{}</title></rect>'
                 )
-                body.append(Markup(rect).format(group.style, *place, title))
+                body.append(Markup(rect).format(group.style, *position, title))
     body.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(bottom))
     ticks = nice_ticks(low, high, 4) if len(edges) > 2 else [(low + high) / 2]
     if logarithmic:
@@ -176,17 +176,17 @@ def histogram(
         body.append(_x_label(percent(tick), bottom + 16, number(real(tick))))
     for marker in markers:
         if real(low) <= marker.x <= real(high):
-            at = percent(math.log10(marker.x) if logarithmic else marker.x)
+            x_percent = percent(math.log10(marker.x) if logarithmic else marker.x)
             line = '<line class="marker" x1="{0:.2f}%" x2="{0:.2f}%" y1="4" y2="{1}"><title>{2}</title></line>'
-            body.append(Markup(line).format(at, bottom, marker.label))
-    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: histogram of {len(everything)} values", body)
+            body.append(Markup(line).format(x_percent, bottom, marker.label))
+    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: histogram of {len(all_values)} values", body)
 
 
 # --- bars -------------------------------------------------------------------------------------------------------------
 
 
 def stacked_bar(segments: Sequence[Segment], *, total: float, label: str, height_px: int = 26) -> Markup:
-    """One horizontal bar whose full width is `total`; the segments lie side by side from the left."""
+    """One horizontal bar of width `total`; the segments follow each other from the left."""
     body = [Markup('<rect class="track" x="0" y="0" width="100%" height="{}" rx="4"/>').format(height_px)]
     start = 0.0
     for segment in segments:
@@ -200,30 +200,30 @@ def stacked_bar(segments: Sequence[Segment], *, total: float, label: str, height
 
 @dataclass(frozen=True)
 class FunnelRow:
-    """What is left after one step of the river, and what was lost in it; all in the funnel's one unit."""
+    """Amounts left after one step of the pipeline and lost in it, in the unit of the funnel."""
 
     left: float
     lost: Sequence[Segment]
 
 
 def funnel(rows: Sequence[FunnelRow], *, total: float) -> list[Markup]:
-    """One bar per row, all to the same scale. What a row has lost stands where it was cut off: right of what is left.
+    """Waterfall chart: one bar per row, all to the same scale, with the losses of a row to the right of what is left.
 
-    So the bars read as a waterfall: each row's full length is what the row above has left.
+    The full length of each bar is what the row above has left.
     """
     bars = []
     for row in rows:
         segments = [Segment("left", "kept", row.left), *row.lost]
-        share = row.left / total if total > 0 else 0.0
-        bars.append(stacked_bar(segments, total=total, label=f"{share:.1%} of the input is left"))
+        fraction = row.left / total if total > 0 else 0.0
+        bars.append(stacked_bar(segments, total=total, label=f"{fraction:.1%} of the input is left"))
     return bars
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def _thin(series: Series, num_points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Finite points; above `num_points` the means of as many equal stretches."""
+def _downsample(series: Series, num_points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Finite points; above `num_points`, the means of that many equal intervals."""
     xs, ys = np.asarray(series.xs, float), np.asarray(series.ys, float)
     finite = np.isfinite(xs) & np.isfinite(ys)
     xs, ys = xs[finite], ys[finite]
@@ -234,11 +234,11 @@ def _thin(series: Series, num_points: int = 400) -> tuple[np.ndarray, np.ndarray
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
-def smooth(ys: Sequence[float], share: float = 0.05) -> list[float]:
-    """Mean over a window of `share` of the points, centred: it neither lags nor leads. Narrower at both ends."""
+def smooth(ys: Sequence[float], window_fraction: float = 0.05) -> list[float]:
+    """Centred moving average over `window_fraction` of the points; the window is narrower at both ends."""
     values = np.asarray(ys, float)
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    half = max(int(len(values) * share / 2), 1)
+    half = max(int(len(values) * window_fraction / 2), 1)
     smoothed = []
     for i in range(len(values)):
         reach = min(half, i, len(values) - 1 - i)
@@ -247,12 +247,12 @@ def smooth(ys: Sequence[float], share: float = 0.05) -> list[float]:
 
 
 def line(series: Sequence[Series], *, label: str) -> Markup:
-    """Lines over a common axis. The vertical axis spans the data; its lowest and highest ticks say so."""
-    thin = [(s, *_thin(s)) for s in series]
-    thin = [t for t in thin if len(t[1])]
-    if not thin:
+    """Line chart with a common x axis; the y axis spans the data."""
+    curves = [(s, *_downsample(s)) for s in series]
+    curves = [c for c in curves if len(c[1])]
+    if not curves:
         return Markup('<p class="empty">No values.</p>')
-    all_x, all_y = np.concatenate([t[1] for t in thin]), np.concatenate([t[2] for t in thin])
+    all_x, all_y = np.concatenate([c[1] for c in curves]), np.concatenate([c[2] for c in curves])
     x_low, x_high = float(all_x.min()), float(all_x.max())
     y_low, y_high = float(all_y.min()), float(all_y.max())
     if y_low == y_high:
@@ -268,7 +268,7 @@ def line(series: Sequence[Series], *, label: str) -> Markup:
         labels.append(text)  # after the lines: on top of them
     inner = '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
     body.append(Markup(inner).format(PLOT_TOP_PX, height))
-    for one, xs, ys in thin:
+    for one, xs, ys in curves:
         points = " ".join(
             f"{1000 * (x - x_low) / x_span:.1f},{1000 * (y_high - y) / (y_high - y_low):.1f}" for x, y in zip(xs, ys)
         )
@@ -279,14 +279,14 @@ def line(series: Sequence[Series], *, label: str) -> Markup:
     ticks = nice_ticks(x_low, x_high, 4)
     for tick in ticks:
         body.append(_x_label(100 * (tick - x_low) / x_span, bottom + 16, number(tick)))
-    said = ", ".join(f"{one.label} from {number(ys[0])} to {number(ys[-1])}" for one, _, ys in thin)
-    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {said}", body)
+    values_text = ", ".join(f"{one.label} from {number(ys[0])} to {number(ys[-1])}" for one, _, ys in curves)
+    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {values_text}", body)
 
 
 # --- retention --------------------------------------------------------------------------------------------------------
 
 
-def shares(
+def retention_chart(
     xs: Sequence[float],
     series: Sequence[Series],
     *,
@@ -294,25 +294,25 @@ def shares(
     markers: Sequence[Marker] = (),
     logarithmic: bool = False,
 ) -> Markup:
-    """Shares, 0 to 1, over a common axis, the first series as an area: how much is kept as a threshold moves.
+    """Kept fraction (0 to 1) of the clips against the value of a threshold; the first series is filled.
 
     Args:
-        logarithmic: horizontal axis in powers of ten; only used where all of `xs` are positive.
+        logarithmic: logarithmic x axis; ignored unless all of `xs` are positive.
     """
-    places = np.asarray(xs, float)
-    logarithmic = logarithmic and bool((places > 0).all())
-    places = np.log10(places) if logarithmic else places
-    low, high = float(places[0]), float(places[-1])
+    positions = np.asarray(xs, float)
+    logarithmic = logarithmic and bool((positions > 0).all())
+    positions = np.log10(positions) if logarithmic else positions
+    low, high = float(positions[0]), float(positions[-1])
     if low == high:
         half = max(abs(low) * 0.05, 0.05)
         low, high = low - half, high + half
     bottom = PLOT_TOP_PX + PLOT_HEIGHT_PX
-    rules = [_grid_line(bottom - PLOT_HEIGHT_PX * share, f"{share:.0%}") for share in (0.5, 1.0)]
+    rules = [_grid_line(bottom - PLOT_HEIGHT_PX * fraction, f"{fraction:.0%}") for fraction in (0.5, 1.0)]
     body = [rule for rule, _ in rules]
     inner = '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
     body.append(Markup(inner).format(PLOT_TOP_PX, PLOT_HEIGHT_PX))
     for one in reversed(series):  # the first on top
-        steps = _corners(1000 * (places - low) / (high - low), 1000 * (1 - np.asarray(one.ys, float)))
+        steps = _corners(1000 * (positions - low) / (high - low), 1000 * (1 - np.asarray(one.ys, float)))
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in steps)
         if one is series[0]:
             area = f"{steps[0][0]:.1f},1000 {points} {steps[-1][0]:.1f},1000"
@@ -329,16 +329,16 @@ def shares(
     for marker in markers:
         if logarithmic and marker.x <= 0:
             continue
-        at = 100 * ((math.log10(marker.x) if logarithmic else marker.x) - low) / (high - low)
-        if -1e-6 <= at <= 100 + 1e-6:
+        x_percent = 100 * ((math.log10(marker.x) if logarithmic else marker.x) - low) / (high - low)
+        if -1e-6 <= x_percent <= 100 + 1e-6:
             line_ = '<line class="marker {3}" x1="{0:.2f}%" x2="{0:.2f}%" y1="4" y2="{1}"><title>{2}</title></line>'
-            body.append(Markup(line_).format(at, bottom, marker.label, marker.style))
-    said = ", ".join(f"{one.label} from {one.ys[0]:.0%} to {one.ys[-1]:.0%}" for one in series)
-    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {said}", body)
+            body.append(Markup(line_).format(x_percent, bottom, marker.label, marker.style))
+    values_text = ", ".join(f"{one.label} from {one.ys[0]:.0%} to {one.ys[-1]:.0%}" for one in series)
+    return _svg(bottom + AXIS_HEIGHT_PX, f"{label}: {values_text}", body)
 
 
 def _corners(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
-    """Corners of the curve; a single one as a level line across."""
+    """Points of the curve; a single point becomes a horizontal line."""
     if len(xs) < 2:
         return [(0.0, float(ys[0])), (1000.0, float(ys[0]))]
     return [(float(x), float(y)) for x, y in zip(xs, ys)]
@@ -348,7 +348,7 @@ def _corners(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
 
 
 def pack_columns(pack_tokens: Sequence[int], capacity: int, *, max_columns: int = 160) -> Markup:
-    """One column per pack, filled to tokens / capacity; above `max_columns` packs, one per run of neighbours."""
+    """One column per pack, filled to tokens / capacity; above `max_columns` packs, one per group of consecutive packs."""
     fills = np.asarray(pack_tokens, float) / capacity
     if not len(fills):
         return Markup('<p class="empty">No packs.</p>')
@@ -361,11 +361,11 @@ def pack_columns(pack_tokens: Sequence[int], capacity: int, *, max_columns: int 
         fill = float(fills[a:b].mean())
         height = PLOT_HEIGHT_PX * min(fill, 1.0)
         title = f"pack {a}: fill {fill:.1%}" if b - a == 1 else f"packs {a} to {b - 1}: mean fill {fill:.1%}"
-        place = (i * width + gap / 2, width - gap)
+        position = (i * width + gap / 2, width - gap)
         rect = '<rect class="{}" x="{:.3f}%" y="{:.1f}" width="{:.3f}%" height="{:.1f}"/>'
         body.append(Markup("<g><title>{}</title>").format(title))
-        body.append(Markup(rect).format("padding", place[0], PLOT_TOP_PX, place[1], PLOT_HEIGHT_PX - height))
-        body.append(Markup(rect).format("accent", place[0], bottom - height, place[1], height))
+        body.append(Markup(rect).format("padding", position[0], PLOT_TOP_PX, position[1], PLOT_HEIGHT_PX - height))
+        body.append(Markup(rect).format("accent", position[0], bottom - height, position[1], height))
         body.append(Markup("</g>"))
     body.append(_x_label(0, bottom + 16, "pack 0"))
     body.append(_x_label(100, bottom + 16, f"pack {len(fills) - 1}"))
@@ -374,7 +374,7 @@ def pack_columns(pack_tokens: Sequence[int], capacity: int, *, max_columns: int 
 
 
 def frame_outline(width_px: int, height_px: int, largest_px: int, *, box_px: int = 44) -> Markup:
-    """A frame's shape, to one scale for all frames of a table."""
+    """Outline of a frame size, to scale with the largest one of its table."""
     scale = (box_px - 2) / max(largest_px, 1)
     width, height = max(width_px * scale, 2), max(height_px * scale, 2)
     tag = (

@@ -1,4 +1,4 @@
-"""Distributions of the report page: one small chart per property of clips, captions and scores.
+"""Histograms and bar charts of clip properties, caption lengths and scores for the report page.
 
 for chart in distributions(tables): chart["title"], chart["note"], chart["svg"] (or chart["bars"])
 """
@@ -25,12 +25,12 @@ SCORE_TITLES = {
     "motion": ("Motion", "frame heights / s"),
     "sharpness": ("Sharpness", "variance of the Laplacian"),
     "luma": ("Brightness", "mean luma"),
-    "text_area": ("Drawn text", "share of the frame"),
-    "text_area_ocr": ("Text by OCR", "share of the frame"),
-    "static_text": ("Text that stays", "share of the frame"),
-    "static_text_ocr": ("Text that stays, by OCR", "share of the frame"),
-    "letterbox": ("Letterbox", "share of the frame"),
-    "blockiness": ("Blockiness", "block edges against inside"),
+    "text_area": ("Burnt-in text", "fraction of the frame"),
+    "text_area_ocr": ("Text by OCR", "fraction of the frame"),
+    "static_text": ("Static text", "fraction of the frame"),
+    "static_text_ocr": ("Static text by OCR", "fraction of the frame"),
+    "letterbox": ("Letterbox", "fraction of the frame"),
+    "blockiness": ("Blockiness", "gradient at block edges / inside"),
     "flicker": ("Flicker", "luma"),
     "aesthetic": ("Aesthetic", ""),
     "nsfw": ("NSFW", ""),
@@ -38,7 +38,7 @@ SCORE_TITLES = {
 
 
 def _groups(tables: RunTables, values: Sequence[float | None]) -> list[Group]:
-    """`values` (one per clip) divided into those of kept clips and the others."""
+    """`values` (one per clip) split into kept and dropped clips."""
     is_kept = [clip.state in ("in_shard", "waiting") for clip in tables.ledger.clips]
     kept = [v for v, k in zip(values, is_kept) if k and v is not None]
     return [
@@ -47,7 +47,8 @@ def _groups(tables: RunTables, values: Sequence[float | None]) -> list[Group]:
     ]
 
 
-def _spread(values: Iterable[float | None], unit: str = "") -> str:
+def _range_text(values: Iterable[float | None], unit: str = "") -> str:
+    """Median, minimum and maximum as text."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     if not finite:
         return ""
@@ -56,7 +57,7 @@ def _spread(values: Iterable[float | None], unit: str = "") -> str:
 
 
 def _limits(thresholds: FilterThresholds, name: str) -> list[Marker]:
-    """Markers for `min_<name>` and `max_<name>`, where such thresholds exist and are on."""
+    """Markers for the thresholds `min_<name>` and `max_<name>` that exist and are on."""
     markers = []
     for side in ("min", "max"):
         value = getattr(thresholds, f"{side}_{name}", None)
@@ -66,7 +67,7 @@ def _limits(thresholds: FilterThresholds, name: str) -> list[Marker]:
 
 
 def distributions(tables: RunTables) -> list[dict[str, Any]]:
-    """Charts of what clips and captions are like."""
+    """Charts of clip length, size, frame rate, aspect ratio and caption length."""
     if not tables.clips.num_rows:
         return []
     columns = {name: tables.clips[name].to_pylist() for name in ("width_px", "height_px", "fps")}
@@ -78,7 +79,7 @@ def distributions(tables: RunTables) -> list[dict[str, Any]]:
     charts: list[dict[str, Any]] = [
         {
             "title": "Clip length",
-            "note": _spread(seconds, " s"),
+            "note": _range_text(seconds, " s"),
             "svg": histogram(_groups(tables, seconds), label="Clip length", unit="s", markers=limits),
             "markers": limits,
         },
@@ -86,22 +87,22 @@ def distributions(tables: RunTables) -> list[dict[str, Any]]:
         {"title": "Frame rate", "note": f"{len(set(rates))} different", "bars": _bars(tables, rates)},
         {
             "title": "Aspect ratio",
-            "note": f"{_spread(aspects)} (width / height)",
+            "note": f"{_range_text(aspects)} (width / height)",
             "svg": histogram(_groups(tables, aspects), label="Aspect ratio"),
         },
     ]
     after = [float(len(row["text"].split())) for row in tables.captions.values() if row["reason"] is None]
     before = [float(len(text.split())) for text in tables.originals.values()]
     if after:
-        groups = [Group("captions", "kept", after), Group("texts that came with the video", "waiting", before)]
+        groups = [Group("captions", "kept", after), Group("original texts", "waiting", before)]
         groups = groups if before else groups[:1]
         svg = histogram(groups, label="Caption length", unit="words")
-        charts.append({"title": "Caption length", "note": _spread(after, " words"), "svg": svg, "legend": groups})
+        charts.append({"title": "Caption length", "note": _range_text(after, " words"), "svg": svg, "legend": groups})
     return charts
 
 
 def _bars(tables: RunTables, labels: Sequence[str]) -> list[tuple[str, Markup, int]]:
-    """(label, bar, clips) of the most frequent labels; the rest in one row."""
+    """(label, bar, number of clips) of the most frequent labels; the others in one row."""
     counts = Counter(labels)
     kept = Counter(label for label, clip in zip(labels, tables.ledger.clips) if clip.state in ("in_shard", "waiting"))
     most = sorted(counts, key=lambda label: (-counts[label], label))
@@ -114,13 +115,13 @@ def _bars(tables: RunTables, labels: Sequence[str]) -> list[tuple[str, Markup, i
     bars = []
     for label, num_kept, count in rows:
         segments = [Segment("kept", "kept", num_kept), Segment("left out", "dropped", count - num_kept)]
-        said = f"{label}: {count} clips, {num_kept} kept"
-        bars.append((label, stacked_bar(segments, total=largest, label=said, height_px=12), count))
+        bar_label = f"{label}: {count} clips, {num_kept} kept"
+        bars.append((label, stacked_bar(segments, total=largest, label=bar_label, height_px=12), count))
     return bars
 
 
 def score_charts(tables: RunTables) -> list[dict[str, Any]]:
-    """Charts of the scores, with the thresholds that are on."""
+    """Histograms of the scores, with markers for the thresholds that are on."""
     charts = []
     for name in SCORES:
         values = tables.clips[name].to_pylist()
@@ -129,6 +130,6 @@ def score_charts(tables: RunTables) -> list[dict[str, Any]]:
         title, unit = SCORE_TITLES[name]
         markers = _limits(tables.thresholds, name)
         svg = histogram(_groups(tables, values), label=title, markers=markers, logarithmic=name == "sharpness")
-        note = f"{unit}; {_spread(values)}" if unit else _spread(values)
+        note = f"{unit}; {_range_text(values)}" if unit else _range_text(values)
         charts.append({"title": title, "note": note, "svg": svg, "markers": markers})
     return charts

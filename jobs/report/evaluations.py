@@ -1,4 +1,4 @@
-"""The report's section on how good trained models are: RUN/train/*/evaluation.json, read and never recomputed.
+"""Evaluations of trained models for the report page, read from RUN/train/*/evaluation.json.
 
 evaluations(run, media)      # [{"name": "main", "step": 800, "groups": [...], "sheet": link, "charts": [...]}]
 """
@@ -13,11 +13,11 @@ from jobs.report.gallery import Media
 from recaption.run_folder import RunFolder
 
 MAX_TEXTS = 24
-"""Prompts shown with what the captioner said of their samples."""
+"""Maximum number of prompts shown with the captions of their samples."""
 
 
 GROUPS = {
-    "prompt_following": "Prompt following, read back by the captioner",
+    "prompt_following": "Prompt following, judged by the captioner",
     "contrastive": "Contrastive score",
     "diversity": "Diversity",
     "frechet_distance": "Distance to real clips",
@@ -25,16 +25,16 @@ GROUPS = {
 }
 
 
-SHARES = ("prompt_following", "contrastive/best_match")
-"""Measures that are shares; the others are scores, distances and losses."""
+FRACTION_MEASURES = ("prompt_following", "contrastive/best_match")
+"""Prefixes of the measures that are fractions, shown as percentages."""
 
 
-TELLING = ("prompt_following/main_object+colour", "prompt_following/all_fields", "contrastive/best_match")
-"""Drawn over the steps where several were evaluated."""
+CURVE_MEASURES = ("prompt_following/main_object+colour", "prompt_following/all_fields", "contrastive/best_match")
+"""Measures drawn as curves if several steps were evaluated."""
 
 
 def evaluations(run: RunFolder, media: Media) -> list[dict[str, Any]]:
-    """One entry per training that was evaluated."""
+    """One entry per evaluated training run."""
     return [_evaluation(run, media, name) for name in run.list("train/*/evaluation.json")]
 
 
@@ -48,16 +48,16 @@ def _evaluation(run: RunFolder, media: Media, name: str) -> dict[str, Any]:
     return {
         "name": folder.partition("/")[2],
         "step": found["step"],
-        "made_with": [
-            ("read by", found["captioner"]),
+        "settings": [
+            ("judged by", found["captioner"]),
             ("sampled at", found["size"]),
             ("steps", number(found["num_steps"])),
             ("guidance", number(found["guidance"])),
             ("prompts", number(len(found["prompts"]))),
-            ("prompts from", found["settings"]["held_out"] or "the clips of this run"),
+            ("prompts from", found["settings"]["held_out"] or "clips of this run"),
         ],
         "groups": [(title, groups[kind]) for kind, title in GROUPS.items() if kind in groups],
-        "texts": list(zip(found["prompts"], found["said"]))[:MAX_TEXTS],
+        "texts": list(zip(found["prompts"], found["sample_captions"]))[:MAX_TEXTS],
         "sheet": media.add(run.read_bytes(sheet), "png") if run.exists(sheet) else "",
         "charts": _curves(run, f"{folder}/evaluations.jsonl"),
     }
@@ -67,7 +67,7 @@ def _row(key: str, measure: dict[str, Any]) -> dict[str, Any]:
     def shown(value: float | None) -> str:
         if value is None:
             return ""
-        return f"{value:.1%}" if key.startswith(SHARES) else f"{value:.4f}"
+        return f"{value:.1%}" if key.startswith(FRACTION_MEASURES) else f"{value:.4f}"
 
     return {
         "name": (key.partition("/")[2] or key).replace("_", " ").replace("+", " and "),
@@ -81,7 +81,7 @@ def _row(key: str, measure: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curves(run: RunFolder, name: str) -> list[dict[str, Any]]:
-    """Charts over the evaluated steps; none for a single one."""
+    """Curves over the evaluated steps; [] for a single step."""
     lines = [json.loads(text) for text in run.read_bytes(name).decode().splitlines()] if run.exists(name) else []
     if len(lines) < 2:
         return []
@@ -93,7 +93,7 @@ def _curves(run: RunFolder, name: str) -> list[dict[str, Any]]:
             [float(one["step"]) for one in lines if key in one],
             [float(one[key]) for one in lines if key in one],
         )
-        for key, style in zip(TELLING, styles)
+        for key, style in zip(CURVE_MEASURES, styles)
         if any(key in one for one in lines)
     ]
     return [

@@ -1,11 +1,11 @@
-"""The part of the report page that plays: which clips are shown, and the files they need beside the page.
+"""Clip gallery and sample galleries of the report page, and their media files.
 
     media = Media(run)
-    cards(run, tables, media, max_clips=48)      # a mix of every state, each with picture, texts and scores
-    media.remove_others()                        # what an earlier report left behind
+    cards(run, tables, media, max_clips=48)      # clips of every state, each with preview, captions and scores
+    media.remove_others()                        # files of earlier reports
 
-Files in RUN/report/media are named by their content: the same run gives the same names, and nothing that came with a
-video ends up in a path.
+Files in RUN/report/media are named by the hash of their content: the same run gives the same names, and no name comes
+from an input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recaption.records import conform
 from recaption.run_folder import RunFolder
 from recaption.video_io.reader import decode_bytes
 
-CAUSE = {
+SCORE_OF_REASON = {
     "low_motion": "motion",
     "blurry": "sharpness",
     "dark": "luma",
@@ -43,7 +43,7 @@ CAUSE = {
     "low_aesthetic": "aesthetic",
     "low_quality": "blockiness",
 }
-"""Drop reason -> the score that it was read from, the first of several."""
+"""Drop reason -> the (first) score that its filter uses."""
 
 
 SCORES = (
@@ -59,7 +59,7 @@ MAX_SAMPLED_VIDEOS = 24
 
 
 class Media:
-    """Files beside the page."""
+    """Writes media files for the page and removes unused ones."""
 
     FOLDER = "report/media"
 
@@ -68,7 +68,7 @@ class Media:
         self._names: set[str] = set()
 
     def add(self, payload: bytes, extension: str) -> str:
-        """Link, relative to the page, to a file with these bytes."""
+        """Write `payload` unless it exists; returns its link relative to the page."""
         name = f"{hashlib.sha256(payload).hexdigest()[:16]}.{extension}"
         if name not in self._names and not self.run.exists(f"{self.FOLDER}/{name}"):
             self.run.write_bytes(f"{self.FOLDER}/{name}", payload)
@@ -76,6 +76,7 @@ class Media:
         return f"media/{name}"
 
     def remove_others(self) -> None:
+        """Remove the files that were not added by this report."""
         for name in self.run.list(f"{self.FOLDER}/*"):
             if posixpath.basename(name) not in self._names:
                 self.run.remove(name)
@@ -83,45 +84,47 @@ class Media:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One clip of the gallery, ready to be printed."""
+    """One clip of the gallery, as template variables."""
 
     clip_id: str
     source: str
-    """Name of the video, without the folders that all inputs share."""
+    """URI of the video without the common folder of all inputs."""
     span: str
     size: str
     state: str
     group: str
-    """What the filter buttons read: `in_shard`, `waiting`, or the reason."""
+    """Group of the filter buttons: `in_shard`, `waiting`, or the reason."""
     caption: str
     before: str
     others: list[tuple[str, str]]
     """(caption set, text) of the other sets."""
     kinds: list[tuple[str, str]]
-    """(kind, text) of the same set, about the whole clip."""
+    """(kind, text) of the whole clip in the same set."""
     windows: list[tuple[str, list[tuple[str, str]]]]
-    """(span, its texts by kind), in order."""
+    """(time span, [(kind, text), ...]) in order."""
     fault: str
-    """Why the caption is refused."""
+    """Quality gate that the caption failed."""
     fields: list[tuple[str, str]]
     scores: list[tuple[str, str, bool]]
-    """(name, value, whether this one dropped the clip)."""
+    """(name, value, True if it dropped the clip)."""
     shard: str
     duplicate_of: str = ""
-    """Clip that stays in this one's place."""
+    """Clip id of the kept duplicate."""
     video: str = ""
     poster: str = ""
     unplayable: str = ""
-    """Why there is no video although there should be one."""
+    """Error message if the clip's video cannot be read."""
 
     @property
     def num_window_texts(self) -> int:
         return sum(len(texts) for _, texts in self.windows)
 
 
-def choose(clips: Sequence[ClipState], max_clips: int) -> list[int]:
-    """Row numbers of up to `max_clips` clips: at least half from shards where there are so many, every reason in the
-    rest, each group picked evenly from its first row to its last."""
+def choose_clips(clips: Sequence[ClipState], max_clips: int) -> list[int]:
+    """Indices of up to `max_clips` clips, evenly spaced within each group.
+
+    At least half are from shards if there are enough; the others take turns over the drop and failure reasons.
+    """
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         groups["in_shard" if clip.state == "in_shard" else clip.state, clip.reason or ""].append(row)
@@ -143,8 +146,8 @@ def _evenly(rows: list[int], count: int) -> list[int]:
 
 
 def cards(run: RunFolder, tables: RunTables, media: Media, *, max_clips: int) -> list[Card]:
-    """The gallery. Clips in shards play from the shard's own bytes; the others show the picture kept of them."""
-    chosen = choose(tables.ledger.clips, max_clips)
+    """The gallery cards. Clips in shards play the mp4 of the shard; other clips show their preview image."""
+    chosen = choose_clips(tables.ledger.clips, max_clips)
     rows = tables.clips.take(chosen).to_pylist() if chosen else []
     ids = {row["clip_id"] for row in rows}
     posters = previews(run, ids)
@@ -164,9 +167,9 @@ def _card(
     clip_id = row["clip_id"]
     caption = tables.captions.get(clip_id, {})
     fields = caption.get("fields") or {}
-    further = tables.further.get(clip_id, [])
+    other_captions = tables.other_captions.get(clip_id, [])
     video, unplayable = _video(run, tables, media, state)
-    cause = CAUSE.get(state.reason or "", "")
+    cause = SCORE_OF_REASON.get(state.reason or "", "")
     return Card(
         clip_id=clip_id,
         source=tables.short_uri(row["uri"]),
@@ -177,8 +180,8 @@ def _card(
         caption=caption.get("text", ""),
         before=tables.originals.get(clip_id, ""),
         others=[(name, texts[clip_id]) for name, texts in others.items() if texts.get(clip_id)],
-        kinds=[(row["kind"].replace("_", " "), row["text"]) for row in further if not row["window"]],
-        windows=[(span, texts) for span, texts in _by_window(further).items()],
+        kinds=[(row["kind"].replace("_", " "), row["text"]) for row in other_captions if not row["window"]],
+        windows=[(span, texts) for span, texts in _by_window(other_captions).items()],
         fault=(caption.get("fault") or "").replace("_", " "),
         fields=[(name.replace("_", " "), fields[name]) for name in FIELDS if fields.get(name)],
         scores=[
@@ -198,7 +201,7 @@ def _card(
 
 
 def _by_window(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
-    """Span of time -> (kind, text); the descriptive kind has no name, as everywhere on the page."""
+    """Time span -> [(kind, text), ...]; kind is "" for descriptive captions."""
     windows: dict[str, list[tuple[str, str]]] = {}
     for row in sorted((row for row in rows if row["window"]), key=lambda row: row["window"]):
         kind = "" if row["kind"] == "descriptive" else row["kind"].replace("_", " ")
@@ -208,7 +211,7 @@ def _by_window(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _video(run: RunFolder, tables: RunTables, media: Media, state: ClipState) -> tuple[str, str]:
-    """(link, why not) of a clip that lies in a shard."""
+    """(link, error message) of a clip in a shard."""
     row = tables.index.get(state.clip_id)
     if state.state != "in_shard" or row is None:
         return "", ""
@@ -219,7 +222,7 @@ def _video(run: RunFolder, tables: RunTables, media: Media, state: ClipState) ->
 
 
 def previews(run: RunFolder, clip_ids: set[str]) -> dict[str, bytes]:
-    """Pictures of the wanted clips, one part in memory at a time."""
+    """Preview JPEGs of the clips, one part in memory at a time."""
     found: dict[str, bytes] = {}
     for name in run.list("previews/part-*.parquet"):
         if len(found) == len(clip_ids):
@@ -246,8 +249,8 @@ def filter_buttons(shown: Sequence[Card]) -> list[tuple[str, str, int]]:
     return [(group, group.replace("_", " "), count) for group, count in counts.items()]
 
 
-def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
-    """What every RUN/samples/*/samples.json lists: videos with their prompts, and the contact sheet."""
+def sample_galleries(run: RunFolder, media: Media) -> list[dict[str, Any]]:
+    """Videos with their prompts, and the contact sheet, of each RUN/samples/*/samples.json."""
     galleries = []
     for name in run.list("samples/*/samples.json"):
         listed = json.loads(run.read_bytes(name))
@@ -256,21 +259,21 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
         expanded = [str(text) for text in listed.get("expanded_prompts", [])]
         videos = []
         for i, relative in enumerate(listed.get("videos", [])[:MAX_SAMPLED_VIDEOS]):
-            payload, extension = _beside(run, folder, relative)
+            payload, extension = _read_listed_file(run, folder, relative)
             if payload:
                 link = media.add(payload, extension)
                 prompt = prompts[i] if i < len(prompts) else ""
                 text = expanded[i] if i < len(expanded) else ""
-                made_from = _made_from(listed, i)
-                videos.append((link, _poster(payload, media), prompt, text if text != prompt else "", made_from))
-        sheet, extension = _beside(run, folder, listed.get("contact_sheet") or "")
+                conditioning = _conditioning_text(listed, i)
+                videos.append((link, _poster(payload, media), prompt, text if text != prompt else "", conditioning))
+        sheet, extension = _read_listed_file(run, folder, listed.get("contact_sheet") or "")
         galleries.append(
             {
                 "name": posixpath.basename(folder),
                 "videos": videos,
                 "num_hidden": max(len(listed.get("videos", [])) - MAX_SAMPLED_VIDEOS, 0),
                 "sheet": media.add(sheet, extension) if sheet else "",
-                "made_with": [
+                "settings": [
                     (key.replace("_", " "), number(listed[key]))
                     for key in ("num_frames", "height_px", "width_px", "fps", "num_steps", "guidance", "seed")
                     if isinstance(listed.get(key), int | float)
@@ -280,23 +283,25 @@ def sampled(run: RunFolder, media: Media) -> list[dict[str, Any]]:
     return galleries
 
 
-def _made_from(listed: dict[str, Any], row: int) -> str:
-    """Kind of prompt, its files, and which frames were given: `extend of bike.mp4, frames 1-9 of 21 given`; "" for text."""
+def _conditioning_text(listed: dict[str, Any], row: int) -> str:
+    """Mode, media and conditioning frames: `extend of bike.mp4, conditioned on frames 1-9 of 21`; "" for text prompts."""
 
-    def at(name: str, default: Any) -> Any:
+    def entry(name: str, default: Any) -> Any:
         values = listed.get(name) or []
         return values[row] if row < len(values) else default
 
-    mode, media = str(at("modes", "text")), ", ".join(map(str, at("media", [])))
+    mode, media = str(entry("modes", "text")), ", ".join(map(str, entry("media", [])))
     if mode == "text":
         return ""
-    spans = ", ".join(f"{start + 1}-{end}" if end > start + 1 else f"{end}" for start, end in at("given_frames", []))
-    given = f", frames {spans} of {at('lengths', 0)} given" if spans else ""
-    return f"{mode} of {media}{given}" if media else f"{mode}{given}"
+    spans = ", ".join(
+        f"{start + 1}-{end}" if end > start + 1 else f"{end}" for start, end in entry("conditioning_frames", [])
+    )
+    frames = f", conditioned on frames {spans} of {entry('lengths', 0)}" if spans else ""
+    return f"{mode} of {media}{frames}" if media else f"{mode}{frames}"
 
 
-def _beside(run: RunFolder, folder: str, relative: str) -> tuple[bytes, str]:
-    """Bytes and extension of a file that a samples.json names; none where it leads out of RUN/samples or to nothing."""
+def _read_listed_file(run: RunFolder, folder: str, relative: str) -> tuple[bytes, str]:
+    """(bytes, extension) of a file listed in a samples.json; empty if it is missing or outside of RUN/samples."""
     name = posixpath.normpath(posixpath.join(folder, str(relative).replace("\\", "/")))
     extension = name.rpartition(".")[2].lower()
     if not name.startswith("samples/") or extension not in ("mp4", "webm", "png") or not run.exists(name):
@@ -305,11 +310,11 @@ def _beside(run: RunFolder, folder: str, relative: str) -> tuple[bytes, str]:
 
 
 def _poster(video: bytes, media: Media) -> str:
-    """Link to a picture of the video's middle frame; empty where it does not decode."""
+    """Link to a JPEG of the video's middle frame; empty if it does not decode."""
     try:
         frames = decode_bytes(video).pixels_THWC
     except VideoError:
         return ""
-    picture = io.BytesIO()
-    Image.fromarray(frames[len(frames) // 2]).save(picture, "JPEG", quality=88)
-    return media.add(picture.getvalue(), "jpg")
+    jpeg = io.BytesIO()
+    Image.fromarray(frames[len(frames) // 2]).save(jpeg, "JPEG", quality=88)
+    return media.add(jpeg.getvalue(), "jpg")

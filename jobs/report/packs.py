@@ -1,4 +1,4 @@
-"""The plan in the report: packs of the first epoch, what the ranks of a step cost, what rules did, epochs side by side."""
+"""The packing plan in the report: packs of the first epoch, cost per step and rank, effect of rules, epochs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from markupsafe import Markup
 from jobs.report.charts import Series, line, number, pack_columns
 
 BY_RULE = {
-    "left_out": "not shown in this epoch",
-    "repeated": "shown several times",
-    "cut": "shown in part (max frames)",
-    "split": "split into pieces",
+    "left_out": "not in this epoch",
+    "repeated": "repeated in this epoch",
+    "cut": "cropped in time (max frames)",
+    "split": "split into segments",
     "dropped": "with tokens dropped",
 }
 
 
 def plan_figures(plan: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Template variables of the packing section from plan.json; None without a plan."""
     if plan is None:
         return None
     named = [
@@ -29,10 +30,10 @@ def plan_figures(plan: dict[str, Any] | None) -> dict[str, Any] | None:
         ("Capacity", f"{number(plan['capacity'])} tokens" if plan.get("capacity") else "–"),
         ("Policy", str(plan["policy"]).replace("_", " ")),
     ]
-    if "num_excerpts" in plan:
+    if "num_segments" in plan:
         named += [
-            ("Segments", number(plan["num_excerpts"])),
-            ("Tokens dropped", f"{plan['dropped_token_share']:.1%}"),
+            ("Segments", number(plan["num_segments"])),
+            ("Tokens dropped", f"{plan['dropped_token_fraction']:.1%}"),
         ]
     columns = pack_columns(plan.get("pack_tokens", []), plan["capacity"]) if plan.get("capacity") else ""
     shown = len(plan.get("pack_tokens", []))
@@ -48,7 +49,7 @@ def plan_figures(plan: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _step_costs(plan: dict[str, Any]) -> Markup | None:
-    """The slowest rank of each step beside the mean: what lies between is waiting."""
+    """Cost of the slowest rank and mean cost of all ranks per step; the difference is waiting time."""
     steps = plan.get("step_flops", [])
     if plan.get("num_ranks", 1) < 2 or len(steps) < 2:
         return None
@@ -56,13 +57,13 @@ def _step_costs(plan: dict[str, Any]) -> Markup | None:
     numbers = [float(number) for number in range(len(steps))]
     kinds = (("slowest rank", "accent", 1), ("mean of the ranks", "second", 0))
     return line(
-        [Series(name, style, numbers, [of_step[at] / mean for of_step in steps]) for name, style, at in kinds],
+        [Series(name, style, numbers, [of_step[column] / mean for of_step in steps]) for name, style, column in kinds],
         label="cost of each step, as a multiple of the mean",
     )
 
 
-def _counted(plan: dict[str, Any], kind: str, words: dict[str, str]) -> list[tuple[str, int, float | None]]:
-    """(what happened, samples, their seconds where these are known)."""
+def _counted(plan: dict[str, Any], kind: str, labels: dict[str, str]) -> list[tuple[str, int, float | None]]:
+    """(label, number of samples, their seconds if known)."""
     seconds = plan.get(f"{kind}_seconds", {})
     counts = plan.get(kind) or {}
-    return [(words.get(name, name.replace("_", " ")), count, seconds.get(name)) for name, count in counts.items()]
+    return [(labels.get(name, name.replace("_", " ")), count, seconds.get(name)) for name, count in counts.items()]

@@ -1,9 +1,9 @@
-"""The page people look at: RUN/report/index.html, with media files beside it. No network, no server, one function.
+"""Writes the report page RUN/report/index.html and its media files; it needs no network and no server.
 
     write_report(run, recipe.filters)        # -> ".../RUN/report/index.html"
 
-Every section reads what its stage left in the run folder; where that stage has not run, the section says which command
-runs it. The same run folder gives the same page, byte for byte.
+Every section reads the outputs of its stage from the run folder, or shows the command of a stage that has not run. The
+same run folder gives the same page, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from jobs.recipe.settings import Recipe
 from jobs.report.charts import FunnelRow, Segment, frame_outline, funnel, number, stacked_bar
 from jobs.report.distributions import distributions, score_charts
 from jobs.report.evaluations import evaluations
-from jobs.report.gallery import Media, cards, filter_buttons, sampled
+from jobs.report.gallery import Media, cards, filter_buttons, sample_galleries
 from jobs.report.packs import plan_figures
 from jobs.report.render import render_page
 from jobs.report.tables import RunTables, duration, read_run
-from jobs.report.thresholds import ask_run, threshold_figures, waterfall_rows
+from jobs.report.thresholds import load_scores, threshold_figures, waterfall_rows
 from jobs.report.trainings import read_training
 from packing.buckets import parse_bucket
 from recaption.ledger.ledger import ClipState
@@ -48,7 +48,7 @@ COMMANDS = {
 
 
 LATER_REASONS = ("bad_caption", "no_bucket")
-"""Drop reasons that later stages reach; all others are verdicts of the filters."""
+"""Drop reasons of later stages; all others are reasons of the filters."""
 
 
 def write_report(
@@ -59,13 +59,13 @@ def write_report(
     set_name: str | None = None,
     max_clips: int = 48,
 ) -> str:
-    """Write the page for whatever stages have run.
+    """Write the page for the stages that have run.
 
     Args:
-        thresholds: give the verdicts.
-        recipe: says how many training tokens a clip is worth; without it the page leaves tokens out.
+        thresholds: filters that decide which clips are kept.
+        recipe: for the training tokens per clip; without it the page has no token counts.
         set_name: caption set to show as "after"; default: the one in the shards.
-        max_clips: cards in the gallery; the page says how many clips it does not show.
+        max_clips: maximum number of clips in the gallery.
 
     Returns:
         Path or URI of the page.
@@ -73,9 +73,9 @@ def write_report(
     tables = read_run(run, thresholds, set_name)
     media = Media(run)
     shown = cards(run, tables, media, max_clips=max_clips)
-    seen = ask_run(run, recipe)
-    thresholds_shown, not_computed = threshold_figures(seen, thresholds, lambda jpeg: media.add(jpeg, "jpg"))
-    galleries = sampled(run, media)
+    scored = load_scores(run, recipe)
+    thresholds_shown, not_computed = threshold_figures(scored, thresholds, lambda jpeg: media.add(jpeg, "jpg"))
+    galleries = sample_galleries(run, media)
     plan = json.loads(run.read_bytes("plan.json")) if run.exists("plan.json") else None
     trainings = [read_training(run, name, media) for name in run.list("train/*/metrics.jsonl")]
     context = {
@@ -95,7 +95,7 @@ def write_report(
         "faults": tables.faults,
         "charts": distributions(tables),
         "score_charts": score_charts(tables),
-        "waterfall": waterfall_rows(seen, thresholds),
+        "waterfall": waterfall_rows(scored, thresholds),
         "has_tokens": recipe is not None,
         "threshold_figures": thresholds_shown,
         "not_computed": not_computed,
@@ -123,7 +123,7 @@ def _tiles(
     trainings: list[dict[str, Any]],
     galleries: list[Any],
 ) -> list[tuple[str, str, str]]:
-    """(name, number, what it is made of)."""
+    """(name, value, details)."""
     sums = tables.ledger.summary()
     videos, clips, seconds = sums["videos"], sums["clips"], sums["seconds"]
     tiles = [
@@ -159,7 +159,7 @@ def _tiles(
 
 
 def _funnel(tables: RunTables) -> list[dict[str, Any]]:
-    """Seconds of footage after each step, and where the others went: left + lost is what the row before has left."""
+    """Seconds of footage left after each step, and lost in it by reason; left + lost = left in the row before."""
     videos, clips = tables.ledger.videos, tables.ledger.clips
     by_step: dict[str, list[ClipState]] = defaultdict(list)
     for clip in clips:
@@ -173,7 +173,7 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
         ("In shards", "clips", 0, _lost_clips(by_step["shard"])),
     ]
     rows: list[dict[str, Any]] = [
-        {"title": "Given", "count": len(videos), "unit": "videos", "seconds": total, "lost": []}
+        {"title": "Input", "count": len(videos), "unit": "videos", "seconds": total, "lost": []}
     ]
     left, num_left = total, len(clips)
     for title, unit, count, lost in losses:
@@ -197,12 +197,12 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
         total=total,
     )
     for row, bar in zip(rows, bars):
-        row |= {"bar": bar, "share": row["seconds"] / total if total else 0.0}
+        row |= {"bar": bar, "fraction": row["seconds"] / total if total else 0.0}
     return rows
 
 
 def _lost_in(tables: RunTables, clip: ClipState) -> str:
-    """The step of the funnel that a clip did not pass; empty where it passed them all."""
+    """The step of the funnel that lost a clip; empty if it passed all steps."""
     if clip.state == "in_shard":
         return ""
     if clip.state == "waiting":
@@ -214,7 +214,7 @@ def _lost_in(tables: RunTables, clip: ClipState) -> str:
 
 
 def _seconds_used(tables: RunTables, clip: ClipState) -> float:
-    """Footage of a clip that its sample shows: the sample's length, never more than the clip has."""
+    """Seconds of a clip that are in its sample; at most the length of the clip."""
     row = tables.index.get(clip.clip_id)
     return min(clip.seconds, row.num_frames / row.fps) if row else 0.0
 

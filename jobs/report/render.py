@@ -1,4 +1,4 @@
-"""The report page from its template: self-contained, with a content security policy of hashes."""
+"""Renders a page template to self-contained HTML with a hash-based content security policy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from jobs.report.thresholds import amount
 
 
 def render_page(template: str, **context: Any) -> str:
-    """A page from one of the templates, with the style sheet and the script inside it."""
+    """HTML of a template, with style sheet and script inlined."""
     here = Path(__file__).parent / "templates"
     files = {kind: (here / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")}
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "duration": duration, "percent": lambda share: f"{share:.0%}"}
+    environment.filters |= {"number": number, "duration": duration, "percent": lambda fraction: f"{fraction:.0%}"}
     environment.filters["amount"] = amount
     return environment.get_template(template).render(
         **context,

@@ -1,4 +1,4 @@
-"""What the report reads from a run folder, once, for all its sections."""
+"""Tables of a run folder that several sections of the report use, read once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTables:
-    """Everything that more than one section needs."""
+    """Ledger, clips, captions and samples of a run."""
 
     ledger: Ledger
     clips: pa.Table
@@ -54,36 +54,36 @@ class RunTables:
     set_name: str | None
     other_sets: list[str]
     captions: dict[str, dict[str, Any]]
-    """clip_id -> row of `Caption` by a model, from the chosen set; a good one where there is one."""
+    """clip_id -> main caption of the chosen set; one that passed the gates if there is one."""
     originals: dict[str, str]
-    """clip_id -> text that came with the video."""
-    further: dict[str, list[dict[str, Any]]]
-    """clip_id -> good rows of `Caption` by a model about its windows and of other kinds."""
+    """clip_id -> original text of the video."""
+    other_captions: dict[str, list[dict[str, Any]]]
+    """clip_id -> captions of its windows and of other kinds that passed the gates."""
     index: dict[str, Sample]
 
     @property
     def faults(self) -> list[tuple[str, int]]:
-        """(fault, captions refused for it), the most frequent first."""
+        """(fault, number of captions with it), most frequent first."""
         counts = Counter(row["fault"].replace("_", " ") for row in self.captions.values() if row["fault"])
         return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @cached_property
-    def _shared_folder(self) -> str:
+    def _common_folder(self) -> str:
         uris = [video.uri for video in self.ledger.videos]
         prefix = os.path.commonprefix(uris)  # noqa: RUF071 (URIs and paths may be mixed)
         return prefix[: prefix.rfind("/") + 1]
 
     def short_uri(self, uri: str) -> str:
-        """`uri` without the folders that all inputs share."""
-        return uri.removeprefix(self._shared_folder) or uri
+        """`uri` without the common folder of all inputs."""
+        return uri.removeprefix(self._common_folder) or uri
 
 
 def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None) -> RunTables:
-    """Read what is there; stages that have not run leave empty tables."""
+    """Read the tables of a run; they are empty for stages that have not run."""
     set_name = set_name or default_caption_set(run)
     captions: dict[str, dict[str, Any]] = {}
     originals: dict[str, str] = {}
-    further: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    other_captions: dict[str, list[dict[str, Any]]] = defaultdict(list)
     table = run.read_tables(caption_set_pattern(set_name), CAPTION_SCHEMA) if set_name else CAPTION_SCHEMA.empty_table()
     if set_name:
         table = mark_repeated_captions(table, read_repeated(run, set_name), thresholds.max_clips_per_caption)
@@ -92,7 +92,7 @@ def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None)
             originals[row["clip_id"]] = row["text"]
         elif row["kind"] != "descriptive" or row["window"]:
             if row["reason"] is None:
-                further[row["clip_id"]].append(row)
+                other_captions[row["clip_id"]].append(row)
         elif row["clip_id"] not in captions or captions[row["clip_id"]]["reason"] is not None:
             captions[row["clip_id"]] = row
     index = run.read_table("index.parquet") if run.exists("index.parquet") else schema_of(Sample).empty_table()
@@ -104,6 +104,6 @@ def read_run(run: RunFolder, thresholds: FilterThresholds, set_name: str | None)
         other_sets=[name for name in caption_sets(run) if name != set_name],
         captions=captions,
         originals=originals,
-        further=further,
+        other_captions=other_captions,
         index={row.clip_id: row for row in from_table(index, Sample)},
     )

@@ -1,8 +1,8 @@
-"""What thresholds cost, as charts, tables and pictures: a section of the report, and all of the what-if page.
+"""Threshold analysis for the report and the what-if page: filter funnel, retention curves, clips near a threshold.
 
-seen = ask_run(run, recipe)                       # clips, their scores, seconds and training tokens
-waterfall_rows(seen, recipe.filters)              # what is left after each filter
-threshold_figures(seen, recipe.filters, link)     # a retention curve each, and the clips beside the threshold
+scored = load_scores(run, recipe)                   # clips, their scores, seconds and training tokens
+waterfall_rows(scored, recipe.filters)              # clips left after each filter
+threshold_figures(scored, recipe.filters, link)     # a retention curve each, and the clips next to the threshold
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.recipe.settings import Recipe, grid_of
-from jobs.report.charts import Marker, Segment, Series, number, shares, stacked_bar
+from jobs.report.charts import Marker, Segment, Series, number, retention_chart, stacked_bar
 from jobs.report.distributions import SCORE_TITLES
 from jobs.report.gallery import previews
 from jobs.report.tables import clock
@@ -41,11 +41,11 @@ from recaption.quality.threshold_analysis import (
 from recaption.run_folder import RunFolder
 
 Link = Callable[[bytes], str]
-"""Bytes of a JPEG -> what the page's `src` says."""
+"""Bytes of a JPEG -> URL for the `src` attribute."""
 
 
 def fields_of(reason: str) -> list[str]:
-    """Names of the thresholds that can give this verdict."""
+    """Names of the thresholds that can drop a clip for this reason."""
     if reason == "duplicate":
         return ["drop_duplicates", "max_duplicate_similarity", "max_semantic_similarity"]
     filters = [one for one in FILTERS if one.reason == reason]
@@ -53,91 +53,98 @@ def fields_of(reason: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What thresholds are asked of: every clip of a run, and what it would be worth."""
+class ScoredClips:
+    """Scores, seconds and training tokens of every clip of a run."""
 
     run: RunFolder
     clips: pa.Table
     """Columns of `Clip` and `ClipScores`."""
     seconds: np.ndarray
     tokens: np.ndarray
-    """(N,) training tokens of the bucket that each clip would take; 0 where it has none."""
-    ask: Evaluate
-    """Verdicts of the filters and, for what they keep, `no_bucket`."""
+    """(N,) training tokens of each clip in its bucket; 0 without a bucket."""
+    evaluate: Evaluate
+    """Drop reason per clip: of the filters, else `no_bucket`, else None."""
     filters_only: Evaluate
 
     def steps(self, thresholds: FilterThresholds) -> list[FunnelStep]:
         weights = {"seconds": self.seconds, "tokens": self.tokens}
         return filter_funnel(
-            self.ask(thresholds), weights, extra_reasons=() if self.ask is self.filters_only else ("no_bucket",)
+            self.evaluate(thresholds),
+            weights,
+            extra_reasons=() if self.evaluate is self.filters_only else ("no_bucket",),
         )
 
 
-def ask_run(run: RunFolder, recipe: Recipe | None) -> Seen:
-    """Read the scores of a run once; every question after that is arithmetic.
+def load_scores(run: RunFolder, recipe: Recipe | None) -> ScoredClips:
+    """Read the scores of a run; evaluating thresholds on them needs no more I/O.
 
     Args:
-        recipe: says which bucket a clip would take; without it nothing is known of tokens and buckets.
+        recipe: for the bucket and tokens of each clip; without it all tokens are 0.
     """
     clips = read_clips(run)
     filters_only = partial(drop_reasons, clips, pairs=read_pairs(run))
     seconds = score_column(clips, "seconds")
     if recipe is None:
         none = np.zeros(len(seconds))
-        return Seen(run=run, clips=clips, seconds=seconds, tokens=none, ask=filters_only, filters_only=filters_only)
+        return ScoredClips(
+            run=run, clips=clips, seconds=seconds, tokens=none, evaluate=filters_only, filters_only=filters_only
+        )
     tokens = clip_tokens(clips, recipe.shard.buckets, grid_of(recipe))
 
-    def ask(thresholds: FilterThresholds) -> list[str | None]:
+    def evaluate(thresholds: FilterThresholds) -> list[str | None]:
         return [r or ("no_bucket" if none else None) for r, none in zip(filters_only(thresholds), tokens == 0)]
 
-    return Seen(run=run, clips=clips, seconds=seconds, tokens=tokens, ask=ask, filters_only=filters_only)
+    return ScoredClips(
+        run=run, clips=clips, seconds=seconds, tokens=tokens, evaluate=evaluate, filters_only=filters_only
+    )
 
 
 def clip_tokens(clips: pa.Table, table: BucketTable, grid: Grid) -> np.ndarray:
-    """(N,) float64: tokens of the sample that each clip would become. One bucket is looked up per size and length."""
+    """(N,) float64: training tokens of each clip in its bucket, computed once per distinct size and length."""
     seconds = score_column(clips, "seconds")
     frames = np.floor(seconds * table.fps + FRAME_TOLERANCE)
-    frames = np.minimum(frames, max(table.num_frames))  # what is beyond the longest bucket makes no difference
+    frames = np.minimum(frames, max(table.num_frames))  # longer clips get the longest bucket too
     sizes = [np.asarray(clips[name].to_numpy(), np.float64) for name in ("width_px", "height_px")]
     if not len(seconds):
         return np.zeros(0)
     kinds, first, which = np.unique(np.stack([frames, *sizes]), axis=1, return_index=True, return_inverse=True)
-    of_kind = np.zeros(kinds.shape[1])
+    tokens_of_kind = np.zeros(kinds.shape[1])
     for i, row in enumerate(first):
         bucket = assign_bucket(float(seconds[row]), int(sizes[0][row]), int(sizes[1][row]), table)
         if bucket is not None:
-            of_kind[i] = grid.num_tokens(bucket.num_frames, bucket.height_px, bucket.width_px)
-    return of_kind[which.reshape(-1)]
+            tokens_of_kind[i] = grid.num_tokens(bucket.num_frames, bucket.height_px, bucket.width_px)
+    return tokens_of_kind[which.reshape(-1)]
 
 
 # --- waterfall --------------------------------------------------------------------------------------------------------
 
 
 def threshold_text(value: float | bool | None) -> str:
+    """A threshold as text: a number, on or off."""
     return "off" if value is None or value is False else "on" if value is True else number(float(value))
 
 
 def setting_text(reason: str, thresholds: FilterThresholds) -> str:
-    """The thresholds that give this verdict, as a person reads them; those that are off only where all are."""
+    """The thresholds of a drop reason as text; those that are off only if all are."""
     values = {name: threshold_text(getattr(thresholds, name)) for name in fields_of(reason)}
     shown = {name: text for name, text in values.items() if text != "off"} or dict([*values.items()][:1])
     return ", ".join(f"{name} = {text}" for name, text in shown.items())
 
 
-def waterfall_rows(seen: Seen, thresholds: FilterThresholds) -> list[dict[str, Any]]:
-    """One row per filter: bar, what it dropped, what is left."""
-    steps = seen.steps(thresholds)
+def waterfall_rows(scored: ScoredClips, thresholds: FilterThresholds) -> list[dict[str, Any]]:
+    """One row per filter: bar, number dropped, number left."""
+    steps = scored.steps(thresholds)
     total = steps[0].clips
     rows = []
     for i, step in enumerate(steps):
         lost = steps[i - 1].clips - step.clips if i else 0
         segments = [Segment("left", "kept", step.clips), Segment(f"dropped: {number(lost)}", "dropped", lost)]
-        said = f"{step.reason or 'all clips'}: {step.clips} clips left, {lost} dropped"
+        label = f"{step.reason or 'all clips'}: {step.clips} clips left, {lost} dropped"
         rows.append(
             {
                 "reason": step.reason.replace("_", " ") or "all clips",
                 "setting": setting_text(step.reason, thresholds),
-                "bar": stacked_bar(segments, total=total, label=said, height_px=12),
+                "bar": stacked_bar(segments, total=total, label=label, height_px=12),
                 "lost": lost,
                 "clips": step.clips,
                 "seconds": step.left["seconds"],
@@ -158,31 +165,33 @@ def title_of(score: str) -> tuple[str, str]:
 
 
 def curve_chart(column: ThresholdColumn, curve: RetentionCurve, markers: Sequence[Marker]) -> Any:
-    """The share of clips kept as one threshold moves."""
+    """Fraction of clips kept against the value of one threshold."""
     finite = column.values[np.isfinite(column.values)]
-    # A few sharp clips must not squeeze all others into the first pixels.
-    wide = bool((finite > 0).all()) and float(np.quantile(finite, 0.95)) > 30 * float(np.quantile(finite, 0.05))
-    places = curve.thresholds.tolist()
+    # Logarithmic axis for heavy-tailed scores such as sharpness.
+    is_heavy_tailed = bool((finite > 0).all()) and float(np.quantile(finite, 0.95)) > 30 * float(
+        np.quantile(finite, 0.05)
+    )
+    thresholds = curve.thresholds.tolist()
     series = [
-        Series("kept by all filters", "accent", places, curve.kept_fraction.tolist()),
-        Series("by this one alone", "second", places, curve.passing_fraction.tolist()),
+        Series("kept by all filters", "accent", thresholds, curve.kept_fraction.tolist()),
+        Series("by this one alone", "second", thresholds, curve.passing_fraction.tolist()),
     ]
-    return shares(places, series, label=column.field, markers=markers, logarithmic=wide)
+    return retention_chart(thresholds, series, label=column.field, markers=markers, logarithmic=is_heavy_tailed)
 
 
-def picture_rows(seen: Seen, found: ThresholdNeighbours) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The clips on both sides of a threshold, without their pictures yet."""
+def picture_rows(scored: ScoredClips, found: ThresholdNeighbours) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(kept, dropped) clips next to a threshold, without previews."""
     columns = ["clip_id", "uri", "start_seconds", "end_seconds"]
     sides = []
     for side in (found.inside, found.outside):
-        rows = seen.clips.select(columns).take([row for row, _ in side]).to_pylist() if side else []
+        rows = scored.clips.select(columns).take([row for row, _ in side]).to_pylist() if side else []
         sides.append([{**row, "value": value} for row, (_, value) in zip(rows, side)])
     return sides[0], sides[1]
 
 
-def add_pictures(seen: Seen, rows: Sequence[dict[str, Any]], link: Link) -> None:
-    """Give each row its picture (empty where none was kept), its name and its place in the video."""
-    pictures = previews(seen.run, {row["clip_id"] for row in rows})
+def add_pictures(scored: ScoredClips, rows: Sequence[dict[str, Any]], link: Link) -> None:
+    """Add preview link (empty without a preview), file name and time span to each row."""
+    pictures = previews(scored.run, {row["clip_id"] for row in rows})
     links = {clip_id: link(jpeg) for clip_id, jpeg in sorted(pictures.items())}
     for row in rows:
         row["picture"] = links.get(row["clip_id"], "")
@@ -192,18 +201,18 @@ def add_pictures(seen: Seen, rows: Sequence[dict[str, Any]], link: Link) -> None
 
 
 def threshold_figures(
-    seen: Seen, thresholds: FilterThresholds, link: Link, *, count: int = 4
+    scored: ScoredClips, thresholds: FilterThresholds, link: Link, *, count: int = 4
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """(figures in the order of the filters, scores that no clip has)."""
-    if not seen.clips.num_rows:
+    """(figures in the order of the filters, names of scores that no clip has)."""
+    if not scored.clips.num_rows:
         return [], []
     figures: list[dict[str, Any]] = []
-    for field, column in threshold_columns(seen.clips, thresholds, seen.filters_only).items():
+    for field, column in threshold_columns(scored.clips, thresholds, scored.filters_only).items():
         title, unit = title_of(column.clip_filter.score)
         value = column.threshold
         markers = [] if value is None else [Marker(value, f"{field} = {number(value)}")]
         is_outside = column.is_violation(value)
-        inside, outside = picture_rows(seen, clips_near_threshold(column, count=count))
+        inside, outside = picture_rows(scored, clips_near_threshold(column, count=count))
         figures.append(
             {
                 "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
@@ -219,12 +228,12 @@ def threshold_figures(
                 "outside": outside,
             }
         )
-    add_pictures(seen, [row for f in figures for row in (*f["inside"], *f["outside"])], link)
-    return figures, missing_scores(seen.clips)
+    add_pictures(scored, [row for f in figures for row in (*f["inside"], *f["outside"])], link)
+    return figures, missing_scores(scored.clips)
 
 
 def amount(value: float) -> str:
-    """A number of tokens: exact below a million, then three digits and a unit."""
+    """Token count as text: exact below a million, then three digits and a unit."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"

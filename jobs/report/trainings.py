@@ -1,6 +1,6 @@
-"""Trainings on the report page: curves, speed, and the videos that the model drew while it trained.
+"""Training runs for the report page: loss curves, throughput and videos sampled during training.
 
-training(run, "train/dit/metrics.jsonl", media)["charts"]
+read_training(run, "train/dit/metrics.jsonl", media)["charts"]
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from recaption.run_folder import RunFolder
 STEP = re.compile(r"step-(\d+)")
 
 
-TELLING_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
-"""Of the thirty numbers that a captioner is measured by, those drawn first."""
+FIRST_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
+"""Captioner metrics that are drawn first, of some thirty."""
 
 
 MAX_MEASURES = 5
@@ -36,8 +36,7 @@ MAX_SAMPLES_PER_STEP = 8
 
 
 def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
-    """Curves of the metrics.jsonl `name`, and what the model sampled on its way; a last line that was cut short is left
-    out."""
+    """Curves of the metrics.jsonl `name` and videos sampled during training; an incomplete last line is skipped."""
     rows = []
     for text in run.read_bytes(name).decode(errors="replace").splitlines():
         try:
@@ -52,7 +51,7 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
     lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
     charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
-    measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in TELLING_MEASURES, key))
+    measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in FIRST_MEASURES, key))
     for key in [key for key in measures if not key.endswith("loss")][:MAX_MEASURES]:
         one = [Series(key, "accent", *_series(rows, key))]
         charts.append(
@@ -69,7 +68,7 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
         ("fill", "fill of packs", "{:.1%}".format),
         ("data_wait_share", "waiting for data", "{:.1%}".format),
         ("tflops_per_second", "TFLOP/s per device", number),
-        ("mfu", "of its bf16 peak", "{:.1%}".format),
+        ("mfu", "of bf16 peak (MFU)", "{:.1%}".format),
     ):
         values = _series(rows, key)[1]
         if values:
@@ -85,7 +84,7 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
 
 
 def _samples(run: RunFolder, folder: str, media: Media) -> list[dict[str, Any]]:
-    """Of a few steps, evenly from the first to the last that has any: links to the animations drawn then."""
+    """Links to the animations sampled at up to `MAX_SAMPLED_STEPS` steps, evenly spaced."""
     of_steps: dict[int, list[str]] = defaultdict(list)
     for path in run.list(f"{folder}/samples/*/*.gif"):
         step = STEP.fullmatch(posixpath.basename(posixpath.dirname(path)))
@@ -95,17 +94,17 @@ def _samples(run: RunFolder, folder: str, media: Media) -> list[dict[str, Any]]:
     chosen = np.linspace(0, len(steps) - 1, min(MAX_SAMPLED_STEPS, len(steps))).round().astype(int)
     return [
         {
-            "step": steps[at],
+            "step": steps[i],
             "links": [
-                media.add(run.read_bytes(path), "gif") for path in sorted(of_steps[steps[at]])[:MAX_SAMPLES_PER_STEP]
+                media.add(run.read_bytes(path), "gif") for path in sorted(of_steps[steps[i]])[:MAX_SAMPLES_PER_STEP]
             ],
         }
-        for at in chosen
+        for i in chosen
     ]
 
 
 def _series(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have a finite number under `key`."""
+    """(steps, values) of the rows with a finite number under `key`."""
     found = [
         (float(row["step"]), float(row[key]))
         for row in rows

@@ -1,7 +1,7 @@
-"""`recaption prepare --out RUN --what-if motion=0.02,text_area=0.1`: what a threshold would cost, before it is set.
+"""`recaption prepare --out RUN --what-if motion=0.02,text_area=0.1`: how many clips other thresholds would drop.
 
-Asked of the scores that lie in the run folder: no video is opened, no stage runs, run.yaml stays as it is. The one file
-that is written is the page, RUN/report/what-if.html, with its pictures inside.
+Evaluated on the stored scores: no video is decoded, no stage runs, run.yaml stays unchanged. The only file written is
+the page RUN/report/what-if.html, with its images inlined.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jobs.report.charts import Marker, Segment, number, stacked_bar
 from jobs.report.render import render_page
 from jobs.report.tables import duration
 from jobs.report.thresholds import (
-    Seen,
+    ScoredClips,
     add_pictures,
     amount,
-    ask_run,
     curve_chart,
     fields_of,
+    load_scores,
     picture_rows,
     setting_text,
     threshold_text,
@@ -49,41 +49,43 @@ NUM_PICTURES = 6
 """On each side of a threshold."""
 
 
-def what_if(run: RunFolder, recipe: Recipe, asked: Sequence[str]) -> dict[str, Any]:
-    """The summary that is printed; writes the page.
+def what_if(run: RunFolder, recipe: Recipe, change_texts: Sequence[str]) -> dict[str, Any]:
+    """Summary of changed thresholds against the recipe's; writes the page.
 
     Raises:
         UsageError: no clips, no such score, or a score that no clip has.
     """
-    before, after = recipe.filters, parse_threshold_changes(asked, recipe.filters)
-    seen = ask_run(run, recipe)
-    if not seen.clips.num_rows:
+    before, after = recipe.filters, parse_threshold_changes(change_texts, recipe.filters)
+    scored = load_scores(run, recipe)
+    if not scored.clips.num_rows:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
     fields = changed_thresholds(before, after)
-    columns = threshold_columns(seen.clips, after, seen.filters_only)
-    _check_computed(asked, run, columns, seen)
+    columns = threshold_columns(scored.clips, after, scored.filters_only)
+    _check_computed(change_texts, run, columns, scored)
     summary: dict[str, Any] = {
         "changes": {f: {"before": getattr(before, f), "after": getattr(after, f)} for f in fields},
-        **_totals(seen, before, after),
-        "thresholds": {f: _one_change(seen, before, after, f, columns.get(f)) for f in fields},
-        "waterfall": _waterfall(seen, before, after),
-        "curves": {f: _curve_json(column, _other_place(before, f)) for f, column in columns.items()},
-        "not_computed": missing_scores(seen.clips),
+        **_totals(scored, before, after),
+        "thresholds": {f: _one_change(scored, before, after, f, columns.get(f)) for f in fields},
+        "waterfall": _waterfall(scored, before, after),
+        "curves": {f: _curve_json(column, _current_threshold(before, f)) for f, column in columns.items()},
+        "not_computed": missing_scores(scored.clips),
     }
-    run.write_bytes(PAGE, _page(seen, before, after, summary, columns, asked).encode())
+    run.write_bytes(PAGE, _page(scored, before, after, summary, columns, change_texts).encode())
     return {**summary, "page": run.path(*PAGE.split("/")) if run.is_local else f"{run.uri}/{PAGE}"}
 
 
-def _check_computed(asked: Sequence[str], run: RunFolder, columns: dict[str, ThresholdColumn], seen: Seen) -> None:
-    """A threshold on a score that no clip has would seem to cost nothing."""
-    for text in asked:
+def _check_computed(
+    change_texts: Sequence[str], run: RunFolder, columns: dict[str, ThresholdColumn], scored: ScoredClips
+) -> None:
+    """Raise UsageError for a threshold on a score that no clip has: it would seem to drop nothing."""
+    for text in change_texts:
         for part in text.split(","):
             name = part.partition("=")[0].strip().removeprefix("min_").removeprefix("max_")
-            if name in missing_scores(seen.clips):
+            if name in missing_scores(scored.clips):
                 raise UsageError(f"--what-if {name}: not computed, no clip of {run.uri} has this score")
 
 
-def _other_place(before: FilterThresholds, field: str) -> tuple[float, ...]:
+def _current_threshold(before: FilterThresholds, field: str) -> tuple[float, ...]:
     value = getattr(before, field)
     return () if value is None else (float(value),)
 
@@ -91,60 +93,60 @@ def _other_place(before: FilterThresholds, field: str) -> tuple[float, ...]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _sums(seen: Seen, chosen: np.ndarray) -> dict[str, float]:
+def _sums(scored: ScoredClips, chosen: np.ndarray) -> dict[str, float]:
     return {
         "clips": int(chosen.sum()),
-        "seconds": float(seen.seconds[chosen].sum()),
-        "tokens": int(seen.tokens[chosen].sum()),
+        "seconds": float(scored.seconds[chosen].sum()),
+        "tokens": int(scored.tokens[chosen].sum()),
     }
 
 
-def _kept(seen: Seen, thresholds: FilterThresholds) -> np.ndarray:
-    return np.array([reason is None for reason in seen.ask(thresholds)], bool)
+def _kept(scored: ScoredClips, thresholds: FilterThresholds) -> np.ndarray:
+    return np.array([reason is None for reason in scored.evaluate(thresholds)], bool)
 
 
-def _compared(seen: Seen, kept_before: np.ndarray, kept_after: np.ndarray) -> dict[str, Any]:
-    """Sums of what is kept before and after, of what is lost and what is gained: before - lost + gained = after."""
+def _compared(scored: ScoredClips, kept_before: np.ndarray, kept_after: np.ndarray) -> dict[str, Any]:
+    """Sums of the clips kept before and after, lost and gained; before - lost + gained = after."""
     return {
-        "before": _sums(seen, kept_before),
-        "after": _sums(seen, kept_after),
-        "lost": _sums(seen, kept_before & ~kept_after),
-        "gained": _sums(seen, kept_after & ~kept_before),
+        "before": _sums(scored, kept_before),
+        "after": _sums(scored, kept_after),
+        "lost": _sums(scored, kept_before & ~kept_after),
+        "gained": _sums(scored, kept_after & ~kept_before),
     }
 
 
-def _totals(seen: Seen, before: FilterThresholds, after: FilterThresholds) -> dict[str, Any]:
-    everything = _sums(seen, np.ones(len(seen.seconds), bool))
-    return {"total": everything, "kept": _compared(seen, _kept(seen, before), _kept(seen, after))}
+def _totals(scored: ScoredClips, before: FilterThresholds, after: FilterThresholds) -> dict[str, Any]:
+    everything = _sums(scored, np.ones(len(scored.seconds), bool))
+    return {"total": everything, "kept": _compared(scored, _kept(scored, before), _kept(scored, after))}
 
 
 def _one_change(
-    seen: Seen, before: FilterThresholds, after: FilterThresholds, field: str, column: ThresholdColumn | None
+    scored: ScoredClips, before: FilterThresholds, after: FilterThresholds, field: str, column: ThresholdColumn | None
 ) -> dict[str, Any]:
-    """One change by itself: its cost where all others stay, and the clips on both sides of it."""
+    """Effect of one change alone, and the clips next to its threshold."""
     alone = parse_threshold_changes([f"{field}={_flag_value(getattr(after, field))}"], before)
-    cost = _compared(seen, _kept(seen, before), _kept(seen, alone))
+    cost = _compared(scored, _kept(scored, before), _kept(scored, alone))
     if column is None:
         return {"alone": cost, "just_kept": [], "just_dropped": []}
-    # Where a filter is switched off, the clips in question are those beside the threshold that it had.
-    place = column.threshold if column.threshold is not None else getattr(before, field)
-    inside, outside = picture_rows(seen, clips_near_threshold(column, at=place, count=NUM_PICTURES))
-    return {"alone": cost, "at": place, "just_kept": inside, "just_dropped": outside}
+    # For a filter that is switched off, show the clips next to its old threshold.
+    threshold = column.threshold if column.threshold is not None else getattr(before, field)
+    inside, outside = picture_rows(scored, clips_near_threshold(column, at=threshold, count=NUM_PICTURES))
+    return {"alone": cost, "at": threshold, "just_kept": inside, "just_dropped": outside}
 
 
 def _flag_value(value: float | bool | None) -> str:
     return "off" if value is None or value is False else "on" if value is True else repr(value)
 
 
-def _waterfall(seen: Seen, before: FilterThresholds, after: FilterThresholds) -> list[dict[str, Any]]:
+def _waterfall(scored: ScoredClips, before: FilterThresholds, after: FilterThresholds) -> list[dict[str, Any]]:
     rows = []
-    for was, then in zip(seen.steps(before), seen.steps(after), strict=True):
+    for old, new in zip(scored.steps(before), scored.steps(after), strict=True):
         rows.append(
             {
-                "reason": was.reason,
-                "setting": setting_text(was.reason, after),
-                "before": {"clips": was.clips, **was.left},
-                "after": {"clips": then.clips, **then.left},
+                "reason": old.reason,
+                "setting": setting_text(old.reason, after),
+                "before": {"clips": old.clips, **old.left},
+                "after": {"clips": new.clips, **new.left},
             }
         )
     return rows
@@ -156,8 +158,8 @@ def _curve_json(column: ThresholdColumn, extra_thresholds: tuple[float, ...]) ->
         "score": column.clip_filter.score,
         "threshold": column.threshold,
         "thresholds": [float(x) for x in curve.thresholds],
-        "share_kept": [float(x) for x in curve.kept_fraction],
-        "share_inside": [float(x) for x in curve.passing_fraction],
+        "kept_fraction": [float(x) for x in curve.kept_fraction],
+        "passing_fraction": [float(x) for x in curve.passing_fraction],
         "num_missing": int(np.isnan(column.values).sum()),
     }
 
@@ -170,22 +172,22 @@ def _hours(seconds: float) -> str:
 
 
 def cost_text(compared: dict[str, Any]) -> str:
-    """`-12 clips (-21.8 %), -26.0 s, -812 tokens`, or `+...`; both where a change loses some and gains others."""
+    """`-12 clips (-21.8 %), -26.0 s, -812 tokens`, or `+...`; both if a change loses some clips and gains others."""
     parts = []
     for sign, key in (("-", "lost"), ("+", "gained")):
         sums = compared[key]
         if sums["clips"]:
-            share = f"{sign}{sums['clips'] / max(compared['before']['clips'], 1):.1%}"
+            percent = f"{sign}{sums['clips'] / max(compared['before']['clips'], 1):.1%}"
             words = "clip" if sums["clips"] == 1 else "clips"
             parts.append(
-                f"{sign}{number(sums['clips'])} {words} ({share}), {sign}{_hours(sums['seconds'])}, "
+                f"{sign}{number(sums['clips'])} {words} ({percent}), {sign}{_hours(sums['seconds'])}, "
                 f"{sign}{amount(sums['tokens'])} tokens"
             )
     return "; ".join(parts) or "no clip changes"
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """What people read on the terminal."""
+    """The summary as text for the terminal."""
     kept = summary["kept"]
     named = [
         f"{f} {threshold_text(c['before'])} -> {threshold_text(c['after'])}" for f, c in summary["changes"].items()
@@ -205,14 +207,14 @@ def as_text(summary: dict[str, Any]) -> str:
     heads = [("filter", "left"), ("threshold", "left"), ("clips", "right"), ("footage", "right"), ("tokens", "right")]
     table = [[name for name, _ in heads]]
     for row in summary["waterfall"]:
-        was, then = row["before"], row["after"]
+        old, new = row["before"], row["after"]
         table.append(
             [
                 row["reason"] or "all clips",
                 row["setting"],
-                _arrow(number(was["clips"]), number(then["clips"])),
-                _arrow(_hours(was["seconds"]), _hours(then["seconds"])),
-                _arrow(amount(was["tokens"]), amount(then["tokens"])),
+                _arrow(number(old["clips"]), number(new["clips"])),
+                _arrow(_hours(old["seconds"]), _hours(new["seconds"])),
+                _arrow(amount(old["tokens"]), amount(new["tokens"])),
             ]
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
@@ -226,51 +228,53 @@ def as_text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _arrow(was: str, then: str) -> str:
-    return was if was == then else f"{was} -> {then}"
+def _arrow(old: str, new: str) -> str:
+    return old if old == new else f"{old} -> {new}"
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
 def _page(
-    seen: Seen,
+    scored: ScoredClips,
     before: FilterThresholds,
     after: FilterThresholds,
     summary: dict[str, Any],
     columns: dict[str, ThresholdColumn],
-    asked: Sequence[str],
+    change_texts: Sequence[str],
 ) -> str:
     figures, others = [], []
     for field, column in columns.items():
         title, unit = title_of(column.clip_filter.score)
-        was, then = getattr(before, field), getattr(after, field)
-        markers = [Marker(was, f"now {number(was)}", "was")] if was is not None and was != then else []
-        markers += [Marker(then, f"{field} = {number(then)}")] if then is not None else []
+        old, new = getattr(before, field), getattr(after, field)
+        markers = [Marker(old, f"now {number(old)}", "was")] if old is not None and old != new else []
+        markers += [Marker(new, f"{field} = {number(new)}")] if new is not None else []
         figure: dict[str, Any] = {
             "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
             "unit": unit,
             "field": field,
-            "setting": f"{field} = {threshold_text(then)}",
-            "svg": curve_chart(column, retention_curve(column, extra_thresholds=_other_place(before, field)), markers),
+            "setting": f"{field} = {threshold_text(new)}",
+            "svg": curve_chart(
+                column, retention_curve(column, extra_thresholds=_current_threshold(before, field)), markers
+            ),
             "num_missing": int(np.isnan(column.values).sum()),
         }
         if field in summary["thresholds"]:
             one = summary["thresholds"][field]
-            place = "" if one["at"] is None else number(one["at"])
-            texts = {"before": threshold_text(was), "after": threshold_text(then), "place": place}
+            threshold = "" if one["at"] is None else number(one["at"])
+            texts = {"before": threshold_text(old), "after": threshold_text(new), "threshold": threshold}
             pictures = {"inside": one["just_kept"], "outside": one["just_dropped"]}
             figures.append({**figure, **texts, **pictures, "cost": cost_text(one["alone"])})
         else:
             others.append(figure)
-    # Rows are shared with the summary; what only the page needs is added to copies.
+    # The rows are those of the summary; fields for the page are added to copies.
     for figure in figures:
         for side in ("inside", "outside"):
             figure[side] = [dict(row) for row in figure[side]]
-    add_pictures(seen, [row for f in figures for row in (*f["inside"], *f["outside"])], _as_data)
+    add_pictures(scored, [row for f in figures for row in (*f["inside"], *f["outside"])], _as_data)
     return render_page(
         "what_if.html.j2",
-        title=seen.run.root.rstrip("/").rpartition("/")[2],
+        title=scored.run.root.rstrip("/").rpartition("/")[2],
         changes=[
             {"field": f, "before": threshold_text(c["before"]), "after": threshold_text(c["after"])}
             for f, c in summary["changes"].items()
@@ -281,7 +285,7 @@ def _page(
         others=others,
         rows=_page_rows(summary),
         not_computed=summary["not_computed"],
-        command=f"recaption prepare --out RUN --what-if {shlex.quote(','.join(asked))}",
+        command=f"recaption prepare --out RUN --what-if {shlex.quote(','.join(change_texts))}",
     )
 
 
@@ -294,10 +298,10 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     tiles = []
     kept = summary["kept"]
     for key, name, form in (("clips", "Clips", number), ("seconds", "Footage", _hours), ("tokens", "Tokens", amount)):
-        was, then = kept["before"][key], kept["after"][key]
-        sign = "+" if then > was else "−" if then < was else "±"
-        share = f" ({sign}{abs(then - was) / was:.1%})" if was and then != was else ""
-        tiles.append((f"{name} kept{share}", f"{sign}{form(abs(then - was))}", f"{form(was)} now, {form(then)} then"))
+        old, new = kept["before"][key], kept["after"][key]
+        sign = "+" if new > old else "−" if new < old else "±"
+        percent = f" ({sign}{abs(new - old) / old:.1%})" if old and new != old else ""
+        tiles.append((f"{name} kept{percent}", f"{sign}{form(abs(new - old))}", f"{form(old)} now, {form(new)} then"))
     return tiles
 
 
@@ -310,9 +314,9 @@ def _page_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
             left = row[state]["clips"]
             lost = summary["waterfall"][i - 1][state]["clips"] - left if i else 0
             segments = [Segment("left", "kept", left), Segment(f"dropped: {number(lost)}", "dropped", lost)]
-            said = f"{out['reason']}, {state}: {left} clips left, {lost} dropped"
+            label = f"{out['reason']}, {state}: {left} clips left, {lost} dropped"
             out |= {f"{key}_{state}": row[state][key] for key in ("clips", "seconds", "tokens")}
-            out[f"bar_{state}"] = stacked_bar(segments, total=total, label=said, height_px=10)
+            out[f"bar_{state}"] = stacked_bar(segments, total=total, label=label, height_px=10)
         out["is_changed"] = any(field in summary["changes"] for field in fields_of(row["reason"]))
         rows.append(out)
     return rows

@@ -1,10 +1,10 @@
-"""What is asked of `recaption sample`, prompt by prompt: words, images, videos, and what is to become of them.
+"""Sampling requests of `recaption sample`: prompt, images or videos, and the generation mode.
 
-    asks = asked(("it moves left",), media=MediaFlags(image=("red.png",)), settings=settings)
-    asks = read_prompts_file("prompts.jsonl", defaults)
-    asks[0].mode                                                # "image"
+    requests = requests_from_flags(("it moves left",), settings, media=MediaFlags(image=("red.png",)))
+    requests = read_prompts_file("prompts.jsonl", defaults)
+    requests[0].mode                                            # "image"
 
-A .txt file has a prompt per line. A .jsonl file has an object per line, with the fields of `Ask`:
+A .txt file has a prompt per line. A .jsonl file has an object per line, with the fields of `SampleRequest`:
 
     {"prompt": "waves", "image": "sea.jpg", "seed": 3}
     {"prompt": "", "video": ["a.mp4", "b.mp4"], "mode": "connect", "new_frames": 16}
@@ -25,7 +25,7 @@ from recaption.errors import UsageError
 MODES = ("text", "image", "extend", "extend-back", "edit", "connect", "loop", "inbetween")
 
 
-HAVE_NEW_FRAMES = ("extend", "extend-back", "connect", "loop")
+MODES_WITH_NEW_FRAMES = ("extend", "extend-back", "connect", "loop")
 
 
 DEFAULT_STRENGTH = 0.6
@@ -33,30 +33,30 @@ DEFAULT_STRENGTH = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class MediaFlags:
-    """Images and videos of a prompt."""
+    """Images and videos that condition the generation."""
 
     image: tuple[str, ...] = ()
-    """One to animate, or several to fill the time between; any size, file or URI."""
+    """One first frame to animate, or several keyframes to interpolate; files or URIs of any size."""
     video: tuple[str, ...] = ()
-    """One to extend, edit or loop, or several to connect; any size and rate."""
+    """One video to extend, edit or loop, or several to connect; any size and frame rate."""
     mode: str = ""
-    """text, image, extend, extend-back, edit, connect, loop or inbetween; where it is left out, what is given has to leave
-    no choice."""
+    """text, image, extend, extend-back, edit, connect, loop or inbetween; default: inferred from the images and videos,
+    required with a single video."""
     new_frames: int | None = None
-    """Frames added to a video, in each gap of connect, or to close a loop; a multiple of the compressor's frame stride (4).
-    Default: what fits beside the given ones into the length that the model was trained at."""
+    """Frames to generate: added to a video, in each gap of connect, or to close a loop; a multiple of the compressor's
+    frame stride (4). Default: what the trained length leaves beside the conditioning frames."""
     strength: float | None = None
-    """Of an edit, above 0 to 1: how much noise the video is put under; 1 forgets it. Default: 0.6."""
+    """edit: noise level of the start, in (0, 1]; 1 ignores the input video. Default: 0.6."""
     at_seconds: tuple[float, ...] = ()
-    """Of inbetween: when each image is shown; default: evenly, from the first frame to the last."""
+    """inbetween: time of each image; default: evenly spaced from the first frame to the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
-    """One video that is asked for; also a line of a .jsonl file."""
+class SampleRequest:
+    """One video to generate; also a line of a .jsonl prompts file."""
 
     prompt: str = ""
-    """Blank: whatever the given frames suggest."""
+    """Empty: guided by the conditioning frames only."""
     image: tuple[str, ...] = ()
     video: tuple[str, ...] = ()
     mode: str = ""
@@ -68,13 +68,13 @@ class Ask:
     strength: float | None = None
     at_seconds: tuple[float, ...] = ()
 
-    def checked(self) -> Ask:
-        """The same with its mode named.
+    def resolved(self) -> SampleRequest:
+        """This request with its mode filled in and its options checked.
 
         Raises:
-            UsageError: media that the mode does not take, or an option that has no effect in it.
+            UsageError: media that do not fit the mode, or an option that has no effect in it.
         """
-        mode = self.mode or self._only_mode()
+        mode = self.mode or self._infer_mode()
         if mode not in MODES:
             raise UsageError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
         images, videos = len(self.image), len(self.video)
@@ -86,32 +86,32 @@ class Ask:
             "inbetween": images > 1 and videos == 0,
         }.get(mode, images == 0 and videos == 1)
         if not fits:
-            raise UsageError(f"{mode} takes {TAKES[mode]}; {images} images and {videos} videos were given")
+            raise UsageError(f"{mode} takes {MODE_INPUTS[mode]}; got {images} images and {videos} videos")
         if mode == "text" and not self.prompt.strip():
             raise UsageError("there is nothing to sample from: pass --prompt, --image, --video or --prompts-file")
         has_length = mode in ("text", "image", "inbetween") or (mode == "loop" and not self.video)
         for name, has_effect in (
-            ("new_frames", mode in HAVE_NEW_FRAMES),
+            ("new_frames", mode in MODES_WITH_NEW_FRAMES),
             ("strength", mode == "edit"),
             ("at_seconds", mode == "inbetween"),
             ("num_frames", has_length),
         ):
             if getattr(self, name) not in (None, (), 0) and not has_effect:
-                instead = ": new_frames says how many are added" if name == "num_frames" and mode != "edit" else ""
+                instead = ": new_frames sets how many are added" if name == "num_frames" and mode != "edit" else ""
                 raise UsageError(f"{name} has no effect in mode {mode}{instead}; leave it out")
         return dataclasses.replace(self, mode=mode)
 
-    def _only_mode(self) -> str:
+    def _infer_mode(self) -> str:
         if len(self.video) == 1 and not self.image:
-            raise UsageError("say what is to become of the video: --mode extend, extend-back, edit or loop")
+            raise UsageError("a single video needs a mode: pass --mode extend, extend-back, edit or loop")
         if self.image and self.video:
-            raise UsageError("images and videos in one prompt are not understood: give either")
+            raise UsageError("images and videos cannot be mixed in one prompt: pass one kind")
         if self.video:
             return "connect"
         return ("text", "image", "inbetween")[min(len(self.image), 2)]
 
 
-TAKES = {
+MODE_INPUTS = {
     "text": "no image and no video",
     "image": "one image",
     "extend": "one video",
@@ -123,40 +123,40 @@ TAKES = {
 }
 
 
-def asked(
+def requests_from_flags(
     prompts: Sequence[str],
     settings: SampleSettings,
     *,
     media: MediaFlags | None = None,
     prompts_file: str | None = None,
-) -> list[Ask]:
-    """Everything that the flags ask for, checked; media go with every prompt.
+) -> list[SampleRequest]:
+    """The resolved requests of the command line, one per prompt; the media flags apply to every prompt.
 
     Raises:
-        UsageError: nothing asked for, both prompts and a file of them, a file that cannot be read, or as `Ask.checked`.
+        UsageError: nothing to sample, both prompts and a prompts file, an unreadable file, or as `SampleRequest.resolved`.
     """
     media = media or MediaFlags()
-    own = {name: getattr(settings, name) for name in ("seed", "num_frames", "height_px", "width_px")}
+    sizes = {name: getattr(settings, name) for name in ("seed", "num_frames", "height_px", "width_px")}
     if prompts_file:
         if prompts:
             raise UsageError("pass --prompt or --prompts-file, not both")
         if media != MediaFlags():
-            raise UsageError("with --prompts-file images, videos and modes belong into the lines of a .jsonl file")
-        return read_prompts_file(prompts_file, Ask(**own))
-    given: dict[str, Any] = {f.name: getattr(media, f.name) for f in dataclasses.fields(media)}
-    return [Ask(prompt=text, **own, **given).checked() for text in prompts or ("",)]
+            raise UsageError("with --prompts-file put images, videos and modes into the lines of a .jsonl file")
+        return read_prompts_file(prompts_file, SampleRequest(**sizes))
+    media_fields: dict[str, Any] = {f.name: getattr(media, f.name) for f in dataclasses.fields(media)}
+    return [SampleRequest(prompt=text, **sizes, **media_fields).resolved() for text in prompts or ("",)]
 
 
-def read_prompts_file(path: str, defaults: Ask) -> list[Ask]:
-    """A .txt file with a prompt per line, or a .jsonl file with an `Ask` per line. Blank lines are passed over.
+def read_prompts_file(path: str, defaults: SampleRequest) -> list[SampleRequest]:
+    """A .txt file with a prompt per line, or a .jsonl file with a `SampleRequest` per line. Blank lines are skipped.
 
     Paths in a .jsonl file are relative to its folder.
 
     Args:
-        defaults: seed and size where a line does not say them.
+        defaults: seed and size of lines that do not set them.
 
     Raises:
-        UsageError: no such file, another kind of file, or a line that is not understood (it is named).
+        UsageError: no such file, another file type, or an invalid line (the message has its number).
     """
     import fsspec
 
@@ -168,53 +168,53 @@ def read_prompts_file(path: str, defaults: Ask) -> list[Ask]:
     if not lines:
         raise UsageError(f"{path} has no prompt in it")
     if path.endswith(".txt"):
-        return [dataclasses.replace(defaults, prompt=line).checked() for _, line in lines]
+        return [dataclasses.replace(defaults, prompt=line).resolved() for _, line in lines]
     if not path.endswith(".jsonl"):
         raise UsageError(f"{path} is neither a .txt file (a prompt per line) nor a .jsonl file (an object per line)")
-    asks = []
+    requests = []
     for number, line in lines:
         try:
-            asks.append(_ask_of(line, defaults, os.path.dirname(path)))
+            requests.append(_request_from_line(line, defaults, os.path.dirname(path)))
         except UsageError as error:
             raise UsageError(f"{path}, line {number}: {error}") from error
-    return asks
+    return requests
 
 
-def _ask_of(line: str, defaults: Ask, folder: str) -> Ask:
+def _request_from_line(line: str, defaults: SampleRequest, folder: str) -> SampleRequest:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UsageError('not an object, such as {"prompt": "waves", "image": "sea.jpg"}')
-    known = {f.name: f.type for f in dataclasses.fields(Ask)}
+    known = {f.name: f.type for f in dataclasses.fields(SampleRequest)}
     for name, value in fields.items():
         if name not in known:
             raise UsageError(f"unknown field {name!r} (known: {', '.join(known)})")
         fields[name] = _value(name, value)
     for name in ("image", "video"):
-        fields[name] = tuple(_beside(folder, uri) for uri in fields.get(name, ()))
-    own: dict[str, Any] = {"num_frames": 0} | fields
-    ask = dataclasses.replace(defaults, **own).checked()
-    has_own_length = ask.video or ask.num_frames
-    return ask if has_own_length else dataclasses.replace(ask, num_frames=defaults.num_frames)
+        fields[name] = tuple(_relative_to(folder, uri) for uri in fields.get(name, ()))
+    changes: dict[str, Any] = {"num_frames": 0} | fields
+    request = dataclasses.replace(defaults, **changes).resolved()
+    has_own_length = request.video or request.num_frames
+    return request if has_own_length else dataclasses.replace(request, num_frames=defaults.num_frames)
 
 
 def _value(name: str, value: Any) -> Any:
-    """A JSON value as the field wants it."""
+    """A JSON value converted to the type of the field; UsageError if it does not fit."""
     if name in ("prompt", "mode"):
-        wanted, fits = "a text", isinstance(value, str)
+        expected, fits = "a text", isinstance(value, str)
     elif name in ("image", "video"):
         value = [value] if isinstance(value, str) else value
-        wanted, fits = "a path or a list of paths", isinstance(value, list) and all(isinstance(v, str) for v in value)
+        expected, fits = "a path or a list of paths", isinstance(value, list) and all(isinstance(v, str) for v in value)
     elif name == "at_seconds":
-        wanted, fits = "a list of numbers", isinstance(value, list) and all(_is_number(v) for v in value)
+        expected, fits = "a list of numbers", isinstance(value, list) and all(_is_number(v) for v in value)
     elif name == "strength":
-        wanted, fits = "a number", _is_number(value)
+        expected, fits = "a number", _is_number(value)
     else:
-        wanted, fits = "a whole number", _is_number(value) and isinstance(value, int)
+        expected, fits = "a whole number", _is_number(value) and isinstance(value, int)
     if not fits:
-        raise UsageError(f"{name} = {json.dumps(value)} is not {wanted}")
+        raise UsageError(f"{name} = {json.dumps(value)} is not {expected}")
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -222,5 +222,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _beside(folder: str, uri: str) -> str:
+def _relative_to(folder: str, uri: str) -> str:
     return uri if "://" in uri or os.path.isabs(uri) or not folder else os.path.join(folder, uri)

@@ -1,4 +1,4 @@
-"""`recaption sample`: a checkpoint and prompts -> mp4s, a contact sheet and a line in the run folder's gallery."""
+"""`recaption sample`: samples videos from a checkpoint; writes mp4s, a contact sheet and samples.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
-from jobs.sample.requests import Ask, asked
+from jobs.sample.requests import SampleRequest, requests_from_flags
 from recaption.errors import UsageError
 from recaption.prompts.examples import read_examples
 from recaption.prompts.expand import ExpandedPrompt, expand
@@ -22,7 +22,7 @@ from recaption.prompts.style import Example
 from recaption.run_folder import RunFolder, recipe_hash
 
 if TYPE_CHECKING:
-    from jobs.sample.conditioning_media import GivenMedia
+    from jobs.sample.conditioning_media import ConditioningMedia
     from train.sampling.request import SampledVideo
     from train.sampling.sampler import Sampler, SolverSettings
 
@@ -39,57 +39,59 @@ def sample_videos(
     device: str = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Sample one video per text and write them with what made them. Raises as `sample_asks`."""
-    return sample_asks(checkpoint, asked(prompts, settings), settings, out=out, device=device, progress=progress)
+    """Sample one video per prompt. Writes and raises as `sample_requests`."""
+    return sample_requests(
+        checkpoint, requests_from_flags(prompts, settings), settings, out=out, device=device, progress=progress
+    )
 
 
-def sample_asks(
+def sample_requests(
     checkpoint: str,
-    asks: Sequence[Ask],
+    requests: Sequence[SampleRequest],
     settings: SampleSettings,
     *,
     out: str | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Sample one video per ask and write them with what made them.
+    """Sample one video per request; write the videos, a contact sheet and samples.json with all settings.
 
     Raises:
-        UsageError: no such checkpoint or expander, a size that the model's grid does not have, files that cannot be used,
-            or a kind of prompt that the model was not trained for.
-        CheckpointMismatchError: a checkpoint of something else.
+        UsageError: no such checkpoint or expander, a size off the model's grid, unreadable files, or a mode that the model
+            was not trained for.
+        CheckpointMismatchError: not a checkpoint of a diffusion transformer.
     """
-    from jobs.sample.conditioning_media import GivenMedia
+    from jobs.sample.conditioning_media import ConditioningMedia
     from train.checkpoint.step_folder import find
     from train.parallel.process_group import choose_device
     from train.sampling.contact_sheet import write
     from train.sampling.sampler import Sampler
 
     path = find(checkpoint).path
-    prompts = [ask.prompt for ask in asks]
+    prompts = [request.prompt for request in requests]
     solver = _solver_settings(settings)
     expanded = _expanded(prompts, path, settings, is_shown=progress)
     sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
-    given = [GivenMedia.read(ask, sampler) for ask in asks]
-    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in given):
+    media = [ConditioningMedia.read(request, sampler) for request in requests]
+    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
         raise UsageError(
-            f"conditioning_pixels = {settings.conditioning_pixels} has no effect: no frame is given; leave it out"
+            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
         )
-    for note in dict.fromkeys(note for one in given for note in one.notes) if progress else ():
+    for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
     folder = out or _gallery_folder(path)
-    description = _description(os.path.relpath(path, folder), asks, given, expanded, settings, sampler)
+    description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
     listing = Path(folder) / SAMPLES_JSON
     existing = json.loads(listing.read_text()) if listing.exists() else {}
     if existing.get("hash") != recipe_hash(description):
-        made = _make(sampler, asks, given, expanded, solver, settings, progress=progress)
+        sampled = _sample(sampler, requests, media, expanded, solver, settings, progress=progress)
         files = write(
-            [one.video_THWC for one in made],
+            [one.video_THWC for one in sampled],
             folder,
-            [_titled(ask) for ask in asks],
+            [_title(request) for request in requests],
             fps=sampler.fps,
-            condition_masks=[one.condition_mask_T for one in made],
-            sources=[one.source_THWC for one in given],
+            condition_masks=[one.condition_mask_T for one in sampled],
+            sources=[one.source_THWC for one in media],
         )
         existing = {
             **description,
@@ -98,24 +100,24 @@ def sample_asks(
             "hash": recipe_hash(description),
             "expanders": [one.expander for one in expanded],
             "notes": [one.note for one in expanded],
-            **_about_media(asks, given, made),
+            **_media_fields(requests, media, sampled),
         }
-        listing.write_text(json.dumps(existing, indent=1))  # last: without it the folder is sampled anew
+        listing.write_text(json.dumps(existing, indent=1))  # written last: without it the folder is sampled again
     texts = [one.text for one in expanded]
     return {
         "videos": [os.path.join(folder, v) for v in existing["videos"]],
         "contact_sheet": os.path.join(folder, existing["contact_sheet"]),
         "prompt": prompts if len(prompts) > 1 else prompts[0],
         "expanded_prompt": texts if len(texts) > 1 else texts[0],
-        "mode": [ask.mode for ask in asks] if len(asks) > 1 else asks[0].mode,
-        "notes": [*(one.note for one in expanded if one.note), *(note for one in given for note in one.notes)],
+        "mode": [request.mode for request in requests] if len(requests) > 1 else requests[0].mode,
+        "notes": [*(one.note for one in expanded if one.note), *(note for one in media for note in one.notes)],
     }
 
 
-def _make(
+def _sample(
     sampler: Sampler,
-    asks: Sequence[Ask],
-    given: Sequence[GivenMedia],
+    requests: Sequence[SampleRequest],
+    media: Sequence[ConditioningMedia],
     expanded: Sequence[ExpandedPrompt],
     solver: SolverSettings,
     settings: SampleSettings,
@@ -124,12 +126,12 @@ def _make(
 ) -> list[SampledVideo]:
     from train.sampling.request import Request
 
-    requests = [
-        Request(text=one.text, conditioning=media.conditioning, seed=ask.seed, loop_frames=media.loop_frames)
-        for ask, media, one in zip(asks, given, expanded, strict=True)
+    model_requests = [
+        Request(text=prompt.text, conditioning=one.conditioning, seed=request.seed, loop_frames=one.loop_frames)
+        for request, one, prompt in zip(requests, media, expanded, strict=True)
     ]
     return sampler.sample_requests(
-        requests,
+        model_requests,
         solver,
         window_frames=settings.window_frames,
         overlap_frames=settings.overlap_frames,
@@ -164,18 +166,18 @@ def _expanded(prompts: Sequence[str], path: str, settings: SampleSettings, *, is
 
 def _description(
     checkpoint: str,
-    asks: Sequence[Ask],
-    given: Sequence[GivenMedia],
+    requests: Sequence[SampleRequest],
+    media: Sequence[ConditioningMedia],
     expanded: Sequence[ExpandedPrompt],
     settings: SampleSettings,
     sampler: Sampler,
 ) -> dict[str, Any]:
-    """Everything that the videos depend on. Of text alone it is what it was before there were other kinds of prompt."""
-    sizes = [one.conditioning.frames_THWC.shape[:3] for one in given]
+    """Everything that the videos depend on; media fields only if a request has media."""
+    sizes = [one.conditioning.frames_THWC.shape[:3] for one in media]
     frames, heights, widths = zip(*sizes)
     description: dict[str, Any] = {
         "checkpoint": checkpoint,
-        "prompts": [ask.prompt for ask in asks],
+        "prompts": [request.prompt for request in requests],
         "expanded_prompts": [one.text for one in expanded],
         "num_frames": _one_or_all(frames),
         "height_px": _one_or_all(heights),
@@ -183,47 +185,49 @@ def _description(
         "fps": sampler.fps,
         "num_steps": settings.num_steps,
         "guidance": settings.guidance,
-        "seed": _one_or_all([ask.seed for ask in asks]),
+        "seed": _one_or_all([request.seed for request in requests]),
     }
-    if any(ask.mode != "text" for ask in asks):
-        description["asks"] = [
+    if any(request.mode != "text" for request in requests):
+        description["requests"] = [
             {
-                **{name: value for name, value in dataclasses.asdict(ask).items() if value},
+                **{name: value for name, value in dataclasses.asdict(request).items() if value},
                 "media_ids": list(one.media_ids),
                 "new_frames": one.new_frames,
             }
-            for ask, one in zip(asks, given)
+            for request, one in zip(requests, media)
         ]
-    return description | _unusual(settings)
+    return description | _non_default(settings)
 
 
 def _one_or_all(values: Sequence[int]) -> int | list[int]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _about_media(asks: Sequence[Ask], given: Sequence[GivenMedia], made: Sequence[SampledVideo]) -> dict[str, Any]:
-    """What the page says beside each video: kind of prompt, files, which frames were given."""
+def _media_fields(
+    requests: Sequence[SampleRequest], media: Sequence[ConditioningMedia], sampled: Sequence[SampledVideo]
+) -> dict[str, Any]:
+    """Fields of samples.json for the report: mode, media files and conditioning frames of each video."""
     return {
-        "modes": [ask.mode for ask in asks],
-        "media": [[os.path.basename(uri) for uri in (*ask.image, *ask.video)] for ask in asks],
-        "given_frames": [_spans(one.condition_mask_T) for one in made],
-        "lengths": [len(one.video_THWC) for one in made],
-        "media_notes": [list(one.notes) for one in given],
+        "modes": [request.mode for request in requests],
+        "media": [[os.path.basename(uri) for uri in (*request.image, *request.video)] for request in requests],
+        "conditioning_frames": [_spans(one.condition_mask_T) for one in sampled],
+        "lengths": [len(one.video_THWC) for one in sampled],
+        "media_notes": [list(one.notes) for one in media],
     }
 
 
 def _spans(condition_mask_T: np.ndarray) -> list[list[int]]:
-    """Half-open spans of given frames."""
+    """Half-open [start, end) spans of conditioning frames."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], condition_mask_T, [False]]).astype(int)))
     return edges.reshape(-1, 2).tolist()
 
 
-def _titled(ask: Ask) -> str:
-    return ask.prompt if ask.mode == "text" else f"[{ask.mode}] {ask.prompt}".strip()
+def _title(request: SampleRequest) -> str:
+    return request.prompt if request.mode == "text" else f"[{request.mode}] {request.prompt}".strip()
 
 
 def sample_run(run: RunFolder, training: str, recipe: Recipe, *, progress: bool = True) -> dict[str, Any]:
-    """The recipe's prompts with the newest checkpoint of a training; without prompts, captions of the shards."""
+    """Sample the recipe's prompts, or else captions of the shards, with the newest checkpoint of a training run."""
     settings = recipe.sample
     if not settings.prompts:
         settings = dataclasses.replace(settings, expander="none")  # captions have their own style
@@ -232,23 +236,23 @@ def sample_run(run: RunFolder, training: str, recipe: Recipe, *, progress: bool 
 
 
 def _examples(checkpoint_path: str, settings: SampleSettings) -> list[Example]:
-    """Captions of the run folder that the settings name, or that the checkpoint lies in; none elsewhere."""
+    """Style examples for the expander: captions of `settings.examples`, or of the run folder of the checkpoint."""
     if settings.expander == "none":
         return []
     if settings.examples:
         return read_examples(open_run(settings.examples)[0])
-    home = _run_of(checkpoint_path)
-    return read_examples(RunFolder(str(home))) if home else []
+    run_root = _run_of(checkpoint_path)
+    return read_examples(RunFolder(str(run_root))) if run_root else []
 
 
-def _unusual(settings: SampleSettings) -> dict[str, Any]:
-    """Settings of solver and guidance that are not the default: samples made before they existed keep their hash."""
-    usual = SampleSettings()
+def _non_default(settings: SampleSettings) -> dict[str, Any]:
+    """Solver, guidance and window settings that differ from the defaults."""
+    defaults = SampleSettings()
     names = (
         *("solver", "guidance_interval", "guidance_rescale", "guidance_power"),
         *("window_frames", "overlap_frames", "conditioning_pixels"),
     )
-    return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(usual, name)}
+    return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}
 
 
 def _captions(run: RunFolder, count: int = 2) -> list[str]:
@@ -261,8 +265,10 @@ def _captions(run: RunFolder, count: int = 2) -> list[str]:
 def _gallery_folder(checkpoint_path: str) -> str:
     """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500."""
     path = Path(checkpoint_path).resolve()
-    home = _run_of(checkpoint_path)
-    return str(home / "samples" / f"{path.parents[1].name}-{path.name}" if home else Path("samples") / path.name)
+    run_root = _run_of(checkpoint_path)
+    return str(
+        run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
+    )
 
 
 def _run_of(checkpoint_path: str) -> Path | None:

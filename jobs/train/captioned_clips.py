@@ -1,9 +1,9 @@
-"""`recaption train captioner --captions SET...`: which clips of a run folder are learned from, and what is said of them.
+"""Training clips and captions for `recaption train captioner --captions SET...`, from a run folder.
 
     captioned_clips(run, recipe, ("original=short", "main"))
 
-SET is a caption set of the folder, or `original`: the texts that came with the videos. `=KIND` says what kind of caption
-they are; the captions of a set say it themselves, original texts are descriptive unless said otherwise.
+SET is a caption set of the folder, or `original` for the sidecar texts of the videos. `=KIND` sets the caption kind; by
+default captions of a set have their own kinds, and original texts are descriptive.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ORIGINAL = "original"
 
 
 def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list[RunClip]:
-    """Every kept clip with at least one text, in order. Captions that failed a gate teach nothing and are left out.
+    """Every kept clip with at least one caption, in order; captions that failed a quality gate are left out.
 
-    A text that came with a video is taken to be true of each of its clips.
+    The sidecar text of a video applies to each of its clips.
 
     Raises:
-        UsageError: no such caption set or kind, no clips, or none with a text.
+        UsageError: no such caption set or kind, no clips, or no clip with a caption.
     """
     clips = {clip.clip_id: clip for part in kept_clips(run, recipe, before_captions=True).values() for clip in part}
     texts: dict[str, dict[str, list[str]]] = {}
@@ -36,18 +36,22 @@ def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list
         name, _, kind = one.partition("=")
         if kind and kind not in CAPTION_KINDS:
             raise UsageError(f"--captions {one}: there is no kind {kind!r}; there are {', '.join(CAPTION_KINDS)}")
-        found = _originals(clips.values()) if name == ORIGINAL else _of_set(run, name)
-        for clip_id, own_kind, text in found:
-            several = texts.setdefault(clip_id, {}).setdefault(kind or own_kind, [])
-            if text not in several:
-                several.append(text)
+        found = _originals(clips.values()) if name == ORIGINAL else _captions_of_set(run, name)
+        for clip_id, caption_kind, text in found:
+            texts_of_kind = texts.setdefault(clip_id, {}).setdefault(kind or caption_kind, [])
+            if text not in texts_of_kind:
+                texts_of_kind.append(text)
     captioned = [
-        RunClip(clip=clip, captions={kind: tuple(several) for kind, several in texts[clip_id].items()})
+        RunClip(clip=clip, captions={kind: tuple(texts_of_kind) for kind, texts_of_kind in texts[clip_id].items()})
         for clip_id, clip in clips.items()
         if clip_id in texts
     ]
     if not captioned:
-        where = "a .txt of the same name beside each video" if ORIGINAL in sets else "captions that passed their gates"
+        where = (
+            "a .txt file of the same name next to each video"
+            if ORIGINAL in sets
+            else "captions that passed their gates"
+        )
         raise UsageError(
             f"none of the {len(clips)} kept clips of {run.uri} has a text in {', '.join(sets)}: no {where}"
         )
@@ -55,15 +59,15 @@ def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list
 
 
 def _originals(clips: Iterable[Clip]) -> Iterator[tuple[str, str, str]]:
-    of_uri: dict[str, str] = {}
+    text_of_uri: dict[str, str] = {}
     for clip in clips:
-        if clip.uri not in of_uri:
-            of_uri[clip.uri] = normalize_text(read_sidecar_caption(clip.uri))
-        if of_uri[clip.uri]:
-            yield clip.clip_id, "descriptive", of_uri[clip.uri]
+        if clip.uri not in text_of_uri:
+            text_of_uri[clip.uri] = normalize_text(read_sidecar_caption(clip.uri))
+        if text_of_uri[clip.uri]:
+            yield clip.clip_id, "descriptive", text_of_uri[clip.uri]
 
 
-def _of_set(run: RunFolder, name: str) -> Iterator[tuple[str, str, str]]:
+def _captions_of_set(run: RunFolder, name: str) -> Iterator[tuple[str, str, str]]:
     parts = run.list(f"captions/{name}/part-*.parquet")
     if not parts:
         raise UsageError(f"{run.uri} has no caption set {name!r}: run `recaption caption --set {name}` first")

@@ -1,9 +1,9 @@
-"""`recaption train dit --eval`: the newest checkpoint of a training, measured; RUN/train/NAME/evaluation.json.
+"""`recaption train dit --eval`: evaluates the newest checkpoint of a training run into RUN/train/NAME/evaluation.json.
 
     evaluate_training(run, "main", recipe)      # {"step": 800, "measures": {...}, "evaluation": PATH, ...}
 
-Prompts are captions of the run's clips, and the clips themselves are what samples are compared with: of the run that was
-trained on, or of another one that was not. The same checkpoint and settings give the same numbers.
+Prompts are captions of clips, and samples are compared with these clips: of the training run folder, or of a held-out
+one. The same checkpoint and settings give the same numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EVALUATION_SHEET = "evaluation.png"
 
 
 EVALUATIONS_JSONL = "evaluations.jsonl"
-"""A line per evaluated step: the values alone, for curves."""
+"""One line per evaluated step, values only; the report draws curves from it."""
 
 
 SHEET_PROMPTS = 8
@@ -59,24 +59,23 @@ SHEET_PROMPTS = 8
 INDEX = "index.parquet"
 
 
-MUST_AGREE = ("text_encoder", "compressor", "patch", "diffusion", "loss_norm")
-"""What the flow loss is measured with; the rest of a checkpoint's config does not touch it."""
+MUST_MATCH = ("text_encoder", "compressor", "patch", "diffusion", "loss_norm")
+"""Config keys that change the flow loss: they must be the same in the checkpoint and in the recipe."""
 
 
 def evaluate_training(
     run: RunFolder, name: str, recipe: Recipe, *, device: str = "auto", progress: bool = True
 ) -> dict[str, Any]:
-    """Measure the newest checkpoint of RUN/train/NAME, and write evaluation.json, a contact sheet and a line of
-    evaluations.jsonl there.
+    """Evaluate the newest checkpoint of RUN/train/NAME; writes evaluation.json, evaluations.jsonl and a contact sheet.
 
     Raises:
-        UsageError: no checkpoint, no captions to take prompts from, no such held-out run, settings that make no sense.
+        UsageError: no checkpoint, no captions to use as prompts, no such held-out run, or invalid settings.
         CheckpointMismatchError: the checkpoint was trained with another compressor, text encoder or loss than the recipe's.
     """
     from jobs.train.tasks import dit_task
     from train.parallel.process_group import choose_device
 
-    settings, given = recipe.train_dit.evaluation, recipe.sample
+    settings, sampling = recipe.train_dit.evaluation, recipe.sample
     settings.check()
     folder = run.path("train", name)
     found = checkpoint.find(folder)
@@ -84,13 +83,18 @@ def evaluate_training(
     device = str(choose_device(device))
     sampler = Sampler.from_checkpoint(found.path, device=device)
     task = dit_task(source, recipe, recipe.train_dit.trainer)
-    _check_agreement(found, task)
-    size = sampler.size(given.num_frames or None, given.height_px or None, given.width_px or None)
+    _check_same_settings(found, task)
+    size = sampler.size(sampling.num_frames or None, sampling.height_px or None, sampling.width_px or None)
     prompts, real = _prompts_and_clips(source, size, settings)
     captioner = _captioner(recipe, settings, device)
     samples = draw_samples(
         lambda texts: sampler.sample(
-            texts, size=size, num_steps=given.num_steps, guidance=given.guidance, seed=settings.seed, progress=progress
+            texts,
+            size=size,
+            num_steps=sampling.num_steps,
+            guidance=sampling.guidance,
+            seed=settings.seed,
+            progress=progress,
         ),
         prompts,
         settings,
@@ -104,8 +108,8 @@ def evaluate_training(
         "checkpoint": os.path.relpath(found.path, folder),
         "captioner": f"{captioner.name}@{captioner.weights_hash}",
         "size": bucket_name(size),
-        "num_steps": given.num_steps,
-        "guidance": given.guidance,
+        "num_steps": sampling.num_steps,
+        "guidance": sampling.guidance,
         "settings": dataclasses.asdict(settings),
         **_document(evaluation, samples),
     }
@@ -121,18 +125,18 @@ def evaluate_training(
     }
 
 
-def _check_agreement(found: checkpoint.Checkpoint, task: DitTask) -> None:
-    theirs, ours = found.config, checkpoint.as_json(task.config)
-    for key in MUST_AGREE:
-        if theirs.get(key) != ours.get(key):
+def _check_same_settings(found: checkpoint.Checkpoint, task: DitTask) -> None:
+    trained, current = found.config, checkpoint.as_json(task.config)
+    for key in MUST_MATCH:
+        if trained.get(key) != current.get(key):
             raise CheckpointMismatchError(
-                f"{found.path} was trained with {key} = {theirs.get(key)}, the recipe says {ours.get(key)}; "
+                f"{found.path} was trained with {key} = {trained.get(key)}, the recipe has {current.get(key)}; "
                 "evaluate with the settings of the training"
             )
 
 
 def _captioner(recipe: Recipe, settings: EvaluationSettings, device: str) -> Captioner:
-    """The recipe's, as it captioned the clips, or another one by its SPEC."""
+    """The captioner that judges the samples: the recipe's, or another one by its SPEC."""
     chosen = recipe.caption
     if settings.captioner:
         chosen = dataclasses.replace(chosen, captioner=settings.captioner, prompt="", num_frames=0)
@@ -140,14 +144,14 @@ def _captioner(recipe: Recipe, settings: EvaluationSettings, device: str) -> Cap
 
 
 def _prompts_and_clips(run: RunFolder, size: Bucket, settings: EvaluationSettings) -> tuple[list[str], RealClips]:
-    """Different captions of the run, drawn by the seed; and clips of the sampled size with theirs."""
+    """(distinct captions of the run in an order drawn by the seed, real clips of the sampled size with their captions)."""
     rows = from_table(run.read_table(INDEX), Sample) if run.exists(INDEX) else []
     order = np.random.default_rng(settings.seed).permutation(len(rows))
-    drawn = [rows[at] for at in order]
-    prompts = list(dict.fromkeys(row.caption for row in drawn if row.caption))[: settings.num_prompts]
+    shuffled = [rows[i] for i in order]
+    prompts = list(dict.fromkeys(row.caption for row in shuffled if row.caption))[: settings.num_prompts]
     if not prompts:
-        raise UsageError(f"{run.uri} has no captions to take prompts from; run `recaption shard` first")
-    of_size = [row for row in drawn if row.bucket == bucket_name(size)][: settings.num_real]
+        raise UsageError(f"{run.uri} has no captions to use as prompts; run `recaption shard` first")
+    of_size = [row for row in shuffled if row.bucket == bucket_name(size)][: settings.num_real]
     videos = [decode_bytes(read_sample(run, row)["mp4"]).pixels_THWC for row in of_size]
     return prompts, RealClips(videos=videos, captions=[row.caption for row in of_size])
 
@@ -156,12 +160,12 @@ def _document(evaluation: Evaluation, samples: Samples) -> dict[str, Any]:
     return {
         "measures": {key: _rounded(measure) for key, measure in evaluation.metrics.items()},
         "prompts": list(samples.prompts),
-        "said": list(evaluation.sample_captions),
+        "sample_captions": list(evaluation.sample_captions),
     }
 
 
 def _rounded(measure: Metric) -> dict[str, Any]:
-    """Six decimals: what lies behind differs between machines."""
+    """Values rounded to six decimals; further digits differ between machines."""
     return {
         key: round(value, 6) if isinstance(value, float) else value
         for key, value in dataclasses.asdict(measure).items()
@@ -169,7 +173,7 @@ def _rounded(measure: Metric) -> dict[str, Any]:
 
 
 def _write(folder: str, document: dict[str, Any], samples: Samples) -> None:
-    """The sheet first: evaluation.json stands for all of it. Lines of other steps in evaluations.jsonl stay."""
+    """Write the contact sheet, evaluations.jsonl (lines of other steps stay) and, last, evaluation.json."""
     target = RunFolder(folder)
     shown = slice(SHEET_PROMPTS)
     target.write_bytes(EVALUATION_SHEET, contact_sheet_png(samples.videos[shown], samples.prompts[shown]))

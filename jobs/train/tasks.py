@@ -1,4 +1,4 @@
-"""The three training tasks, built from a recipe and a run folder."""
+"""Builds the three training tasks from a recipe and a run folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def _captioner_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) ->
     clips = held_out = None
     if settings.captions:
         decode = recipe.prepare.decode
-        learned, measured = split(captioned_clips(run, recipe, settings.captions))
+        training_clips, held_out_clips = split(captioned_clips(run, recipe, settings.captions))
         clips, held_out = (
-            RunClips(part, name=name, decode=decode) for part, name in ((learned, "run"), (measured, "held_out"))
+            RunClips(part, name=name, decode=decode)
+            for part, name in ((training_clips, "run"), (held_out_clips, "held_out"))
         )
     return CaptionerTask(
         settings.captioner, num_batches=trainer.num_steps * trainer.accumulation, clips=clips, held_out=held_out
@@ -42,7 +43,7 @@ def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTas
     from train.text import encoder as text_encoder
 
     if trainer.sample_every and not recipe.train_dit.dit.sample_prompts:
-        raise UsageError("sample_every has nothing to sample: name prompts with --train-dit.dit.sample-prompts")
+        raise UsageError("sample_every needs prompts: set --train-dit.dit.sample-prompts")
     device = str(choose_device(trainer.device))
     return DitTask(
         run,

@@ -1,4 +1,4 @@
-"""`recaption train captioner|compressor|dit`: build the task, hand it to the one loop."""
+"""`recaption train captioner|compressor|dit`: builds the task and runs the training loop."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def train_model(
     resume: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train one model into RUN/train/NAME. With `--address` the training runs on that Ray cluster, else here.
+    """Train one model into RUN/train/NAME, on the Ray cluster at `--address` or in this process.
 
     Args:
-        num_ranks: above 1 that many train together (Ray Train), each on a GPU where there are any. Under torchrun every
-            rank calls this.
-        use_gpu: not on CPUs: an error where there are no GPUs.
+        num_ranks: data-parallel ranks started by Ray Train, each on a GPU if there are any. Under torchrun leave it at 1;
+            every rank calls this function.
+        use_gpu: require GPUs: an error if there are none.
 
     Raises:
-        UsageError: unknown model, a run folder that is not on a disk this process can write to, no latents.
+        UsageError: unknown model, a run folder that is not on a local disk, or no latents.
         CheckpointMismatchError: RUN/train/NAME holds another model.
     """
     if model not in TASKS:
@@ -81,13 +81,15 @@ def train_model(
 def evaluate_model(
     model: str, run_uri: str, name: str, recipe: Recipe, cluster: Cluster, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Measure the newest checkpoint of RUN/train/NAME without training; where training would run.
+    """Evaluate the newest checkpoint of RUN/train/NAME without training, on the machine that would train.
 
     Raises:
         UsageError: another model than dit; and as `jobs.train.evaluate.evaluate_training`.
     """
     if model != "dit":
-        raise UsageError(f"--eval is of `train dit`; `train {model}` is measured while it trains (validate-every)")
+        raise UsageError(
+            f"--eval is only for `train dit`; `train {model}` is evaluated while it trains (validate-every)"
+        )
     arguments = (run_uri, name, recipe, progress)
     if cluster.address:
         return cluster.run_once(evaluate_here, *arguments, device=recipe.train_dit.trainer.device)
@@ -95,7 +97,7 @@ def evaluate_model(
 
 
 def evaluate_here(run_uri: str, name: str, recipe: Recipe, progress: bool) -> dict[str, Any]:
-    """Build task, sampler and captioner on the machine that would train, and measure."""
+    """Evaluate in this process: builds task, sampler and captioner."""
     from jobs.train.evaluate import evaluate_training
 
     return evaluate_training(
@@ -106,20 +108,20 @@ def evaluate_here(run_uri: str, name: str, recipe: Recipe, progress: bool) -> di
 def train_rank(
     model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, progress: bool
 ) -> dict[str, Any]:
-    """`train_here` as one of several ranks, which may be started again at any time."""
+    """`train_here` as one of several ranks; always resumes, as ranks may be restarted at any time."""
     return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
 
 
-def with_start_flags(
-    model: str, recipe: Recipe, captions: tuple[str, ...], start: str | None, trainable: str | None
+def with_training_flags(
+    model: str, recipe: Recipe, captions: tuple[str, ...], init_from: str | None, trainable: str | None
 ) -> Recipe:
-    """The recipe with `--captions`, `--init-from` and `--trainable` in their places.
+    """The recipe with the flags `--captions`, `--init-from` and `--trainable` applied.
 
     Raises:
-        UsageError: they are given to a model that has none of them.
+        UsageError: a flag that this model does not have.
     """
-    if model == "dit" and not captions and trainable is None and start is not None:
-        dit = dataclasses.replace(recipe.train_dit.dit, init_from=start)
+    if model == "dit" and not captions and trainable is None and init_from is not None:
+        dit = dataclasses.replace(recipe.train_dit.dit, init_from=init_from)
         return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
     if model != "captioner":
         raise UsageError(
@@ -128,7 +130,7 @@ def with_start_flags(
     settings = recipe.train_captioner
     captioner = dataclasses.replace(
         settings.captioner,
-        start=settings.captioner.start if start is None else start,
+        init_from=settings.captioner.init_from if init_from is None else init_from,
         trainable=settings.captioner.trainable if trainable is None else trainable,
     )
     settings = dataclasses.replace(settings, captions=captions or settings.captions, captioner=captioner)
@@ -138,6 +140,6 @@ def with_start_flags(
 def train_here(
     model: str, run_uri: str, recipe: Recipe, trainer: TrainerSettings, folder: str, resume: bool, progress: bool
 ) -> TrainResult:
-    """Build the task on the machine that trains, and train it."""
+    """Build the task and train it in this process."""
     task = TASKS[model](RunFolder(run_uri), recipe, trainer)
     return train(task, trainer, folder, resume=resume, progress=progress)

@@ -1,11 +1,11 @@
-"""`recaption verify --repair`: what is damaged is made anew by the stage that made it; what is whole is not touched.
+"""`recaption verify --repair`: recomputes damaged parts and shards with the stage that wrote them; intact files stay.
 
-    problem -> the part or shard it lies in -> is every source video still the same? -> remove it -> run the stage
+    problem -> its part or shard -> are all source videos unchanged? -> remove the files -> run the stage
 
-Stages skip what is committed, so running one makes exactly what was removed, with the bytes it had. Two things are
-refused, with the reason: parts whose source videos are gone or changed (making them anew would lose their clips), and
-parts that were made with other settings than run.yaml has now (making them anew would make all of their stage anew).
-Killed midway, a repair leaves parts missing; the next one sees that as damage and goes on.
+Stages skip what is committed, so a run recomputes exactly what was removed, with the same bytes. Two repairs are refused,
+with the reason: parts whose source videos are gone or changed (recomputing them would lose their clips), and parts written
+with other settings than run.yaml has now (recomputing them would recompute the whole stage). A repair that is killed
+leaves parts missing; the next one finds them as damage and continues.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jobs.prepare.prepare import prepare
 from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe, part_name, part_number
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import REJECTED, planned_shards, shard
-from jobs.verify.repair_scope import PART_FOLDERS, Repair, _Damage, _locate
-from jobs.verify.repair_text import remake_texts
-from jobs.verify.sources import _expected_sources, _why_lost
+from jobs.verify.repair_scope import PART_FOLDERS, RepairJob, RepairScope, find_scope
+from jobs.verify.repair_text import rebuild_texts
+from jobs.verify.sources import expected_sources, source_problem
 from jobs.verify.verify import as_summary, find_problems
 from packing.shards.index import is_committed
 from recaption.captions.sets import caption_sets, default_caption_set
@@ -40,83 +40,83 @@ from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.run_folder import RunFolder
 
 MAX_ROUNDS = 4
-"""Damage can hide other damage: a clip that is lost hides the shard it is missing from. One round per stage is enough."""
+"""Damage can hide other damage: a lost clip hides the shard that it is missing from. One round per stage is enough."""
 
 
-CONSEQUENCES = frozenset(
+SECONDARY_KINDS = frozenset(
     {"caption_without_clip", "unknown_clip_in_shard", "caption_missing", "clip_missing_from_shards"}
 )
-"""Kinds that vanish by themselves where the stage before is made whole: looked at only once nothing else is wrong."""
+"""Problems that disappear when an earlier stage is repaired: repaired only when no other problem is left."""
 
 
-STALE = {
+NEEDS_RESHARDING = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",
 }
 
 
 def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: int | None) -> dict[str, Any]:
-    """Verify, make anew what is damaged, verify again. `problems` of the summary are those that are left.
+    """Verify, recompute what is damaged, verify again; `problems` of the summary are the remaining ones.
 
     Raises:
-        UsageError: the recipe is not the one that the folder was prepared with.
+        UsageError: the run folder was prepared with another recipe.
     """
     check_same_recipe(run, recipe)
-    job = Repair(run, recipe, cluster)
+    job = RepairJob(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
     for _ in range(MAX_ROUNDS if problems else 0):
         job.refused.clear()
-        num_remade = len(job.remade)
-        _one_round(job, problems, num_pairs)
-        if len(job.remade) == num_remade:
+        num_repaired = len(job.repaired)
+        _repair_round(job, problems, num_pairs)
+        if len(job.repaired) == num_repaired:
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
         if not problems:
             job.refused.clear()
             break
     summary = as_summary(run, recipe, problems, pairs)
-    return {**summary, "found": num_found, "repaired": sorted(set(job.remade)), "refused": job.refused}
+    return {**summary, "found": num_found, "repaired": sorted(set(job.repaired)), "refused": job.refused}
 
 
-def _one_round(job: Repair, problems: list[Problem], num_pairs: int | None) -> None:
+def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> None:
     for problem in problems:
-        if problem.kind in STALE:
-            job.refused[problem.where] = STALE[problem.kind]
-    fresh = [p for p in problems if p.kind not in STALE]
-    own = [p for p in fresh if not _may_be_consequence(p)]
-    damage = _locate(job, own or fresh, num_pairs)
-    for name in damage.temporary:
+        if problem.kind in NEEDS_RESHARDING:
+            job.refused[problem.where] = NEEDS_RESHARDING[problem.kind]
+    repairable = [p for p in problems if p.kind not in NEEDS_RESHARDING]
+    primary = [p for p in repairable if not _may_be_secondary(p)]
+    scope = find_scope(job, primary or repairable, num_pairs)
+    for name in scope.temporary:
         job.run.remove(name)
-        job.remade.append(f"{name} (removed)")
-    if damage.inputs_lost and not _remake_inputs(job, damage.parts):
+        job.repaired.append(f"{name} (removed)")
+    if scope.inputs_damaged and not _rebuild_inputs(job, scope.parts):
         return
-    if damage.parts:
-        _remake_parts(job, damage.parts)
-    for name in damage.pairs:
-        _remake_pairs(job, name)
+    if scope.parts:
+        _rebuild_parts(job, scope.parts)
+    for name in scope.pair_tables:
+        _rebuild_pair_table(job, name)
     if read_tables_or_problems(job.run, job.run.list("clips/part-*.parquet"), CLIPS_SCHEMA)[1]:
-        return  # which clips are kept cannot be told, so no later stage can run; each is reported again
-    for set_name, numbers in damage.captions.items():
-        _remake_captions(job, set_name, numbers)
-    if damage.shards or damage.lost_clips or damage.index:
-        _remake_shards(job, damage)
-    for compressor, names in damage.latents.items():
-        _remake_latents(job, compressor, names)
-    for folder, names in damage.texts.items():
-        remake_texts(job, folder, names)
+        return  # without the tables of clips no later stage can run; their problems are reported again
+    for set_name, numbers in scope.captions.items():
+        _rebuild_captions(job, set_name, numbers)
+    if scope.shards or scope.lost_clips or scope.index:
+        _rebuild_shards(job, scope)
+    for compressor, names in scope.latents.items():
+        _rebuild_latents(job, compressor, names)
+    for folder, names in scope.texts.items():
+        rebuild_texts(job, folder, names)
 
 
-def _may_be_consequence(problem: Problem) -> bool:
-    """A file that is gone as a whole (it has no `:` and is no clip) is a cause."""
-    return problem.kind in CONSEQUENCES and (":" in problem.where or "/" not in problem.where)
+def _may_be_secondary(problem: Problem) -> bool:
+    """True for kinds in `SECONDARY_KINDS`, unless a whole file is missing (`where` is a path without `:`)."""
+    return problem.kind in SECONDARY_KINDS and (":" in problem.where or "/" not in problem.where)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def _remake_inputs(job: Repair, damaged: set[int]) -> bool:
-    """The list of inputs from the rows of RUN/videos, which hold every input once, in its part and its order."""
+def _rebuild_inputs(job: RepairJob, damaged: set[int]) -> bool:
+    """Rebuild the list of inputs from RUN/videos, which has every input once, by part and in order; False if refused."""
     names = job.run.list("videos/part-*.parquet")
     numbers = {part_number(name) for name in names}
     if damaged or numbers != set(range(len(names))):
@@ -127,30 +127,32 @@ def _remake_inputs(job: Repair, damaged: set[int]) -> bool:
         {"uri": uri, "part": part_number(name)} for name in names for uri in job.run.read_table(name)["uri"].to_pylist()
     ]
     job.run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
-    job.remade.append(INPUTS)
+    job.repaired.append(INPUTS)
     return True
 
 
-def _remake_parts(job: Repair, numbers: set[int]) -> None:
+def _rebuild_parts(job: RepairJob, numbers: set[int]) -> None:
     inputs: dict[int, list[str]] = defaultdict(list)
     for row in job.run.read_table(INPUTS).to_pylist():
         inputs[row["part"]].append(row["uri"])
-    open_numbers = []
+    repairable_numbers = []
     for number in sorted(numbers):
-        why = _why_lost(job, _expected_sources(job.run, number, inputs[number]))
+        why = source_problem(job, expected_sources(job.run, number, inputs[number]))
         if why or number not in inputs:
             job.refused[part_name("videos", number)] = why or f"{INPUTS} does not list this part"
         else:
-            open_numbers.append(number)
-    for number in open_numbers:
-        job.run.remove(part_name("videos", number))  # which is written last and commits the part; the rest is replaced
-        job.remade += [name for folder in PART_FOLDERS if (name := part_name(folder, number)) and _has(job, folder)]
-    if open_numbers:
-        with contextlib.suppress(pa.ArrowException):  # see caption, below
-            prepare([], job.run.uri, job.recipe, job.cluster, only=open_numbers)
+            repairable_numbers.append(number)
+    for number in repairable_numbers:
+        job.run.remove(
+            part_name("videos", number)
+        )  # written last, it commits the part; the other files are overwritten
+        job.repaired += [name for folder in PART_FOLDERS if (name := part_name(folder, number)) and _has(job, folder)]
+    if repairable_numbers:
+        with contextlib.suppress(pa.ArrowException):  # as in _rebuild_captions
+            prepare([], job.run.uri, job.recipe, job.cluster, only=repairable_numbers)
 
 
-def _remake_pairs(job: Repair, name: str) -> None:
+def _rebuild_pair_table(job: RepairJob, name: str) -> None:
     settings = job.recipe.prepare.duplicates
     job.run.remove(name)
     if name == PERCEPTUAL_PAIRS:
@@ -159,110 +161,114 @@ def _remake_pairs(job: Repair, name: str) -> None:
         find_repeated_captions(job.run, job.recipe.caption.repeats, name.split("/")[1])
     else:
         find_semantic(job.run, settings, caption_set_of(name))
-    job.remade.append(name)
+    job.repaired.append(name)
 
 
-def _has(job: Repair, folder: str) -> bool:
+def _has(job: RepairJob, folder: str) -> bool:
     return folder == "videos" or bool(job.run.list(f"{folder}/part-*.parquet"))
 
 
-def _remake_captions(job: Repair, set_name: str, numbers: set[int]) -> None:
+def _rebuild_captions(job: RepairJob, set_name: str, numbers: set[int]) -> None:
     folder = f"captions/{set_name}"
-    whole = [name for name in job.run.list(f"{folder}/part-*.parquet") if part_number(name) not in numbers]
+    intact = [name for name in job.run.list(f"{folder}/part-*.parquet") if part_number(name) not in numbers]
     expected = stage_hashes(job.recipe)["caption"]
-    if any(job.run.table_metadata(name).get("recipe_hash") != expected for name in whole):
-        why = f"set {set_name!r} was made with other settings than run.yaml has now: run `recaption caption` with them"
+    if any(job.run.table_metadata(name).get("recipe_hash") != expected for name in intact):
+        why = (
+            f"set {set_name!r} was written with other settings than run.yaml has now: run `recaption caption` with them"
+        )
         job.refused |= {part_name(folder, number): why for number in numbers}
         return
-    if why := _why_another_captioner(job, whole):
+    if why := _captioner_mismatch(job, intact):
         job.refused |= {part_name(folder, number): why for number in numbers}
         return
-    open_numbers = []
+    repairable_numbers = []
     for number in sorted(numbers):
-        rows = _rows_of(job.run, part_name("clips", number))
-        why = _why_lost(job, [(row["uri"], row["video_id"]) for row in rows])
+        rows = _source_rows(job.run, part_name("clips", number))
+        why = source_problem(job, [(row["uri"], row["video_id"]) for row in rows])
         if why:
             job.refused[part_name(folder, number)] = why
         else:
-            open_numbers.append(number)
-    for number in open_numbers:
+            repairable_numbers.append(number)
+    for number in repairable_numbers:
         for name in (part_name(f"embeddings/{set_name}", number), part_name(folder, number)):
             job.run.remove(name)
-            job.remade.append(name)
-    if open_numbers:
-        # A stage sums up all of its output at its end, and stumbles there over files that had to be refused; by then
-        # everything is made.
+            job.repaired.append(name)
+    if repairable_numbers:
+        # At its end a stage reads all of its output for the summary, and fails on damaged files whose repair was
+        # refused; by then every part is written.
         with contextlib.suppress(pa.ArrowException):
-            caption(job.run, job.recipe, set_name, job.cluster, only=open_numbers)
+            caption(job.run, job.recipe, set_name, job.cluster, only=repairable_numbers)
 
 
-def _why_another_captioner(job: Repair, whole: list[str]) -> str:
-    """Why the captioner cannot be had, or is not the one that wrote the parts that are whole; empty where it is."""
+def _captioner_mismatch(job: RepairJob, intact: list[str]) -> str:
+    """Why the captioner cannot be loaded or differs from the one of the intact parts; empty if it is the same."""
     try:
         captioner = open_captioner(job.recipe.caption, device="cpu")
     except UsageError as error:
         return f"no captioner: {error}"
     name = f"{captioner.name}@{captioner.weights_hash}"
-    for part in whole:
-        made_by = {row["captioner"] for row in job.run.read_table(part).to_pylist() if row["source"] == "model"} - {""}
-        if made_by:
+    for part in intact:
+        found = {row["captioner"] for row in job.run.read_table(part).to_pylist() if row["source"] == "model"} - {""}
+        if found:
             return (
-                "" if made_by == {name} else f"its other parts were made by {', '.join(sorted(made_by))}, not by {name}"
+                "" if found == {name} else f"its other parts were written by {', '.join(sorted(found))}, not by {name}"
             )
     return ""
 
 
-def _rows_of(run: RunFolder, name: str) -> list[dict[str, Any]]:
+def _source_rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
     tables, _ = read_tables_or_problems(run, [name] if run.exists(name) else [], CLIPS_SCHEMA)
     return [row for table in tables.values() for row in table.select(["clip_id", "uri", "video_id"]).to_pylist()]
 
 
-def _remake_shards(job: Repair, damage: _Damage) -> None:
-    set_name, planned, hashes = _plan_in_use(job, damage)
+def _rebuild_shards(job: RepairJob, scope: RepairScope) -> None:
+    set_name, planned, hashes = _plan_of_shards(job, scope)
     if not set_name:
-        why = "shards were made from other captions, thresholds or settings than now: run `recaption shard`"
-        job.refused |= dict.fromkeys(sorted(damage.shards | damage.lost_clips) or ["index.parquet"], why)
+        why = "shards were written from other captions, thresholds or settings than now: run `recaption shard`"
+        job.refused |= dict.fromkeys(sorted(scope.shards | scope.lost_clips) or ["index.parquet"], why)
         return
     # Every clip's id starts with the id of its video.
     sources = {s.name: [(c.uri, c.clip_id.partition("-")[0]) for c in s.clips] for s in planned}
-    names = damage.shards | {s.name for s in planned for c in s.clips if c.clip_id in damage.lost_clips}
-    open_names = []
+    names = scope.shards | {s.name for s in planned for c in s.clips if c.clip_id in scope.lost_clips}
+    repairable_names = []
     for name in sorted(names):
-        why = _why_lost(job, sources.get(name, ()))
+        why = source_problem(job, sources.get(name, ()))
         if why:
             job.refused[name] = why
         else:
-            open_names.append(name)
-    kept = [f"{name}.parquet" for name in names if name not in open_names]
-    if (names and not open_names and not damage.index) or read_tables_or_problems(job.run, kept, SHARD_SCHEMA)[1]:
-        return  # nothing to make, or no index to be had: it needs the table of each shard
-    for name in open_names:
+            repairable_names.append(name)
+    refused = [f"{name}.parquet" for name in names if name not in repairable_names]
+    if (names and not repairable_names and not scope.index) or read_tables_or_problems(job.run, refused, SHARD_SCHEMA)[
+        1
+    ]:
+        return  # nothing to write, or no index possible: it needs the table of every shard
+    for name in repairable_names:
         job.run.remove(f"{name}.parquet")  # the commit mark goes first
         job.run.remove(f"{name}.tar")
-        job.remade.append(f"{name}.tar" if name in hashes else f"{name}.tar (removed)")
-    shard(job.run, job.recipe, set_name, job.cluster, only=open_names)
-    job.remade.append("index.parquet")
+        job.repaired.append(f"{name}.tar" if name in hashes else f"{name}.tar (removed)")
+    shard(job.run, job.recipe, set_name, job.cluster, only=repairable_names)
+    job.repaired.append("index.parquet")
 
 
-def _plan_in_use(job: Repair, damage: _Damage) -> tuple[str, list[Any], dict[str, str]]:
-    """(caption set, plan, hashes) by which all undamaged shards were made; no set where there is none."""
-    lost = damage.lost_clips
+def _plan_of_shards(job: RepairJob, scope: RepairScope) -> tuple[str, list[Any], dict[str, str]]:
+    """(caption set, planned shards, their hashes) that all intact shards were written from; set "" if there is none."""
+    lost = scope.lost_clips
     tables, unreadable = read_tables_or_problems(job.run, job.run.list(REJECTED), pa.schema([("clip_id", pa.string())]))
     sets = caption_sets(job.run) if unreadable or not tables else [default_caption_set(job.run)]
     for set_name in sets:
         try:
             planned, _, hashes = planned_shards(job.run, job.recipe, set_name or "")
         except (UsageError, pa.ArrowException, ValueError, KeyError, OSError):
-            continue  # no such set, or a part of it that does not open and could not be made anew
-        damaged = damage.shards | {s.name for s in planned for c in s.clips if c.clip_id in lost}
+            continue  # no such set, or a part of it is damaged and could not be repaired
+        damaged = scope.shards | {s.name for s in planned for c in s.clips if c.clip_id in lost}
         present = [n.removesuffix(".parquet") for n in job.run.list("shards/*/*.parquet")]
-        whole = [name for name in present if name not in damaged]
-        if all(name in hashes and is_committed(job.run, name, hashes[name]) for name in whole):
+        intact = [name for name in present if name not in damaged]
+        if all(name in hashes and is_committed(job.run, name, hashes[name]) for name in intact):
             return set_name or "", planned, hashes
     return "", [], {}
 
 
-def _remake_latents(job: Repair, compressor: str, names: set[str]) -> None:
+def _rebuild_latents(job: RepairJob, compressor: str, names: set[str]) -> None:
     from train.compressors.registry import load
 
     folder = f"latents/{compressor}"
@@ -270,16 +276,16 @@ def _remake_latents(job: Repair, compressor: str, names: set[str]) -> None:
         is_same = load(job.recipe.encode.compressor).name == compressor
         keys = {name: key for _, name, key in planned_latents(job.run, job.recipe, compressor)}
     except (UsageError, pa.ArrowException, ValueError, OSError, KeyError) as error:
-        job.refused[folder] = f"the compressor or the shards cannot be had: {error}"
+        job.refused[folder] = f"the compressor or the shards cannot be read: {error}"
         return
     present = [n.removesuffix(".parquet") for n in job.run.list(f"{folder}/*/*.parquet")]
-    whole = [name for name in present if name not in names]
-    if not is_same or not all(name in keys and is_committed(job.run, name, keys[name]) for name in whole):
-        job.refused[folder] = "made with another compressor or other shards than now: run `recaption encode`"
+    intact = [name for name in present if name not in names]
+    if not is_same or not all(name in keys and is_committed(job.run, name, keys[name]) for name in intact):
+        job.refused[folder] = "encoded by another compressor or from other shards than now: run `recaption encode`"
         return
     for name in sorted(names):
         job.run.remove(f"{name}.parquet")
         job.run.remove(f"{name}.tar")
-        job.remade.append(f"{name}.tar")
+        job.repaired.append(f"{name}.tar")
     encode(job.run, job.recipe, job.cluster)
-    job.remade.append(f"{folder}/index.parquet")
+    job.repaired.append(f"{folder}/index.parquet")

@@ -1,4 +1,4 @@
-"""What has to be made anew for a list of problems, and nothing else."""
+"""Maps the problems that `verify` found to the parts and shards that have to be recomputed."""
 
 from __future__ import annotations
 
@@ -16,105 +16,105 @@ from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
 
 PART_FOLDERS = ("videos", "clips", "previews", "fingerprints")
-"""Files of one part of `prepare`, all written together."""
+"""Folders of the four files that `prepare` writes per part."""
 
 
 @dataclass
-class _Damage:
-    """Where the problems lie, as what a stage can make anew."""
+class RepairScope:
+    """Damaged units, each of which one stage can recompute."""
 
     temporary: list[str] = field(default_factory=list)
     parts: set[int] = field(default_factory=set)
-    """Of `prepare`."""
-    inputs_lost: bool = False
+    """Numbers of parts of `prepare`."""
+    inputs_damaged: bool = False
     captions: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Set -> parts."""
+    """Caption set -> numbers of parts."""
     shards: set[str] = field(default_factory=set)
-    """Names without extension."""
-    pairs: set[str] = field(default_factory=set)
-    """Tables of near copies, and of captions said of many clips."""
+    """Shard names without extension."""
+    pair_tables: set[str] = field(default_factory=set)
+    """Tables of duplicate pairs and of repeated captions."""
     lost_clips: set[str] = field(default_factory=set)
-    """Clips whose shard has to be looked up in the plan."""
+    """Clips whose shard has to be looked up in the shard plan."""
     index: bool = False
     latents: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Compressor -> names without extension; none where only the index is damaged."""
+    """Compressor -> shard names without extension; empty set if only the index is damaged."""
     texts: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Folder of encoded texts -> files."""
+    """Folder of encoded texts -> damaged files."""
 
 
 @dataclass
-class Repair:
-    """One call of `--repair`."""
+class RepairJob:
+    """State of one `verify --repair` call."""
 
     run: RunFolder
     recipe: Recipe
     cluster: Cluster
-    remade: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    """File or part -> why it is left as it is."""
+    """File or part -> why it is not repaired."""
     sources: dict[str, str] = field(default_factory=dict)
-    """uri -> video_id of the file as it is now, empty where it is gone; each is read once."""
+    """Cache: uri -> video_id of its current bytes, empty if the file is gone."""
 
 
-def _locate(job: Repair, problems: list[Problem], num_pairs: int | None) -> _Damage:
-    """Sort problems by the part or shard that has to be made anew."""
-    damage = _Damage()
+def find_scope(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> RepairScope:
+    """Assign each problem to the part or shard that has to be recomputed."""
+    scope = RepairScope()
     for problem in problems:
         name, _, row = problem.where.partition(":")
         folder, _, rest = name.partition("/")
         if problem.kind == "temporary_file":
-            damage.temporary.append(problem.where)
+            scope.temporary.append(problem.where)
         elif problem.kind == "recipe_mixed" and folder not in ("shards", "latents"):
-            _add_strangers(job, name, damage)
+            _add_parts_of_other_recipes(job, name, scope)
         elif name == INPUTS and row:
             listed = job.run.read_table(INPUTS).to_pylist()
-            damage.parts |= {one["part"] for one in listed if one["uri"] == row}
+            scope.parts |= {one["part"] for one in listed if one["uri"] == row}
         elif name == INPUTS:
-            damage.inputs_lost = True
+            scope.inputs_damaged = True
         elif folder == "duplicates" or name.endswith("/repeated.parquet"):
-            damage.pairs.add(name)
+            scope.pair_tables.add(name)
         elif folder in PART_FOLDERS:
-            damage.parts.add(part_number(name))
+            scope.parts.add(part_number(name))
         elif problem.kind == "captions_shuffled":
-            damage.captions[rest] |= _shuffled_parts(job, rest, num_pairs)
+            scope.captions[rest] |= _shuffled_parts(job, rest, num_pairs)
         elif folder in ("captions", "embeddings"):
-            damage.captions[rest.partition("/")[0]].add(part_number(name))
+            scope.captions[rest.partition("/")[0]].add(part_number(name))
         elif problem.kind == "clip_in_two_shards":
-            damage.shards |= _shards_with(job.run, row)
+            scope.shards |= _shards_with(job.run, row)
         elif folder == "latents" and rest.endswith(("/index.parquet", f"/{STATISTICS_FILE}")):
-            damage.latents[rest.partition("/")[0]] |= set()
+            scope.latents[rest.partition("/")[0]] |= set()
         elif folder == "latents":
-            damage.latents[rest.partition("/")[0]].add(re.sub(r"\.(tar|parquet)$", "", name))
+            scope.latents[rest.partition("/")[0]].add(re.sub(r"\.(tar|parquet)$", "", name))
         elif folder == "text":
-            damage.texts["/".join(name.split("/")[:2])].add(name)
+            scope.texts["/".join(name.split("/")[:2])].add(name)
         elif name in ("index.parquet", REJECTED):
-            damage.index = True
+            scope.index = True
         elif folder == "shards":
-            damage.shards.add(re.sub(r"\.(tar|parquet)$", "", name))
+            scope.shards.add(re.sub(r"\.(tar|parquet)$", "", name))
         elif "/" not in name:
-            damage.lost_clips.add(name)
+            scope.lost_clips.add(name)
         else:
-            job.refused[name] = "no stage is known that makes this file alone"
-    return damage
+            job.refused[name] = "no stage writes this file"
+    return scope
 
 
-def _add_strangers(job: Repair, name: str, damage: _Damage) -> None:
-    """Parts of the stage of `name` that were made by other settings than run.yaml has; none where all were."""
+def _add_parts_of_other_recipes(job: RepairJob, name: str, scope: RepairScope) -> None:
+    """Add the parts that were written with other settings than run.yaml has; refused if these are all parts."""
     pattern = re.sub(r"part-\d+", "part-*", name)
     hashes = {part: job.run.table_metadata(part).get("recipe_hash") for part in job.run.list(pattern)}
     stage = "caption" if name.startswith(("captions/", "embeddings/")) else "prepare"
     expected = stage_hashes(job.recipe)[stage]
-    strangers = {part_number(part) for part, found in hashes.items() if found != expected}
-    if len(strangers) == len(hashes):
-        job.refused[name] = f"no part of {stage} was made with the settings that run.yaml has now"
+    other_parts = {part_number(part) for part, found in hashes.items() if found != expected}
+    if len(other_parts) == len(hashes):
+        job.refused[name] = f"no part of {stage} was written with the settings that run.yaml has now"
     elif stage == "caption":
-        damage.captions[name.split("/")[1]] |= strangers or {part_number(name)}
+        scope.captions[name.split("/")[1]] |= other_parts or {part_number(name)}
     else:
-        damage.parts |= strangers
+        scope.parts |= other_parts
 
 
-def _shuffled_parts(job: Repair, set_name: str, num_pairs: int | None) -> set[int]:
-    """Parts that hold captions which do not match; all where none can be told apart."""
+def _shuffled_parts(job: RepairJob, set_name: str, num_pairs: int | None) -> set[int]:
+    """Parts with captions that do not match their clips; all parts if none can be singled out."""
     problems: list[Problem] = []
     if num_pairs is not None:
         problems, _ = find_problems(job.run, job.recipe, num_pairs=None, progress=job.cluster.progress)

@@ -1,4 +1,4 @@
-"""`recaption verify --repair` of RUN/text/: damaged parts of encoded texts are removed and encoded anew."""
+"""`recaption verify --repair` of RUN/text/: damaged parts of encoded texts are removed and encoded again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from recaption.errors import UsageError
 from recaption.ledger.encoded_texts import ENCODER_FILE, text_folder
 
 if TYPE_CHECKING:
-    from jobs.verify.repair_scope import Repair
+    from jobs.verify.repair_scope import RepairJob
 
 
-def remake_texts(job: Repair, folder: str, names: set[str]) -> None:
-    """A part whose list of texts is lost too gets the same texts back only where it was the last one."""
+def rebuild_texts(job: RepairJob, folder: str, names: set[str]) -> None:
+    """Encode damaged parts again. If the text list of a part is lost, it gets the same texts only if it was the last one."""
     from train.text.towers import parse
 
     encoder = job.recipe.encode.text.encoder
@@ -28,16 +28,16 @@ def remake_texts(job: Repair, folder: str, names: set[str]) -> None:
         return
     for name in names:
         job.run.remove(name)
-        if name.endswith(".parquet"):  # what was encoded from a list that is lost cannot be told apart
+        if name.endswith(".parquet"):  # without the list, encoded texts cannot be assigned
             job.run.remove(name.removesuffix(".parquet") + ".safetensors")
-        job.remade.append(name)
+        job.repaired.append(name)
     _close_gaps(job, folder)
     encode_texts(job.run, job.recipe, job.cluster)
-    job.remade.append(f"{folder}/{ENCODER_FILE}")
+    job.repaired.append(f"{folder}/{ENCODER_FILE}")
 
 
-def _close_gaps(job: Repair, folder: str) -> None:
-    """Parts are numbered without gaps: those after a lost list are made anew with it."""
+def _close_gaps(job: RepairJob, folder: str) -> None:
+    """Part numbers have no gaps: parts after a lost text list are removed and encoded again too."""
     names = job.run.list(f"{folder}/part-*.parquet")
     for number, name in enumerate(names):
         if name != f"{folder}/part-{number:05d}.parquet":

@@ -1,6 +1,6 @@
-"""`recaption verify`: the ledger adds up, the shards are whole, the captions belong to their clips.
+"""`recaption verify`: checks that the ledger adds up, shards are intact and captions belong to their clips.
 
-recaption verify --run RUN --pairs 32        # 0: ask no pixels; all: every caption
+recaption verify --run RUN --pairs 32        # 0: decode no pixels; all: every caption
 recaption verify --run RUN --repair          # see jobs/verify/repair.py
 """
 
@@ -33,14 +33,14 @@ from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
 DEFAULT_PAIRS = 32
-"""Seconds of work on one core with the captioner in the package; shuffled captions show with far fewer."""
+"""Takes seconds on one core with the captioner in the package; shuffled captions show with far fewer."""
 
 
 def parse_pairs(text: str) -> int | None:
-    """How many captions of each set to hold against their pixels: a number, or None for `all`.
+    """Number of captions per set to check against the pixels of their clips; None for `all`.
 
     Raises:
-        UsageError: neither.
+        UsageError: not a number and not `all`.
     """
     if text == "all":
         return None
@@ -52,7 +52,7 @@ def parse_pairs(text: str) -> int | None:
 def verify_run(
     run: RunFolder, recipe: Recipe, *, num_pairs: int | None = DEFAULT_PAIRS, progress: bool = False
 ) -> dict[str, Any]:
-    """Problems found, and the sums that were checked. What could not be asked is named, and is no damage."""
+    """Summary with the problems found and the sums checked; checks that could not run are listed, not counted as damage."""
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=progress)
     return as_summary(run, recipe, problems, pairs)
 
@@ -60,7 +60,7 @@ def verify_run(
 def find_problems(
     run: RunFolder, recipe: Recipe, *, num_pairs: int | None, progress: bool
 ) -> tuple[list[Problem], dict[str, dict[str, Any]]]:
-    """(problems, caption set -> what the check of its pairs came to)."""
+    """(problems, caption set -> summary of its caption-clip checks)."""
 
     def track(names: Sequence[str]) -> Any:
         return tqdm(names, desc="verify", unit="shard", file=sys.stderr, disable=not progress)
@@ -78,7 +78,7 @@ def find_problems(
 def as_summary(
     run: RunFolder, recipe: Recipe, problems: list[Problem], pairs: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """What `--json` prints. Sums are left out where tables that they are read from do not open."""
+    """The `--json` summary; without sums if tables that they need cannot be read."""
     summary: dict[str, Any] = {"ok": not problems}
     if not any(problem.kind == "part_unreadable" for problem in problems):
         sums = build_ledger(run, recipe.filters).summary()
@@ -92,7 +92,7 @@ def as_summary(
 
 
 def faults_of(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, int]:
-    """Fault -> captions that were refused for it, of the rows that stand for their clips."""
+    """Fault -> number of main captions that failed with it."""
     captions = run.read_tables(caption_set_pattern(set_name), CAPTION_STATE_SCHEMA)
     captions = mark_repeated_captions(captions, read_repeated(run, set_name), recipe.filters.max_clips_per_caption)
     counts = Counter(main_captions(captions)["fault"].to_pylist())
@@ -122,7 +122,7 @@ def _check_set(
 
 
 def clips_of(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Clip]:
-    """The wanted clips by id, of those parts that open; one part in memory at a time."""
+    """The clips with these ids, from readable parts; one part in memory at a time."""
     wanted = pa.array(sorted(clip_ids), pa.string())
     found: dict[str, Clip] = {}
     for name in committed_clips(run):

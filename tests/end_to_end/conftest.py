@@ -1,4 +1,4 @@
-"""One small run folder for all end-to-end tests: rendered scenes, a copy of one, and a page that calls itself a video."""
+"""One small run folder for all end-to-end tests: rendered scenes, a duplicate, and an HTML page named .mp4."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(videos, tmp_path_factory):
-    """The whole chain, run once with two workers."""
+    """The whole pipeline, run once with two workers."""
     out = tmp_path_factory.mktemp("runs") / "two-workers"
     code = main(
         ["run", "--videos", str(videos), "--out", str(out), "--num-workers", "2", "--no-progress", *SHORT_TRAINING]

@@ -1,4 +1,4 @@
-"""From raw videos to a sampled one, through the commands people type."""
+"""The whole pipeline through the command line: raw videos to sampled videos."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ def test_shards_open_with_webdataset_and_with_tarfile(finished_run):
             assert {name.partition(".")[0] for name in tar.getnames()} == {row["clip_id"]}
 
 
-def test_the_end_of_the_chain_is_a_video_and_a_page(finished_run):
+def test_the_pipeline_ends_with_sampled_videos_and_a_report(finished_run):
     samples = json.loads(next(finished_run.glob("samples/*/samples.json")).read_text())
     video = finished_run / "samples" / next(p.parent.name for p in finished_run.glob("samples/*/samples.json"))
     frames = read_frames(str(video / samples["videos"][0]), None)
@@ -85,7 +85,7 @@ def test_one_worker_writes_the_same_bytes_as_two(finished_run, videos, tmp_path)
         assert digests(out, pattern) == digests(finished_run, pattern), pattern
 
 
-def test_run_yaml_replays_the_run(finished_run, videos, tmp_path, capsys):
+def test_run_yaml_reproduces_the_run(finished_run, videos, tmp_path, capsys):
     code, summary = command(
         capsys, "prepare", "--videos", str(videos), "--out", str(tmp_path / "again"),
         "--recipe", str(finished_run / "run.yaml"), "--num-workers", "2",
@@ -95,7 +95,7 @@ def test_run_yaml_replays_the_run(finished_run, videos, tmp_path, capsys):
     assert summary["computed_parts"] == 3
 
 
-def test_a_moved_threshold_drops_clips_without_preparing_anything(finished_run, videos, capsys):
+def test_a_changed_threshold_drops_clips_without_recomputing(finished_run, videos, capsys):
     arguments = ["prepare", "--videos", str(videos), "--out", str(finished_run), *SHORT_TRAINING]
     _, before = command(capsys, *arguments)
     _, after = command(capsys, *arguments, "--filters.min-luma", "0.99")
@@ -119,12 +119,12 @@ def test_a_second_caption_set_leaves_the_first_alone(finished_run, capsys):
         "2",
     )
     assert code == 0
-    assert sum(summary["bad"].values()) > 0  # five tokens end no sentence: the gate sees that
+    assert sum(summary["bad"].values()) > 0  # five tokens do not complete a sentence, so captions fail the gate
     assert digests(finished_run, "captions/main/*.parquet") == before
 
 
 @pytest.mark.slow
-def test_another_bucket_table_makes_shards_and_nothing_else(finished_run, capsys, tmp_path):
+def test_another_bucket_table_rewrites_only_the_shards(finished_run, capsys, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
@@ -140,13 +140,13 @@ def test_another_bucket_table_makes_shards_and_nothing_else(finished_run, capsys
     assert command(capsys, "caption", "--run", str(copy), "--set", "main")[1]["computed_parts"] == 0
 
 
-def test_a_damaged_shard_is_found_and_mended(finished_run, capsys, tmp_path):
+def test_a_damaged_shard_is_found_and_repaired(finished_run, capsys, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
     tar = next(copy.glob("shards/*/*.tar"))
-    whole = digests(copy, "**/*.tar") | digests(copy, "*.parquet")
+    intact = digests(copy, "**/*.tar") | digests(copy, "*.parquet")
     tar.write_bytes(tar.read_bytes()[:-2048])
     code, summary = command(capsys, "verify", "--run", str(copy), "--pairs", "0")
     assert code == 3
@@ -154,4 +154,4 @@ def test_a_damaged_shard_is_found_and_mended(finished_run, capsys, tmp_path):
     code, summary = command(capsys, "verify", "--run", str(copy), "--pairs", "0", "--repair", "--num-workers", "1")
     assert code == 0, summary
     assert tar.relative_to(copy).as_posix() in summary["repaired"]
-    assert digests(copy, "**/*.tar") | digests(copy, "*.parquet") == whole
+    assert digests(copy, "**/*.tar") | digests(copy, "*.parquet") == intact

@@ -1,4 +1,4 @@
-"""A wrong call is one clear sentence and exit code 2."""
+"""Usage errors: one clear sentence and exit code 2."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from jobs.commands import VERBS
 
 
 @pytest.fixture
-def places(tmp_path):
+def folder(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "clip.mp4").write_bytes(b"x")
     return tmp_path
@@ -28,15 +28,15 @@ def places(tmp_path):
         ("sing --loud", "no command 'sing'"),
     ],
 )
-def test_wrong_use_is_one_sentence(places, capsys, arguments, sentence):
-    code = main(arguments.replace("{}", str(places)).split())
+def test_wrong_use_is_one_sentence(folder, capsys, arguments, sentence):
+    code = main(arguments.replace("{}", str(folder)).split())
     error = capsys.readouterr().err.strip()
     assert code == 2
     assert sentence in error
     assert len(error.splitlines()) == 1
 
 
-def test_a_folder_of_another_recipe_is_refused(finished_run, videos, capsys):
+def test_a_folder_of_another_recipe_is_an_error(finished_run, videos, capsys):
     code = main(["prepare", "--videos", str(videos), "--out", str(finished_run), "--prepare.max-clip-seconds", "1.5"])
     assert code == 2
     assert "was prepared by recipe 'quickstart' with other prepare settings" in capsys.readouterr().err
@@ -50,7 +50,7 @@ def test_a_folder_of_another_recipe_is_refused(finished_run, videos, capsys):
         ("/no/such/folder", "/no/such/folder"),
     ],
 )
-def test_a_captioner_out_of_reach_is_one_sentence(finished_run, capsys, monkeypatch, spec, sentence):
+def test_an_unavailable_captioner_is_one_sentence(finished_run, capsys, monkeypatch, spec, sentence):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = main(["caption", "--run", str(finished_run), "--captioner", spec, "--set", "other"])
     error = capsys.readouterr().err.strip()
@@ -58,7 +58,7 @@ def test_a_captioner_out_of_reach_is_one_sentence(finished_run, capsys, monkeypa
     assert sentence in error
 
 
-def test_a_checkpoint_of_another_model_is_refused(finished_run, capsys):
+def test_a_checkpoint_of_another_model_is_an_error(finished_run, capsys):
     code = main(
         ["caption", "--run", str(finished_run), "--set", "other", "--captioner", str(finished_run / "train/main")]
     )
@@ -67,10 +67,10 @@ def test_a_checkpoint_of_another_model_is_refused(finished_run, capsys):
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_every_command_explains_itself_with_an_example(verb, capsys):
+def test_every_command_has_help_with_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert f"recaption {verb}" in capsys.readouterr().out
 
 
-def test_flags_may_be_misspelt(capsys):
+def test_an_unknown_flag_is_a_usage_error(capsys):
     assert main(["verify", "--rum", "x"]) == 2

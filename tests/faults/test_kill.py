@@ -142,7 +142,7 @@ def kill_and_restart(command, kills_within_a_driver, seed):
             for _ in range(num_kills):
                 wait_for_parts(process, command.out, rng.randint(1, 2))
                 time.sleep(rng.uniform(0, 0.1))
-                target = rng.choice(["^ray::_PartRunner", "recaption.decoding.worker", "recaption.decoding.worker"])
+                target = rng.choice(["^ray::PartRunner", "recaption.decoding.worker", "recaption.decoding.worker"])
                 kills[target] += process.kill_one(target, rng)
             wait_for_parts(process, command.out, 1)
             time.sleep(rng.uniform(0, 0.5))

@@ -1,4 +1,4 @@
-"""A small run folder up to latents, made in this process: three parts of four scenes each, one of them twice."""
+"""A small run folder up to latents, computed in this process: three parts of four scenes, one scene twice."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from recaption.scenes.renderer import SIMPLE, render
 
 
 class InProcess:
-    """A cluster of this process alone: the stages need no more, and Ray takes seconds to start."""
+    """A cluster that runs parts in this process; Ray would take seconds to start."""
 
     progress = False
 
@@ -60,7 +60,7 @@ def small_recipe():
 
 @pytest.fixture(scope="session")
 def small_run(scene_videos, small_recipe, in_process, tmp_path_factory):
-    """Never changed by a test: see `run_copy`."""
+    """Read-only for tests; they change a `run_copy`."""
     run = RunFolder(str(tmp_path_factory.mktemp("small") / "run"))
     prepare([str(scene_videos)], run.uri, small_recipe, in_process)
     caption(run, small_recipe, "main", in_process)
@@ -78,7 +78,7 @@ def run_copy(small_run, tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, in_process, capsys):
-    """Runs a command as typed, its parts in this process; (exit code, JSON object, stderr)."""
+    """Runs a command with its parts in this process; returns (exit code, JSON object, stderr)."""
     monkeypatch.setattr(Common, "cluster", lambda _: contextlib.nullcontext(in_process))
     in_process.address = None
 

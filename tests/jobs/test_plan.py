@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
-def test_rejected_samples_and_seconds_are_named(run: RunFolder) -> None:
+def test_rejected_samples_and_seconds_are_counted(run: RunFolder) -> None:
     summary = plan(recipe_with(), run_uri=run.uri)
     assert summary["rejected"] == {"too_long": 10}
     assert summary["rejected_seconds"] == {"too_long": 10 * 33 / 8}
@@ -70,7 +70,7 @@ def test_rejected_samples_and_seconds_are_named(run: RunFolder) -> None:
     assert "epochs" not in summary
 
 
-def test_what_rules_do_is_counted_in_samples_seconds_and_tokens(run: RunFolder) -> None:
+def test_effects_of_rules_are_counted_in_samples_seconds_and_tokens(run: RunFolder) -> None:
     rules = {
         "too_long": "split",
         "sampling_weights": ("images=2", "9f-64x64-8fps=0@epoch<1"),
@@ -82,17 +82,17 @@ def test_what_rules_do_is_counted_in_samples_seconds_and_tokens(run: RunFolder) 
     assert summary["by_rule_seconds"]["left_out"] == 10 * 9 / 8
     assert summary["by_rule_seconds"]["split"] == 10 * 33 / 8
     assert summary["rejected"] == {}
-    # 6 frames of 64 tokens in two pieces, two images, half of 80 tokens
-    assert summary["num_excerpts"] == 10 * (2 + 2 + 1)
+    # 6 frames of 64 tokens in two segments, two images, half of 80 tokens
+    assert summary["num_segments"] == 10 * (2 + 2 + 1)
     assert summary["kept_tokens"] == 10 * (6 * 64 + 2 * 16 + 40)
-    assert summary["dropped_token_share"] == pytest.approx(40 / (6 * 64 + 2 * 16 + 80))
-    assert [epoch["num_excerpts"] for epoch in summary["epochs"]] == [50, 60, 10 * (3 + 2 + 1 + 1)]
+    assert summary["dropped_token_fraction"] == pytest.approx(40 / (6 * 64 + 2 * 16 + 80))
+    assert [epoch["num_segments"] for epoch in summary["epochs"]] == [50, 60, 10 * (3 + 2 + 1 + 1)]
     assert [epoch["by_rule"].get("left_out", 0) for epoch in summary["epochs"]] == [10, 0, 0]
     assert summary["epochs"][0]["num_steps"] == summary["num_steps"]
     json.dumps(summary)
 
 
-def test_the_plan_shown_is_the_one_training_starts_with(run: RunFolder) -> None:
+def test_the_plan_is_the_first_epoch_of_training(run: RunFolder) -> None:
     recipe = recipe_with(
         too_long="split", sampling_weights=("1.5",), token_keep_rate=("beta(3,1)",), max_latent_frames=("3",)
     )
@@ -109,16 +109,16 @@ def test_the_plan_shown_is_the_one_training_starts_with(run: RunFolder) -> None:
     assert shown["pack_tokens"] == [batch.num_tokens for _, batch in zip(range(summary["num_packs"]), loader)]
 
 
-def test_text_and_page_say_it_too(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_and_page_show_rules_and_epochs(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     summary = plan(
         recipe_with(sampling_weights=("0.5@epoch<1",), token_keep_rate=("0.5",)), run_uri=run.uri, num_epochs=2
     )
     print_summary("plan", summary)
-    said = capsys.readouterr().out
-    assert "rejected seconds: too_long " in said
-    assert "by rule: left_out " in said
-    assert "dropped token share: 0.5" in said
-    lines = said.splitlines()
+    text = capsys.readouterr().out
+    assert "rejected seconds: too_long " in text
+    assert "by rule: left_out " in text
+    assert "dropped token fraction: 0.5" in text
+    lines = text.splitlines()
     assert lines[-3].split()[:3] == ["epoch", "steps", "samples"]
     assert lines[-1].split()[:3] == ["1", f"{summary['epochs'][1]['num_steps']}", "30"]
     figures = plan_figures(json.loads(run.read_bytes("plan.json")))
@@ -128,14 +128,14 @@ def test_text_and_page_say_it_too(run: RunFolder, capsys: pytest.CaptureFixture[
         ("too long", summary["rejected"]["too_long"], summary["rejected_seconds"]["too_long"])
     ]
     assert figures["by_rule"][0] == (
-        "not shown in this epoch",
+        "not in this epoch",
         summary["by_rule"]["left_out"],
         summary["by_rule_seconds"]["left_out"],
     )
     assert len(figures["epochs"]) == 2
 
 
-def test_token_counts_alone_plan_as_far_as_they_say_enough(tmp_path: Path) -> None:
+def test_token_counts_alone_support_only_some_rules(tmp_path: Path) -> None:
     lengths = tmp_path / "lengths.npy"
     np.save(lengths, np.arange(1, 400))
     summary = plan(
@@ -143,13 +143,13 @@ def test_token_counts_alone_plan_as_far_as_they_say_enough(tmp_path: Path) -> No
     )
     assert summary["by_rule"]["dropped"] > 50
     assert summary["rejected"] == {}
-    assert 0 < summary["dropped_token_share"] < 1
+    assert 0 < summary["dropped_token_fraction"] < 1
     for rules, named in (
         ({"sampling_weights": ("images=2",)}, "lack them"),
         ({"max_latent_frames": ("3",)}, "lack them"),
         ({"too_long": "split"}, "lack them"),
         ({"sampling_weights": ("9f-64x64-8fps=2",)}, "do not name them"),
-        ({"sampling_weights": ("0",)}, "shows no sample"),
+        ({"sampling_weights": ("0",)}, "has no sample"),
     ):
         with pytest.raises(UsageError, match=named):
             plan(recipe_with(**rules), lengths=str(lengths))

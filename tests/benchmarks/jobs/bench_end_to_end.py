@@ -1,13 +1,12 @@
-"""Clips per CPU-second of the whole chain against the shortest script a user would write today (naive_chain.py).
+"""Clips per CPU-second of the whole pipeline against a minimal script (naive_chain.py).
 
     python tests/benchmarks/jobs/bench_end_to_end.py --videos FOLDER
 
-Both sides get the same files, those of FOLDER that are one shot each, several times over, and the same CoCa ViT-B-32;
-both write captioned WebDataset shards. Of the script, whose cost is linear, its start and one round are measured. Ours is
-`recaption run` with everything that makes it safe: decoding in limited children, every frame checked, shots, scores,
-near copies, captions with gates and scores, transcoded buckets, commits. CPU seconds of all processes of a side, Ray's own
-among them. Then the same without captioners: 8 frames per file at 224 px, read and written by both. The script needs
-`pip install "recaption[bench]"`.
+Both sides get the same files, several copies of the single-shot files of FOLDER, and the same CoCa ViT-B-32; both write
+captioned WebDataset shards. The script's cost is linear, so only its start and one round are measured. Ours is the full
+`recaption run`: sandboxed decoding, frame checks, shots, scores, duplicates, captions with gates and scores, transcoded
+buckets, commits. CPU seconds of all processes of a side, Ray included. Then the same without captioners: 8 frames per
+file at 224 px, read and written by both. The script needs `pip install "recaption[bench]"`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ HERE = Path(__file__).parent
 
 
 def write_weights(path: Path) -> int:
-    """Weights of full size that always say `SENTENCE`; returns its tokens. Random ones say nothing that passes a gate.
+    """Full-size weights that always generate `SENTENCE` (random ones fail the gates); returns its number of tokens.
 
-    Residual branches end in zeros and cost what others cost; each position's embedding points at the next word.
+    Residual branches end in zeros, at the same cost; the embedding of each position points at the next word.
     """
     import open_clip
     import torch
@@ -45,9 +44,9 @@ def write_weights(path: Path) -> int:
             if name.startswith("text") and name.rpartition(".")[0].endswith(("out_proj", "c_proj")):
                 weight.zero_()
         model.text.token_embedding.weight.zero_()
-        places_MD = torch.nn.functional.layer_norm(model.text.positional_embedding.normal_(), (512,))
+        positions_MD = torch.nn.functional.layer_norm(model.text.positional_embedding.normal_(), (512,))
         model.text_decoder.text_projection.zero_()
-        model.text_decoder.text_projection[:, words] = places_MD[: len(words)].T
+        model.text_decoder.text_projection[:, words] = positions_MD[: len(words)].T
     torch.save(model.state_dict(), path)
     return len(words)
 
@@ -57,7 +56,7 @@ def recaption(*arguments: str) -> list[str]:
 
 
 def files_of_one_shot(videos: list[str], folder: Path, max_files: int) -> list[Path]:
-    """The inputs that are one kept clip each, so that both sides make the same clips."""
+    """The inputs with exactly one kept clip, so that both sides write the same clips."""
     import pyarrow.parquet as pq
 
     run = folder / "probe"
@@ -69,7 +68,7 @@ def files_of_one_shot(videos: list[str], folder: Path, max_files: int) -> list[P
 
 
 def copies(files: list[Path], folder: Path, num_copies: int) -> Path:
-    """Every file `num_copies` times, each with other bytes at its end: an mp4 box that players skip."""
+    """`num_copies` copies of every file, made distinct by a trailing mp4 box that players skip."""
     folder.mkdir()
     for number in range(num_copies):
         for index, file in enumerate(files):
@@ -84,7 +83,7 @@ def ours(videos: Path, out: Path, weights: Path, num_tokens: int) -> tuple[float
     command = ["run", "--videos", str(videos), "--out", str(out), "--stop-after", "shard"]
     command += ["--caption.captioner", f"open_clip:{MODEL}/{weights}", "--caption.max-tokens", str(num_tokens)]
     command += ["--prepare.max-clip-seconds", "20", "--filters.min-seconds", "0.3"]
-    command += ["--filters.max-duplicate-similarity", "None"]  # looked for, as always, but kept: they are copies
+    command += ["--filters.max-duplicate-similarity", "None"]  # search for duplicates, but keep them
     command += ["--shard.buckets.max-areas-px", str(96 * 96), str(256 * 448)]
     command += ["--shard.buckets.num-frames", "5", "17", "33"]
     by_kind, wall, _ = cpu_seconds_of(recaption(*command))
@@ -98,7 +97,7 @@ def ours(videos: Path, out: Path, weights: Path, num_tokens: int) -> tuple[float
 
 
 def frames_only(run_uri: str, out: str) -> None:
-    """The script's work without its captioner, done as our stages do it: 8 checked frames per clip, a committed shard."""
+    """The script's work without a captioner, through our library: 8 checked frames per clip, a committed shard."""
     import numpy as np
 
     from packing.buckets import Bucket
@@ -114,9 +113,9 @@ def frames_only(run_uri: str, out: str) -> None:
     for clip in from_table(RunFolder(run_uri).read_tables("clips/part-*.parquet", schema_of(Clip)), Clip):
         indices = np.linspace(clip.start_frame, clip.end_frame - 1, NUM_FRAMES).astype(int)
         frames = read_frames(clip.uri, indices, short_side_px=min(SIDE_PX, clip.width_px, clip.height_px))
-        known = {name: getattr(clip, name) for name in ShardClip.__dataclass_fields__ if hasattr(clip, name)}
+        fields = {name: getattr(clip, name) for name in ShardClip.__dataclass_fields__ if hasattr(clip, name)}
         payload = frames.pixels_THWC.tobytes()
-        entries.append(video_entry(ShardClip(**known, caption=""), bucket, payload, num_latent_tokens=1))
+        entries.append(video_entry(ShardClip(**fields, caption=""), bucket, payload, num_latent_tokens=1))
     write_shard(RunFolder(out), "shards/frames/000000", entries, plan_hash="")
 
 
@@ -128,19 +127,19 @@ def main() -> None:
         "--copies", type=int, default=24, help="of each file, for our side; the script's cost is linear"
     )
     parser.add_argument("--frames-only", nargs=2, metavar=("RUN", "OUT"), help="internal: one side of a comparison")
-    asked = parser.parse_args()
-    if asked.frames_only:
-        frames_only(*asked.frames_only)
+    arguments = parser.parse_args()
+    if arguments.frames_only:
+        frames_only(*arguments.frames_only)
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         weights = folder / "coca.pt"
         num_tokens = write_weights(weights)
-        files = files_of_one_shot(asked.videos, folder, asked.max_files)
-        once, many = copies(files, folder / "once", 1), copies(files, folder / "many", asked.copies)
+        files = files_of_one_shot(arguments.videos, folder, arguments.max_files)
+        once, many = copies(files, folder / "once", 1), copies(files, folder / "many", arguments.copies)
         empty = copies(files, folder / "empty", 0)
-        num_clips = len(files) * asked.copies
+        num_clips = len(files) * arguments.copies
         print(f"{len(files)} mp4 files of one shot, {num_tokens} tokens a caption; {num_clips} clips", flush=True)
 
         def naive(videos: Path, *how: str) -> float:

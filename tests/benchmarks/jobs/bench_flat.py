@@ -1,11 +1,10 @@
-"""Does an input cost the same in a run of 100, 1,000 and 10,000? `prepare` on tiny videos, each another scene.
+"""CPU time of `prepare` per input as the number of inputs grows, on tiny distinct videos.
 
     python tests/benchmarks/jobs/bench_flat.py 100 1000 10000
 
-The search for near copies is left out: ten thousand scenes on eight backgrounds are near copies of each other, and it is
-measured by bench_duplicates.py. A run has fixed costs (Python, Ray: about 15 CPU-s), so what is compared is the cost of the
-inputs that one size has more than the size before. Driver: CPU seconds per input and the largest resident size of the
-process that people start.
+Without the duplicate search: ten thousand scenes on eight backgrounds are near duplicates of each other, and it is
+measured by bench_duplicates.py. A run has fixed costs (Python, Ray: about 15 CPU-s), so the cost per input is that of the
+additional inputs of each size over the size before. Driver: CPU seconds per input and peak resident size of the command.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What Ray costs: the same parts prepared in a plain loop and as a job, with the same number of workers.
+"""Overhead of Ray: CPU time of `prepare` on Ray against a plain process pool with the same number of workers.
 
     python tests/benchmarks/jobs/bench_ray.py --num-clips 220                       # rendered scenes
     python tests/benchmarks/jobs/bench_ray.py --num-clips 220 --videos a.mp4 b.mp4
@@ -19,7 +19,7 @@ from recaption.scenes.renderer import SIMPLE, render
 
 
 def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
-    """What `prepare` does, without Ray."""
+    """`prepare` without Ray."""
     from jobs.recipe.presets import load_recipe
     from jobs.recipe.run_inputs import plan_inputs, write_recipe
     from jobs.recipe.settings import stage_hashes
@@ -79,8 +79,8 @@ def main() -> None:
         for i in range(arguments.num_clips):
             source = Path(sources[i % len(sources)]).resolve()
             (videos / f"{i:05d}{source.suffix}").symlink_to(source)
-        named = ["--num-workers", str(arguments.num_workers)]
-        base = [sys.executable, __file__, "--videos", "-", *named, "--part-size", str(arguments.part_size), "--plain"]
+        workers = ["--num-workers", str(arguments.num_workers)]
+        base = [sys.executable, __file__, "--videos", "-", *workers, "--part-size", str(arguments.part_size), "--plain"]
         sides = {
             "plain loop": [*base, str(videos), f"{folder}/plain"],
             "Ray": [
@@ -92,7 +92,7 @@ def main() -> None:
                 str(videos),
                 "--out",
                 f"{folder}/ray",
-                *named,
+                *workers,
                 "--prepare.part-size",
                 str(arguments.part_size),
                 "--no-progress",

@@ -1,10 +1,10 @@
-"""What `recaption verify` and `--what-if` cost as a run grows: CPU time and memory per clip. Prints one table.
+"""CPU time and memory per clip of `recaption verify` and `--what-if` as a run grows. Prints one table.
 
     PYTHONPATH=. python tests/benchmarks/jobs/bench_verify.py            # 20,000 and 60,000 clips: 3 minutes on one core
     PYTHONPATH=. python tests/benchmarks/jobs/bench_verify.py 2000 6000
 
-Samples are tiny (3 kB), so the figures are those of the bookkeeping, not of reading pixels. Each size runs in a process
-of its own; the memory of one clip is the difference of the peaks divided by the difference of the sizes.
+Samples are tiny (3 kB), so this measures the bookkeeping, not reading pixels. Each size runs in its own process; the
+memory per clip is the difference of the peaks divided by the difference of the sizes.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def measure(folder: str) -> None:
     figures += [time.process_time() - started, _peak_bytes()]
     started = time.process_time()
     clips = read_clips(run)
-    ask = partial(drop_reasons, clips)
-    filter_funnel(ask(thresholds), {"clips": np.ones(clips.num_rows)})
-    for column in threshold_columns(clips, thresholds, ask).values():
+    evaluate = partial(drop_reasons, clips)
+    filter_funnel(evaluate(thresholds), {"clips": np.ones(clips.num_rows)})
+    for column in threshold_columns(clips, thresholds, evaluate).values():
         retention_curve(column)
     figures += [time.process_time() - started, _peak_bytes()]
     print(*figures)

@@ -1,7 +1,7 @@
 """The shortest script a user would write for captioned shards today: decord in this process, 8 frames, open_clip's CoCa,
 webdataset's writer. No limits, no checks, no resume. The side that bench_end_to_end.py compares with.
 
-    python tests/benchmarks/naive_chain.py FOLDER OUT WEIGHTS|none NUM_TOKENS
+    python tests/benchmarks/jobs/naive_chain.py FOLDER OUT WEIGHTS|none NUM_TOKENS
 """
 
 import sys

@@ -1,5 +1,7 @@
-"""CPU seconds of a command and of everything it starts, wherever it ends up: processes are known by a mark in their
-environment, and asked ten times a second, so what a process does in its last moment (under 0.1 s) is missed."""
+"""CPU seconds of a command and of all processes it starts, found by a marker in their environment.
+
+Processes are polled ten times a second, so the last moments of a process (under 0.1 s) are missed.
+"""
 
 import os
 import subprocess
@@ -12,21 +14,21 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds_of(command: list[str]) -> tuple[dict[str, float], float, int]:
-    """(CPU seconds by kind of process, wall seconds, largest resident size in bytes of the command's own process)."""
+    """(CPU seconds by kind of process, wall seconds, peak resident bytes of the command's own process)."""
     mark = f"{MARK}={uuid.uuid4().hex}"
     environment = {**os.environ, MARK: mark.partition("=")[2]}
     started = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seen: dict[int, tuple[str, float]] = {}
-    strangers: set[int] = set()
+    other_pids: set[int] = set()
     peak_bytes = 0
     running = True
     while running:
         running = process.poll() is None
         wall = time.perf_counter() - started
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            if pid not in strangers:
-                _look_at(pid, mark.encode(), seen, strangers)
+            if pid not in other_pids:
+                _sample_process(pid, mark.encode(), seen, other_pids)
         peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
         time.sleep(0.1)
     if process.returncode:
@@ -37,12 +39,12 @@ def cpu_seconds_of(command: list[str]) -> tuple[dict[str, float], float, int]:
     return by_kind, wall, peak_bytes
 
 
-def _look_at(pid: int, mark: bytes, seen: dict[int, tuple[str, float]], strangers: set[int]) -> None:
+def _sample_process(pid: int, mark: bytes, seen: dict[int, tuple[str, float]], other_pids: set[int]) -> None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             if mark not in file.read():
                 if time.time() - os.stat(f"/proc/{pid}").st_ctime > 5:  # younger ones may not have exec'd yet
-                    strangers.add(pid)
+                    other_pids.add(pid)
                 return
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read().split(b"\0")
@@ -55,8 +57,8 @@ def _look_at(pid: int, mark: bytes, seen: dict[int, tuple[str, float]], stranger
 
 def _kind(command_line: str) -> str:
     names = {
-        "decode_worker": "decoders",
-        "ray::_PartRunner": "workers",
+        "recaption.decoding.worker": "decoders",
+        "ray::PartRunner": "workers",
         "ray::": "other Ray workers",
         "default_worker.py": "other Ray workers",
         "raylet/raylet": "raylet",

@@ -1,4 +1,4 @@
-"""Every captioner captions the same three scenes through the same stage: same rows, same proof, same gates."""
+"""The caption stage with every captioner backend, on the same three scenes."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def spec_of(backend, small_model):
         yield f"{backend}:{small_model(backend)}"
 
 
-def describe_pictures(asked):
-    """A text that follows from the pictures that were sent, as a model's would."""
-    *pictures, words = asked["messages"][0]["content"]
+def describe_pictures(request):
+    """A text that depends on the images sent, as a model's would."""
+    *pictures, words = request["messages"][0]["content"]
     assert str(len(pictures)) in words["text"]
     levels = [picture_of(part).mean() for part in pictures]
     return completion(
@@ -127,10 +127,10 @@ def test_every_backend_captions_the_same_scenes(backend, scenes, small_model, in
     assert (summary["matched_score"] is not None) == captioner.has_contrastive_head
 
 
-def test_words_from_one_captioner_and_scores_from_another(scenes, small_model, in_process):
+def test_captions_of_one_captioner_are_scored_by_another(scenes, small_model, in_process):
     run, recipe = scenes
     with spec_of("http", small_model) as spec:
-        # the words are not about the scenes: no limit, or none of them would be kept
+        # these captions do not describe the scenes: without this limit all would fail
         recipe = with_settings(recipe, captioner=spec, scorer="tiny", num_frames=3, min_clip_score=-1.0)
         summary = caption(run, recipe, "main", in_process)
         check = verify_run(run, recipe)["pairs"]["main"]
@@ -154,14 +154,14 @@ def test_without_scores_the_frames_are_still_checked(scenes, small_model, in_pro
     assert check["verdict"] == "the captioner scores nothing"
 
 
-def test_one_garbage_answer_is_one_marked_row(scenes, in_process):
+def test_one_invalid_response_is_one_failed_row(scenes, in_process):
     run, recipe = scenes
     odd = []
 
-    def reply(asked):
-        picture = str(asked["messages"][0]["content"][0])
+    def reply(request):
+        picture = str(request["messages"][0]["content"][0])
         odd[:] = odd or [picture]
-        return (200, b"<html>", {}) if picture == odd[0] else describe_pictures(asked)
+        return (200, b"<html>", {}) if picture == odd[0] else describe_pictures(request)
 
     with serving(Script(reply)) as spec:
         summary = caption(run, with_settings(recipe, captioner=spec), "main", in_process)
@@ -189,7 +189,7 @@ def test_an_endpoint_that_goes_down_midway_loses_nothing(scenes, in_process):
 
 
 class NoCluster:
-    """Fails where a worker would be started."""
+    """Fails if a worker is started."""
 
     progress = False
 
@@ -212,14 +212,14 @@ class NoCluster:
         ({"captioner": "tiny", "scorer": "magic"}, "magic"),
     ],
 )
-def test_a_wrong_spec_is_found_before_any_worker_starts(scenes, settings, sentence):
+def test_a_wrong_spec_is_an_error_before_any_worker_starts(scenes, settings, sentence):
     run, recipe = scenes
     with pytest.raises(UsageError, match=sentence):
         caption(run, with_settings(recipe, **settings), "main", NoCluster())
     assert run.list("captions/main/*") == []
 
 
-def test_the_whole_chain_does_not_start_with_a_wrong_spec(small_recipe, tmp_path):
+def test_run_does_not_start_with_a_wrong_spec(small_recipe, tmp_path):
     from jobs.run import run
 
     with pytest.raises(UsageError, match="magic"):
@@ -227,7 +227,7 @@ def test_the_whole_chain_does_not_start_with_a_wrong_spec(small_recipe, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_the_way_an_endpoint_is_asked_is_not_what_it_says(small_recipe):
+def test_endpoint_settings_are_not_hashed(small_recipe):
     from jobs.recipe.settings import stage_hashes
 
     settings = CaptionSettings(endpoint=EndpointSettings(concurrency=99))

@@ -1,4 +1,4 @@
-"""What a caption job leaves: kinds and windows from one look, faults by name, the same bytes after a kill."""
+"""The caption stage: kinds and windows, quality gates, caption mixtures, the same bytes after a kill."""
 
 import dataclasses
 import hashlib
@@ -45,8 +45,8 @@ from recaption.video_io.reader import read_frames
 
 
 @pytest.fixture(scope="module")
-def speaks_of_kinds(tmp_path_factory):
-    """The captioner of the package, told that it knows kinds."""
+def captioner_with_kinds(tmp_path_factory):
+    """The captioner of the package, with all caption kinds in its config."""
     folder = tmp_path_factory.mktemp("captioner") / "kinds"
     shutil.copytree(TINY_FOLDER, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -56,12 +56,12 @@ def speaks_of_kinds(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe(speaks_of_kinds):
-    whole = quickstart()
+def recipe(captioner_with_kinds):
+    base = quickstart()
     captions = dataclasses.replace(
-        whole.caption, captioner=speaks_of_kinds, kinds=("descriptive", "short"), window_seconds=1.2
+        base.caption, captioner=captioner_with_kinds, kinds=("descriptive", "short"), window_seconds=1.2
     )
-    return dataclasses.replace(whole, prepare=dataclasses.replace(whole.prepare, part_size=2), caption=captions)
+    return dataclasses.replace(base, prepare=dataclasses.replace(base.prepare, part_size=2), caption=captions)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_one_row_per_clip_window_and_kind(captioned):
     assert build_ledger(run, recipe.filters).summary()["clips"]["total"] == 4
 
 
-def test_a_window_is_described_by_its_own_frames_and_the_windows_tile_the_clip(captioned):
+def test_windows_cover_the_clip_and_are_captioned_from_their_own_frames(captioned):
     run, recipe, _ = captioned
     captioner = load_captioner(recipe.caption.captioner)
     clip = next(c for part in kept_clips(run, recipe).values() for c in part if c.duration_seconds > 2)
@@ -128,7 +128,7 @@ def test_a_window_is_described_by_its_own_frames_and_the_windows_tile_the_clip(c
         assert window.clip_sha256 == hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def test_a_clip_is_looked_at_once_for_all_kinds_and_tries(captioned, in_process, monkeypatch, tmp_path):
+def test_a_clip_is_encoded_once_for_all_kinds_and_retries(captioned, in_process, monkeypatch, tmp_path):
     run, recipe, _ = captioned
     encoded = []
     worker_class = CaptionWorker
@@ -157,7 +157,7 @@ def test_the_page_shows_kinds_and_windows_of_a_clip(captioned):
     assert f'<p><span class="note">short:</span> {window.text.split(chr(34))[0]}' in page
 
 
-def test_the_table_of_repeated_captions_is_made_anew_where_it_is_damaged(captioned, in_process, tmp_path):
+def test_a_damaged_table_of_repeated_captions_is_repaired(captioned, in_process, tmp_path):
     run, recipe, _ = captioned
     copy = RunFolder(str(tmp_path / "run"))
     shutil.copytree(run.root, copy.root)
@@ -168,14 +168,14 @@ def test_the_table_of_repeated_captions_is_made_anew_where_it_is_damaged(caption
     assert digests(copy) == digests(run)
 
 
-def test_original_texts_are_kept_beside_and_bad_ones_are_marked(captioned):
+def test_original_texts_are_stored_and_bad_ones_are_marked(captioned):
     run, _, _ = captioned
     originals = {row.text: row for row in rows_of(run) if row.source == "original"}
     assert originals["my holiday, part one"].reason is None
     assert originals["my my my my my my my my"].fault == "looping"
 
 
-def test_kinds_that_the_captioner_does_not_know_are_refused_before_any_work(captioned, in_process):
+def test_unknown_kinds_are_an_error_before_any_work(captioned, in_process):
     run, recipe, _ = captioned
     for kinds, message in ((("descriptive", "haiku"), "haiku"), (("short",), "descriptive")):
         wanted = dataclasses.replace(recipe, caption=dataclasses.replace(recipe.caption, kinds=kinds))
@@ -186,7 +186,7 @@ def test_kinds_that_the_captioner_does_not_know_are_refused_before_any_work(capt
         load_captioner("tiny").caption_with_embeddings([np.zeros((2, 32, 32, 3), np.uint8)], kind="haiku")
 
 
-def test_what_fails_a_gate_is_tried_again_then_marked_and_in_no_shard(captioned, in_process, tmp_path):
+def test_captions_that_fail_a_gate_are_retried_then_marked_and_in_no_shard(captioned, in_process, tmp_path):
     run, recipe, _ = captioned
     copy = RunFolder(str(tmp_path / "run"))
     shutil.copytree(run.root, copy.root)
@@ -204,7 +204,7 @@ def test_what_fails_a_gate_is_tried_again_then_marked_and_in_no_shard(captioned,
     assert "4 low score" in page
 
 
-def test_captions_longer_than_the_text_encoder_reads_are_bad_and_never_cut(captioned, in_process, tmp_path):
+def test_captions_over_the_token_limit_are_bad_and_not_truncated(captioned, in_process, tmp_path):
     run, recipe, _ = captioned
     copy = RunFolder(str(tmp_path / "run"))
     shutil.copytree(run.root, copy.root)
@@ -216,7 +216,7 @@ def test_captions_longer_than_the_text_encoder_reads_are_bad_and_never_cut(capti
             assert row.text == full[row.clip_id, row.window, row.kind]
 
 
-def test_a_caption_said_of_too_many_clips_is_bad_for_all_of_them(captioned, in_process, tmp_path):
+def test_a_caption_repeated_over_too_many_clips_is_bad_for_all(captioned, in_process, tmp_path):
     run, recipe, _ = captioned
     copy = RunFolder(str(tmp_path / "run"))
     shutil.copytree(run.root, copy.root)
@@ -230,14 +230,14 @@ def test_a_caption_said_of_too_many_clips_is_bad_for_all_of_them(captioned, in_p
     good = sum(row.is_main and row.reason is None for row in rows_of(copy))
     for limit, num_bad in ((None, 0), (good, 0), (good - 1, good)):
         filters = dataclasses.replace(recipe.filters, max_clips_per_caption=limit)
-        judged = dataclasses.replace(recipe, filters=filters)
-        assert shard(copy, judged, "main", in_process)["samples"] == (0 if num_bad else good)
+        limited = dataclasses.replace(recipe, filters=filters)
+        assert shard(copy, limited, "main", in_process)["samples"] == (0 if num_bad else good)
         assert build_ledger(copy, filters).summary()["clips"]["dropped"].get("bad_caption", 0) == 4 - good + num_bad
-        faults = verify_run(copy, judged, num_pairs=0)["faults"]["main"]
+        faults = verify_run(copy, limited, num_pairs=0)["faults"]["main"]
         assert faults.get("repeated", 0) == num_bad
 
 
-def test_captions_that_match_no_better_than_strangers_are_warned_of(captioned):
+def test_captions_that_match_no_better_than_mismatched_ones_give_a_warning(captioned):
     summary = captioned[2]
     assert summary["matched_score"] > summary["mismatched_score"]
     assert not any("no better" in warning for warning in summary.get("warnings", []))
@@ -245,15 +245,15 @@ def test_captions_that_match_no_better_than_strangers_are_warned_of(captioned):
     assert any("no better than other clips (0.200)" in w for w in caption_stage._warnings(shuffled, 6))
 
 
-def test_sets_of_versions_without_kinds_still_read(captioned, in_process, tmp_path):
+def test_caption_sets_without_kind_columns_can_be_read(captioned, in_process, tmp_path):
     run, recipe, _ = captioned
     copy = RunFolder(str(tmp_path / "run"))
     shutil.copytree(run.root, copy.root)
     for name in copy.list("captions/main/part-*.parquet"):
         table, metadata = copy.read_table(name), copy.table_metadata(name)
-        keep = pc.and_(pc.equal(table["window"], 0), pc.is_in(table["kind"], value_set=table["kind"].slice(0, 0)))
-        keep = pc.or_(keep, pc.and_(pc.equal(table["window"], 0), pc.not_equal(table["kind"], "short")))
-        copy.write_table(name, table.filter(keep).drop_columns(["kind", "window", "fault", "stripped"]), metadata)
+        mask = pc.and_(pc.equal(table["window"], 0), pc.is_in(table["kind"], value_set=table["kind"].slice(0, 0)))
+        mask = pc.or_(mask, pc.and_(pc.equal(table["window"], 0), pc.not_equal(table["kind"], "short")))
+        copy.write_table(name, table.filter(mask).drop_columns(["kind", "window", "fault", "stripped"]), metadata)
     copy.remove("captions/main/repeated.parquet")
     ledger = build_ledger(copy, recipe.filters).summary()["clips"]
     assert ledger == build_ledger(run, recipe.filters).summary()["clips"]
@@ -272,12 +272,12 @@ def encoded(captioned, in_process, tmp_path_factory):
     return copy, recipe
 
 
-def test_shards_carry_the_other_texts(encoded):
+def test_shards_hold_the_other_texts(encoded):
     run, _ = encoded
-    said = {}
+    expected = {}
     for row in rows_of(run):
         if row.reason is None and not row.is_main:
-            said.setdefault(row.clip_id, []).append((row.source, row.kind, row.window, row.text))
+            expected.setdefault(row.clip_id, []).append((row.source, row.kind, row.window, row.text))
     seen = 0
     for path in Path(run.root, "shards").rglob("*.tar"):
         with tarfile.open(path) as tar:
@@ -286,12 +286,12 @@ def test_shards_carry_the_other_texts(encoded):
                     description = json.loads(tar.extractfile(member).read())
                     texts = description.get("other_texts", [])
                     found = [(t["source"], t["kind"], t["window"], t["text"]) for t in texts]
-                    assert found == sorted(said.get(description["clip_id"], []), key=lambda t: found.index(t))
+                    assert found == sorted(expected.get(description["clip_id"], []), key=lambda t: found.index(t))
                     seen += len(found)
     assert seen > 0
 
 
-def test_training_sees_the_blend_of_its_set_and_shards_stay(encoded):
+def test_training_samples_the_caption_mixture_and_shards_stay(encoded):
     run = encoded[0]
     before = digests(run, "shards") | digests(run, "latents")
     name = run.list("latents/*/index.parquet")[0].split("/")[1]
@@ -313,17 +313,17 @@ def test_training_sees_the_blend_of_its_set_and_shards_stay(encoded):
         LatentShards(run, name, blend=CaptionMixtureSettings(caption_set="nowhere"))
 
 
-def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
+def test_a_segment_has_the_caption_of_its_window(encoded):
     run, recipe = encoded
     name = run.list("latents/*/index.parquet")[0].split("/")[1]
-    told = [
+    timed = [
         dataclasses.replace(row, text=f"{row.start_seconds:.3f} to {row.end_seconds:.3f}")
         for row in rows_of(run)
         if row.reason is None and row.kind == "descriptive" and row.source == "model"
     ]
-    run.write_table("captions/told/part-00000.parquet", to_table(told, Caption))
+    run.write_table("captions/told/part-00000.parquet", to_table(timed, Caption))
     spans = {}  # clip -> texts of the whole clip, of its first window and of its second, where it has windows
-    for row in sorted(told, key=lambda row: (row.start_seconds, -row.end_seconds)):
+    for row in sorted(timed, key=lambda row: (row.start_seconds, -row.end_seconds)):
         spans.setdefault(row.clip_id, []).append(row.text)
     blend = CaptionMixtureSettings(weights=("descriptive=1",), caption_set="told")
     settings = dataclasses.replace(recipe.plan, max_latent_frames=("2@epoch<8",))
@@ -343,7 +343,7 @@ def test_a_part_of_a_sample_shows_the_text_of_its_own_window(encoded):
     assert LatentShards(run, name, blend=blend, window_captions=True).fingerprint != whole.fingerprint
 
 
-def test_a_resume_with_another_blend_is_refused(encoded):
+def test_a_resume_with_another_mixture_is_an_error(encoded):
     run, recipe = encoded
     name = run.list("latents/*/index.parquet")[0].split("/")[1]
 
@@ -369,19 +369,19 @@ import sys
 from jobs.caption.caption import caption
 from jobs.recipe.run_inputs import open_run
 
-class Here:
+class InProcess:
     def run_parts(self, worker, settings, parts, **_):
         yield from map(worker(**settings), parts)
     def throughput(self):
         return {}
 
 run, recipe = open_run(sys.argv[1])
-caption(run, recipe, "main", Here())
+caption(run, recipe, "main", InProcess())
 """
-"""The job without Ray, whose start costs more than all of it: tests/faults kills it with Ray."""
+"""The stage without Ray, whose start takes longer than the stage; tests/faults kills it with Ray."""
 
 
-def test_killed_midway_and_started_again_it_leaves_the_same_bytes(captioned, in_process, tmp_path):
+def test_a_killed_stage_that_is_run_again_writes_the_same_bytes(captioned, in_process, tmp_path):
     run, recipe, _ = captioned
     copy = RunFolder(str(tmp_path / "run"))
     shutil.copytree(run.root, copy.root)

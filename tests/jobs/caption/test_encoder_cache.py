@@ -1,4 +1,4 @@
-"""Another caption set by the same weights reads no video where frame tokens were kept."""
+"""With cached image tokens, another caption set by the same weights decodes no video."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NUM_FRAMES = 12
 
 @pytest.fixture
 def clips(tmp_path: Path) -> list[Clip]:
-    made = []
+    clips = []
     for number in range(3):
         scene = render(number, num_frames=NUM_FRAMES, height_px=64, width_px=64, fps=8)
         path = tmp_path / f"{number}.mp4"
         write_video(str(path), scene.frames_THWC, fps=8)
-        made.append(
+        clips.append(
             Clip(
                 clip_id=f"{number:016x}-0000000-{NUM_FRAMES:07d}",
                 video_id=f"{number:016x}",
@@ -42,11 +42,11 @@ def clips(tmp_path: Path) -> list[Clip]:
                 fps=8.0,
             )
         )
-    return made
+    return clips
 
 
 def captions_of(run: RunFolder, clips: list[Clip], set_name: str, **settings: object) -> list[Caption]:
-    """One part of a caption set, made in this process."""
+    """One part of a caption set, computed in this process."""
     worker = CaptionWorker(
         run_uri=run.uri,
         folder=f"captions/{set_name}",
@@ -58,16 +58,16 @@ def captions_of(run: RunFolder, clips: list[Clip], set_name: str, **settings: ob
     return from_table(run.read_table(f"captions/{set_name}/part-00000.parquet"), Caption)
 
 
-def test_kept_tokens_stand_in_for_the_videos(tmp_path, clips):
+def test_cached_tokens_replace_the_videos(tmp_path, clips):
     run = RunFolder(str(tmp_path / "run"))
     settings = {"num_beams": 2, "seed": 5}
     expected = captions_of(run, clips, "expected", **settings)
-    first = captions_of(run, clips, "first", keep_embeddings=True)
-    kept = run.read_table("embeddings/first/tokens-part-00000.parquet")
-    assert kept.num_rows == 3
-    assert len(kept["tokens"][0].as_py()) == 32 * 160 * 2
+    first = captions_of(run, clips, "first", cache_encoder_tokens=True)
+    cached = run.read_table("embeddings/first/tokens-part-00000.parquet")
+    assert cached.num_rows == 3
+    assert len(cached["tokens"][0].as_py()) == 32 * 160 * 2
     for clip in clips:
-        Path(clip.uri).write_bytes(b"no video any more")
+        Path(clip.uri).write_bytes(b"not a video")
     again = captions_of(run, clips, "again", **settings)
     assert [(row.text, row.clip_sha256, row.clip_score) for row in again] == [
         (row.text, row.clip_sha256, row.clip_score) for row in expected
@@ -78,10 +78,10 @@ def test_kept_tokens_stand_in_for_the_videos(tmp_path, clips):
     assert [row.clip_id for row in best] == [clip.clip_id for clip in clips]
 
 
-def test_another_way_of_looking_does_not_use_them(tmp_path, clips, monkeypatch):
+def test_other_windows_or_weights_do_not_use_the_cache(tmp_path, clips, monkeypatch):
     run = RunFolder(str(tmp_path / "run"))
-    captions_of(run, clips, "first", keep_embeddings=True)
-    Path(clips[0].uri).write_bytes(b"no video any more")
+    captions_of(run, clips, "first", cache_encoder_tokens=True)
+    Path(clips[0].uri).write_bytes(b"not a video")
     rows = captions_of(run, clips, "windows", window_seconds=0.5)
     assert rows[0].reason == "unreadable"
     from recaption.captioners.videococa import checkpoint
@@ -92,17 +92,17 @@ def test_another_way_of_looking_does_not_use_them(tmp_path, clips, monkeypatch):
     assert [row.reason == "unreadable" for row in rows] == [True, False, False]
 
 
-def test_a_part_that_grows_keeps_the_tokens_it_had(tmp_path, clips):
+def test_a_part_that_grows_keeps_its_cached_tokens(tmp_path, clips):
     run = RunFolder(str(tmp_path / "run"))
-    captions_of(run, clips[:2], "first", keep_embeddings=True)
-    Path(clips[0].uri).write_bytes(b"no video any more")
-    captions_of(run, clips, "first", keep_embeddings=True)
+    captions_of(run, clips[:2], "first", cache_encoder_tokens=True)
+    Path(clips[0].uri).write_bytes(b"not a video")
+    captions_of(run, clips, "first", cache_encoder_tokens=True)
     assert run.read_table("embeddings/first/tokens-part-00000.parquet")["clip_id"].to_pylist() == [
         clip.clip_id for clip in clips
     ]
 
 
-def test_precisions_that_cannot_be_are_refused(tmp_path):
+def test_unsupported_precisions_are_errors(tmp_path):
     from recaption.captioners.registry import load_captioner_with_precision
 
     for wrong in ({"precision": "fp8"}, {"precision": "int8", "device": "cuda"}):

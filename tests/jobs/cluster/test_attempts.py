@@ -1,33 +1,33 @@
-"""The record of a part, without Ray: a loop plays the process that dies and is started again."""
+"""Retries of a part without Ray: a loop simulates the process that dies and is restarted."""
 
 import pytest
 
 from jobs.cluster import attempts
-from jobs.cluster.attempts import Attempt, PartError, Record
+from jobs.cluster.attempts import Attempt, PartError, PartState
 from recaption.errors import UsageError, VideoError
 
 
 class Death(BaseException):
-    """The end of the process: nothing catches it, nothing is noted."""
+    """Death of the process: no handler runs, no state is saved."""
 
 
 def run(work, *, alive=lambda node: True):
-    """Start `work` again until it comes through; its result and the number of starts."""
-    note = {}
+    """Restart `work` until it succeeds; its result and the number of starts."""
+    saved = {}
     for start in range(1, 100):
-        record = Record(**note)
-        record.account_for_last_attempt(alive)
-        attempt = Attempt(record, note.update, node="here", stuck_seconds=1000)
-        attempts.start(attempt)
+        state = PartState(**saved)
+        state.attribute_last_failure(alive)
+        attempt = Attempt(state, saved.update, node="here", input_timeout_seconds=1000)
+        attempts.set_current(attempt)
         try:
             return work(), start
         except Death:
             continue
         except Exception as error:
-            if not attempt.raised(error):
+            if not attempt.record_exception(error):
                 raise
         finally:
-            attempts.start(None)
+            attempts.set_current(None)
             attempt.end()
     raise AssertionError("it never ends")
 
@@ -60,10 +60,10 @@ def test_two_of_five_inputs_kill_and_five_rows_come_out():
     rows, starts = run(one_by_one("abcde", dies_on("b", "d")))
     assert [key for key, _ in rows] == list("abcde")
     assert [key for key, state in rows if state != "ok"] == ["b", "d"]
-    assert starts == 1 + 3 + 3 + 1  # nobody knows about the first death; the last start comes through
+    assert starts == 1 + 3 + 3 + 1  # the first death is not attributed; the last start succeeds
 
 
-def test_an_exception_is_an_inputs_own_and_says_what_it_was():
+def test_an_exception_becomes_the_detail_of_the_failed_row():
     def act(key):
         if key == "c":
             raise MemoryError("8 GB for one frame")
@@ -74,7 +74,7 @@ def test_an_exception_is_an_inputs_own_and_says_what_it_was():
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), UsageError("no such captioner")])
-def test_storage_and_users_mistakes_are_nobodys_row(error):
+def test_storage_and_usage_errors_are_not_attributed_to_inputs(error):
     def act(key):
         raise error
 
@@ -82,7 +82,7 @@ def test_storage_and_users_mistakes_are_nobodys_row(error):
         run(one_by_one("abcd", act))
 
 
-def test_a_batch_that_dies_is_taken_apart():
+def test_inputs_of_a_batch_that_dies_run_alone():
     def work():
         rows = []
         for batch in attempts.batches("abcdefgh", 4, str):
@@ -98,7 +98,7 @@ def test_a_batch_that_dies_is_taken_apart():
     assert rows == [(key, "failed" if key == "f" else "ok") for key in "abcdefgh"]
 
 
-def test_fewer_than_three_deaths_leave_everything_as_it_was():
+def test_fewer_than_three_deaths_fail_no_input():
     deaths = iter([True, True, True, False, False, False, False, False])
 
     def act(key):
@@ -109,7 +109,7 @@ def test_fewer_than_three_deaths_leave_everything_as_it_was():
     assert rows == [("a", "ok"), ("b", "ok"), ("c", "ok")]
 
 
-def test_a_node_that_is_gone_says_nothing_about_the_input():
+def test_deaths_on_a_lost_node_are_not_attributed():
     deaths = iter([True] * 12 + [False])
 
     def act(key):
@@ -121,13 +121,13 @@ def test_a_node_that_is_gone_says_nothing_about_the_input():
     assert starts == 13
 
 
-def test_deaths_outside_inputs_end():
+def test_deaths_with_no_input_in_progress_are_limited():
     def work():
         attempts.begin("a")
         attempts.begin()
         raise Death
 
-    with pytest.raises(PartError, match="died 5 times, on no input in particular"):
+    with pytest.raises(PartError, match="died 5 times with no input in progress"):
         run(work)
 
 
@@ -135,10 +135,10 @@ def test_a_stage_that_fails_on_everything_is_not_blamed_on_its_inputs():
     def act(key):
         raise NameError("a typing error in the stage")
 
-    with pytest.raises(PartError, match=r"4 inputs in a row ended their worker and none did not.*NameError"):
+    with pytest.raises(PartError, match=r"the first 4 inputs all killed their worker.*NameError"):
         run(one_by_one("abcdefgh", act))
 
 
-def test_outside_of_a_job_nothing_is_watched():
+def test_outside_of_a_job_begin_does_nothing():
     attempts.begin("a")
     assert list(attempts.batches([1, 2, 3], 2, str)) == [[1, 2], [3]]

@@ -25,8 +25,8 @@ class Doubler:
         return {"n": part["n"] * self.factor}
 
 
-def test_a_cluster_that_does_not_answer_is_a_usage_error():
-    with pytest.raises(UsageError, match="no Ray cluster answers"), Cluster(address="127.0.0.1:1") as lost:
+def test_an_unreachable_cluster_is_a_usage_error():
+    with pytest.raises(UsageError, match="no Ray cluster at"), Cluster(address="127.0.0.1:1") as lost:
         list(lost.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double"))
 
 
@@ -38,7 +38,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def running(cluster):
-    """The same Ray, used as one that somebody else has started."""
+    """The same Ray, used as a running cluster by address."""
     list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 1}], title="double"))
     return Cluster(address="auto", num_workers=2, progress=False)
 
@@ -48,7 +48,7 @@ def doubled(cluster, *numbers):
     return sorted(summary["n"] for summary in cluster.run_parts(Doubler, {"factor": 2}, parts, title="double"))
 
 
-def test_every_part_is_done_once(cluster):
+def test_every_part_runs_once(cluster):
     assert doubled(cluster, *range(10)) == [2 * n for n in range(10)]
     assert cluster.throughput()["parts"] == 10
 
@@ -65,12 +65,12 @@ def test_a_stage_that_ended_early_leaves_its_cores_to_the_next(cluster):
     assert doubled(cluster, *range(4)) == [0, 2, 4, 6]
 
 
-def test_planners_that_one_machine_has_no_use_for_are_not_started():
-    """Ray Data starts three actors and imports pandas everywhere: half of what a local Ray costs."""
+def test_ray_data_is_not_started_on_one_machine():
+    """Ray Data starts three actors and imports pandas everywhere: half of the overhead of a local Ray."""
     script = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-from jobs.cluster import Cluster
+from jobs.cluster.cluster import Cluster
 from tests.jobs.cluster.test_cluster import Doubler, doubled
 
 with Cluster(num_workers=2, progress=False) as cluster:
@@ -80,13 +80,13 @@ with Cluster(num_workers=2, progress=False) as cluster:
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
 
 
-def test_nothing_to_do_starts_nothing():
+def test_without_parts_ray_is_not_started():
     cluster = Cluster()
     assert list(cluster.run_parts(Doubler, {"factor": 2}, [], title="double")) == []
     assert not cluster._started
 
 
-def test_a_users_mistake_comes_back_as_itself(cluster):
+def test_a_recaption_error_keeps_its_class(cluster):
     with pytest.raises(WeightsUnreachableError, match="thirteen"):
         list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 13}], title="double"))
 
@@ -97,19 +97,20 @@ def test_any_other_error_names_stage_and_cause(cluster):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(cluster):
+def test_a_gpu_that_no_node_has_is_an_error(cluster):
     with pytest.raises(UsageError, match="no node of this Ray cluster has a GPU"):
         list(cluster.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double", device="cuda"))
     assert cluster.run_once(tripled, 3, device="auto") == 9
 
 
 def test_after_a_run_that_failed_nothing_starts_ray_again():
-    """Ray's own threads and API start a Ray on first use, which collided with the next one of the same process."""
+    """Ray's API starts a Ray on first use, which collided with the next cluster of the same process."""
     script = f"""
 import sys
 sys.path[:0] = {sys.path!r}
 import pytest
-from jobs.cluster import Cluster, WorkerError
+from jobs.cluster.cluster import Cluster
+from jobs.cluster.worker_errors import WorkerError
 from tests.jobs.cluster.test_cluster import Doubler
 
 with pytest.raises(WorkerError), Cluster(num_workers=1, progress=False) as cluster:

@@ -6,7 +6,7 @@ from recaption.video_io import process as decoder_process
 from recaption.video_io.reader import probe
 
 
-def test_the_decoders_time_counts_while_it_runs_and_after_it_ended(tmp_path):
+def test_cpu_seconds_include_the_decoder_child_running_and_ended(tmp_path):
     path = tmp_path / "scene.mp4"
     render(1, num_frames=60, height_px=240, width_px=320, fps=8, **SIMPLE).write(path)
     probe(str(path))
@@ -17,7 +17,7 @@ def test_the_decoders_time_counts_while_it_runs_and_after_it_ended(tmp_path):
     assert cpu_seconds() >= running - 0.02  # /proc counts in ticks of 10 ms
 
 
-def test_utilisation_is_the_share_of_the_workers_time_spent_inside_parts():
+def test_utilisation_is_the_fraction_of_worker_time_inside_parts():
     stage = Throughput(unit="num_samples", wall_seconds=10.0)
     stage.add({"worker": "a", "wall_seconds": 9.0, "cpu_seconds": 8.0}, 30)
     stage.add({"worker": "b", "wall_seconds": 3.0, "cpu_seconds": 2.0}, 10)
@@ -35,5 +35,5 @@ def test_utilisation_is_the_share_of_the_workers_time_spent_inside_parts():
     }
 
 
-def test_a_stage_that_found_all_done_has_none():
+def test_a_stage_without_computed_parts_has_no_throughput():
     assert Throughput().summary() == {}

@@ -1,4 +1,4 @@
-"""Shards to a sampled video through each kind of compressor, by the functions that the commands call."""
+"""Encode, train and sample with each kind of compressor."""
 
 import dataclasses
 import shutil
@@ -37,8 +37,8 @@ def encode_train_sample(run, recipe, in_process):
     summary = encode(run, recipe, in_process)
     assert summary["samples"] > 0
     train_model("dit", run.uri, "dit", recipe, Cluster(), progress=False)
-    made = sample_run(run, "dit", recipe, progress=False)
-    return read_frames(made["videos"][0], None).pixels_THWC
+    summary = sample_run(run, "dit", recipe, progress=False)
+    return read_frames(summary["videos"][0], None).pixels_THWC
 
 
 PRETRAINED = {
@@ -50,7 +50,7 @@ PRETRAINED = {
     "AutoencoderKLMochi": (6, 8),
     "AutoencoderDC": (1, 4),
 }
-"""diffusers' class -> pixels per latent place, in time and in space."""
+"""diffusers class -> (frame stride, spatial stride)."""
 ALSO_FAST = ("AutoencoderKLWan", "AutoencoderKL")
 
 
@@ -73,7 +73,7 @@ def test_pretrained_autoencoders_go_through_the_commands(run_copy, command, tmp_
         assert code == 0, err
         return found
 
-    if strides not in ((4, 8), (1, 8), (1, 4)):  # shards of the sizes that it takes
+    if strides not in ((4, 8), (1, 8), (1, 4)):  # shards of sizes that it supports
         for name in ("shards", "latents"):
             shutil.rmtree(run_copy.path(name), ignore_errors=True)
         multiple = ("--shard.buckets.size-multiple-px", str(2 * spatial_stride))
@@ -83,8 +83,8 @@ def test_pretrained_autoencoders_go_through_the_commands(run_copy, command, tmp_
     steps = ("--train-dit.trainer.num-steps", "2", "--train-dit.trainer.warmup-steps", "1")
     trained = done("train", "dit", *at_run, "--encode.compressor", spec, *stride, *size, *steps)
     prompt = ("--prompt", "a red circle", "--expander", "none", "--num-steps", "2", "--num-frames", str(num_frames))
-    made = done("sample", "--checkpoint", trained["checkpoint"], *prompt, "--out", str(tmp_path / "out"))
-    assert read_frames(made["videos"][0], None).pixels_THWC.shape == (num_frames, 64, 64, 3)
+    sampled = done("sample", "--checkpoint", trained["checkpoint"], *prompt, "--out", str(tmp_path / "out"))
+    assert read_frames(sampled["videos"][0], None).pixels_THWC.shape == (num_frames, 64, 64, 3)
     if kind == "AutoencoderKLWan":
         code, _, err = command("encode", *at_run, "--compressor", spec, "--encode.frame-stride", "2")
         assert code != 0
@@ -95,7 +95,7 @@ def test_pretrained_autoencoders_go_through_the_commands(run_copy, command, tmp_
 @pytest.mark.parametrize(
     ("kind", "bottleneck", "frame_stride"), [("causal3d", "vq", 4), ("spatial", "kl", 1)], ids=["spacetime", "spatial"]
 )
-def test_compressor_trained_on_the_runs_own_clips_goes_through_the_chain(
+def test_a_compressor_trained_on_the_run_encodes_trains_and_samples(
     run_copy, small_recipe, in_process, kind, bottleneck, frame_stride
 ):
     settings = CompressorSettings(

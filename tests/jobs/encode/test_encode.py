@@ -1,4 +1,4 @@
-"""`recaption encode`: latents in fewer bits, and texts that training then reads without their encoder."""
+"""`recaption encode`: 8-bit latents, and stored texts that training reads without the text encoder."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def files(run, pattern):
     return {name: run.read_bytes(name) for name in run.list(pattern)}
 
 
-def test_eight_bit_latents_take_half_lose_little_and_are_verified(run_copy, small_recipe, in_process):
+def test_eight_bit_latents_lose_little_and_verify(run_copy, small_recipe, in_process):
     before = from_table(run_copy.read_table(f"{LATENTS}/index.parquet"), LatentSample)
     sixteen_bit = {row.clip_id: read_latent(run_copy, row) for row in before}
     recipe = with_encode(small_recipe, dtype="int8")
     summary = encode(run_copy, recipe, in_process)
     assert (summary["dtype"], summary["skipped_parts"], summary["samples"]) == ("int8", 0, len(before))
     rows = from_table(run_copy.read_table(f"{LATENTS}/index.parquet"), LatentSample)
-    for row, was in zip(rows, before):
-        assert row.clip_id == was.clip_id
-        assert was.round_trip_psnr_db - 0.5 < row.round_trip_psnr_db < was.round_trip_psnr_db + 0.01
-        apart = np.abs(read_latent(run_copy, row) - sixteen_bit[row.clip_id])
-        assert 0 < apart.max() < 0.05
+    for row, old in zip(rows, before):
+        assert row.clip_id == old.clip_id
+        assert old.round_trip_psnr_db - 0.5 < row.round_trip_psnr_db < old.round_trip_psnr_db + 0.01
+        difference = np.abs(read_latent(run_copy, row) - sixteen_bit[row.clip_id])
+        assert 0 < difference.max() < 0.05
     tars = [run_copy.path(name) for name in run_copy.list(f"{LATENTS}/*/*.tar")]
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
         assert np.load(io.BytesIO(sample["npy"])).dtype == np.int8
@@ -76,13 +76,13 @@ def test_eight_bit_latents_take_half_lose_little_and_are_verified(run_copy, smal
     assert files(run_copy, f"{LATENTS}/**/*.*") == written
 
 
-def test_only_the_latents_depend_on_how_they_are_stored_and_nothing_on_stored_texts(small_recipe):
-    was, eight_bit = stage_hashes(small_recipe), stage_hashes(with_encode(small_recipe, dtype="int8"))
-    assert {stage for stage in was if was[stage] != eight_bit[stage]} == {"encode"}
-    assert stage_hashes(with_text(small_recipe, encoder="t5:x")) == was
+def test_storage_type_is_in_the_hash_of_encode_only_and_stored_texts_in_none(small_recipe):
+    default, eight_bit = stage_hashes(small_recipe), stage_hashes(with_encode(small_recipe, dtype="int8"))
+    assert {stage for stage in default if default[stage] != eight_bit[stage]} == {"encode"}
+    assert stage_hashes(with_text(small_recipe, encoder="t5:x")) == default
 
 
-def test_damaged_latents_are_made_anew_with_the_bytes_they_had(run_copy, small_recipe, in_process):
+def test_damaged_latents_are_repaired_to_the_byte(run_copy, small_recipe, in_process):
     recipe = with_encode(small_recipe, dtype="int8")
     encode(run_copy, recipe, in_process)
     before = files(run_copy, f"{LATENTS}/**/*.*")
@@ -99,14 +99,12 @@ def test_damaged_latents_are_made_anew_with_the_bytes_they_had(run_copy, small_r
     assert files(run_copy, f"{LATENTS}/**/*.*") == before
 
 
-def test_an_unknown_type_is_refused_before_anything_is_read(run_copy, small_recipe, in_process):
+def test_an_unknown_storage_type_is_an_error(run_copy, small_recipe, in_process):
     with pytest.raises(UsageError, match=r"int4.*float16, bfloat16, int8"):
         encode(run_copy, with_encode(small_recipe, dtype="int4"), in_process)
 
 
-def test_training_with_stored_texts_never_loads_the_encoder_and_sampling_does(
-    run_copy, command, t5, clip, monkeypatch, tmp_path
-):
+def test_training_with_stored_texts_does_not_load_the_encoder(run_copy, command, t5, clip, monkeypatch, tmp_path):
     spec = f"{t5}+{clip}"
     code, summary, err = command("encode", "--run", run_copy.uri, "--encode.text.encoder", spec)
     assert code == 0
@@ -150,7 +148,7 @@ def test_without_stored_texts_a_t5_trains_and_samples_through_the_same_commands(
     assert code == 0, err
 
 
-def test_texts_that_would_take_too_much_are_refused_before_any_is_encoded(run_copy, command, t5):
+def test_texts_over_the_size_limit_are_an_error_before_encoding(run_copy, command, t5):
     arguments = ("encode", "--run", run_copy.uri, "--encode.text.encoder", t5, "--encode.text.max-gigabytes", "1e-6")
     code, _, err = command(*arguments)
     assert code == 2
@@ -158,7 +156,7 @@ def test_texts_that_would_take_too_much_are_refused_before_any_is_encoded(run_co
     assert run_copy.list("text/*/*") == []
 
 
-def test_new_captions_get_parts_of_their_own_and_old_parts_stay(run_copy, small_recipe, in_process, t5, monkeypatch):
+def test_new_captions_get_new_parts_and_old_parts_stay(run_copy, small_recipe, in_process, t5, monkeypatch):
     monkeypatch.setattr("jobs.encode.texts.PART_TEXTS", 4)
     recipe = with_text(small_recipe, encoder=t5)
     encode_texts(run_copy, recipe, in_process)
@@ -172,19 +170,19 @@ def test_new_captions_get_parts_of_their_own_and_old_parts_stay(run_copy, small_
     assert verify_run(run_copy, more, num_pairs=0)["ok"]
 
 
-def test_a_killed_encode_goes_on_to_the_same_bytes(run_copy, small_recipe, in_process, t5, monkeypatch):
+def test_a_killed_encode_resumes_to_the_same_bytes(run_copy, small_recipe, in_process, t5, monkeypatch):
     monkeypatch.setattr("jobs.encode.texts.PART_TEXTS", 4)
     recipe = with_text(small_recipe, encoder=t5)
     encode_texts(run_copy, recipe, in_process)
-    whole = files(run_copy, "text/*/*")
-    assert len(whole) > 3
+    complete = files(run_copy, "text/*/*")
+    assert len(complete) > 3
     run_copy.remove(f"{text_folder(t5)}/encoder.json")
     run_copy.remove(f"{text_folder(t5)}/part-00000.safetensors")
     assert encode_texts(run_copy, recipe, in_process)[t5]["computed_parts"] == 1
-    assert files(run_copy, "text/*/*") == whole
+    assert files(run_copy, "text/*/*") == complete
 
 
-def test_parts_of_other_weights_are_made_anew(run_copy, small_recipe, in_process, tmp_path, monkeypatch):
+def test_parts_of_other_weights_are_encoded_again(run_copy, small_recipe, in_process, tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.encode.texts.PART_TEXTS", 4)
     spec = write_t5(tmp_path / "t5")
     recipe = with_text(small_recipe, encoder=spec)
@@ -196,8 +194,8 @@ def test_parts_of_other_weights_are_made_anew(run_copy, small_recipe, in_process
     assert verify_run(run_copy, recipe, num_pairs=0)["ok"]
 
 
-def test_damaged_texts_are_made_anew(run_copy, small_recipe, in_process, t5, monkeypatch):
-    """A part flipped, one whose texts are lost, one gone: at once, since each repair verifies the whole run."""
+def test_damaged_texts_are_repaired(run_copy, small_recipe, in_process, t5, monkeypatch):
+    """A corrupted part, a lost text list and a missing part in one test, since each repair verifies the whole run."""
     monkeypatch.setattr("jobs.encode.texts.PART_TEXTS", 3)
     recipe = with_text(small_recipe, encoder=t5)
     encode_texts(run_copy, recipe, in_process)
@@ -213,7 +211,7 @@ def test_damaged_texts_are_made_anew(run_copy, small_recipe, in_process, t5, mon
         ("part_missing", "part-00001.safetensors"),
         ("part_missing", "part-00002.parquet"),
     ]
-    elsewhere = repair_run(run_copy, small_recipe, in_process, num_pairs=0)  # run.yaml names no encoder of texts
+    elsewhere = repair_run(run_copy, small_recipe, in_process, num_pairs=0)  # run.yaml has no text encoder
     assert "another text encoder" in " ".join(elsewhere["refused"].values())
     write_recipe(run_copy, recipe)
     summary = repair_run(run_copy, recipe, in_process, num_pairs=0)
@@ -222,7 +220,7 @@ def test_damaged_texts_are_made_anew(run_copy, small_recipe, in_process, t5, mon
 
 
 @pytest.mark.slow
-def test_two_workers_on_ray_write_the_bytes_that_one_process_writes(run_copy, small_recipe, in_process, t5):
+def test_two_workers_on_ray_write_the_same_bytes_as_one_process(run_copy, small_recipe, in_process, t5):
     recipe = with_text(with_encode(small_recipe, dtype="int8"), encoder=t5)
     encode(run_copy, recipe, in_process)
     before = files(run_copy, f"{LATENTS}/**/*.*") | files(run_copy, "text/*/*")

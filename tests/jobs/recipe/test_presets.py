@@ -10,7 +10,7 @@ from train.backbones.activation_memory import training_memory
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_a_recipe_survives_yaml(name):
+def test_a_recipe_round_trips_through_yaml(name):
     recipe = load_recipe(name)
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(recipe)))) == recipe
 
@@ -22,8 +22,8 @@ def test_a_run_yaml_is_a_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "device_gb"), [("quickstart", 8), ("small", 24), ("base", 80)])
-def test_a_recipe_fits_the_device_it_is_written_for(name, device_gb):
-    """A laptop, one GPU, and each GPU of a cluster: weights, moments and one full pack take up to half of it."""
+def test_a_recipe_fits_its_device(name, device_gb):
+    """Laptop, one GPU, GPU of a cluster: model state and one full pack take at most half of the memory."""
     recipe = load_recipe(name)
     dit, trainer = recipe.train_dit.dit, recipe.train_dit.trainer
     needed = training_memory(
@@ -33,12 +33,12 @@ def test_a_recipe_fits_the_device_it_is_written_for(name, device_gb):
     assert needed.model_state_bytes + needed.activations_bytes < device_gb / 2 * 1e9
 
 
-def test_an_unknown_recipe_names_those_there_are():
+def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(UsageError, match="quickstart, small, base"):
         load_recipe("huge")
 
 
-def test_a_setting_that_no_stage_knows_is_refused_with_its_place():
+def test_an_unknown_setting_is_an_error_with_its_path():
     tree = to_dict(load_recipe("quickstart"))
     tree["shard"]["buckets"]["colour"] = 3
     with pytest.raises(UsageError, match=r"recipe\.shard\.buckets: unknown setting 'colour'"):
@@ -54,21 +54,21 @@ def stages_that_differ(recipe, other):
     return {stage for stage in before if before[stage] != after[stage]}
 
 
-def test_a_threshold_changes_no_stage_and_a_prompt_its_own_only():
+def test_a_threshold_changes_no_hash_and_a_caption_setting_only_its_own():
     recipe = load_recipe("quickstart")
     assert stages_that_differ(recipe, changed(recipe, "filters", max_text_area=0.01)) == set()
     assert stages_that_differ(recipe, changed(recipe, "caption", max_tokens=20)) == {"caption"}
     assert stages_that_differ(recipe, changed(recipe, "prepare", max_clip_seconds=3.0)) == {"prepare"}
 
 
-def test_a_bucket_table_changes_the_shards_only():
+def test_a_bucket_table_changes_only_the_hash_of_shards():
     recipe = load_recipe("quickstart")
     tree = to_dict(recipe)
     tree["shard"]["buckets"]["crf"] += 1
     assert stages_that_differ(recipe, from_dict(tree)) == {"shard"}
 
 
-def test_how_fast_a_stage_runs_or_when_it_gives_up_is_not_what_it_makes():
+def test_device_and_error_budget_are_not_hashed():
     recipe = load_recipe("quickstart")
     assert stages_that_differ(recipe, changed(recipe, "prepare", max_failed_share=0.1)) == set()
     assert stages_that_differ(recipe, changed(recipe, "caption", device="cuda")) == set()

@@ -13,8 +13,8 @@ from recaption.run_folder import RunFolder
 from train.engine.metrics import MetricsLog
 
 
-def drawn(folder: Path, steps: range) -> None:
-    """What a training leaves that samples at each of these steps."""
+def write_training(folder: Path, steps: range) -> None:
+    """Metrics and sampled videos of a training run that samples at each of these steps."""
     log = MetricsLog(str(folder), from_step=0)
     for step in steps:
         log.write(
@@ -26,10 +26,10 @@ def drawn(folder: Path, steps: range) -> None:
     log.close()
 
 
-def test_page_shows_what_was_sampled_on_the_way_and_how_hard_the_device_worked(tmp_path):
-    drawn(tmp_path / "train" / "dit", range(1, 4))
+def test_page_shows_sampled_videos_and_device_utilisation(tmp_path):
+    write_training(tmp_path / "train" / "dit", range(1, 4))
     page = Path(write_report(RunFolder(str(tmp_path)), quickstart().filters)).read_text()
-    assert "31.4% of its bf16 peak" in page
+    assert "31.4% of bf16 peak (MFU)" in page
     assert "310 TFLOP/s per device" in page
     links = re.findall(r'<img src="(media/\w+\.gif)"[^>]*alt="Video (\d) sampled after (\d) steps"', page)
     assert [(number, step) for _, number, step in links] == [(n, s) for s in "123" for n in "12"]
@@ -37,8 +37,8 @@ def test_page_shows_what_was_sampled_on_the_way_and_how_hard_the_device_worked(t
         assert (tmp_path / "report" / link).read_bytes().startswith(b"GIF89a")
 
 
-def test_of_many_steps_the_first_the_last_and_some_between_are_shown(tmp_path):
-    drawn(tmp_path / "train" / "dit", range(1, 21))
+def test_of_many_steps_an_even_selection_is_shown(tmp_path):
+    write_training(tmp_path / "train" / "dit", range(1, 21))
     run = RunFolder(str(tmp_path))
     steps = [shown["step"] for shown in read_training(run, "train/dit/metrics.jsonl", Media(run))["samples"]]
     assert len(steps) == MAX_SAMPLED_STEPS

@@ -1,4 +1,4 @@
-"""What a threshold would cost, against what it does cost; and that asking changes nothing."""
+"""`--what-if`: predicted effect of a threshold against its real effect; it changes no other file."""
 
 import dataclasses
 import hashlib
@@ -28,29 +28,29 @@ def middle_of(run, score):
     return float(np.median(read_clips(run)[score].to_numpy())) + 1e-9
 
 
-def test_before_is_what_the_shards_hold_and_after_is_what_the_threshold_does(run_copy, small_recipe):
+def test_before_matches_the_shards_and_after_matches_the_filters(run_copy, small_recipe):
     motion = middle_of(run_copy, "motion")
     summary = what_if(run_copy, small_recipe, [f"motion={motion!r}"])
     index = run_copy.read_table("index.parquet")
     assert summary["kept"]["before"]["clips"] == index.num_rows
     assert summary["kept"]["before"]["tokens"] == sum(index["num_latent_tokens"].to_pylist())
     moved = dataclasses.replace(small_recipe.filters, min_motion=motion)
-    really = build_ledger(run_copy, moved).summary()
-    assert summary["kept"]["after"]["clips"] == really["clips"]["kept"] < index.num_rows
-    assert summary["kept"]["after"]["seconds"] == pytest.approx(really["seconds"]["kept"])
+    actual = build_ledger(run_copy, moved).summary()
+    assert summary["kept"]["after"]["clips"] == actual["clips"]["kept"] < index.num_rows
+    assert summary["kept"]["after"]["seconds"] == pytest.approx(actual["seconds"]["kept"])
     for key in ("clips", "seconds", "tokens"):
         sums = {state: summary["kept"][state][key] for state in ("before", "after", "lost", "gained")}
         assert sums["before"] - sums["lost"] + sums["gained"] == pytest.approx(sums["after"])
     last = summary["waterfall"][-1]
-    assert last["after"]["clips"] == really["clips"]["kept"]
-    beside = summary["thresholds"]["min_motion"]
-    assert all(row["value"] >= motion for row in beside["just_kept"])
-    assert all(row["value"] < motion for row in beside["just_dropped"])
-    assert len(beside["just_kept"]) == min(6, really["clips"]["kept"])
-    assert len(beside["just_dropped"]) == min(6, index.num_rows - really["clips"]["kept"])
+    assert last["after"]["clips"] == actual["clips"]["kept"]
+    neighbours = summary["thresholds"]["min_motion"]
+    assert all(row["value"] >= motion for row in neighbours["just_kept"])
+    assert all(row["value"] < motion for row in neighbours["just_dropped"])
+    assert len(neighbours["just_kept"]) == min(6, actual["clips"]["kept"])
+    assert len(neighbours["just_dropped"]) == min(6, index.num_rows - actual["clips"]["kept"])
 
 
-def test_clips_without_a_bucket_are_no_training_clips_before_or_after(run_copy, small_recipe):
+def test_clips_without_a_bucket_are_not_counted(run_copy, small_recipe):
     table = dataclasses.replace(small_recipe.shard.buckets, num_frames=(33,))  # longer than any clip
     longer = dataclasses.replace(small_recipe, shard=dataclasses.replace(small_recipe.shard, buckets=table))
     summary = what_if(run_copy, longer, ["motion=0.02"])
@@ -60,7 +60,7 @@ def test_clips_without_a_bucket_are_no_training_clips_before_or_after(run_copy, 
     assert summary["waterfall"][-2]["before"]["clips"] == 11
 
 
-def test_asking_writes_its_page_and_nothing_else(run_copy, small_recipe, capsys):
+def test_only_the_page_is_written(run_copy, small_recipe, capsys):
     before = tree(run_copy)
     code = main(["prepare", "--out", run_copy.root, "--what-if", "motion=0.02,text_area=0.1", "--json"])
     summary = json.loads(capsys.readouterr().out)
@@ -76,7 +76,7 @@ def test_asking_writes_its_page_and_nothing_else(run_copy, small_recipe, capsys)
     assert summary["not_computed"] == ["text_area_ocr", "static_text_ocr", "nsfw", "aesthetic"]
 
 
-def test_the_page_is_whole_by_itself(run_copy, small_recipe):
+def test_the_page_is_self_contained(run_copy, small_recipe):
     page = Path(what_if(run_copy, small_recipe, [f"motion={middle_of(run_copy, 'motion')!r}"])["page"])
     text = page.read_text()
     assert text.count("data:image/jpeg;base64,") >= 8
@@ -85,7 +85,7 @@ def test_the_page_is_whole_by_itself(run_copy, small_recipe):
     assert "just dropped" in text
 
 
-def test_a_filter_switched_off_gains_the_clips_that_it_drops(run_copy, small_recipe):
+def test_switching_a_filter_off_gains_its_dropped_clips(run_copy, small_recipe):
     dark = middle_of(run_copy, "luma")
     strict = dataclasses.replace(small_recipe, filters=dataclasses.replace(small_recipe.filters, min_luma=dark))
     summary = what_if(run_copy, strict, ["min_luma=off"])
@@ -95,7 +95,7 @@ def test_a_filter_switched_off_gains_the_clips_that_it_drops(run_copy, small_rec
     assert summary["thresholds"]["min_luma"]["just_dropped"]
 
 
-def test_people_get_a_table(run_copy, capsys):
+def test_the_terminal_shows_a_table(run_copy, capsys):
     assert main(["prepare", "--out", run_copy.root, "--what-if", "seconds=9"]) == 2
     assert "min_seconds or max_seconds" in capsys.readouterr().err
     assert main(["prepare", "--out", run_copy.root, "--what-if", "min_seconds=9"]) == 0
@@ -105,22 +105,22 @@ def test_people_get_a_table(run_copy, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("change", "message"),
     [("nsfw=0.5", "nsfw: not computed"), ("max_nsfw=0.5", "not computed"), ("fog=1", "unknown score")],
 )
-def test_a_score_that_no_clip_has_is_no_free_threshold(small_run, small_recipe, asked, said):
-    with pytest.raises(UsageError, match=said):
-        what_if(small_run, small_recipe, [asked])
+def test_a_threshold_on_a_missing_score_is_an_error(small_run, small_recipe, change, message):
+    with pytest.raises(UsageError, match=message):
+        what_if(small_run, small_recipe, [change])
 
 
-def test_without_a_run_folder_or_videos_it_is_one_sentence(tmp_path, capsys):
+def test_wrong_use_is_one_sentence(tmp_path, capsys):
     assert main(["prepare", "--out", str(tmp_path), "--what-if", "motion=1"]) == 2
     assert "is not a run folder" in capsys.readouterr().err
     assert main(["prepare", "--out", str(tmp_path)]) == 2
     assert "--videos is missing" in capsys.readouterr().err
 
 
-def test_tokens_are_those_of_the_bucket_that_each_clip_would_take(small_run, small_recipe):
+def test_tokens_of_each_clip_are_those_of_its_bucket(small_run, small_recipe):
     clips = read_clips(small_run)
     rows = clips.to_pylist() + clips.to_pylist()
     for i, row in enumerate(rows):  # lengths and sizes of every kind, some without a bucket

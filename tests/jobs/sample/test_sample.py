@@ -1,4 +1,4 @@
-"""What `sample` does with prompts, images and videos; the model is stood in for."""
+"""`sample` with prompts, images and videos, on a stub model."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ from jobs.cli import main, parse
 from jobs.recipe.presets import quickstart
 from jobs.recipe.settings import SampleSettings
 from jobs.report.page import write_report
-from jobs.sample.conditioning_media import GivenMedia
-from jobs.sample.requests import Ask, MediaFlags, asked
-from jobs.sample.sample import sample_asks, sample_run, sample_videos
+from jobs.sample.conditioning_media import ConditioningMedia
+from jobs.sample.requests import MediaFlags, SampleRequest, requests_from_flags
+from jobs.sample.sample import sample_requests, sample_run, sample_videos
 from packing.buckets import Bucket
 from packing.grid import Grid
 from recaption.captions.text import tokenize_words
@@ -31,7 +31,7 @@ from train.sampling.request import SampledVideo
 
 
 class StandIn(sampler.Sampler):
-    """A sampler whose open frames are grey."""
+    """A sampler that generates grey frames."""
 
     def __init__(self, requests):
         self.requests = requests
@@ -41,29 +41,29 @@ class StandIn(sampler.Sampler):
 
     def sample_requests(self, requests, settings, **_):
         self.requests.extend(requests)
-        made = []
+        videos = []
         for request in requests:
             conditioning = request.conditioning
             frames = np.where(conditioning.condition_mask_T[:, None, None, None], conditioning.frames_THWC, 128).astype(
                 np.uint8
             )
             span = slice(conditioning.start, conditioning.end)
-            made.append(SampledVideo(video_THWC=frames[span], condition_mask_T=conditioning.condition_mask_T[span]))
-        return made
+            videos.append(SampledVideo(video_THWC=frames[span], condition_mask_T=conditioning.condition_mask_T[span]))
+        return videos
 
 
 @pytest.fixture
 def requests(monkeypatch):
-    """Everything that reached the model."""
-    seen = []
-    monkeypatch.setattr(sampler.Sampler, "from_checkpoint", lambda path, device: StandIn(seen))
+    """The requests that reached the model."""
+    received = []
+    monkeypatch.setattr(sampler.Sampler, "from_checkpoint", lambda path, device: StandIn(received))
     monkeypatch.setattr(step_folder, "find", lambda path: SimpleNamespace(path=path))
-    return seen
+    return received
 
 
 @pytest.fixture
 def sampled(requests):
-    """The texts that reached the model."""
+    """The prompts that reached the model."""
 
     class Texts(list):
         def __iter__(self):
@@ -83,7 +83,7 @@ def sampled(requests):
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """A picture, and videos of other sizes and rates than the model's."""
+    """An image, and videos of other sizes and frame rates than the model's."""
     folder = tmp_path_factory.mktemp("media")
     scene = render(7, num_frames=50, height_px=64, width_px=96, fps=24, **SIMPLE)
     Image.fromarray(scene.frames_THWC[0]).save(folder / "first.png")
@@ -97,7 +97,7 @@ def checkpoint_in(run):
     return str(Path(run.root) / "train" / "main" / "checkpoints" / "step-000010")
 
 
-def test_a_short_prompt_is_expanded_in_the_style_of_the_runs_captions_shown_and_stored(run_copy, sampled, capsys):
+def test_a_short_prompt_is_expanded_in_the_style_of_the_captions(run_copy, sampled, capsys):
     summary = sample_videos(checkpoint_in(run_copy), ["a red circle over the sea"], SampleSettings())
     assert summary["prompt"] == "a red circle over the sea"
     assert sampled == [summary["expanded_prompt"]]
@@ -112,20 +112,20 @@ def test_a_short_prompt_is_expanded_in_the_style_of_the_runs_captions_shown_and_
     assert f"Expanded: {sampled[0].split(chr(34))[0]}" in page  # quotes are escaped there
 
 
-def test_without_an_expander_the_prompt_goes_in_as_it_is(run_copy, sampled):
+def test_without_an_expander_the_prompt_is_unchanged(run_copy, sampled):
     settings = SampleSettings(expander="none")
     summary = sample_videos(checkpoint_in(run_copy), ["a red circle", "a blue star"], settings)
     assert sampled == ["a red circle", "a blue star"] == summary["prompt"] == summary["expanded_prompt"]
 
 
-def test_the_same_prompt_is_not_sampled_twice_but_with_another_expander_it_is(run_copy, sampled):
+def test_the_same_prompt_is_sampled_again_only_with_another_expander(run_copy, sampled):
     for expander in ("embedded", "embedded", "none"):
         sample_videos(checkpoint_in(run_copy), ["a red circle"], SampleSettings(expander=expander))
     assert len(sampled) == 2
     assert sampled[1] == "a red circle"
 
 
-def test_a_checkpoint_outside_of_a_run_takes_its_style_from_the_run_that_is_named(run_copy, sampled, tmp_path):
+def test_style_examples_can_come_from_a_given_run(run_copy, sampled, tmp_path):
     outside = str(tmp_path / "step-000010")
     plain = sample_videos(outside, ["a red circle"], SampleSettings(), out=str(tmp_path / "a"))
     assert plain["notes"] == ["no captions to take the style from"]
@@ -134,50 +134,50 @@ def test_a_checkpoint_outside_of_a_run_takes_its_style_from_the_run_that_is_name
     assert len(tokenize_words(sampled[1])) > 15
 
 
-def test_captions_as_prompts_stay_as_they_are(run_copy, sampled):
+def test_captions_as_prompts_are_not_expanded(run_copy, sampled):
     recipe = dataclasses.replace(quickstart(), sample=SampleSettings())
     sample_run(run_copy, "main/checkpoints/step-000010", recipe, progress=False)
     captions = run_copy.read_table("index.parquet")["caption"].to_pylist()
     assert set(sampled) <= set(captions)
 
 
-def given(media, *, prompts=("it moves",), settings=None, **flags):
+def read_media(media, *, prompts=("it moves",), settings=None, **flags):
     flags = {
         name: tuple(str(media / v) for v in value) if name in ("image", "video") else value
         for name, value in flags.items()
     }
-    asks = asked(prompts, settings or SampleSettings(expander="none"), media=MediaFlags(**flags))
-    return asks[0], GivenMedia.read(asks[0], StandIn([]))
+    requests = requests_from_flags(prompts, settings or SampleSettings(expander="none"), media=MediaFlags(**flags))
+    return requests[0], ConditioningMedia.read(requests[0], StandIn([]))
 
 
-def test_an_image_of_any_size_becomes_the_first_frame_at_the_nearest_size_and_the_crop_is_said(media):
-    ask, read = given(media, image=("first.png",))
-    assert ask.mode == "image"
-    assert read.conditioning.frames_THWC.shape == (9, 32, 48, 3), "about the usual area in the shape of the picture"
+def test_an_image_becomes_the_first_frame_at_the_nearest_size_and_crops_are_noted(media):
+    request, read = read_media(media, image=("first.png",))
+    assert request.mode == "image"
+    assert read.conditioning.frames_THWC.shape == (9, 32, 48, 3), "the usual area with the aspect ratio of the image"
     picture = np.asarray(Image.open(media / "first.png").resize((48, 32)))
     assert np.abs(read.conditioning.frames_THWC[0].astype(int) - picture).mean() < 12
     assert read.notes == ()
-    _, read = given(media, image=("first.png",), settings=SampleSettings(width_px=96))
+    _, read = read_media(media, image=("first.png",), settings=SampleSettings(width_px=96))
     assert read.conditioning.frames_THWC.shape == (9, 64, 96, 3)
     assert np.array_equal(read.conditioning.frames_THWC[0], np.asarray(Image.open(media / "first.png")))
-    _, read = given(media, image=("first.png",), settings=SampleSettings(width_px=32, height_px=32))
+    _, read = read_media(media, image=("first.png",), settings=SampleSettings(width_px=32, height_px=32))
     assert read.notes == (
         "first.png (96x64 px, width x height) cropped to the shape of 32x32: 33.3 % of its width is left out",
     )
 
 
-def test_a_video_is_read_at_the_models_rate_from_its_first_to_its_last_frame(media):
-    _, read = given(media, video=("long.mp4",), mode="extend", new_frames=8)
+def test_a_video_is_resampled_to_the_frame_rate_of_the_model(media):
+    _, read = read_media(media, video=("long.mp4",), mode="extend", new_frames=8)
     source = read_frames(str(media / "long.mp4"), None).pixels_THWC
-    given_frames = read.conditioning.frames_THWC[read.conditioning.condition_mask_T]
-    assert len(given_frames) == 13, "2.08 seconds are 16 frames at 8 per second, 13 of them fill groups"
+    conditioning_frames = read.conditioning.frames_THWC[read.conditioning.condition_mask_T]
+    assert len(conditioning_frames) == 13, "2.08 seconds are 16 frames at 8 per second, 13 of them fill groups"
     small = np.asarray(Image.fromarray(source[45]).resize((48, 32)))
-    assert np.abs(given_frames[-1].astype(int) - small).mean() < 12
+    assert np.abs(conditioning_frames[-1].astype(int) - small).mean() < 12
     assert "the first 3 of 16 frames are dropped: the compressor needs whole groups" in read.notes
 
 
 @pytest.mark.parametrize(
-    ("flags", "mode", "num_frames", "num_given"),
+    ("flags", "mode", "num_frames", "num_conditioning"),
     [
         ({}, "text", 9, 0),
         ({"image": ("first.png", "last.jpg")}, "inbetween", 9, 1 + 4),
@@ -188,58 +188,58 @@ def test_a_video_is_read_at_the_models_rate_from_its_first_to_its_last_frame(med
         ({"video": ("short.mp4",), "mode": "loop", "new_frames": 8}, "loop", 9 + 8, 9),
     ],
 )
-def test_each_kind_of_prompt_gives_its_frames(media, flags, mode, num_frames, num_given):
-    ask, read = given(media, **flags)
+def test_each_mode_has_its_conditioning_frames(media, flags, mode, num_frames, num_conditioning):
+    request, read = read_media(media, **flags)
     span = slice(read.conditioning.start, read.conditioning.end)
     assert (
-        ask.mode,
+        request.mode,
         len(read.conditioning.condition_mask_T[span]),
         read.conditioning.condition_mask_T[span].sum(),
     ) == (
         mode,
         num_frames,
-        num_given,
+        num_conditioning,
     )
 
 
-def test_a_loop_of_a_text_or_an_image_is_closed_after_it_is_made(media):
+def test_a_loop_of_a_text_or_an_image_is_closed_at_the_end(media):
     for flags in ({"mode": "loop"}, {"mode": "loop", "image": ("first.png",)}):
-        _, read = given(media, **flags)
+        _, read = read_media(media, **flags)
         assert read.loop_frames == read.new_frames == 8
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"video": ("short.mp4",)}, "say what is to become of the video: --mode extend"),
-        ({"image": ("first.png",), "video": ("short.mp4",)}, "give either"),
-        ({"image": ("first.png",), "mode": "extend"}, "extend takes one video; 1 images and 0 videos"),
+        ({"video": ("short.mp4",)}, "a single video needs a mode: pass --mode extend"),
+        ({"image": ("first.png",), "video": ("short.mp4",)}, "cannot be mixed"),
+        ({"image": ("first.png",), "mode": "extend"}, "extend takes one video; got 1 images and 0 videos"),
         ({"image": ("first.png",), "strength": 0.5}, "strength has no effect in mode image"),
         ({"new_frames": 8}, "new_frames has no effect in mode text"),
         ({"video": ("short.mp4",), "mode": "extend", "new_frames": 6}, "new_frames = 6 must be 4 or 8"),
         ({"video": ("short.mp4",), "mode": "edit", "strength": 1.5}, "strength = 1.5"),
         ({"video": ("short.mp4",), "mode": "backwards"}, "unknown mode 'backwards'"),
         ({"image": ("gone.png",)}, "gone.png cannot be used: unreadable"),
-        ({"image": ("first.png", "last.jpg"), "at_seconds": (0.0,)}, "names 1 times for 2 images"),
+        ({"image": ("first.png", "last.jpg"), "at_seconds": (0.0,)}, "has 1 times for 2 images"),
         (
             {"image": ("first.png", "last.jpg"), "at_seconds": (0.0, 9.0)},
             "frame 72 is outside of a video of 9 frames",
         ),
     ],
 )
-def test_what_cannot_be_meant_gets_one_sentence(media, flags, message):
+def test_inconsistent_flags_are_one_sentence(media, flags, message):
     with pytest.raises(UsageError, match=message):
-        given(media, **flags)
+        read_media(media, **flags)
 
 
-def test_a_length_for_a_video_that_has_its_own_is_refused(media):
-    with pytest.raises(UsageError, match="num_frames has no effect in mode extend: new_frames says"):
-        given(media, video=("short.mp4",), mode="extend", settings=SampleSettings(num_frames=17))
+def test_num_frames_has_no_effect_with_a_video(media):
+    with pytest.raises(UsageError, match="num_frames has no effect in mode extend: new_frames sets"):
+        read_media(media, video=("short.mp4",), mode="extend", settings=SampleSettings(num_frames=17))
     with pytest.raises(UsageError, match="nothing to sample from"):
-        asked((), SampleSettings())
+        requests_from_flags((), SampleSettings())
 
 
-def test_a_file_of_prompts_mixes_kinds_seeds_and_sizes(requests, media, tmp_path):
+def test_a_prompts_file_mixes_modes_seeds_and_sizes(requests, media, tmp_path):
     shutil.copy(media / "first.png", tmp_path / "first.png")
     lines = [
         {"prompt": "red", "seed": 3, "height_px": 16, "width_px": 64, "num_frames": 5},
@@ -248,15 +248,20 @@ def test_a_file_of_prompts_mixes_kinds_seeds_and_sizes(requests, media, tmp_path
     ]
     (tmp_path / "prompts.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
     settings = SampleSettings(expander="none", seed=7, num_frames=17)
-    asks = asked((), settings, prompts_file=str(tmp_path / "prompts.jsonl"))
-    summary = sample_asks(str(tmp_path / "step-000010"), asks, settings, out=str(tmp_path / "out"), progress=False)
+    resolved = requests_from_flags((), settings, prompts_file=str(tmp_path / "prompts.jsonl"))
+    summary = sample_requests(
+        str(tmp_path / "step-000010"), resolved, settings, out=str(tmp_path / "out"), progress=False
+    )
     assert [request.seed for request in requests] == [3, 7, 7]
     assert [len(request.conditioning.condition_mask_T) for request in requests] == [5, 17, 13]
     assert requests[0].conditioning.frames_THWC.shape == (5, 16, 64, 3)
     assert summary["mode"] == ["text", "image", "extend"]
     assert len(summary["videos"]) == 3
     (tmp_path / "prompts.txt").write_text("red\n\nblue\n")
-    assert [a.prompt for a in asked((), settings, prompts_file=str(tmp_path / "prompts.txt"))] == ["red", "blue"]
+    assert [a.prompt for a in requests_from_flags((), settings, prompts_file=str(tmp_path / "prompts.txt"))] == [
+        "red",
+        "blue",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -270,39 +275,39 @@ def test_a_file_of_prompts_mixes_kinds_seeds_and_sizes(requests, media, tmp_path
         ('{"prompt": "red", "strength": 0.5}', "line 1: strength has no effect"),
     ],
 )
-def test_a_line_that_is_not_understood_is_named(tmp_path, line, message):
+def test_an_invalid_line_is_reported_with_its_number(tmp_path, line, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(line)
     with pytest.raises(UsageError, match=message):
-        asked((), SampleSettings(), prompts_file=str(path))
+        requests_from_flags((), SampleSettings(), prompts_file=str(path))
 
 
-def test_the_gallery_says_what_was_given_and_the_sheet_borders_it(requests, run_copy, media):
+def test_the_gallery_and_the_sheet_mark_conditioning_frames(requests, run_copy, media):
     settings = SampleSettings(expander="none")
-    asks = [
-        Ask(video=(str(media / "short.mp4"),), mode="extend", new_frames=4).checked(),
-        Ask(prompt="bluer", video=(str(media / "short.mp4"),), mode="edit").checked(),
+    resolved = [
+        SampleRequest(video=(str(media / "short.mp4"),), mode="extend", new_frames=4).resolved(),
+        SampleRequest(prompt="bluer", video=(str(media / "short.mp4"),), mode="edit").resolved(),
     ]
-    summary = sample_asks(checkpoint_in(run_copy), asks, settings, progress=False)
+    summary = sample_requests(checkpoint_in(run_copy), resolved, settings, progress=False)
     listed = json.loads((Path(run_copy.root) / "samples" / "main-step-000010" / "samples.json").read_text())
     assert listed["modes"] == ["extend", "edit"]
     assert listed["media"] == [["short.mp4"], ["short.mp4"]]
-    assert listed["given_frames"] == [[[0, 9]], []]
+    assert listed["conditioning_frames"] == [[[0, 9]], []]
     assert listed["lengths"] == [13, 9]
     sheet = np.asarray(Image.open(summary["contact_sheet"]))
     for colour in ((0, 160, 60), (40, 90, 220)):
         assert (sheet == colour).all(axis=-1).sum() > 1000
     page = Path(write_report(run_copy, quickstart().filters)).read_text()
-    assert "extend of short.mp4, frames 1-9 of 13 given" in page
+    assert "extend of short.mp4, conditioned on frames 1-9 of 13" in page
     assert "edit of short.mp4" in page
-    sample_asks(checkpoint_in(run_copy), asks, settings, progress=False)
-    assert len(requests) == 2, "the same is not made twice"
-    asks[0] = dataclasses.replace(asks[0], new_frames=8)
-    sample_asks(checkpoint_in(run_copy), asks, settings, progress=False)
+    sample_requests(checkpoint_in(run_copy), resolved, settings, progress=False)
+    assert len(requests) == 2, "the same request is not sampled twice"
+    resolved[0] = dataclasses.replace(resolved[0], new_frames=8)
+    sample_requests(checkpoint_in(run_copy), resolved, settings, progress=False)
     assert len(requests) == 4
 
 
-def test_the_command_takes_media_and_says_what_became_of_them(requests, media, tmp_path, capsys):
+def test_the_command_takes_media_and_reports_crops(requests, media, tmp_path, capsys):
     flags = [
         "--checkpoint",
         str(tmp_path / "step-000010"),
@@ -324,7 +329,7 @@ def test_the_command_takes_media_and_says_what_became_of_them(requests, media, t
     assert "pass --prompt, --image, --video or --prompts-file" in capsys.readouterr().err
 
 
-def test_solver_and_guidance_flags_reach_the_model_and_name_the_samples(run_copy, requests, monkeypatch, tmp_path):
+def test_solver_and_guidance_flags_reach_the_model_and_are_stored(run_copy, requests, monkeypatch, tmp_path):
     reached = []
     sample_requests = StandIn.sample_requests
     monkeypatch.setattr(

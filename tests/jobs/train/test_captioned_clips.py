@@ -10,7 +10,7 @@ from jobs.prepare.prepare import prepare
 from jobs.recipe.presets import quickstart
 from jobs.recipe.settings import from_dict, to_dict
 from jobs.train.captioned_clips import captioned_clips
-from jobs.train.train import train_model, with_start_flags
+from jobs.train.train import train_model, with_training_flags
 from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.registry import load_captioner
 from recaption.captions.text import CAPTION_KINDS
@@ -30,7 +30,7 @@ SMALL = CaptionerSettings(
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Videos, most of them with a text beside them."""
+    """Videos, most of them with a sidecar text."""
     folder = tmp_path_factory.mktemp("pairs")
     for seed in range(6):
         scene = render(7000 + seed, num_frames=17, height_px=64, width_px=64, fps=8, **SIMPLE)
@@ -47,7 +47,7 @@ def prepared(pairs, small_recipe, in_process, tmp_path_factory):
     return run
 
 
-def test_videos_with_texts_beside_them_are_learned_from(prepared, small_recipe):
+def test_original_texts_are_used_as_captions(prepared, small_recipe):
     clips = captioned_clips(prepared, small_recipe, ("original",))
     assert len(clips) == 5
     assert all(list(one.captions) == ["descriptive"] for one in clips)
@@ -80,7 +80,7 @@ def test_clips_of_a_run_show_their_own_frames(prepared, small_recipe):
     truth = render(7000 + seed, num_frames=17, height_px=64, width_px=64, fps=8, **SIMPLE)
     assert one.captions["descriptive"] == (truth.short_caption,)
     expected = PREPROCESSOR.resize_frames(truth.frames_THWC, np.array([2, 6, 10, 14]))
-    assert np.abs(one.pixels_THWC.astype(int) - expected).mean() < 8  # an encoder lies between them
+    assert np.abs(one.pixels_THWC.astype(int) - expected).mean() < 8  # the video was encoded in between
     assert np.array_equal(clips.clip(2, PREPROCESSOR, num_frames=4).pixels_THWC, one.pixels_THWC)
     later = [clips.clip(2, PREPROCESSOR, num_frames=4, epoch=epoch).pixels_THWC for epoch in (1, 1, 2)]
     assert np.array_equal(later[0], later[1])
@@ -88,14 +88,14 @@ def test_clips_of_a_run_show_their_own_frames(prepared, small_recipe):
     assert clips.clip(0, PREPROCESSOR, num_frames=40).pixels_THWC.shape[0] == 40
 
 
-def test_the_split_is_by_video_and_stays(prepared, small_recipe):
+def test_the_split_is_by_video_and_deterministic(prepared, small_recipe):
     clips = captioned_clips(prepared, small_recipe, ("original",))
-    learned, measured = split(clips)
-    assert len(learned) == 4
-    assert len(measured) == 1
-    assert not {one.clip.video_id for one in learned} & {one.clip.video_id for one in measured}
-    assert split(list(reversed(clips)))[1] == measured
-    assert split(measured) == (measured, measured)
+    training, held_out = split(clips)
+    assert len(training) == 4
+    assert len(held_out) == 1
+    assert not {one.clip.video_id for one in training} & {one.clip.video_id for one in held_out}
+    assert split(list(reversed(clips)))[1] == held_out
+    assert split(held_out) == (held_out, held_out)
 
 
 def test_a_captioner_trains_on_a_run_folder_and_captions_it(prepared, small_recipe, in_process, tmp_path):
@@ -124,23 +124,23 @@ def test_a_captioner_trains_on_a_run_folder_and_captions_it(prepared, small_reci
         train_model("captioner", prepared.uri, "mine", more, in_process, progress=False)
 
 
-def test_flags_reach_the_settings_of_the_models_that_have_them():
+def test_flags_set_the_settings_of_their_model():
     command = parse(
         "train", ["captioner", "--run", "x", "--captions", "main", "original=short", "--recipe", "quickstart"]
     )
     assert command.captions == ("main", "original=short")
-    recipe = with_start_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
+    recipe = with_training_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
     assert (recipe.captions, recipe.captioner.init_from, recipe.captioner.trainable) == (("main",), "tiny", "lit")
-    kept = with_start_flags("captioner", quickstart(), (), None, None)
-    assert kept == quickstart()
+    unchanged = with_training_flags("captioner", quickstart(), (), None, None)
+    assert unchanged == quickstart()
     with pytest.raises(UsageError, match="not of `train compressor`"):
-        with_start_flags("compressor", quickstart(), (), "tiny", None)
+        with_training_flags("compressor", quickstart(), (), "tiny", None)
     with pytest.raises(UsageError, match="not of `train dit`"):
-        with_start_flags("dit", quickstart(), (), None, "lit")
-    assert with_start_flags("dit", quickstart(), (), "folder", None).train_dit.dit.init_from == "folder"
+        with_training_flags("dit", quickstart(), (), None, "lit")
+    assert with_training_flags("dit", quickstart(), (), "folder", None).train_dit.dit.init_from == "folder"
 
 
-def test_settings_survive_a_run_yaml():
+def test_settings_round_trip_through_run_yaml():
     stages = ("0.5:short=1", "0.5:descriptive=1")
     training = dataclasses.replace(
         quickstart().train_captioner,

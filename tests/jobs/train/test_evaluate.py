@@ -1,4 +1,4 @@
-"""`train dit --eval`: a trained checkpoint measured, the same twice, on the page; what it cannot do is one sentence."""
+"""`train dit --eval`: metrics of a checkpoint, their reproducibility, the report section and usage errors."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from train.evaluation.metrics import EvaluationSettings
 from train.generator.settings import DitSettings
 
 
-class Here:
-    """A cluster of this process alone."""
+class InProcess:
+    """A cluster that runs everything in this process."""
 
     address = None
 
@@ -42,18 +42,18 @@ def recipe(small_recipe):
 
 @pytest.fixture(scope="module")
 def trained(small_run, recipe, tmp_path_factory):
-    """A run with a model that was evaluated at the end of its training, and what the training said."""
+    """A run with a model that was evaluated at the end of its training, and the summary of the training."""
     run = RunFolder(str(tmp_path_factory.mktemp("evaluated") / "run"))
     shutil.copytree(small_run.root, run.root)
     write_recipe(run, recipe)
-    return run, train_model("dit", run.uri, "main", recipe, Here(), progress=False)
+    return run, train_model("dit", run.uri, "main", recipe, InProcess(), progress=False)
 
 
 def read(run, name="evaluation.json"):
     return Path(run.root, "train", "main", name).read_text()
 
 
-def test_every_number_comes_with_its_definition_and_how_many_clips_it_was_counted_over(trained, recipe):
+def test_every_measure_has_a_definition_and_a_count(trained, recipe):
     run, summary = trained
     found = json.loads(read(run))
     measures = found["measures"]
@@ -67,12 +67,12 @@ def test_every_number_comes_with_its_definition_and_how_many_clips_it_was_counte
         "flow_loss/17f-64x64-8fps",
         "flow_loss/17f-48x80-8fps",
     }
-    assert len(found["prompts"]) == len(found["said"]) == 4
+    assert len(found["prompts"]) == len(found["sample_captions"]) == 4
     assert set(found["prompts"]) <= set(run.read_table("index.parquet")["caption"].to_pylist())
     assert json.loads(read(run, "evaluations.jsonl"))["step"] == found["step"] == 1
 
 
-def test_the_same_checkpoint_gives_the_same_file_and_a_line_that_replaces_the_one_before(trained, recipe):
+def test_evaluating_twice_gives_the_same_file_and_replaces_the_line(trained, recipe):
     run, _ = trained
     before = read(run), read(run, "evaluations.jsonl")
     assert main(["train", "dit", "--run", run.uri, "--eval", "--no-progress"]) == 0
@@ -91,27 +91,29 @@ def test_the_page_shows_the_numbers_and_the_samples(trained, recipe):
     assert "Frames of the samples of main" in section
 
 
-def test_clips_of_another_run_can_be_held_against_it(trained, recipe, small_run):
+def test_a_held_out_run_can_be_used(trained, recipe, small_run):
     run, _ = trained
     settings = dataclasses.replace(recipe.train_dit.evaluation, held_out=small_run.uri)
     held_out = dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, evaluation=settings))
-    evaluate_model("dit", run.uri, "main", held_out, Here(), progress=False)
+    evaluate_model("dit", run.uri, "main", held_out, InProcess(), progress=False)
     assert "held-out clips" in json.loads(read(run))["measures"]["flow_loss/17f-64x64-8fps"]["definition"]
 
 
-def test_what_cannot_be_evaluated_is_one_sentence(trained, recipe, capsys):
+def test_wrong_use_is_one_sentence(trained, recipe, capsys):
     run, _ = trained
     for arguments, sentence in (
-        (["captioner", "--eval"], "--eval is of `train dit`"),
-        (["dit", "--eval", "--steps", "5"], "--steps says nothing"),
+        (["captioner", "--eval"], "--eval is only for `train dit`"),
+        (["dit", "--eval", "--steps", "5"], "--steps has no effect"),
         (["dit", "--eval", "--name", "none"], "is not a folder"),
     ):
         assert main(["train", *arguments, "--run", run.uri, "--no-progress"]) == 2
         assert sentence in capsys.readouterr().err
     other = dataclasses.replace(recipe.train_dit, dit=dataclasses.replace(recipe.train_dit.dit, loss_norm="token"))
-    with pytest.raises(CheckpointMismatchError, match="loss_norm = sample, the recipe says token"):
-        evaluate_model("dit", run.uri, "main", dataclasses.replace(recipe, train_dit=other), Here(), progress=False)
+    with pytest.raises(CheckpointMismatchError, match="loss_norm = sample, the recipe has token"):
+        evaluate_model(
+            "dit", run.uri, "main", dataclasses.replace(recipe, train_dit=other), InProcess(), progress=False
+        )
     settings = dataclasses.replace(recipe.train_dit.evaluation, held_out=run.uri + "/nothing")
     held_out = dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, evaluation=settings))
     with pytest.raises(UsageError, match="not a run folder"):
-        evaluate_model("dit", run.uri, "main", held_out, Here(), progress=False)
+        evaluate_model("dit", run.uri, "main", held_out, InProcess(), progress=False)

@@ -1,4 +1,4 @@
-"""`recaption train --num-workers 2`: ranks of Ray Train, one of which dies on the way."""
+"""`recaption train --num-workers 2`: ranks of Ray Train, one of which dies during training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cluster():
         yield cluster
 
 
-def who_am_i(marker: str) -> list[int]:
+def rank_and_sum(marker: str) -> list[int]:
     """Ranks and their sum over the process group; the second rank dies at its first attempt."""
     if distributed.rank() == 1 and not os.path.exists(marker):
         Path(marker).touch()
@@ -52,51 +52,51 @@ def who_am_i(marker: str) -> list[int]:
     return [distributed.rank(), distributed.num_ranks(), int(total.item())]
 
 
-def mistake() -> None:
+def raise_usage_error() -> None:
     raise UsageError("no such thing")
 
 
 @pytest.mark.slow
-def test_ranks_that_die_start_again(cluster, tmp_path):
-    found = cluster.run_training(who_am_i, str(tmp_path / "died"), num_workers=2, scratch=str(tmp_path / "ray"))
+def test_ranks_that_die_are_restarted(cluster, tmp_path):
+    found = cluster.run_training(rank_and_sum, str(tmp_path / "died"), num_workers=2, scratch=str(tmp_path / "ray"))
     assert found == [0, 2, 3]
     assert (tmp_path / "died").exists()
     assert not (tmp_path / "ray").exists()
 
 
 @pytest.mark.slow
-def test_a_users_mistake_comes_back_at_once(cluster, tmp_path):
+def test_a_usage_error_is_raised_without_a_restart(cluster, tmp_path):
     with pytest.raises(UsageError, match="no such thing"):
-        cluster.run_training(mistake, num_workers=2, scratch=str(tmp_path / "ray"))
+        cluster.run_training(raise_usage_error, num_workers=2, scratch=str(tmp_path / "ray"))
 
 
 def train_and_die_once(folder: str, parallel: str, marker: str) -> int | None:
-    """The step gone on from; the second rank dies in the tenth step of the first attempt."""
-    is_doomed = distributed.rank() == 1 and not os.path.exists(marker)
-    if is_doomed:
+    """The step resumed from; the second rank dies in the tenth step of the first attempt."""
+    will_die = distributed.rank() == 1 and not os.path.exists(marker)
+    if will_die:
         Path(marker).touch()
     changes = {"accumulation": 2, "parallel": parallel}
-    return train_blocks(folder, changes, die_at=4 * 9 + 1 if is_doomed else None).resumed_from
+    return train_blocks(folder, changes, die_at=4 * 9 + 1 if will_die else None).resumed_from
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_training_whose_rank_died_ends_as_if_it_had_not(cluster, tmp_path, parallel):
+def test_a_training_with_a_dead_rank_ends_with_the_same_weights(cluster, tmp_path, parallel):
     folder = str(tmp_path / "train")
     resumed_from = cluster.run_training(
         train_and_die_once, folder, parallel, str(tmp_path / "died"), num_workers=2, scratch=str(tmp_path / "ray")
     )
     assert resumed_from in (6, 8)
-    train_blocks(str(tmp_path / "undisturbed"), {})
+    train_blocks(str(tmp_path / "uninterrupted"), {})
     for ema in (False, True):
-        _, one = checkpoint.load_model(str(tmp_path / "undisturbed"), ema=ema)
+        _, one = checkpoint.load_model(str(tmp_path / "uninterrupted"), ema=ema)
         _, two = checkpoint.load_model(folder, ema=ema)
         for name in one.keys() - {"num_calls"}:
             torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_two_ranks_of_ray_train_are_one_of_twice_the_batch(cluster, tmp_path):
+def test_two_ranks_of_ray_train_equal_one_rank_of_twice_the_batch(cluster, tmp_path):
     two = train_model("captioner", str(tmp_path / "run"), "two", recipe(), cluster, num_ranks=2, progress=False)
     here = Cluster(progress=False)
     train_model("captioner", str(tmp_path / "run"), "one", recipe(batch_size=4), here, progress=False)
@@ -106,10 +106,10 @@ def test_two_ranks_of_ray_train_are_one_of_twice_the_batch(cluster, tmp_path):
     )
     assert two_line["loss"] == pytest.approx(one_line["loss"], rel=1e-4)
     assert two_line["grad_norm"] == pytest.approx(one_line["grad_norm"], rel=1e-3)
-    further = train_model(
+    resumed = train_model(
         "captioner", str(tmp_path / "run"), "two", recipe(num_steps=6), cluster, num_ranks=2, progress=False
     )
-    assert further["resumed_from"] == 4
+    assert resumed["resumed_from"] == 4
     assert checkpoint.find(str(tmp_path / "run" / "train" / "two")).step == 6
     with pytest.raises(UsageError, match="already holds checkpoints"):
         train_model(
@@ -121,7 +121,7 @@ def test_two_ranks_of_ray_train_are_one_of_twice_the_batch(cluster, tmp_path):
         )
 
 
-def test_ranks_are_started_by_one_of_the_two(monkeypatch, tmp_path):
+def test_num_workers_under_torchrun_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="leave it out under torchrun"):
         train_model("captioner", str(tmp_path), "x", recipe(), Cluster(num_workers=2), num_ranks=2, progress=False)

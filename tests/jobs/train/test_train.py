@@ -1,4 +1,4 @@
-"""`recaption train dit` as it is typed."""
+"""`recaption train dit` on the command line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`verify --repair`: damaged parts come back byte for byte, whole ones are not touched, and nothing is made worse."""
+"""`verify --repair`: damaged parts are restored byte for byte, intact ones are not rewritten, refusals change nothing."""
 
 import dataclasses
 import hashlib
@@ -18,9 +18,9 @@ from jobs.verify.repair import repair_run
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
-WRITTEN_ANEW = {"index.parquet", "shards/rejected.parquet", "latents/patch-24-w0.5/index.parquet"}
-WRITTEN_ANEW |= {"latents/patch-24-w0.5/statistics.json"}
-"""Gathered from all shards each time that one is made: same bytes, new file."""
+ALWAYS_REWRITTEN = {"index.parquet", "shards/rejected.parquet", "latents/patch-24-w0.5/index.parquet"}
+ALWAYS_REWRITTEN |= {"latents/patch-24-w0.5/statistics.json"}
+"""Built from all shards whenever one is written: same bytes, new file."""
 
 
 def tree(run):
@@ -41,9 +41,9 @@ def cut(path, num_bytes):
     path.write_bytes(path.read_bytes()[:-num_bytes])
 
 
-def flip(path, at):
+def flip(path, offset):
     payload = bytearray(path.read_bytes())
-    payload[at] ^= 255
+    payload[offset] ^= 255
     path.write_bytes(bytes(payload))
 
 
@@ -53,7 +53,7 @@ def change_rows(run, name, change):
     run.write_table(name, pa.Table.from_pylist(rows, schema=table.schema), run.table_metadata(name))
 
 
-def exchange_texts(run):
+def swap_texts(run):
     def change(rows):
         rows[0]["text"], rows[2]["text"] = rows[2]["text"], rows[0]["text"]
         return rows
@@ -79,7 +79,7 @@ def change_tokens(run):
 
 
 def double_shard(run):
-    """The same clips in a shard that the plan does not name."""
+    """The same clips in a shard that is not in the plan."""
     tar = one_of(run, "shards/*/*.tar")
     shutil.copyfile(tar, tar.with_name("000077.tar"))
     shutil.copyfile(tar.with_suffix(".parquet"), tar.with_name("000077.parquet"))
@@ -88,67 +88,69 @@ def double_shard(run):
 PARTS = {f"{folder}/part-00001.parquet" for folder in ("videos", "clips", "previews", "fingerprints")}
 CAPTIONS = {f"{folder}/main/part-00001.parquet" for folder in ("captions", "embeddings")}
 DAMAGE = {
-    "a clips part that is no table": (lambda run: one_of(run, "clips/*", 1).write_bytes(b"?"), PARTS),
-    "a videos part that is gone": (lambda run: one_of(run, "videos/*", 1).unlink(), PARTS),
-    "previews that are gone": (lambda run: one_of(run, "previews/*", 1).unlink(), PARTS),
-    "fingerprints that are gone": (lambda run: one_of(run, "fingerprints/*", 1).unlink(), PARTS),
-    "the table of near copies": (
+    "a clips part that is not parquet": (lambda run: one_of(run, "clips/*", 1).write_bytes(b"?"), PARTS),
+    "a missing videos part": (lambda run: one_of(run, "videos/*", 1).unlink(), PARTS),
+    "missing previews": (lambda run: one_of(run, "previews/*", 1).unlink(), PARTS),
+    "missing fingerprints": (lambda run: one_of(run, "fingerprints/*", 1).unlink(), PARTS),
+    "the table of perceptual duplicates": (
         lambda run: run.write_bytes("duplicates/perceptual.parquet", b"PAR1"),
         {"duplicates/perceptual.parquet"},
     ),
-    "the table of clips that mean the same": (
+    "the table of semantic duplicates": (
         lambda run: cut(one_of(run, "duplicates/semantic-main*"), 9),
         {"duplicates/semantic-main.parquet"},
     ),
-    "a video of other seconds": (lengthen_video, PARTS),
-    "a clip that is gone": (lose_row("clips/part-00001.parquet"), PARTS),
+    "a video of another duration": (lengthen_video, PARTS),
+    "a missing clip": (lose_row("clips/part-00001.parquet"), PARTS),
     "the list of inputs": (lambda run: run.remove("inputs.parquet"), {"inputs.parquet"}),
-    "captions that are cut": (lambda run: cut(one_of(run, "captions/main/*", 1), 50), CAPTIONS),
-    "a caption that is gone": (lose_row("captions/main/part-00001.parquet"), CAPTIONS),
-    "embeddings that are gone": (lambda run: one_of(run, "embeddings/main/*", 1).unlink(), CAPTIONS),
-    "two texts exchanged": (exchange_texts, CAPTIONS),
+    "truncated captions": (lambda run: cut(one_of(run, "captions/main/*", 1), 50), CAPTIONS),
+    "a missing caption": (lose_row("captions/main/part-00001.parquet"), CAPTIONS),
+    "missing embeddings": (lambda run: one_of(run, "embeddings/main/*", 1).unlink(), CAPTIONS),
+    "two texts swapped": (swap_texts, CAPTIONS),
     "the index": (lambda run: run.remove("index.parquet"), set()),
     "a row of the index": (lose_row("index.parquet"), set()),
     "a temporary file": (lambda run: Path(run.path("clips/part-00001.parquet.0a1b.tmp")).write_bytes(b"half"), set()),
-    "shards that the plan does not name": (double_shard, None),
-    "a shard's table of other numbers": (change_tokens, None),
-    "a tar cut within a member": (lambda run: cut(one_of(run, "shards/*/*.tar"), 12_000), None),
+    "shards that are not in the plan": (double_shard, None),
+    "a shard's table with wrong numbers": (change_tokens, None),
+    "a truncated tar": (lambda run: cut(one_of(run, "shards/*/*.tar"), 12_000), None),
     "a flipped bit in a video": (lambda run: flip(one_of(run, "shards/*/*.tar"), 3000), None),
     "a shard's table": (lambda run: one_of(run, "shards/*/*.parquet").unlink(), None),
     "the list of rejects": (lambda run: run.write_bytes("shards/rejected.parquet", b"PAR1"), set()),
-    "latents that are gone": (lambda run: one_of(run, "latents/*/*/*.tar").unlink(), None),
+    "missing latents": (lambda run: one_of(run, "latents/*/*/*.tar").unlink(), None),
     "a latents table": (lambda run: cut(one_of(run, "latents/*/*/*.parquet"), 9), None),
     "the index of the latents": (lambda run: one_of(run, "latents/*/index.parquet").write_bytes(b""), set()),
 }
-"""name -> (what is done, the files that may be written anew; None = those of one shard)."""
+"""name -> (damage, files that the repair may write; None: those of one shard)."""
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_mended_to_the_byte_and_nothing_else_is_made(run_copy, small_run, small_recipe, in_process, name):
+def test_damage_is_repaired_to_the_byte_and_nothing_else_is_written(
+    run_copy, small_run, small_recipe, in_process, name
+):
     damage, expected = DAMAGE[name]
-    whole = times(run_copy)
+    before = times(run_copy)
     damage(run_copy)
-    num_pairs = 32 if "texts" in name else 0  # only those are asked of pixels, which takes most of the time
+    num_pairs = 32 if "texts" in name else 0  # only texts need the pixel checks, which take most of the time
     summary = repair_run(run_copy, small_recipe, in_process, num_pairs=num_pairs)
     assert summary["ok"], (summary["problems"], summary["refused"])
     assert summary["found"] > 0
     assert summary["repaired"]
     assert summary["refused"] == {}
     assert tree(run_copy) == tree(small_run)
-    written = {file for file, time in times(run_copy).items() if whole.get(file) != time} - WRITTEN_ANEW
+    written = {file for file, time in times(run_copy).items() if before.get(file) != time} - ALWAYS_REWRITTEN
     if expected is None:
         assert len({file.rsplit(".", 1)[0] for file in written}) <= 1
     else:
         assert written == expected
 
 
-def test_much_damage_at_once_takes_a_few_rounds(run_copy, small_run, small_recipe, in_process):
+def test_damage_in_several_stages_takes_a_few_rounds(run_copy, small_run, small_recipe, in_process):
     for name in (
-        "a clips part that is no table",
-        "captions that are cut",
-        "a tar cut within a member",
+        "a clips part that is not parquet",
+        "truncated captions",
+        "a truncated tar",
         "the index",
-        "latents that are gone",
+        "missing latents",
         "a temporary file",
     ):
         DAMAGE[name][0](run_copy)
@@ -160,7 +162,7 @@ def test_much_damage_at_once_takes_a_few_rounds(run_copy, small_run, small_recip
     assert tree(run_copy) == tree(small_run)
 
 
-def test_all_texts_moved_is_mended(run_copy, small_run, small_recipe, in_process):
+def test_shifted_texts_are_repaired(run_copy, small_run, small_recipe, in_process):
     for name in run_copy.list("captions/main/part-*.parquet"):
         change_rows(
             run_copy, name, lambda rows: [{**r, "text": rows[i - 1]["text"]} for i, r in enumerate(map(dict, rows))]
@@ -169,7 +171,7 @@ def test_all_texts_moved_is_mended(run_copy, small_run, small_recipe, in_process
     assert tree(run_copy) == tree(small_run)
 
 
-def test_a_whole_run_is_left_alone(run_copy, small_recipe, in_process):
+def test_an_intact_run_is_not_changed(run_copy, small_recipe, in_process):
     before = times(run_copy)
     summary = repair_run(run_copy, small_recipe, in_process, num_pairs=32)
     assert (summary["ok"], summary["found"], summary["repaired"], summary["refused"]) == (True, 0, [], {})
@@ -177,7 +179,7 @@ def test_a_whole_run_is_left_alone(run_copy, small_recipe, in_process):
 
 
 def move_sources(run, recipe, in_process, folder, videos):
-    """A run whose sources a test may take away: two parts, prepared, captioned and sharded."""
+    """A run whose sources a test may remove: two parts, prepared, captioned and sharded."""
     folder.mkdir()
     for path in videos:
         shutil.copyfile(path, folder / path.name)
@@ -186,8 +188,8 @@ def move_sources(run, recipe, in_process, folder, videos):
     shard(run, recipe, "main", in_process)
 
 
-def test_what_a_lost_source_made_is_left_and_named(scene_videos, small_recipe, in_process, tmp_path):
-    """Making it anew would put failures in the place of clips that are still there."""
+def test_outputs_of_a_lost_source_are_not_recomputed(scene_videos, small_recipe, in_process, tmp_path):
+    """Recomputing them would replace existing clips by failures."""
     run, videos = RunFolder(str(tmp_path / "run")), tmp_path / "videos"
     move_sources(run, small_recipe, in_process, videos, sorted(scene_videos.glob("*.mp4"))[:5])
     source = videos / "scene-01.mp4"
@@ -205,12 +207,12 @@ def test_what_a_lost_source_made_is_left_and_named(scene_videos, small_recipe, i
         assert f"{source} {fate}" in " ".join(summary["refused"].values())
         after = tree(run)
         assert "previews/part-00001.parquet" in after
-        assert {name for name in before if before[name] != after.get(name)} <= WRITTEN_ANEW
+        assert {name for name in before if before[name] != after.get(name)} <= ALWAYS_REWRITTEN
         left = {problem["where"].partition(":")[0] for problem in summary["problems"]}
         assert "captions/main/part-00000.parquet" in left
 
 
-def test_captions_of_other_settings_are_left_and_named(run_copy, small_recipe, in_process):
+def test_captions_of_other_settings_are_refused(run_copy, small_recipe, in_process):
     other = dataclasses.replace(small_recipe, caption=dataclasses.replace(small_recipe.caption, max_tokens=5))
     cut(one_of(run_copy, "captions/main/*", 1), 50)
     write_recipe(run_copy, other)
@@ -221,23 +223,25 @@ def test_captions_of_other_settings_are_left_and_named(run_copy, small_recipe, i
     assert tree(run_copy) == before
 
 
-def test_a_captioner_out_of_reach_costs_nothing_that_is_there(run_copy, small_recipe, in_process):
-    away = dataclasses.replace(small_recipe, caption=dataclasses.replace(small_recipe.caption, captioner="/no/such"))
-    write_recipe(run_copy, away)
+def test_an_unavailable_captioner_changes_nothing(run_copy, small_recipe, in_process):
+    unavailable = dataclasses.replace(
+        small_recipe, caption=dataclasses.replace(small_recipe.caption, captioner="/no/such")
+    )
+    write_recipe(run_copy, unavailable)
     for name in run_copy.list("captions/main/part-*.parquet"):  # as if that captioner had written them
         table = run_copy.read_table(name)
         run_copy.write_table(
-            name, table, run_copy.table_metadata(name) | {"recipe_hash": stage_hashes(away)["caption"]}
+            name, table, run_copy.table_metadata(name) | {"recipe_hash": stage_hashes(unavailable)["caption"]}
         )
     lose_row("captions/main/part-00001.parquet")(run_copy)
     before = tree(run_copy)
-    summary = repair_run(run_copy, away, in_process, num_pairs=0)
+    summary = repair_run(run_copy, unavailable, in_process, num_pairs=0)
     assert not summary["ok"]
     assert "/no/such" in summary["refused"]["captions/main/part-00001.parquet"]
     assert tree(run_copy) == before
 
 
-def test_another_recipe_is_refused_before_anything_is_touched(run_copy, small_recipe, in_process):
+def test_another_recipe_is_an_error_before_any_change(run_copy, small_recipe, in_process):
     other = dataclasses.replace(small_recipe, prepare=dataclasses.replace(small_recipe.prepare, max_clip_seconds=1.5))
     before = tree(run_copy)
     with pytest.raises(UsageError, match="other prepare settings"):
@@ -245,7 +249,7 @@ def test_another_recipe_is_refused_before_anything_is_touched(run_copy, small_re
     assert tree(run_copy) == before
 
 
-def test_shards_of_moved_thresholds_are_left_and_named(run_copy, small_recipe, in_process):
+def test_shards_of_other_thresholds_are_refused(run_copy, small_recipe, in_process):
     strict = dataclasses.replace(small_recipe, filters=dataclasses.replace(small_recipe.filters, min_motion=0.03))
     before = tree(run_copy)
     summary = repair_run(run_copy, strict, in_process, num_pairs=0)

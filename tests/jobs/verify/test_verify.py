@@ -1,4 +1,4 @@
-"""Captions that do not belong to their clips, in a real run folder; and what is no damage although it cannot be asked."""
+"""`verify`: captions that do not belong to their clips, and checks that cannot run."""
 
 import dataclasses
 import json
@@ -21,17 +21,17 @@ from recaption.video_io.frames import DecodeLimits
 
 
 def rotate(run, columns, *, rows_of=None):
-    """Move values of some columns one row on, through all parts of the caption set as if they were one."""
+    """Shift values of some columns by one row, across all parts of the caption set."""
     names = run.list("captions/main/part-*.parquet")
     tables = [run.read_table(name) for name in names]
     rows = [row for table in tables for row in table.to_pylist()]
     chosen = range(len(rows)) if rows_of is None else rows_of
     old = [{column: rows[i][column] for column in columns} for i in chosen]
-    for place, i in enumerate(chosen):
-        rows[i] |= old[place - 1]
+    for position, i in enumerate(chosen):
+        rows[i] |= old[position - 1]
     for name, table in zip(names, tables):
-        mine, rows = rows[: table.num_rows], rows[table.num_rows :]
-        run.write_table(name, pa.Table.from_pylist(mine, schema=table.schema), run.table_metadata(name))
+        part_rows, rows = rows[: table.num_rows], rows[table.num_rows :]
+        run.write_table(name, pa.Table.from_pylist(part_rows, schema=table.schema), run.table_metadata(name))
 
 
 def change_rows(run, pattern, change):
@@ -42,11 +42,11 @@ def change_rows(run, pattern, change):
 
 
 def kinds(summary):
-    # Shards that were made before the captions were moved say so too; here it is the pixels that are asked.
+    # Shards written before the captions were changed are reported too; these tests are about the pixel checks.
     return {problem["kind"] for problem in summary["problems"]} - {"caption_changed"}
 
 
-def test_a_whole_run_verifies_and_says_what_it_checked(small_run, small_recipe):
+def test_an_intact_run_verifies_and_reports_its_checks(small_run, small_recipe):
     summary = verify_run(small_run, small_recipe)
     assert summary["ok"], summary["problems"]
     main_set = summary["pairs"]["main"]
@@ -57,7 +57,7 @@ def test_a_whole_run_verifies_and_says_what_it_checked(small_run, small_recipe):
     assert main_set["p_value"] < SIGNIFICANCE
 
 
-def test_rows_of_other_clips_are_seen_by_their_frames(run_copy, small_recipe):
+def test_captions_of_other_clips_are_found_by_frame_hash(run_copy, small_recipe):
     names = run_copy.read_table("captions/main/part-00000.parquet").schema.names
     rotate(run_copy, [name for name in names if name != "clip_id"])
     summary = verify_run(run_copy, small_recipe)
@@ -66,13 +66,13 @@ def test_rows_of_other_clips_are_seen_by_their_frames(run_copy, small_recipe):
     assert all(":" in p["where"] and p["where"].startswith("captions/main/part-") for p in summary["problems"])
 
 
-def test_texts_that_moved_while_hashes_and_scores_stayed_are_seen_twice(run_copy, small_recipe):
+def test_shifted_texts_are_found_by_score_and_by_shuffled_pairs(run_copy, small_recipe):
     rotate(run_copy, ["text"])
     assert kinds(verify_run(run_copy, small_recipe)) == {"clip_score_differs", "captions_shuffled"}
 
 
-def test_a_set_that_was_never_right_is_seen_by_the_shuffled_pairs_alone(run_copy, small_recipe):
-    """The fault of a captioning stage that mixes up its batch: each text keeps the hash and score that it was filed with."""
+def test_shuffled_captions_without_scores_are_found_by_shuffled_pairs(run_copy, small_recipe):
+    """As written by a stage that mixes up its batch: hash and score are consistent with the wrong text."""
     rotate(run_copy, ["text"])
     change_rows(run_copy, "captions/main/part-*.parquet", lambda row: row | {"clip_score": None})
     summary = verify_run(run_copy, small_recipe)
@@ -80,21 +80,21 @@ def test_a_set_that_was_never_right_is_seen_by_the_shuffled_pairs_alone(run_copy
     assert summary["pairs"]["main"]["verdict"] == "shuffled"
 
 
-def test_two_texts_exchanged_among_many_are_seen_one_by_one(run_copy, small_recipe):
+def test_two_swapped_texts_among_many_are_found(run_copy, small_recipe):
     rotate(run_copy, ["text"], rows_of=[1, 6])
     summary = verify_run(run_copy, small_recipe)
     assert kinds(summary) == {"clip_score_differs"}
     assert len({p["where"] for p in summary["problems"] if p["kind"] == "clip_score_differs"}) == 2
 
 
-def test_a_source_that_is_gone_or_changed_is_unchecked_and_no_damage(run_copy, small_recipe, scene_videos, tmp_path):
+def test_a_missing_or_changed_source_is_unchecked_and_not_damage(run_copy, small_recipe, scene_videos, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(scene_videos, moved)
     for pattern in ("inputs.parquet", "videos/part-*.parquet", "clips/part-*.parquet"):
         change_rows(run_copy, pattern, lambda row: row | {"uri": str(moved / Path(row["uri"]).name)})
     os.remove(moved / "scene-03.mp4")
     shutil.copyfile(moved / "scene-06.mp4", moved / "scene-04.mp4")
-    (moved / "scene-05.mp4").write_bytes(b"no video any more")
+    (moved / "scene-05.mp4").write_bytes(b"not a video")
     summary = verify_run(run_copy, small_recipe)
     assert summary["ok"], summary["problems"]
     assert summary["pairs"]["main"]["unchecked"] == {
@@ -105,7 +105,7 @@ def test_a_source_that_is_gone_or_changed_is_unchecked_and_no_damage(run_copy, s
 
 
 @pytest.mark.parametrize("spec", ["/no/such/captioner", "open_clip:coca_ViT-B-32//no/such/weights.safetensors"])
-def test_a_captioner_out_of_reach_is_unchecked_and_no_damage(small_run, small_recipe, spec):
+def test_an_unavailable_captioner_is_unchecked_and_not_damage(small_run, small_recipe, spec):
     other = dataclasses.replace(small_recipe, caption=dataclasses.replace(small_recipe.caption, captioner=spec))
     summary = verify_run(small_run, other)
     assert summary["ok"]
@@ -120,7 +120,7 @@ def test_captions_of_another_captioner_are_unchecked(run_copy, small_recipe):
     assert list(summary["pairs"]["main"]["unchecked"].values()) == [11]
 
 
-def test_few_pairs_are_not_judged(run_copy, small_recipe):
+def test_few_pairs_give_no_verdict(run_copy, small_recipe):
     rotate(run_copy, ["text"])
     few = verify_run(run_copy, small_recipe, num_pairs=MIN_PAIRS - 1)
     assert few["pairs"]["main"]["verdict"] == "not enough pairs"
@@ -130,7 +130,7 @@ def test_few_pairs_are_not_judged(run_copy, small_recipe):
 
 
 class Blind:
-    """A captioner that sees nothing: random weights, in short."""
+    """A captioner with random scores."""
 
     has_contrastive_head = True
 
@@ -147,7 +147,7 @@ class Blind:
         return np.random.default_rng(len(texts)).normal(0.2, 0.02, (len(clips), len(texts)))
 
 
-def test_a_captioner_that_cannot_tell_clips_apart_blames_nobody(small_run):
+def test_a_captioner_that_cannot_tell_clips_apart_finds_no_problems(small_run):
     pairs, total = sample_pairs(small_run, "main", None)
     pairs = [dataclasses.replace(pair, clip_score=None) for pair in pairs]
     clips = {c.clip_id: c for n in small_run.list("clips/*.parquet") for c in from_table(small_run.read_table(n), Clip)}
@@ -157,7 +157,7 @@ def test_a_captioner_that_cannot_tell_clips_apart_blames_nobody(small_run):
     assert check.problems == []
 
 
-def test_the_sample_is_the_same_each_time_and_takes_the_suspects_first(small_run):
+def test_the_sample_is_deterministic_and_takes_changed_captions_first(small_run):
     few, _ = sample_pairs(small_run, "main", 4)
     again, _ = sample_pairs(small_run, "main", 4)
     every, _ = sample_pairs(small_run, "main", None)
@@ -167,7 +167,7 @@ def test_the_sample_is_the_same_each_time_and_takes_the_suspects_first(small_run
     assert left_out in {pair.clip_id for pair in sample_pairs(small_run, "main", 4, first={left_out})[0]}
 
 
-def test_the_permutation_test_knows_order_from_disorder():
+def test_the_permutation_test_separates_matched_from_shuffled():
     random = np.random.default_rng(3)
     noise = random.normal(0, 0.05, (24, 24))
     loud_texts = noise + random.normal(0, 0.5, (1, 24))  # some texts score high with every clip

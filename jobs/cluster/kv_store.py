@@ -1,4 +1,4 @@
-"""A small key-value store on the cluster, one actor: what workers tell the driver while a stage runs."""
+"""A small key-value store in Ray's internal KV: state that has to survive a worker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 
-class _Notes:
-    """A few bytes per part in Ray's own table, which lives as long as the cluster: they outlive a worker."""
+class KVStore:
+    """JSON values of one run under a common prefix; they live as long as the cluster."""
 
     def __init__(self, run_id: str) -> None:
         self.prefix = f"recaption/{run_id}/"
@@ -17,13 +17,13 @@ class _Notes:
 
         return json.loads(_internal_kv_get(self.prefix + key) or b"{}")
 
-    def write(self, key: str, note: dict[str, Any]) -> None:
+    def write(self, key: str, value: dict[str, Any]) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
 
-        _internal_kv_put(self.prefix + key, json.dumps(note).encode())
+        _internal_kv_put(self.prefix + key, json.dumps(value).encode())
 
     def clear(self, key: str | None = None) -> None:
-        """One note, or all of the run."""
+        """Delete one key, or all keys of the run."""
         from ray.experimental.internal_kv import _internal_kv_del
 
         _internal_kv_del(self.prefix + (key or ""), del_by_prefix=key is None)
