@@ -165,7 +165,7 @@ def committed_clips(run: RunFolder) -> list[str]:
 
 def read_clips(run: RunFolder) -> pa.Table:
     """Spans and scores of all clips; row i belongs to `Ledger.clips[i]`."""
-    return concat([run.read_table(name) for name in committed_clips(run)], CLIPS_SCHEMA)
+    return run.read_parts(committed_clips(run), CLIPS_SCHEMA)
 
 
 def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
