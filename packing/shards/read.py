@@ -18,7 +18,7 @@ import numpy as np
 from packing.shards.latent_codec import decode_latent
 from packing.shards.samples import LatentSample
 from recaption.errors import VideoError
-from recaption.ledger.tar_checks import payload_of
+from recaption.ledger.tar_checks import padded, payload_of
 from recaption.records import Sample
 from recaption.run_folder import RunFolder
 
@@ -66,7 +66,7 @@ def _members(span: bytes, where: str) -> Iterator[tuple[str, int, int]]:
             return
         size = int(digits, 8)
         yield header[:100].rstrip(b"\0").decode(errors="replace"), start + tarfile.BLOCKSIZE, size
-        start += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        start += tarfile.BLOCKSIZE + padded(size)
 
 
 def _members_by_tarfile(span: bytes, start: int, where: str) -> Iterator[tuple[str, int, int]]:

@@ -32,13 +32,13 @@ from recaption.captions.sets import (
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
 from recaption.quality.filters import FilterThresholds, evaluate_filters
-from recaption.records import Clip, ClipScores, Sample, Video, conform, from_table, schema_of
+from recaption.records import Clip, ClipScores, Video, conform, from_table, schema_of, shard_schema
 from recaption.run_folder import RunFolder
 
 CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
 
 
-SHARD_SCHEMA = pa.schema([*schema_of(Sample), ("status", pa.string()), ("reason", pa.string())])
+SHARD_SCHEMA = shard_schema()
 
 
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
