@@ -5,9 +5,7 @@ drop_reasons(clips_table, FilterThresholds(min_motion=0.01))     # [None, "low_m
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -116,8 +114,7 @@ def score_column(clips: pa.Table, score: str) -> np.ndarray:
     """
     if score == "seconds":
         return score_column(clips, "end_seconds") - score_column(clips, "start_seconds")
-    values: Any = clips[score].to_pylist()
-    return np.array([math.nan if value is None else value for value in values], np.float64)
+    return np.asarray(clips[score].to_numpy(), np.float64)
 
 
 def violates(values: np.ndarray, clip_filter: Filter, thresholds: FilterThresholds) -> np.ndarray:
