@@ -1,8 +1,7 @@
-"""Read shards: one sample by its row in the index, or all samples of whole tars in order.
+"""Read one sample of a shard by its row in the index. (webdataset and tarfile read whole shards.)
 
 sample = from_table(run.read_table("index.parquet"), Sample)[0]
 read_sample(run, sample)["mp4"]                         # one ranged read, checked against the sha256 of the index
-for sample in iterate_samples(run): sample["__key__"], sample["mp4"], sample["json"], sample["txt"]
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -94,27 +92,3 @@ def read_latent(run: RunFolder, sample: LatentSample, *, check: bool = True) -> 
         raise VideoError(
             "unreadable", f"no latent is in its place: {error}", uri=f"{sample.shard}#{sample.clip_id}"
         ) from error
-
-
-def iterate_samples(run: RunFolder, pattern: str = "shards/*/*.tar") -> Iterator[dict[str, Any]]:
-    """All samples of all matching tars, in name order, as WebDataset dicts (`__key__`, then extension -> bytes).
-
-    Raises:
-        VideoError: `truncated`, where a tar yields another number of samples than its parquet says. (A tar cut between
-            two members reads without any error of its own.)
-    """
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch: only where it is used
-
-    for name in run.list(pattern):
-        marker = name.removesuffix(".tar") + ".parquet"
-        expected = int(run.table_metadata(marker)["num_samples"]) if run.exists(marker) else None
-        num_samples = 0
-        with run.fs.open(run.path(name), "rb") as stream:
-            try:
-                for sample in group_by_keys(tar_file_expander([{"url": name, "stream": stream}])):
-                    num_samples += 1
-                    yield sample
-            except tarfile.TarError as error:
-                raise VideoError("truncated", str(error.args[0]), uri=name) from error
-        if expected is not None and num_samples != expected:
-            raise VideoError("truncated", f"{num_samples} samples where {expected} were written", uri=name)

@@ -3,7 +3,7 @@
 clean("a red  circle moves left .<end_of_text>")        "a red circle moves left."
 strip_boilerplate("The video shows a red circle.")       ("A red circle.", "The video shows")
 find_fault("a a a a a a")                                  "looping"
-drop_reason_of("a red circle moves left.", ended=True)    None
+find_fault("a red circle moves left.", ended=True)         None
 """
 
 from __future__ import annotations
@@ -178,11 +178,6 @@ def find_fault(text: str, *, ended: bool = True, kind: str = "descriptive") -> s
     if not ended:
         return "truncated"
     return None
-
-
-def drop_reason_of(text: str, *, ended: bool = True, kind: str = "descriptive") -> str | None:
-    """`bad_caption` (one of `errors.DROP_REASONS`) where the caption has a fault, else None."""
-    return "bad_caption" if find_fault(text, ended=ended, kind=kind) else None
 
 
 def is_repetitive(words: Sequence[str]) -> bool:

@@ -243,14 +243,6 @@ def draw_object(frame_HWC: np.ndarray, scene: SceneAttributes, pose: Pose, conto
     patch[...] = (patch + (paint - patch) * alpha + 0.5).astype(np.uint8)
 
 
-def object_mask(scene: SceneAttributes, pose: Pose, height_px: int, width_px: int) -> np.ndarray:
-    """Segmentation mask of the object: (H, W) float 0..1, antialiased."""
-    y, x = np.mgrid[0:height_px, 0:width_px].astype(np.float32) + 0.5
-    dx, dy = (x - pose.x_px) / pose.radius_px, (y - pose.y_px) / pose.radius_px
-    cos, sin = np.cos(pose.angle), np.sin(pose.angle)
-    return _coverage(signed_distance(scene.main_object, cos * dx + sin * dy, cos * dy - sin * dx) * pose.radius_px)
-
-
 def contour_width_px(height_px: int, width_px: int) -> float:
     """Line width of the outline style."""
     return max(1.5, 0.028 * min(height_px, width_px))

@@ -151,8 +151,6 @@ class _Child:
         stderr = self.stderr_tail()
         if any(message in stderr for message in ("bad_alloc", "MemoryError", "annot allocate memory")):
             return VideoError("decode_memory", f"the decoder ran out of memory: {stderr[-200:]}")
-        if code == -signal.SIGXCPU:
-            return VideoError("decode_timeout", "the decoder used up its processor time")
         if code == -signal.SIGKILL:
             return _KilledError("decode_memory", KILLED)
         if code < 0:
