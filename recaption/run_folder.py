@@ -32,8 +32,6 @@ from recaption.records import conform
 
 TEMPORARY_SUFFIX = ".tmp"
 """`<final name>.<random>.tmp`: ignored by every reader, removed by the next run."""
-
-
 HASH_FORMAT_VERSION = 1
 """`format_version` in every hash of settings. Raise it where equal settings come to mean something else."""
 

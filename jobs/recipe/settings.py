@@ -270,8 +270,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
 """Settings that change how a stage runs but not its outputs: left out of the hashes."""
-
-
 HASHED_SEPARATELY = ("duplicates", "repeats", "text")
 """Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/, which store hashes of their own; no clip,
 caption or latent depends on them."""

@@ -21,20 +21,10 @@ import numpy as np
 from markupsafe import Markup
 
 PLOT_TOP_PX = 18
-
-
 PLOT_HEIGHT_PX = 132
-
-
 CURVE_HEIGHT_PX = 172
-
-
 AXIS_HEIGHT_PX = 22
-
-
 NUM_BINS = 18
-
-
 NO_VALUES = Markup('<p class="empty">No values.</p>')
 
 

@@ -19,8 +19,6 @@ from jobs.report.tables import RunTables
 from recaption.quality.filters import FilterThresholds
 
 MAX_BARS = 8
-
-
 SCORE_TITLES = {
     "motion": ("Motion", "frame heights / s"),
     "sharpness": ("Sharpness", "variance of the Laplacian"),

@@ -34,8 +34,6 @@ from recaption.quality.filters import FilterThresholds
 from recaption.run_folder import RunFolder
 
 MAX_FAILURES_SHOWN = 200
-
-
 COMMANDS = {
     "prepare": "recaption prepare --videos PATH --out RUN",
     "caption": "recaption caption --run RUN --set NAME",
@@ -45,8 +43,6 @@ COMMANDS = {
     "evaluate": "recaption train dit --eval --run RUN --name NAME",
     "sample": "recaption sample --checkpoint RUN/train/NAME --prompt TEXT",
 }
-
-
 LATER_REASONS = ("bad_caption", "no_bucket")
 """Drop reasons of later stages; all others are reasons of the filters."""
 

@@ -20,18 +20,10 @@ from jobs.report.gallery import Media
 from recaption.run_folder import RunFolder
 
 STEP = re.compile(r"step-(\d+)")
-
-
 FIRST_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
 """Captioner metrics that are drawn first, of some thirty."""
-
-
 MAX_MEASURES = 5
-
-
 MAX_SAMPLED_STEPS = 6
-
-
 MAX_SAMPLES_PER_STEP = 8
 
 

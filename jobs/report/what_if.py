@@ -43,8 +43,6 @@ from recaption.quality.threshold_analysis import (
 from recaption.run_folder import RunFolder
 
 PAGE = "report/what-if.html"
-
-
 NUM_PICTURES = 6
 """On each side of a threshold."""
 

@@ -41,14 +41,10 @@ from recaption.run_folder import RunFolder
 
 MAX_ROUNDS = 4
 """Damage can hide other damage: a lost clip hides the shard that it is missing from. One round per stage is enough."""
-
-
 SECONDARY_KINDS = frozenset(
     {"caption_without_clip", "unknown_clip_in_shard", "caption_missing", "clip_missing_from_shards"}
 )
 """Problems that disappear when an earlier stage is repaired: repaired only when no other problem is left."""
-
-
 NEEDS_RESHARDING = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",

@@ -31,8 +31,6 @@ from recaption.errors import UsageError
 from recaption.run_folder import recipe_hash
 
 MAX_GLOBAL_BATCH_PACKS = 64
-
-
 BLOCK_SAMPLES = 256
 """Neighbours in the index that stay in one window: they are in one shard."""
 
@@ -299,8 +297,6 @@ class EpochPlans:
 
 
 MAX_EMPTY_WINDOWS = 1000
-
-
 WindowOffset = tuple[int, int]
 """(number of a window, counted through all epochs from the start of training; its first pack)."""
 

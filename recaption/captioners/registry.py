@@ -56,12 +56,8 @@ BACKENDS = {
     ),
     "path": Backend("path of a checkpoint", "folder", "videococa.checkpoint:open_videococa"),
 }
-
-
 SPEC_FORMATS = " | ".join(backend.spec_format for backend in BACKENDS.values())
 """SPEC syntaxes that `load_captioner` accepts, for error messages."""
-
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -35,20 +35,12 @@ from recaption.errors import EndpointDownError, UsageError
 
 MODEL_LIST_TIMEOUT_SECONDS = 10.0
 """Of the request for the list of models, which every server has in memory."""
-
-
 MAX_RETRY_WAIT_SECONDS = 120.0
 """Upper limit of the wait before a retry, also for a longer Retry-After."""
-
-
 MAX_CONSECUTIVE_FAILURES = 3
 """After so many consecutive requests whose tries all failed, none succeeding in between, the endpoint counts as down."""
-
-
 MAX_INITIAL_REJECTIONS = 4
 """After so many rejected requests before any succeeded, the server is taken to accept no such requests at all."""
-
-
 RETRYABLE_STATUS_CODES = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Status codes after which the same request may succeed."""
 

@@ -24,8 +24,6 @@ from recaption.errors import UsageError
 
 API_KEY_VARIABLES = ("RECAPTION_API_KEY", "OPENAI_API_KEY")
 """Environment variables, by precedence."""
-
-
 MAX_RESPONSE_BYTES = 4 << 20
 """A completion is a few kB; a longer response is not one."""
 

@@ -36,20 +36,10 @@ from recaption.records import Clip, ClipScores, Video, conform, from_table, sche
 from recaption.run_folder import RunFolder
 
 CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
-
-
 SHARD_SCHEMA = shard_schema()
-
-
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
-
-
 SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
-
-
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
-
-
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
 
 

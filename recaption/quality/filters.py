@@ -100,8 +100,6 @@ FILTERS = (
     Filter("low_quality", "flicker", max_field="max_flicker"),
 )
 """In the order of `errors.DROP_REASONS`: the first filter that a clip violates gives its drop reason."""
-
-
 TOLERANCE = {"seconds": 1e-6}
 """Times are sums of frame durations: a clip cut at exactly one second must not be dropped by rounding."""
 

@@ -25,8 +25,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 20),
 }
 """RGB of the object, the same in every style: sepia changes only the background."""
-
-
 ROUND_SHAPES = ("circle", "ring")
 """Shapes whose rotation is visible only with a texture."""
 
@@ -124,8 +122,6 @@ class CameraPose:
 
 ZOOM = 1.7
 """Magnification over a whole zoom."""
-
-
 PAN = 0.45
 """Length of a pan as a fraction of the frame's width; at most one short side."""
 

@@ -26,15 +26,9 @@ from recaption.chat_endpoint.messages import ChatRequest, ChatResponse
 
 NUM_FRAMES = 8
 """Default number of frames per clip."""
-
-
 FRAME_PX = 448
 """Largest shorter side that is sent: 8 frames of 16:9 are some 4,000 tokens for the models of 2025, and 50 kB each."""
-
-
 JPEG_QUALITY = 90
-
-
 MAX_TOKENS = 512
 
 
