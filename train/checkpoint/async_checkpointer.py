@@ -53,7 +53,7 @@ class AsyncCheckpointer:
 
         def write() -> None:
             try:
-                step_folder.write_tensors(
+                step_folder.write(
                     self.folder,
                     step=step,
                     config=config,

@@ -101,32 +101,12 @@ def _global_shape(tensor: Tensor | TensorStorageMetadata | BytesStorageMetadata 
     return tuple(tensor.size) if isinstance(tensor, TensorStorageMetadata) else None
 
 
-def write(
-    folder: str,
-    *,
-    step: int,
-    config: dict[str, Any],
-    state: dict[str, Any],
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    optimizer: Mapping[str, Tensor],
-    keep_last: int,
-) -> str:
-    """Write `folder`/step-<step> and delete all but the newest `keep_last` checkpoints. Returns the step folder's path."""
-    tensors = (
-        with_file_prefix(MODEL_FILE, model)
-        | with_file_prefix(EMA_FILE, ema or {})
-        | with_file_prefix(OPTIMIZER_FILE, optimizer)
-    )
-    return write_tensors(folder, step=step, config=config, state=state, tensors=tensors, keep_last=keep_last)
-
-
 def with_file_prefix(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys NAME to FILE/NAME."""
     return {f"{file}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def write_tensors(
+def write(
     folder: str,
     *,
     step: int,
@@ -136,7 +116,12 @@ def write_tensors(
     keep_last: int,
     group: dist.ProcessGroup | None = None,
 ) -> str:
-    """Like `write`, with tensors keyed by FILE/NAME. All ranks of `group` (a CPU group) call it with their own shards."""
+    """Write `folder`/step-<step> and delete all but the newest `keep_last` checkpoints. Returns the step folder's path.
+
+    Args:
+        tensors: keyed by FILE/NAME.
+        group: a CPU group; all its ranks call this, each with its own shards.
+    """
     final = os.path.join(folder, f"step-{step:06d}")
     if os.path.exists(final):
         return final

@@ -58,7 +58,7 @@ def main() -> None:
         for step in range(1, options.rounds + 1):
             named = {"step": step, "config": {}, "state": {}}
             synchronous.append(
-                seconds(step_folder.write_tensors, os.path.join(folder, "a"), tensors=tensors, keep_last=1, **named)
+                seconds(step_folder.write, os.path.join(folder, "a"), tensors=tensors, keep_last=1, **named)
             )
             start = time.perf_counter()
             blocked.append(seconds(checkpointer.save, tensors, **named))

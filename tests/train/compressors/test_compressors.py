@@ -13,6 +13,7 @@ from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes.renderer import render
 from train.checkpoint import step_folder
+from train.checkpoint.step_folder import EMA_FILE, MODEL_FILE
 from train.compressors.autoencoder import Autoencoder
 from train.compressors.bottleneck import VqBottleneck
 from train.compressors.patch_transform import PatchTransform
@@ -245,9 +246,10 @@ def test_names_and_configs_distinguish_settings():
 
 
 def save_vae(folder, model, **config) -> str:
+    state = model.state_dict()
     return step_folder.write(
         str(folder / "checkpoints"), step=7, config={"task": "compressor", "model": model.config, **config}, state={},
-        model=model.state_dict(), ema=model.state_dict(), optimizer={}, keep_last=1,
+        tensors={f"{file}/{name}": state[name] for file in (MODEL_FILE, EMA_FILE) for name in state}, keep_last=1,
     )  # fmt: skip
 
 
