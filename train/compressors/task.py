@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from recaption.errors import ErrorBudgetError, VideoError
 from recaption.run_folder import RunFolder
+from recaption.scenes.splits import SCENE_FPS
 from train.compressors.autoencoder import Autoencoder, Reconstruction
 from train.compressors.loss import CompressorLoss
 from train.compressors.picture_quality import psnr_db, ssim
-from train.compressors.settings import SCENE_FPS, CompressorSettings
+from train.compressors.settings import CompressorSettings
 from train.compressors.training_clips import ClipSource, SceneClips, ShardClips
 from train.engine.task import LossParts
 
