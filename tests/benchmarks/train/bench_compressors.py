@@ -17,8 +17,8 @@ import torch
 
 from recaption.scenes.splits import held_out_scene
 from train.compressors.picture_quality import PerceptualDistance, psnr_db, ssim
+from train.compressors.pixels import to_pixels
 from train.compressors.registry import load
-from train.compressors.task import to_pixels
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from train.compressors.autoencoder import Autoencoder
 from train.compressors.bottleneck import VqBottleneck
 from train.compressors.patch_transform import PatchTransform
 from train.compressors.picture_quality import psnr_db
+from train.compressors.pixels import to_pixels
 from train.compressors.pretrained import folder_name
 from train.compressors.registry import load
 
@@ -26,7 +27,7 @@ MAX_PATCH_CHANNELS = 193
 
 def scene_BCTHW(seed: int, *, num_frames: int = 9, height_px: int = 96, width_px: int = 96) -> torch.Tensor:
     frames = render(seed, num_frames=num_frames, height_px=height_px, width_px=width_px, fps=8).frames_THWC
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    return to_pixels(torch.from_numpy(frames))[None]
 
 
 def noise_BCTHW(*shape: int, seed: int = 0) -> torch.Tensor:
