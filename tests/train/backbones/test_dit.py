@@ -122,18 +122,14 @@ def test_attention_that_leaks_between_samples_is_detected():
     dit, pack = make_dit(), make_pack()
     alone = torch.cat([dit(**sample_of(pack, s)) for s in range(3)])
 
-    import train.layers.packed_attention_layers as module
+    def leaking(q, k, v, segments_q, segments_k):
+        """Attention over the whole pack; timesteps and texts stay per sample."""
+        whole = Segments.from_lengths([segments_q.num_tokens])
+        return packed_attention(q, k, v, whole, whole)
 
-    def leaking(q, k, v, segments_q, segments_k, *, backend):
-        """Self-attention over the whole pack; timesteps and texts stay per sample."""
-        if segments_q is segments_k:
-            segments_q = segments_k = Segments.from_lengths([segments_q.num_tokens])
-        return packed_attention(q, k, v, segments_q, segments_k, backend=backend)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "packed_attention", leaking)
-        leaked = dit(**pack)
-    assert (leaked - alone).abs().max() > 1e-2
+    for block in dit.blocks:
+        block.attention.attend = leaking
+    assert (dit(**pack) - alone).abs().max() > 1e-2
 
 
 def test_the_text_of_another_sample_is_detected_too():
@@ -220,7 +216,7 @@ def test_a_packed_block_saves_at_most_1_06x_the_memory_of_a_plain_batch():
 
     torch.manual_seed(0)
     width, num_samples, length = 64, 4, 128
-    block = DitBlock(width, 2, 4.0, "loop")
+    block = DitBlock(width, 2, 4.0, packed_attention)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.05)
     position_L3 = torch.cat([grid_positions((2, 8, 8))] * num_samples)
