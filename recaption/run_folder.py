@@ -33,9 +33,14 @@ TEMPORARY_SUFFIX = ".tmp"
 """`<final name>.<random>.tmp`: ignored by every reader, removed by the next run."""
 
 
+HASH_FORMAT_VERSION = 1
+"""`format_version` in every hash of settings. Raise it where equal settings come to mean something else."""
+
+
 def recipe_hash(settings: Any) -> str:
-    """First 12 hex digits of the sha256 of `settings` (any JSON value) as canonical JSON."""
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), default=str)
+    """First 12 hex digits of the sha256 of `settings` (any JSON value) and the format version as canonical JSON."""
+    document = {"format_version": HASH_FORMAT_VERSION, "settings": settings}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
