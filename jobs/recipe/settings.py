@@ -21,7 +21,7 @@ from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan.settings import PlanSettings
 from recaption.captions.repeated import RepeatedCaptionSettings
-from recaption.chat_endpoint import EndpointSettings
+from recaption.chat_endpoint.endpoint import EndpointSettings
 from recaption.dedup.near_duplicates import DuplicateSettings
 from recaption.errors import UsageError
 from recaption.quality.filters import FilterThresholds

@@ -101,6 +101,6 @@ def _curves(run: RunFolder, name: str) -> list[dict[str, Any]]:
             "title": "Prompt following",
             "note": "by step",
             "svg": line(series, label="prompt following"),
-            "legend": series,
+            "legend": [(one.label, one.style) for one in series],
         }
     ]

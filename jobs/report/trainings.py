@@ -50,7 +50,8 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
     lines = [Series("each logged step", "faint", *losses), Series("mean", "accent", losses[0], smooth(losses[1]))]
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
     lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
-    charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
+    legend = [(one.label, one.style) for one in lines]
+    charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": legend}]
     measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in FIRST_MEASURES, key))
     for key in [key for key in measures if not key.endswith("loss")][:MAX_MEASURES]:
         one = [Series(key, "accent", *_series(rows, key))]

@@ -19,7 +19,7 @@ from recaption.errors import UsageError, WeightsUnreachableError
 if TYPE_CHECKING:
     import torch
 
-    from recaption.chat_endpoint import EndpointSettings
+    from recaption.chat_endpoint.endpoint import EndpointSettings
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def check_spec(spec: str) -> None:
     kind, rest = _split(spec)
     backend = BACKENDS[kind]
     if backend.location == "url":
-        from recaption.chat_endpoint import split_spec
+        from recaption.chat_endpoint.endpoint import split_spec
 
         split_spec(rest)
     elif kind == "open_clip":

@@ -121,7 +121,7 @@ class EndpointExpander:
         Raises:
             UsageError: not http://HOST/v1#MODEL, no server there, or no such model.
         """
-        from recaption.chat_endpoint import ChatEndpoint
+        from recaption.chat_endpoint.endpoint import ChatEndpoint
 
         self.endpoint = ChatEndpoint.at(spec)
         self.endpoint.check()
@@ -129,7 +129,7 @@ class EndpointExpander:
 
     def rewrite(self, prompts: Sequence[str], examples: Sequence[Example], style: Style) -> list[str]:
         """Raises UsageError where the endpoint goes down; a failed request gives an empty text."""
-        from recaption.chat_endpoint import ChatRequest
+        from recaption.chat_endpoint.messages import ChatRequest
 
         if not prompts:
             return []
