@@ -155,3 +155,33 @@ def test_a_damaged_shard_is_found_and_repaired(finished_run, capsys, tmp_path):
     assert code == 0, summary
     assert tar.relative_to(copy).as_posix() in summary["repaired"]
     assert digests(copy, "**/*.tar") | digests(copy, "*.parquet") == intact
+
+
+def test_a_folder_of_another_recipe_is_an_error(finished_run, videos, capsys):
+    code = main(["prepare", "--videos", str(videos), "--out", str(finished_run), "--prepare.max-clip-seconds", "1.5"])
+    assert code == 2
+    assert "was prepared by recipe 'quickstart' with other prepare settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("magic", "magic"),
+        ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "open_clip:coca_ViT-B-32/"),
+        ("/no/such/folder", "/no/such/folder"),
+    ],
+)
+def test_an_unavailable_captioner_is_one_sentence(finished_run, capsys, monkeypatch, spec, sentence):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = main(["caption", "--run", str(finished_run), "--captioner", spec, "--set", "other"])
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert sentence in error
+
+
+def test_a_checkpoint_of_another_model_is_an_error(finished_run, capsys):
+    code = main(
+        ["caption", "--run", str(finished_run), "--set", "other", "--captioner", str(finished_run / "train/main")]
+    )
+    assert code == 2
+    assert "dit" in capsys.readouterr().err
