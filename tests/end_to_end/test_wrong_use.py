@@ -1,9 +1,10 @@
 """Usage errors: one clear sentence and exit code 2."""
 
+import re
+
 import pytest
 
 from jobs.cli import main
-from jobs.commands import VERBS
 
 
 @pytest.fixture
@@ -66,11 +67,22 @@ def test_a_checkpoint_of_another_model_is_an_error(finished_run, capsys):
     assert "dit" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", list(VERBS))
-def test_every_command_has_help_with_an_example(verb, capsys):
-    assert main([verb, "--help"]) == 0
-    assert f"recaption {verb}" in capsys.readouterr().out
+def test_a_wrong_value_in_run_yaml_is_one_sentence(finished_run, tmp_path, capsys):
+    recipe = tmp_path / "run.yaml"
+    text = (finished_run / "run.yaml").read_text()
+    recipe.write_text(re.sub(r"( +lr: ).*", r"\1fast", text))
+    code = main(["prepare", "--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--recipe", str(recipe)])
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert re.fullmatch(r"recaption: train_\w+\.trainer\.lr = 'fast': it takes a valid number", error)
 
 
 def test_an_unknown_flag_is_a_usage_error(capsys):
     assert main(["verify", "--rum", "x"]) == 2
+    assert "--rum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", ["", "train"])
+def test_without_a_command_the_commands_are_listed(arguments, capsys):
+    assert main(arguments.split()) == 2
+    assert "recaption train dit " in capsys.readouterr().out

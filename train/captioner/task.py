@@ -57,6 +57,7 @@ class CaptionerSettings:
     """Frames are resized to a square of this side, without cropping."""
     patch_px: int = 16
     num_frames: int = 8
+    """Frames per clip, evenly spaced."""
     design: str = "attentional"
     """Temporal pooling: attentional, factorized, joint or mean; see `recaption.captioners.videococa`."""
     vision_width: int = 160
