@@ -1,4 +1,4 @@
-"""`python -m jobs` runs `recaption`, e.g. in `ray job submit --working-dir . -- python -m jobs ...`."""
+"""`python -m jobs` is `recaption`, for places without the console script, such as `ray job submit -- python -m jobs ...`."""
 
 from __future__ import annotations
 

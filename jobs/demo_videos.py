@@ -18,25 +18,13 @@ from recaption.scenes.renderer import SIMPLE, render
 
 NUM_SIMPLE = 160
 """Single-shot scenes of one object on a plain background, which a model can learn in minutes on two cores."""
-
-
 NUM_VARIED = 16
 """Scenes of all sizes, frame rates and styles, with cuts, fades and dissolves, as mp4 and webm."""
-
-
 SIMPLE_SIZES_PX = ((64, 64), (64, 96), (96, 64))
 """Height and width."""
-
-
 REAL_CLIPS = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
-
-
 FPS = 8
-
-
 NUM_FRAMES = 17
-
-
 FIRST_SEED = 2_000_000
 """Not among the seeds that the captioner was trained (below 1,000,000) or evaluated on."""
 

@@ -11,8 +11,6 @@ from typing import Any
 from jobs.cluster.cluster import ray_report
 
 HUB = ("huggingface.co", 443)
-
-
 HUB_TIMEOUT_SECONDS = 3.0
 
 

@@ -19,14 +19,8 @@ from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 
 PLAN_JSON = "plan.json"
-
-
 MAX_PACKS_SHOWN = 2000
-
-
 MAX_STEPS_SHOWN = 400
-
-
 MAX_EPOCHS = 1000
 
 

@@ -23,11 +23,7 @@ from recaption.ledger.ledger import build_ledger
 from recaption.run_folder import RunFolder
 
 CAPTION_SET = "main"
-
-
 TRAINING = "main"
-
-
 STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
 
 

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.cluster import attempts
@@ -24,18 +23,13 @@ from packing.shards.plan import OtherText, PlannedShard, RejectedClip, ShardClip
 from packing.shards.samples import Entry, failed_entry, video_entry
 from packing.shards.write import write_shard
 from recaption.captions.repeated import read_repeated
-from recaption.captions.sets import caption_set_pattern, mark_repeated_captions
+from recaption.captions.sets import REJECTED_CLIPS, caption_set_pattern, mark_repeated_captions
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
-from recaption.records import Caption, from_table, schema_of
+from recaption.records import Caption, from_table, schema_of, to_table
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.reader import read_clip
 from recaption.video_io.writer import encode_video
-
-REJECTED = "shards/rejected.parquet"
-
-
-REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
 def shard(
@@ -56,8 +50,7 @@ def shard(
     missing_shards = [s for s in allowed if not is_committed(run, s.name, hashes[s.name])]
     parts = [_part(s, hashes[s.name]) for s in missing_shards]
     settings = {"run_uri": run.uri, "table": recipe.shard.buckets, "decode": recipe.prepare.decode, "grid": grid}
-    reject_rows = [dataclasses.asdict(r) for r in rejects]
-    run.write_table(REJECTED, pa.Table.from_pylist(reject_rows, schema=REJECTED_SCHEMA), {"set": set_name})
+    run.write_table(REJECTED_CLIPS, to_table(rejects, RejectedClip), {"set": set_name})
     for _ in cluster.run_parts(ShardWorker, settings, parts, title="shard", unit="num_samples"):
         pass
     removed = remove_stale_shards(run, hashes)

@@ -19,8 +19,6 @@ from recaption.errors import UsageError
 FRAME_TOLERANCE = 0.05
 """In frames at the table's rate. Containers round times (1 ms in WebM and Matroska, 0.024 frames at 24 fps), so a clip
 that is short by less than this fraction of one frame still counts that frame."""
-
-
 CROP_WEIGHT = 4.0
 """Cropped content counts four times as much as the same fraction of resolution lost: it is gone, not just coarser."""
 

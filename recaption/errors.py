@@ -18,8 +18,6 @@ FAILURE_REASONS = (
     "write_failed",
 )
 """Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""
-
-
 DROP_REASONS = (
     "too_short",
     "too_long",

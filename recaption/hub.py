@@ -4,25 +4,16 @@
     is_local = is_on_disk("google/t5-v1_1-xl", what="text encoder t5:google/t5-v1_1-xl", hint="give a folder as t5:FOLDER")
     model = T5EncoderModel.from_pretrained("google/t5-v1_1-xl", local_files_only=is_local)
 
-One small HEAD request checks the hub first: the client of huggingface_hub would retry for minutes.
+One HEAD request checks the hub first: downloads are tried again for minutes.
 """
 
 from __future__ import annotations
 
-import http.client
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from recaption.errors import WeightsUnreachableError
-
-HUB_TIMEOUT_SECONDS = 4.0
-"""Timeout of the HEAD request, name look-up included."""
-
 
 NOT_FOUND = "the hub does not have it"
 """The `unavailable_reason` of a file or repository that does not exist."""
@@ -84,49 +75,24 @@ def first_line(error: Exception) -> str:
 
 
 def unavailable_reason(repository: str, file: str) -> str:
-    """Why the hub does not offer this file, "" where it does; takes at most `HUB_TIMEOUT_SECONDS`."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers
+    """Why the hub does not offer this file, "" where it does: one HEAD request without retries, HF_HUB_ETAG_TIMEOUT."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    if constants.HF_HUB_OFFLINE:
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set"
-    request = urllib.request.Request(
-        f"{constants.ENDPOINT}/{repository}/resolve/main/{file}", headers=build_hf_headers(), method="HEAD"
-    )
-    reasons: list[str] = []
-
-    def send_request() -> None:
-        try:
-            with _opener().open(request, timeout=HUB_TIMEOUT_SECONDS):
-                reasons.append("")
-        except urllib.error.HTTPError as error:
-            reasons.append(_reason_for_status(error.code))
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reasons.append(f"the hub cannot be reached: {getattr(error, 'reason', error)}")
-
-    thread = threading.Thread(target=send_request, daemon=True)  # the timeout of `open` does not cover name look-up
-    thread.start()
-    thread.join(HUB_TIMEOUT_SECONDS)
-    return reasons[0] if reasons else f"the hub does not respond within {HUB_TIMEOUT_SECONDS:g} s"
-
-
-def _reason_for_status(status: int) -> str:
-    if 300 <= status < 400:
-        return ""  # large files are redirected to other hosts
-    if status in (401, 403):
-        return f"the hub denies access ({status}): no such model, or one that needs HF_TOKEN"
-    return NOT_FOUND if status == 404 else f"the hub responds with status {status}"
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Does not follow redirects: they would send the token to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirects)
+    except HFValidationError as error:
+        return first_line(error)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"the hub denies access ({status}): no such model, or one that needs HF_TOKEN"
+        return NOT_FOUND if status == 404 else f"the hub responds with status {status}"
+    except Exception as error:  # the hub's client raises whatever its network layer raises
+        return f"the hub cannot be reached: {first_line(error)}"
+    return ""
 
 
 def _cached_file(repository: str, file: str) -> Path | None:

@@ -225,6 +225,12 @@ def schema_of(record: type) -> pa.Schema:
     )
 
 
+def shard_schema(record: type = Sample) -> pa.Schema:
+    """Columns of the parquet of a tar: the record's, plus status (`ok` or `failed`), reason and detail."""
+    status = pa.field("status", pa.string(), nullable=False)
+    return pa.schema([*schema_of(record), status, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
+
+
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of `schema`, in its order and types; other columns are dropped.
 

@@ -30,8 +30,6 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 HIGH_DEFECT_FRACTION = 0.2
 """Warn if more than this fraction of the captions fails the quality gates."""
-
-
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

@@ -24,8 +24,6 @@ from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
 
 RETRY_TEMPERATURE = 0.7
-
-
 Sums = dict[str, float]
 """Counts and score sums over the clips of a part, stored in its metadata."""
 

@@ -25,24 +25,14 @@ from typing import Any, TypeVar
 from recaption.errors import RecaptionError, VideoError
 
 Row = TypeVar("Row")
-
-
 MAX_DEATHS_PER_INPUT = 3
 """With fewer, a kill from outside (a preempted node, the kernel out of memory) could fail a good input."""
-
-
 MAX_DEATHS_OUTSIDE_INPUTS = 5
 """Worker deaths on one part with no input in progress; includes the first death, which is never attributed."""
-
-
 MAX_FAILED_INPUTS_WITHOUT_SUCCESS = 4
 """If so many inputs kill their worker before any succeeds, the bug is in the stage, not in the inputs."""
-
-
 INPUT_TIMEOUT_SECONDS = 6 * 3600.0
 """Timeout per input. Decoding has its own, tighter limit: 4 h for the longest video that is accepted."""
-
-
 SAVE_STATE_SECONDS = 60.0
 """How long storing the state of a timed-out input may take."""
 

@@ -43,16 +43,10 @@ from jobs.cluster.worker_errors import WorkerError, check_reachable, user_facing
 from recaption.errors import RecaptionError, UsageError
 
 __all__ = ["Cluster", "WorkerError", "ray_report"]
-
-
 MAX_FAILED_PARTS_WITHOUT_SUCCESS = 3
 """Stop the stage when so many parts have failed before any was done."""
-
-
 TRAINING_RESTARTS = 16
 """Restarts of the ranks in one training run; each loses the steps since the last checkpoint."""
-
-
 CONTROLLER_RESTARTS = 2
 """Restarts of failures that Ray Train does not handle, such as a rank that dies while the others start."""
 

@@ -25,8 +25,6 @@ from recaption.run_folder import RunFolder
 
 PART_BYTES = 128 << 20
 """Maximum bytes of encoded texts per part; a part is held in memory twice."""
-
-
 PART_TEXTS = 16_384
 
 

@@ -24,19 +24,11 @@ from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL_PAIRS, Dupl
 from recaption.run_folder import RunFolder, recipe_hash
 
 FINGERPRINTS = "fingerprints/part-*.parquet"
-
-
 METHOD_VERSION = 2
 """Increase it when the same fingerprints and settings give other pairs: existing tables are then computed again."""
-
-
 RANK_COLUMNS = ("clip_id", "num_pixels", "seconds", "bytes_per_second")
-
-
 FULL_COPY_SIMILARITY, FULL_COPY_FRACTION = 0.95, 0.9
 """Minimum similarity, and fraction of the worse clip that is covered, for a pair to count towards `max_matches_per_clip`."""
-
-
 PAIRS_PER_BATCH = 4096
 """Their thumbnails are in memory: 4096 pairs of clips of 6 s take 75 MB."""
 

@@ -26,8 +26,6 @@ from recaption.video_io.frames import Frames
 from recaption.video_io.reader import Scan, scan
 
 JPEG_QUALITY = 82
-
-
 NO_SCORERS = ModelScorers()
 
 

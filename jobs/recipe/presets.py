@@ -34,21 +34,13 @@ TINY_CAPTIONER = TrainCaptioner(
     trainer=TrainerSettings(num_steps=1500, lr=1e-3, warmup_steps=100, weight_decay=0.05, ema_decay=0.995, device="cpu")
 )
 """Training settings of the captioner in the package: `recaption train captioner --run RUN`."""
-
-
 DESCRIPTIVE = (
     "A flat clip shows a large plain {colour} circle that moves left. The weather is clear. The surroundings are empty. "
     "Further back there is {background}. No text is shown. All along, the camera is fixed."
 )
 """Prompt in the style of the training captions; a model this small follows no other style."""
-
-
 SEA, SAND = "the sea with rows of thin waves", "bare sand with soft ripples"
-
-
 COCA_L14 = "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
-
-
 WAN_VAE = "diffusers:Wan-AI/Wan2.1-T2V-1.3B-Diffusers#vae"
 
 

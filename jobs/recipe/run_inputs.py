@@ -20,14 +20,8 @@ from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
-
-
 INPUTS = "inputs.parquet"
-
-
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
-
-
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
 
 

@@ -21,7 +21,7 @@ from packing.buckets import BucketTable
 from packing.grid import Grid
 from packing.plan.settings import PlanSettings
 from recaption.captions.repeated import RepeatedCaptionSettings
-from recaption.chat_endpoint import EndpointSettings
+from recaption.chat_endpoint.endpoint import EndpointSettings
 from recaption.dedup.near_duplicates import DuplicateSettings
 from recaption.errors import UsageError
 from recaption.quality.filters import FilterThresholds
@@ -287,8 +287,6 @@ def _plain(value: Any) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
 """Settings that change how a stage runs but not its outputs: left out of the hashes."""
-
-
 HASHED_SEPARATELY = ("duplicates", "repeats", "text")
 """Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/, which store hashes of their own; no clip,
 caption or latent depends on them."""

@@ -19,8 +19,6 @@ from jobs.report.tables import RunTables
 from recaption.quality.filters import FilterThresholds
 
 MAX_BARS = 8
-
-
 SCORE_TITLES = {
     "motion": ("Motion", "frame heights / s"),
     "sharpness": ("Sharpness", "variance of the Laplacian"),
@@ -37,13 +35,16 @@ SCORE_TITLES = {
 }
 
 
+def _is_kept(tables: RunTables) -> list[bool]:
+    return [clip.state in ("in_shard", "waiting") for clip in tables.ledger.clips]
+
+
 def _groups(tables: RunTables, values: Sequence[float | None]) -> list[Group]:
     """`values` (one per clip) split into kept and dropped clips."""
-    is_kept = [clip.state in ("in_shard", "waiting") for clip in tables.ledger.clips]
-    kept = [v for v, k in zip(values, is_kept) if k and v is not None]
+    is_kept = _is_kept(tables)
     return [
-        Group("kept", "kept", kept),
-        Group("left out", "dropped", [v for v, k in zip(values, is_kept) if not k and v is not None]),
+        Group("kept", "kept", [v for v, k in zip(values, is_kept) if k]),
+        Group("left out", "dropped", [v for v, k in zip(values, is_kept) if not k]),
     ]
 
 
@@ -97,14 +98,15 @@ def distributions(tables: RunTables) -> list[dict[str, Any]]:
         groups = [Group("captions", "kept", after), Group("original texts", "waiting", before)]
         groups = groups if before else groups[:1]
         svg = histogram(groups, label="Caption length", unit="words")
-        charts.append({"title": "Caption length", "note": _range_text(after, " words"), "svg": svg, "legend": groups})
+        legend = [(group.label, group.style) for group in groups]
+        charts.append({"title": "Caption length", "note": _range_text(after, " words"), "svg": svg, "legend": legend})
     return charts
 
 
 def _bars(tables: RunTables, labels: Sequence[str]) -> list[tuple[str, Markup, int]]:
     """(label, bar, number of clips) of the most frequent labels; the others in one row."""
     counts = Counter(labels)
-    kept = Counter(label for label, clip in zip(labels, tables.ledger.clips) if clip.state in ("in_shard", "waiting"))
+    kept = Counter(label for label, is_kept in zip(labels, _is_kept(tables)) if is_kept)
     most = sorted(counts, key=lambda label: (-counts[label], label))
     named = most[:MAX_BARS] if len(most) <= MAX_BARS else most[: MAX_BARS - 1]
     rest = most[len(named) :]

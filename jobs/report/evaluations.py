@@ -14,8 +14,6 @@ from recaption.run_folder import RunFolder
 
 MAX_TEXTS = 24
 """Maximum number of prompts shown with the captions of their samples."""
-
-
 GROUPS = {
     "prompt_following": "Prompt following, judged by the captioner",
     "contrastive": "Contrastive score",
@@ -23,12 +21,8 @@ GROUPS = {
     "frechet_distance": "Distance to real clips",
     "flow_loss": "Flow loss by bucket",
 }
-
-
 FRACTION_MEASURES = ("prompt_following", "contrastive/best_match")
 """Prefixes of the measures that are fractions, shown as percentages."""
-
-
 CURVE_MEASURES = ("prompt_following/main_object+colour", "prompt_following/all_fields", "contrastive/best_match")
 """Measures drawn as curves if several steps were evaluated."""
 
@@ -101,6 +95,6 @@ def _curves(run: RunFolder, name: str) -> list[dict[str, Any]]:
             "title": "Prompt following",
             "note": "by step",
             "svg": line(series, label="prompt following"),
-            "legend": series,
+            "legend": [(one.label, one.style) for one in series],
         }
     ]

@@ -44,17 +44,11 @@ SCORE_OF_REASON = {
     "low_quality": "blockiness",
 }
 """Drop reason -> the (first) score that its filter uses."""
-
-
 SCORES = (
     *("motion", "sharpness", "luma", "text_area", "text_area_ocr", "static_text", "static_text_ocr", "letterbox"),
     *("blockiness", "flicker", "aesthetic", "nsfw"),
 )
-
-
 FIELDS = ("main_object", "action", "surroundings", "background", "text", "style", "colour")
-
-
 MAX_SAMPLED_VIDEOS = 24
 
 

@@ -19,7 +19,7 @@ import yaml
 from markupsafe import Markup
 
 from jobs.recipe.settings import Recipe
-from jobs.report.charts import FunnelRow, Segment, frame_outline, funnel, number, stacked_bar
+from jobs.report.charts import Segment, frame_outline, number, stacked_bar
 from jobs.report.distributions import distributions, score_charts
 from jobs.report.evaluations import evaluations
 from jobs.report.gallery import Media, cards, filter_buttons, sample_galleries
@@ -34,8 +34,6 @@ from recaption.quality.filters import FilterThresholds
 from recaption.run_folder import RunFolder
 
 MAX_FAILURES_SHOWN = 200
-
-
 COMMANDS = {
     "prepare": "recaption prepare --videos PATH --out RUN",
     "caption": "recaption caption --run RUN --set NAME",
@@ -45,8 +43,6 @@ COMMANDS = {
     "evaluate": "recaption train dit --eval --run RUN --name NAME",
     "sample": "recaption sample --checkpoint RUN/train/NAME --prompt TEXT",
 }
-
-
 LATER_REASONS = ("bad_caption", "no_bucket")
 """Drop reasons of later stages; all others are reasons of the filters."""
 
@@ -186,18 +182,12 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
         used = math.fsum(_seconds_used(tables, clip) for clip in by_step[""])
         cut = {"label": "beyond the bucket's length", "style": "trimmed", "count": 0, "seconds": max(left - used, 0.0)}
         rows.append({"title": "Inside samples", "count": num_left, "unit": "samples", "seconds": used, "lost": [cut]})
-    bars = funnel(
-        [
-            FunnelRow(
-                row["seconds"],
-                [Segment(f"{x['label']}: {duration(x['seconds'])}", x["style"], x["seconds"]) for x in row["lost"]],
-            )
-            for row in rows
-        ],
-        total=total,
-    )
-    for row, bar in zip(rows, bars):
-        row |= {"bar": bar, "fraction": row["seconds"] / total if total else 0.0}
+    for row in rows:
+        fraction = row["seconds"] / total if total else 0.0
+        segments = [Segment("left", "kept", row["seconds"])]
+        segments += [Segment(f"{x['label']}: {duration(x['seconds'])}", x["style"], x["seconds"]) for x in row["lost"]]
+        bar = stacked_bar(segments, total=total, label=f"{fraction:.1%} of the input is left")
+        row |= {"bar": bar, "fraction": fraction}
     return rows
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
 from jobs.recipe.settings import Recipe, grid_of
-from jobs.report.charts import Marker, Segment, Series, number, retention_chart, stacked_bar
+from jobs.report.charts import Marker, Segment, Series, line, number, stacked_bar
 from jobs.report.distributions import SCORE_TITLES
 from jobs.report.gallery import previews
 from jobs.report.tables import clock
@@ -29,7 +30,6 @@ from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons, s
 from recaption.quality.threshold_analysis import (
     Evaluate,
     FunnelStep,
-    RetentionCurve,
     ThresholdColumn,
     ThresholdNeighbours,
     clips_near_threshold,
@@ -131,21 +131,26 @@ def setting_text(reason: str, thresholds: FilterThresholds) -> str:
     return ", ".join(f"{name} = {text}" for name, text in shown.items())
 
 
+def step_bar(name: str, left: int, left_before: int, *, total: int, height_px: int = 12) -> Markup:
+    """Bar of the clips left after a filter and dropped by it."""
+    lost = left_before - left
+    segments = [Segment("left", "kept", left), Segment(f"dropped: {number(lost)}", "dropped", lost)]
+    label = f"{name}: {left} clips left, {lost} dropped"
+    return stacked_bar(segments, total=total, label=label, height_px=height_px)
+
+
 def waterfall_rows(scored: ScoredClips, thresholds: FilterThresholds) -> list[dict[str, Any]]:
     """One row per filter: bar, number dropped, number left."""
     steps = scored.steps(thresholds)
-    total = steps[0].clips
     rows = []
-    for i, step in enumerate(steps):
-        lost = steps[i - 1].clips - step.clips if i else 0
-        segments = [Segment("left", "kept", step.clips), Segment(f"dropped: {number(lost)}", "dropped", lost)]
-        label = f"{step.reason or 'all clips'}: {step.clips} clips left, {lost} dropped"
+    for before, step in zip([steps[0], *steps], steps):
+        name = step.reason.replace("_", " ") or "all clips"
         rows.append(
             {
-                "reason": step.reason.replace("_", " ") or "all clips",
+                "reason": name,
                 "setting": setting_text(step.reason, thresholds),
-                "bar": stacked_bar(segments, total=total, label=label, height_px=12),
-                "lost": lost,
+                "bar": step_bar(name, step.clips, before.clips, total=steps[0].clips),
+                "lost": before.clips - step.clips,
                 "clips": step.clips,
                 "seconds": step.left["seconds"],
                 "tokens": step.left["tokens"],
@@ -164,19 +169,27 @@ def title_of(score: str) -> tuple[str, str]:
     return SCORE_TITLES.get(score, (score.replace("_", " ").capitalize(), ""))
 
 
-def curve_chart(column: ThresholdColumn, curve: RetentionCurve, markers: Sequence[Marker]) -> Any:
-    """Fraction of clips kept against the value of one threshold."""
+def threshold_figure(
+    column: ThresholdColumn, markers: Sequence[Marker], *, extra_thresholds: Sequence[float] = ()
+) -> dict[str, Any]:
+    """Title, setting and curve (fraction of clips kept against its value) of one threshold."""
+    title, unit = title_of(column.clip_filter.score)
     finite = column.values[np.isfinite(column.values)]
-    # Logarithmic axis for heavy-tailed scores such as sharpness.
-    is_heavy_tailed = bool((finite > 0).all()) and float(np.quantile(finite, 0.95)) > 30 * float(
-        np.quantile(finite, 0.05)
-    )
-    thresholds = curve.thresholds.tolist()
+    low, high = np.quantile(finite, [0.05, 0.95])
+    is_heavy_tailed = bool((finite > 0).all() and high > 30 * low)  # such as sharpness: logarithmic axis
+    curve = retention_curve(column, extra_thresholds=extra_thresholds)
     series = [
-        Series("kept by all filters", "accent", thresholds, curve.kept_fraction.tolist()),
-        Series("by this one alone", "second", thresholds, curve.passing_fraction.tolist()),
+        Series("by this one alone", "second", curve.thresholds, curve.passing_fraction),
+        Series("kept by all filters", "accent", curve.thresholds, curve.kept_fraction, is_filled=True),
     ]
-    return retention_chart(thresholds, series, label=column.field, markers=markers, logarithmic=is_heavy_tailed)
+    return {
+        "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
+        "field": column.field,
+        "unit": unit,
+        "setting": f"{column.field} = {threshold_text(column.threshold)}",
+        "num_missing": int(np.isnan(column.values).sum()),
+        "svg": line(series, label=column.field, markers=markers, logarithmic=is_heavy_tailed, as_fraction=True),
+    }
 
 
 def picture_rows(scored: ScoredClips, found: ThresholdNeighbours) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -208,22 +221,16 @@ def threshold_figures(
         return [], []
     figures: list[dict[str, Any]] = []
     for field, column in threshold_columns(scored.clips, thresholds, scored.filters_only).items():
-        title, unit = title_of(column.clip_filter.score)
         value = column.threshold
         markers = [] if value is None else [Marker(value, f"{field} = {number(value)}")]
         is_outside = column.is_violation(value)
         inside, outside = picture_rows(scored, clips_near_threshold(column, count=count))
         figures.append(
             {
-                "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
-                "field": field,
-                "unit": unit,
-                "setting": f"{field} = {threshold_text(value)}",
+                **threshold_figure(column, markers),
                 "is_on": value is not None,
                 "num_outside": int(is_outside.sum()),
                 "num_only": int((is_outside & column.passes_others).sum()),
-                "num_missing": int(np.isnan(column.values).sum()),
-                "svg": curve_chart(column, retention_curve(column), markers),
                 "inside": inside,
                 "outside": outside,
             }

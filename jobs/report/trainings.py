@@ -20,18 +20,10 @@ from jobs.report.gallery import Media
 from recaption.run_folder import RunFolder
 
 STEP = re.compile(r"step-(\d+)")
-
-
 FIRST_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
 """Captioner metrics that are drawn first, of some thirty."""
-
-
 MAX_MEASURES = 5
-
-
 MAX_SAMPLED_STEPS = 6
-
-
 MAX_SAMPLES_PER_STEP = 8
 
 
@@ -50,7 +42,8 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
     lines = [Series("each logged step", "faint", *losses), Series("mean", "accent", losses[0], smooth(losses[1]))]
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
     lines += [Series(key, "second", *_series(rows, key)) for key in others if key.endswith("loss")]
-    charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": lines}]
+    legend = [(one.label, one.style) for one in lines]
+    charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": legend}]
     measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in FIRST_MEASURES, key))
     for key in [key for key in measures if not key.endswith("loss")][:MAX_MEASURES]:
         one = [Series(key, "accent", *_series(rows, key))]

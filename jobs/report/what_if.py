@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from jobs.recipe.settings import Recipe
-from jobs.report.charts import Marker, Segment, number, stacked_bar
+from jobs.report.charts import Marker, number
 from jobs.report.render import render_page
 from jobs.report.tables import duration
 from jobs.report.thresholds import (
     ScoredClips,
     add_pictures,
     amount,
-    curve_chart,
     fields_of,
     load_scores,
     picture_rows,
     setting_text,
+    step_bar,
+    threshold_figure,
     threshold_text,
-    title_of,
 )
 from recaption.errors import UsageError
 from recaption.quality.filters import FilterThresholds
@@ -43,8 +43,6 @@ from recaption.quality.threshold_analysis import (
 from recaption.run_folder import RunFolder
 
 PAGE = "report/what-if.html"
-
-
 NUM_PICTURES = 6
 """On each side of a threshold."""
 
@@ -168,7 +166,7 @@ def _curve_json(column: ThresholdColumn, extra_thresholds: tuple[float, ...]) ->
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.2f} h" if seconds >= 360 else duration(seconds)
+    return f"{seconds / 3600:,.1f} h" if seconds >= 36_000 else duration(seconds)
 
 
 def cost_text(compared: dict[str, Any]) -> str:
@@ -245,20 +243,10 @@ def _page(
 ) -> str:
     figures, others = [], []
     for field, column in columns.items():
-        title, unit = title_of(column.clip_filter.score)
         old, new = getattr(before, field), getattr(after, field)
         markers = [Marker(old, f"now {number(old)}", "was")] if old is not None and old != new else []
         markers += [Marker(new, f"{field} = {number(new)}")] if new is not None else []
-        figure: dict[str, Any] = {
-            "title": f"{title}, {'at least' if column.is_minimum else 'at most'}",
-            "unit": unit,
-            "field": field,
-            "setting": f"{field} = {threshold_text(new)}",
-            "svg": curve_chart(
-                column, retention_curve(column, extra_thresholds=_current_threshold(before, field)), markers
-            ),
-            "num_missing": int(np.isnan(column.values).sum()),
-        }
+        figure = threshold_figure(column, markers, extra_thresholds=_current_threshold(before, field))
         if field in summary["thresholds"]:
             one = summary["thresholds"][field]
             threshold = "" if one["at"] is None else number(one["at"])
@@ -311,12 +299,10 @@ def _page_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     for i, row in enumerate(summary["waterfall"]):
         out: dict[str, Any] = {"reason": row["reason"].replace("_", " ") or "all clips", "setting": row["setting"]}
         for state in ("before", "after"):
-            left = row[state]["clips"]
-            lost = summary["waterfall"][i - 1][state]["clips"] - left if i else 0
-            segments = [Segment("left", "kept", left), Segment(f"dropped: {number(lost)}", "dropped", lost)]
-            label = f"{out['reason']}, {state}: {left} clips left, {lost} dropped"
+            left, left_before = row[state]["clips"], summary["waterfall"][max(i - 1, 0)][state]["clips"]
             out |= {f"{key}_{state}": row[state][key] for key in ("clips", "seconds", "tokens")}
-            out[f"bar_{state}"] = stacked_bar(segments, total=total, label=label, height_px=10)
+            name = f"{out['reason']}, {state}"
+            out[f"bar_{state}"] = step_bar(name, left, left_before, total=total, height_px=10)
         out["is_changed"] = any(field in summary["changes"] for field in fields_of(row["reason"]))
         rows.append(out)
     return rows

@@ -23,11 +23,7 @@ from jobs.recipe.settings import SampleSettings
 from recaption.errors import UsageError
 
 MODES = ("text", "image", "extend", "extend-back", "edit", "connect", "loop", "inbetween")
-
-
 MODES_WITH_NEW_FRAMES = ("extend", "extend-back", "connect", "loop")
-
-
 DEFAULT_STRENGTH = 0.6
 
 

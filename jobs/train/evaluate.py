@@ -43,22 +43,12 @@ from train.sampling.contact_sheet import contact_sheet_png
 from train.sampling.sampler import Sampler
 
 EVALUATION_JSON = "evaluation.json"
-
-
 EVALUATION_SHEET = "evaluation.png"
-
-
 EVALUATIONS_JSONL = "evaluations.jsonl"
 """One line per evaluated step, values only; the report draws curves from it."""
-
-
 SHEET_PROMPTS = 8
 """Rows of the contact sheet."""
-
-
 INDEX = "index.parquet"
-
-
 MUST_MATCH = ("text_encoder", "compressor", "patch", "diffusion", "loss_norm")
 """Config keys that change the flow loss: they must be the same in the checkpoint and in the recipe."""
 

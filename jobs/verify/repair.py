@@ -26,13 +26,13 @@ from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.prepare import prepare
 from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe, part_name, part_number
 from jobs.recipe.settings import Recipe, stage_hashes
-from jobs.shard import REJECTED, planned_shards, shard
+from jobs.shard import planned_shards, shard
 from jobs.verify.repair_scope import PART_FOLDERS, RepairJob, RepairScope, find_scope
 from jobs.verify.repair_text import rebuild_texts
 from jobs.verify.sources import expected_sources, source_problem
 from jobs.verify.verify import as_summary, find_problems
 from packing.shards.index import is_committed
-from recaption.captions.sets import caption_sets, default_caption_set
+from recaption.captions.sets import REJECTED_CLIPS, caption_sets, default_caption_set
 from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, SHARD_SCHEMA
@@ -41,14 +41,10 @@ from recaption.run_folder import RunFolder
 
 MAX_ROUNDS = 4
 """Damage can hide other damage: a lost clip hides the shard that it is missing from. One round per stage is enough."""
-
-
 SECONDARY_KINDS = frozenset(
     {"caption_without_clip", "unknown_clip_in_shard", "caption_missing", "clip_missing_from_shards"}
 )
 """Problems that disappear when an earlier stage is repaired: repaired only when no other problem is left."""
-
-
 NEEDS_RESHARDING = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",
@@ -253,7 +249,9 @@ def _rebuild_shards(job: RepairJob, scope: RepairScope) -> None:
 def _plan_of_shards(job: RepairJob, scope: RepairScope) -> tuple[str, list[Any], dict[str, str]]:
     """(caption set, planned shards, their hashes) that all intact shards were written from; set "" if there is none."""
     lost = scope.lost_clips
-    tables, unreadable = read_tables_or_problems(job.run, job.run.list(REJECTED), pa.schema([("clip_id", pa.string())]))
+    tables, unreadable = read_tables_or_problems(
+        job.run, job.run.list(REJECTED_CLIPS), pa.schema([("clip_id", pa.string())])
+    )
     sets = caption_sets(job.run) if unreadable or not tables else [default_caption_set(job.run)]
     for set_name in sets:
         try:

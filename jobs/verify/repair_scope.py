@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from jobs.cluster.cluster import Cluster
 from jobs.recipe.run_inputs import INPUTS, part_number
 from jobs.recipe.settings import Recipe, stage_hashes
-from jobs.shard import REJECTED
 from jobs.verify.verify import find_problems
+from recaption.captions.sets import REJECTED_CLIPS
 from recaption.ledger.latent_statistics import STATISTICS_FILE
 from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
@@ -87,7 +87,7 @@ def find_scope(job: RepairJob, problems: list[Problem], num_pairs: int | None) -
             scope.latents[rest.partition("/")[0]].add(re.sub(r"\.(tar|parquet)$", "", name))
         elif folder == "text":
             scope.texts["/".join(name.split("/")[:2])].add(name)
-        elif name in ("index.parquet", REJECTED):
+        elif name in ("index.parquet", REJECTED_CLIPS):
             scope.index = True
         elif folder == "shards":
             scope.shards.add(re.sub(r"\.(tar|parquet)$", "", name))

@@ -30,19 +30,11 @@ from packing.mixture.sample_sizes import SampleSizes
 from recaption.errors import UsageError
 
 NUMBER = r"\d+(?:\.\d+)?"
-
-
 SIZE_CONDITION = re.compile(rf"(tokens|frames|frame_tokens)(<=|>=|<|>)({NUMBER})")
-
-
 EPOCH_RANGE = re.compile(
     rf"epoch<(?P<until>{NUMBER})|epoch>=(?P<since>{NUMBER})|(?P<start>{NUMBER})<=epoch<(?P<end>{NUMBER})"
 )
-
-
 VALUE = re.compile(rf"({NUMBER})(?:\.\.({NUMBER}))?")
-
-
 SYNTAX_HINT = "write [SAMPLES=]VALUE[@WHEN], such as images=2, 0.5 or 'tokens>2048=0@epoch<3' (in quotes)"
 
 

@@ -23,18 +23,10 @@ from packing.mixture.sample_sizes import SampleSizes
 from recaption.errors import UsageError
 
 BETA = re.compile(r"beta\((\d+),(\d+)\)")
-
-
 TARGET_TOKENS = re.compile(r"(\d+)/tokens")
-
-
 BETA_OR_TARGET = re.compile(f"(?:{BETA.pattern})|(?:{TARGET_TOKENS.pattern})")
-
-
 MAX_BETA_SUM = 64
 """A + B of beta(A,B): each value takes as many uniform numbers."""
-
-
 ROUNDING_SLACK = 1e-9
 """0.29 x 100 is 28.999999999999996 in floating point: without it the floor would be 28 tokens, not 29."""
 

@@ -28,10 +28,9 @@ from packing.mixture.segments import EpochSegments, Segments
 from packing.plan.settings import PlanSettings
 from packing.plan.steps import Plan, empty_plan, plan_epoch
 from recaption.errors import UsageError
+from recaption.run_folder import recipe_hash
 
 MAX_GLOBAL_BATCH_PACKS = 64
-
-
 BLOCK_SAMPLES = 256
 """Neighbours in the index that stay in one window: they are in one shard."""
 
@@ -286,12 +285,9 @@ class EpochPlans:
         )
 
     def _hash(self, fingerprint: str) -> str:
-        settings = self.settings
-        digest = hashlib.sha256(repr((settings, fingerprint)).encode())
+        digest = hashlib.sha256(recipe_hash([dataclasses.asdict(self.settings), fingerprint]).encode())
         digest.update(self.num_tokens.astype("<i8").tobytes())
         if self.rules:
-            rules = settings.too_long, settings.max_latent_frames, settings.sampling_weights, settings.token_keep_rate
-            digest.update(repr(rules).encode())
             digest.update(self.sizes.keys.astype("<u8").tobytes())
             if self.sizes.num_frames is not None:
                 digest.update(self.sizes.num_frames.astype("<i8").tobytes())
@@ -301,8 +297,6 @@ class EpochPlans:
 
 
 MAX_EMPTY_WINDOWS = 1000
-
-
 WindowOffset = tuple[int, int]
 """(number of a window, counted through all epochs from the start of training; its first pack)."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from packing.mixture.segments import SegmentRules
 from recaption.errors import UsageError
@@ -38,18 +36,17 @@ class PlanSettings:
     window_samples: int = 1 << 20
     """Larger sets are planned in windows of about this many samples, which bounds the memory; see `epochs`."""
 
-    # The rules that make segments of samples (`packing.mixture`: grammar in `rules`, temporal crops in `segments`). Not in
-    # the repr, so that the hash of a plan without rules does not depend on them.
-    too_long: str = field(default="reject", repr=False)
+    # The rules that make segments of samples (`packing.mixture`: grammar in `rules`, temporal crops in `segments`).
+    too_long: str = "reject"
     """A sample larger than a pack is rejected (`reject`), or `split` in time into parts that are as equal as whole latent
     frames allow; rejected also then where a single frame is larger than a pack."""
-    max_latent_frames: tuple[str, ...] = field(default=(), repr=False)
+    max_latent_frames: tuple[str, ...] = ()
     """Longer samples are cropped to this many latent frames, from a random start each epoch: `5`, or rules such as
     `1@epoch<2` for image training first."""
-    sampling_weights: tuple[str, ...] = field(default=(), repr=False)
+    sampling_weights: tuple[str, ...] = ()
     """Expected repeats of a sample per epoch: rules such as `images=2`, `17f-64x64-8fps=0.5` or `tokens>2048=0@epoch<3`,
     multiplied."""
-    token_keep_rate: tuple[str, ...] = field(default=(), repr=False)
+    token_keep_rate: tuple[str, ...] = ()
     """Fraction of the tokens that is kept (NaViT's token dropping): rules such as `0.5`, `beta(4,2)`, `1024/tokens` or
     `0.25..1@epoch<10`; default: all. Which tokens is random for each segment."""
 
@@ -82,9 +79,3 @@ class PlanSettings:
         """Longer samples are rejected or split."""
         is_limited = self.policy == "flops" and self.budget_tokens
         return min(self.capacity, self.budget_tokens) if is_limited else self.capacity
-
-    def config(self) -> dict[str, Any]:
-        """As plain values, without rules that are at their default: a plan without rules is recorded without any."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self) if not f.repr}
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if defaults.get(name, ...) != value}

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from packing.shards.samples import LatentSample, shard_schema
+from packing.shards.samples import LatentSample
 from recaption.ledger.latent_statistics import STATISTICS_FILE, merge_shard_statistics
-from recaption.records import Sample, schema_of
+from recaption.records import Sample, schema_of, shard_schema
 from recaption.run_folder import RunFolder
 
 

@@ -26,11 +26,7 @@ import numpy as np
 from recaption.errors import UsageError
 
 LATENT_DTYPES = ("float16", "bfloat16", "int8")
-
-
 _NPY_DTYPES = {"float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
-
-
 LEVELS = 255
 """Steps from the smallest to the largest value of a channel."""
 

@@ -19,12 +19,8 @@ from recaption.run_folder import recipe_hash
 
 BYTES_PER_PIXEL = 0.25
 """Estimate that turns `max_shard_bytes` into a number of samples: H.264 at crf 12 takes 1 to 2 bits per pixel."""
-
-
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """WebDataset keys end at the first dot; with their extension they stay below the 100 bytes of a ustar name."""
-
-
 OtherText = tuple[str, str, int, float, float, str]
 """(source, kind, window, start_seconds, end_seconds, text): a further text of a clip, besides its caption."""
 

@@ -1,8 +1,7 @@
-"""Read shards: one sample by its row in the index, or all samples of whole tars in order.
+"""Read one sample of a shard by its row in the index. (webdataset and tarfile read whole shards.)
 
 sample = from_table(run.read_table("index.parquet"), Sample)[0]
 read_sample(run, sample)["mp4"]                         # one ranged read, checked against the sha256 of the index
-for sample in iterate_samples(run): sample["__key__"], sample["mp4"], sample["json"], sample["txt"]
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from packing.shards.latent_codec import decode_latent
 from packing.shards.samples import LatentSample
 from recaption.errors import VideoError
-from recaption.ledger.tar_checks import payload_of
+from recaption.ledger.tar_checks import padded, payload_of
 from recaption.records import Sample
 from recaption.run_folder import RunFolder
 
@@ -66,7 +64,7 @@ def _members(span: bytes, where: str) -> Iterator[tuple[str, int, int]]:
             return
         size = int(digits, 8)
         yield header[:100].rstrip(b"\0").decode(errors="replace"), start + tarfile.BLOCKSIZE, size
-        start += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        start += tarfile.BLOCKSIZE + padded(size)
 
 
 def _members_by_tarfile(span: bytes, start: int, where: str) -> Iterator[tuple[str, int, int]]:
@@ -94,27 +92,3 @@ def read_latent(run: RunFolder, sample: LatentSample, *, check: bool = True) -> 
         raise VideoError(
             "unreadable", f"no latent is in its place: {error}", uri=f"{sample.shard}#{sample.clip_id}"
         ) from error
-
-
-def iterate_samples(run: RunFolder, pattern: str = "shards/*/*.tar") -> Iterator[dict[str, Any]]:
-    """All samples of all matching tars, in name order, as WebDataset dicts (`__key__`, then extension -> bytes).
-
-    Raises:
-        VideoError: `truncated`, where a tar yields another number of samples than its parquet says. (A tar cut between
-            two members reads without any error of its own.)
-    """
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch: only where it is used
-
-    for name in run.list(pattern):
-        marker = name.removesuffix(".tar") + ".parquet"
-        expected = int(run.table_metadata(marker)["num_samples"]) if run.exists(marker) else None
-        num_samples = 0
-        with run.fs.open(run.path(name), "rb") as stream:
-            try:
-                for sample in group_by_keys(tar_file_expander([{"url": name, "stream": stream}])):
-                    num_samples += 1
-                    yield sample
-            except tarfile.TarError as error:
-                raise VideoError("truncated", str(error.args[0]), uri=name) from error
-        if expected is not None and num_samples != expected:
-            raise VideoError("truncated", f"{num_samples} samples where {expected} were written", uri=name)

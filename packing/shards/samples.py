@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from packing.buckets import Bucket, bucket_name
 from packing.shards import latent_codec as latents
 from packing.shards.plan import ShardClip
 from recaption.errors import UsageError
 from recaption.ledger.latent_statistics import ChannelStatistics
-from recaption.records import Sample, schema_of
+from recaption.records import Sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,9 +138,3 @@ _COPIED_COLUMNS = ("bucket", "num_frames", "height_px", "width_px", "fps", "num_
 
 def _canonical_json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
-
-
-def shard_schema(record: type = Sample) -> pa.Schema:
-    """Columns of the parquet of a tar: the record's, plus status (`ok` or `failed`), reason and detail."""
-    status = pa.field("status", pa.string(), nullable=False)
-    return pa.schema([*schema_of(record), status, pa.field("reason", pa.string()), pa.field("detail", pa.string())])

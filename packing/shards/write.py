@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +23,11 @@ from typing import Any
 import pyarrow as pa
 
 from packing.shards.plan import check_key
-from packing.shards.samples import Entry, LatentSample, shard_schema
+from packing.shards.samples import Entry, LatentSample
 from recaption.errors import FAILURE_REASONS, UsageError
 from recaption.ledger.latent_statistics import STATISTICS_KEY, ChannelStatistics
-from recaption.ledger.tar_checks import payload_of
-from recaption.records import Sample, schema_of
+from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar_file, payload_of
+from recaption.records import Sample, schema_of, shard_schema
 from recaption.run_folder import RunFolder
 
 
@@ -66,7 +65,7 @@ def write_shard(
     """
     tar, rows = _build_tar(f"{name}.tar", entries, record, payload)
     samples = [row for row in rows if row["status"] == "ok"]
-    _verify_tar(tar, samples, payload)
+    _verify_tar(f"{name}.tar", tar, samples, payload)
     run.remove(f"{name}.parquet")  # from here on the old shard, if any, is no longer committed
     if samples:
         run.write_bytes(f"{name}.tar", tar)
@@ -140,17 +139,8 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
     return sink.getvalue(), rows
 
 
-def _verify_tar(tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
-    """Parse the bytes again and compare with the rows: every sample at its offset, complete, and nothing else."""
-    found: list[tuple[str, int, dict[str, bytes]]] = []
-    with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
-        for member in archive:
-            key, _, extension = member.name.partition(".")
-            if not found or found[-1][0] != key:
-                found.append((key, member.offset, {}))
-            file = archive.extractfile(member)
-            found[-1][2][extension] = file.read() if file else b""
-    read = [(key, offset, hashlib.sha256(payload_of(parts, payload)).hexdigest()) for key, offset, parts in found]
-    expected = [(row["clip_id"], row["offset_bytes"], row["sha256"]) for row in samples]
-    if read != expected:
-        raise OSError(f"a tar of {len(expected)} samples does not read back as it was written ({len(read)} found)")
+def _verify_tar(name: str, tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
+    """Read the bytes again as `recaption verify` does: every sample at its offset, complete, and nothing else."""
+    extensions = LATENT_MEMBERS if payload == "npy" else SHARD_MEMBERS
+    for problem in check_tar_file(io.BytesIO(tar), name, samples, extensions=extensions, payload=payload):
+        raise OSError(f"a tar of {len(samples)} samples does not read back as it was written: {problem.detail}")

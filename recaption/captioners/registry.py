@@ -19,7 +19,7 @@ from recaption.errors import UsageError, WeightsUnreachableError
 if TYPE_CHECKING:
     import torch
 
-    from recaption.chat_endpoint import EndpointSettings
+    from recaption.chat_endpoint.endpoint import EndpointSettings
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,8 @@ BACKENDS = {
     ),
     "path": Backend("path of a checkpoint", "folder", "videococa.checkpoint:open_videococa"),
 }
-
-
 SPEC_FORMATS = " | ".join(backend.spec_format for backend in BACKENDS.values())
 """SPEC syntaxes that `load_captioner` accepts, for error messages."""
-
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -75,7 +71,7 @@ def check_spec(spec: str) -> None:
     kind, rest = _split(spec)
     backend = BACKENDS[kind]
     if backend.location == "url":
-        from recaption.chat_endpoint import split_spec
+        from recaption.chat_endpoint.endpoint import split_spec
 
         split_spec(rest)
     elif kind == "open_clip":

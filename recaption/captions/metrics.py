@@ -21,29 +21,15 @@ import numpy as np
 from recaption.errors import UsageError
 
 MAX_NGRAM = 4
-
-
 CIDER_SIGMA = 6.0
 """Standard deviation of the Gaussian length penalty of CIDEr-D (arXiv 1411.5726)."""
-
-
 CIDER_SCALE = 10.0
-
-
 ROUGE_BETA = 1.2
 """Weight of recall against precision, as in the MS-COCO evaluation."""
-
-
 _TINY, _SMALL = 1e-15, 1e-9
 """Avoid division by zero in BLEU; the values are those of the reference implementation."""
-
-
 Ngram = tuple[str, ...]
-
-
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|m|d|ll|re|ve))(?!\w)")
-
-
 _JOINED = {
     "cannot": "can not",
     "gonna": "gon na",
@@ -52,8 +38,6 @@ _JOINED = {
     "gimme": "gim me",
     "lemme": "lem me",
 }
-
-
 _TOKEN = re.compile(
     r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)"  # suffix of a contraction
     r"|\d+(?:[.,:/]\d+)*(?![\w-])"  # 1,000 3.5 10:30 1/2
@@ -61,8 +45,6 @@ _TOKEN = re.compile(
     r"|[@]?\w+(?:[-'/&.@]\w+)*"  # t-shirt o'clock
     r"|[()\[\]{}]|[$%#&*+=@<>^~|\\/_]"
 )
-
-
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 

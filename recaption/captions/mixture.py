@@ -27,8 +27,6 @@ from recaption.records import Caption
 
 MIXTURE_KINDS = (*CAPTION_KINDS, "original")
 """Kinds that a mixture may weight."""
-
-
 DEFAULT_WEIGHTS = ("descriptive=0.95", "original=0.05")
 
 

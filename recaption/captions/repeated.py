@@ -25,28 +25,14 @@ from recaption.run_folder import RunFolder
 
 REPEATED_SCHEMA = pa.schema([("clip_id", pa.string()), ("num_clips", pa.int64()), ("text", pa.string())])
 """Rows of RUN/captions/<set>/repeated.parquet, sorted by clip id: `RepeatedCaption`."""
-
-
 NUM_PERMUTATIONS = 128
-
-
 SEED = 1
-
-
 ROWS_PER_BAND = 8
 """128 hashes are 16 bands of 8: texts of similarity 0.9 become candidates with probability 0.9999, of 0.6 with 0.24."""
-
-
 LOW_SIMILARITY_ROWS_PER_BAND = 4
 """32 bands of 4, for `min_similarity` below `LOW_SIMILARITY`: similarity 0.6 gives 0.99."""
-
-
 LOW_SIMILARITY = 0.8
-
-
 SHINGLE_WORDS = 3
-
-
 MAX_CANDIDATES_PER_BAND = 64
 """Most group representatives per band hash that later texts are compared with."""
 

@@ -10,8 +10,6 @@ from recaption.run_folder import RunFolder
 
 REJECTED_CLIPS = "shards/rejected.parquet"
 """Path of the table of clips in no shard; its metadata names the caption set of the shards."""
-
-
 CAPTION_STATE_SCHEMA = pa.schema(
     [schema_of(Caption).field(n) for n in ("clip_id", "source", "reason", "recipe_hash", "kind", "window", "fault")]
 )

@@ -3,7 +3,7 @@
 clean("a red  circle moves left .<end_of_text>")        "a red circle moves left."
 strip_boilerplate("The video shows a red circle.")       ("A red circle.", "The video shows")
 find_fault("a a a a a a")                                  "looping"
-drop_reason_of("a red circle moves left.", ended=True)    None
+find_fault("a red circle moves left.", ended=True)         None
 """
 
 from __future__ import annotations
@@ -17,76 +17,36 @@ from recaption.records import CaptionFields
 
 FIELD_KINDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 """Caption kinds that describe one aspect of a clip in a few words."""
-
-
 CAPTION_KINDS = ("descriptive", "short", *FIELD_KINDS)
 """The kinds of caption that a captioner may write for a clip."""
-
-
 FAULTS = ("no_answer", "empty", "boilerplate", "refusal", "looping", "truncated", "over_long", "low_score", "repeated")
 """Why a caption is bad, in the order of the checks. `no_answer`: the endpoint returned no text. The next five follow from
 the text and how its generation ended; `over_long` needs the text encoder of the training, `low_score` the pixels, and
 `repeated` all captions of the set."""
-
-
 MIN_WORDS = 2
 """A caption of one word names an object but describes nothing; a field may be one word."""
-
-
 MAX_REPEATS = 3
 """More consecutive repeats of a phrase than this are a loop ("a 2 2 2 2", "on the on the on the on the")."""
-
-
 MAX_LOOP_WORDS = 6
 """Longest phrase, in words, whose consecutive repeats are counted."""
-
-
 MIN_DISTINCT_FRACTION = 0.5
 """Fraction of four-word shingles that must be distinct: a sentence repeated three times is below it."""
-
-
 _SPECIAL_TOKENS = re.compile(
     r"<(?:start_of_text|end_of_text|pad|sot|eot|s|/s|unk)>|\[(?:CLS|SEP|PAD|UNK)\]", re.IGNORECASE
 )
-
-
 _SPACES = re.compile(r"\s+")
-
-
 _SPACE_BEFORE = re.compile(r"\s+([,.;:!?%)\]])")
-
-
 _SPACE_AFTER_OPENING = re.compile(r"([(\[])\s+")
-
-
 _QUOTED = re.compile(r'"\s*([^"]*?)\s*"')
-
-
 _REPEATED_PUNCTUATION = re.compile(r"([,;:])\1+")
-
-
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
-
-
 _SENTENCE_START = re.compile(r"(^|[.!?]\s+)([a-z])")
-
-
 MAX_LEADING_PHRASES = 4
 """"Sure! Here is a caption: In this video, we see a dog" has three."""
-
-
 _MEDIUM_NOUN = "video|clip|footage|image|photo|photograph|picture"
-
-
 _MEDIUM_PHRASE = rf"(?:(?:short|brief|given|provided)\s+)?(?:(?:video|film)\s+)?(?:{_MEDIUM_NOUN}|frame)s?"
-
-
 _VIEWER_SEES = r"(?:we|you|one|viewers?|the viewer)\s+(?:can\s+)?(?:see|sees|observe|observes|watch|watches)"
-
-
 _MEDIUM_SHOWS = r"(?:shows?|showcases?|depicts?|displays?|features?|captures?|presents?|portrays?|contains?)"
-
-
 _BOILERPLATE = re.compile(
     rf"""\s*(?:
       (?:sure|certainly|of\ course|okay|absolutely)\s*[,.!:]+\s*
@@ -100,8 +60,6 @@ _BOILERPLATE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """Only these exact phrases: "A flat clip shows" and "A black and white photo of" describe the style of the clip."""
-
-
 _REFUSAL = re.compile(
     r"(?:^|[.!?]\s+)(?:"
     r"as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
@@ -178,11 +136,6 @@ def find_fault(text: str, *, ended: bool = True, kind: str = "descriptive") -> s
     if not ended:
         return "truncated"
     return None
-
-
-def drop_reason_of(text: str, *, ended: bool = True, kind: str = "descriptive") -> str | None:
-    """`bad_caption` (one of `errors.DROP_REASONS`) where the caption has a fault, else None."""
-    return "bad_caption" if find_fault(text, ended=ended, kind=kind) else None
 
 
 def is_repetitive(words: Sequence[str]) -> bool:

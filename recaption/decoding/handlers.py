@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Send = Callable[..., None]
 """send(header, payload=b"")"""
-
-
 BLOCK_BYTES = 4 << 20
 """Frames travel in blocks of about this size."""
 

@@ -14,16 +14,10 @@ import numpy as np
 
 CODECS_THAT_HIDE_DAMAGE = frozenset({"ffv1", "hevc", "mjpeg"})
 """Their decoders fill in what is missing without marking the frame; they only log an error."""
-
-
 MIN_UNDECODED_FRACTION = 0.01
 """Fraction of a frame without chroma values from which that area counts as not decoded."""
-
-
 CHROMA_SAMPLING_STEP = 8
 """Every 8th row and column of the chroma planes is checked: 0.02 ms a frame at 1080p."""
-
-
 MEMORY_MARGIN_BYTES = 32 << 20
 """A decoder that fails this close to the memory limit is taken to have run out of memory."""
 

@@ -20,8 +20,6 @@ from typing import Any
 
 LENGTHS = struct.Struct("<IQ")
 """Header bytes, payload bytes."""
-
-
 MAX_HEADER_BYTES = 64 << 20
 """A longer header is not a message of this protocol: the two sides are out of step."""
 
@@ -71,8 +69,6 @@ class ClipRequest:
 
 
 Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest
-
-
 REQUESTS: dict[str, type[Request]] = {
     "probe": ProbeRequest,
     "scan": ScanRequest,

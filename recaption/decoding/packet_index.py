@@ -56,12 +56,8 @@ class FrameTimes:
 
 FORMATS_WITH_PRESENTATION_TIMES = frozenset({"mov", "matroska", "mpegts", "mpeg", "flv"})
 """Containers (FFmpeg's first short name) that store presentation times. AVI and raw streams store decode order."""
-
-
 FORMATS_THAT_MAY_START_MID_GOP = frozenset({"mpegts", "mpeg"})
 """Broadcast recordings may start between keyframes: undecodable frames before the first keyframe are not damage."""
-
-
 MIN_SEEK_GAIN_FRAMES = 8
 """Seek to a later keyframe only if that skips at least so many frames: a seek flushes the decoder."""
 

@@ -47,29 +47,17 @@ STANDARD_RATES = tuple(
     ]
 )
 """Rates that cameras and encoders use, tried where timestamps are too coarse to give the rate exactly."""
-
-
 SAME_RATE = Fraction(1, 10_000)
 """A header rate this close (relative) to a standard rate is that rate, rounded: 2997/100 means 30000/1001."""
-
-
 COARSE_TICK = Fraction(1, 2000)
 """Time bases at or above this (Matroska, FLV: 1/1000) round every timestamp visibly."""
-
-
 MIN_TICKS_PER_FRAME = 8
 """Below this, "within one tick" would accept any timestamps as a constant rate."""
-
-
 TOLERANCE_FRAMES = 0.4
 """How much too early, in source frames, a frame may be displayed: timestamps rounded to a millisecond then neither
 repeat nor skip one. Not one half: when a rate is doubled every second time is exactly between two frames."""
-
-
 MAX_RATE = 1000
 """Higher header rates are time bases mistaken for rates (1000 in some mkv and flv files)."""
-
-
 FALLBACK_RATE = Fraction(25)
 """FFmpeg's default for images and streams without timestamps."""
 

@@ -31,17 +31,11 @@ from recaption.errors import VideoError
 
 NUM_CACHED_TIMES = 16
 """Files whose frame times are cached: all clips of a long video cost one demux."""
-
-
 CODECS_WITHOUT_CHECKSUMS = frozenset({"vp8", "ffv1"})
 """Where data end inside a frame these decoders output uninitialised memory, and report it, if at all, only when decoding
 in slices. Each packet is therefore decoded twice (with 2 threads and with 1): a difference is damage."""
-
-
 BIT_EXACT_SCALING = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 """swscale flags for resizing: the same bytes on every CPU. 0.3 ms from 720p to 85x48."""
-
-
 STILL_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 """Cover art and thumbnails: streams of type video that are not the video."""
 

@@ -13,8 +13,6 @@ from recaption.errors import VideoError
 
 TIME_BASE = Fraction(1, 1000)
 """WebP timestamps are milliseconds."""
-
-
 FALLBACK_DURATION = 40
 """Ticks for frames with a duration of zero: 25 frames per second, FFmpeg's default."""
 

@@ -17,16 +17,10 @@ from recaption.dedup.fingerprints import CHROMA_PX, LUMA_PX, LUMA_VALUES
 MAX_SCALE, MAX_SHIFT = 0.16, 0.16
 """Largest crop searched: relative scale of the two pictures, and offset of their centres in half frames. A crop of 7 % on
 each side has 0.16, as has one of 15 % on one side."""
-
-
 NUM_FIT_THUMBNAILS = 12
 """Thumbnails of the overlap that an alignment is fitted to."""
-
-
 BLURRED_STEPS, SHARP_STEPS = 3, 3
 """Gauss-Newton steps on blurred thumbnails, then on the original ones."""
-
-
 FINE_SHIFTS = (0.0, -0.25, 0.25, -0.5, 0.5)
 """Fractional time shifts, in thumbnails, tried around each whole shift."""
 

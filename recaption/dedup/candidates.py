@@ -18,8 +18,6 @@ from recaption.dedup.fingerprints import NO_HASH, NUM_BITS
 NUM_KEY_CANDIDATE_BITS = 40
 """Keys use the bits of the lowest frequencies only: in real clips cropped by 4 to 5 % one of the first 40 bits in 24
 differs, of the last 24 one in 13."""
-
-
 MAX_HASHES_PER_RANGE = 1 << 23
 """Sorting these takes about 0.5 GB."""
 

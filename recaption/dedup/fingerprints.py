@@ -24,24 +24,12 @@ from recaption.records import Clip
 from recaption.video_io.frames import Frames
 
 THUMBNAILS_PER_SECOND = 4.0
-
-
 FRAMES_PER_THUMBNAIL = 8
 """Moments averaged into one thumbnail, with triangular weights over two sampling steps."""
-
-
 LUMA_PX = 16
-
-
 CHROMA_PX = 8
-
-
 LUMA_VALUES = LUMA_PX * LUMA_PX
-
-
 THUMBNAIL_VALUES = LUMA_VALUES + 2 * CHROMA_PX * CHROMA_PX
-
-
 HASH_CROPS = (
     (0.0, 0.0, 0.0, 0.0),
     (0.03, 0.03, 0.03, 0.03),
@@ -53,27 +41,15 @@ HASH_CROPS = (
 )
 """Fractions cut off at the top, bottom, left and right before hashing. A copy cropped by 4 % on all sides is close to the
 original's crop of 3 %; one cropped at the bottom only is closest to the crop of a corner."""
-
-
 NUM_BITS = 64
-
-
 HASH_TYPE = np.dtype("<u8")
-
-
 NO_HASH = np.uint64(0)
 """Marks a thumbnail that is too uniform to hash; real hashes have about half their bits set."""
-
-
 MIN_CONTRAST = 6.0
 """Minimum standard deviation of the luma (0..255) of a hashed thumbnail. A black or uniform frame has 0 to 2 after
 encoding; the lowest of 49 real clips has 20."""
-
-
 MAX_BAR_VALUE = 32
 """A border row or column is part of a bar if no RGB value ever exceeds this: codecs cause ringing at its edge."""
-
-
 MAX_BAR_DEVIATION = 4.0
 """Maximum standard deviation within a bar, over its pixels and over time: a night sky is dark too, but varies more."""
 

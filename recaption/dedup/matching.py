@@ -22,38 +22,22 @@ from recaption.dedup.fingerprints import LUMA_PX, LUMA_VALUES, THUMBNAILS_PER_SE
 
 MIN_OVERLAP = 3
 """Minimum overlap in thumbnails: below this, 0.75 s, a match could be chance."""
-
-
 CODEC_NOISE_LUMA = 1.5
 """Motion (deviation from the mean picture, 0..255) below about this is codec noise."""
-
-
 MIN_MOTION_LUMA = 3.0
 """Motion below this may be a change of light or wind: not enough evidence for a copy."""
-
-
 MIN_STILL_OVERLAP, MIN_STILL_OVERLAP_OF_SHORTER = 0.92, 0.75
 """With less motion than that, the matching part must be this fraction of the possible overlap at that shift, and of the
 shorter clip. An empty street looks the same before one car and after the next; a still picture does so all the time."""
-
-
 UNIFORM_LUMA = 2.0
 """Contrast below about this is a uniform frame."""
-
-
 GREY_CHROMA = 5.0
 """Chroma deviations below about this are grey."""
-
-
 MIN_CORRELATION = 0.8
 """Minimum correlation of two matching thumbnails; clips may have only a part in common."""
-
-
 OVERLAP_WEIGHTS = (0.1, 1.0)
 """Weights of the overlap in the choice of the time shift; both choices are tried: in a slow zoom a cropped copy looks most
 like a later moment."""
-
-
 MAX_BATCH_VALUES = 3_000_000
 """Maximum size of one array; bounds how many pairs are compared at a time."""
 

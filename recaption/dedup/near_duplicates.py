@@ -41,12 +41,8 @@ from recaption.run_folder import RunFolder
 
 PERCEPTUAL_PAIRS = "duplicates/perceptual.parquet"
 """File of the perceptual pairs in a run folder."""
-
-
 PAIR_KINDS = ("perceptual", "semantic")
 """Values of the column `kind`."""
-
-
 PAIRS_SCHEMA = pa.schema(
     [
         ("clip_id_a", pa.string()),

@@ -18,23 +18,13 @@ import numpy as np
 
 EXACT_UP_TO = 4096
 """Number of embeddings up to which all pairs are compared."""
-
-
 CLUSTER_SIZE = 1024
-
-
 NUM_NEAREST_CLUSTERS = 2
 """Clusters that each embedding is assigned to."""
-
-
 FIT_SAMPLES_PER_CLUSTER = 64
 """Embeddings per cluster that k-means is fitted to."""
-
-
 NUM_ITERATIONS = 12
 """Iterations of k-means."""
-
-
 ROWS_PER_BLOCK = 4096
 """Rows of the similarity matrix that are in memory at a time."""
 

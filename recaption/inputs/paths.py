@@ -20,8 +20,6 @@ from recaption.inputs.sidecars import SIDECAR_EXTENSIONS
 
 LIST_EXTENSIONS = (".txt", ".parquet")
 """Files that list inputs."""
-
-
 URI_COLUMNS = ("uri", "path", "url", "video", "file")
 """Columns that a .parquet list may have its inputs in; the first that exists is read."""
 

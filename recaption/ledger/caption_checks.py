@@ -41,25 +41,15 @@ if TYPE_CHECKING:
 
 NUM_PERMUTATIONS = 9999
 """Of the permutation test: the smallest p-value is 1 / 10,000."""
-
-
 SIGNIFICANCE = 0.01
 """Correct captions pass by far (matched 0.87, mismatched 0.19 on 55 rendered scenes: p = 0.0001); shuffled ones pass
 once in 100."""
-
-
 MIN_PAIRS = 8
 """With fewer pairs a few similar clips decide the result: there is no verdict then."""
-
-
 BATCH_SIZE = 32
 """Clips that are scored against each other and are in memory together."""
-
-
 SCORE_TOLERANCE = 0.05
 """Cosine similarities of one pair on other hardware or in another precision differ by less than 0.01."""
-
-
 PAIR_SCHEMA = pa.schema(
     [
         schema_of(Caption).field(n)

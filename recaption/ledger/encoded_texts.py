@@ -23,15 +23,9 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 ENCODER_FILE = "encoder.json"
 """The manifest of a folder of encoded texts."""
-
-
 TEXTS_SCHEMA = pa.schema([("text", pa.string())])
-
-
 METADATA_KEY = "facts"
 """Key of a part's safetensors metadata that has a JSON object, see `PartHeader.metadata`."""
-
-
 MANIFEST_KEYS = frozenset(
     {"spec", "weights_hash", "width", "pooled_width", "dtype", "num_parts", "num_texts", "num_tokens"}
 )

@@ -23,12 +23,8 @@ from recaption.records import conform
 from recaption.run_folder import RunFolder
 
 STATISTICS_FILE = "statistics.json"
-
-
 STATISTICS_KEY = "channel_statistics"
 """Metadata key of a shard's table: the JSON of its `ChannelStatistics`."""
-
-
 LATENT_INDEX_SCHEMA = pa.schema(
     [("shard", pa.string()), ("latent_dtype", pa.string()), ("round_trip_psnr_db", pa.float64())]
 )

@@ -32,24 +32,14 @@ from recaption.captions.sets import (
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
 from recaption.quality.filters import FilterThresholds, evaluate_filters
-from recaption.records import Clip, ClipScores, Sample, Video, conform, from_table, schema_of
+from recaption.records import Clip, ClipScores, Video, conform, from_table, schema_of, shard_schema
 from recaption.run_folder import RunFolder
 
 CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) if f.name != "clip_id")])
-
-
-SHARD_SCHEMA = pa.schema([*schema_of(Sample), ("status", pa.string()), ("reason", pa.string())])
-
-
+SHARD_SCHEMA = shard_schema()
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
-
-
 SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
-
-
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
-
-
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
 
 
@@ -165,7 +155,7 @@ def committed_clips(run: RunFolder) -> list[str]:
 
 def read_clips(run: RunFolder) -> pa.Table:
     """Spans and scores of all clips; row i belongs to `Ledger.clips[i]`."""
-    return concat([run.read_table(name) for name in committed_clips(run)], CLIPS_SCHEMA)
+    return run.read_parts(committed_clips(run), CLIPS_SCHEMA)
 
 
 def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:

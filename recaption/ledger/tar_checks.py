@@ -12,14 +12,8 @@ from typing import Any, BinaryIO
 from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
 
-BLOCK_BYTES = 512
-"""A tar consists of blocks of this size; POSIX ends it with at least two blocks of zeros."""
-
-
 SHARD_MEMBERS = frozenset({"mp4", "json", "txt"})
 """Extensions that every sample of a video shard has."""
-
-
 LATENT_MEMBERS = frozenset({"npy", "json"})
 """Extensions that every sample of a latent shard has."""
 
@@ -40,8 +34,9 @@ def payload_of(members: Mapping[str, bytes], payload: str) -> bytes:
     return b"".join(members[ext] for ext in sorted(members) if ext == payload or ext.endswith("." + payload))
 
 
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+def padded(num_bytes: int) -> int:
+    """Bytes that a member of this size occupies: whole blocks."""
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _samples_of(tar: tarfile.TarFile) -> tuple[dict[str, TarSample], set[str]]:
@@ -51,7 +46,7 @@ def _samples_of(tar: tarfile.TarFile) -> tuple[dict[str, TarSample], set[str]]:
     previous = None
     for member in tar:
         key, _, extension = member.name.partition(".")
-        end = member.offset_data + _padded(member.size)
+        end = member.offset_data + padded(member.size)
         if key not in samples:
             samples[key] = TarSample({extension: member}, member.offset, end)
         else:
@@ -63,14 +58,14 @@ def _samples_of(tar: tarfile.TarFile) -> tuple[dict[str, TarSample], set[str]]:
 
 
 def _ends_in_zeros(file: BinaryIO, end_of_members: int) -> bool:
-    """Whether only zeros follow, at least two blocks of them. `tarfile` itself stops silently at a bad header."""
+    """Whether only zeros follow, at least the two blocks that POSIX asks for. `tarfile` stops silently at a bad header."""
     file.seek(end_of_members)
     num_zeros = 0
     while block := file.read(1 << 20):
         if block.count(0) != len(block):
             return False
         num_zeros += len(block)
-    return num_zeros >= 2 * BLOCK_BYTES
+    return num_zeros >= 2 * tarfile.BLOCKSIZE
 
 
 def check_tar(
@@ -82,32 +77,43 @@ def check_tar(
     payload: str = "mp4",
     sha256: str = "",
 ) -> Iterator[Problem]:
+    """`check_tar_file` for one tar of a run.
+
+    Args:
+        sha256: of the whole tar, "" where it is not known. Compared last, for damage that the other checks cannot find.
+    """
+    with run.fs.open(run.path(name), "rb") as file:
+        problems = list(check_tar_file(file, name, rows, extensions=extensions, payload=payload))
+        file.seek(0)
+        if not problems and sha256 and _sha256_of(file) != sha256:
+            detail = "its sha256 is not the one that was recorded when it was written"
+            problems.append(Problem(kind="bytes_differ", where=name, detail=detail))
+    yield from problems
+
+
+def check_tar_file(
+    file: BinaryIO, name: str, rows: Iterable[Mapping[str, Any]], *, extensions: frozenset[str], payload: str
+) -> Iterator[Problem]:
     """Compare one tar with the rows of its table.
 
     Args:
         rows: columns of `Sample`, only those of samples that were written.
         extensions: members that every sample must have.
         payload: the member whose sha256 is in the row.
-        sha256: of the whole tar, "" where it is not known. Compared last, for damage that the other checks cannot find.
     """
     listed = {row["clip_id"]: row for row in rows}
-    with run.fs.open(run.path(name), "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                samples, scattered = _samples_of(tar)
-                is_complete = _ends_in_zeros(file, tar.offset)
-                problems = list(_check_samples(tar, name, samples, scattered, listed, extensions, payload))
-        except (tarfile.TarError, OSError) as error:
-            yield Problem(kind="shard_broken", where=name, detail=f"cannot be read as a tar to its end: {error}")
-            return
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            samples, scattered = _samples_of(tar)
+            is_complete = _ends_in_zeros(file, tar.offset)
+            problems = list(_check_samples(tar, name, samples, scattered, listed, extensions, payload))
+    except (tarfile.TarError, OSError) as error:
+        detail = f"cannot be read as a tar to its end: {error}"
+        problems = [Problem(kind="shard_broken", where=name, detail=detail)]
+    else:
         if not is_complete:
             detail = "cut or overwritten: there are no two blocks of zeros after its samples"
-            yield Problem(kind="shard_broken", where=name, detail=detail)
-            return
-        file.seek(0)
-        if not problems and sha256 and _sha256_of(file) != sha256:
-            detail = "its sha256 is not the one that was recorded when it was written"
-            problems.append(Problem(kind="bytes_differ", where=name, detail=detail))
+            problems = [Problem(kind="shard_broken", where=name, detail=detail)]
     yield from problems
 
 

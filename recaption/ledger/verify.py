@@ -56,28 +56,14 @@ from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video
 from recaption.run_folder import RunFolder
 
 INDEX = "index.parquet"
-
-
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
-
-
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
 """Further files of a part of `prepare` whose existence is checked; that of clips follows from their videos."""
-
-
 VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
-
-
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
-
-
 CLIP_ID_SCHEMA = pa.schema([("clip_id", pa.string())])
-
-
 LATENT_SAMPLE_SCHEMA = pa.schema([*schema_of(Sample), *(f for f in LATENT_INDEX_SCHEMA if f.name != "shard")])
-
-
 TEXT_SCHEMA = pa.schema([*CAPTION_STATE_SCHEMA, schema_of(Caption).field("text")])
 
 

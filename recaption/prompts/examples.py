@@ -14,12 +14,8 @@ from recaption.run_folder import RunFolder
 
 MAX_EXAMPLES = 2000
 """Most captions that are read as examples."""
-
-
 MAX_PARTS = 64
 """Most files of a caption set that are read, evenly spaced."""
-
-
 PROMPT_WORDS = 8
 """Where a clip has no short caption, this many first words of its caption stand in for a user prompt."""
 

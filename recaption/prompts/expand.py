@@ -20,8 +20,6 @@ from recaption.prompts.style import Example, Style, rejection_reason
 
 EXPANDERS = "none | embedded | transformers:ID_OR_FOLDER | http://HOST/v1#MODEL"
 """What `load_expander` accepts, for error messages."""
-
-
 SHORT_PROMPT_QUANTILE = 0.1
 """A prompt with at least as many words as this quantile of caption lengths is not expanded."""
 

@@ -20,30 +20,16 @@ from recaption.scenes.captions import ATTRIBUTE_VALUES, SceneAttributes, attribu
 
 NUM_NEAREST = 8
 """Nearest captions that sentences may be borrowed from."""
-
-
 MIN_SCENE_ATTRIBUTES = 7
 """A caption that names at least this many attributes of `ATTRIBUTE_VALUES` is that of a rendered scene."""
-
-
 MIN_SCENE_FRACTION = 0.8
 """Captions of rendered scenes among the examples, from which on the template is used."""
-
-
 OPTIONAL_ATTRIBUTES = {"size": "", "text": ""}
-
-
 MEDIUM_WORDS = frozenset(["video", "clip", "footage"])
 """Ignored when prompt and caption are compared: true of every caption."""
-
-
 PERSONAL_PRONOUNS = frozenset(["he", "she", "his", "her", "him", "hers", "himself", "herself", "they", "them", "their"])
 """Sentences with these refer to a person whom the prompt may not have."""
-
-
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
-
-
 _END_MARKS = ".!?"
 
 

@@ -11,12 +11,8 @@ from recaption.prompts.style import Example, Style
 
 NUM_FEW_SHOT_EXAMPLES = 6
 """Few-shot examples in the prompt: the nearest ones, then others."""
-
-
 TOKENS_PER_WORD = 2.0
 """Token limit of the output, per word of the longest caption; English has about 1.3 tokens per word."""
-
-
 SYSTEM_PROMPT = (
     "You turn short video prompts into captions like those of a training set. Keep everything that the prompt says; add "
     "only details that fit. Write in the style and length of the examples. Answer with the caption alone, on one line."
@@ -121,7 +117,7 @@ class EndpointExpander:
         Raises:
             UsageError: not http://HOST/v1#MODEL, no server there, or no such model.
         """
-        from recaption.chat_endpoint import ChatEndpoint
+        from recaption.chat_endpoint.endpoint import ChatEndpoint
 
         self.endpoint = ChatEndpoint.at(spec)
         self.endpoint.check()
@@ -129,7 +125,7 @@ class EndpointExpander:
 
     def rewrite(self, prompts: Sequence[str], examples: Sequence[Example], style: Style) -> list[str]:
         """Raises UsageError where the endpoint goes down; a failed request gives an empty text."""
-        from recaption.chat_endpoint import ChatRequest
+        from recaption.chat_endpoint.messages import ChatRequest
 
         if not prompts:
             return []

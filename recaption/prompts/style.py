@@ -20,8 +20,6 @@ from recaption.captions.text import find_fault, tokenize_words
 
 MAX_LENGTH_RATIO = 1.5
 """Most words of an expanded prompt, relative to the longest caption."""
-
-
 MIN_KEPT_WORD_FRACTION = 0.6
 """Fraction of the prompt's content words that must be kept: "strolls" may replace "walks", half may not be dropped."""
 
@@ -34,8 +32,6 @@ def _word_sets(*words: str) -> tuple[frozenset[str], ...]:
     "a an the and or of in on at to from with by for as is are was were be been it its this that these those there here "
     "his her their he she they some any all into onto over under near next while which who whose then so very"
 )
-
-
 ANTONYM_GROUPS = (
     _word_sets(
         *("red crimson scarlet", "orange", "yellow golden", "green", "blue azure navy", "purple violet", "pink"),

@@ -5,9 +5,7 @@ drop_reasons(clips_table, FilterThresholds(min_motion=0.01))     # [None, "low_m
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,8 +105,6 @@ FILTERS = (
     Filter("low_quality", "flicker", max_field="max_flicker"),
 )
 """In the order of `errors.DROP_REASONS`: the first filter that a clip violates gives its drop reason."""
-
-
 TOLERANCE = {"seconds": 1e-6}
 """Times are sums of frame durations: a clip cut at exactly one second must not be dropped by rounding."""
 
@@ -121,8 +117,7 @@ def score_column(clips: pa.Table, score: str) -> np.ndarray:
     """
     if score == "seconds":
         return score_column(clips, "end_seconds") - score_column(clips, "start_seconds")
-    values: Any = clips[score].to_pylist()
-    return np.array([math.nan if value is None else value for value in values], np.float64)
+    return np.asarray(clips[score].to_numpy(), np.float64)
 
 
 def violates(values: np.ndarray, clip_filter: Filter, thresholds: FilterThresholds) -> np.ndarray:

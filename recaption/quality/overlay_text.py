@@ -14,28 +14,16 @@ import cv2
 import numpy as np
 
 MIN_FRAMES = 4
-
-
 SOBEL_GAIN = 4.0
 """Output of OpenCV's 3x3 Sobel operator per luma change of 1 per pixel."""
-
-
 MIN_MEAN_EDGE = 10.0
 """Minimum mean gradient (luma 0..255 per pixel) of a persistent edge: white letters at an opacity of 0.3 have 15."""
-
-
 MIN_FRAME_EDGE = 3.0
 """Minimum gradient of a persistent edge, in its own direction, in every single frame: scene edges appear and vanish."""
-
-
 MIN_LUMA_DEVIATION = 6.0
 """Minimum standard deviation over time of the luma of a moving pixel."""
-
-
 MIN_MOVING_FRACTION = 0.2
 """Minimum fraction of the frame that must move."""
-
-
 MAX_PERSISTENT_FRACTION = 0.06
 """Maximum fraction of a frame's edges outside the overlays that persist in all frames; above it, camera and scene are too
 still to tell overlays from the scene: handheld and panning shots have 0.00 to 0.06, fixed cameras 0.1 to 0.8."""

@@ -139,16 +139,10 @@ def _affine_part(flow_HW2: np.ndarray) -> np.ndarray:
 
 MIN_LETTER_EDGE = 120
 """Minimum gradient (luma 0..255) of the edge of an overlaid letter; outlined captions and title cards have 150 and more."""
-
-
 MAX_LETTER_GAP = 0.1
 """Gaps between letters up to this are closed, in short sides of the frame."""
-
-
 MIN_EDGE_FRACTION = 0.25
 """Minimum fraction of the pixels of a text line that are on an edge."""
-
-
 MIN_STROKE_DENSITY = 0.9
 """Minimum number of strokes that a row of a text line crosses, per line height of its width."""
 
@@ -214,8 +208,6 @@ def flicker(luma_NHW: np.ndarray, pts_seconds: np.ndarray) -> float | None:
 
 BLOCK_PX = 8
 """Side of the coding blocks of JPEG, MPEG-2 and MPEG-4, and of most transforms of H.264."""
-
-
 MIN_BLOCK_PX = 3.5
 """Blocks downscaled below this leave no measurable edge: sources above 585 lines, scored at 256."""
 

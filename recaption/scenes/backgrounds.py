@@ -16,8 +16,6 @@ from recaption.scenes.objects import COLOURS, PAN, contour_width_px
 from recaption.scenes.overlays import FOG_GREY
 
 RGB = tuple[int, int, int]
-
-
 _GRADIENTS: dict[str, tuple[RGB, RGB]] = {
     "sky": ((85, 160, 240), (190, 222, 250)),
     "sea": ((10, 82, 128), (35, 135, 165)),
@@ -29,20 +27,10 @@ _GRADIENTS: dict[str, tuple[RGB, RGB]] = {
     "road": ((92, 92, 98), (112, 112, 118)),
 }
 """Top and bottom colour of each background."""
-
-
 _DUSK_GRADIENT: tuple[RGB, RGB] = ((62, 38, 92), (226, 118, 62))
-
-
 _DUSK_OPACITY = 0.6
-
-
 _SEPIA_DARK, _SEPIA_LIGHT = np.asarray((38.0, 24.0, 10.0), np.float32), np.asarray((250.0, 228.0, 188.0), np.float32)
-
-
 _SEPIA_OPACITY = 0.8
-
-
 _MIN_COLOUR_DISTANCE = 150.0
 """Minimum red-mean distance (0..765) between the colours of the object and of any part of the background."""
 

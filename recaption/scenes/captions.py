@@ -79,8 +79,6 @@ _LOCATION_PHRASES = {
     "brick wall": ("in front of a brick wall", "before a brick wall"),
     "road": ("on the road", "over the road"),
 }
-
-
 _BACKGROUND_PHRASES = {
     "sky": "a wide sky that fades downwards",
     "sea": "the sea with rows of thin waves",
@@ -92,8 +90,6 @@ _BACKGROUND_PHRASES = {
     "road": "a grey road with dashed lane lines",
 }
 """None of these phrases may contain a value of another attribute: `fields_in` takes the first match."""
-
-
 _WEATHER_PHRASES = {
     "clear": ("The air is clear", "The weather is clear"),
     "sunny": ("It is sunny", "The weather is sunny"),
@@ -102,8 +98,6 @@ _WEATHER_PHRASES = {
     "foggy": ("It is foggy", "The weather is foggy and pale"),
     "dusk": ("It is dusk", "The light is that of dusk"),
 }
-
-
 _CAMERA_PHRASES = {
     "fixed": "the camera is fixed",
     "pans left": "the camera pans left",

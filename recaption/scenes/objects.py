@@ -25,8 +25,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (18, 18, 20),
 }
 """RGB of the object, the same in every style: sepia changes only the background."""
-
-
 ROUND_SHAPES = ("circle", "ring")
 """Shapes whose rotation is visible only with a texture."""
 
@@ -124,8 +122,6 @@ class CameraPose:
 
 ZOOM = 1.7
 """Magnification over a whole zoom."""
-
-
 PAN = 0.45
 """Length of a pan as a fraction of the frame's width; at most one short side."""
 
@@ -241,14 +237,6 @@ def draw_object(frame_HWC: np.ndarray, scene: SceneAttributes, pose: Pose, conto
     patch = frame_HWC[y0:y1, x0:x1]
     alpha = _coverage(distance_px)[..., None]
     patch[...] = (patch + (paint - patch) * alpha + 0.5).astype(np.uint8)
-
-
-def object_mask(scene: SceneAttributes, pose: Pose, height_px: int, width_px: int) -> np.ndarray:
-    """Segmentation mask of the object: (H, W) float 0..1, antialiased."""
-    y, x = np.mgrid[0:height_px, 0:width_px].astype(np.float32) + 0.5
-    dx, dy = (x - pose.x_px) / pose.radius_px, (y - pose.y_px) / pose.radius_px
-    cos, sin = np.cos(pose.angle), np.sin(pose.angle)
-    return _coverage(signed_distance(scene.main_object, cos * dx + sin * dy, cos * dy - sin * dx) * pose.radius_px)
 
 
 def contour_width_px(height_px: int, width_px: int) -> float:

@@ -96,8 +96,6 @@ class Weather:
 
 _SHIFT = 4
 """Fractional bits of the fixed-point coordinates that OpenCV takes, its parameter `shift`."""
-
-
 _ONE = 1 << _SHIFT
 
 

@@ -29,8 +29,6 @@ from recaption.scenes.overlays import Grain, Weather, pixelate, render_text, tex
 
 AttributeChoice = str | Sequence[str]
 """One value of an attribute, or several to choose from."""
-
-
 SIMPLE: Mapping[str, Any] = {
     "surroundings": "empty",
     "text": "",
@@ -40,24 +38,14 @@ SIMPLE: Mapping[str, Any] = {
     "weather": "clear",
 }
 """`render(seed, **SIMPLE)`: only the object, its colour, its motion and the background vary."""
-
-
 TRANSITIONS = ("cut", "fade", "dissolve")
 """`fade` goes through black."""
-
-
 _MAX_TEXT_PROBABILITY = 0.35
 """Upper bound of the probability that a scene has text."""
-
-
 _MAX_CAMERA_MOTION_PROBABILITY = 0.3
 """Upper bound of the probability that the camera moves."""
-
-
 _FORCED_FLAT_PROBABILITY = 0.3
 """Probability that the style is set to `flat` whatever was sampled."""
-
-
 _MIN_SHOT_FRAMES = 4
 
 

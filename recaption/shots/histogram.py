@@ -41,8 +41,6 @@ class _GradualTransition:
 
 _HISTOGRAM_BINS = 16
 """Bins per colour channel."""
-
-
 _THUMBNAIL_PX = 12
 """Short side of the thumbnails on which blends are tested: small enough to hide motion of a few percent of the frame."""
 

@@ -21,12 +21,8 @@ from recaption.shots.settings import Boundary
 
 Detector = Callable[[np.ndarray, float, float], list[Boundary]]
 """(small_THWC uint8 RGB, frames per second, minimum seconds of a shot) -> boundaries."""
-
-
 TRANSNET_HEIGHT_PX, TRANSNET_WIDTH_PX = 27, 48
 """Input size of the network; frames are squashed to it whatever their aspect ratio, as its authors do."""
-
-
 TRANSNET_THRESHOLD = 0.5
 """Probability above which a frame is part of a transition; the authors' value."""
 

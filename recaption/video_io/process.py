@@ -30,24 +30,14 @@ from recaption.errors import RecaptionError, VideoError
 
 START_SECONDS = 120.0
 """How long a child may take to import PyAV; 0.3 s on an idle machine, seconds on a loaded one."""
-
-
 PIPE_BYTES = 1 << 20
 """The most that Linux grants without privileges."""
-
-
 MAX_EXCHANGES = 512
 """A child is replaced after so many files, to bound what decoders leak."""
-
-
 MAX_KILLS = 4
 """Consecutive SIGKILLs of the decoder, while decoding or starting, after which the video is taken to be the cause."""
-
-
 KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
 """Detail of the error after `MAX_KILLS`."""
-
-
 Receive = Callable[[dict[str, Any], int], memoryview]
 """(header, payload bytes) -> writable memory of exactly that many bytes."""
 
@@ -151,8 +141,6 @@ class _Child:
         stderr = self.stderr_tail()
         if any(message in stderr for message in ("bad_alloc", "MemoryError", "annot allocate memory")):
             return VideoError("decode_memory", f"the decoder ran out of memory: {stderr[-200:]}")
-        if code == -signal.SIGXCPU:
-            return VideoError("decode_timeout", "the decoder used up its processor time")
         if code == -signal.SIGKILL:
             return _KilledError("decode_memory", KILLED)
         if code < 0:

@@ -16,8 +16,6 @@ from recaption.errors import UsageError
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores", "mjpeg", "theora", "gif", "webp", "vvc")
 """Codecs that `codecs_report` checks: everything common in real video collections."""
-
-
 ENCODERS = {
     # macroblock-tree rate control reads uninitialised memory in small pictures: up to 5 different files in 14 tries
     "libx264": {"x264-params": "mbtree=0"},
@@ -25,8 +23,6 @@ ENCODERS = {
     "libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "5"},
 }
 """Encoders of `write_video`, with the options that keep each single-threaded, silent and deterministic."""
-
-
 BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
 """Colour tags of written files (ITU-T H.273: 1 = BT.709; range 1 = limited), so that players show the right colours."""
 

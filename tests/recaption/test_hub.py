@@ -1,5 +1,6 @@
 import contextlib
 import http.server
+import re
 import socket
 import threading
 
@@ -14,6 +15,10 @@ from recaption.errors import WeightsUnreachableError
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def use_hub(monkeypatch, url: str) -> None:
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 @contextlib.contextmanager
@@ -49,7 +54,7 @@ def test_offline_mode_is_an_error_at_once(monkeypatch, empty_cache):
     ("status", "headers", "expected"),
     [
         (200, {}, ""),
-        (302, {"Location": "http://127.0.0.1:9/elsewhere"}, ""),
+        (302, {"Location": "http://elsewhere.invalid/file"}, ""),
         (404, {}, hub.NOT_FOUND),
         (401, {}, "HF_TOKEN"),
         (503, {}, "503"),
@@ -57,22 +62,27 @@ def test_offline_mode_is_an_error_at_once(monkeypatch, empty_cache):
 )
 def test_the_status_of_the_hub_becomes_a_reason(monkeypatch, empty_cache, status, headers, expected):
     with serve_hub(status, headers) as url:
-        monkeypatch.setattr(constants, "ENDPOINT", url)
+        use_hub(monkeypatch, url)
         reason = hub.unavailable_reason("a/b", "config.json")
     assert expected in reason
     assert bool(expected) == bool(reason)
 
 
 def test_a_hub_that_never_responds_is_unavailable(monkeypatch, empty_cache):
-    monkeypatch.setattr(hub, "HUB_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert hub.unavailable_reason("a/b", "config.json") != ""
+        use_hub(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert re.fullmatch("the hub cannot be reached: .*timed out", hub.unavailable_reason("a/b", "config.json"))
+
+
+def test_a_hub_that_refuses_connections_is_unavailable(monkeypatch, empty_cache):
+    use_hub(monkeypatch, "http://127.0.0.1:9")
+    assert re.fullmatch("the hub cannot be reached: .*refused", hub.unavailable_reason("a/b", "config.json"))
 
 
 def test_malformed_ids_are_an_error_not_a_crash(monkeypatch, empty_cache):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(WeightsUnreachableError, match="git:a b"):
+    use_hub(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(WeightsUnreachableError, match=r"git:a b.*\(Repo id must"):
         hub.is_on_disk("a b//c", what="git:a b//c", hint="give a folder")

@@ -1,9 +1,11 @@
+import errno
 import os
 import uuid
 
 import pyarrow as pa
 import pytest
 
+from recaption.errors import StorageError
 from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder, recipe_hash
 
 
@@ -31,6 +33,64 @@ def test_parts_are_read_in_order_and_none_is_no_error(run):
     for part in (1, 0):
         run.write_table(f"clips/part-{part:05d}.parquet", pa.table({"n": [part]}))
     assert run.read_tables("clips/part-*.parquet", schema)["n"].to_pylist() == [0, 1]
+
+
+@pytest.fixture
+def bytes_read(run, monkeypatch):
+    """Number of bytes of each `read` of a file that the run folder opens."""
+    counts = []
+
+    class CountedFile:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def read(self, num_bytes=-1):
+            block = self.file.read(num_bytes)
+            counts.append(len(block))
+            return block
+
+    really_open = run.fs.open
+    monkeypatch.setattr(run.fs, "open", lambda *args, **named: CountedFile(really_open(*args, **named)))
+    return counts
+
+
+def test_other_columns_of_parts_are_not_read_from_storage(run, bytes_read):
+    parts = [f"captions/main/part-{part:05d}.parquet" for part in range(3)]
+    for part in parts:
+        run.write_table(part, pa.table({"n": [1], "text": [os.urandom(1 << 18).hex()]}))
+    assert run.read_tables("captions/main/part-*.parquet", pa.schema([("n", pa.int64())])).num_rows == 3
+    assert sum(bytes_read) < 0.5 * sum(run.fs.size(run.path(part)) for part in parts)
+
+
+def test_a_part_without_a_column_is_an_error_and_no_column_of_nulls(run):
+    for part, names in enumerate((["n", "text"], ["n"])):
+        run.write_table(f"clips/part-{part:05d}.parquet", pa.table({name: ["a"] for name in names}))
+    with pytest.raises(KeyError, match="text"):
+        run.read_tables("clips/part-*.parquet", pa.schema([("n", pa.string()), ("text", pa.string())]))
+
+
+def test_the_part_that_the_storage_does_not_give_is_named(run, monkeypatch):
+    for part in range(3):
+        run.write_table(f"clips/part-{part:05d}.parquet", pa.table({"n": [part]}))
+    really_open = run.fs.open
+
+    def refuse(path, *args, **named):
+        if path.endswith("part-00001.parquet"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really_open(path, *args, **named)
+
+    monkeypatch.setattr(run.fs, "open", refuse)
+    with pytest.raises(StorageError, match=r"clips/part-00001.parquet cannot be read: Permission denied$"):
+        run.read_tables("clips/part-*.parquet", pa.schema([("n", pa.int64())]))
 
 
 def test_it_survives_pickling(run):

@@ -2,6 +2,8 @@
 
 with serving(Script((429, {}, {}), completion("A red circle."))) as spec:        # "http://127.0.0.1:PORT/v1#m"
     ChatEndpoint.at(spec).complete([...])
+with serving_pieces(lambda headers: [b"HTTP/1.1 200 OK\\r\\n", b"Content-Length: 1"]) as spec:       # bytes as they are
+    ChatEndpoint.at(spec).complete([...])
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import socketserver
 import threading
 import time
 
@@ -68,4 +71,32 @@ def serving(script):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/v1#m"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def serving_pieces(pieces, pause_seconds=0.0):
+    """Sends what `pieces` yields for the headers of a request, with a pause after each, then closes the connection."""
+    stop = threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            head = b""
+            while line := self.rfile.readline().strip():
+                head += line + b"\n"
+            headers = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+            self.rfile.read(int(headers.get("Content-Length", 0)))
+            with contextlib.suppress(OSError):
+                for piece in pieces(headers):
+                    self.wfile.write(piece)
+                    if stop.wait(pause_seconds):
+                        return
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1#m"
+        stop.set()
         server.shutdown()

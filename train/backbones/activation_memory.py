@@ -17,8 +17,6 @@ from train.backbones.dit import Dit
 from train.parallel.device_memory import EMA_BYTES, TRAINED_BYTES, WEIGHT_BYTES
 
 STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + EMA_BYTES
-
-
 ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 108.4, "bf16": 56.0}
 """Of one block, saved for backward; measured on the CPU at widths 192 and 384 (test_activation_memory.py measures again).
 Under bf16 autocast the residual stream and the norms stay float32."""

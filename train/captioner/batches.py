@@ -30,14 +30,8 @@ from train.captioner.stages import Stage, stage_at
 
 CONTRASTIVE_KINDS = ("descriptive", "short")
 """Kinds used as positives of the contrastive loss: full captions, and short texts like typed queries."""
-
-
 MAX_CONSECUTIVE_UNREADABLE = 50
-
-
 _SEED_SPREAD = 7_919
-
-
 logger = logging.getLogger(__name__)
 
 

@@ -21,8 +21,6 @@ from train.captioner.clips import CaptionClips, CaptionedClip
 from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, held_out_scene, scene_captions
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
-
-
 MAX_FIELD_TOKENS = 16
 """The longest field has two words; a captioner not yet trained on the kind would fill its context."""
 

@@ -19,14 +19,8 @@ from torch import nn
 from recaption.errors import UsageError
 
 TRAINABLE = ("full", "lit", "frozen")
-
-
 ENCODER, POOLERS, TEXT = "encoder", "poolers", "text"
-
-
 _TRAINABLE_PARTS = {"full": (ENCODER, POOLERS, TEXT), "lit": (POOLERS, TEXT), "frozen": (POOLERS,)}
-
-
 ENCODER_PARTS = (
     "coca.visual.class_embedding",
     "coca.visual.positional_embedding",
@@ -36,8 +30,6 @@ ENCODER_PARTS = (
     "frame_encoder",
 )
 """The per-frame part of open_clip's vision tower; `frame_encoder` is its replacement in this project's own models."""
-
-
 TEXT_PARTS = ("coca.text", "coca.text_decoder", "coca.logit_scale", "coca.logit_bias")
 
 

@@ -25,8 +25,6 @@ from train.parallel.collectives import gather, gather_with_gradient, sum_over_ra
 
 MAX_LOGIT_SCALE = 100.0
 """Upper bound of the inverse contrastive temperature, as in CLIP."""
-
-
 _IGNORE_INDEX = -100
 
 

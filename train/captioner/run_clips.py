@@ -27,8 +27,6 @@ from recaption.video_io.reader import read_frames
 from train.captioner.clips import CaptionedClip
 
 HELD_OUT_FRACTION = 0.1
-
-
 MAX_HELD_OUT_CLIPS = 2000
 """More would not make metrics more precise, and would be lost to training."""
 

@@ -21,8 +21,6 @@ from recaption.scenes.renderer import Scene, render
 from train.captioner.clips import CaptionedClip
 
 FIRST_HELD_OUT_SEED = 1_000_000
-
-
 HELD_OUT_PAIRS = (
     ("star", "purple"),
     ("heart", "blue"),
@@ -35,26 +33,14 @@ HELD_OUT_PAIRS = (
     ("crescent", "black"),
 )
 """(shape, colour) pairs never rendered for training: they test compositional binding instead of memorisation."""
-
-
 _SEED_SPREAD = 524_287
 """Prime: consecutive clip numbers visit all training seeds before one repeats."""
-
-
 _SHORT_SIDES_PX = (72, 72, 96, 144)
-
-
 _ASPECTS = (16 / 9, 16 / 9, 4 / 3, 1.0, 3 / 4, 9 / 16)
 """Width over height."""
-
-
 _FPS = 8
-
-
 _NUM_FRAMES = (9, 17, 25, 33)
 """Clips last 1 to 4 seconds."""
-
-
 ABSENT_FIELD = "none"
 """Caption of a field that a scene does not have."""
 

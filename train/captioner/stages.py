@@ -16,15 +16,9 @@ from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import UsageError
 
 TWO_STAGES = ("0.4:short=1", "0.6:descriptive=8,short=1,fields=1")
-
-
 DESCRIPTIVE_ONLY = ("1:descriptive=1",)
-
-
 FIELDS = "fields"
 """In a stage: all single-field kinds, with equal weights."""
-
-
 _FIELD_KINDS = tuple(kind for kind in CAPTION_KINDS if kind not in ("descriptive", "short"))
 
 

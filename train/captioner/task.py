@@ -33,8 +33,6 @@ from train.captioner.stages import kinds_in, parse_stages, prefix_of
 from train.engine.task import LossParts
 
 NUM_VOCABULARY_TEXTS = 6000
-
-
 NUM_CHECKED_TEXTS = 300
 
 
@@ -123,8 +121,6 @@ ARCHITECTURE_SETTINGS = (
     "context_length", "vocabulary_tokens",
 )  # fmt: skip
 """Settings that `init_from` determines."""
-
-
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(CaptionerSettings)}
 
 

@@ -52,11 +52,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """safetensors dtype name -> torch dtype."""
-
-
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
 MAX_WRITE_BYTES = 1 << 30
 """Linux writes at most 2 GB per call."""
 

@@ -37,17 +37,9 @@ from train.checkpoint.weights import read_weights
 
 FORMAT_VERSION = 1
 """Of the files of a step folder, `format_version` in its config.json. Raise it with every incompatible change."""
-
-
 MODEL_FILE, EMA_FILE, OPTIMIZER_FILE = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
-
-
 STATE_FILE, CONFIG_FILE = "state.json", "config.json"
-
-
 STEP_FOLDER = re.compile(r"step-(\d{6,})$")
-
-
 logger = logging.getLogger(__name__)
 
 

@@ -35,24 +35,14 @@ from train.compressors.patch_transform import FRAME_STRIDE, SPATIAL_STRIDE, Patc
 
 KINDS = {"spatial": 1, "causal3d": FRAME_STRIDE}
 """Frames per latent frame."""
-
-
 DISCRIMINATOR_PREFIX = "discriminator."
 """Prefix of weights trained along with a compressor that are not part of it."""
-
-
 WHITENING = 1.0
 """Of the inner fixed transform: unit variance in every channel."""
-
-
 PATCH_PX = 4
 """Patch side at the network's input and output; half of SPATIAL_STRIDE."""
-
-
 STATISTICS_MOMENTUM = 0.01
 """Of the running mean and variance: about the last hundred batches."""
-
-
 CHUNK_LATENT_FRAMES = 16
 """Longer clips are processed in chunks of this many latent frames: the same result in less memory."""
 

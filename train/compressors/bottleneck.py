@@ -23,16 +23,10 @@ from train.parallel.process_group import rank
 
 INITIAL_LOGVAR = -8.0
 """Initial posterior log variance: at a standard deviation of 1 the decoder would learn to ignore the latents."""
-
-
 COMMITMENT = 0.25
 """Weight of the commitment loss (van den Oord et al., arXiv 1711.00937)."""
-
-
 CODEBOOK_DECAY = 0.98
 """EMA decay of the codes: about the last fifty batches."""
-
-
 DEAD_CODE_FRACTION = 0.02
 """A code used less than this fraction of uniform usage is reset to a vector of the batch."""
 
@@ -195,8 +189,6 @@ class VqBottleneck(nn.Module):
 
 
 Bottleneck = KlBottleneck | VqBottleneck
-
-
 BOTTLENECKS = ("kl", "vq")
 
 

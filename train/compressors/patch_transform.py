@@ -29,23 +29,13 @@ from train.compressors.interface import check_latents, check_pixels
 
 FRAME_STRIDE = 4
 """Default frames per latent frame; the alternative is 1."""
-
-
 SPATIAL_STRIDE = 8
-
-
 DEFAULT_CHANNELS = 48
-
-
 DEFAULT_WHITENING = 0.7
-
-
 ROTATIONS_RADIANS = (0.552, 0.380, 0.181)
 """Angles of the three plane rotations inside the pre-filter: they maximise the coding gain of 8-px blocks on a
 first-order process with correlation 0.95 (9.256 dB; the plain DCT has 8.826, the best orthonormal lapped
 transform of this length 9.259)."""
-
-
 STANDARD_DEVIATIONS = """
 0000 11.52  1000 5.581  2000 3.247  0001 2.463  0100 1.463  0011 1.311  0002 1.278  0003 0.993  0200 0.965  1001 0.913
 0012 0.826  0004 0.739  0101 0.735  0300 0.682  2001 0.673  1100 0.658  0013 0.629  0022 0.609  0005 0.570  0201 0.549

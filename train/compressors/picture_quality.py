@@ -26,8 +26,6 @@ def psnr_db(one: Tensor, other: Tensor, *, data_range: float = 2.0) -> float:
 
 SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5
 """The 11x11 Gaussian window of Wang et al., IEEE TIP 2004."""
-
-
 PERCEPTUAL_PX = 96
 """Smaller frames are enlarged first: the network has a stride of 32 px."""
 

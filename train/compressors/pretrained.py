@@ -33,15 +33,9 @@ VIDEO_CLASSES = (
     "AutoencoderKLLTXVideo",
     "AutoencoderKLMochi",
 )
-
-
 IMAGE_CLASSES = ("AutoencoderKL", "AutoencoderDC")
-
-
 CLASSES = (*VIDEO_CLASSES, *IMAGE_CLASSES)
 """Supported classes. Not AutoencoderKLCosmos: its statistics vary over time as well as over channels."""
-
-
 MAX_FRAMES_PER_BATCH = 16
 """Frames per forward pass of an image VAE."""
 

@@ -12,8 +12,6 @@ from train.compressors.patch_transform import SPATIAL_STRIDE
 
 FIRST_HELD_OUT_SCENE = 1_000_000
 """First seed of the held-out scenes."""
-
-
 SCENE_FPS = 8
 
 

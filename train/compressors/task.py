@@ -30,14 +30,8 @@ from train.engine.task import LossParts
 DEFAULT_CHANNELS = {"spatial": 56, "causal3d": 192}
 """With these, a few minutes of training reach 30 dB on scenes (bench_compressors.py). The loss of four-frame groups is
 nearly all motion within them: the first frame of a clip is reconstructed at 35 dB."""
-
-
 MAX_CONSECUTIVE_DAMAGED = 20
-
-
 NUM_SAMPLE_FRAMES = 9
-
-
 logger = logging.getLogger(__name__)
 
 

@@ -32,14 +32,10 @@ from train.diffusion.rng import seeded_generator
 from train.layers.segments import Segments
 
 CONDITIONS = ("none", "first", "prefix", "suffix", "both_ends", "keyframes", "random")
-
-
 DEFAULT_CONDITIONS = (
     "none=0.6", "first=0.1", "prefix=0.12", "suffix=0.04", "both_ends=0.06", "keyframes=0.04", "random=0.04",
 )  # fmt: skip
 """The mix of the recipes `small` and `base`: most clips from text alone, the rest weighted by how common the prompts are."""
-
-
 CONDITIONS_OF_MODE = {
     "image": ("first", "prefix", "random"),
     "extend": ("prefix", "random"),

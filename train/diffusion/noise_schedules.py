@@ -19,18 +19,10 @@ from torch import Tensor
 from recaption.errors import UsageError
 
 FLOW = "flow"
-
-
 SCHEDULES = (FLOW, "cosine", "linear", "scaled_linear")
-
-
 NUM_DISCRETE_STEPS = 1000
-
-
 MAX_BETA = 0.999
 """Clip of beta in the cosine schedule, as in its paper: the last step would otherwise divide by 0."""
-
-
 COSINE_OFFSET = 0.008
 
 

@@ -20,11 +20,7 @@ from recaption.errors import UsageError
 from train.diffusion.noise_schedules import FLOW
 
 PREDICTIONS = ("velocity", "epsilon", "x0", "v")
-
-
 FLOW_PREDICTIONS = ("velocity", "x0")
-
-
 DIFFUSION_PREDICTIONS = ("epsilon", "x0", "v")
 
 

@@ -13,11 +13,9 @@ noise whichever pack, rank or accumulation step it lands in.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,10 +78,6 @@ class DiffusionSettings:
                 "snr_gamma gives t = 1 the weight 0 under zero_terminal_snr, so that the first step of sampling is never "
                 "trained: leave one of them out"
             )
-
-    def config(self) -> dict[str, Any]:
-        """All settings as plain values, for a checkpoint's config."""
-        return dataclasses.asdict(self)
 
     def shift_of(self, num_tokens: int, token_shape: Shape3 | None = None) -> float:
         """The timestep shift a of one sample.

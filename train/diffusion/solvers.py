@@ -29,19 +29,11 @@ from train.diffusion.timestep_shift import shifted
 from train.layers.segments import Segments
 
 SOLVERS = ("euler", "heun", "dpmpp_2m", "ddim", "ancestral")
-
-
 FLOW_SOLVERS = ("euler", "heun", "dpmpp_2m")
-
-
 DIFFUSION_SOLVERS = ("dpmpp_2m", "ddim", "ancestral")
-
-
 MIN_ALPHA = 0.005
 """Sampling with epsilon starts at the last step whose alpha is at least this: x0 = (x - sigma eps) / alpha, and dividing by
 4.9e-5 (the end of the cosine schedule) turns an error of 0.01 in the noise into one of 200 in the sample."""
-
-
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_LD, timestep_S) -> model output, in the prediction type of the diffusion settings."""
 

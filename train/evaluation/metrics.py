@@ -190,22 +190,14 @@ def _reconstruct(compressor: Compressor, videos: Sequence[np.ndarray], device: s
 # --- definitions ------------------------------------------------------------------------------------------------------
 
 _FIELD = "fraction of samples whose generated caption has exactly the {} of their prompt, among prompts that have one"
-
-
 _ADHERENCE_DEFINITIONS = {
     SUBJECT: "fraction of samples whose generated caption has both the main object and the colour of their prompt",
     ALL_FIELDS: "fraction of samples whose generated caption has every field of their prompt",
 }
-
-
 _MATCHED = (
     "mean contrastive score (cosine) of a sample and its own prompt; chance is the mean with other samples' prompts"
 )
-
-
 _BEST_MATCH = "fraction of samples that score highest with their own prompt among all prompts (retrieval at 1)"
-
-
 _EMBEDDING_DEFINITIONS = {
     "diversity/same_prompt": "mean cosine distance between samples of one prompt with different noise, over all such pairs",
     "diversity/different_prompts": "mean cosine distance between samples of different prompts, over all pairs",

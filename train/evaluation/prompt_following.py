@@ -24,12 +24,8 @@ from recaption.records import CaptionFields
 from recaption.scenes.captions import describes_scene, fields_in
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
-
-
 SUBJECT = "main_object+colour"
 """Both fields at once."""
-
-
 ALL_FIELDS = "all_fields"
 """Every field of the prompt at once."""
 

@@ -20,8 +20,6 @@ from train.checkpoint.weights import load_weights, weights_hash
 
 OPTIONAL_WEIGHTS = "absolute_positions"
 """Setting of a backbone that adds weights which change nothing while they are zero."""
-
-
 DIFFUSION_KEYS = ("schedule", "prediction", "zero_terminal_snr")
 """Diffusion settings that define what the model predicts; the distribution of trained noise levels may differ."""
 

@@ -126,13 +126,13 @@ class DitTask:
             "text_encoder": self.encoder.config,
             "compressor": {"spec": compressor, "config": self.compressor.config},
             "patch": list(settings.patch),
-            "diffusion": settings.diffusion.config(),
+            "diffusion": dataclasses.asdict(settings.diffusion),
             "buckets": [bucket_name(bucket) for bucket in self.buckets],
             "caption_dropout": settings.caption_dropout,
             "conditions": list(settings.conditions),
             "blend": dataclasses.asdict(settings.blend) if has_blend else None,
             "loss_norm": settings.loss_norm,
-            "plan": self.plan.config(),
+            "plan": dataclasses.asdict(self.plan),
             "init_from": None,
         }
 

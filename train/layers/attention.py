@@ -26,8 +26,6 @@ from recaption.errors import UsageError
 from train.layers.segments import Segments
 
 BACKENDS = ("loop", "varlen", "flex")
-
-
 MAX_WRITTEN_OUT = 128
 """Up to this many queries times as many keys, bfloat16 attention on a CPU is written out: torch's kernel takes 7x as long,
 forward and backward, at 16 tokens, 4x at 64, 1.8x at 256 (where the saved scores begin to count), less at 1,024."""

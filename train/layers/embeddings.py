@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 TIMESTEP_EMBEDDING_WIDTH = 256
-
-
 POSITION_FREQUENCIES = 8
 """Frequencies per axis of `sincos_pos_embed`: periods of 2 pi to 128 pi tokens."""
 

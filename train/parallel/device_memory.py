@@ -19,19 +19,11 @@ from recaption.errors import UsageError
 from train.parallel.fsdp import blocks_of
 
 WEIGHT_BYTES = 4
-
-
 TRAINED_BYTES = 12
 """Per trainable float32 parameter besides itself: gradient and two Adam moments."""
-
-
 EMA_BYTES = 4
-
-
 GATHERED_BLOCKS = 2
 """Blocks that a rank holds all-gathered at a time under FSDP: the one in use and the prefetched next one."""
-
-
 logger = logging.getLogger(__name__)
 
 

@@ -25,8 +25,6 @@ from train.parallel import process_group
 from train.parallel.collectives import broadcast_module
 
 PARALLEL = ("auto", "ddp", "fsdp")
-
-
 MAX_STATE_FRACTION = 0.5
 """`auto` shards once weights, gradients, moments and EMA take more than this fraction of a device's memory."""
 

@@ -18,18 +18,10 @@ import numpy as np
 from recaption.run_folder import RunFolder
 
 SHEET_COLUMNS = 8
-
-
 SHEET_FRAME_PX = 128
 """Minimum height of a frame on the contact sheet; smaller frames are enlarged by an integer factor."""
-
-
 BORDER_PX = 5
-
-
 CONDITIONING_COLOUR, SOURCE_COLOUR = (0, 160, 60), (40, 90, 220)
-
-
 LEGEND = "green border: conditioning frame   blue border: source of the edit"
 
 

@@ -48,11 +48,7 @@ from train.text.encoder import TextEncoder
 
 MAX_PACK_TOKENS = 32_768
 """Tokens of one model call, with and without guidance's second copy: bounds memory."""
-
-
 CONDITIONING_PIXELS = ("decoded", "original")
-
-
 MIN_WINDOW_LENGTH = 3
 """Token frames: known ones on both sides and one between."""
 

@@ -29,8 +29,6 @@ from recaption.run_folder import RunFolder
 from train.text.interface import TextTower
 
 TEXT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
 _STORED_AS = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -24,11 +24,7 @@ from recaption.captioners.preprocess import FramePreprocessor
 from recaption.errors import CheckpointMismatchError, UsageError
 
 SPECIAL_TOKENS = {"start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
-
-
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-
-
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Image statistics of CLIP's training set; FrozenBiLM and mPLUG-2 both start from a CLIP vision transformer."""
 

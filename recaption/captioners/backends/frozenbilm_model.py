@@ -27,12 +27,8 @@ from torch import Tensor, nn
 from recaption.captioners.backends.checkpoint_folder import Tokenizer, TrainingBatch
 
 FORMAT = "frozenbilm-1"
-
-
 NUM_ITERATIONS = 10
 """As in the mask-predict paper: more gain nothing for texts of some 20 words."""
-
-
 ADAPTER_STD = 1e-3
 """Adapters start close to zero, so that training starts from the unchanged language model."""
 

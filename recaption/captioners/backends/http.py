@@ -3,7 +3,7 @@
     captioner = load_captioner("http://localhost:8000/v1#Qwen/Qwen3-VL-8B-Instruct")
 
 A clip whose request fails after all retries gets an empty caption with fault `no_answer`. An endpoint that is down raises
-one `EndpointDownError`. See `recaption.chat_endpoint` for both.
+one `EndpointDownError`. See `recaption.chat_endpoint.endpoint` for both.
 """
 
 from __future__ import annotations
@@ -21,19 +21,14 @@ from PIL import Image
 from recaption.captioners.backends.instructions import INSTRUCTIONS, instruction_for
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput
 from recaption.captioners.preprocess import uniform_frame_indices
-from recaption.chat_endpoint import ChatEndpoint, ChatRequest, ChatResponse, EndpointSettings
+from recaption.chat_endpoint.endpoint import ChatEndpoint, EndpointSettings
+from recaption.chat_endpoint.messages import ChatRequest, ChatResponse
 
 NUM_FRAMES = 8
 """Default number of frames per clip."""
-
-
 FRAME_PX = 448
 """Largest shorter side that is sent: 8 frames of 16:9 are some 4,000 tokens for the models of 2025, and 50 kB each."""
-
-
 JPEG_QUALITY = 90
-
-
 MAX_TOKENS = 512
 
 

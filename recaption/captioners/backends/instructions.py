@@ -5,8 +5,6 @@ from __future__ import annotations
 from recaption.errors import UsageError
 
 _TEXT_ONLY = "Answer with the text alone, without introduction."
-
-
 INSTRUCTIONS = {
     "descriptive": (
         "Describe this video clip in one paragraph of at most 80 words: the main object and what it does, its colours, "

@@ -27,8 +27,6 @@ from recaption.captioners.backends.checkpoint_folder import Tokenizer, TrainingB
 from recaption.errors import CheckpointMismatchError
 
 FORMAT = "mplug2-1"
-
-
 LARGE_CONFIG: dict[str, Any] = {
     "format": FORMAT,
     "num_frames": 16,

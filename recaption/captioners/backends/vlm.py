@@ -22,19 +22,11 @@ from recaption.errors import CheckpointMismatchError, UsageError
 
 NUM_FRAMES = 8
 """Default number of frames per clip."""
-
-
 FRAME_PX = 448
 """Shorter side at which frames are decoded; the model's processor rescales them."""
-
-
 MAX_TOKENS = 512
-
-
 FRAMES_PER_SECOND = 2.0
 """Frame rate in the video metadata, for models that insert timestamps between frames: frames carry no times here."""
-
-
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 
 

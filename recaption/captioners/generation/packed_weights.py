@@ -25,8 +25,6 @@ from recaption.errors import UsageError
 
 PACKED_MIN_WEIGHTS = 2**16
 """Smaller matrices fit the CPU cache anyway; there the packed product costs more to call than it saves."""
-
-
 Linear = Callable[[Tensor], Tensor]
 
 

@@ -38,28 +38,16 @@ from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreach
 from recaption.records import CaptionFields
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
-
-
 FORMAT_VERSION = "videococa-1"
 """Value of the key `format` in config.json; other values are refused."""
-
-
 OPEN_CLIP_TOKENIZER = "open_clip"
 """Value of the key `vocabulary` in config.json for CLIP's tokenizer."""
-
-
 CALIBRATED_KEYS = ("min_clip_score", "num_beams")
 """Keys of config.json that are calibrated on the weights and invalid after further training."""
-
-
 RANDOM_SEED = 0
 """Seed of `open_clip:MODEL/random` and of parts added to pretrained weights."""
-
-
 OPEN_CLIP_NUM_FRAMES = 8
 """Frames per clip for open_clip's image weights: encoding 8 costs about as much as decoding one caption."""
-
-
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 

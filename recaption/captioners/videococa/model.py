@@ -32,12 +32,8 @@ from torch import Tensor, nn
 from recaption.errors import UsageError
 
 DESIGNS = ("attentional", "factorized", "joint", "mean")
-
-
 POOLERS = ("parallel", "cascade")
 """Values of open_clip's `attentional_pool` that have a separate contrastive pooler."""
-
-
 TEMPORAL_LAYERS = 4
 """Layers of the temporal transformer of `factorized`, as in the paper."""
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 
 ANCHORS_FILE = "familiar.safetensors"
-
-
 NUM_NEIGHBOURS = 5
 
 

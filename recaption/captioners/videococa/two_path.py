@@ -35,43 +35,23 @@ from recaption.errors import UsageError
 
 FROZEN_BACKBONE = "efficientnet-lite0"
 """Value of `vision.frozen` in config.json."""
-
-
 FRAME_PX = 192
 """Frame side in the slow pathway."""
-
-
 NUM_FRAMES = 8
 """Frames of the fast pathway."""
-
-
 NUM_SLOW_FRAMES = 3
-
-
 FAST_PATHWAY_PX = 64
 """Frame side in the fast pathway."""
-
-
 CELLS = FRAME_PX // STRIDE_PX
 """Cells per side of the coarse feature map."""
-
-
 FINE_CELL = 4 * FINE_CHANNELS
 """Channels of the fine map per coarse cell: 2 x 2 fine cells, concatenated."""
-
-
 _NUM_FAST_TOKENS = 16
 """4 x 4 cells: the fast pathway halves `FAST_PATHWAY_PX` four times."""
-
-
 HEAD_WIDTH = 32
 """Width of an attention head."""
-
-
 NUM_EDGE_FILTERS = 8
 """Output channels of the fast pathway's first convolution, per frame."""
-
-
 _BACKBONE_BATCH = 12
 """Frames per backbone call: its widest feature maps then fit a CPU's cache."""
 

@@ -23,14 +23,14 @@ def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
     from jobs.recipe.presets import load_recipe
     from jobs.recipe.run_inputs import plan_inputs, write_recipe
     from jobs.recipe.settings import stage_hashes
-    from recaption.inputs.paths import expand
+    from recaption.inputs.paths import expand_paths
     from recaption.ledger.ledger import build_ledger
     from recaption.run_folder import RunFolder, recipe_hash
 
     recipe = load_recipe("quickstart")
     run = RunFolder(out)
     write_recipe(run, recipe)
-    planned = plan_inputs(run, expand([folder]), part_size)
+    planned = plan_inputs(run, expand_paths([folder]), part_size)
     parts = [{"part": n, "uris": uris, "inputs_hash": recipe_hash(uris)} for n, uris in planned.items()]
     settings = (run.uri, recipe.prepare, stage_hashes(recipe)["prepare"])
     context = multiprocessing.get_context("spawn")

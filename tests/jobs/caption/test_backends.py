@@ -23,7 +23,7 @@ from jobs.verify.verify import verify_run
 from recaption.captioners.clip_views import sample_frames
 from recaption.captioners.registry import load_captioner
 from recaption.captions.sets import caption_set_pattern
-from recaption.chat_endpoint import EndpointSettings
+from recaption.chat_endpoint.endpoint import EndpointSettings
 from recaption.errors import EndpointDownError, UsageError
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder

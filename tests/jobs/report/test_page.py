@@ -25,18 +25,15 @@ from PIL import Image
 
 from jobs.recipe.presets import quickstart
 from jobs.report.charts import (
-    FunnelRow,
     Group,
     Marker,
     Segment,
     Series,
-    funnel,
     histogram,
     line,
     nice_ticks,
     number,
     pack_columns,
-    retention_chart,
     smooth,
     stacked_bar,
 )
@@ -423,8 +420,8 @@ def numbers_in(svg: str, attribute: str, style: str) -> list[float]:
 
 
 def test_funnel_bars_form_a_waterfall() -> None:
-    rows = [FunnelRow(10, []), FunnelRow(7, [Segment("a", "failed", 3)]), FunnelRow(2, [Segment("b", "dropped", 5)])]
-    bars = funnel(rows, total=10)
+    rows = [(10, []), (7, [Segment("a", "failed", 3)]), (2, [Segment("b", "dropped", 5)])]
+    bars = [stacked_bar([Segment("left", "kept", left), *lost], total=10, label="") for left, lost in rows]
     assert [numbers_in(bar, "width", "kept") for bar in bars] == [[100], [70], [20]]
     assert numbers_in(bars[1], "x", "failed") == [70]
     assert numbers_in(bars[2], "x", "dropped") + numbers_in(bars[2], "width", "dropped") == [20, 50]
@@ -435,6 +432,11 @@ def test_histogram_counts_every_value_once() -> None:
     svg = str(histogram([Group("kept", "kept", values)], label="x", markers=[Marker(5, "limit"), Marker(99, "off")]))
     assert sum(int(n) for n in re.findall(r": (\d+) kept</title>", svg)) == len(values)
     assert svg.count('class="marker"') == 1
+
+
+def test_histogram_counts_values_on_the_first_edge() -> None:
+    svg = str(histogram([Group("kept", "kept", [0.3, 2.1])], label="x"))
+    assert len(re.findall(r": 1 kept</title>", svg)) == 2, "3 * 0.1 is more than 0.3"
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [2.0, 2.0], [1e-9, 1e9], [-5.0, float("nan"), float("inf"), 4.0]])
@@ -570,15 +572,25 @@ def test_thresholds_show_dropped_and_neighbouring_clips(tmp_path: Path) -> None:
 
 
 def test_curves_fill_the_axis_and_mark_the_threshold() -> None:
-    kept = Series("kept", "accent", [0.0, 1.0, 2.0], [1.0, 0.5, 0.0])
-    svg = retention_chart(kept.xs, [kept], label="x", markers=[Marker(1.0, "now"), Marker(9.0, "beyond")])
+    kept = Series("kept", "accent", [0.0, 1.0, 2.0], [1.0, 0.5, 0.0], is_filled=True)
+    svg = line([kept], label="x", markers=[Marker(1.0, "now"), Marker(9.0, "beyond")], as_fraction=True)
     assert 'points="0.0,0.0 500.0,500.0 1000.0,1000.0"' in svg
     assert svg.count('class="marker') == 1
     assert 'x1="50.00%"' in svg
     assert "kept from 100% to 0%" in svg
-    wide = retention_chart([1.0, 10.0, 100.0], [kept], label="x", markers=[Marker(10.0, "now")], logarithmic=True)
-    assert 'x1="50.00%"' in wide
-    assert "polyline" in retention_chart([5.0], [Series("one", "accent", [5.0], [1.0])], label="x")
+    wide = dataclasses.replace(kept, xs=[1.0, 10.0, 100.0])
+    assert 'x1="50.00%"' in line([wide], label="x", markers=[Marker(10.0, "now")], logarithmic=True, as_fraction=True)
+
+
+@pytest.mark.parametrize("high", [1.3, 4.0, 30.0, 1e4, 1e20])
+def test_a_logarithmic_axis_has_a_few_labels(high: float) -> None:
+    svg = line([Series("kept", "accent", [1.1, high], [1.0, 0.0])], label="x", logarithmic=True, as_fraction=True)
+    assert 2 <= svg.count("text-anchor") <= 6
+
+
+def test_a_single_point_is_drawn_as_a_dot() -> None:
+    svg = line([Series("one", "accent", [5.0], [1.0])], label="x", as_fraction=True)
+    assert re.findall(r'<polyline[^>]* points="([^"]*)"', svg) == ["500.0,0.0 500.0,0.0"]
 
 
 LOAD_EVERYTHING = """(async () => {

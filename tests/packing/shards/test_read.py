@@ -11,7 +11,7 @@ import webdataset
 from packing.buckets import Bucket
 from packing.shards.index import build_index, build_latents_index
 from packing.shards.plan import ShardClip
-from packing.shards.read import iterate_samples, read_latent, read_sample
+from packing.shards.read import read_latent, read_sample
 from packing.shards.samples import LatentSample, latent_entry, video_entry
 from packing.shards.write import write_latents_shard, write_shard
 from recaption.errors import VideoError
@@ -89,27 +89,6 @@ def test_index_that_points_at_another_clip_is_detected(run: RunFolder) -> None:
     wrong = dataclasses.replace(rows[0], offset_bytes=rows[1].offset_bytes, num_bytes=rows[1].num_bytes)
     with pytest.raises(VideoError, match="is in its place"):
         read_sample(run, wrong)
-
-
-def test_iterate_samples_yields_what_was_written(run: RunFolder) -> None:
-    rows = fill(run)
-    found = list(iterate_samples(run))
-    assert [s["__key__"] for s in found] == [r.clip_id for r in rows]
-    assert found[3]["mp4"] == np.random.default_rng(3).bytes(3000)
-
-
-def test_tar_cut_between_samples_is_truncated(run: RunFolder) -> None:
-    rows = fill(run)
-    run.write_bytes(f"{SHARD}.tar", run.read_bytes(f"{SHARD}.tar")[: rows[3].offset_bytes])
-    with pytest.raises(VideoError, match="3 samples where 4"):
-        list(iterate_samples(run))
-
-
-def test_tar_cut_inside_a_member_is_truncated(run: RunFolder) -> None:
-    rows = fill(run)
-    run.write_bytes(f"{SHARD}.tar", run.read_bytes(f"{SHARD}.tar")[: rows[3].offset_bytes + 2000])
-    with pytest.raises(VideoError, match="truncated"):
-        list(iterate_samples(run))
 
 
 def test_plain_webdataset_and_tarfile_open_the_shard(tmp_path: Path) -> None:

@@ -5,11 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from recaption.captioners.evaluate import evaluate_captioner
-from recaption.captioners.interface import CaptionBatch
 from recaption.captions.metrics import bleu, caption_scores, cider_d, recall_at, rouge_l, tokenize_ptb
 from recaption.errors import UsageError
-from recaption.records import Caption
 
 CANDIDATES = [
     "A dog runs through the tall grass.",
@@ -118,25 +115,3 @@ def test_invalid_input_gives_one_clear_error():
         bleu(["a", "b"], [["a"]])
     with pytest.raises(UsageError, match="list of one reference"):
         rouge_l(["a"], ["a"])
-
-
-class FixedCaptioner:
-    def caption_with_embeddings(self, clips, **decoding):
-        texts = ["a red circle", "a blue star", "thing"]
-        captions = [
-            Caption(text=text, reason="bad_caption" if text == "thing" else None) for text in texts[: len(clips)]
-        ]
-        return CaptionBatch(captions, np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
-
-    def score(self, clips, texts):
-        return np.eye(3, dtype=np.float32)[:, [0, 2, 1]]
-
-
-def test_evaluate_captioner():
-    clips = [np.zeros((1, 2, 2, 3), np.uint8)] * 3
-    metrics = evaluate_captioner(FixedCaptioner(), clips, [["a red circle"], ["a blue star"], ["a green ring"]])
-    assert metrics["retrieval/text_at_1"] == pytest.approx(1 / 3)
-    assert metrics["retrieval/clip_at_5"] == 1.0
-    assert metrics["passed"] == pytest.approx(2 / 3)
-    assert metrics["clip_score"] == 1.0
-    assert 0 < metrics["cider_d"] < 10

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recaption.captioners.clip_views import frames_of
+from recaption.captioners.clip_views import sample_frames
 from recaption.ledger import caption_checks
 from recaption.ledger.caption_checks import CaptionClipPair, check_pairs, permutation_p_value, sample_pairs
 from recaption.records import Caption, Clip, to_table
@@ -55,7 +55,7 @@ def clips(tmp_path_factory) -> dict[str, Clip]:
 def pairs(clips) -> list[CaptionClipPair]:
     captioner, found = BrightnessCaptioner(), []
     for clip in clips.values():
-        frames = frames_of(clip, captioner, DecodeLimits())
+        frames = sample_frames(clip, captioner, DecodeLimits())
         (caption,) = captioner.caption([frames], max_tokens=9)
         score = float(captioner.score([frames], [caption.text])[0, 0])
         digest = hashlib.sha256(frames.tobytes()).hexdigest()

@@ -300,9 +300,9 @@ def test_endpoint_request_contains_few_shot_examples(endpoint):
 
 
 def test_invalid_endpoint_response_falls_back_to_embedded(endpoint, monkeypatch):
-    import recaption.chat_endpoint
+    from recaption.chat_endpoint import endpoint as chat
 
-    monkeypatch.setattr(recaption.chat_endpoint.EndpointSettings, "__init__", _few_retries(recaption.chat_endpoint))
+    monkeypatch.setattr(chat.EndpointSettings, "__init__", _few_retries(chat))
     address, handler = endpoint
     handler.responses, handler.requests = [""] * 20, []
     (one,) = expand(["a dog on the beach"], FOOTAGE, f"{address}#writer")

@@ -16,7 +16,7 @@ from recaption.errors import UsageError
 from recaption.records import CaptionFields
 from recaption.scenes.captions import ATTRIBUTE_VALUES, attribute_in, fields_in, long_caption
 from recaption.scenes.dataset import write_scenes
-from recaption.scenes.objects import COLOURS, object_mask, object_trajectory
+from recaption.scenes.objects import COLOURS, object_trajectory, signed_distance
 from recaption.scenes.renderer import SIMPLE, render
 
 
@@ -163,6 +163,15 @@ def test_camera_motion_moves_the_background():
     assert (np.diff(object_positions("pans right")[:, 0]) < 0).all()
     assert (np.diff(object_positions("zooms in")[:, 2]) > 0).all()
     assert (np.diff(object_positions("zooms out")[:, 2]) < 0).all()
+
+
+def object_mask(attributes, pose, height_px, width_px):
+    """(H, W) float 0..1, antialiased."""
+    y, x = np.mgrid[0:height_px, 0:width_px].astype(np.float32) + 0.5
+    dx, dy = (x - pose.x_px) / pose.radius_px, (y - pose.y_px) / pose.radius_px
+    cos, sin = np.cos(pose.angle), np.sin(pose.angle)
+    distance = signed_distance(attributes.main_object, cos * dx + sin * dy, cos * dy - sin * dx)
+    return np.clip(0.5 - distance * pose.radius_px, 0, 1)
 
 
 def test_object_stays_inside_the_frame():

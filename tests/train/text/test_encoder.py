@@ -81,7 +81,8 @@ def test_a_t5_folder_encodes_and_padding_has_no_effect(t5_folder):
 
 
 def test_unreachable_weights_are_refused_quickly_with_a_remedy(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    nothing_listens = "http://127.0.0.1:9/{repo_id}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", nothing_listens)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     start = time.monotonic()
     with pytest.raises(WeightsUnreachableError, match=r"t5:nobody/no-such-t5.*refused.*t5:FOLDER"):

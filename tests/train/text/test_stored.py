@@ -117,7 +117,9 @@ def flip(payload: bytes) -> bytes:
     return payload[:-40] + bytes([payload[-40] ^ 1]) + payload[-39:]
 
 
-@pytest.mark.parametrize(("change", "what"), [(truncate, "its head says"), (flip, "not the ones that were written")])
+@pytest.mark.parametrize(
+    ("change", "what"), [(truncate, "according to its header"), (flip, "not the one that was recorded")]
+)
 def test_damage_is_found_and_truncated_parts_are_not_read(run, spec, change, what):
     store(run, spec)
     name = f"{text_folder(spec)}/part-00001.safetensors"

@@ -1,0 +1,1 @@
+"""Client of an OpenAI-compatible chat endpoint."""
