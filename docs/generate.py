@@ -1,6 +1,7 @@
 """Pages made from the code: `python docs/generate.py` writes them, tests/docs/test_generate.py holds them against it.
 
-architecture.md between its two markers: one line per file, from module docstrings; rooms.svg: from the import contracts.
+architecture.md between its two markers: one line per file, from module docstrings; rooms.svg: from the import contracts;
+settings.md: every setting, from the dataclasses of the recipe; commands.md: every command with its help on one screen.
 """
 
 from __future__ import annotations
@@ -113,13 +114,96 @@ def architecture() -> str:
     return f"{before}{START}\n\n{file_map()}\n{END}{after}"
 
 
+def settings_page() -> str:
+    """docs/settings.md: a section per stage, a table per group of settings."""
+    from jobs.recipe.fields import docs_of, fields_of
+    from jobs.recipe.presets import RECIPES
+    from jobs.recipe.settings import Recipe
+
+    recipe = Recipe(name="")
+    named = {name: {f.path: f.value for f in fields_of(make())} for name, make in RECIPES.items()}
+    lines = ["# Settings", "", *SETTINGS_ABOUT, ""]
+    stage = group = ""
+    for field in fields_of(recipe):
+        above, _, _ = field.path.rpartition(".")
+        if above.split(".")[0] != stage:
+            stage = above.split(".")[0]
+            lines += ["", f"## {stage}", "", docs_of(Recipe).get(stage) or (type(getattr(recipe, stage)).__doc__ or "")]
+        if above != group:
+            group = above
+            lines += ["", "| flag | type | default | what it does |", "| --- | --- | --- | --- |"]
+        others = [
+            f"{name}: {_code(values[field.path])}"
+            for name, values in named.items()
+            if values[field.path] != field.value
+        ]
+        default = "<br>".join([_code(field.value), *others])
+        lines.append(f"| `{field.flag}` | {_code(field.type)} | {default} | {_cell(field.doc)} |")
+    return "\n".join(lines) + "\n"
+
+
+SETTINGS_ABOUT = (
+    "Every setting of every stage, made by `python docs/generate.py` from the dataclasses in",
+    "[jobs/recipe/settings.py](../jobs/recipe/settings.py). Each is a flag of the commands that it has an effect on,",
+    "and a key of `run.yaml` (`--train-dit.trainer.lr` is `train_dit: trainer: lr:`). `run`, `prepare`, `caption`, `shard`",
+    "and `encode` write the settings to `RUN/run.yaml`, where later commands find them. A switch is `--x.name` or",
+    "`--x.no-name`. Where the recipes `quickstart`, `small` and `base` have another value than the default, it stands",
+    "below it.",
+)
+
+
+def commands_page() -> str:
+    """docs/commands.md: what `recaption VERB --help` says, for each command."""
+    from jobs.cli import FirstPass, default_command
+    from jobs.commands import VERBS
+    from jobs.recipe.help import EXIT_CODES, flag_of, shown_fields, usage
+
+    lines = ["# Commands", "", *COMMANDS_ABOUT, "", f"Exit codes: {EXIT_CODES}.", ""]
+    for verb in VERBS:
+        command = default_command(verb, FirstPass())
+        own, settings = shown_fields(command)
+        lines += [f"## {verb}", "", f"{command.__doc__}", "", f"    {usage(verb, own)}", f"    {command.example}", ""]
+        lines += ["| flag | what it does |", "| --- | --- |"]
+        lines += [f"| {_code(flag_of(field))} | {_cell(field.doc)} |" for field in own if field.path not in COMMON]
+        lines += [f"| {_code(flag_of(field))} | {_cell(field.summary)} |" for field in settings]
+        lines.append("")
+    return "\n".join(lines)
+
+
+COMMON = ("json", "address", "num_workers", "progress")
+
+
+COMMANDS_ABOUT = (
+    "Made by `python docs/generate.py` from [jobs/commands.py](../jobs/commands.py). Flags are shown with their default, or",
+    "with the type of their value; settings with those of the recipe `quickstart`. Every command also takes `--json` (one",
+    "machine-readable object on stdout), `--address` (a Ray cluster; default: a local Ray, started and stopped),",
+    "`--num-workers` and `--no-progress`; `--help`, and `--help-all` for every setting that it takes",
+    "([settings.md](settings.md)).",
+)
+
+
+def _code(value: object) -> str:
+    """A value, as on the command line, in code font."""
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"`{text}`".replace("|", "\\|") if text else '`""`'
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def pages() -> dict[str, str]:
     """Path from the root -> what has to stand there."""
-    return {"docs/architecture.md": architecture(), "docs/rooms.svg": rooms_svg()}
+    sys.path.insert(0, str(ROOT))
+    return {
+        "docs/architecture.md": architecture(),
+        "docs/rooms.svg": rooms_svg(),
+        "docs/settings.md": settings_page(),
+        "docs/commands.md": commands_page(),
+    }
 
 
 def main() -> int:
-    sys.path.insert(0, str(ROOT))
     for name, text in pages().items():
         path = ROOT / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:

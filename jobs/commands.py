@@ -1,40 +1,44 @@
-"""The commands of `recaption`: one dataclass each, whose fields are its flags."""
+"""The commands of `recaption`: one dataclass each, whose fields are its flags.
+
+`shown`: the settings that the short help of a command lists beside its own flags, as paths. `takes`: the settings that it
+has flags for; empty: all, for commands that write the run folder's run.yaml, from which later commands read theirs.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from jobs.cluster.cluster import Cluster
 from jobs.recipe import presets as recipes
+from jobs.recipe.flags import Common, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
 from jobs.sample.requests import MediaFlags, requests_from_flags
 from recaption.errors import UsageError
 
-Settings = Annotated[Recipe, tyro.conf.arg(name="")]
-"""The recipe's settings as flags: `--shard.buckets.fps 12`."""
+MAIN_FILTERS = (
+    "min_seconds min_motion min_sharpness min_luma max_luma max_text_area max_static_text max_duplicate_similarity"
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Flags of every command."""
+STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 
-    json: bool = False
-    """Print one machine-readable JSON object on stdout."""
-    address: str | None = None
-    """Ray cluster to run on (`auto`, `ray://host:10001`); default: a local Ray, started and stopped here."""
-    num_workers: int | None = None
-    """Worker processes; default: one per core."""
-    progress: bool = True
-    """Progress bars on stderr."""
 
-    def cluster(self) -> Cluster:
-        return Cluster(address=self.address, num_workers=self.num_workers, progress=self.progress)
+SAMPLING = "num_steps guidance num_frames height_px width_px"
+
+
+GUIDANCE = "guidance_interval guidance_rescale guidance_power"
+
+
+MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
+
+
+TRAINER = (
+    "lr warmup_steps schedule weight_decay ema_decay accumulation precision compile device seed checkpoint_every "
+    "validate_every"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,15 @@ class Run(Common):
     """Run the whole pipeline: raw videos to a trained, sampled model and a report page."""
 
     example: ClassVar[str] = "recaption run --videos clips/ --out runs/a --recipe quickstart"
+    shown = (
+        under("prepare", "max_clip_seconds")
+        + under("filters", "min_motion max_text_area")
+        + under("caption", "captioner scorer kinds")
+        + under("shard.buckets", "fps num_frames max_areas_px")
+        + ("encode.compressor", "plan.capacity")
+        + under("train_dit", "dit.width dit.depth dit.text_encoder trainer.num_steps trainer.lr trainer.device")
+        + under("sample", "num_steps guidance prompts")
+    )
     videos: tuple[str, ...]
     """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
     out: str
@@ -64,6 +77,11 @@ class Prepare(Common):
     """Probe the videos, find shots, cut clips, score them."""
 
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
+    shown = (
+        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
+        + under("prepare", "decode.max_wall_seconds decode.max_video_seconds duplicates.perceptual")
+        + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw")
+    )
     videos: tuple[str, ...] = ()
     """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
     out: str
@@ -87,19 +105,16 @@ class Prepare(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnRun(Common):
-    """Flags of the commands on an existing run folder; defaults come from its run.yaml."""
-
-    run: str
-    """The run folder."""
-    settings: Settings = field(default_factory=recipes.quickstart)
-
-
-@dataclass(frozen=True, kw_only=True)
 class CaptionVerb(OnRun):
     """Caption the kept clips into a caption set."""
 
     example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
+    shown = under(
+        "caption",
+        "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision device",
+        "min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
+        "endpoint.concurrency endpoint.timeout_seconds",
+    )
     captioner: str | None = None
     """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
     or the folder of a captioner trained here; default: the recipe's."""
@@ -109,9 +124,7 @@ class CaptionVerb(OnRun):
     def __call__(self) -> dict[str, Any]:
         from jobs.caption.caption import caption
 
-        recipe = self.settings
-        if self.captioner:
-            recipe = dataclasses.replace(recipe, caption=dataclasses.replace(recipe.caption, captioner=self.captioner))
+        recipe = changed(self.settings, "caption", captioner=self.captioner)
         with self.cluster() as cluster:
             return caption(open_run(self.run)[0], recipe, self.set, cluster)
 
@@ -121,6 +134,11 @@ class Shard(OnRun):
     """Transcode captioned clips into bucketed WebDataset shards."""
 
     example: ClassVar[str] = "recaption shard --run runs/a --captions main"
+    shown = (
+        under("shard.buckets", "fps num_frames max_areas_px size_multiple_px max_crop_fraction codec crf")
+        + under("shard.buckets", "max_samples_per_shard max_shard_bytes")
+        + ("filters.max_clips_per_caption", *STRIDES)
+    )
     captions: str = "main"
     """The caption set of the shards."""
 
@@ -136,15 +154,14 @@ class Encode(OnRun):
     """Compress the shards' clips into latents."""
 
     example: ClassVar[str] = "recaption encode --run runs/a --compressor patch"
+    shown = (*STRIDES, *under("encode", "dtype device text.encoder text.dtype text.max_gigabytes"))
     compressor: str | None = None
     """SPEC: patch, the folder of a compressor trained here, or diffusers:ID[#subfolder]; default: the recipe's."""
 
     def __call__(self) -> dict[str, Any]:
         from jobs.encode.encode import encode
 
-        recipe = self.settings
-        if self.compressor:
-            recipe = dataclasses.replace(recipe, encode=dataclasses.replace(recipe.encode, compressor=self.compressor))
+        recipe = changed(self.settings, "encode", compressor=self.compressor)
         with self.cluster() as cluster:
             return encode(open_run(self.run)[0], recipe, cluster)
 
@@ -154,8 +171,14 @@ class Plan(Common):
     """Plan the packs of an epoch: fill, rank efficiency and memory, without a GPU."""
 
     example: ClassVar[str] = (
-        "recaption plan --lengths lengths.npy --ranks 1024 --capacity 32768 --width 3072 --depth 48 --compare"
+        "recaption plan --lengths lengths.npy --ranks 64 --capacity 32768 --width 3072 --depth 48 --compare"
     )
+    shown = (
+        under("plan", "policy pool budget_tokens global_batch_packs seed")
+        + under("plan", MIXTURE_RULES)
+        + under("train_dit.trainer", "precision activation_checkpointing")
+    )
+    takes = ("plan", *STRIDES, "train_dit.dit.patch", *under("train_dit.trainer", "precision activation_checkpointing"))
     run: str | None = None
     """The run folder; or pass --lengths."""
     lengths: str | None = None
@@ -177,11 +200,8 @@ class Plan(Common):
     def __call__(self) -> dict[str, Any]:
         from jobs.plan import plan
 
-        overrides = {"capacity": self.capacity, "cost_model_width": self.width}
-        changes: dict[str, Any] = {name: value for name, value in overrides.items() if value}
-        recipe = dataclasses.replace(self.settings, plan=dataclasses.replace(self.settings.plan, **changes))
         return plan(
-            recipe,
+            changed(self.settings, "plan", capacity=self.capacity, cost_model_width=self.width),
             run_uri=self.run,
             lengths=self.lengths,
             num_ranks=self.ranks,
@@ -192,60 +212,69 @@ class Plan(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Common):
-    """Train the captioner, the compressor or the diffusion transformer; with --num-workers N on N ranks (Ray Train)."""
+class Training(Common):
+    """Flags of the three trainings; with --num-workers N on N ranks (Ray Train)."""
 
-    example: ClassVar[str] = "recaption train dit --run runs/a --name first"
-    model: tyro.conf.Positional[str]
-    """captioner, compressor or dit."""
+    model: ClassVar[str]
     run: str
-    """The run folder; captioner and compressor can also train on rendered scenes, without data in it."""
+    """The run folder."""
     name: str = "main"
     """Name of this training run: RUN/train/NAME."""
     recipe: str | None = None
     """Recipe with the settings; default: the run folder's, or quickstart if it has none."""
     steps: int | None = None
-    """Shorthand for the model's trainer.num-steps."""
-    captions: tuple[str, ...] = ()
-    """captioner: caption sets of the run folder to train on (SET, SET=KIND, `original`); none: rendered scenes."""
-    init_from: str | None = None
-    """captioner: SPEC of the captioner to initialise from; dit: checkpoint of the same transformer, e.g. trained on images;
-    default: random initialisation."""
-    trainable: str | None = None
-    """captioner: trainable weights: full, lit or frozen."""
+    """Shorthand for the trainer's num-steps."""
     resume: bool = True
     """Resume from the newest checkpoint of this name."""
-    eval: bool = False
-    """dit: do not train; evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
     use_gpu: bool = False
     """Require one GPU per rank; default: GPUs if there are any (the trainer's `device`)."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
-    def __call__(self) -> dict[str, Any]:
-        from jobs.train.train import evaluate_model, train_model, with_training_flags
+    def resolved(self) -> Recipe:
+        """The settings with the shorthand flags applied."""
+        return self.settings
 
-        recipe = self.settings
-        if self.eval:
-            return self._evaluate(evaluate_model)
-        if self.captions or self.init_from is not None or self.trainable is not None:
-            recipe = with_training_flags(self.model, recipe, self.captions, self.init_from, self.trainable)
+    def __call__(self) -> dict[str, Any]:
+        from jobs.train.train import train_model
+
         with self.cluster() as cluster:
             return train_model(
-                self.model,
-                self.run,
-                self.name,
-                recipe,
-                cluster,
-                num_steps=self.steps,
-                num_ranks=self.num_workers or 1,
-                use_gpu=self.use_gpu,
-                resume=self.resume,
+                self.model, self.run, self.name, self.resolved(), cluster,
+                num_steps=self.steps, num_ranks=self.num_workers or 1, use_gpu=self.use_gpu, resume=self.resume,
                 progress=self.progress,
-            )
+            )  # fmt: skip
 
-    def _evaluate(self, evaluate_model: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+
+@dataclass(frozen=True, kw_only=True)
+class DitTraining(Training):
+    """Train the diffusion transformer on the packs of a run folder."""
+
+    example: ClassVar[str] = "recaption train dit --run runs/a --name first"
+    model: ClassVar[str] = "dit"
+    shown = (
+        under("train_dit.dit", "width depth num_heads patch text_encoder conditions blend.weights caption_dropout")
+        + under("train_dit.dit", "diffusion.schedule diffusion.prediction")
+        + under("train_dit.trainer", f"{TRAINER} parallel activation_checkpointing")
+        + under("plan", f"capacity {MIXTURE_RULES}")
+        + under("train_dit.evaluation", "num_prompts held_out")
+    )
+    takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
+    init_from: str | None = None
+    """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch."""
+    eval: bool = False
+    """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
+
+    def resolved(self) -> Recipe:
+        return changed(self.settings, "train_dit.dit", init_from=self.init_from)
+
+    def __call__(self) -> dict[str, Any]:
+        from jobs.train.train import evaluate_model
+
+        if not self.eval:
+            return super().__call__()
         training_flags = {
             "--steps": self.steps is not None,
+            "--init-from": self.init_from is not None,
             "--no-resume": not self.resume,
             "--num-workers": self.num_workers,
             "--use-gpu": self.use_gpu,
@@ -253,16 +282,52 @@ class Train(Common):
         for flag in (flag for flag, is_set in training_flags.items() if is_set):
             raise UsageError(f"--eval does not train, so {flag} has no effect: leave it out")
         with self.cluster() as cluster:
-            return evaluate_model(self.model, self.run, self.name, self.settings, cluster, progress=self.progress)
+            return evaluate_model(self.run, self.name, self.settings, cluster, progress=self.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerTraining(Training):
+    """Train a captioner on caption sets or on rendered scenes."""
+
+    example: ClassVar[str] = "recaption train captioner --run runs/a --captions main --init-from tiny --name mine"
+    model: ClassVar[str] = "captioner"
+    shown = (
+        under("train_captioner.captioner", "stages batch_size micro_batch num_frames frame_px design context_length")
+        + under("train_captioner.captioner", "caption_weight contrastive_weight")
+        + under("train_captioner.trainer", TRAINER)
+    )
+    takes = ("train_captioner", "filters", "prepare.decode", "caption.snap_seconds")
+    captions: tuple[str, ...] = ()
+    """Caption sets of the run folder to train on (SET, SET=KIND, `original`); none: rendered scenes."""
+    init_from: str | None = None
+    """SPEC of the captioner to initialise from; default: from scratch."""
+    trainable: str | None = None
+    """Trainable weights: full, lit or frozen."""
+
+    def resolved(self) -> Recipe:
+        recipe = changed(self.settings, "train_captioner", captions=self.captions)
+        return changed(recipe, "train_captioner.captioner", init_from=self.init_from, trainable=self.trainable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorTraining(Training):
+    """Train a compressor (video autoencoder) on shards or on rendered scenes."""
+
+    example: ClassVar[str] = "recaption train compressor --run runs/a --name vae --steps 300"
+    model: ClassVar[str] = "compressor"
+    shown = under(
+        "train_compressor.compressor", "kind bottleneck latent_channels width batch_size num_frames height_px width_px"
+    ) + under("train_compressor.trainer", f"num_steps {TRAINER}")
+    takes = ("train_compressor",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
-    example: ClassVar[str] = (
-        'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left" [--image first.png]'
-    )
+    example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
+    shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "window_frames", "overlap_frames",
+             "conditioning_pixels", "expander", "examples")  # fmt: skip
     checkpoint: str
     """A step folder, or RUN/train/NAME for its newest step."""
     prompt: tuple[str, ...] = ()
@@ -274,6 +339,7 @@ class Sample(Common):
     out: str | None = None
     """Folder of the mp4s and the contact sheet; default: RUN/samples/NAME-STEP of the checkpoint's run, else ./samples."""
     device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
     settings: Annotated[SampleSettings, tyro.conf.arg(name="")] = field(default_factory=SampleSettings)
 
     def __call__(self) -> dict[str, Any]:
@@ -290,6 +356,8 @@ class Report(OnRun):
     """Write the report page RUN/report/index.html."""
 
     example: ClassVar[str] = "recaption report --run runs/a"
+    shown = under("filters", MAIN_FILTERS)
+    takes = ("filters", "shard.buckets", *STRIDES, "train_dit.dit.patch")
 
     def __call__(self) -> dict[str, Any]:
         from jobs.report.page import write_report
@@ -337,7 +405,9 @@ VERBS: dict[str, type[Common]] = {
     "shard": Shard,
     "encode": Encode,
     "plan": Plan,
-    "train": Train,
+    "train captioner": CaptionerTraining,
+    "train compressor": CompressorTraining,
+    "train dit": DitTraining,
     "sample": Sample,
     "report": Report,
     "verify": Verify,

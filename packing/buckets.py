@@ -65,6 +65,7 @@ class BucketTable:
     max_crop_fraction: float = 0.2
     """A clip that would lose a larger fraction of its pixels to the crop has no bucket."""
     codec: str = "libx264"
+    """Encoder: libx264, libx265 or libvpx-vp9."""
     crf: int = 12
     """Constant rate factor of the encoder: 0 is lossless, 12 is hard to tell from the source."""
     max_samples_per_shard: int = 128

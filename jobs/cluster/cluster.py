@@ -23,7 +23,9 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +102,7 @@ class Cluster:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         import ray
 
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         if ray.is_initialized():
             self._started = False  # started by the caller: not ours to stop
         elif self.address:
@@ -119,6 +122,8 @@ class Cluster:
                 log_to_driver=False,
             )
             self._started = True
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler prints a native stack trace
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
 
     def local_workers(self) -> int:

@@ -10,11 +10,11 @@ Command-line flags are these fields: `--shard.buckets.fps 12`.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+import pydantic
+import pydantic_core
 import tyro
 
 from jobs.recipe.stage_settings import CaptionSettings, EncodeSettings, PrepareSettings, ShardSettings
@@ -29,14 +29,13 @@ from train.engine.settings import TrainerSettings
 from train.evaluation.metrics import EvaluationSettings
 from train.generator.settings import DitSettings
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
     """Checkpoint + prompt -> video."""
 
     num_steps: int = 30
+    """Steps from noise to video."""
     solver: str = "auto"
     """euler, heun or dpmpp_2m for flow models; dpmpp_2m, ddim or ancestral for other noise schedules; auto: the first."""
     guidance: float = 4.0
@@ -48,10 +47,14 @@ class SampleSettings:
     guidance_power: float = 0.0
     """Power of the power-cosine guidance schedule, which rises from 1 at pure noise (4 in MDT); 0: constant guidance."""
     num_frames: int = 0
-    """4k+1; 0, here and in height and width: the most frequent training size. Longer videos are sampled in windows."""
+    """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
+    windows."""
     height_px: int = 0
+    """Height; 0: as in training."""
     width_px: int = 0
+    """Width; 0: as in training."""
     seed: int = 0
+    """Seed of the noise."""
     window_frames: int = 0
     """Maximum frames per sampling window; 0: the longest video of the training."""
     overlap_frames: int = 0
@@ -122,9 +125,39 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return _plain(dataclasses.asdict(recipe))
 
 
-def from_dict(tree: dict[str, Any]) -> Recipe:
-    """Inverse of `to_dict`; missing settings get their defaults, an unknown one is a UsageError."""
-    return _build(Recipe, tree, "recipe")
+def from_dict(tree: Any) -> Recipe:
+    """Inverse of `to_dict`; missing settings get their defaults.
+
+    Raises:
+        UsageError: an unknown setting, or a value of another type; the message names the setting.
+    """
+    try:
+        return _ADAPTER.validate_python([tree])[0]
+    except pydantic.ValidationError as error:
+        raise UsageError(_sentence(error.errors()[0])) from error
+
+
+_ADAPTER = pydantic.TypeAdapter(list[Recipe], config=pydantic.ConfigDict(extra="forbid"))
+"""Of a list, since the option for unknown keys is handed down to dataclasses, but cannot be set for one of them."""
+
+
+def _sentence(error: pydantic_core.ErrorDetails) -> str:
+    path, value = [str(part) for part in error["loc"][1:]], error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        *groups, name = path
+        settings: Any = Recipe(name="")
+        for group in groups:
+            settings = getattr(settings, group)
+        known = ", ".join(sorted(f.name for f in dataclasses.fields(settings)))
+        return f"{'.'.join(['recipe', *groups])}: unknown setting {name!r} (known: {known})"
+    where = ".".join(path) or "recipe"
+    if error["type"] == "value_error":  # raised by the settings themselves
+        return f"{where}: {error['ctx']['error']}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    expected = error["msg"].removeprefix("Input should be ").partition(",")[0]
+    expected = {"tuple_type": "a list", "dataclass_type": "a group of settings"}.get(error["type"], expected)
+    return f"{where} = {value!r}: it takes {expected}"
 
 
 def _plain(value: Any) -> Any:
@@ -132,28 +165,6 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
-    return value
-
-
-def _build(cls: type[T], tree: dict[str, Any], where: str) -> T:
-    """A settings dataclass from plain values; an unknown key is a UsageError, a missing one gets its default."""
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(tree) - names)
-    if unknown:
-        raise UsageError(f"{where}: unknown setting {unknown[0]!r} (known: {', '.join(sorted(names))})")
-    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in tree.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(typing.cast(type, hint), value, where)
-    if isinstance(hint, types.UnionType) and value is not None:
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if typing.get_origin(hint) is tuple and value is not None:
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if hint is float and isinstance(value, int):
-        return float(value)
     return value
 
 

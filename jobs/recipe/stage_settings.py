@@ -25,6 +25,7 @@ class PrepareSettings:
     min_clip_seconds: float = 1.0
     """Shots are cut so that no clip is shorter, unless the shot itself is."""
     max_clip_seconds: float = 10.0
+    """Longer shots are cut into clips of at most this length."""
     preview_px: int = 240
     """Short side of the preview image of each clip in the report."""
     max_failed_share: float = 1.0
@@ -51,12 +52,15 @@ class CaptionSettings:
     """Number of frames for such a captioner; 0: its default."""
     endpoint: EndpointSettings = field(default_factory=EndpointSettings)
     max_tokens: int = 76
+    """Longest caption, in the captioner's tokens."""
     num_beams: int = 0
     """Beam search width; 1: greedy; 0: the captioner's own default (3 for `tiny`, 1 for others)."""
     num_samples: int = 1
     """Above 1: best-of-n, this many captions are sampled per clip and the one with the highest clip score is used."""
     batch_size: int = 16
+    """Clips captioned at a time."""
     seed: int = 0
+    """Seed of sampled captions."""
     snap_seconds: float = 0.0
     """Use a keyframe within this distance instead of the evenly spaced frame: faster to decode where keyframes are dense."""
     kinds: tuple[str, ...] = ("descriptive",)
@@ -81,6 +85,7 @@ class CaptionSettings:
     """Store the captioner's image tokens of each clip (261 kB with CoCa ViT-B/32): later captions by the same weights, with
     other settings, decode no video. The embedding of each clip for duplicate detection is stored in any case."""
     device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +124,4 @@ class EncodeSettings:
     bytes)."""
     text: TextSettings = field(default_factory=TextSettings)
     device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""

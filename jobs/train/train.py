@@ -74,22 +74,18 @@ def train_model(
         result = dataclasses.asdict(train_here(*arguments))
     summary = {**result, "model": model, "name": name}
     if model == "dit" and recipe.train_dit.evaluation.at_end and os.environ.get("RANK", "0") == "0":
-        summary["evaluation"] = evaluate_model(model, run_uri, name, recipe, cluster, progress=progress)["measures"]
+        summary["evaluation"] = evaluate_model(run_uri, name, recipe, cluster, progress=progress)["measures"]
     return summary
 
 
 def evaluate_model(
-    model: str, run_uri: str, name: str, recipe: Recipe, cluster: Cluster, *, progress: bool = True
+    run_uri: str, name: str, recipe: Recipe, cluster: Cluster, *, progress: bool = True
 ) -> dict[str, Any]:
     """Evaluate the newest checkpoint of RUN/train/NAME without training, on the machine that would train.
 
     Raises:
-        UsageError: another model than dit; and as `jobs.train.evaluate.evaluate_training`.
+        UsageError: as `jobs.train.evaluate.evaluate_training`.
     """
-    if model != "dit":
-        raise UsageError(
-            f"--eval is only for `train dit`; `train {model}` is evaluated while it trains (validate-every)"
-        )
     arguments = (run_uri, name, recipe, progress)
     if cluster.address:
         return cluster.run_once(evaluate_here, *arguments, device=recipe.train_dit.trainer.device)
@@ -110,31 +106,6 @@ def train_rank(
 ) -> dict[str, Any]:
     """`train_here` as one of several ranks; always resumes, as ranks may be restarted at any time."""
     return dataclasses.asdict(train_here(model, run_uri, recipe, trainer, folder, True, progress))
-
-
-def with_training_flags(
-    model: str, recipe: Recipe, captions: tuple[str, ...], init_from: str | None, trainable: str | None
-) -> Recipe:
-    """The recipe with the flags `--captions`, `--init-from` and `--trainable` applied.
-
-    Raises:
-        UsageError: a flag that this model does not have.
-    """
-    if model == "dit" and not captions and trainable is None and init_from is not None:
-        dit = dataclasses.replace(recipe.train_dit.dit, init_from=init_from)
-        return dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
-    if model != "captioner":
-        raise UsageError(
-            f"--captions and --trainable are of `train captioner`, --init-from also of `train dit`: not of `train {model}`"
-        )
-    settings = recipe.train_captioner
-    captioner = dataclasses.replace(
-        settings.captioner,
-        init_from=settings.captioner.init_from if init_from is None else init_from,
-        trainable=settings.captioner.trainable if trainable is None else trainable,
-    )
-    settings = dataclasses.replace(settings, captions=captions or settings.captions, captioner=captioner)
-    return dataclasses.replace(recipe, train_captioner=settings)
 
 
 def train_here(

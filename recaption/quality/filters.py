@@ -18,33 +18,38 @@ class FilterThresholds:
     """A clip outside any of these is dropped. None turns a filter off; a score that was not computed drops nothing."""
 
     min_seconds: float | None = 1.0
+    """Length of the clip."""
     max_seconds: float | None = None
+    """Length of the clip."""
     min_motion: float | None = None
-    """Frame heights per second. Off by default: still clips are useful for training too. Measured: stills 0.000, hand-held
-    signing 0.02 to 0.05, action 0.1 to 0.3; 0.005 drops only stills."""
+    """Optical flow in frame heights per second. Off by default: still clips are useful for training too. Measured: stills
+    0.000, hand-held signing 0.02 to 0.05, action 0.1 to 0.3; 0.005 drops only stills."""
     min_sharpness: float | None = 2.0
-    """Variance of the Laplacian. Measured: a flat colour has 0, scenes blurred by 4 px 1 to 4, 40 real clips 34 to 5600."""
+    """Sharpness as the variance of the Laplacian. Measured: a flat colour has 0, scenes blurred by 4 px 1 to 4, 40 real
+    clips 34 to 5600."""
     min_luma: float | None = 0.03
+    """Mean brightness, 0..1."""
     max_luma: float | None = 0.98
+    """Mean brightness, 0..1."""
     max_text_area: float | None = 0.3
-    """Fraction of the frame; 0.3 drops title cards and slides. A single overlaid word has 0.035 to 0.24: to drop any
-    overlaid text set 0.03 (precision 0.92, recall 0.99 on 400 rendered scenes, half of them with a word)."""
+    """Text, as a fraction of the frame; 0.3 drops title cards and slides. A single overlaid word has 0.035 to 0.24: to drop
+    any overlaid text set 0.03 (precision 0.92, recall 0.99 on 400 rendered scenes, half of them with a word)."""
     max_letterbox: float | None = 0.35
-    """Fraction of the frame. 21:9 inside 4:3 has 0.43, 2.39:1 inside 16:9 has 0.26."""
+    """Black bars, as a fraction of the frame. 21:9 inside 4:3 has 0.43, 2.39:1 inside 16:9 has 0.26."""
     max_text_area_ocr: float | None = None
     """Fraction of the frame; needs the scorer `ocr`. Measured at 0.005: drops 3 of 37 real clips (one shows a printed word),
     and 110 of 111 with a text line of 4 to 6 % of the height overlaid."""
     max_static_text: float | None = None
-    """Fraction of the frame; 0.005 drops watermarks. Measured on 74 real clips, as they are and with six kinds of
-    watermarks overlaid: two thirds have no score (camera or scene too still: None, kept); of the others 1 of 25 without a
-    watermark and 153 of 156 with one are dropped. The constants of the score were chosen on these clips; on 40 rendered
-    scenes 5 of 32 and 160 of 172 are."""
+    """Text that stands still (watermarks), as a fraction of the frame; 0.005 drops watermarks. Measured on 74 real clips, as
+    they are and with six kinds of watermarks overlaid: two thirds have no score (camera or scene too still: None, kept); of
+    the others 1 of 25 without a watermark and 153 of 156 with one are dropped. The constants of the score were chosen on
+    these clips; on 40 rendered scenes 5 of 32 and 160 of 172 are."""
     max_static_text_ocr: float | None = None
     """Fraction of the frame; needs the scorer `ocr`. Measured at 0.002: drops 1 of 34 (the printed word) and 186 of 204
     with a watermark. Signs in front of a fixed camera count too."""
     max_nsfw: float | None = None
-    """Needs the scorer `nsfw`, whose authors advise 0.8. Measured: 78 of 84 harmless real clips below 0.3, the highest
-    (a pink toy on a brown table) 0.71."""
+    """NSFW probability. Needs the scorer `nsfw`, whose authors advise 0.8. Measured: 78 of 84 harmless real clips below 0.3,
+    the highest (a pink toy on a brown table) 0.71."""
     min_aesthetic: float | None = None
     """Needs the scorer `aesthetic`."""
     max_blockiness: float | None = None

@@ -15,9 +15,12 @@ generate = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(generate)
 
 
-@pytest.mark.parametrize("name", sorted(generate.pages()))
+PAGES = generate.pages()
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
 def test_page_is_current(name):
-    assert (ROOT / name).read_text(encoding="utf-8") == generate.pages()[name], "run: python docs/generate.py"
+    assert (ROOT / name).read_text(encoding="utf-8") == PAGES[name], "run: python docs/generate.py"
 
 
 def test_every_source_file_says_in_one_line_what_it_is():

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 
 import pytest
@@ -185,3 +186,13 @@ def test_a_checkpoint_of_another_model_is_an_error(finished_run, capsys):
     )
     assert code == 2
     assert "dit" in capsys.readouterr().err
+
+
+def test_a_wrong_value_in_run_yaml_is_one_sentence(finished_run, tmp_path, capsys):
+    recipe = tmp_path / "run.yaml"
+    text = (finished_run / "run.yaml").read_text()
+    recipe.write_text(re.sub(r"( +lr: ).*", r"\1fast", text))
+    code = main(["prepare", "--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--recipe", str(recipe)])
+    error = capsys.readouterr().err.strip()
+    assert code == 2
+    assert re.fullmatch(r"recaption: train_\w+\.trainer\.lr = 'fast': it takes a valid number", error)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,9 @@ def test_text_and_page_show_rules_and_epochs(run: RunFolder, capsys: pytest.Capt
     )
     print_summary("plan", summary)
     text = capsys.readouterr().out
-    assert "rejected seconds: too_long " in text
-    assert "by rule: left_out " in text
-    assert "dropped token fraction: 0.5" in text
+    assert re.search(r"rejected seconds +too_long ", text)
+    assert re.search(r"by rule +left_out ", text)
+    assert re.search(r"dropped tokens +5\d\.\d%", text)
     lines = text.splitlines()
     assert lines[-3].split()[:3] == ["epoch", "steps", "samples"]
     assert lines[-1].split()[:3] == ["1", f"{summary['epochs'][1]['num_steps']}", "30"]

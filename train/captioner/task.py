@@ -55,6 +55,7 @@ class CaptionerSettings:
     """Frames are resized to a square of this side, without cropping."""
     patch_px: int = 16
     num_frames: int = 8
+    """Frames per clip, evenly spaced."""
     design: str = "attentional"
     """Temporal pooling: attentional, factorized, joint or mean; see `recaption.captioners.videococa`."""
     vision_width: int = 160
@@ -82,6 +83,7 @@ class CaptionerSettings:
     caption_weight: float = 2.0
     """Weight of the mean cross-entropy per token, as in CoCa."""
     contrastive_weight: float = 1.0
+    """Weight of the contrastive loss, as in CoCa."""
     batch_size: int = 32
     """Clips per rank and batch."""
     num_workers: int = 1

@@ -14,8 +14,8 @@ from train.compressors.patch_transform import SPATIAL_STRIDE
 @dataclass(frozen=True, kw_only=True)
 class CompressorSettings:
     kind: str = "causal3d"
-    """`causal3d`: a latent frame for the first frame and for every 4 after it; `spatial`: one per frame (then train the
-    transformer with --encode.frame-stride 1)."""
+    """`causal3d`: a latent frame for the first frame and for every 4 after it; `spatial`: one per frame (then encode
+    with --encode.frame-stride 1)."""
     bottleneck: str = "kl"
     """`kl` (Gaussian posterior) or `vq` (codebooks)."""
     latent_channels: int = 0
@@ -34,6 +34,7 @@ class CompressorSettings:
     num_frames: int = 9
     """Per training clip, 4k+1; random temporal crop of longer clips. Any length can be encoded later."""
     height_px: int = 64
+    """As `width_px`."""
     width_px: int = 64
     """Per training clip, multiples of 8; random crop of larger clips. Any size can be encoded later."""
     loss: CompressorLossSettings = field(default_factory=CompressorLossSettings)

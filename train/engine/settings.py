@@ -18,8 +18,9 @@ class TrainerSettings:
     lr: float = 1e-3
     """Peak learning rate."""
     warmup_steps: int = 50
+    """Steps of linear warmup of the learning rate."""
     schedule: str = "cosine"
-    """After a linear warmup: `cosine` (down to `final_lr_fraction`), `wsd` (constant, then linear decay to it) or
+    """Learning rate after the warmup: `cosine` (down to `final_lr_fraction`), `wsd` (constant, then linear decay to it) or
     `constant`."""
     final_lr_fraction: float = 0.05
     """Learning rate of the last step as a fraction of the peak, for `cosine` and `wsd`."""
@@ -27,7 +28,7 @@ class TrainerSettings:
     """Fraction of all steps over which `wsd` decays. Before that, the run does not depend on
     `num_steps`: it can be extended later."""
     weight_decay: float = 0.01
-    """For matrices and convolution kernels; norms, biases and embeddings have none."""
+    """Of matrices and convolution kernels; norms, biases and embeddings have none."""
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     """Gradient clipping by global norm; 0 = off."""
@@ -44,7 +45,9 @@ class TrainerSettings:
     compile: bool = False
     """torch.compile each of the model's `blocks`, or the whole model if it has none."""
     device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
     seed: int = 0
+    """Seed of weights, noise and data order."""
     log_every: int = 10
     checkpoint_every: int = 500
     """Steps between checkpoints; also one after the last step and on SIGTERM or Ctrl-C."""

@@ -20,8 +20,11 @@ class DitSettings:
     which gives the same images at first. Empty: from scratch."""
     backbone: str = "dit"
     width: int = 192
+    """Channels per token."""
     depth: int = 6
+    """Transformer blocks."""
     num_heads: int = 6
+    """Attention heads of a block."""
     absolute_positions: bool = False
     """Add a sine-cosine position embedding to RoPE: small models learn shapes sooner. With `init_from` a model without, its
     weights start at zero."""

@@ -81,7 +81,7 @@ def test_pretrained_autoencoders_go_through_the_commands(run_copy, command, tmp_
     assert done("encode", *at_run, "--compressor", spec, *stride)["samples"] > 0
     size = ("--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2")
     steps = ("--train-dit.trainer.num-steps", "2", "--train-dit.trainer.warmup-steps", "1")
-    trained = done("train", "dit", *at_run, "--encode.compressor", spec, *stride, *size, *steps)
+    trained = done("train", "dit", *at_run, "--encode.compressor", spec, *size, *steps)
     prompt = ("--prompt", "a red circle", "--expander", "none", "--num-steps", "2", "--num-frames", str(num_frames))
     sampled = done("sample", "--checkpoint", trained["checkpoint"], *prompt, "--out", str(tmp_path / "out"))
     assert read_frames(sampled["videos"][0], None).pixels_THWC.shape == (num_frames, 64, 64, 3)

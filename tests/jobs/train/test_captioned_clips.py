@@ -10,7 +10,7 @@ from jobs.prepare.prepare import prepare
 from jobs.recipe.presets import quickstart
 from jobs.recipe.settings import from_dict, to_dict
 from jobs.train.captioned_clips import captioned_clips
-from jobs.train.train import train_model, with_training_flags
+from jobs.train.train import train_model
 from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.registry import load_captioner
 from recaption.captions.text import CAPTION_KINDS
@@ -125,19 +125,32 @@ def test_a_captioner_trains_on_a_run_folder_and_captions_it(prepared, small_reci
 
 
 def test_flags_set_the_settings_of_their_model():
-    command = parse(
-        "train", ["captioner", "--run", "x", "--captions", "main", "original=short", "--recipe", "quickstart"]
-    )
-    assert command.captions == ("main", "original=short")
-    recipe = with_training_flags("captioner", quickstart(), ("main",), "tiny", "lit").train_captioner
-    assert (recipe.captions, recipe.captioner.init_from, recipe.captioner.trainable) == (("main",), "tiny", "lit")
-    unchanged = with_training_flags("captioner", quickstart(), (), None, None)
-    assert unchanged == quickstart()
-    with pytest.raises(UsageError, match="not of `train compressor`"):
-        with_training_flags("compressor", quickstart(), (), "tiny", None)
-    with pytest.raises(UsageError, match="not of `train dit`"):
-        with_training_flags("dit", quickstart(), (), None, "lit")
-    assert with_training_flags("dit", quickstart(), (), "folder", None).train_dit.dit.init_from == "folder"
+    flags = ["--run", "x", "--captions", "main", "original=short", "--init-from", "tiny", "--trainable", "lit"]
+    settings = parse("train captioner", [*flags, "--recipe", "quickstart"]).resolved().train_captioner
+    assert settings.captions == ("main", "original=short")
+    assert (settings.captioner.init_from, settings.captioner.trainable) == ("tiny", "lit")
+    assert parse("train captioner", ["--run", "x"]).resolved() == quickstart()
+    dit = parse("train dit", ["--run", "x", "--init-from", "folder"]).resolved().train_dit.dit
+    assert dit.init_from == "folder"
+
+
+@pytest.mark.parametrize(
+    ("model", "flag"),
+    [
+        ("compressor", "--init-from"),
+        ("compressor", "--captions"),
+        ("dit", "--trainable"),
+        ("dit", "--captions"),
+        ("captioner", "--eval"),
+        ("captioner", "--train-dit.dit.width"),
+        ("compressor", "--plan.capacity"),
+        ("dit", "--prepare.part-size"),
+    ],
+)
+def test_a_flag_without_effect_on_a_model_does_not_exist(model, flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(f"train {model}", ["--run", "x", flag, "3"])
+    assert flag in capsys.readouterr().err
 
 
 def test_settings_round_trip_through_run_yaml():

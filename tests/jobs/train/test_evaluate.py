@@ -95,14 +95,14 @@ def test_a_held_out_run_can_be_used(trained, recipe, small_run):
     run, _ = trained
     settings = dataclasses.replace(recipe.train_dit.evaluation, held_out=small_run.uri)
     held_out = dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, evaluation=settings))
-    evaluate_model("dit", run.uri, "main", held_out, InProcess(), progress=False)
+    evaluate_model(run.uri, "main", held_out, InProcess(), progress=False)
     assert "held-out clips" in json.loads(read(run))["measures"]["flow_loss/17f-64x64-8fps"]["definition"]
 
 
 def test_wrong_use_is_one_sentence(trained, recipe, capsys):
     run, _ = trained
     for arguments, sentence in (
-        (["captioner", "--eval"], "--eval is only for `train dit`"),
+        (["captioner", "--eval"], "--eval"),
         (["dit", "--eval", "--steps", "5"], "--steps has no effect"),
         (["dit", "--eval", "--name", "none"], "is not a folder"),
     ):
@@ -110,10 +110,8 @@ def test_wrong_use_is_one_sentence(trained, recipe, capsys):
         assert sentence in capsys.readouterr().err
     other = dataclasses.replace(recipe.train_dit, dit=dataclasses.replace(recipe.train_dit.dit, loss_norm="token"))
     with pytest.raises(CheckpointMismatchError, match="loss_norm = sample, the recipe has token"):
-        evaluate_model(
-            "dit", run.uri, "main", dataclasses.replace(recipe, train_dit=other), InProcess(), progress=False
-        )
+        evaluate_model(run.uri, "main", dataclasses.replace(recipe, train_dit=other), InProcess(), progress=False)
     settings = dataclasses.replace(recipe.train_dit.evaluation, held_out=run.uri + "/nothing")
     held_out = dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, evaluation=settings))
     with pytest.raises(UsageError, match="not a run folder"):
-        evaluate_model("dit", run.uri, "main", held_out, InProcess(), progress=False)
+        evaluate_model(run.uri, "main", held_out, InProcess(), progress=False)

@@ -1,0 +1,64 @@
+"""Flags that several commands have, and how flags become settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from jobs.cluster.cluster import Cluster
+from jobs.recipe import presets as recipes
+from jobs.recipe.settings import Recipe
+
+Settings = Annotated[Recipe, tyro.conf.arg(name="")]
+"""The recipe's settings as flags: `--shard.buckets.fps 12`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags of every command."""
+
+    example: ClassVar[str]
+    """A command line that works."""
+    shown: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
+    json: bool = False
+    """Print one machine-readable JSON object on stdout."""
+    address: str | None = None
+    """Ray cluster to run on (`auto`, `ray://host:10001`); default: a local Ray, started and stopped here."""
+    num_workers: int | None = None
+    """Worker processes; default: one per core."""
+    progress: bool = True
+    """Progress bars on stderr."""
+
+    def cluster(self) -> Cluster:
+        return Cluster(address=self.address, num_workers=self.num_workers, progress=self.progress)
+
+    def __call__(self) -> dict[str, Any]:
+        """Run the command; its summary, as `--json` prints it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRun(Common):
+    """Flags of the commands on an existing run folder; defaults come from its run.yaml."""
+
+    run: str
+    """The run folder."""
+    settings: Settings = field(default_factory=recipes.quickstart)
+
+
+def under(group: str, *names: str) -> tuple[str, ...]:
+    """Paths of settings of one group."""
+    return tuple(f"{group}.{name}" for name in " ".join(names).split())
+
+
+def changed(settings: Any, group: str, **flags: Any) -> Any:
+    """The settings with the flags that were given set in one group, `train_dit.dit`."""
+    flags = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if not group:
+        return dataclasses.replace(settings, **flags)
+    name, _, below = group.partition(".")
+    return dataclasses.replace(settings, **{name: changed(getattr(settings, name), below, **flags)})
