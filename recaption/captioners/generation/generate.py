@@ -101,15 +101,11 @@ def _greedy_or_sample(
     for index in range(max_tokens):
         logits_RV = decoder.step(next_input)
         log_normalizer_R = logits_RV.logsumexp(dim=-1)
-        allowed_RV = logits_RV
-        if index < decoding.min_tokens:
-            allowed_RV = logits_RV.clone()
-            allowed_RV[:, special.end] = -torch.inf
         if uniforms_RM is not None:
             uniform_R = torch.as_tensor(uniforms_RM[caption_of_row, index], dtype=torch.float32, device=decoder.device)
-            chosen_R = sample_tokens(allowed_RV, uniform_R, decoding)
+            chosen_R = sample_tokens(logits_RV, uniform_R, decoding)
         else:
-            chosen_R = allowed_RV.argmax(dim=-1)
+            chosen_R = logits_RV.argmax(dim=-1)
         chosen_logprob_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_normalizer_R
         for row, (token, logprob) in enumerate(zip(chosen_R.tolist(), chosen_logprob_R.tolist(), strict=True)):
             caption = caption_of_row[row]

@@ -210,9 +210,9 @@ def test_sampling_with_one_candidate_is_greedy():
 def test_context_length_bounds_the_caption():
     coca = small_coca(context_length=6, seed=1)
     tokens_BND = image_tokens(coca, 3)
-    decoding = DecodingSettings(max_tokens=500, min_tokens=500)
+    decoding = DecodingSettings(max_tokens=500)
     with torch.inference_mode():
-        captions = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=decoding)
+        captions = generate(coca, tokens_BND, special=SpecialTokens(start=1, end=-1, pad=-1), decoding=decoding)
         assert {len(caption.tokens) for caption in captions} == {6}
         assert not any(caption.ended for caption in captions)
         with pytest.raises(UsageError, match="context"):
@@ -220,22 +220,6 @@ def test_context_length_bounds_the_caption():
         steps = CachedDecoder(coca, tokens_BND)
         with pytest.raises(UsageError, match="context"):
             steps.step(torch.ones(3, 7, dtype=torch.long))
-
-
-def test_min_tokens_masks_the_end_token():
-    coca = small_coca(seed=0)
-    with torch.no_grad():
-        coca.text_decoder.text_projection[:, SPECIAL.end] = 0
-        coca.text_decoder.ln_final.bias.fill_(0.5)
-        coca.text_decoder.text_projection[:, SPECIAL.end] += 10
-    tokens_BND = image_tokens(coca, 2)
-    with torch.inference_mode():
-        default = generate(coca, tokens_BND, special=SPECIAL)
-        with_minimum = generate(
-            coca, tokens_BND, special=SpecialTokens(start=1, end=2, pad=-1), decoding=DecodingSettings(min_tokens=4)
-        )
-    assert {caption.tokens for caption in default} == {(SPECIAL.end,)}
-    assert {len(caption.tokens) for caption in with_minimum} == {5}
 
 
 @torch.inference_mode()
