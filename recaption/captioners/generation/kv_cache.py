@@ -136,7 +136,8 @@ class _CrossAttention:
         self.num_heads = attn.num_heads
         width, bias = attn.embed_dim, attn.in_proj_bias
         self._query_weight = attn.in_proj_weight[:width]
-        self._query_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        self._query_bias = None if bias is None else bias[:width]
+        kv_bias = None if bias is None else bias[width:]
         projected = F.linear(block.ln_1_kv(image_embs_BND), attn.in_proj_weight[width:], kv_bias)
         self.keys, self.values = (_heads(part, self.num_heads).contiguous() for part in projected.chunk(2, dim=-1))
 

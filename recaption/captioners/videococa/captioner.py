@@ -202,8 +202,8 @@ class CocaCaptioner(BaseCaptioner):
         return self._field_parser(text) if self._field_parser else CaptionFields()
 
     def _encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> ClipEmbedding:
-        """Embeddings of a batch; without temporal embedding, clips with few frames are encoded with those they have."""
-        repeat = self.model.temporal_embedding is not None
+        """Embeddings of a batch; clips with few frames repeat some if the clip encoder needs that."""
+        repeat = self.model.clip_encoder.repeats_frames
         parts: dict[int, ClipEmbedding] = {}
         frames: dict[int, Tensor] = {}
         for row, clip in enumerate(clips):
