@@ -1,4 +1,4 @@
-"""FrozenBiLM as a captioner; model and decoding are in `frozenbilm_model`.
+"""FrozenBiLM as a captioner; experimental: never run with published weights. The model is in `frozenbilm_model`.
 
 captioner = load_captioner("frozenbilm:models/mine")
 """

@@ -1,5 +1,6 @@
-"""mPLUG-2 as a captioner; the model is in `mplug2_model`.
+"""mPLUG-2 as a captioner; experimental: never run with published weights. The model is in `mplug2_model`.
 
+convert_checkpoint("mPLUG2_caption.pth", tokenizer, "models/mine")      # of mplug2_model; names are its source code's
 captioner = load_captioner("mplug2:models/mine")
 """
 
