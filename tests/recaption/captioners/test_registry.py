@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners.base import CLIPS_PER_BATCH, sample_uniforms
+from recaption.captioners.base import CLIPS_PER_BATCH, ClipBatch
+from recaption.captioners.generation.settings import DecodingSettings
 from recaption.captioners.preprocess import FramePreprocessor, uniform_frame_indices
 from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa import checkpoint, out_of_domain
@@ -325,7 +326,18 @@ def test_seed_changes_sampled_captions(folder):
     texts = {seed: captioner.caption([clip(0)], seed=seed, temperature=2.0)[0].text for seed in (0, 1, 0)}
     assert texts[0] == captioner.caption([clip(0)], seed=0, temperature=2.0)[0].text
     assert texts[0] != texts[1]
-    assert not np.array_equal(sample_uniforms(0, "a", 4), sample_uniforms(0, "b", 4))
+
+
+def test_random_numbers_of_a_row_depend_on_its_key_and_seed_alone():
+    def uniforms(keys, seed=0, count=4):
+        decoding = DecodingSettings(max_tokens=count, temperature=1.0)
+        batch = ClipBatch(clips=[], clip_hashes=[], rng_keys=keys, kind="descriptive", decoding=decoding, seed=seed)
+        return batch.uniforms_RM.tolist()
+
+    both = uniforms(["a", "a/1"])
+    assert both == [*uniforms(["a"]), *uniforms(["a/1"])]
+    assert [row[:2] for row in both] == uniforms(["a", "a/1"], count=2)
+    assert len({number for row in (*both, *uniforms(["a"], seed=1)) for number in row}) == 12
 
 
 def test_the_best_of_several_samples_is_returned(folder, monkeypatch):
