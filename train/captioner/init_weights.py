@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from recaption.captioners.preprocess import FramePreprocessor
-from recaption.captioners.pretrained import weights_hash
 from recaption.captioners.registry import SPEC_FORMATS
 from recaption.captioners.videococa.captioner import token_lengths
 from recaption.captioners.videococa.checkpoint import (
@@ -32,6 +31,7 @@ from recaption.captioners.videococa.checkpoint import (
 from recaption.captioners.videococa.model import FrameEncoder, VideoCoCa
 from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer
 from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.weights import weights_hash
 
 MAX_TRUNCATED_FRACTION = 0.2
 """Maximum fraction of training captions longer than the context; truncated ones teach it to stop mid-sentence."""
@@ -97,7 +97,7 @@ def from_captioner(spec: str, *, temporal: bool = True) -> InitialCaptioner:
             f"--init-from {spec!r} is not a captioner that can be trained further; use one of {SPEC_FORMATS}"
         )
     _check_vocabulary(spec, config, tokenizer)
-    provenance = {"spec": spec, "weights": weights_hash(model)}
+    provenance = {"spec": spec, "weights": weights_hash(model.state_dict())}
     if temporal and not config["temporal"]:
         config = {**config, "temporal": True}
         original, model = model, build_model(config)

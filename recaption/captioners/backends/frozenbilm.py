@@ -18,7 +18,7 @@ from recaption.captioners.backends.checkpoint_folder import (
 )
 from recaption.captioners.backends.frozenbilm_model import FORMAT, NUM_ITERATIONS, FrozenBiLM
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput
-from recaption.captioners.pretrained import weights_hash
+from recaption.weights import weights_hash
 
 
 class FrozenBiLMCaptioner(BaseCaptioner):
@@ -82,7 +82,7 @@ def open_frozenbilm(path_or_id: str, *, device: str, dtype: torch.dtype | None) 
     folder = read_checkpoint_folder(path_or_id, FORMAT)
     model = FrozenBiLM(folder.config)
     folder.load_weights(model)
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     return FrozenBiLMCaptioner(
         model.to(device=device, dtype=dtype or torch.float32), folder, spec=spec, weights_hash=digest
     )

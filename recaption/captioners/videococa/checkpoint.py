@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from recaption import hub
 from recaption.captioners.preprocess import FramePreprocessor
-from recaption.captioners.pretrained import weights_hash
 from recaption.captioners.videococa.captioner import CocaCaptioner
 from recaption.captioners.videococa.model import (
     POOLERS,
@@ -37,6 +36,7 @@ from recaption.captioners.videococa.out_of_domain import TrainingAnchors, read_t
 from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer, tokenizer_from_merges
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
+from recaption.weights import weights_hash
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 FORMAT_VERSION = "videococa-1"
@@ -270,7 +270,7 @@ def captioner_from_config(
     training_anchors: TrainingAnchors | None = None,
 ) -> CocaCaptioner:
     """Build the captioner from its config and model; weights are copied only if device or dtype change."""
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     return CocaCaptioner(
         model.to(device=device, dtype=dtype),
         tokenizer,

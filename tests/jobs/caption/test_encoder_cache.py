@@ -9,13 +9,13 @@ import pytest
 
 from jobs.caption.worker import CaptionWorker
 from jobs.recipe.stage_settings import CaptionSettings
-from recaption.captioners.pretrained import weights_hash
 from recaption.errors import UsageError
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import render
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.writer import write_video
+from recaption.weights import weights_hash
 
 NUM_FRAMES = 12
 
@@ -87,7 +87,7 @@ def test_other_windows_or_weights_do_not_use_the_cache(tmp_path, clips, monkeypa
     from recaption.captioners.videococa import checkpoint
 
     hash_of = weights_hash
-    monkeypatch.setattr(checkpoint, "weights_hash", lambda model: hash_of(model)[::-1])
+    monkeypatch.setattr(checkpoint, "weights_hash", lambda weights: hash_of(weights)[::-1])
     rows = captions_of(run, clips, "others")
     assert [row.reason == "unreadable" for row in rows] == [True, False, False]
 
