@@ -27,6 +27,7 @@ class PlanSettings:
     budget_tokens: int = 0
     """Under `flops`: a pack may cost as much as one sample of this many tokens; longer ones are rejected. 0: the longest."""
     seed: int = 0
+    """Seed of the order of samples and of random rules."""
     global_batch_packs: int = 0
     """Packs per global batch: ranks x accumulation of the largest job. Every number of ranks that divides it sees the
     same global batches at equal cost. 0: the largest power of two up to 64 that adds at most 1/16 to the packs."""

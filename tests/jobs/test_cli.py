@@ -64,10 +64,10 @@ def flags_in(text):
 
 
 def commands_in(text):
-    """(command, its flags) of every `recaption VERB ...`; a `train` of several models counts for each that has the flag."""
+    """(command, its flags) of every `recaption VERB ...` or `python -m jobs VERB ...`; of an unnamed model: all trainings."""
     text = re.sub(r"\\\n", " ", text)
     names = "|".join({verb.split()[0] for verb in VERBS})
-    for line in re.findall(rf"recaption +((?:{names})\b[^`\n]*)", text):
+    for line in re.findall(rf"(?:recaption|-m jobs) +((?:{names})\b[^`\n]*)", text):
         line = line.split("    #")[0]
         words = line.split()
         models = re.findall(r"[a-z]+", words[1]) if words[0] == "train" and len(words) > 1 else [""]

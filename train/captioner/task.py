@@ -83,6 +83,7 @@ class CaptionerSettings:
     caption_weight: float = 2.0
     """Weight of the mean cross-entropy per token, as in CoCa."""
     contrastive_weight: float = 1.0
+    """Weight of the contrastive loss, as in CoCa."""
     batch_size: int = 32
     """Clips per rank and batch."""
     num_workers: int = 1
