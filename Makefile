@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = demo/run
+TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test check bench bench-footage clean
@@ -19,8 +20,9 @@ demo: $(VENV)/.installed  ## rendered scenes and real footage -> trained model -
 	@echo "sampled video: $$(ls -d $(RUN)/samples/*/sample-0000.mp4 | tail -n 1)"
 	@echo "report page:   $(RUN)/report/index.html"
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+test: export OMP_NUM_THREADS = 1
+test: $(VENV)/.installed  ## processes of one thread each; the tests of a file stay together, for their fixtures
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

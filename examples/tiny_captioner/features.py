@@ -29,7 +29,7 @@ from recaption.captioners.videococa.two_path import (
     slow_frame_indices,
     slow_pathway_features,
 )
-from train.captioner.scene_clips import training_clip
+from train.captioner.scene_clips import SceneClips
 
 CLIPS_PER_PART = 500
 
@@ -108,7 +108,7 @@ def load_components(folder: Path, photos: Sequence[Photo], extractor: FrozenFeat
     path = folder / "components.safetensors"
     if path.is_file():
         return Components(**load_file(path))
-    scenes = [training_clip(3 * i + 1, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for i in range(160)]
+    scenes = [SceneClips().clip(3 * i + 1, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for i in range(160)]
     photo_numbers = range(400 if photos else 0)
     clips = [
         photo_clip(photos, 13 * i + 1, frame_px=FRAME_PX, num_frames=NUM_FRAMES).pixels_THWC for i in photo_numbers
@@ -146,7 +146,7 @@ def render_part(part: Part, photos: Sequence[Photo]) -> tuple[np.ndarray, dict[s
             short.append(list(clip.plain_captions))
             motions.append(clip.motion)
         else:
-            scene = training_clip(number, PREPROCESSOR, num_frames=NUM_FRAMES)
+            scene = SceneClips().clip(number, PREPROCESSOR, num_frames=NUM_FRAMES)
             clips.append(scene.pixels_THWC)
             long.append(list(scene.captions["descriptive"]))
             short.append(list(scene.captions["short"]))

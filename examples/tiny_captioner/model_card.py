@@ -22,9 +22,10 @@ from recaption.captioners.videococa.out_of_domain import TrainingAnchors
 from recaption.captioners.videococa.tokenizer import tokenizer_from_merges
 from recaption.captioners.videococa.two_path import FAST_PATHWAY_PX, FINE_CELL, FRAME_PX, NUM_FRAMES, NUM_SLOW_FRAMES
 from recaption.captions.metrics import caption_scores, cider_d
+from recaption.scenes.splits import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 from train.captioner.evaluation import FIELDS, evaluate_on_scenes, matched_auc
 from train.captioner.export import FIELD_NAMES
-from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS, training_clip
+from train.captioner.scene_clips import SceneClips
 
 NUM_BEAMS = 3
 """Default beam width, also for the card's metrics."""
@@ -52,7 +53,8 @@ def known_clips(photos: Sequence[Photo]) -> list[np.ndarray]:
         ).pixels_THWC
         for i, n in enumerate(chosen)
     ]
-    return clips + [training_clip(n, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for n in range(NUM_KNOWN_SCENES)]
+    scenes = SceneClips()
+    return clips + [scenes.clip(n, PREPROCESSOR, num_frames=NUM_FRAMES).pixels_THWC for n in range(NUM_KNOWN_SCENES)]
 
 
 def folded_state(state: Mapping[str, Tensor], components: Components) -> dict[str, Tensor]:

@@ -42,7 +42,8 @@ from recaption.captioners.videococa.model import build_coca
 from recaption.captioners.videococa.tokenizer import BPETokenizer, train_tokenizer
 from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN_BACKBONE, NUM_FRAMES, TwoPathCoCa, build_two_path
 from recaption.scenes.captions import ATTRIBUTE_VALUES
-from train.captioner.loss import MAX_LOGIT_SCALE
+from train.captioner.batches import text_hash
+from train.captioner.loss import MAX_LOGIT_SCALE, contrastive_loss
 from train.captioner.scene_clips import random_captions
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
@@ -224,11 +225,14 @@ class TinyTask:
         long_ids = self.tokenizer.encode([text for texts in zip(*long, strict=True) for text in texts])
         if per_clip > 1:
             long_ids = long_ids[:, : self.settings.max_photo_tokens]
+        short_ids = self.tokenizer.encode(short)[:, : long_ids.shape[1]]
+        positives_KBM = (long_ids[: len(short)].tolist(), short_ids.tolist())
         return {
             "semantic_BSLC": torch.from_numpy(np.stack([parts[k].semantic_NSLC[i] for k, i in locations])),
             "motion_BTHWC": torch.from_numpy(np.stack([parts[k].motion_NTHWC[i] for k, i in locations])),
             "long_SM": long_ids,
-            "short_BM": self.tokenizer.encode(short)[:, : long_ids.shape[1]],
+            "short_BM": short_ids,
+            "text_hash_KB": torch.tensor([[text_hash(str(ids)) for ids in ids_BM] for ids_BM in positives_KBM]),
             "camera_B": torch.tensor(cameras),
             "action_B": torch.tensor(actions),
         }
@@ -253,22 +257,20 @@ class TinyTask:
         )
         scale = coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         pooled_SD = F.normalize(texts.pooled_SD.float(), dim=-1)
-        pairs = ((pooled_SD[:num_clips], long_SM[:num_clips]), (pooled_SD[-num_clips:], short_BM))
-        contrastive_loss = torch.stack([_contrastive_loss(clips_BD.float(), *pair, scale) for pair in pairs]).mean()
+        texts_KBD = torch.stack([pooled_SD[:num_clips], pooled_SD[-num_clips:]])
+        contrastive = contrastive_loss(clips_BD.float(), texts_KBD, batch["text_hash_KB"], scale) / num_clips
         motion_loss = F.cross_entropy(model.camera_head(motion_BD).float(), batch["camera_B"])
         if (batch["action_B"] >= 0).any():
             action_loss = F.cross_entropy(model.action_head(motion_BD).float(), batch["action_B"], ignore_index=-1)
             motion_loss = motion_loss + action_loss
-        loss = (
-            self.settings.caption_weight * caption_loss + contrastive_loss + self.settings.motion_weight * motion_loss
-        )
+        loss = self.settings.caption_weight * caption_loss + contrastive + self.settings.motion_weight * motion_loss
         kind = "scenes" if (batch["action_B"] >= 0).any() else "photos"
         return LossParts(
             loss_sum=loss * num_clips,
             weight=num_clips,
             logs={
                 f"{kind}_caption": caption_loss.detach(),
-                f"{kind}_contrastive": contrastive_loss.detach(),
+                f"{kind}_contrastive": contrastive.detach(),
                 f"{kind}_motion": motion_loss.detach(),
             },
             num_tokens=int((long_SM != pad).sum()),
@@ -332,14 +334,6 @@ def next_token_logits(decoder: Any, tokens_BND: Tensor, text_BMD: Tensor, mask_B
         text_BMD = block(text_BMD, attn_mask=decoder.attn_mask[:length, :length])
         text_BMD = cross(text_BMD, k_x=tokens_BND, v_x=tokens_BND)
     return decoder.ln_final(text_BMD[mask_BM]) @ decoder.text_projection
-
-
-def _contrastive_loss(clips_BD: Tensor, texts_BD: Tensor, ids_BM: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy on one rank; equal texts count as positives of each other."""
-    same_BB = (ids_BM[:, None] == ids_BM[None, :]).all(dim=-1).float()
-    targets_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
-    logits_BB = scale * clips_BD @ texts_BD.T
-    return (F.cross_entropy(logits_BB, targets_BB) + F.cross_entropy(logits_BB.T, targets_BB)) / 2
 
 
 def encode(model: Any, batch: Mapping[str, Tensor], *, dropout: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:

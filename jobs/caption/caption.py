@@ -19,7 +19,8 @@ from jobs.caption.repeated import find_repeated_captions
 from jobs.caption.semantic import find_semantic
 from jobs.caption.worker import CaptionWorker, check_specs
 from jobs.cluster.cluster import Cluster
-from jobs.recipe.run_inputs import kept_clips, part_name, write_recipe
+from jobs.recipe.part_names import part_name
+from jobs.recipe.run_inputs import kept_clips, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.captioners.registry import is_remote
 from recaption.captions.repeated import read_repeated

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.recipe.run_inputs import part_name
-from jobs.recipe.settings import CaptionSettings
+from jobs.recipe.part_names import part_name
+from jobs.recipe.stage_settings import CaptionSettings
 from recaption.captioners.clip_views import CaptionInput
 from recaption.captioners.interface import Captioner, EncodedClip
 from recaption.errors import UsageError

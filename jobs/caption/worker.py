@@ -10,8 +10,8 @@ import numpy as np
 
 from jobs.caption.encoder_cache import EncoderCache
 from jobs.cluster import attempts
-from jobs.recipe.run_inputs import part_name, part_number
-from jobs.recipe.settings import CaptionSettings
+from jobs.recipe.part_names import part_name, part_number
+from jobs.recipe.stage_settings import CaptionSettings
 from recaption.captioners.clip_views import CaptionInput, sample_windows
 from recaption.captioners.gates import QualityGates, mark_bad
 from recaption.captioners.interface import CaptionBatch, Captioner

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster.cluster import Cluster
-from jobs.recipe.settings import Recipe, TextSettings
+from jobs.recipe.settings import Recipe
+from jobs.recipe.stage_settings import TextSettings
 from packing.loader.captions import read_blend
 from recaption.errors import UsageError
 from recaption.ledger.encoded_texts import ENCODER_FILE, TEXTS_SCHEMA, plan_hash, read_header, text_folder

@@ -44,14 +44,16 @@ class EncodeWorker:
     def _entries(self, rows: list[Sample]) -> Iterator[Entry]:
         import torch
 
+        from train.compressors.pixels import to_pixels
+
         for row in rows:
             try:
                 attempts.begin(row.clip_id)
             except VideoError as error:
                 yield failed_latent_entry(row, reason=error.reason, detail=error.detail)
                 continue
-            pixels_THWC = decode_bytes(read_sample(self.run, row)["mp4"]).pixels_THWC
-            pixels_BCTHW = torch.from_numpy(pixels_THWC).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            frames_THWC = decode_bytes(read_sample(self.run, row)["mp4"]).pixels_THWC
+            pixels_BCTHW = to_pixels(torch.from_numpy(frames_THWC).to(self.device))[None]
             with torch.inference_mode():
                 latent_BCthw = self.compressor.encode(pixels_BCTHW)
             yield latent_entry(
@@ -68,12 +70,8 @@ class EncodeWorker:
         """PSNR of decoding the stored latent, with the rounding of its storage dtype."""
         import torch
 
+        from train.compressors.picture_quality import psnr_db
+
         with torch.inference_mode():
             latent_BCthw = torch.from_numpy(latent_CTHW)[None].to(self.device).float()
-            return _psnr_db(self.compressor.decode(latent_BCthw), pixels_BCTHW)
-
-
-def _psnr_db(decoded: Any, pixels: Any) -> float:
-    """Peak signal-to-noise ratio; pixels are in [-1, 1], so the peak is 2."""
-    error = (decoded.clamp(-1, 1) - pixels).square().mean().item()
-    return float(10 * np.log10(4.0 / max(error, 1e-10)))
+            return psnr_db(self.compressor.decode(latent_BCthw), pixels_BCTHW)

@@ -14,7 +14,8 @@ from typing import Any
 from jobs.cluster.cluster import Cluster
 from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.worker import PrepareWorker
-from jobs.recipe.run_inputs import check_same_recipe, part_name, plan_inputs, write_recipe
+from jobs.recipe.part_names import part_name
+from jobs.recipe.run_inputs import check_same_recipe, plan_inputs, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.errors import ErrorBudgetError
 from recaption.inputs.paths import expand_paths

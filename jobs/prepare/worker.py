@@ -11,8 +11,8 @@ import pyarrow as pa
 from PIL import Image
 
 from jobs.cluster import attempts
-from jobs.recipe.run_inputs import part_name
-from jobs.recipe.settings import PrepareSettings
+from jobs.recipe.part_names import part_name
+from jobs.recipe.stage_settings import PrepareSettings
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
 from recaption.ledger.ledger import CLIPS_SCHEMA

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.recipe.part_names import part_number
 from jobs.recipe.settings import Recipe, from_dict, stage_hashes, to_dict
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, UsageError
@@ -23,10 +24,6 @@ RUN_YAML = "run.yaml"
 INPUTS = "inputs.parquet"
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
-
-
-def part_name(folder: str, part: int) -> str:
-    return f"{folder}/part-{part:05d}.parquet"
 
 
 def open_run(uri: str) -> tuple[RunFolder, Recipe]:
@@ -92,11 +89,6 @@ def plan_inputs(run: RunFolder, uris: list[str], part_size: int) -> dict[int, li
     for row in rows:
         parts.setdefault(row["part"], []).append(row["uri"])
     return parts
-
-
-def part_number(name: str) -> int:
-    """`clips/part-00012.parquet` -> 12."""
-    return int(name.rsplit("-", 1)[1].removesuffix(".parquet"))
 
 
 def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False) -> dict[int, list[Clip]]:

@@ -24,7 +24,8 @@ from jobs.cluster.cluster import Cluster
 from jobs.encode.encode import encode, planned_latents
 from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.prepare import prepare
-from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe, part_name, part_number
+from jobs.recipe.part_names import part_name, part_number
+from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
 from jobs.verify.repair_scope import PART_FOLDERS, RepairJob, RepairScope, find_scope

@@ -7,7 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from jobs.cluster.cluster import Cluster
-from jobs.recipe.run_inputs import INPUTS, part_number
+from jobs.recipe.part_names import part_number
+from jobs.recipe.run_inputs import INPUTS
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.verify.verify import find_problems
 from recaption.captions.sets import REJECTED_CLIPS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from jobs.recipe.run_inputs import part_name
+from jobs.recipe.part_names import part_name
 from jobs.verify.repair_scope import RepairJob
 from recaption.errors import VideoError
 from recaption.inputs.local_files import file_id, local_copy

@@ -1,4 +1,4 @@
-"""One small run folder for all end-to-end tests: rendered scenes, a duplicate, and an HTML page named .mp4."""
+"""One small run folder for the tests of a file: rendered scenes, a duplicate, and an HTML page named .mp4."""
 
 import json
 import shutil
@@ -42,8 +42,8 @@ def videos(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def finished_run(videos, tmp_path_factory):
+@pytest.fixture(scope="module")
+def finished_run(videos, local_ray, tmp_path_factory):
     """The whole pipeline, run once with two workers."""
     out = tmp_path_factory.mktemp("runs") / "two-workers"
     code = main(

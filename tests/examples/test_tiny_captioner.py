@@ -125,9 +125,9 @@ def test_cached_motion_frames_equal_those_of_the_captioner(cached):
 
     folder, _ = cached
     part = read_part(folder, Part("scenes", 0))
-    from train.captioner.scene_clips import training_clip
+    from train.captioner.scene_clips import SceneClips
 
-    clip = training_clip(0, PREPROCESSOR, num_frames=8).pixels_THWC
+    clip = SceneClips().clip(0, PREPROCESSOR, num_frames=8).pixels_THWC
     small = fast_pathway_frames(torch.from_numpy(clip).movedim(-1, -3).float()[None])[0].movedim(-3, -1)
     assert np.abs(small.numpy() - part.motion_NTHWC[0]).max() <= 0.51
 

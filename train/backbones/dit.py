@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from recaption.errors import UsageError
 from train.layers.adaln import gated_residual, modulated_layer_norm
+from train.layers.attention import packed_attention
 from train.layers.embeddings import (
     POSITION_FREQUENCIES,
     TIMESTEP_EMBEDDING_WIDTH,
     sincos_pos_embed,
     timestep_embedding,
 )
-from train.layers.packed_attention_layers import CrossAttention, SelfAttention, attention_outside_compile
+from train.layers.packed_attention_layers import Attend, CrossAttention, SelfAttention, outside_compile
 from train.layers.rope import rotary_cos_sin
 from train.layers.segments import Segments
 from train.layers.text_condition import NULL_TOKENS, with_null_captions
@@ -105,7 +106,8 @@ class Dit(nn.Module):
         self.null_pooled_embedding_C = nn.Parameter(torch.randn(pooled_width))
         self.condition_mask_embedding_D = nn.Parameter(torch.zeros(width))
         self.register_embedding_RD = nn.Parameter(torch.randn(num_registers, width)) if num_registers else None
-        self.blocks = nn.ModuleList(DitBlock(width, num_heads, mlp_ratio, attention_backend) for _ in range(depth))
+        attend = functools.partial(packed_attention, backend=attention_backend)
+        self.blocks = nn.ModuleList(DitBlock(width, num_heads, mlp_ratio, attend) for _ in range(depth))
         self.final_adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.final_linear = nn.Linear(width, token_width)
         self._initialise()
@@ -195,12 +197,12 @@ class Dit(nn.Module):
 class DitBlock(nn.Module):
     """Self-attention and MLP with adaLN-Zero, and cross-attention to the sample's text between them."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, attention_backend: str) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, attend: Attend) -> None:
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.attention = SelfAttention(width, num_heads, attention_backend)
+        self.attention = SelfAttention(width, num_heads, attend)
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, num_heads, attention_backend)
+        self.cross_attention = CrossAttention(width, num_heads, attend)
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
@@ -227,8 +229,7 @@ class DitBlock(nn.Module):
         Wrappers of activation checkpointing or FSDP around `forward` stay outside too: torch.compile cannot trace them.
         """
         for attention in (self.attention, self.cross_attention):
-            # one object for all blocks: a function per block would be a graph per block
-            attention.attend = attention_outside_compile()  # type: ignore[method-assign]
+            attention.attend = outside_compile(attention.attend)
         forward: Any = self.forward
         if isinstance(forward, functools.partial):  # torch.utils.checkpoint around the block's forward
             inner = torch.compile(forward.args[0], *args, dynamic=dynamic, **kwargs)

@@ -128,7 +128,7 @@ class CaptionBatches:
         lengths_S = token_lengths(texts_SM, tokenizer)
         prefix_S = torch.tensor([num_prefix for _, num_prefix in encoded])
         caption_index_B = torch.tensor(caption_index)
-        text_hash_S = torch.tensor([_text_hash(text) for _, text in index])
+        text_hash_S = torch.tensor([text_hash(text) for _, text in index])
         positive_index_KB = torch.tensor(positive_index)
         return {
             "texts_SM": texts_SM,
@@ -184,7 +184,7 @@ def _pick(texts: Sequence[str], rng: np.random.Generator) -> str:
     return texts[int(rng.integers(len(texts)))] if len(texts) > 1 else texts[0]
 
 
-def _text_hash(text: str) -> int:
+def text_hash(text: str) -> int:
     """64-bit hash by which equal texts are recognised across ranks."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 

@@ -1,6 +1,6 @@
-"""Sources of captioned clips: the CaptionClips protocol, epoch shuffling, and a mixture of sources.
+"""Sources of captioned clips: the CaptionClips protocol and epoch shuffling.
 
-    clips = SceneClips()                                    # or RunClips(...), or Mixture(((photos, 3), (scenes, 1)))
+    clips = SceneClips()                                    # or RunClips(...)
     clip = clips.clip(7, framing, num_frames=8)
     clip.pixels_THWC                                        # uint8, framed
     clip.captions["descriptive"], clip.captions["short"]    # tuples of equally valid texts
@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from recaption.captioners.preprocess import FramePreprocessor
-from recaption.errors import UsageError
 from recaption.records import CaptionFields
 
 
@@ -81,40 +80,3 @@ def shuffled_index(position: int, num_clips: int | None, *, seed: int) -> tuple[
 @lru_cache(maxsize=8)
 def _permutation(num_clips: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, 5, epoch]).permutation(num_clips)
-
-
-class Mixture:
-    """Interleaves sources in fixed proportions, endlessly: weights 3 and 1 give A B A A, A B A A, ..."""
-
-    def __init__(self, parts: Sequence[tuple[CaptionClips, int]], *, seed: int = 0) -> None:
-        """
-        Args:
-            parts: (source, weight): clips of the source per round of sum(weights) clips.
-            seed: seed of the epoch order of finite sources.
-        """
-        if not parts or min(weight for _, weight in parts) < 1:
-            raise UsageError("a mixture needs at least one source, each with a weight of 1 or more")
-        self.name = "+".join(source.name for source, _ in parts)
-        self.num_clips: int | None = None
-        self.fields = next((source.fields for source, _ in parts if source.fields), "")
-        self.kinds: tuple[str, ...] = tuple(dict.fromkeys(kind for source, _ in parts for kind in source.kinds))
-        self._parts = list(parts)
-        self._seed = seed
-        # spread evenly over the round: a source's k-th clip at (k + 1/2) / weight
-        order = [((k + 0.5) / weight, index, k) for index, (_, weight) in enumerate(parts) for k in range(weight)]
-        self._round = [(index, k) for _, index, k in sorted(order)]
-
-    def clip(self, number: int, preprocessor: FramePreprocessor, *, num_frames: int, epoch: int = 0) -> CaptionedClip:
-        round_number, position = divmod(number, len(self._round))
-        index, k = self._round[position]
-        source, weight = self._parts[index]
-        source_number, source_epoch = shuffled_index(round_number * weight + k, source.num_clips, seed=self._seed)
-        return source.clip(source_number, preprocessor, num_frames=num_frames, epoch=source_epoch)
-
-    def texts(self, count: int) -> list[str]:
-        total = sum(weight for _, weight in self._parts)
-        return [text for source, weight in self._parts for text in source.texts(max(1, count * weight // total))]
-
-    def description(self) -> dict[str, Any]:
-        parts = [{"weight": weight, **source.description()} for source, weight in self._parts]
-        return {"name": self.name, "parts": parts, "seed": self._seed}

@@ -17,8 +17,9 @@ from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captions.metrics import caption_scores, recall_at
 from recaption.records import CaptionFields
 from recaption.scenes.captions import fields_in
+from recaption.scenes.splits import FIRST_HELD_OUT_SEED, held_out_scene
 from train.captioner.clips import CaptionClips, CaptionedClip
-from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, held_out_scene, scene_captions
+from train.captioner.scene_clips import captioned_clip
 
 FIELDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 MAX_FIELD_TOKENS = 16
@@ -123,15 +124,4 @@ def evaluate_on_scenes(
         held_out_scene(number, first_seed=first_seed, only_unseen_pairs=only_unseen_pairs)
         for number in range(num_scenes)
     ]
-    return evaluate(
-        captioner,
-        [
-            CaptionedClip(
-                clip_id=f"scene-{scene.seed}",
-                pixels_THWC=scene.frames_THWC,
-                captions=scene_captions(scene),
-                truth=scene.fields,
-            )
-            for scene in scenes
-        ],
-    )
+    return evaluate(captioner, [captioned_clip(scene, scene.frames_THWC) for scene in scenes])

@@ -12,8 +12,8 @@ from typing import Any
 
 from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa.checkpoint import read_captioner_folder, save_captioner
+from recaption.scenes.splits import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 from train.captioner.evaluation import FIELDS, evaluate_on_scenes
-from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS
 
 FIELD_NAMES = {"main_object": "main object (9 shapes)", "colour": "colour (9)", "action": "action (10)"} | {
     "surroundings": "surroundings (8)",

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.checkpoint import step_folder
-from train.checkpoint.safetensors_storage import copy_to_cpu
+from train.checkpoint.safetensors_storage import TensorShard, copy_to_cpu
 from train.parallel.process_group import rank
 
 CLOSE_TIMEOUT_SECONDS = 60.0
@@ -37,9 +37,11 @@ class AsyncCheckpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._last_path = ""
-        self._copies: dict[str, Tensor] = {}
+        self._copies: dict[str, TensorShard] = {}
 
-    def save(self, tensors: Mapping[str, Tensor], *, step: int, config: dict[str, Any], state: dict[str, Any]) -> None:
+    def save(
+        self, tensors: Mapping[str, Tensor | TensorShard], *, step: int, config: dict[str, Any], state: dict[str, Any]
+    ) -> None:
         """Copy the tensors and start writing them; raises the error of the previous save, if it failed."""
         self.wait()
         path = os.path.join(self.folder, f"step-{step:06d}")
@@ -53,7 +55,7 @@ class AsyncCheckpointer:
 
         def write() -> None:
             try:
-                step_folder.write_tensors(
+                step_folder.write(
                     self.folder,
                     step=step,
                     config=config,

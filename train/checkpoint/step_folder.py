@@ -20,19 +20,16 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import TEMPORARY_SUFFIX
-from train.checkpoint.safetensors_storage import SafetensorsReader, SafetensorsWriter
+from train.checkpoint.safetensors_storage import TensorShard, read_files, write_files
 from train.checkpoint.weights import read_weights
 
 FORMAT_VERSION = 1
@@ -63,34 +60,20 @@ class Checkpoint:
     def weights(self, *, ema: bool) -> dict[str, Tensor]:
         return read_weights(os.path.join(self.path, EMA_FILE if ema else MODEL_FILE))
 
-    def load_into(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_into(self, tensors: Mapping[str, Tensor | TensorShard]) -> None:
         """Load in place into tensors or shards keyed by FILE/NAME; each rank reads only its own shards.
 
         Raises:
             CheckpointMismatchError: a tensor is missing on either side or has another shape.
         """
-        reader = SafetensorsReader(self.path, sorted({key.partition("/")[0] for key in tensors}))
-        metadata = reader.read_metadata()
-        saved = metadata.state_dict_metadata
-        for key in sorted(saved.keys() | tensors.keys()):
-            saved_shape, model_shape = _global_shape(saved.get(key)), _global_shape(tensors.get(key))
-            # A rank whose shard of a small tensor is empty does not request it.
-            if saved_shape != model_shape and not (model_shape is None and dist.is_initialized()):
-                raise CheckpointMismatchError(
-                    f"{self.path} does not fit the model: {key} has shape {saved_shape} in the checkpoint, "
-                    f"{model_shape} in the model"
-                )
-        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        planner.set_up_planner(dict(tensors), metadata, is_coordinator=True)
-        plan = planner.create_local_plan()
-        reader.read_data(planner.finish_plan(planner.create_global_plan([plan])[0]), planner)
+        read_files(self.path, tensors)
 
 
-def _global_shape(tensor: Tensor | TensorStorageMetadata | BytesStorageMetadata | None) -> tuple[int, ...] | None:
-    """Shape of the unsharded tensor; None for no tensor."""
-    if isinstance(tensor, Tensor):
-        return tuple(getattr(tensor, "global_shape", tensor.shape))
-    return tuple(tensor.size) if isinstance(tensor, TensorStorageMetadata) else None
+def with_file_prefix(
+    file: str, tensors: Mapping[str, Tensor] | Mapping[str, TensorShard]
+) -> dict[str, Tensor | TensorShard]:
+    """Rename the keys NAME to FILE/NAME."""
+    return {f"{file}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def write(
@@ -99,36 +82,16 @@ def write(
     step: int,
     config: dict[str, Any],
     state: dict[str, Any],
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    optimizer: Mapping[str, Tensor],
-    keep_last: int,
-) -> str:
-    """Write `folder`/step-<step> and delete all but the newest `keep_last` checkpoints. Returns the step folder's path."""
-    tensors = (
-        with_file_prefix(MODEL_FILE, model)
-        | with_file_prefix(EMA_FILE, ema or {})
-        | with_file_prefix(OPTIMIZER_FILE, optimizer)
-    )
-    return write_tensors(folder, step=step, config=config, state=state, tensors=tensors, keep_last=keep_last)
-
-
-def with_file_prefix(file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys NAME to FILE/NAME."""
-    return {f"{file}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def write_tensors(
-    folder: str,
-    *,
-    step: int,
-    config: dict[str, Any],
-    state: dict[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | TensorShard],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
 ) -> str:
-    """Like `write`, with tensors keyed by FILE/NAME. All ranks of `group` (a CPU group) call it with their own shards."""
+    """Write `folder`/step-<step> and delete all but the newest `keep_last` checkpoints. Returns the step folder's path.
+
+    Args:
+        tensors: keyed by FILE/NAME.
+        group: a CPU group; all its ranks call this, each with its own shards.
+    """
     final = os.path.join(folder, f"step-{step:06d}")
     if os.path.exists(final):
         return final
@@ -150,31 +113,13 @@ def write_tensors(
         _flush_to_disk(folder)
 
     try:
-        _write_files(temporary, dict(tensors), commit, group)
+        write_files(temporary, tensors, on_written=commit, group=group)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if group is None or dist.get_rank(group) == 0:
         _remove_old(folder, keep_last)
     return final
-
-
-def _write_files(
-    path: str, tensors: dict[str, Tensor], commit: Callable[[], None], group: dist.ProcessGroup | None
-) -> None:
-    writer = SafetensorsWriter(path, on_written=commit)
-    planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    if group is not None:
-        try:
-            dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group)
-        except CheckpointException as error:  # derives from BaseException and wraps the actual error
-            raise next(iter(error.failures.values()))[0] from error
-        return
-    planner.set_up_planner(tensors, writer.storage_meta(), is_coordinator=True)
-    writer.set_up_storage_writer(is_coordinator=True)
-    plans, metadata = planner.create_global_plan([planner.create_local_plan()])
-    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
-    writer.finish(metadata, [writer.write_data(plan, planner).wait()])
 
 
 def _remove_old(folder: str, keep_last: int) -> None:

@@ -50,7 +50,6 @@ class AdversarialLoss:
     """Gradients reach the compressor only; already weighted."""
     discriminator: Tensor
     """Gradients reach the discriminator only."""
-    adaptive_weight: Tensor
 
 
 def adversarial_loss(
@@ -74,4 +73,4 @@ def adversarial_loss(
         (reconstruction_gradient.norm() / (generator_gradient.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
     )
     hinge = F.relu(1 - discriminator(real).float()).mean() + F.relu(1 + discriminator(fake.detach()).float()).mean()
-    return AdversarialLoss(generator=weight * generator_loss, discriminator=0.5 * hinge, adaptive_weight=weight)
+    return AdversarialLoss(generator=weight * generator_loss, discriminator=0.5 * hinge)

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from recaption.captioners.videococa.efficientnet import MEAN, STD, STRIDE_PX, load_backbone
 from recaption.errors import UsageError
 
+MIN_MEAN_SQUARE = 1e-10
+"""Equal clips have a PSNR of 106 dB, not of infinity, which JSON does not have."""
 
-def psnr_db(one: Tensor, other: Tensor, *, data_range: float = 2.0) -> float:
-    """Peak signal-to-noise ratio in dB; `data_range` is the largest minus the smallest possible value."""
+
+def psnr_db(one: Tensor, other: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB; the peak of pixels in -1..1 is 2."""
     mean_square = (one.double() - other.double()).square().mean().item()
-    return math.inf if mean_square == 0 else 10 * math.log10(data_range**2 / mean_square)
+    return 10 * math.log10(4 / max(mean_square, MIN_MEAN_SQUARE))
 
 
 SSIM_SIGMA_PX, SSIM_RADIUS_PX = 1.5, 5

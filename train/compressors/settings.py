@@ -10,10 +10,6 @@ from train.compressors.interface import latent_shape
 from train.compressors.loss import CompressorLossSettings
 from train.compressors.patch_transform import SPATIAL_STRIDE
 
-FIRST_HELD_OUT_SCENE = 1_000_000
-"""First seed of the held-out scenes."""
-SCENE_FPS = 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompressorSettings:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from recaption.errors import ErrorBudgetError, VideoError
 from recaption.run_folder import RunFolder
+from recaption.scenes.splits import SCENE_FPS
 from train.compressors.autoencoder import Autoencoder, Reconstruction
 from train.compressors.loss import CompressorLoss
 from train.compressors.picture_quality import psnr_db, ssim
-from train.compressors.settings import SCENE_FPS, CompressorSettings
+from train.compressors.pixels import to_frames, to_pixels
+from train.compressors.settings import CompressorSettings
 from train.compressors.training_clips import ClipSource, SceneClips, ShardClips
 from train.engine.task import LossParts
 
@@ -113,8 +115,8 @@ class CompressorTask:
         assert isinstance(model, Autoencoder)
         pixels_BCTHW = next(self._held_out(next(model.parameters()).device))
         recon_BCTHW = model.decode(model.encode(pixels_BCTHW)).float()
-        both_THWC = torch.cat([pixels_BCTHW, recon_BCTHW], dim=-1)[0, :, :NUM_SAMPLE_FRAMES].permute(1, 2, 3, 0)
-        return {"reconstruction": (((both_THWC + 1) * 127.5).round().byte().cpu().numpy(), SCENE_FPS)}
+        both_CTHW = torch.cat([pixels_BCTHW, recon_BCTHW], dim=-1)[0, :, :NUM_SAMPLE_FRAMES]
+        return {"reconstruction": (to_frames(both_CTHW), SCENE_FPS)}
 
     def _held_out(self, device: torch.device) -> Iterator[Tensor]:
         for number in range(self.source.num_held_out):
@@ -144,8 +146,3 @@ class CompressorTask:
         size = (self.settings.num_frames, self.settings.height_px, self.settings.width_px)
         starts = [int(rng.integers(have - want + 1)) for have, want in zip(clip_THWC.shape, size)]
         return clip_THWC[tuple(slice(start, start + want) for start, want in zip(starts, size))]
-
-
-def to_pixels(pixels_BTHWC: Tensor) -> Tensor:
-    """uint8 frames to float RGB in -1..1, (B, 3, T, H, W), the input of compressors."""
-    return pixels_BTHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1

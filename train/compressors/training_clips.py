@@ -12,9 +12,9 @@ from packing.shards.read import read_sample
 from recaption.errors import UsageError
 from recaption.records import Sample, from_table
 from recaption.run_folder import RunFolder
-from recaption.scenes.renderer import render
+from recaption.scenes.splits import held_out_scene, sized_scene
 from recaption.video_io.reader import decode_bytes
-from train.compressors.settings import FIRST_HELD_OUT_SCENE, SCENE_FPS, CompressorSettings
+from train.compressors.settings import CompressorSettings
 
 
 class ClipSource(Protocol):
@@ -34,7 +34,7 @@ class SceneClips:
     """Rendered scenes of exactly the requested size."""
 
     def __init__(self, settings: CompressorSettings) -> None:
-        self.settings = settings
+        self.size = settings.num_frames, settings.height_px, settings.width_px
         self.num_training, self.num_held_out = settings.num_scenes, settings.num_validation_scenes
         self._cached = lru_cache(_num_cached(settings))(self._render)
 
@@ -42,14 +42,10 @@ class SceneClips:
         return self._cached(number)
 
     def held_out_clip(self, number: int) -> np.ndarray:
-        return self._render(FIRST_HELD_OUT_SCENE + number)
+        return held_out_scene(number, size=self.size).frames_THWC
 
     def _render(self, seed: int) -> np.ndarray:
-        size = self.settings
-        scene = render(
-            seed, num_frames=size.num_frames, height_px=size.height_px, width_px=size.width_px, fps=SCENE_FPS
-        )
-        return scene.frames_THWC
+        return sized_scene(seed, size=self.size).frames_THWC
 
 
 class ShardClips:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
-from train.checkpoint.safetensors_storage import as_shard, local_shard
+from train.checkpoint.safetensors_storage import TensorShard, local_shard, shard_of
 from train.parallel.fsdp import reshard
 
 
@@ -57,13 +57,9 @@ class EMA:
         for parameter, value in zip(self._trainable, values):
             local_shard(parameter).copy_(value)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, TensorShard]:
         """The averaged state dict, frozen tensors and buffers included; a checkpoint may be loaded into it in place."""
         reshard(self.model)
         averages = dict(zip(map(id, self._trainable), self._averages))
-        state = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            shard = as_shard(averages.get(id(tensor), local_shard(tensor)), tensor)
-            if shard is not None:
-                state[name] = shard
-        return state
+        state = self.model.state_dict(keep_vars=True)
+        return {name: shard_of(tensor, averages.get(id(tensor))) for name, tensor in state.items()}

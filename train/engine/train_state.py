@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from train.checkpoint.safetensors_storage import as_shard, local_shard
+from train.checkpoint.safetensors_storage import TensorShard
 from train.checkpoint.step_folder import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, with_file_prefix
 from train.engine.ema import EMA
 from train.engine.optimizer import adam_state
@@ -18,21 +18,16 @@ class TrainState:
     def __init__(self, model: nn.Module, optimizer: torch.optim.AdamW, ema: EMA | None) -> None:
         self.model, self.optimizer, self.ema = model, optimizer, ema
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor | TensorShard]:
         """The live tensors (no copies), keyed by FILE/NAME."""
         reshard(self.model)
-        tensors = with_file_prefix(MODEL_FILE, _shards(self.model.state_dict()))
+        tensors = with_file_prefix(MODEL_FILE, self.model.state_dict())
         if self.ema is not None:
             tensors |= with_file_prefix(EMA_FILE, self.ema.tensors())
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 state = adam_state(self.optimizer, parameter)
                 tensors |= with_file_prefix(
-                    OPTIMIZER_FILE, _shards({f"{name}.{kind}": tensor for kind, tensor in state.items()})
+                    OPTIMIZER_FILE, {f"{name}.{kind}": tensor for kind, tensor in state.items()}
                 )
         return tensors
-
-
-def _shards(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    shards = {name: as_shard(local_shard(tensor), tensor) for name, tensor in tensors.items()}
-    return {name: shard for name, shard in shards.items() if shard is not None}

@@ -22,6 +22,7 @@ import torch
 from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.errors import UsageError
 from train.compressors.interface import Compressor
+from train.compressors.pixels import to_frames, to_pixels
 from train.evaluation.frechet import MIN_CLIPS, Frechet, frechet_distance, mean_cosine_distance, mean_distance_within
 from train.evaluation.prompt_following import (
     ALL_FIELDS,
@@ -179,11 +180,9 @@ def _reconstruct(compressor: Compressor, videos: Sequence[np.ndarray], device: s
     """Clips encoded and decoded: an upper bound for models of these latents."""
     reconstructed: list[np.ndarray] = []
     for start in range(0, len(videos), CLIPS_PER_ENCODE):
-        pixels_BTHWC = torch.from_numpy(np.stack(videos[start : start + CLIPS_PER_ENCODE]))
-        pixels_BCTHW = pixels_BTHWC.to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        frames_BTHWC = torch.from_numpy(np.stack(videos[start : start + CLIPS_PER_ENCODE]))
         with torch.no_grad():
-            decoded = compressor.decode(compressor.encode(pixels_BCTHW)).float().clamp(-1, 1)
-        reconstructed += list(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().contiguous().numpy())
+            reconstructed += list(to_frames(compressor.decode(compressor.encode(to_pixels(frames_BTHWC.to(device))))))
     return reconstructed
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -91,8 +90,3 @@ class _GatedResidual(torch.autograd.Function):
         exact = _at_least_float32(grad_out_LD.dtype)
         grad_gate_SD = segments.sum(grad_out_LD.to(exact) * y_LD.to(exact)).to(gate_SD.dtype)
         return grad_out_LD, grad_y_LD, grad_gate_SD, None
-
-
-def modulated_layer_norm_reference(x_LD: Tensor, shift_SD: Tensor, scale_SD: Tensor, segment_ids_L: Tensor) -> Tensor:
-    """`modulated_layer_norm` by a gather: the reference of the tests and of the memory figure above, not for training."""
-    return F.layer_norm(x_LD, x_LD.shape[-1:], eps=NORM_EPS) * (1 + scale_SD[segment_ids_L]) + shift_SD[segment_ids_L]

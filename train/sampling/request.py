@@ -23,6 +23,7 @@ from torch import Tensor
 from packing.grid import Grid, Shape3
 from packing.loader.batch import patchify, unpatchify
 from train.compressors.interface import Compressor
+from train.compressors.pixels import to_frames, to_pixels
 from train.sampling.conditioning_frames import ConditioningFrames, loop
 from train.sampling.denoise import DenoiseInput
 from train.sampling.windows import Window, WindowedVideo, overlapping_windows
@@ -72,15 +73,14 @@ class LatentTokenizer:
 
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """frames_THWC uint8 -> tokens_LD on the CPU."""
-        pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
-        latents_BCTHW = self.compressor.encode(pixels.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
+        frames = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
+        latents_BCTHW = self.compressor.encode(to_pixels(frames)[None])
         return patchify(latents_BCTHW[0].float().cpu().contiguous(), self.grid.patch)
 
     def decode(self, tokens_LD: Tensor, token_shape: tuple[int, int, int]) -> np.ndarray:
         """tokens_LD -> frames_THWC uint8."""
         latents_BCTHW = unpatchify(tokens_LD.to(self.device), token_shape, self.grid.patch)[None]
-        pixels_CTHW = self.compressor.decode(latents_BCTHW)[0].float().clamp(-1, 1)
-        return ((pixels_CTHW + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().contiguous().numpy()
+        return to_frames(self.compressor.decode(latents_BCTHW)[0])
 
 
 class SamplingState:

@@ -14,6 +14,8 @@ import torch
 
 from packing.shards.latent_codec import LATENT_DTYPES, decode_latent, encode_latent
 from recaption.scenes.renderer import render
+from train.compressors.picture_quality import psnr_db
+from train.compressors.pixels import to_pixels
 from train.compressors.registry import load
 
 
@@ -30,11 +32,11 @@ def main() -> None:
     arguments = parser.parse_args()
     compressor = load(arguments.compressor)
     errors: dict[str, list[float]] = {}
-    psnr_db: dict[str, list[float]] = {}
+    psnrs_db: dict[str, list[float]] = {}
     num_bytes: dict[str, int] = {}
     for seed in range(arguments.num_scenes):
         frames_THWC = render(9000 + seed, num_frames=17, height_px=64, width_px=96, fps=8).frames_THWC
-        pixels_BCTHW = torch.from_numpy(frames_THWC.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        pixels_BCTHW = to_pixels(torch.from_numpy(frames_THWC))[None]
         latent = compressor.encode(pixels_BCTHW)[0].numpy()
         variants = {"float32": latent, "int8 symmetric": symmetric(latent)}
         for dtype in LATENT_DTYPES:
@@ -42,14 +44,13 @@ def main() -> None:
             num_bytes[dtype] = num_bytes.get(dtype, 0) + sum(map(len, members.values()))
             variants[dtype] = decode_latent(members, dtype, latent.shape)
         for name, values in variants.items():
-            decoded = compressor.decode(torch.from_numpy(np.float32(values))[None]).clamp(-1, 1)
-            error = float((decoded - pixels_BCTHW).square().mean())
-            psnr_db.setdefault(name, []).append(10 * np.log10(4 / error))
+            decoded = compressor.decode(torch.from_numpy(np.float32(values))[None])
+            psnrs_db.setdefault(name, []).append(psnr_db(decoded, pixels_BCTHW))
             errors.setdefault(name, []).append(float(np.square(values - latent).mean() / np.square(latent).mean()))
     for name in errors:
         root = np.sqrt(np.mean(errors[name]))
         size = f"{num_bytes[name] / num_bytes['float16']:.3f} of float16's bytes" if name in num_bytes else ""
-        print(f"{name:<16} relative error {root:.2e}   decoded {np.mean(psnr_db[name]):.3f} dB   {size}")
+        print(f"{name:<16} relative error {root:.2e}   decoded {np.mean(psnrs_db[name]):.3f} dB   {size}")
 
 
 if __name__ == "__main__":

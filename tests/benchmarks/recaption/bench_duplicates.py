@@ -27,7 +27,7 @@ import numpy as np
 
 from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.worker import PrepareWorker
-from jobs.recipe.settings import PrepareSettings
+from jobs.recipe.stage_settings import PrepareSettings
 from recaption.dedup.candidates import candidate_pairs
 from recaption.dedup.fingerprints import HASH_CROPS, LUMA_PX, THUMBNAIL_VALUES, hash_thumbnails
 from recaption.dedup.matching import match_pairs

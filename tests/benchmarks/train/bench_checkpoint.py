@@ -19,6 +19,7 @@ from torch import nn
 
 from train.checkpoint import step_folder
 from train.checkpoint.async_checkpointer import AsyncCheckpointer
+from train.checkpoint.safetensors_storage import shard_of
 from train.engine.ema import EMA
 from train.engine.optimizer import apply_step, build_optimizer
 from train.engine.train_state import TrainState
@@ -51,14 +52,14 @@ def main() -> None:
         parameter.grad = torch.ones_like(parameter)
     apply_step(optimizer, skip=torch.zeros(()))
     tensors = TrainState(model, optimizer, EMA(model, 0.9)).tensors()
-    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    num_bytes = sum(shard_of(tensor).local.nbytes for tensor in tensors.values())
     synchronous, blocked, whole, plain = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         checkpointer = AsyncCheckpointer(os.path.join(folder, "asynchronous"), keep_last=1, is_sharded=False)
         for step in range(1, options.rounds + 1):
             named = {"step": step, "config": {}, "state": {}}
             synchronous.append(
-                seconds(step_folder.write_tensors, os.path.join(folder, "a"), tensors=tensors, keep_last=1, **named)
+                seconds(step_folder.write, os.path.join(folder, "a"), tensors=tensors, keep_last=1, **named)
             )
             start = time.perf_counter()
             blocked.append(seconds(checkpointer.save, tensors, **named))

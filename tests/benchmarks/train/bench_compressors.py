@@ -15,11 +15,10 @@ import time
 import numpy as np
 import torch
 
-from recaption.scenes.renderer import render
+from recaption.scenes.splits import held_out_scene
 from train.compressors.picture_quality import PerceptualDistance, psnr_db, ssim
+from train.compressors.pixels import to_pixels
 from train.compressors.registry import load
-from train.compressors.settings import FIRST_HELD_OUT_SCENE, SCENE_FPS
-from train.compressors.task import to_pixels
 
 
 def main() -> None:
@@ -33,9 +32,8 @@ def main() -> None:
     compressors = {spec: load(spec) for spec in options.specs}
     results: dict[str, list[tuple[float, ...]]] = {spec: [] for spec in compressors}
     distance = PerceptualDistance()
-    size = {"height_px": options.size_px, "width_px": options.size_px}
     for number in range(options.scenes):
-        scene = render(FIRST_HELD_OUT_SCENE + number, num_frames=options.frames, fps=SCENE_FPS, **size)
+        scene = held_out_scene(number, size=(options.frames, options.size_px, options.size_px))
         pixels_BCTHW = to_pixels(torch.from_numpy(scene.frames_THWC)[None])
         for spec, compressor in compressors.items():
             start = time.process_time()

@@ -40,7 +40,6 @@ from bench_plan import draw_lengths
 
 from packing.plan.steps import plan_packs
 from train.backbones.dit import Dit
-from train.layers import packed_attention_layers as layers
 from train.layers.adaln import NORM_EPS
 from train.layers.embeddings import timestep_embedding
 from train.layers.rope import apply_rotary_emb, rotary_cos_sin
@@ -103,18 +102,22 @@ def dense_mask_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
     """The same with attention over the whole pack; one mask per pack, as a trainer would cache it."""
     masks: dict[tuple[int, int], Tensor] = {}
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, of_q: Segments, of_k: Segments, *, backend: str) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, of_q: Segments, of_k: Segments) -> Tensor:
         key = (of_q.num_tokens, of_k.num_tokens)
         if key not in masks:
             masks[key] = of_q.segment_ids_L[:, None] == of_k.segment_ids_L
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=masks[key])[0].transpose(0, 1)
 
-    ours, layers.packed_attention = layers.packed_attention, attend
+    layers = [layer for block in model.blocks for layer in (block.attention, block.cross_attention)]
+    ours = layers[0].attend
     try:
+        for layer in layers:
+            layer.attend = attend
         return pack_loss(model, samples)
     finally:
-        layers.packed_attention = ours
+        for layer in layers:
+            layer.attend = ours
 
 
 # --- one batch (B, L, D) ----------------------------------------------------------------------------------------------

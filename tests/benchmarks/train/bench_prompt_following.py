@@ -31,7 +31,7 @@ from packing.buckets import Bucket
 from recaption.captioners.registry import load_captioner
 from recaption.records import CaptionFields
 from recaption.scenes.renderer import Scene
-from train.captioner.scene_clips import HELD_OUT_PAIRS
+from recaption.scenes.splits import HELD_OUT_PAIRS
 from train.diffusion.process import DiffusionSettings
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train

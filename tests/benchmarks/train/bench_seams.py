@@ -30,6 +30,8 @@ from scene_training import Latents, one_large_object
 
 from packing.buckets import Bucket
 from recaption.scenes.renderer import Scene
+from train.compressors.picture_quality import psnr_db
+from train.compressors.pixels import to_pixels
 from train.diffusion.frame_conditioning import is_trained_for
 from train.diffusion.process import DiffusionSettings
 from train.engine.settings import TrainerSettings
@@ -104,11 +106,6 @@ def sampled_step(
     return max(float(np.mean(steps)), 1e-6)
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    error = np.square(one.astype(float) - other.astype(float)).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-6)))
-
-
 def requests_of(seed: int, sampler: Sampler) -> dict[str, Request]:
     """One request per mode about one scene."""
     size = sampler.size(None, None, None)
@@ -167,7 +164,8 @@ class SeamStatistics:
         span = slice(conditioning.start, conditioning.end)
         source, source_T = conditioning.frames_THWC[span], conditioning.condition_mask_T[span]
         if source_T.any():
-            self.conditioning_psnr_db.append(psnr(video[: len(source_T)][source_T], source[source_T]))
+            shown, original = (to_pixels(torch.from_numpy(x[source_T])) for x in (video[: len(source_T)], source))
+            self.conditioning_psnr_db.append(psnr_db(shown, original))
         if source_T[0]:
             shape = sampler.grid.token_shape(1, *source.shape[1:3])
             first = sampler.tokenizer.decode(sampler.tokenizer.encode(source[:1]), shape)

@@ -22,8 +22,8 @@ from packing.plan.settings import PlanSettings
 from recaption.records import CaptionFields
 from recaption.scenes.renderer import SIMPLE, Scene, render
 from tests.stand_ins.memory_source import MemorySource
+from train.compressors.pixels import to_pixels
 from train.compressors.registry import load
-from train.compressors.task import to_pixels
 from train.generator.settings import DitSettings
 from train.generator.task import DitTask
 

@@ -18,7 +18,7 @@ from small_captioners import VLMS
 from jobs.caption.caption import caption
 from jobs.caption.worker import open_captioner
 from jobs.prepare.prepare import prepare
-from jobs.recipe.settings import CaptionSettings
+from jobs.recipe.stage_settings import CaptionSettings
 from jobs.verify.verify import verify_run
 from recaption.captioners.clip_views import sample_frames
 from recaption.captioners.registry import load_captioner

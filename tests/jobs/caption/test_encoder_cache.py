@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.caption.worker import CaptionWorker
-from jobs.recipe.settings import CaptionSettings
+from jobs.recipe.stage_settings import CaptionSettings
 from recaption.captioners.pretrained import weights_hash
 from recaption.errors import UsageError
 from recaption.records import Caption, Clip, from_table

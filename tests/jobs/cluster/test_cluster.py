@@ -1,8 +1,8 @@
+import json
 import subprocess
 import sys
 
 import pytest
-import torch
 
 from jobs.cluster.cluster import Cluster
 from jobs.cluster.worker_errors import WorkerError
@@ -31,15 +31,13 @@ def test_an_unreachable_cluster_is_a_usage_error():
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with Cluster(num_workers=2, progress=False) as cluster:
-        yield cluster
+def cluster(local_ray):
+    return local_ray
 
 
 @pytest.fixture(scope="module")
-def running(cluster):
+def running(local_ray):
     """The same Ray, used as a running cluster by address."""
-    list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 1}], title="double"))
     return Cluster(address="auto", num_workers=2, progress=False)
 
 
@@ -65,21 +63,6 @@ def test_a_stage_that_ended_early_leaves_its_cores_to_the_next(cluster):
     assert doubled(cluster, *range(4)) == [0, 2, 4, 6]
 
 
-def test_ray_data_is_not_started_on_one_machine():
-    """Ray Data starts three actors and imports pandas everywhere: half of the overhead of a local Ray."""
-    script = f"""
-import sys
-sys.path[:0] = {sys.path!r}
-from jobs.cluster.cluster import Cluster
-from tests.jobs.cluster.test_cluster import Doubler, doubled
-
-with Cluster(num_workers=2, progress=False) as cluster:
-    assert doubled(cluster, 1, 2, 3) == [2, 4, 6]
-    assert not {{"ray.data", "pandas"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
-
-
 def test_without_parts_ray_is_not_started():
     cluster = Cluster()
     assert list(cluster.run_parts(Doubler, {"factor": 2}, [], title="double")) == []
@@ -96,28 +79,55 @@ def test_any_other_error_names_stage_and_cause(cluster):
         list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 14}], title="double"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_no_node_has_is_an_error(cluster):
+    import ray
+
+    if ray.cluster_resources().get("GPU"):
+        pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match="no node of this Ray cluster has a GPU"):
         list(cluster.run_parts(Doubler, {"factor": 1}, [{"n": 1}], title="double", device="cuda"))
     assert cluster.run_once(tripled, 3, device="auto") == 9
 
 
-def test_after_a_run_that_failed_nothing_starts_ray_again():
-    """Ray's API starts a Ray on first use, which collided with the next cluster of the same process."""
+@pytest.fixture(scope="module")
+def in_a_process_of_its_own():
+    """What a process finds that runs a stage, then a stage that fails, and then looks around."""
     script = f"""
-import sys
+import json, sys
 sys.path[:0] = {sys.path!r}
-import pytest
 from jobs.cluster.cluster import Cluster
 from jobs.cluster.worker_errors import WorkerError
-from tests.jobs.cluster.test_cluster import Doubler
+from tests.jobs.cluster.test_cluster import Doubler, doubled
 
-with pytest.raises(WorkerError), Cluster(num_workers=1, progress=False) as cluster:
-    list(cluster.run_parts(Doubler, {{"factor": 1}}, [{{"n": 14}}, {{"n": 1}}, {{"n": 2}}], title="double"))
+found = {{}}
+with Cluster(num_workers=1, progress=False) as cluster:
+    found["numbers"] = doubled(cluster, 1, 2, 3)
+    found["imported"] = sorted({{"ray.data", "pandas", "torch"}} & set(sys.modules))
+    try:
+        list(cluster.run_parts(Doubler, {{"factor": 1}}, [{{"n": 14}}, {{"n": 1}}, {{"n": 2}}], title="double"))
+    except WorkerError:
+        found["failed"] = True
 import ray
-with pytest.raises(ray.exceptions.RaySystemError):
+try:
     ray.put(1)
-assert not ray.is_initialized()
+except ray.exceptions.RaySystemError:
+    found["put"] = "refused"
+found["is_initialized"] = ray.is_initialized()
+print(json.dumps(found))
 """
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_ray_data_is_not_started_on_one_machine(in_a_process_of_its_own):
+    """Ray Data starts three actors and imports pandas everywhere: half of the overhead of a local Ray."""
+    assert in_a_process_of_its_own["numbers"] == [2, 4, 6]
+    assert in_a_process_of_its_own["imported"] == []
+
+
+def test_after_a_run_that_failed_nothing_starts_ray_again(in_a_process_of_its_own):
+    """Ray's API starts a Ray on first use, which collided with the next cluster of the same process."""
+    assert in_a_process_of_its_own["failed"]
+    assert in_a_process_of_its_own["put"] == "refused"
+    assert not in_a_process_of_its_own["is_initialized"]

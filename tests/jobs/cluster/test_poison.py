@@ -62,9 +62,8 @@ class NeverStarts:
 
 
 @pytest.fixture(scope="module")
-def one_worker():
-    with Cluster(num_workers=1, progress=False) as cluster:
-        yield cluster
+def one_worker(local_ray):
+    return Cluster(num_workers=1, progress=False)
 
 
 def rows_of(cluster, ways):
@@ -91,9 +90,9 @@ def test_a_part_that_dies_outside_its_inputs_is_reported_after_all_others_are_do
     assert one_worker.throughput()["parts"] == 10
 
 
-def test_44_of_44_rows_come_out():
-    with Cluster(num_workers=2, progress=False, input_timeout_seconds=3) as cluster:
-        rows = rows_of(cluster, {"6": "exits", "13": "segfaults", "26": "raises", "40": "sleeps"})
+def test_44_of_44_rows_come_out(local_ray):
+    cluster = Cluster(num_workers=2, progress=False, input_timeout_seconds=3)
+    rows = rows_of(cluster, {"6": "exits", "13": "segfaults", "26": "raises", "40": "sleeps"})
     assert [n for n, _, _ in rows] == list(range(NUM_ROWS))
     assert [row for row in rows if row[1] != "ok"] == [
         [6, "unreadable", "its worker process died 3 times on it"],

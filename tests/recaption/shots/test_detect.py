@@ -26,13 +26,15 @@ def boundaries(frames_THWC: np.ndarray, fps: float, **settings) -> list[int]:
     return [start for start, _ in shots[1:]]
 
 
-def test_f1_on_rendered_scenes():
+@pytest.mark.parametrize("num_scenes", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_f1_on_rendered_scenes(num_scenes):
+    """30 scenes hold every frame rate and every kind of transition twice; there a single missed or false hard cut fails."""
     counts: Counter[str] = Counter()
-    for index in range(100):
+    for index in range(num_scenes):
         scene, fps = varied_scene(7, index)
         counts += count_hits(boundaries(scene.frames_THWC, fps), scene)
-    assert counts["hard"] > 30
-    assert counts["gradual"] > 60
+    assert counts["hard"] > 0.3 * num_scenes
+    assert counts["gradual"] > 0.6 * num_scenes
     # every false positive counts against both kinds
     assert f1(counts["hard_hit"], counts["hard"], counts["false"]) >= 0.97, counts
     assert f1(counts["gradual_hit"], counts["gradual"], counts["false"]) >= 0.90, counts

@@ -11,7 +11,7 @@ from torch import nn
 from recaption.errors import UsageError
 from train.backbones.dit import SIZES
 from train.backbones.registry import build
-from train.layers.adaln import gated_residual, modulated_layer_norm, modulated_layer_norm_reference
+from train.layers.adaln import NORM_EPS, gated_residual, modulated_layer_norm
 from train.layers.attention import packed_attention
 from train.layers.qk_norm import QKNorm
 from train.layers.rope import apply_rotary_emb, rotary_axis_dims, rotary_cos_sin
@@ -122,18 +122,14 @@ def test_attention_that_leaks_between_samples_is_detected():
     dit, pack = make_dit(), make_pack()
     alone = torch.cat([dit(**sample_of(pack, s)) for s in range(3)])
 
-    import train.layers.packed_attention_layers as module
+    def leaking(q, k, v, segments_q, segments_k):
+        """Attention over the whole pack; timesteps and texts stay per sample."""
+        whole = Segments.from_lengths([segments_q.num_tokens])
+        return packed_attention(q, k, v, whole, whole)
 
-    def leaking(q, k, v, segments_q, segments_k, *, backend):
-        """Self-attention over the whole pack; timesteps and texts stay per sample."""
-        if segments_q is segments_k:
-            segments_q = segments_k = Segments.from_lengths([segments_q.num_tokens])
-        return packed_attention(q, k, v, segments_q, segments_k, backend=backend)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "packed_attention", leaking)
-        leaked = dit(**pack)
-    assert (leaked - alone).abs().max() > 1e-2
+    for block in dit.blocks:
+        block.attention.attend = leaking
+    assert (dit(**pack) - alone).abs().max() > 1e-2
 
 
 def test_the_text_of_another_sample_is_detected_too():
@@ -191,7 +187,8 @@ def test_adaln_functions_equal_the_plain_gather_and_pass_gradcheck():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(8, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
     a, b = (torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    expected = modulated_layer_norm_reference(x, a, b, segments.segment_ids_L)
+    normed = torch.nn.functional.layer_norm(x, (5,), eps=NORM_EPS)
+    expected = normed * (1 + b[segments.segment_ids_L]) + a[segments.segment_ids_L]
     torch.testing.assert_close(modulated_layer_norm(x, a, b, segments), expected)
     torch.testing.assert_close(gated_residual(x, y, a, segments), x + a[segments.segment_ids_L] * y)
     assert torch.autograd.gradcheck(lambda *p: modulated_layer_norm(*p, segments), (x, a, b))
@@ -219,7 +216,7 @@ def test_a_packed_block_saves_at_most_1_06x_the_memory_of_a_plain_batch():
 
     torch.manual_seed(0)
     width, num_samples, length = 64, 4, 128
-    block = DitBlock(width, 2, 4.0, "loop")
+    block = DitBlock(width, 2, 4.0, packed_attention)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.05)
     position_L3 = torch.cat([grid_positions((2, 8, 8))] * num_samples)

@@ -9,12 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.backbones import flops
 from train.backbones.dit import DitBlock
 from train.engine.device_peak import peak_flops
+from train.layers.attention import packed_attention
 from train.layers.segments import Segments
 
 
 def test_flops_of_a_pack_are_what_torch_counts_in_the_blocks():
     lengths, text_lengths, width = [48, 16], [5, 3], 64
-    block = DitBlock(width, 2, 4.0, "loop")
+    block = DitBlock(width, 2, 4.0, packed_attention)
     rotary = (torch.ones(64, 16), torch.zeros(64, 16))
     with FlopCounterMode(display=False) as counted:
         block(

@@ -11,7 +11,7 @@ from recaption.captioners.videococa.tokenizer import ClipTokenizer, train_tokeni
 from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import RecaptionError, UsageError, VideoError
 from train.captioner.batches import CaptionBatches, encode_with_prefix
-from train.captioner.clips import CaptionedClip, Mixture, shuffled_index
+from train.captioner.clips import CaptionedClip, shuffled_index
 from train.captioner.scene_clips import SceneClips, random_captions
 from train.captioner.stages import TWO_STAGES, kinds_in, parse_stages, prefix_of, stage_at
 
@@ -82,20 +82,6 @@ def test_ranks_split_a_finite_source_and_a_resume_finds_its_place(tokenizer):
     stream = batches(clips, tokenizer).stream(4, num_workers=1)
     assert numbers_in(next(stream)) == alone[4]
     assert numbers_in(batches(clips, tokenizer, seed=1)[0]) != alone[0]
-
-
-def test_a_mixture_interleaves_its_sources_in_proportion():
-    mixture = Mixture(((NumberClips(4, name="a"), 3), (SceneClips(), 1)))
-    shown = [mixture.clip(number, PREPROCESSOR, num_frames=1) for number in range(16)]
-    assert [clip.clip_id.startswith("scene") for clip in shown].count(True) == 4
-    own = [int(clip.clip_id.split("-")[0]) for clip in shown if not clip.clip_id.startswith("scene")]
-    assert sorted(own) == sorted([0, 1, 2, 3] * 3)
-    assert set(mixture.kinds) == set(CAPTION_KINDS)
-    assert mixture.fields == "scenes"
-    assert mixture.description()["parts"][0] == {"weight": 3, "name": "a"}
-    assert {"scene" in clip.clip_id for clip in shown[:4]} == {True, False}
-    with pytest.raises(UsageError, match="weight of 1 or more"):
-        Mixture(((NumberClips(), 0),))
 
 
 def test_an_unreadable_clip_is_replaced_and_counted(tokenizer, caplog):

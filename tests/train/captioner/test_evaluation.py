@@ -6,9 +6,10 @@ import pytest
 from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captions.text import CAPTION_KINDS
 from recaption.records import Caption
+from recaption.scenes.splits import FIRST_HELD_OUT_SEED
 from train.captioner.clips import CaptionedClip
 from train.captioner.evaluation import FIELDS, evaluate, held_out_clips
-from train.captioner.scene_clips import FIRST_HELD_OUT_SEED, SceneClips
+from train.captioner.scene_clips import SceneClips
 
 
 class Oracle:

@@ -12,9 +12,10 @@ from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa.checkpoint import read_captioner_folder, save_captioner
 from recaption.captioners.videococa.tokenizer import train_tokenizer
 from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.scenes.splits import held_out_scene
 from train.captioner.freezing import TRAINABLE, frozen_modules, part_of, set_trainable
 from train.captioner.init_weights import check_caption_lengths, from_captioner
-from train.captioner.scene_clips import held_out_scene, random_captions
+from train.captioner.scene_clips import random_captions
 from train.captioner.task import CaptionerSettings, CaptionerTask
 from train.checkpoint import step_folder
 from train.engine.optimizer import build_optimizer

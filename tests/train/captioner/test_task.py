@@ -12,16 +12,11 @@ from recaption.captioners.registry import load_captioner
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.records import Caption
 from recaption.scenes.captions import fields_in
+from recaption.scenes.splits import FIRST_HELD_OUT_SEED, HELD_OUT_PAIRS, held_out_scene, training_scene
 from train.captioner.evaluation import FIELDS, evaluate_on_scenes
 from train.captioner.export import export
 from train.captioner.loss import contrastive_loss
-from train.captioner.scene_clips import (
-    FIRST_HELD_OUT_SEED,
-    HELD_OUT_PAIRS,
-    held_out_scene,
-    random_captions,
-    training_clip,
-)
+from train.captioner.scene_clips import random_captions
 from train.captioner.task import CaptionerSettings, CaptionerTask
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
@@ -78,8 +73,8 @@ def test_background_workers_do_not_change_the_batches():
 def test_training_clips_have_none_of_the_held_out_pairs():
     pairs = set()
     for number in range(100):
-        truth = training_clip(number, PREPROCESSOR, num_frames=2).truth
-        pairs.add((truth.main_object, truth.colour))
+        fields = training_scene(number).fields
+        pairs.add((fields.main_object, fields.colour))
     assert not pairs & set(HELD_OUT_PAIRS)
     assert len(pairs) > 40
     scene = held_out_scene(11, only_unseen_pairs=True)

@@ -18,13 +18,13 @@ def save(checkpointer: AsyncCheckpointer, tensor: torch.Tensor, step: int) -> No
 @pytest.fixture
 def disk(monkeypatch):
     """An event without which no checkpoint is written: `disk.set()` unblocks them."""
-    disk, write = threading.Event(), step_folder.write_tensors
+    disk, write = threading.Event(), step_folder.write
 
     def write_when_allowed(*args, **kwargs):
         assert disk.wait(timeout=60)
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(async_checkpointer.step_folder, "write_tensors", write_when_allowed)
+    monkeypatch.setattr(async_checkpointer.step_folder, "write", write_when_allowed)
     yield disk
     disk.set()
 
@@ -67,7 +67,7 @@ def test_an_error_of_a_save_is_raised_once_by_the_next_call(tmp_path, monkeypatc
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(async_checkpointer.step_folder, "write_tensors", full)
+        patch.setattr(async_checkpointer.step_folder, "write", full)
         save(checkpointer, torch.ones(2), 1)
         with pytest.raises(OSError, match="No space left"):
             save(checkpointer, torch.ones(2), 2) if next_call == "save" else checkpointer.wait()

@@ -1,14 +1,14 @@
-"""DCP storage in plain safetensors files: layout, sharded writes, partial reads, errors."""
+"""Plain safetensors files of several ranks: layout, sharded writes, partial reads, errors."""
 
 from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,21 +19,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from recaption.errors import CheckpointMismatchError
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.checkpoint import safetensors_storage
-from train.checkpoint.safetensors_storage import (
-    SafetensorsReader,
-    SafetensorsWriter,
-    as_shard,
-    copy_to_cpu,
-    local_shard,
-)
+from train.checkpoint.safetensors_storage import copy_to_cpu, local_shard, read_files, write_files
 from train.parallel.process_group import process_group
-
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # a single process has no group
-
-
-def save(path: str, tensors: dict[str, torch.Tensor]) -> None:
-    dcp.save(tensors, storage_writer=SafetensorsWriter(path), no_dist=not dist.is_initialized())
-
 
 TENSORS = {
     "model.safetensors/matrix": torch.arange(15.0).reshape(5, 3),
@@ -46,7 +33,7 @@ TENSORS = {
 
 
 def test_any_safetensors_reader_opens_the_files_with_every_dtype_aligned(tmp_path):
-    save(str(tmp_path / "step"), TENSORS)
+    write_files(str(tmp_path / "step"), TENSORS)
     assert sorted(os.listdir(tmp_path / "step")) == ["counts.safetensors", "model.safetensors"]
     for file in ("model", "counts"):
         loaded = load_file(tmp_path / "step" / f"{file}.safetensors")
@@ -58,18 +45,17 @@ def test_any_safetensors_reader_opens_the_files_with_every_dtype_aligned(tmp_pat
 
 
 def test_the_same_tensors_make_the_same_bytes(tmp_path):
-    save(str(tmp_path / "one"), TENSORS)
-    save(str(tmp_path / "two"), dict(reversed(TENSORS.items())))
+    write_files(str(tmp_path / "one"), TENSORS)
+    write_files(str(tmp_path / "two"), dict(reversed(TENSORS.items())))
     for file in os.listdir(tmp_path / "one"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_tensors_are_loaded_in_place_also_into_transposed_memory(tmp_path):
-    save(str(tmp_path / "step"), TENSORS)
+    write_files(str(tmp_path / "step"), TENSORS)
     matrix = torch.zeros(3, 5).T
-    tensors = {"model.safetensors/matrix": matrix, "counts.safetensors/number": torch.tensor(0)}
-    reader = SafetensorsReader(str(tmp_path / "step"), ["model.safetensors", "counts.safetensors"])
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    tensors = {key: torch.zeros_like(tensor) for key, tensor in TENSORS.items()} | {"model.safetensors/matrix": matrix}
+    read_files(str(tmp_path / "step"), tensors)
     assert torch.equal(matrix, TENSORS["model.safetensors/matrix"])
     assert tensors["counts.safetensors/number"] == -7
 
@@ -79,12 +65,12 @@ def test_a_missing_or_foreign_file_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointMismatchError, match=r"model\.safetensors cannot be read"):
-        SafetensorsReader(str(tmp_path), ["model.safetensors"]).read_metadata()
+        read_files(str(tmp_path), {"model.safetensors/w": torch.zeros(2)})
 
 
 def test_large_tensors_are_written_in_several_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_storage, "MAX_WRITE_BYTES", 7)
-    save(str(tmp_path / "step"), TENSORS)
+    write_files(str(tmp_path / "step"), TENSORS)
     assert torch.equal(load_file(tmp_path / "step" / "model.safetensors")["matrix"], torch.arange(15.0).reshape(5, 3))
 
 
@@ -92,10 +78,10 @@ def test_a_copy_keeps_its_values_and_reuses_its_buffer():
     tensor = torch.arange(6.0)
     copy = copy_to_cpu(tensor)
     tensor += 1
-    assert torch.equal(copy, torch.arange(6.0))
-    assert copy_to_cpu(tensor, copy) is copy
-    assert torch.equal(copy, tensor)
-    assert copy_to_cpu(tensor.reshape(2, 3), copy) is not copy
+    assert torch.equal(copy.local, torch.arange(6.0))
+    assert copy_to_cpu(tensor, copy).local is copy.local
+    assert torch.equal(copy.local, tensor)
+    assert copy_to_cpu(tensor.reshape(2, 3), copy).local is not copy.local
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -113,17 +99,32 @@ def write_and_read_shards(folder: str, dim: int) -> None:
             "model.safetensors/matrix": distribute_tensor(torch.arange(15.0).reshape(5, 3), mesh, [Shard(dim)]),
             "model.safetensors/short": distribute_tensor(torch.tensor([3.0]), mesh, [Shard(0)]),  # rank 1 has no part
         }
-        save(os.path.join(folder, "step"), shards_of(wholes))
+        step = os.path.join(folder, "step")
+        write_files(step, wholes, group=dist.group.WORLD)
         targets = {key: torch.zeros_like(whole) for key, whole in wholes.items()}
-        reader = SafetensorsReader(os.path.join(folder, "step"), ["model.safetensors"])
-        dcp.load(shards_of(targets), storage_reader=reader, no_dist=True)
+        read_files(step, targets)
         for key, whole in wholes.items():
             assert torch.equal(local_shard(targets[key]), local_shard(whole)), key
 
 
-def shards_of(wholes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    shards = {key: as_shard(local_shard(whole), whole) for key, whole in wholes.items()}
-    return {key: shard for key, shard in shards.items() if shard is not None}
+def test_an_error_of_one_rank_is_raised_on_all_and_nothing_is_committed(tmp_path):
+    assert exit_codes(start_ranks(write_with_a_full_disk, str(tmp_path))) == [0, 0]
+    assert not (tmp_path / "committed").exists()
+
+
+def write_with_a_full_disk(folder: str) -> None:
+    def full(*args: object) -> None:
+        raise OSError("No space left on device")
+
+    with process_group("cpu"):
+        if dist.get_rank() == 1:
+            os.pwrite = full
+        matrix = distribute_tensor(torch.arange(15.0).reshape(5, 3), init_device_mesh("cpu", (2,)), [Shard(0)])
+        commit = Path(folder, "committed").touch
+        with pytest.raises(OSError, match="No space left"):
+            write_files(
+                os.path.join(folder, "step"), {"model.safetensors/w": matrix}, on_written=commit, group=dist.group.WORLD
+            )
 
 
 @given(st.data())

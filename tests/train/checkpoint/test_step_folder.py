@@ -11,20 +11,22 @@ from torch import nn
 
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.checkpoint import step_folder
+from train.checkpoint.step_folder import with_file_prefix
 from train.checkpoint.weights import load_weights
 
 
 def write(folder: Path, step: int, *, keep_last: int = 3, task: str = "dit", with_ema: bool = True) -> str:
     weights = {"w": torch.full((2, 3), float(step)), "b": torch.arange(3.0)}
-    ema = {name: tensor + 0.5 for name, tensor in weights.items()}
+    ema = {name: tensor + 0.5 for name, tensor in weights.items()} if with_ema else {}
+    optimizer = {"w.step": torch.tensor(3.0), "w.exp_avg": torch.full((2, 3), 0.25)}
     return step_folder.write(
         str(folder / "checkpoints"),
         step=step,
         config={"task": task, "width": 4},
         state={"skipped": 0},
-        model=weights,
-        ema=ema if with_ema else None,
-        optimizer={"w.step": torch.tensor(3.0), "w.exp_avg": torch.full((2, 3), 0.25)},
+        tensors=with_file_prefix(step_folder.MODEL_FILE, weights)
+        | with_file_prefix(step_folder.EMA_FILE, ema)
+        | with_file_prefix(step_folder.OPTIMIZER_FILE, optimizer),
         keep_last=keep_last,
     )
 
@@ -65,9 +67,8 @@ def test_tied_weights_and_views_are_saved_whole(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     weights = model.state_dict() | {"view": torch.arange(10.0)[2:5], "transposed": torch.arange(6.0).reshape(2, 3).T}
-    path = step_folder.write(
-        str(tmp_path), step=1, config={}, state={}, model=weights, ema=None, optimizer={}, keep_last=1
-    )
+    tensors = with_file_prefix(step_folder.MODEL_FILE, weights)
+    path = step_folder.write(str(tmp_path), step=1, config={}, state={}, tensors=tensors, keep_last=1)
     loaded = step_folder.load_model(path)[1]
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)

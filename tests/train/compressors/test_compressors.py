@@ -13,10 +13,12 @@ from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes.renderer import render
 from train.checkpoint import step_folder
+from train.checkpoint.step_folder import EMA_FILE, MODEL_FILE
 from train.compressors.autoencoder import Autoencoder
 from train.compressors.bottleneck import VqBottleneck
 from train.compressors.patch_transform import PatchTransform
 from train.compressors.picture_quality import psnr_db
+from train.compressors.pixels import to_pixels
 from train.compressors.pretrained import folder_name
 from train.compressors.registry import load
 
@@ -25,7 +27,7 @@ MAX_PATCH_CHANNELS = 193
 
 def scene_BCTHW(seed: int, *, num_frames: int = 9, height_px: int = 96, width_px: int = 96) -> torch.Tensor:
     frames = render(seed, num_frames=num_frames, height_px=height_px, width_px=width_px, fps=8).frames_THWC
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    return to_pixels(torch.from_numpy(frames))[None]
 
 
 def noise_BCTHW(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -245,9 +247,10 @@ def test_names_and_configs_distinguish_settings():
 
 
 def save_vae(folder, model, **config) -> str:
+    state = model.state_dict()
     return step_folder.write(
         str(folder / "checkpoints"), step=7, config={"task": "compressor", "model": model.config, **config}, state={},
-        model=model.state_dict(), ema=model.state_dict(), optimizer={}, keep_last=1,
+        tensors={f"{file}/{name}": state[name] for file in (MODEL_FILE, EMA_FILE) for name in state}, keep_last=1,
     )  # fmt: skip
 
 

@@ -7,11 +7,12 @@ import torch
 from recaption.errors import UsageError
 from recaption.scenes.renderer import render
 from train.compressors.picture_quality import PerceptualDistance, ssim
+from train.compressors.pixels import to_pixels
 
 
 def clips_BCTHW(*seeds: int, size_px: int = 64) -> torch.Tensor:
     frames = [render(seed, num_frames=2, height_px=size_px, width_px=size_px, fps=8).frames_THWC for seed in seeds]
-    return torch.from_numpy(np.stack(frames)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return to_pixels(torch.from_numpy(np.stack(frames)))
 
 
 def noisy(clips: torch.Tensor, amount: float) -> torch.Tensor:
