@@ -40,7 +40,7 @@ from tqdm import tqdm
 from recaption.captioners.videococa.checkpoint import FORMAT_VERSION
 from recaption.captioners.videococa.model import build_coca
 from recaption.captioners.videococa.tokenizer import BPETokenizer, train_tokenizer
-from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN_BACKBONE, NUM_FRAMES, TwoPathCoCa, build_two_path
+from recaption.captioners.videococa.two_path import FINE_CELL, FROZEN_BACKBONE, NUM_FRAMES, build_two_path
 from recaption.scenes.captions import ATTRIBUTE_VALUES
 from train.captioner.batches import text_hash
 from train.captioner.loss import MAX_LOGIT_SCALE, contrastive_loss
@@ -162,7 +162,7 @@ class TinyTraining(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.captioner: TwoPathCoCa = build_two_path(
+        self.captioner = build_two_path(
             build_coca(config["coca"]), config["vision"], slow_feature_width=FINE_CELL + NUM_COMPONENTS
         )
         width = config["vision"]["width"]

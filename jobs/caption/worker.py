@@ -174,18 +174,21 @@ class CaptionWorker:
         view_ids = [view.clip.clip_id for view in views]
         found = {kind: self._caption_kind(kind, encoded, view_ids, sums) for kind in self.settings.kinds}
         has_low_score = [caption.fault == "low_score" for caption in found["descriptive"].captions]
-        for kind, described in found.items():
-            for i, caption in enumerate(described.captions):
-                if (
-                    has_low_score[i] and not caption.fault
-                ):  # frames that it cannot describe have no good short caption either
-                    found[kind].captions[i] = mark_bad(caption, "low_score")
-        return found
+
+        def with_low_scores(described: CaptionBatch) -> CaptionBatch:
+            """Frames that it cannot describe have no good short caption either."""
+            captions = [
+                mark_bad(caption, "low_score") if low and not caption.fault else caption
+                for caption, low in zip(described.captions, has_low_score, strict=True)
+            ]
+            return dataclasses.replace(described, captions=captions)
+
+        return {kind: with_low_scores(described) for kind, described in found.items()}
 
     def _caption_kind(self, kind: str, encoded: list[Any], view_ids: list[str], sums: Sums) -> CaptionBatch:
         """One caption per view; failed ones are retried once with another seed, over-long ones with fewer tokens."""
         settings = self.settings
-        first = self.captioner.caption_with_embeddings(
+        described = self.captioner.caption_with_embeddings(
             encoded,
             kind=kind,
             max_tokens=settings.max_tokens,
@@ -193,20 +196,20 @@ class CaptionWorker:
             seed=settings.seed,
             **_sampling_options(settings),
         )
-        self.gates.apply(first, kind=kind, clip_ids=view_ids)
-        failed = [i for i, caption in enumerate(first.captions) if caption.reason is not None]
+        described = self.gates.apply(described, kind=kind, clip_ids=view_ids)
+        failed = [i for i, caption in enumerate(described.captions) if caption.reason is not None]
         sums["num_retried"] += len(failed)
-        long = [i for i in failed if first.captions[i].fault == "over_long"]
-        fewer = self.gates.reduced_max_tokens([first.captions[i].text for i in long], settings.max_tokens)
+        long = [i for i in failed if described.captions[i].fault == "over_long"]
+        fewer = self.gates.reduced_max_tokens([described.captions[i].text for i in long], settings.max_tokens)
         for rows, max_tokens in ((long, fewer), ([i for i in failed if i not in long], settings.max_tokens)):
             if rows:
-                self._retry(first, rows, kind, encoded, view_ids, max_tokens)
-        return first
+                described = self._retry(described, rows, kind, encoded, view_ids, max_tokens)
+        return described
 
     def _retry(
         self, first: CaptionBatch, rows: list[int], kind: str, encoded: list[Any], view_ids: list[str], max_tokens: int
-    ) -> None:
-        """Replace the failed captions by those of a second try that pass the gates."""
+    ) -> CaptionBatch:
+        """`first` with the failed captions replaced by those of a second try that pass the gates."""
         again = self.captioner.caption_with_embeddings(
             [encoded[i] for i in rows],
             kind=kind,
@@ -215,21 +218,9 @@ class CaptionWorker:
             seed=self.settings.seed + 1,
         )
         # Gated together with the whole batch: the score margin compares against its other captions.
-        whole = CaptionBatch(
-            list(first.captions),
-            first.clip_embeddings_BD,
-            None if first.text_embeddings_BD is None else first.text_embeddings_BD.copy(),
-        )
-        for place, i in enumerate(rows):
-            whole.captions[i] = again.captions[place]
-            if whole.text_embeddings_BD is not None and again.text_embeddings_BD is not None:
-                whole.text_embeddings_BD[i] = again.text_embeddings_BD[place]
-        self.gates.apply(whole, kind=kind, clip_ids=view_ids)
-        for i in rows:
-            if whole.captions[i].reason is None:
-                first.captions[i] = whole.captions[i]
-                if whole.text_embeddings_BD is not None and first.text_embeddings_BD is not None:
-                    first.text_embeddings_BD[i] = whole.text_embeddings_BD[i]
+        second = self.gates.apply(first.with_rows(rows, again), kind=kind, clip_ids=view_ids)
+        passed = [i for i in rows if second.captions[i].reason is None]
+        return first.with_rows(passed, second.take(passed))
 
     def _for_clip(
         self, text: Caption, clip: Clip, view: CaptionInput | None = None, kind: str | None = None

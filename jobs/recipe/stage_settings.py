@@ -80,7 +80,7 @@ class CaptionSettings:
     """Token limit in that encoder's tokens; 0: its context length."""
     repeats: RepeatedCaptionSettings = field(default_factory=RepeatedCaptionSettings)
     precision: str = "auto"
-    """`fp32`, `bf16` or `int8` (CPUs only); auto: bf16 on a GPU, fp32 on a CPU (where the others help small batches)."""
+    """`fp32` or `bf16`; auto: bf16 on a GPU, fp32 on a CPU."""
     cache_encoder_tokens: bool = False
     """Store the captioner's image tokens of each clip (261 kB with CoCa ViT-B/32): later captions by the same weights, with
     other settings, decode no video. The embedding of each clip for duplicate detection is stored in any case."""

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from packing.mixture.rng import keys_from_indices, keys_from_names
 from recaption.errors import UsageError
+from recaption.rng import keys_from_indices, keys_from_names
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from packing.mixture.rng import fold_in, sample_uniform
 from packing.mixture.rules import Rule, parse_rule
 from packing.mixture.sample_sizes import SampleSizes
 from packing.mixture.token_dropping import num_kept_tokens, parse_token_keep_rates, token_keep_rates
 from packing.mixture.weights import parse_sampling_weights, repeat_counts
 from recaption.errors import UsageError
+from recaption.rng import fold_in, sample_uniform
 
 TOO_LONG = ("reject", "split")
 

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from packing.mixture.rng import random_keys, sample_beta
 from packing.mixture.rules import Rule, parse_rule
 from packing.mixture.sample_sizes import SampleSizes
 from recaption.errors import UsageError
+from recaption.rng import random_keys, sample_beta
 
 BETA = re.compile(r"beta\((\d+),(\d+)\)")
 TARGET_TOKENS = re.compile(r"(\d+)/tokens")

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from packing.mixture.rng import sample_uniform
 from packing.mixture.rules import Rule, parse_rule, product_of_rules
 from packing.mixture.sample_sizes import SampleSizes
 from recaption.errors import UsageError
+from recaption.rng import sample_uniform
 
 MAX_WEIGHT = 1000.0
 """More repeats per epoch are surely a typing error."""

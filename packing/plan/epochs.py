@@ -22,12 +22,12 @@ from functools import cached_property
 
 import numpy as np
 
-from packing.mixture.rng import random_permutation
 from packing.mixture.sample_sizes import SampleSizes
 from packing.mixture.segments import EpochSegments, Segments
 from packing.plan.settings import PlanSettings
 from packing.plan.steps import Plan, empty_plan, plan_epoch
 from recaption.errors import UsageError
+from recaption.rng import random_permutation
 from recaption.run_folder import recipe_hash
 
 MAX_GLOBAL_BATCH_PACKS = 64

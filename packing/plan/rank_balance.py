@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from packing.mixture.rng import random_keys, random_permutation
+from recaption.rng import random_keys, random_permutation
 
 WINDOW_STEPS = 32
 """Packs are sorted by cost inside windows of this many steps: wide enough that neighbours cost the same (rank efficiency

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from packing.grid import layer_flops_coefficients, sample_flops
-from packing.mixture.rng import random_permutation
 from packing.mixture.segments import Segments
 from packing.plan.bin_packing import Packs, best_fit, cost_fit, first_fit, subset_sum
 from packing.plan.rank_balance import LengthMix, balanced_order, concat_spans, length_mix, pack_sums, split_packs
 from packing.plan.settings import PlanSettings
 from recaption.errors import SampleTooLongError, UsageError
+from recaption.rng import random_permutation
 
 MAX_RESHUFFLES = 8
 """Later epochs reshuffle until they need no more packs than epoch 0; after this many tries the packs of epoch 0 are used."""

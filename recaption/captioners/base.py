@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from recaption import rng
 from recaption.captioners.generation.settings import DecodingSettings
 from recaption.captioners.interface import CaptionBatch, EncodedClip, TextTower
 from recaption.captions.text import find_fault, normalize_text, strip_boilerplate
@@ -47,8 +48,12 @@ class ClipBatch:
 
     @property
     def uniforms_RM(self) -> np.ndarray:
-        """Uniform random numbers per row and token, a function of clip, sample index and seed; see `sample_uniforms`."""
-        return np.stack([sample_uniforms(self.seed, key, self.decoding.max_tokens) for key in self.rng_keys])
+        """Uniform random numbers in [0, 1) per row and token, a function of clip, sample index and seed."""
+        return self.sample_uniforms(self.decoding.max_tokens)
+
+    def sample_uniforms(self, count: int) -> np.ndarray:
+        """(R, count): the first `count` uniform random numbers in [0, 1) of each row."""
+        return np.stack([rng.uniform_sequence(count, self.seed, key) for key in self.rng_keys])
 
     def repeat_per_sample(self) -> ClipBatch:
         """Each sample as a clip of its own, for models that generate one text per clip."""
@@ -286,9 +291,3 @@ def hash_frames(clip: np.ndarray | EncodedClip) -> str:
     if isinstance(clip, EncodedClip):
         return clip.clip_sha256
     return hashlib.sha256(clip.tobytes()).hexdigest()
-
-
-def sample_uniforms(seed: int, clip_sha256: str, count: int) -> np.ndarray:
-    """Uniform random numbers in [0, 1) for one clip: counter-based (Philox), keyed by the seed and the frames' hash."""
-    key = np.frombuffer(hashlib.sha256(f"{seed}:{clip_sha256}".encode()).digest()[:16], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(count)

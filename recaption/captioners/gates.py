@@ -1,7 +1,7 @@
 """Quality gates for generated captions: text faults (captions/text.py), length for the text encoder, clip score.
 
     gates = QualityGates(min_clip_score=0.8, token_budget=budget_of_t5)
-    gates.apply(described, kind="descriptive", clip_ids=["clip-1", "clip-2"])    # bad captions now have a fault
+    described = gates.apply(described, kind="descriptive", clip_ids=["clip-1", "clip-2"])    # bad captions have a fault
 
 Two rules find captions that do not match their frames. Both use the captioner's contrastive embeddings, where a clip is one
 embedding of all its sampled frames.
@@ -57,8 +57,8 @@ class QualityGates:
     min_score_margin: float | None = None
     token_budget: TokenBudget | None = None
 
-    def apply(self, described: CaptionBatch, *, kind: str, clip_ids: Sequence[str]) -> None:
-        """Set reason and fault of captions that fail a gate, in place.
+    def apply(self, described: CaptionBatch, *, kind: str, clip_ids: Sequence[str]) -> CaptionBatch:
+        """A copy of `described` in which captions that fail a gate have a reason and a fault.
 
         Args:
             clip_ids: clip id of each caption. Captions of windows of one clip are not negatives of each other.
@@ -66,6 +66,7 @@ class QualityGates:
         texts = [caption.text for caption in described.captions]
         is_over_long = self._is_over_long(texts)
         is_low_score = self._is_low_score(described, clip_ids) if kind == "descriptive" else [False] * len(texts)
+        captions: list[Caption] = []
         for index, caption in enumerate(described.captions):
             fault = caption.fault or find_fault(caption.text, kind=kind) or ("truncated" if caption.reason else None)
             fault = (
@@ -73,8 +74,8 @@ class QualityGates:
                 or ("over_long" if is_over_long[index] else None)
                 or ("low_score" if is_low_score[index] else None)
             )
-            if fault:
-                described.captions[index] = mark_bad(caption, fault)
+            captions.append(mark_bad(caption, fault) if fault else caption)
+        return dataclasses.replace(described, captions=captions)
 
     def apply_to_original(self, caption: Caption) -> Caption:
         """Gate a text that came with the video: only empty, looping and over-long ones are bad."""

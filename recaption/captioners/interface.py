@@ -40,6 +40,25 @@ class CaptionBatch:
     text_embeddings_BD: np.ndarray | None
     """float32, unit length, one per caption. `clip_embeddings_BD @ text_embeddings_BD.T` is `score(clips, captions)`."""
 
+    def take(self, rows: Sequence[int]) -> CaptionBatch:
+        """The captions and embeddings at `rows`."""
+        clips_BD, texts_BD = self.clip_embeddings_BD, self.text_embeddings_BD
+        return CaptionBatch(
+            [self.captions[row] for row in rows],
+            None if clips_BD is None else clips_BD[list(rows)],
+            None if texts_BD is None else texts_BD[list(rows)],
+        )
+
+    def with_rows(self, rows: Sequence[int], other: CaptionBatch) -> CaptionBatch:
+        """A copy with the captions of `other`, one per row, at `rows`; clips stay."""
+        replaced = dict(zip(rows, other.captions, strict=True))
+        texts_BD = self.text_embeddings_BD
+        if texts_BD is not None and other.text_embeddings_BD is not None:
+            texts_BD = texts_BD.copy()
+            texts_BD[list(rows)] = other.text_embeddings_BD
+        captions = [replaced.get(row, caption) for row, caption in enumerate(self.captions)]
+        return CaptionBatch(captions, self.clip_embeddings_BD, texts_BD)
+
 
 class Captioner(Protocol):
     """A model that captions clips."""

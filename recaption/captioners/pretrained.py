@@ -1,30 +1,16 @@
-"""Loads Hugging Face transformers models strictly, and hashes their weights.
+"""Loads Hugging Face transformers models strictly.
 
     model = open_model(AutoModelForImageTextToText, "org/model", spec="vlm:org/model")
-    weights_hash(model)          # "3f9a0c1d22be"
 
 transformers initialises missing weights at random with a warning; here missing weights are an error.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
-
-import torch
-from torch import nn
 
 from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError
-
-
-def weights_hash(model: nn.Module) -> str:
-    """First 12 hex digits of the sha256 over names, types, shapes and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def open_config(model_id_or_path: str, *, spec: str, supported: str, is_supported: Any) -> Any:

@@ -149,25 +149,18 @@ def _split(spec: str) -> tuple[str, str]:
     raise UsageError(f"there is no captioner {spec!r}; available: {SPEC_FORMATS}")
 
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def load_captioner_with_precision(spec: str, *, device: str, precision: str = "auto", **settings: Any) -> Captioner:
     """`load_captioner` with a named precision; `settings` are its other arguments.
 
     Raises:
-        UsageError: unknown precision, or int8 on a GPU or for a captioner without int8 decoding.
+        UsageError: unknown precision.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"{precision = } is not one of {', '.join(PRECISIONS)}")
-    if precision == "int8" and device != "cpu":
-        raise UsageError("int8 decoding is for CPUs; on a GPU use bf16")
-    captioner = load_captioner(spec, device=device, dtype=_dtype(device, precision), **settings)
-    if precision == "int8":
-        if not hasattr(captioner, "quantise"):
-            raise UsageError(f"captioner {captioner.name} has no int8 decoding")
-        captioner.quantise()
-    return captioner
+    return load_captioner(spec, device=device, dtype=_dtype(device, precision), **settings)
 
 
 def _dtype(device: str, precision: str) -> torch.dtype | None:

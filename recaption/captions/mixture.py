@@ -1,16 +1,17 @@
 """Caption mixture: samples which caption variant of a clip training sees, per sample and epoch.
 
     weights = parse_mixture_weights(["descriptive=0.95", "original=0.05"])
-    sample_caption_kind("clip-1", epoch=3, weights=weights, seed=0)         # "descriptive"; "original" in 5 % of epochs
+    keys = rng.keys_from_names(["clip-1"])
+    sample_caption_kinds(keys, epoch=3, weights=weights, seed=0)     # ["descriptive"]; "original" in 5 % of epochs
 
 Captions written by one model share its habits: first word, length, final full stop. As in DALL-E 3, 5 % original texts
 counter that.
 
-For each sample and epoch, one uniform number is derived from sha256 of (seed, clip id, epoch): the same on every machine,
-whatever the number of ranks and the reading order. It selects the kind by inverse transform over the weights, in the order
-in which they are listed. Each epoch samples anew: a clip shows its original text in 5 % of its epochs, instead of 5 % of
-the clips showing theirs in all epochs. A clip without the sampled kind shows its descriptive caption, which changes nothing
-for other clips. Shards are not rewritten: texts are read from the caption set of the run folder.
+For each sample and epoch, one uniform number is a function of (seed, clip id, epoch) alone (recaption/rng.py), whatever the
+number of ranks and the reading order. It selects the kind by inverse transform over the weights, in the order in which they
+are listed. Each epoch samples anew: a clip shows its original text in 5 % of its epochs, instead of 5 % of the clips
+showing theirs in all epochs. A clip without the sampled kind shows its descriptive caption, which changes nothing for
+other clips. Shards are not rewritten: texts are read from the caption set of the run folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
+
+from recaption import rng
 from recaption.captions.text import CAPTION_KINDS
 from recaption.captions.windows import caption_for_window
 from recaption.errors import UsageError
@@ -80,21 +85,16 @@ def parse_weights(entries: Iterable[str], *, what: str, kinds: Sequence[str]) ->
     return {kind: weight / total for kind, weight in weights.items() if weight > 0}
 
 
-def sample_caption_kind(clip_id: str, *, epoch: int, weights: Mapping[str, float], seed: int = 0) -> str:
-    """The caption kind that a sample shows in an epoch.
+def sample_caption_kinds(keys_N: np.ndarray, *, epoch: int, weights: Mapping[str, float], seed: int = 0) -> list[str]:
+    """The caption kind that each sample shows in an epoch.
 
     Args:
+        keys_N: RNG keys of the samples.
         weights: of `parse_mixture_weights`.
     """
-    # "blend" seeds the draw: another word would change every sampled kind
-    digest = hashlib.sha256(f"blend\n{seed}\n{clip_id}\n{epoch}".encode()).digest()
-    uniform = int.from_bytes(digest[:8], "big") / 2**64
-    cumulative = 0.0
-    for kind, weight in weights.items():
-        cumulative += weight
-        if uniform < cumulative:
-            return kind
-    return list(weights)[-1]
+    uniforms_N = rng.sample_uniform(keys_N, seed, epoch, "caption kind")
+    kinds, cumulative = list(weights), np.cumsum(list(weights.values()))
+    return [kinds[kind] for kind in np.searchsorted(cumulative[:-1], uniforms_N, side="right")]
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,15 @@ class CaptionMixture:
             texts = captions_for_sample(captions, kinds, start + seconds[0], start + seconds[1])
         if not texts:
             return self.captions[index]
-        key = f"{self.clip_ids[index]}#{number}" if number else self.clip_ids[index]
-        kind = sample_caption_kind(key, epoch=epoch, weights=self.weights, seed=self.seed)
+        key = self._keys[index : index + 1]
+        if number:
+            key = rng.fold_in(key, np.array([number]))
+        (kind,) = sample_caption_kinds(key, epoch=epoch, weights=self.weights, seed=self.seed)
         return texts.get(kind) or texts.get("descriptive") or self.captions[index]
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return rng.keys_from_names(self.clip_ids)
 
     @property
     def fingerprint(self) -> str:

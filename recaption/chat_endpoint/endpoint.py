@@ -12,7 +12,6 @@ so that no other response is lost. A failure of all (endpoint down, wrong key, n
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any
 import httpx2
 from anyio.from_thread import start_blocking_portal
 
+from recaption import rng
 from recaption.chat_endpoint.messages import (
     ChatRequest,
     ChatResponse,
@@ -182,7 +182,7 @@ class ChatEndpoint:
         return _Attempt(error_text=error_text, is_retryable=False)
 
     def _backoff_wait_seconds(self, request: ChatRequest, number: int) -> float:
-        jitter = random.Random(f"{request.seed}:{request.key}:{number}").uniform(0.5, 1.5)
+        jitter = 0.5 + rng.sample_uniform(rng.keys_from_names([request.key]), request.seed, number, "retry wait").item()
         return min(self.settings.backoff_seconds * 2 ** (number - 1) * jitter, MAX_RETRY_WAIT_SECONDS)
 
     def _count_outcome(self, *, completed: bool = False, server_failure: str = "", rejected: str = "") -> None:

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from recaption.captioners.preprocess import FramePreprocessor
-from recaption.captioners.pretrained import weights_hash
 from recaption.captioners.registry import SPEC_FORMATS
 from recaption.captioners.videococa.captioner import token_lengths
 from recaption.captioners.videococa.checkpoint import (
@@ -29,9 +28,10 @@ from recaption.captioners.videococa.checkpoint import (
     load_open_clip_model,
     read_captioner_folder,
 )
-from recaption.captioners.videococa.model import VideoCoCa
+from recaption.captioners.videococa.model import FrameEncoder, VideoCoCa
 from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer
 from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.weights import weights_hash
 
 MAX_TRUNCATED_FRACTION = 0.2
 """Maximum fraction of training captions longer than the context; truncated ones teach it to stop mid-sentence."""
@@ -60,9 +60,9 @@ def from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config)
-        if model.temporal_embedding is not None:
+        if isinstance(model.clip_encoder, FrameEncoder) and model.clip_encoder.temporal_embedding is not None:
             # not zero, which would hide the frame order at first
-            nn.init.normal_(model.temporal_embedding, std=temporal_std)
+            nn.init.normal_(model.clip_encoder.temporal_embedding, std=temporal_std)
     return InitialCaptioner(config=config, model=model, tokenizer=tokenizer, provenance={})
 
 
@@ -97,13 +97,14 @@ def from_captioner(spec: str, *, temporal: bool = True) -> InitialCaptioner:
             f"--init-from {spec!r} is not a captioner that can be trained further; use one of {SPEC_FORMATS}"
         )
     _check_vocabulary(spec, config, tokenizer)
-    provenance = {"spec": spec, "weights": weights_hash(model)}
+    provenance = {"spec": spec, "weights": weights_hash(model.state_dict())}
     if temporal and not config["temporal"]:
         config = {**config, "temporal": True}
         original, model = model, build_model(config)
         model.load_state_dict(original.state_dict(), strict=False)
-        assert isinstance(model.temporal_embedding, nn.Parameter)
-        nn.init.zeros_(model.temporal_embedding)
+        assert isinstance(model.clip_encoder, FrameEncoder)
+        assert model.clip_encoder.temporal_embedding is not None
+        nn.init.zeros_(model.clip_encoder.temporal_embedding)
     if isinstance(tokenizer, BPETokenizer):
         config = {**config, "merges": tokenizer.merges}  # a training checkpoint has no tokenizer.json
     return InitialCaptioner(config=config, model=model, tokenizer=tokenizer, provenance=provenance)

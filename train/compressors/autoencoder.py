@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.weights import weights_hash
 from train.checkpoint.step_folder import load_model
-from train.checkpoint.weights import load_weights, weights_hash
+from train.checkpoint.weights import load_weights
 from train.compressors.blocks import ZERO_GAIN, CausalCache, ConvTrunk
 from train.compressors.bottleneck import BottleneckOutput, build_bottleneck
 from train.compressors.interface import check_latents, check_pixels

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from recaption.errors import CheckpointMismatchError
+from recaption.weights import weights_hash
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.weights import load_weights, weights_hash
+from train.checkpoint.weights import load_weights
 
 OPTIONAL_WEIGHTS = "absolute_positions"
 """Setting of a backbone that adds weights which change nothing while they are zero."""

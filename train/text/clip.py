@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recaption import hub
 from recaption.errors import CheckpointMismatchError, UsageError
-from train.text.interface import weights_fingerprint
+from recaption.weights import weights_hash
 
 CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 """Files of an open_clip folder, which `clip:FOLDER` opens."""
@@ -38,11 +38,11 @@ class ClipTextEncoder:
             model = _build_text_tower(config["embed_dim"], text, quick_gelu=bool(config.get("quick_gelu")))
         if weights is not None:
             _load_text_weights(model, weights, name)
+        self.weights_hash = weights_hash(model.state_dict())
         self.model = model.to(device).eval().requires_grad_(False)
         self.tokenizer = ClipTokenizer(int(model.context_length))
         self.device = device
         self.width, self.pooled_width = int(model.width), int(config["embed_dim"])
-        self.weights_hash = weights_fingerprint(self.model)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

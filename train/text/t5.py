@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recaption import hub
 from recaption.errors import UsageError
-from train.text.interface import weights_fingerprint
+from recaption.weights import weights_hash
 
 MAX_TEXT_TOKENS = 256
 """T5 only: longer captions are truncated. CLIP and captioner towers have their own limits."""
@@ -22,16 +22,16 @@ class T5Encoder:
     def __init__(self, model_id: str, device: torch.device | str = "cpu") -> None:
         config, encoder_class = t5_config(model_id)
         self.tokenizer = t5_tokenizer(model_id)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         what, remedy, local_only = _describe(model_id)
         try:
-            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
+            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype="auto")
         except (OSError, ValueError) as error:
             raise hub.unreachable_error(what, error, remedy) from error
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.weights_hash = weights_hash(model.state_dict())  # of the stored type: the same on every device
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
-        self.weights_hash = weights_fingerprint(self.model)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""FrozenBiLM as a captioner; model and decoding are in `frozenbilm_model`.
+"""FrozenBiLM as a captioner; experimental: never run with published weights. The model is in `frozenbilm_model`.
 
 captioner = load_captioner("frozenbilm:models/mine")
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import torch
 
 from recaption import hub
@@ -18,8 +17,8 @@ from recaption.captioners.backends.checkpoint_folder import (
     stack_clips,
 )
 from recaption.captioners.backends.frozenbilm_model import FORMAT, NUM_ITERATIONS, FrozenBiLM
-from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput, sample_uniforms
-from recaption.captioners.pretrained import weights_hash
+from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput
+from recaption.weights import weights_hash
 
 
 class FrozenBiLMCaptioner(BaseCaptioner):
@@ -43,13 +42,13 @@ class FrozenBiLMCaptioner(BaseCaptioner):
         pixels = stack_clips(batch.clips, self._framing, self.num_frames).to(weight.device, weight.dtype)
         max_tokens = batch.decoding.max_tokens
         lengths = [length for length in self.lengths if length <= max_tokens] or [max_tokens]
-        uniforms = [sample_uniforms(batch.seed, key, NUM_ITERATIONS * lengths[-1]) for key in batch.rng_keys]
+        uniforms_RU = batch.sample_uniforms(NUM_ITERATIONS * lengths[-1])
         predictions = self.model.mask_predict(
             pixels,
             self.tokenizer,
             lengths=lengths,
             temperature=batch.decoding.temperature,
-            uniform_BIM=np.stack(uniforms).reshape(len(uniforms), NUM_ITERATIONS, lengths[-1]),
+            uniform_BIM=uniforms_RU.reshape(-1, NUM_ITERATIONS, lengths[-1]),
         )
         return GenerationOutput(
             texts=[
@@ -83,7 +82,7 @@ def open_frozenbilm(path_or_id: str, *, device: str, dtype: torch.dtype | None) 
     folder = read_checkpoint_folder(path_or_id, FORMAT)
     model = FrozenBiLM(folder.config)
     folder.load_weights(model)
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     return FrozenBiLMCaptioner(
         model.to(device=device, dtype=dtype or torch.float32), folder, spec=spec, weights_hash=digest
     )

@@ -1,5 +1,7 @@
 """FrozenBiLM (arXiv 2206.08155) as a captioner: a frozen bidirectional language model with a visual prefix.
 
+Experimental: never run with published weights.
+
 Frames go through a frozen CLIP vision transformer and one linear layer, and are prepended to the text tokens. Trained are
 that linear layer, small adapters after the attention and feed-forward layers, and the layer norms. The paper answers
 questions, one mask at a time. Captions are decoded here by mask-predict (arXiv 1904.09324): all tokens at once, then the

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from recaption.captioners.backends.hf_generate import generate_completions, reset_generation_config
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GenerationOutput
 from recaption.captioners.preprocess import uniform_frame_indices
-from recaption.captioners.pretrained import check_tokenizer_size, open_config, open_model, open_processor, weights_hash
+from recaption.captioners.pretrained import check_tokenizer_size, open_config, open_model, open_processor
 from recaption.errors import UsageError
+from recaption.weights import weights_hash
 
 
 class GitCaptioner(BaseCaptioner):
@@ -95,6 +96,6 @@ def open_git(path_or_id: str, *, device: str, dtype: torch.dtype | None, prompt:
     processor = open_processor(AutoProcessor, path_or_id, spec=spec)
     model = open_model(GitForCausalLM, path_or_id, spec=spec)
     check_tokenizer_size(processor.tokenizer, model.config.vocab_size, spec=spec)
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     model = model.to(device=device, dtype=dtype or torch.float32)
     return GitCaptioner(model, processor, spec=spec, weights_hash=digest, prompt=prompt)

@@ -1,5 +1,6 @@
-"""mPLUG-2 as a captioner; the model is in `mplug2_model`.
+"""mPLUG-2 as a captioner; experimental: never run with published weights. The model is in `mplug2_model`.
 
+convert_checkpoint("mPLUG2_caption.pth", tokenizer, "models/mine")      # of mplug2_model; names are its source code's
 captioner = load_captioner("mplug2:models/mine")
 """
 
@@ -16,8 +17,8 @@ from recaption.captioners.backends.checkpoint_folder import (
 from recaption.captioners.backends.hf_generate import generate_completions, reset_generation_config
 from recaption.captioners.backends.mplug2_model import FORMAT, MPlug2
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GenerationOutput
-from recaption.captioners.pretrained import weights_hash
 from recaption.errors import UsageError
+from recaption.weights import weights_hash
 
 PROMPT = "a video of"
 """The prompt that the published captioners continue."""
@@ -75,6 +76,6 @@ def open_mplug2(path: str, *, device: str, dtype: torch.dtype | None, prompt: st
     folder = read_checkpoint_folder(path, FORMAT)
     model = MPlug2(folder.config)
     folder.load_weights(model)
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     model = model.to(device=device, dtype=dtype or torch.float32)
     return MPlug2Captioner(model, folder, spec=spec, weights_hash=digest, prompt=prompt)

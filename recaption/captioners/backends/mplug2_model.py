@@ -1,13 +1,12 @@
-"""mPLUG-2 (arXiv 2302.00402): the modules of the model that video captioning uses.
+"""mPLUG-2 (arXiv 2302.00402): its modules for video captioning. Experimental: never run with published weights.
 
     frames -> vision transformer with two temporal convolutions per block (local temporal modules)
            -> universal layers: learned queries attend to the frames, then the frames to the queries; added to the frames
            -> text decoder with cross-attention to the frames in each layer (fusion)
 
 The decoder continues a prompt ("a video of"), which is excluded from the loss. Modules are named as in the published
-source, so that `convert_state_dict` only has to select tensors of a published caption checkpoint. No such checkpoint was at
-hand: tensor names are taken from that source. Left out are the text encoder below the universal layers and the separate
-fusion encoder, which captioning does not use.
+source, so that `convert_state_dict` only has to select tensors of a published caption checkpoint. Left out are the text
+encoder below the universal layers and the separate fusion encoder, which captioning does not use.
 
 Shapes: B clips, T frames, N patches of a frame, L = 1 + T*N frame tokens, Q queries, M text tokens, D width.
 """

@@ -17,8 +17,9 @@ from recaption.captioners.backends.hf_generate import Completion, generate_compl
 from recaption.captioners.backends.instructions import INSTRUCTIONS, instruction_for
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GenerationOutput
 from recaption.captioners.preprocess import uniform_frame_indices
-from recaption.captioners.pretrained import check_tokenizer_size, open_config, open_model, open_processor, weights_hash
+from recaption.captioners.pretrained import check_tokenizer_size, open_config, open_model, open_processor
 from recaption.errors import CheckpointMismatchError, UsageError
+from recaption.weights import weights_hash
 
 NUM_FRAMES = 8
 """Default number of frames per clip."""
@@ -130,7 +131,7 @@ def open_vlm(path_or_id: str, *, device: str, dtype: torch.dtype | None, prompt:
             f"captioner {spec}: the image token is {found} in its tokenizer, {expected} in its model: they do not belong "
             "together"
         )
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     model = model.to(device=device, dtype=dtype)

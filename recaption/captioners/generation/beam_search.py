@@ -37,8 +37,6 @@ def beam_search(
     for index in range(max_tokens):
         logits_RV = decoder.step(next_input)
         log_normalizer_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
-        if index < decoding.min_tokens:
-            logits_RV[:, special.end] = -torch.inf
         # each beam can end in two ways (end, pad): among the 3K best of a clip at least K are live, and no row has more
         best = logits_RV.topk(min(3 * num_beams, logits_RV.shape[1]), dim=-1)
         logprobs, candidates = (best.values - log_normalizer_R1).tolist(), best.indices.tolist()

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from recaption.captioners.generation.beam_search import beam_search
 from recaption.captioners.generation.kv_cache import CachedDecoder
-from recaption.captioners.generation.packed_weights import PackedWeights
 from recaption.captioners.generation.settings import DecodingSettings, GeneratedTokens, SpecialTokens
 from recaption.errors import UsageError
 
@@ -42,7 +41,6 @@ def generate(
     decoding: DecodingSettings | None = None,
     prompt: Sequence[int] = (),
     uniforms_RM: np.ndarray | None = None,
-    weights: PackedWeights | None = None,
     return_kv_cache: bool = False,
 ) -> list[GeneratedTokens]:
     """Generate captions from image tokens: `num_samples` per clip, those of a clip adjacent.
@@ -52,7 +50,6 @@ def generate(
         prompt: token ids that every caption starts with, after the start token.
         uniforms_RM: uniform random numbers in [0, 1), one per caption and token; required if `temperature` > 0. A
             caption depends on its own row alone, not on the other rows of the batch.
-        weights: packed weights of this `coca`; worth it from the second call on.
         return_kv_cache: fill `GeneratedTokens.kv_cache_LKPD`, from which caption_embeddings.py embeds the captions.
 
     Raises:
@@ -76,7 +73,6 @@ def generate(
         image_embs_BND,
         rows_per_clip=decoding.num_beams if decoding.num_beams > 1 else decoding.num_samples,
         capacity=len(prompt_ids) + max_tokens - 1,
-        weights=weights,
     )
     if decoding.num_beams > 1:
         return beam_search(decoder, prompt_ids, max_tokens, special, decoding, return_kv_cache)
@@ -105,15 +101,11 @@ def _greedy_or_sample(
     for index in range(max_tokens):
         logits_RV = decoder.step(next_input)
         log_normalizer_R = logits_RV.logsumexp(dim=-1)
-        allowed_RV = logits_RV
-        if index < decoding.min_tokens:
-            allowed_RV = logits_RV.clone()
-            allowed_RV[:, special.end] = -torch.inf
         if uniforms_RM is not None:
             uniform_R = torch.as_tensor(uniforms_RM[caption_of_row, index], dtype=torch.float32, device=decoder.device)
-            chosen_R = sample_tokens(allowed_RV, uniform_R, decoding)
+            chosen_R = sample_tokens(logits_RV, uniform_R, decoding)
         else:
-            chosen_R = allowed_RV.argmax(dim=-1)
+            chosen_R = logits_RV.argmax(dim=-1)
         chosen_logprob_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_normalizer_R
         for row, (token, logprob) in enumerate(zip(chosen_R.tolist(), chosen_logprob_R.tolist(), strict=True)):
             caption = caption_of_row[row]

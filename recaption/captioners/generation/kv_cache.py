@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recaption.captioners.generation.packed_weights import BlockWeights, PackedWeights
 from recaption.errors import UsageError
 
 
@@ -29,29 +28,29 @@ class CachedDecoder:
         *,
         rows_per_clip: int = 1,
         capacity: int | None = None,
-        weights: PackedWeights | None = None,
     ) -> None:
         """
         Args:
             capacity: maximum number of tokens that will be fed; None = the context length.
-            weights: packed weights of the same `coca`.
+
+        Raises:
+            UsageError: attention layers other than torch's own.
         """
         text: Any = coca.text
         decoder: Any = coca.text_decoder
         self.text, self.decoder = text, decoder
         self.device = image_embs_BND.device
-        self.weights = weights or PackedWeights(coca, packed=False)
         self.rows_per_clip = rows_per_clip
         self.num_clips = image_embs_BND.shape[0]
         self.context_length = min(text.context_length, decoder.context_length)
         self.position = 0
-        blocks = (*self.weights.text_blocks, *self.weights.decoder_blocks)
+        blocks = (*text.transformer.resblocks, *decoder.resblocks)
         width = text.positional_embedding.shape[1]
         shape = (len(blocks), 2, self.num_clips * rows_per_clip, min(capacity or 2**30, self.context_length), width)
         self._cache_LKRPD = torch.empty(shape, dtype=text.positional_embedding.dtype, device=self.device)
         self._spare_LKRPD: Tensor | None = None
         """Second buffer that `select_rows` copies into; the two are swapped."""
-        self._cross = [_CrossAttention(block, image_embs_BND) for block in self.weights.cross_blocks]
+        self._cross = [_CrossAttention(block, image_embs_BND) for block in decoder.cross_attn]
 
     def step(self, tokens_RP: Tensor) -> Tensor:
         """Feed the tokens at the next P positions; logits (R, V), float32, for the position after them."""
@@ -60,21 +59,23 @@ class CachedDecoder:
             raise UsageError(f"{end} tokens exceed the context of {self._cache_LKRPD.shape[3]}")
         positions_PD = self.text.positional_embedding[start:end]
         x_RPD = self.text.token_embedding(tokens_RP).to(positions_PD.dtype) + positions_PD
-        text_blocks, decoder_blocks = self.weights.text_blocks, self.weights.decoder_blocks
+        text_blocks = self.text.transformer.resblocks
         mask = (
             None if end - start == 1 else torch.ones(end - start, end, dtype=torch.bool, device=self.device).tril(start)
         )
         for block, cache_KRPD in zip(text_blocks, self._cache_LKRPD, strict=False):
             x_RPD = self_attention(block, x_RPD, cache_KRPD, start, mask)
         caches = self._cache_LKRPD[len(text_blocks) :]
-        for block, cache_KRPD, cross in zip(decoder_blocks, caches, self._cross, strict=True):
+        for block, cache_KRPD, cross in zip(self.decoder.resblocks, caches, self._cross, strict=True):
             x_RPD = cross.attend(self_attention(block, x_RPD, cache_KRPD, start, mask), self.rows_per_clip)
         self.position = end
-        return self.weights.lm_head(self.decoder.ln_final(x_RPD[:, -1])).float()
+        x_RD = self.decoder.ln_final(x_RPD[:, -1])
+        projection = self.decoder.text_projection
+        return (x_RD if projection is None else x_RD @ projection).float()
 
     def text_kv_cache(self, row: int) -> Tensor:
         """Copy of the text tower's keys and values (layers, 2, positions, D) for the tokens fed to `row`."""
-        return self._cache_LKRPD[: len(self.weights.text_blocks), :, row, : self.position].clone()
+        return self._cache_LKRPD[: len(self.text.transformer.resblocks), :, row, : self.position].clone()
 
     def select_rows(self, rows: list[int], clips: list[int]) -> None:
         """Continue with these rows and their clips (indices into the current ones); row i continues row `rows[i]`."""
@@ -101,33 +102,51 @@ def _heads(x_RPD: Tensor, num_heads: int) -> Tensor:
     return x_RPD.view(rows, positions, num_heads, width // num_heads).transpose(1, 2)
 
 
-def self_attention(weights: BlockWeights, x_RPD: Tensor, cache_KRPD: Tensor, start: int, mask: Tensor | None) -> Tensor:
+def self_attention(block: Any, x_RPD: Tensor, cache_KRPD: Tensor, start: int, mask: Tensor | None) -> Tensor:
     """One self-attention block for P new positions; their keys and values are written to the cache at `start`."""
-    num_heads = weights.block.attn.num_heads
-    query_RPD, key_RPD, value_RPD = weights.qkv_proj(weights.block.ln_1(x_RPD)).chunk(3, dim=-1)
+    attn = _torch_attention(block)
+    num_heads = attn.num_heads
+    query_RPD, key_RPD, value_RPD = F.linear(block.ln_1(x_RPD), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
     end = start + x_RPD.shape[1]
     cache_KRPD[0, :, start:end] = key_RPD
     cache_KRPD[1, :, start:end] = value_RPD
     keys, values = (_heads(one[:, :end], num_heads) for one in cache_KRPD)
     attended = F.scaled_dot_product_attention(_heads(query_RPD, num_heads), keys, values, attn_mask=mask)
-    return weights.out_proj_and_mlp(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+    return _out_proj_and_mlp(block, x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+
+
+def _torch_attention(block: Any) -> nn.MultiheadAttention:
+    if not isinstance(block.attn, nn.MultiheadAttention):
+        raise UsageError(f"cached decoding supports nn.MultiheadAttention, not {type(block.attn).__name__}")
+    return block.attn
+
+
+def _out_proj_and_mlp(block: Any, x_RPD: Tensor, attended_RPD: Tensor) -> Tensor:
+    """Output projection, residual, MLP, residual."""
+    x_RPD = x_RPD + block.ls_1(block.attn.out_proj(attended_RPD))
+    return x_RPD + block.ls_2(block.mlp(block.ln_2(x_RPD)))
 
 
 class _CrossAttention:
     """One cross-attention block with its cached keys and values: one set per clip, shared by the clip's rows."""
 
-    def __init__(self, weights: BlockWeights, image_embs_BND: Tensor) -> None:
-        self.weights = weights
-        self.num_heads = weights.block.attn.num_heads
-        projected = weights.kv_proj(weights.block.ln_1_kv(image_embs_BND))
+    def __init__(self, block: Any, image_embs_BND: Tensor) -> None:
+        attn = _torch_attention(block)
+        self.block = block
+        self.num_heads = attn.num_heads
+        width, bias = attn.embed_dim, attn.in_proj_bias
+        self._query_weight = attn.in_proj_weight[:width]
+        self._query_bias = None if bias is None else bias[:width]
+        kv_bias = None if bias is None else bias[width:]
+        projected = F.linear(block.ln_1_kv(image_embs_BND), attn.in_proj_weight[width:], kv_bias)
         self.keys, self.values = (_heads(part, self.num_heads).contiguous() for part in projected.chunk(2, dim=-1))
 
     def attend(self, x_RPD: Tensor, rows_per_clip: int) -> Tensor:
         rows, positions, width = x_RPD.shape
-        query = self.weights.qkv_proj(self.weights.block.ln_1(x_RPD))
+        query = F.linear(self.block.ln_1(x_RPD), self._query_weight, self._query_bias)
         query = _heads(query.reshape(rows // rows_per_clip, rows_per_clip * positions, width), self.num_heads)
         attended = F.scaled_dot_product_attention(query, self.keys, self.values)
-        return self.weights.out_proj_and_mlp(x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
+        return _out_proj_and_mlp(self.block, x_RPD, attended.transpose(1, 2).reshape(x_RPD.shape))
 
     def select_clips(self, clips: Tensor) -> None:
         self.keys, self.values = self.keys[clips], self.values[clips]

@@ -37,8 +37,6 @@ class DecodingSettings:
     """Sample from the k most probable tokens; 0 = all."""
     top_p: float = 1.0
     """Nucleus sampling: sample from the fewest tokens whose probabilities reach this sum."""
-    min_tokens: int = 0
-    """The end token is masked out until this many tokens are generated."""
 
     def __post_init__(self) -> None:
         if min(self.max_tokens, self.num_beams, self.num_samples) < 1 or self.top_k < 0 or self.temperature < 0:

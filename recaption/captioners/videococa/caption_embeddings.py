@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from recaption.captioners.generation.kv_cache import self_attention
-from recaption.captioners.generation.packed_weights import PackedWeights
 from recaption.captioners.generation.settings import GeneratedTokens
 from recaption.captioners.videococa.model import VideoCoCa
 
@@ -38,14 +37,12 @@ def embed_from_kv_cache(
     generated: Sequence[GeneratedTokens],
     *,
     start: int,
-    weights: PackedWeights | None = None,
 ) -> Tensor:
     """`model.pool_texts(ids_SM)`, up to rounding.
 
     Args:
         generated: one per text; those without `kv_cache_LKPD` get a full forward pass.
         start: the start token; captions generated with a prompt are not supported.
-        weights: packed weights of the same model.
     """
     text: Any = model.coca.text
     if not model.has_appended_cls_token:
@@ -55,12 +52,10 @@ def embed_from_kv_cache(
     cached_rows = [row for row, shared in enumerate(num_shared) if shared and lengths[row] - shared < MAX_NEW_POSITIONS]
     if not cached_rows:
         return model.pool_texts(ids_SM)
-    weights = weights or PackedWeights(model.coca, packed=False)
     pooled_SD = torch.empty(len(ids_SM), text.output_dim, dtype=text.positional_embedding.dtype, device=ids_SM.device)
     caches = [generated[row].kv_cache_LKPD for row in cached_rows]
     from_cache_SD = _pool_with_cache(
         text,
-        weights,
         ids_SM[cached_rows],
         [cache for cache in caches if cache is not None],
         [num_shared[row] for row in cached_rows],
@@ -87,9 +82,7 @@ def _lengths(ids_SM: Tensor, pad: int) -> list[int]:
     return (last_S + 1).clamp(max=ids_SM.shape[1]).tolist()
 
 
-def _pool_with_cache(
-    text: Any, weights: PackedWeights, ids_SM: Tensor, kv_caches: Sequence[Tensor], num_shared: Sequence[int]
-) -> Tensor:
+def _pool_with_cache(text: Any, ids_SM: Tensor, kv_caches: Sequence[Tensor], num_shared: Sequence[int]) -> Tensor:
     """Feed each text's positions after its cached ones, then CLS; every row has its own positions and keys."""
     x_SMD, mask = text._embeds(ids_SM)
     num_texts, num_positions = x_SMD.shape[:2]
@@ -113,7 +106,7 @@ def _pool_with_cache(
     mask_SNK = mask_SMM[rows[:, :, None], queries_SN[:, :, None], keys_SK[:, None]]
     mask_S1NK = mask_SNK.masked_fill(~is_key_SK[:, None], -torch.inf)[:, None]
     x_SND = x_SMD[rows, queries_SN]
-    for layer, block in enumerate(weights.text_blocks):
+    for layer, block in enumerate(text.transformer.resblocks):
         cache_KSPD = x_SND.new_zeros(2, num_texts, keys_SK.shape[1], x_SND.shape[2])
         for row, shared in enumerate(num_shared):
             cache_KSPD[:, row, :shared] = kv_caches[row][layer, :, :shared]

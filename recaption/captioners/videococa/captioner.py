@@ -16,7 +16,6 @@ from torch import Tensor
 
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput, hash_frames
 from recaption.captioners.generation.generate import generate
-from recaption.captioners.generation.packed_weights import PackedWeights
 from recaption.captioners.interface import EncodedClip, TextTower
 from recaption.captioners.preprocess import FramePreprocessor
 from recaption.captioners.videococa.caption_embeddings import embed_from_kv_cache
@@ -119,8 +118,6 @@ class CocaCaptioner(BaseCaptioner):
         self._field_parser = field_parser
         self._device = model.coca.logit_scale.device
         self._dtype = model.coca.logit_scale.dtype
-        self._packed: PackedWeights | None = None
-        self._is_int8 = False
 
     @property
     def text_tower(self) -> TextTower:
@@ -137,7 +134,6 @@ class CocaCaptioner(BaseCaptioner):
                 decoding=batch.decoding,
                 prompt=prompt_ids,
                 uniforms_RM=batch.uniforms_RM if batch.decoding.temperature > 0 else None,
-                weights=self._packed_weights(),
                 return_kv_cache=not prompt_ids,  # after a prompt, tokens have other positions than in their text alone
             )
         texts = [
@@ -175,17 +171,6 @@ class CocaCaptioner(BaseCaptioner):
             ]
         return encoded
 
-    def _packed_weights(self) -> PackedWeights:
-        """Packed on first use: scoring needs none, and the copy is as large as the text towers."""
-        if self._packed is None:
-            self._packed = PackedWeights(self.model.coca)
-        return self._packed
-
-    def quantise(self) -> None:
-        """Switch generation to int8 weights; raises UsageError if the model is not in bfloat16."""
-        self._packed = PackedWeights(self.model.coca, int8=True)
-        self._is_int8 = True
-
     def _prompt_ids(self, kind: str) -> list[int]:
         ids = self.tokenizer.encode([self._prompts[kind]])[0].tolist()
         return ids[1 : ids.index(self.tokenizer.special.end)]
@@ -203,17 +188,13 @@ class CocaCaptioner(BaseCaptioner):
             return F.normalize(self.model.pool_texts(ids_SM).float(), dim=-1).cpu().numpy()
 
     def embed_generated(self, texts: Sequence[str], output: GenerationOutput) -> np.ndarray:
-        """Embed from the KV caches of generation; with int8 weights by a full pass, since int8 is not used for scores."""
-        if self._is_int8 or not texts:
+        """Embed from the KV caches of generation."""
+        if not texts:
             return self.embed_texts(texts)
         ids_SM = self.tokenizer.encode(texts).to(self._device)
         with torch.inference_mode():
             pooled_SD = embed_from_kv_cache(
-                self.model,
-                ids_SM,
-                output.decoder_outputs,
-                start=self.tokenizer.special.start,
-                weights=self._packed_weights(),
+                self.model, ids_SM, output.decoder_outputs, start=self.tokenizer.special.start
             )
             return F.normalize(pooled_SD.float(), dim=-1).cpu().numpy()
 
@@ -221,8 +202,8 @@ class CocaCaptioner(BaseCaptioner):
         return self._field_parser(text) if self._field_parser else CaptionFields()
 
     def _encode(self, clips: Sequence[np.ndarray | EncodedClip]) -> ClipEmbedding:
-        """Embeddings of a batch; without temporal embedding, clips with few frames are encoded with those they have."""
-        repeat = self.model.temporal_embedding is not None
+        """Embeddings of a batch; clips with few frames repeat some if the clip encoder needs that."""
+        repeat = self.model.clip_encoder.repeats_frames
         parts: dict[int, ClipEmbedding] = {}
         frames: dict[int, Tensor] = {}
         for row, clip in enumerate(clips):

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from recaption import hub
 from recaption.captioners.preprocess import FramePreprocessor
-from recaption.captioners.pretrained import weights_hash
 from recaption.captioners.videococa.captioner import CocaCaptioner
 from recaption.captioners.videococa.model import (
     POOLERS,
     TEMPORAL_LAYERS,
+    FrameEncoder,
     VideoCoCa,
     build_coca,
     expand_state_dict,
@@ -36,6 +36,7 @@ from recaption.captioners.videococa.out_of_domain import TrainingAnchors, read_t
 from recaption.captioners.videococa.tokenizer import BPETokenizer, ClipTokenizer, tokenizer_from_merges
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.records import CaptionFields
+from recaption.weights import weights_hash
 
 TINY_FOLDER = Path(__file__).parent / "tiny"
 FORMAT_VERSION = "videococa-1"
@@ -59,13 +60,14 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
         from recaption.captioners.videococa.two_path import build_two_path
 
         return build_two_path(coca, config["vision"])
-    return VideoCoCa(
-        coca,
+    clip_encoder = FrameEncoder(
+        coca.visual,
         max_frames=config["num_frames"] if config["temporal"] else 0,
         num_joint_layers=config.get("joint_layers", 0),
         design=config.get("design", "attentional"),
         num_temporal_layers=config.get("temporal_layers", TEMPORAL_LAYERS),
     )
+    return VideoCoCa(coca, clip_encoder)
 
 
 def save_captioner(
@@ -249,7 +251,7 @@ def _video_coca_from_image(coca: nn.Module, config: Mapping[str, Any], design: s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         if design not in POOLERS:
-            return VideoCoCa(coca, design=design)
+            return VideoCoCa(coca, FrameEncoder(coca.visual, design=design))
         split: Any = build_coca(split_pooler(config, design))
     split.text.correct_cls_mask = coca.text.correct_cls_mask  # type: ignore[union-attr]
     model = VideoCoCa(split)
@@ -268,7 +270,7 @@ def captioner_from_config(
     training_anchors: TrainingAnchors | None = None,
 ) -> CocaCaptioner:
     """Build the captioner from its config and model; weights are copied only if device or dtype change."""
-    digest = weights_hash(model)
+    digest = weights_hash(model.state_dict())
     return CocaCaptioner(
         model.to(device=device, dtype=dtype),
         tokenizer,

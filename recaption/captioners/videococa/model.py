@@ -9,7 +9,8 @@ All designs work with image weights without training, and a one-frame clip gives
 parts are initialised to have no effect: a temporal embedding (without it `attentional` and `joint` ignore frame order),
 the temporal transformer, and, for `attentional`, joint layers in which the tokens of all frames attend to each other.
 
-    model = VideoCoCa(open_clip.create_model("coca_ViT-B-32"))
+    coca = open_clip.create_model("coca_ViT-B-32")
+    model = VideoCoCa(coca, FrameEncoder(coca.visual, design="attentional"))
     embedding = model.encode_clips(pixels_BTCHW)     # pooled_BD (unit length), tokens_BND
 
 With `attentional_pool: parallel` or `cascade` in the vision config (the two poolers of the CoCa paper, which open_clip
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,106 +59,70 @@ class TextEmbedding:
     """Last layer of the tower, before its final norm: the caption decoder's input."""
 
 
+class ClipEncoder(Protocol):
+    """Encodes clips with a CoCa's vision tower."""
+
+    repeats_frames: bool
+    """Whether clips with too few frames repeat some of them; otherwise they are encoded with those they have."""
+
+    def __call__(self, visual: Any, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """pooled_BD (the contrastive embedding, not normalised) and tokens_BND.
+
+        Args:
+            visual: the vision tower; an argument, so that its weights belong to the CoCa alone.
+        """
+        ...
+
+
 class VideoCoCa(nn.Module):
-    """open_clip's CoCa on video clips."""
+    """A CoCa whose vision tower encodes clips by a `ClipEncoder`, with open_clip's text tower and caption decoder."""
 
     def __init__(
-        self,
-        coca: nn.Module,
-        *,
-        design: str = "attentional",
-        max_frames: int = 0,
-        num_joint_layers: int = 0,
-        num_temporal_layers: int = TEMPORAL_LAYERS,
+        self, coca: nn.Module, clip_encoder: ClipEncoder | None = None, *, trims_text_padding: bool = False
     ) -> None:
         """
         Args:
-            coca: an `open_clip.coca_model.CoCa` with open_clip's own vision and text transformers.
-            design: one of `DESIGNS`.
-            max_frames: above 0, adds a zero-initialised temporal embedding for that many frames.
-            num_joint_layers: `attentional` only: layers over the tokens of all frames, initialised to the identity.
-            num_temporal_layers: `factorized` only; initialised to the identity.
+            coca: an `open_clip.coca_model.CoCa` with open_clip's own text transformer.
+            clip_encoder: None = `FrameEncoder` in its default design.
+            trims_text_padding: `encode_texts` leaves out positions that are padding in every text; equal to rounding, but
+                shapes then depend on the texts. Needs a text tower with `correct_cls_mask`.
         """
         super().__init__()
-        from open_clip.transformer import TextTransformer, VisionTransformer
+        from open_clip.transformer import TextTransformer
 
-        if not isinstance(coca.visual, VisionTransformer) or not isinstance(coca.text, TextTransformer):
-            raise UsageError("VideoCoCa needs a CoCa whose vision and text towers are open_clip transformers")
-        _check_design(
-            design,
-            has_pooler=coca.visual.attn_pool is not None,
-            has_time=max_frames > 0,
-            num_joint_layers=num_joint_layers,
-        )
+        if not isinstance(coca.text, TextTransformer):
+            raise UsageError("VideoCoCa needs a CoCa whose text tower is an open_clip transformer")
         self.coca: Any = coca
-        self.design = design
-        width = coca.visual.class_embedding.shape[0]
-        pooled_width = coca.visual.ln_post.normalized_shape[0]
-        heads = coca.visual.transformer.resblocks[0].attn.num_heads
-        embedding_width = pooled_width if design == "factorized" else width
-        self.temporal_embedding = nn.Parameter(torch.zeros(max_frames, embedding_width)) if max_frames else None
-        self.joint = _zero_init_layers(width, num_joint_layers, heads) if num_joint_layers else None
-        self.temporal: nn.Module | None = None
-        if design == "factorized":
-            self.temporal = _zero_init_layers(pooled_width, num_temporal_layers, coca.visual.attn_pool.attn.num_heads)
+        self.clip_encoder: ClipEncoder = FrameEncoder(coca.visual) if clip_encoder is None else clip_encoder
+        self.trims_text_padding = trims_text_padding
 
     def encode_clips(self, pixels_BTCHW: Tensor) -> ClipEmbedding:
         if not pixels_BTCHW.shape[1]:
             raise UsageError("a clip without frames cannot be encoded")
-        visual = self.coca.visual
-        encode = {"factorized": self._encode_per_frame, "joint": self._encode_joint, "mean": self._encode_per_frame}
-        pooled_BD, tokens_BND = encode.get(self.design, self._encode_attentional)(pixels_BTCHW)
-        if visual.proj is not None:
-            pooled_BD = pooled_BD @ visual.proj
+        pooled_BD, tokens_BND = self.clip_encoder(self.coca.visual, pixels_BTCHW)
         return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
-
-    def _encode_attentional(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        visual = self.coca.visual
-        x_BTLD = visual.transformer(visual._embeds(pixels_BTCHW.flatten(0, 1))).unflatten(0, pixels_BTCHW.shape[:2])
-        x_BLD = self._add_temporal_embedding(x_BTLD).flatten(1, 2)
-        if self.joint is not None:
-            x_BLD = self.joint(x_BLD)
-        return self._pool(x_BLD)
-
-    def _encode_joint(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        visual = self.coca.visual
-        x_BTLD = visual._embeds(pixels_BTCHW.flatten(0, 1)).unflatten(0, pixels_BTCHW.shape[:2])
-        return self._pool(visual.transformer(self._add_temporal_embedding(x_BTLD).flatten(1, 2)))
-
-    def _encode_per_frame(self, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-        visual = self.coca.visual
-        num_clips, num_frames = pixels_BTCHW.shape[:2]
-        pooled_FD, tokens_FND = self._pool(visual.transformer(visual._embeds(pixels_BTCHW.flatten(0, 1))))
-        x_BTND = torch.cat([pooled_FD[:, None], tokens_FND], dim=1).unflatten(0, (num_clips, num_frames))
-        if self.temporal is None:
-            x_BND = x_BTND.mean(dim=1)
-            return x_BND[:, 0], x_BND[:, 1:]
-        # each query attends over time to its own outputs of the other frames
-        x_GTD = self.temporal(self._add_temporal_embedding(x_BTND).transpose(1, 2).flatten(0, 1))
-        x_BTND = x_GTD.unflatten(0, (num_clips, x_BTND.shape[2])).transpose(1, 2)
-        return x_BTND[:, :, 0].mean(dim=1), x_BTND[:, :, 1:].flatten(1, 2)
-
-    def _add_temporal_embedding(self, x_BTLD: Tensor) -> Tensor:
-        if self.temporal_embedding is None:
-            return x_BTLD
-        num_frames, max_frames = x_BTLD.shape[1], len(self.temporal_embedding)
-        if num_frames > max_frames:
-            raise UsageError(f"{num_frames} frames, but the temporal embedding has {max_frames}")
-        return x_BTLD + self.temporal_embedding[:num_frames, None].to(x_BTLD.dtype)
-
-    def _pool(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        visual = self.coca.visual
-        if getattr(visual, "attn_pool_contrastive", None) is None:
-            pooled_BD, tokens_BND = visual._pool(x_BLD)
-            return pooled_BD, tokens_BND
-        tokens_BND = visual.ln_post(visual.attn_pool(x_BLD))
-        pooler_input = tokens_BND if visual.attn_pool_type == "cascade" else x_BLD
-        return visual.ln_post(visual.attn_pool_contrastive(pooler_input))[:, 0], tokens_BND
 
     def encode_texts(self, tokens_SM: Tensor) -> TextEmbedding:
         """Token features and CLS embedding of the unimodal text tower, for padded token ids."""
+        if self.trims_text_padding:
+            return self._encode_trimmed_texts(tokens_SM)
         pooled_SD, tokens_SMD = self.coca.text(tokens_SM)
         return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=tokens_SMD)
+
+    def _encode_trimmed_texts(self, tokens_SM: Tensor) -> TextEmbedding:
+        """The CLS token keeps its position after a full context, so the result equals that of the full tower."""
+        text = self.coca.text
+        longest = max(1, int((tokens_SM != text.pad_id).sum(dim=1).max()))
+        ids_SL = tokens_SM[:, :longest]
+        x_SLD = text.token_embedding(ids_SL) + text.positional_embedding[:longest]
+        cls_D = text.cls_emb + text.positional_embedding[-1]
+        x_SLD = torch.cat([x_SLD, cls_D.expand(len(x_SLD), 1, -1)], dim=1)
+        mask = text.attn_mask[: longest + 1, : longest + 1] + text._build_additive_mask(
+            ids_SL, longest + 1, x_SLD.dtype
+        )
+        x_SLD = text.transformer(x_SLD, attn_mask=mask)
+        pooled_SD = text.ln_final(x_SLD[:, -1]) @ text.text_projection
+        return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=x_SLD[:, :-1])
 
     @property
     def has_appended_cls_token(self) -> bool:
@@ -182,6 +147,98 @@ class VideoCoCa(nn.Module):
     def caption_logits(self, image_tokens_BND: Tensor, text_tokens_BMD: Tensor) -> Tensor:
         """Logits (B, M, V) of the token after each text position."""
         return self.coca.text_decoder(image_tokens_BND, text_tokens_BMD)
+
+
+class FrameEncoder(nn.Module):
+    """A `ClipEncoder` of open_clip's image tower, in one of `DESIGNS`; holds what a design adds to the tower."""
+
+    def __init__(
+        self,
+        visual: Any,
+        *,
+        design: str = "attentional",
+        max_frames: int = 0,
+        num_joint_layers: int = 0,
+        num_temporal_layers: int = TEMPORAL_LAYERS,
+    ) -> None:
+        """
+        Args:
+            visual: open_clip's vision transformer.
+            design: one of `DESIGNS`.
+            max_frames: above 0, adds a zero-initialised temporal embedding for that many frames.
+            num_joint_layers: `attentional` only: layers over the tokens of all frames, initialised to the identity.
+            num_temporal_layers: `factorized` only; initialised to the identity.
+        """
+        super().__init__()
+        from open_clip.transformer import VisionTransformer
+
+        if not isinstance(visual, VisionTransformer):
+            raise UsageError("VideoCoCa needs a CoCa whose vision tower is an open_clip transformer")
+        _check_design(
+            design,
+            has_pooler=visual.attn_pool is not None,
+            has_time=max_frames > 0,
+            num_joint_layers=num_joint_layers,
+        )
+        self.design = design
+        width = visual.class_embedding.shape[0]
+        pooled_width = visual.ln_post.normalized_shape[0]
+        heads = visual.transformer.resblocks[0].attn.num_heads
+        embedding_width = pooled_width if design == "factorized" else width
+        self.temporal_embedding = nn.Parameter(torch.zeros(max_frames, embedding_width)) if max_frames else None
+        self.joint = _zero_init_layers(width, num_joint_layers, heads) if num_joint_layers else None
+        self.temporal: nn.Module | None = None
+        if design == "factorized":
+            self.temporal = _zero_init_layers(pooled_width, num_temporal_layers, visual.attn_pool.attn.num_heads)
+
+    @property
+    def repeats_frames(self) -> bool:
+        return self.temporal_embedding is not None
+
+    def forward(self, visual: Any, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        encode = {"factorized": self._encode_per_frame, "joint": self._encode_joint, "mean": self._encode_per_frame}
+        pooled_BD, tokens_BND = encode.get(self.design, self._encode_attentional)(visual, pixels_BTCHW)
+        return pooled_BD if visual.proj is None else pooled_BD @ visual.proj, tokens_BND
+
+    def _encode_attentional(self, visual: Any, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTLD = visual.transformer(visual._embeds(pixels_BTCHW.flatten(0, 1))).unflatten(0, pixels_BTCHW.shape[:2])
+        x_BLD = self._add_temporal_embedding(x_BTLD).flatten(1, 2)
+        if self.joint is not None:
+            x_BLD = self.joint(x_BLD)
+        return _pool(visual, x_BLD)
+
+    def _encode_joint(self, visual: Any, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTLD = visual._embeds(pixels_BTCHW.flatten(0, 1)).unflatten(0, pixels_BTCHW.shape[:2])
+        return _pool(visual, visual.transformer(self._add_temporal_embedding(x_BTLD).flatten(1, 2)))
+
+    def _encode_per_frame(self, visual: Any, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        num_clips, num_frames = pixels_BTCHW.shape[:2]
+        pooled_FD, tokens_FND = _pool(visual, visual.transformer(visual._embeds(pixels_BTCHW.flatten(0, 1))))
+        x_BTND = torch.cat([pooled_FD[:, None], tokens_FND], dim=1).unflatten(0, (num_clips, num_frames))
+        if self.temporal is None:
+            x_BND = x_BTND.mean(dim=1)
+            return x_BND[:, 0], x_BND[:, 1:]
+        # each query attends over time to its own outputs of the other frames
+        x_GTD = self.temporal(self._add_temporal_embedding(x_BTND).transpose(1, 2).flatten(0, 1))
+        x_BTND = x_GTD.unflatten(0, (num_clips, x_BTND.shape[2])).transpose(1, 2)
+        return x_BTND[:, :, 0].mean(dim=1), x_BTND[:, :, 1:].flatten(1, 2)
+
+    def _add_temporal_embedding(self, x_BTLD: Tensor) -> Tensor:
+        if self.temporal_embedding is None:
+            return x_BTLD
+        num_frames, max_frames = x_BTLD.shape[1], len(self.temporal_embedding)
+        if num_frames > max_frames:
+            raise UsageError(f"{num_frames} frames, but the temporal embedding has {max_frames}")
+        return x_BTLD + self.temporal_embedding[:num_frames, None].to(x_BTLD.dtype)
+
+
+def _pool(visual: Any, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
+    if getattr(visual, "attn_pool_contrastive", None) is None:
+        pooled_BD, tokens_BND = visual._pool(x_BLD)
+        return pooled_BD, tokens_BND
+    tokens_BND = visual.ln_post(visual.attn_pool(x_BLD))
+    pooler_input = tokens_BND if visual.attn_pool_type == "cascade" else x_BLD
+    return visual.ln_post(visual.attn_pool_contrastive(pooler_input))[:, 0], tokens_BND
 
 
 def _check_design(design: str, *, has_pooler: bool, has_time: bool, num_joint_layers: int) -> None:
@@ -262,7 +319,7 @@ def expand_state_dict(state: Mapping[str, Tensor], model: VideoCoCa) -> dict[str
                 expanded[other] = tensor
         expanded[prefix + "query"] = query_ND[:1]
         expanded["coca.visual.attn_pool.query"] = query_ND[-len(initial["coca.visual.attn_pool.query"]) :]
-    new = ("temporal_embedding", "temporal.", "joint.", prefix)
+    new = ("clip_encoder.", prefix)
     return {**{name: tensor for name, tensor in initial.items() if name.startswith(new)}, **expanded}
 
 

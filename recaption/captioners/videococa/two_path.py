@@ -5,7 +5,7 @@ pathway: all eight frames at a third of the resolution go through a few convolut
 every filter sees the whole clip (motion). The tokens of both pathways are joined in transformer layers and in CoCa's
 attentional pooler. The frozen weights are not part of the captioner's state dict: they come with a package of their own.
 
-    model = TwoPathCoCa(coca, width=160, num_queries=33, num_joint_layers=1)
+    model = build_two_path(coca, {"frozen": FROZEN_BACKBONE, "width": 160, "queries": 33, "joint_layers": 1})
     embedding = model.encode_clips(pixels_BTCHW)
 
 Shapes: B clips, T frames, S frames of the slow pathway, L cells per frame, C channels, D width, N pooled tokens.
@@ -30,7 +30,7 @@ from recaption.captioners.videococa.efficientnet import (
     load_backbone,
     weights_file,
 )
-from recaption.captioners.videococa.model import ClipEmbedding, TextEmbedding, VideoCoCa
+from recaption.captioners.videococa.model import VideoCoCa
 from recaption.errors import UsageError
 
 FROZEN_BACKBONE = "efficientnet-lite0"
@@ -146,81 +146,33 @@ class FastPathway(nn.Module):
         return self.layers[-1](x).flatten(2).transpose(1, 2)
 
 
-class TwoPathCoCa(VideoCoCa):
-    """CoCa's text tower and caption decoder on top of `TwoPathVision`."""
+class TwoPathEncoder:
+    """A `ClipEncoder` of `TwoPathVision`. It is no module: the frozen backbone, loaded once, is not part of a state dict."""
 
-    def __init__(
-        self,
-        coca: nn.Module,
-        *,
-        width: int,
-        num_queries: int,
-        num_joint_layers: int,
-        slow_feature_width: int | None = None,
-    ) -> None:
-        """
-        Args:
-            coca: an `open_clip.coca_model.CoCa`; its vision tower is replaced.
-            slow_feature_width: channels per cell, if training reduces them by PCA.
-        """
-        nn.Module.__init__(self)
-        self.coca: Any = coca
-        coca.visual = TwoPathVision(
-            width=width,
-            out_width=coca.text_decoder.width,
-            num_queries=num_queries,
-            num_joint_layers=num_joint_layers,
-            slow_feature_width=slow_feature_width,
-        )
-        self.design = "two paths"
-        self.joint = None
-        self._frozen: list[EfficientNetLite0] = []
+    repeats_frames = True
 
-    @property
-    def temporal_embedding(self) -> nn.Parameter:  # type: ignore[override]
-        """Temporal embedding of the slow frames; its presence makes the captioner repeat frames of short clips."""
-        return self.coca.visual.time_SD
+    def __init__(self) -> None:
+        self._backbone: EfficientNetLite0 | None = None
 
-    def frozen_backbone(self) -> EfficientNetLite0:
-        """The frozen backbone on this model's device and in its dtype; loaded once, not part of `state_dict`."""
-        reference = self.coca.logit_scale
-        if not self._frozen:
-            self._frozen.append(load_backbone())
-        backbone = self._frozen[0]
-        weight = backbone.stem.weight
-        if (weight.device, weight.dtype) != (reference.device, reference.dtype):
-            self._frozen[0] = backbone = backbone.to(reference.device, reference.dtype)
-        return backbone
-
-    def encode_clips(self, pixels_BTCHW: Tensor) -> ClipEmbedding:
+    def __call__(self, visual: TwoPathVision, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             slow_frames = pixels_BTCHW[:, slow_frame_indices(pixels_BTCHW.shape[1])]
-            slow_features = torch.cat(slow_pathway_features(self.frozen_backbone(), slow_frames), dim=-1)
+            slow_features = torch.cat(slow_pathway_features(self._backbone_like(visual.proj), slow_frames), dim=-1)
             fast_frames = fast_pathway_frames(pixels_BTCHW)
-        pooled_BD, tokens_BND, _ = self.coca.visual(slow_features, fast_frames)
-        return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
+        pooled_BD, tokens_BND, _ = visual(slow_features, fast_frames)
+        return pooled_BD, tokens_BND
 
-    def encode_texts(self, tokens_SM: Tensor) -> TextEmbedding:
-        """Text tower features, computed without the positions that are padding in every text.
-
-        The CLS token keeps its position after a full context, so the result equals that of the full tower.
-        """
-        text = self.coca.text
-        longest = max(1, int((tokens_SM != text.pad_id).sum(dim=1).max()))
-        ids_SL = tokens_SM[:, :longest]
-        x_SLD = text.token_embedding(ids_SL) + text.positional_embedding[:longest]
-        cls_D = text.cls_emb + text.positional_embedding[-1]
-        x_SLD = torch.cat([x_SLD, cls_D.expand(len(x_SLD), 1, -1)], dim=1)
-        mask = text.attn_mask[: longest + 1, : longest + 1] + text._build_additive_mask(
-            ids_SL, longest + 1, x_SLD.dtype
-        )
-        x_SLD = text.transformer(x_SLD, attn_mask=mask)
-        pooled_SD = text.ln_final(x_SLD[:, -1]) @ text.text_projection
-        return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=x_SLD[:, :-1])
+    def _backbone_like(self, weight: Tensor) -> EfficientNetLite0:
+        """The frozen backbone on the device and in the type of `weight`."""
+        self._backbone = (self._backbone or load_backbone()).to(weight.device, weight.dtype)
+        return self._backbone
 
 
-def build_two_path(coca: nn.Module, vision: Mapping[str, Any], *, slow_feature_width: int | None = None) -> TwoPathCoCa:
-    """Build the model from the `vision` section of a captioner's config.
+def build_two_path(coca: Any, vision: Mapping[str, Any], *, slow_feature_width: int | None = None) -> VideoCoCa:
+    """Build the model from the `vision` section of a captioner's config; replaces the vision tower of `coca`.
+
+    Args:
+        slow_feature_width: channels per cell, if training reduces them by PCA.
 
     Raises:
         UsageError: unknown frozen backbone.
@@ -232,10 +184,11 @@ def build_two_path(coca: nn.Module, vision: Mapping[str, Any], *, slow_feature_w
         )
     if slow_feature_width is None:
         weights_file()
-    return TwoPathCoCa(
-        coca,
+    coca.visual = TwoPathVision(
         width=vision["width"],
+        out_width=coca.text_decoder.width,
         num_queries=vision["queries"],
         num_joint_layers=vision["joint_layers"],
         slow_feature_width=slow_feature_width,
     )
+    return VideoCoCa(coca, TwoPathEncoder(), trims_text_padding=True)

@@ -65,7 +65,7 @@ def main() -> None:
     scenes = directional(arguments.scenes)
     report(arguments.captioner, captioner, scenes)
     with torch.no_grad():
-        captioner.model.temporal_embedding.zero_()
+        captioner.model.clip_encoder.temporal_embedding.zero_()
     report("without temporal embedding", captioner, scenes)
 
 

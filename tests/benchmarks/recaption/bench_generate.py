@@ -2,7 +2,7 @@
 
     python tests/benchmarks/recaption/bench_generate.py                       # all cases, float32; about 12 CPU-minutes
     python tests/benchmarks/recaption/bench_generate.py --cases greedy30-b1 beam6-b1
-    python tests/benchmarks/recaption/bench_generate.py --precisions fp32 bf16 int8 --compile
+    python tests/benchmarks/recaption/bench_generate.py --precisions fp32 bf16 --compile
     python tests/benchmarks/recaption/bench_generate.py --cases overhead      # captioner against bare model
 
 Both sides start from the same encoded clips (decoding only) and are interleaved in one process; process CPU seconds, one
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from recaption.captioners.generation.beam_search import beam_search
 from recaption.captioners.generation.generate import generate
-from recaption.captioners.generation.packed_weights import PackedWeights
 from recaption.captioners.generation.settings import DecodingSettings, GeneratedTokens, SpecialTokens
 from recaption.captioners.registry import load_captioner
 
@@ -111,27 +110,20 @@ def agreement(generated: list[GeneratedTokens], expected: list[tuple[int, ...]])
 
 def compare(arguments: argparse.Namespace) -> None:
     captioners = {precision: open_captioner(arguments.model, precision) for precision in arguments.precisions}
-    weights_by_precision = {
-        precision: PackedWeights(captioner.model.coca, int8=precision == "int8")
-        for precision, captioner in captioners.items()
-    }
     reference = captioners["fp32"]
     special = SpecialTokens(start=reference.tokenizer.special.start, end=-1, pad=-1)
     side = reference.frame_px
     print(
         f"{arguments.model}, 1 thread, minimum of {arguments.repeats} interleaved; CPU seconds and ratio to the full forward"
     )
-    print(
-        f"{'case':14} {'full s':>8} "
-        + "".join(f"{name + ' s':>9} {'ratio':>7} {'same':>7}" for name in weights_by_precision)
-    )
+    print(f"{'case':14} {'full s':>8} " + "".join(f"{name + ' s':>9} {'ratio':>7} {'same':>7}" for name in captioners))
     for case in arguments.cases:
         num_clips, decoding = CASES[case]
         if arguments.tokens:
             decoding = dataclasses.replace(decoding, max_tokens=arguments.tokens)
         pixels = torch.randn(num_clips, 1, 3, side, side, generator=torch.Generator().manual_seed(num_clips))
         full_times: list[float] = []
-        times: dict[str, list[float]] = {name: [] for name in weights_by_precision}
+        times: dict[str, list[float]] = {name: [] for name in captioners}
         generated: dict[str, list[GeneratedTokens]] = {}
         with torch.inference_mode():
             embs = reference.model.encode_clips(pixels).tokens_BND
@@ -140,17 +132,17 @@ def compare(arguments: argparse.Namespace) -> None:
                     lambda: full_forward(reference.model.coca, embs, special, decoding)  # noqa: B023
                 )
                 full_times.append(seconds)
-                for name, weights in weights_by_precision.items():
-                    coca = captioners[name].model.coca
+                for name, captioner in captioners.items():
+                    coca = captioner.model.coca
                     image_tokens = embs.to(coca.text.positional_embedding.dtype)
                     for _ in range(2):
                         seconds, generated[name] = cpu_seconds(
-                            lambda: generate(coca, image_tokens, special=special, decoding=decoding, weights=weights)  # noqa: B023
+                            lambda: generate(coca, image_tokens, special=special, decoding=decoding)  # noqa: B023
                         )
                         times[name].append(seconds)
         columns = [
             f"{min(times[name]):9.2f} {min(full_times) / min(times[name]):6.1f}x {agreement(generated[name], expected):7.3f}"
-            for name in weights_by_precision
+            for name in captioners
         ]
         print(f"{case:14} {min(full_times):8.2f} " + "".join(columns), flush=True)
 
@@ -164,17 +156,13 @@ def overhead(arguments: argparse.Namespace) -> None:
     pixels = torch.stack([captioner.preprocessor.to_tensor(clip, num_frames=8, repeat=False) for clip in clips])
     alone: list[float] = []
     whole: list[float] = []
-    weights = PackedWeights(captioner.model.coca)
     decoding = DecodingSettings(max_tokens=30)
 
     def core() -> None:
         with torch.inference_mode():
             embs = captioner.model.encode_clips(pixels).tokens_BND
-            generate(
-                captioner.model.coca, embs, special=captioner.tokenizer.special, decoding=decoding, weights=weights
-            )
+            generate(captioner.model.coca, embs, special=captioner.tokenizer.special, decoding=decoding)
 
-    captioner.caption_with_embeddings(clips[:1], max_tokens=2)  # packs the weights
     for _ in range(arguments.repeats):
         alone.append(cpu_seconds(core)[0])
         whole.append(cpu_seconds(lambda: captioner.caption_with_embeddings(clips, max_tokens=30))[0])
@@ -212,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="coca_ViT-B-32")
     parser.add_argument("--cases", nargs="+", default=[*CASES, "overhead"], choices=[*CASES, "overhead"])
-    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16", "int8"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="also torch.compile of the MLPs")
     parser.add_argument(
         "--tokens", type=int, default=0, help="overrides each case's number; fewer tokens, lower ratios"

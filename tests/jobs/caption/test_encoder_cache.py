@@ -9,13 +9,13 @@ import pytest
 
 from jobs.caption.worker import CaptionWorker
 from jobs.recipe.stage_settings import CaptionSettings
-from recaption.captioners.pretrained import weights_hash
 from recaption.errors import UsageError
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import render
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.writer import write_video
+from recaption.weights import weights_hash
 
 NUM_FRAMES = 12
 
@@ -87,7 +87,7 @@ def test_other_windows_or_weights_do_not_use_the_cache(tmp_path, clips, monkeypa
     from recaption.captioners.videococa import checkpoint
 
     hash_of = weights_hash
-    monkeypatch.setattr(checkpoint, "weights_hash", lambda model: hash_of(model)[::-1])
+    monkeypatch.setattr(checkpoint, "weights_hash", lambda weights: hash_of(weights)[::-1])
     rows = captions_of(run, clips, "others")
     assert [row.reason == "unreadable" for row in rows] == [True, False, False]
 
@@ -105,6 +105,6 @@ def test_a_part_that_grows_keeps_its_cached_tokens(tmp_path, clips):
 def test_unsupported_precisions_are_errors(tmp_path):
     from recaption.captioners.registry import load_captioner_with_precision
 
-    for wrong in ({"precision": "fp8"}, {"precision": "int8", "device": "cuda"}):
-        with pytest.raises(UsageError):
-            load_captioner_with_precision("tiny", **{"device": "cpu", **wrong})
+    for wrong in ("fp8", "int8"):
+        with pytest.raises(UsageError, match="fp32, bf16"):
+            load_captioner_with_precision("tiny", device="cpu", precision=wrong)

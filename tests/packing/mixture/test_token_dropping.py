@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from packing.mixture.rng import keys_from_indices
 from packing.mixture.sample_sizes import SampleSizes
 from packing.mixture.token_dropping import num_kept_tokens, parse_token_keep_rates, sample_kept_tokens, token_keep_rates
 from recaption.errors import UsageError
+from recaption.rng import keys_from_indices
 
 TOKENS = np.array([1, 10, 100, 1000])
 SIZES = SampleSizes(TOKENS)

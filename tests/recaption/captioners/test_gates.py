@@ -18,9 +18,11 @@ def described(texts, scores=None):
 
 
 def faults(gates, batch, clip_ids=None, kind="descriptive"):
-    gates.apply(batch, kind=kind, clip_ids=clip_ids or [str(i) for i in range(len(batch.captions))])
-    assert all((caption.reason == "bad_caption") == bool(caption.fault) for caption in batch.captions)
-    return [caption.fault for caption in batch.captions]
+    before = list(batch.captions)
+    gated = gates.apply(batch, kind=kind, clip_ids=clip_ids or [str(i) for i in range(len(batch.captions))])
+    assert batch.captions == before
+    assert all((caption.reason == "bad_caption") == bool(caption.fault) for caption in gated.captions)
+    return [caption.fault for caption in gated.captions]
 
 
 def test_each_gate_names_its_fault():
@@ -81,6 +83,18 @@ def test_windows_of_one_clip_are_not_negatives_and_a_single_clip_has_no_margin()
 def test_captioner_without_contrastive_head_passes_score_gates():
     batch = CaptionBatch([Caption(text="a red dog")], None, None)
     assert faults(QualityGates(min_clip_score=0.5, min_score_margin=0.5), batch) == [""]
+
+
+def test_rows_of_a_batch_are_replaced_in_a_copy():
+    first, again = described(["a", "b", "c"]), described(["d", "e"])
+    second = CaptionBatch(again.captions, None, np.zeros((2, 3), np.float32))
+    replaced = first.with_rows([2, 0], second)
+    assert [caption.text for caption in replaced.captions] == ["e", "b", "d"]
+    np.testing.assert_array_equal(replaced.text_embeddings_BD.any(axis=1), [False, True, False])
+    assert [caption.text for caption in first.captions] == ["a", "b", "c"]
+    assert first.text_embeddings_BD.all()
+    assert [caption.text for caption in replaced.take([2]).captions] == ["d"]
+    assert replaced.with_rows([], replaced.take([])).captions == replaced.captions
 
 
 def test_over_long_captions_are_retried_with_fewer_tokens():

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from recaption.captioners.base import CLIPS_PER_BATCH, sample_uniforms
+from recaption.captioners.base import CLIPS_PER_BATCH, ClipBatch
+from recaption.captioners.generation.settings import DecodingSettings
 from recaption.captioners.preprocess import FramePreprocessor, uniform_frame_indices
 from recaption.captioners.registry import load_captioner
 from recaption.captioners.videococa import checkpoint, out_of_domain
 from recaption.captioners.videococa.checkpoint import TINY_FOLDER
-from recaption.captioners.videococa.model import VideoCoCa, build_coca, init_decoder_weights
+from recaption.captioners.videococa.model import FrameEncoder, VideoCoCa, build_coca, init_decoder_weights
 from recaption.captioners.videococa.tokenizer import BPETokenizer, tokenizer_from_merges, train_tokenizer
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
 from recaption.scenes.captions import fields_in
@@ -69,7 +70,7 @@ def folder(tokenizer, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = checkpoint.build_model(config)
     with torch.no_grad():
-        model.temporal_embedding.normal_()
+        model.clip_encoder.temporal_embedding.normal_()
         model.coca.text.token_embedding.weight.mul_(20)
         model.coca.text.positional_embedding.mul_(40)
         model.coca.text_decoder.text_projection.mul_(5)
@@ -115,14 +116,14 @@ def test_one_frame_equals_the_image_model_at_full_size():
 def test_frame_order_matters_only_with_a_temporal_embedding():
     coca = small_image_coca()
     pixels = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    plain, with_time = VideoCoCa(coca), VideoCoCa(coca, max_frames=3)
+    plain, with_time = VideoCoCa(coca), VideoCoCa(coca, FrameEncoder(coca.visual, max_frames=3))
     with torch.inference_mode():
         first = plain.encode_clips(pixels)
         torch.testing.assert_close(plain.encode_clips(pixels.flip(1)).pooled_BD, first.pooled_BD, atol=1e-5, rtol=0)
         assert (plain.encode_clips(pixels[:, :1]).pooled_BD - first.pooled_BD).abs().max() > 1e-3
         # initialised to zero: no change at all
         assert torch.equal(with_time.encode_clips(pixels).tokens_BND, first.tokens_BND)
-        with_time.temporal_embedding.copy_(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
+        with_time.clip_encoder.temporal_embedding.copy_(torch.randn(3, 32, generator=torch.Generator().manual_seed(1)))
         backwards = with_time.encode_clips(pixels.flip(1)).pooled_BD
         assert (backwards - with_time.encode_clips(pixels).pooled_BD).abs().max() > 1e-3
 
@@ -130,11 +131,11 @@ def test_frame_order_matters_only_with_a_temporal_embedding():
 def test_joint_layers_start_as_the_identity_and_then_mix_frames():
     coca = small_image_coca()
     pixels = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    joint = VideoCoCa(coca, num_joint_layers=2)
+    joint = VideoCoCa(coca, FrameEncoder(coca.visual, num_joint_layers=2))
     with torch.inference_mode():
         first = VideoCoCa(coca).encode_clips(pixels)
         assert torch.equal(joint.encode_clips(pixels).tokens_BND, first.tokens_BND)
-        for block in joint.joint.resblocks:
+        for block in joint.clip_encoder.joint.resblocks:
             torch.nn.init.normal_(block.attn.out_proj.weight)
         assert (joint.encode_clips(pixels).tokens_BND - first.tokens_BND).abs().max() > 1e-2
 
@@ -165,8 +166,10 @@ def test_video_coca_refuses_other_towers():
     class Other(torch.nn.Module):
         visual = text = torch.nn.Identity()
 
-    with pytest.raises(UsageError, match="towers"):
+    with pytest.raises(UsageError, match="text tower"):
         VideoCoCa(Other())
+    with pytest.raises(UsageError, match="vision tower"):
+        FrameEncoder(Other.visual)
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
@@ -323,7 +326,18 @@ def test_seed_changes_sampled_captions(folder):
     texts = {seed: captioner.caption([clip(0)], seed=seed, temperature=2.0)[0].text for seed in (0, 1, 0)}
     assert texts[0] == captioner.caption([clip(0)], seed=0, temperature=2.0)[0].text
     assert texts[0] != texts[1]
-    assert not np.array_equal(sample_uniforms(0, "a", 4), sample_uniforms(0, "b", 4))
+
+
+def test_random_numbers_of_a_row_depend_on_its_key_and_seed_alone():
+    def uniforms(keys, seed=0, count=4):
+        decoding = DecodingSettings(max_tokens=count, temperature=1.0)
+        batch = ClipBatch(clips=[], clip_hashes=[], rng_keys=keys, kind="descriptive", decoding=decoding, seed=seed)
+        return batch.uniforms_RM.tolist()
+
+    both = uniforms(["a", "a/1"])
+    assert both == [*uniforms(["a"]), *uniforms(["a/1"])]
+    assert [row[:2] for row in both] == uniforms(["a", "a/1"], count=2)
+    assert len({number for row in (*both, *uniforms(["a"], seed=1)) for number in row}) == 12
 
 
 def test_the_best_of_several_samples_is_returned(folder, monkeypatch):

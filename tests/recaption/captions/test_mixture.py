@@ -9,12 +9,14 @@ from recaption.captions.mixture import (
     CaptionMixture,
     captions_for_sample,
     parse_mixture_weights,
-    sample_caption_kind,
+    sample_caption_kinds,
 )
 from recaption.errors import UsageError
 from recaption.records import Caption
+from recaption.rng import keys_from_names
 
 IDS = [f"00c0ffee00c0ffee-{i:07d}-{i + 24:07d}" for i in range(10_000)]
+KEYS = keys_from_names(IDS)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,8 @@ IDS = [f"00c0ffee00c0ffee-{i:07d}-{i + 24:07d}" for i in range(10_000)]
 )
 def test_kind_frequencies_over_clips_and_epochs_match_the_weights(entries):
     weights = parse_mixture_weights(entries)
-    by_clip = [sample_caption_kind(clip_id, epoch=0, weights=weights) for clip_id in IDS]
-    by_epoch = [sample_caption_kind(IDS[0], epoch=epoch, weights=weights) for epoch in range(10_000)]
+    by_clip = sample_caption_kinds(KEYS, epoch=0, weights=weights)
+    by_epoch = [sample_caption_kinds(KEYS[:1], epoch=epoch, weights=weights)[0] for epoch in range(10_000)]
     for kind, weight in weights.items():
         error = 4 * (weight * (1 - weight) / 10_000) ** 0.5  # four standard errors
         assert by_clip.count(kind) / 10_000 == pytest.approx(weight, abs=error)
@@ -32,21 +34,23 @@ def test_kind_frequencies_over_clips_and_epochs_match_the_weights(entries):
 
 def test_epochs_and_seeds_are_sampled_independently():
     weights = parse_mixture_weights(["descriptive=0.5", "short=0.5"])
-    first, second = ([sample_caption_kind(i, epoch=e, weights=weights) for i in IDS] for e in (0, 1))
-    other = [sample_caption_kind(i, epoch=0, weights=weights, seed=1) for i in IDS]
+    first, second = (sample_caption_kinds(KEYS, epoch=epoch, weights=weights) for epoch in (0, 1))
+    other = sample_caption_kinds(KEYS, epoch=0, weights=weights, seed=1)
     for one in (second, other):
         assert sum(a == b for a, b in zip(first, one)) / len(IDS) == pytest.approx(0.5, abs=0.02)
 
 
 def test_sampled_kind_is_the_same_in_another_process():
     code = (
-        "import json, sys; from recaption.captions.mixture import sample_caption_kind, parse_mixture_weights;"
+        "import json, sys; from recaption.captions.mixture import sample_caption_kinds, parse_mixture_weights;"
+        "from recaption.rng import keys_from_names;"
         "r = parse_mixture_weights(['descriptive=0.6', 'short=0.4']);"
-        "print(json.dumps([sample_caption_kind(i, epoch=2, weights=r, seed=5) for i in json.load(sys.stdin)]))"
+        "keys = keys_from_names(json.load(sys.stdin));"
+        "print(json.dumps(sample_caption_kinds(keys, epoch=2, weights=r, seed=5)))"
     )
     run = subprocess.run([sys.executable, "-c", code], input=json.dumps(IDS[:500]), capture_output=True, text=True)
     weights = parse_mixture_weights(["descriptive=0.6", "short=0.4"])
-    assert json.loads(run.stdout) == [sample_caption_kind(i, epoch=2, weights=weights, seed=5) for i in IDS[:500]]
+    assert json.loads(run.stdout) == sample_caption_kinds(KEYS[:500], epoch=2, weights=weights, seed=5)
 
 
 def test_missing_kind_falls_back_to_descriptive_and_changes_no_other_sample():

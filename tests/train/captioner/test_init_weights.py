@@ -89,11 +89,11 @@ def test_training_can_start_from_tiny():
 
 def test_an_open_clip_captioner_gains_a_temporal_embedding_without_effect(small_open_clip, clip):
     task = CaptionerTask(CaptionerSettings(init_from=small_open_clip, **WARM))
-    assert not task.model.temporal_embedding.any()
+    assert not task.model.clip_encoder.temporal_embedding.any()
     assert not task.model.coca.text.correct_cls_mask
     assert same_captions(task.captioner(task.model), load_captioner(small_open_clip), clip)
     plain = CaptionerTask(CaptionerSettings(init_from=small_open_clip, temporal=False, **WARM))
-    assert plain.model.temporal_embedding is None
+    assert plain.model.clip_encoder.temporal_embedding is None
 
 
 @pytest.mark.parametrize("source", ["folder", "open_clip"])
@@ -151,7 +151,8 @@ def test_parameters_are_assigned_to_parts_by_name():
         "coca.visual.transformer",
     }  # fmt: skip
     assert parts["poolers"] == {
-        "temporal_embedding", "joint.resblocks.0", "coca.visual.attn_pool", "coca.visual.ln_post", "coca.visual.proj",
+        "clip_encoder.temporal_embedding", "clip_encoder.joint.resblocks",
+        "coca.visual.attn_pool", "coca.visual.ln_post", "coca.visual.proj",
     }  # fmt: skip
     assert {name.split(".")[1] for name in parts["text"]} == {"text", "text_decoder", "logit_scale"}
 

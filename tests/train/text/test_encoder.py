@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_text_encoders import write_t5
+from torch import Tensor
 
 from recaption.errors import UsageError, WeightsUnreachableError
 from train.text.encoder import TextEncoder, load
+from train.text.t5 import T5Encoder
 
 
 class WordTower:
@@ -78,6 +82,18 @@ def test_a_t5_folder_encodes_and_padding_has_no_effect(t5_folder):
     assert load(f"t5:{t5_folder}", weights_hash=encoder.weights_hash).weights_hash == encoder.weights_hash
     with pytest.raises(UsageError, match="trained with 000000000000"):
         load(f"t5:{t5_folder}", weights_hash="000000000000")
+
+
+def test_weights_hash_is_the_same_on_every_device_and_covers_every_value(t5_folder, tmp_path):
+    on_cpu = T5Encoder(str(t5_folder))
+    on_device = T5Encoder(str(t5_folder), "meta")  # bfloat16, as on a GPU
+    assert on_device.model.dtype == torch.bfloat16
+    assert on_device.weights_hash == on_cpu.weights_hash
+    shutil.copytree(t5_folder, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    max(weights.values(), key=Tensor.numel)[-1, -1] += 1
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    assert T5Encoder(str(tmp_path / "other")).weights_hash != on_cpu.weights_hash
 
 
 def test_unreachable_weights_are_refused_quickly_with_a_remedy(monkeypatch, tmp_path):

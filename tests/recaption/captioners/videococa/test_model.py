@@ -14,6 +14,7 @@ from recaption.captioners.videococa.checkpoint import build_model
 from recaption.captioners.videococa.model import (
     DESIGNS,
     POOLERS,
+    FrameEncoder,
     VideoCoCa,
     build_coca,
     expand_state_dict,
@@ -59,9 +60,9 @@ def random_pixels(num_clips: int = 2, num_frames: int = 4) -> torch.Tensor:
 def perturb_added_parts(model: VideoCoCa) -> VideoCoCa:
     """Randomise the parts that are initialised to have no effect, as training would."""
     with torch.no_grad():
-        if model.temporal_embedding is not None:
-            model.temporal_embedding.normal_(generator=torch.Generator().manual_seed(5))
-        for block in model.temporal.resblocks if model.temporal is not None else ():
+        if model.clip_encoder.temporal_embedding is not None:
+            model.clip_encoder.temporal_embedding.normal_(generator=torch.Generator().manual_seed(5))
+        for block in model.clip_encoder.temporal.resblocks if model.clip_encoder.temporal is not None else ():
             block.attn.out_proj.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(6))
     return model
 
@@ -142,7 +143,11 @@ def test_every_design_captions_and_trains(design, pool):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    added = [name for name, _ in model.named_parameters() if name.startswith(("temporal", "coca.visual.attn_pool"))]
+    added = [
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("clip_encoder.temporal", "coca.visual.attn_pool"))
+    ]
     # text_global pooling aside, all parts that the design adds get gradients
     assert added
     without_gradient = [name for name in added if dict(model.named_parameters())[name].grad is None]
@@ -208,7 +213,7 @@ def test_pooled_texts_need_no_padding():
 )
 def test_contradicting_designs_are_refused(settings, match):
     with pytest.raises(UsageError, match=match):
-        VideoCoCa(build_coca(coca_config()), **settings)
+        FrameEncoder(build_coca(coca_config()).visual, **settings)
 
 
 def test_clips_of_no_frames_or_too_many_are_refused():

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from packing.mixture.rng import (
+from recaption.rng import (
     GOLDEN_GAMMA,
     fold_in,
     keys_from_indices,
     keys_from_names,
+    random_permutation,
     sample_beta,
     sample_uniform,
     splitmix64,
+    uniform_sequence,
 )
 
 
@@ -17,6 +19,12 @@ def test_splitmix64_matches_the_reference() -> None:
     assert (
         hex(int(splitmix64(np.array([GOLDEN_GAMMA], np.uint64))[0])) == "0xe220a8397b1dcdaf"
     )  # its first output from seed 0
+
+
+def test_numbers_are_pinned_as_every_plan_depends_on_them() -> None:
+    assert random_permutation(8, 1, 2, "rows").tolist() == [0, 3, 7, 5, 6, 2, 4, 1]
+    assert sample_uniform(keys_from_names(["a", "b"]), 1, 2, "x").tolist() == [0.6433653722943007, 0.6763363300040498]
+    assert uniform_sequence(2, 1, "a").tolist() == [0.7835087043090702, 0.8366005665704661]
 
 
 def test_random_number_depends_on_the_name_alone() -> None:

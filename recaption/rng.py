@@ -1,11 +1,13 @@
-"""Counter-based RNG: every random number is a pure function of (purpose, sample key).
+"""Counter-based RNG: every random number is a pure function of (seed, purpose, key).
 
     keys_N = keys_from_names(clip_ids)                          # uint64, one per sample
-    sample_uniform(keys_N, seed, epoch, "appearances")          # float64 in [0, 1)
+    sample_uniform(keys_N, seed, epoch, "appearances")          # float64 in [0, 1), one per sample
+    uniform_sequence(num, seed, clip_sha256)                    # float64 in [0, 1), num of them
+    random_permutation(num, seed, epoch, "steps")               # int64, 0 .. num - 1 in random order
 
 The same on every machine, in any order and for any subset, so that adding or removing a sample changes no other sample's
-numbers. Integer arithmetic only (the finaliser of splitmix64, twice under a 128-bit key from sha256), because a plan must
-not depend on the rounding of the local libm.
+numbers. Integer arithmetic only (Philox for sequences, splitmix64's finaliser for one number per sample, both keyed by
+sha256), because a plan must not depend on the rounding of the local libm.
 
 Purpose strings are part of the seed: to change one changes every plan, so they keep their wording even where names change.
 """
@@ -19,14 +21,29 @@ import numpy as np
 
 
 def random_keys(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
-    """uint64 keys by (seed, epoch, purpose). Raw Philox output, which numpy promises never to change."""
-    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
-    return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)).random_raw(num)
+    """uint64 keys by (seed, epoch, purpose)."""
+    return _philox_bits(num, f"{seed} {epoch} {purpose}")
 
 
 def random_permutation(num: int, seed: int, epoch: int, purpose: str) -> np.ndarray:
     """int64: 0 .. num - 1 in random order."""
     return np.argsort(random_keys(num, seed, epoch, purpose), kind="stable")
+
+
+def uniform_sequence(num: int, seed: int, key: str) -> np.ndarray:
+    """float64 (num) in [0, 1) by (seed, key); a shorter sequence is the beginning of a longer one."""
+    return _to_uniform(_philox_bits(num, f"{seed}:{key}"))
+
+
+def _philox_bits(num: int, key: str) -> np.ndarray:
+    """uint64: raw Philox output, which numpy promises never to change, under the sha256 of `key`."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)).random_raw(num)
+
+
+def _to_uniform(bits: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1), all of its 53 bits random."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -69,8 +86,8 @@ def random_bits(keys: np.ndarray, *purpose: str | int) -> np.ndarray:
 
 
 def sample_uniform(keys: np.ndarray, *purpose: str | int) -> np.ndarray:
-    """float64 in [0, 1), all of its 53 bits random."""
-    return (random_bits(keys, *purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    """float64 in [0, 1) for each key."""
+    return _to_uniform(random_bits(keys, *purpose))
 
 
 def sample_beta(keys: np.ndarray, alpha: int, beta: int, *purpose: str | int) -> np.ndarray:
