@@ -64,7 +64,7 @@ def flags_in(text):
 
 
 def commands_in(text):
-    """(command, its flags) of every `recaption VERB ...` or `python -m jobs VERB ...`; a `train` of several models counts for each that has the flag."""
+    """(command, its flags) of every `recaption VERB ...` or `python -m jobs VERB ...`; of an unnamed model: all three."""
     text = re.sub(r"\\\n", " ", text)
     names = "|".join({verb.split()[0] for verb in VERBS})
     for line in re.findall(rf"(?:recaption|-m jobs) +((?:{names})\b[^`\n]*)", text):
