@@ -64,10 +64,7 @@ class PartRunner:
             summary = self._run(f"part/{row['index']}", json.loads(row["part"]))
         except Exception as error:  # returned as a row: Ray would print it five times and retry some kinds for ever
             return {**result, "error": json.dumps(error_fields(error))}
-        usage |= {
-            "wall_seconds": time.perf_counter() - wall_before,
-            "cpu_seconds": cpu_seconds() - cpu_before,
-        }
+        usage |= {"wall_seconds": time.perf_counter() - wall_before, "cpu_seconds": cpu_seconds() - cpu_before}
         return {**result, "summary": json.dumps(summary), "error": "", "usage": json.dumps(usage)}
 
     def _run(self, key: str, part: dict[str, Any]) -> Any:

@@ -81,11 +81,7 @@ def clips_of(
     end_of_video = float(pts_seconds[0] + video.duration_seconds)
     shots = find_shots_in(found.small.pixels_THWC, pts_seconds, settings.shots)
     spans = cut_to_clips(
-        shots,
-        pts_seconds,
-        end_of_video,
-        min_seconds=settings.min_clip_seconds,
-        max_seconds=settings.max_clip_seconds,
+        shots, pts_seconds, end_of_video, min_seconds=settings.min_clip_seconds, max_seconds=settings.max_clip_seconds
     )
     result = []
     for shot_index, start, end in spans:
@@ -119,9 +115,7 @@ def _window(frames: Frames, start: int, end: int) -> Frames:
     """The frames with a source index in [start, end)."""
     chosen = (frames.indices >= start) & (frames.indices < end)
     return Frames(
-        pixels_THWC=frames.pixels_THWC[chosen],
-        pts_seconds=frames.pts_seconds[chosen],
-        indices=frames.indices[chosen],
+        pixels_THWC=frames.pixels_THWC[chosen], pts_seconds=frames.pts_seconds[chosen], indices=frames.indices[chosen]
     )
 
 

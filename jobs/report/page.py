@@ -114,10 +114,7 @@ def write_report(
 
 
 def _tiles(
-    tables: RunTables,
-    plan: dict[str, Any] | None,
-    trainings: list[dict[str, Any]],
-    galleries: list[Any],
+    tables: RunTables, plan: dict[str, Any] | None, trainings: list[dict[str, Any]], galleries: list[Any]
 ) -> list[tuple[str, str, str]]:
     """(name, value, details)."""
     sums = tables.ledger.summary()

@@ -73,12 +73,7 @@ class PackLoader:
         if min(num_workers, prefetch) < 0:
             raise UsageError(f"{num_workers = } and {prefetch = } must be 0 or more")
         self.reader = PackReader(
-            run,
-            settings,
-            latents=latents,
-            patch=(grid or Grid()).patch,
-            blend=blend,
-            pad_to_capacity=pad_to_capacity,
+            run, settings, latents=latents, patch=(grid or Grid()).patch, blend=blend, pad_to_capacity=pad_to_capacity
         )
         self.source = self.reader.source
         self.rank = rank
@@ -213,11 +208,7 @@ class PackDataset(IterableDataset[PackedBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         """Of this worker: how many packs it has yielded since `first_pack`."""
-        state = {
-            "first_pack": self.first_pack,
-            "num_yielded": self._num_yielded,
-            "plan_hash": self.reader.plans.hash,
-        }
+        state = {"first_pack": self.first_pack, "num_yielded": self._num_yielded, "plan_hash": self.reader.plans.hash}
         return state if self._window_offset is None else state | {"window_offset": list(self._window_offset)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

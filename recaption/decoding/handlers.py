@@ -189,12 +189,7 @@ def clip(video: VideoFile, request: ClipRequest, send: Send) -> None:
     )
     cropped = (request.height_px, request.width_px)
     _send_frames(
-        video,
-        times,
-        indices,
-        send,
-        scaled=size_to_cover(times.height_px, times.width_px, *cropped),
-        cropped=cropped,
+        video, times, indices, send, scaled=size_to_cover(times.height_px, times.width_px, *cropped), cropped=cropped
     )
 
 

@@ -332,12 +332,7 @@ class Scaler:
             shrinks = self.stored_height_px * self.stored_width_px < frame.height * frame.width
             flags = BIT_EXACT_SCALING | (Interpolation.AREA if shrinks else Interpolation.BICUBIC)
         rgb = self.reformatter.reformat(
-            frame,
-            self.stored_width_px,
-            self.stored_height_px,
-            "rgb24",
-            interpolation=flags,
-            threads=1,
+            frame, self.stored_width_px, self.stored_height_px, "rgb24", interpolation=flags, threads=1
         )
         return self.orientation.apply(rgb.to_ndarray())
 

@@ -20,14 +20,7 @@ class Weather:
     """Sun, rain, snow and fog over the background; dusk only changes the background's colours."""
 
     def __init__(
-        self,
-        kind: str,
-        height_px: int,
-        width_px: int,
-        *,
-        is_dark: bool,
-        num_units: float,
-        rng: np.random.Generator,
+        self, kind: str, height_px: int, width_px: int, *, is_dark: bool, num_units: float, rng: np.random.Generator
     ) -> None:
         self.kind = kind
         self.unit = float(min(height_px, width_px))
@@ -70,15 +63,7 @@ class Weather:
             radius = max(0.017 * self.unit, 0.6)
             mask = np.zeros(self.size_px, np.uint8)
             for centre in _fixed_point(np.stack([x, y], 1)):
-                cv2.circle(
-                    mask,
-                    (int(centre[0]), int(centre[1])),
-                    round(radius * _ONE),
-                    235,
-                    -1,
-                    cv2.LINE_AA,
-                    _SHIFT,
-                )
+                cv2.circle(mask, (int(centre[0]), int(centre[1])), round(radius * _ONE), 235, -1, cv2.LINE_AA, _SHIFT)
             _blend(frame_HWC, np.asarray((250, 252, 255), np.float32), mask)
 
     def _draw_sun(self, frame_HWC: np.ndarray) -> None:

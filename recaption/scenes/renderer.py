@@ -274,30 +274,18 @@ def _conflict(scene: SceneAttributes, num_frames: int, short_side_px: int) -> st
             scene.style == "pixelated" and scene.texture != "plain" and scene.size != "large",
             "blocks hide a fine texture",
         ),
-        (
-            scene.style == "noisy" and scene.texture == "dotted" and scene.size != "large",
-            "grain hides fine dots",
-        ),
+        (scene.style == "noisy" and scene.texture == "dotted" and scene.size != "large", "grain hides fine dots"),
         (scene.style == "sepia" and scene.weather == "dusk", "sepia hides the colours of dusk"),
-        (
-            scene.background == "night" and scene.weather in ("sunny", "dusk"),
-            "at night there is neither sun nor dusk",
-        ),
+        (scene.background == "night" and scene.weather in ("sunny", "dusk"), "at night there is neither sun nor dusk"),
         (
             scene.weather == "foggy"
             and (scene.background in ("sky", "ice", "road", "night") or scene.style == "sepia"),
             "fog hides this background",
         ),
         (scene.background == "ice" and scene.weather == "snowy", "snow does not show on ice"),
-        (
-            scene.style == "pixelated" and scene.background == "night" and scene.weather == "snowy",
-            "blocks hide flakes",
-        ),
+        (scene.style == "pixelated" and scene.background == "night" and scene.weather == "snowy", "blocks hide flakes"),
         (scene.weather == "foggy" and scene.surroundings == "clouds", "fog hides clouds"),
-        (
-            scene.texture == "dotted" and scene.main_object in ("ring", "cross", "crescent"),
-            "too thin for dots",
-        ),
+        (scene.texture == "dotted" and scene.main_object in ("ring", "cross", "crescent"), "too thin for dots"),
         (
             scene.style == "outline" and scene.colour == ("white" if is_dark(scene) else "black"),
             "the outline has the colour of the object",

@@ -23,12 +23,7 @@ from torch import Tensor, nn
 from recaption.errors import UsageError
 from train.layers.adaln import gated_residual, modulated_layer_norm
 from train.layers.attention import packed_attention
-from train.layers.embeddings import (
-    POSITION_FREQUENCIES,
-    TIMESTEP_EMBEDDING_WIDTH,
-    sincos_pos_embed,
-    timestep_embedding,
-)
+from train.layers.embeddings import POSITION_FREQUENCIES, TIMESTEP_EMBEDDING_WIDTH, sincos_pos_embed, timestep_embedding
 from train.layers.packed_attention_layers import Attend, CrossAttention, SelfAttention, outside_compile
 from train.layers.rope import rotary_cos_sin
 from train.layers.segments import Segments

@@ -24,13 +24,7 @@ from recaption.errors import UsageError
 from train.compressors.interface import Compressor
 from train.compressors.pixels import to_frames, to_pixels
 from train.evaluation.frechet import MIN_CLIPS, Frechet, frechet_distance, mean_cosine_distance, mean_distance_within
-from train.evaluation.prompt_following import (
-    ALL_FIELDS,
-    SUBJECT,
-    HitRate,
-    PromptAdherence,
-    measure_adherence,
-)
+from train.evaluation.prompt_following import ALL_FIELDS, SUBJECT, HitRate, PromptAdherence, measure_adherence
 
 CLIPS_PER_ENCODE = 16
 
@@ -208,9 +202,7 @@ _EMBEDDING_DEFINITIONS = {
 def _adherence_metrics(found: PromptAdherence, real: PromptAdherence) -> dict[str, Metric]:
     metrics = {
         f"prompt_following/{name}": _metric_of(
-            rate,
-            real.fields.get(name),
-            _ADHERENCE_DEFINITIONS.get(name) or _FIELD.format(name.replace("_", " ")),
+            rate, real.fields.get(name), _ADHERENCE_DEFINITIONS.get(name) or _FIELD.format(name.replace("_", " "))
         )
         for name, rate in found.fields.items()
     }

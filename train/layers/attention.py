@@ -156,13 +156,7 @@ def _varlen(q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, s
     from torch.nn.attention.varlen import varlen_attn
 
     return varlen_attn(
-        q_LHD,
-        k_MHD,
-        v_MHD,
-        segments_q.cu_seqlens,
-        segments_k.cu_seqlens,
-        segments_q.max_length,
-        segments_k.max_length,
+        q_LHD, k_MHD, v_MHD, segments_q.cu_seqlens, segments_k.cu_seqlens, segments_q.max_length, segments_k.max_length
     )
 
 

@@ -49,13 +49,7 @@ class TextEncoder:
     """A text tower with an LRU cache."""
 
     def __init__(
-        self,
-        tower: TextTower,
-        *,
-        spec: str,
-        weights_hash: str,
-        cache_bytes: int = CACHE_BYTES,
-        batch_size: int = 1,
+        self, tower: TextTower, *, spec: str, weights_hash: str, cache_bytes: int = CACHE_BYTES, batch_size: int = 1
     ) -> None:
         """
         Args:
@@ -116,11 +110,7 @@ class TextEncoder:
 
 
 def load(
-    spec: str,
-    *,
-    device: torch.device | str = "cpu",
-    weights_hash: str | None = None,
-    run: RunFolder | None = None,
+    spec: str, *, device: torch.device | str = "cpu", weights_hash: str | None = None, run: RunFolder | None = None
 ) -> TextEncoder:
     """Load the frozen text encoder `spec`.
 

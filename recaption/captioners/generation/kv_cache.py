@@ -22,12 +22,7 @@ class CachedDecoder:
     """Feeds tokens with `step`; drops and reorders rows with `select_rows`."""
 
     def __init__(
-        self,
-        coca: nn.Module,
-        image_embs_BND: Tensor,
-        *,
-        rows_per_clip: int = 1,
-        capacity: int | None = None,
+        self, coca: nn.Module, image_embs_BND: Tensor, *, rows_per_clip: int = 1, capacity: int | None = None
     ) -> None:
         """
         Args:

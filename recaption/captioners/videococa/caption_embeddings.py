@@ -32,11 +32,7 @@ MAX_NEW_POSITIONS = 8
 
 
 def embed_from_kv_cache(
-    model: VideoCoCa,
-    ids_SM: Tensor,
-    generated: Sequence[GeneratedTokens],
-    *,
-    start: int,
+    model: VideoCoCa, ids_SM: Tensor, generated: Sequence[GeneratedTokens], *, start: int
 ) -> Tensor:
     """`model.pool_texts(ids_SM)`, up to rounding.
 

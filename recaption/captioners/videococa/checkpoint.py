@@ -71,10 +71,7 @@ def build_model(config: Mapping[str, Any]) -> VideoCoCa:
 
 
 def save_captioner(
-    folder: str | Path,
-    state: Mapping[str, Tensor],
-    tokenizer: BPETokenizer | ClipTokenizer,
-    config: Mapping[str, Any],
+    folder: str | Path, state: Mapping[str, Tensor], tokenizer: BPETokenizer | ClipTokenizer, config: Mapping[str, Any]
 ) -> Path:
     """Write a captioner folder with fp16 weights.
 

@@ -175,10 +175,7 @@ class FrameEncoder(nn.Module):
         if not isinstance(visual, VisionTransformer):
             raise UsageError("VideoCoCa needs a CoCa whose vision tower is an open_clip transformer")
         _check_design(
-            design,
-            has_pooler=visual.attn_pool is not None,
-            has_time=max_frames > 0,
-            num_joint_layers=num_joint_layers,
+            design, has_pooler=visual.attn_pool is not None, has_time=max_frames > 0, num_joint_layers=num_joint_layers
         )
         self.design = design
         width = visual.class_embedding.shape[0]
