@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 LONGEST_FIRST = ("faults", "end_to_end", "jobs", "recaption", "train")
 """The order in which `make test` hands files to its processes: those that kill and wait first, short ones at the end."""
@@ -13,6 +14,8 @@ LONGEST_FIRST = ("faults", "end_to_end", "jobs", "recaption", "train")
 
 def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of this process and its children, before any imports torch
+    settings.register_profile("recaption", deadline=None)  # a busy machine is no counterexample
+    settings.load_profile("recaption")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
