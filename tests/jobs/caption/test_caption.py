@@ -245,23 +245,6 @@ def test_captions_that_match_no_better_than_mismatched_ones_give_a_warning(capti
     assert any("no better than other clips (0.200)" in w for w in caption_stage._warnings(shuffled, 6))
 
 
-def test_caption_sets_without_kind_columns_can_be_read(captioned, in_process, tmp_path):
-    run, recipe, _ = captioned
-    copy = RunFolder(str(tmp_path / "run"))
-    shutil.copytree(run.root, copy.root)
-    for name in copy.list("captions/main/part-*.parquet"):
-        table, metadata = copy.read_table(name), copy.table_metadata(name)
-        mask = pc.and_(pc.equal(table["window"], 0), pc.is_in(table["kind"], value_set=table["kind"].slice(0, 0)))
-        mask = pc.or_(mask, pc.and_(pc.equal(table["window"], 0), pc.not_equal(table["kind"], "short")))
-        copy.write_table(name, table.filter(mask).drop_columns(["kind", "window", "fault", "stripped"]), metadata)
-    copy.remove("captions/main/repeated.parquet")
-    ledger = build_ledger(copy, recipe.filters).summary()["clips"]
-    assert ledger == build_ledger(run, recipe.filters).summary()["clips"]
-    assert verify_run(copy, recipe, num_pairs=2)["ok"]
-    assert shard(copy, recipe, "main", in_process)["samples"] > 0
-    write_report(copy, recipe.filters, recipe=recipe)
-
-
 @pytest.fixture(scope="module")
 def encoded(captioned, in_process, tmp_path_factory):
     run, recipe, _ = captioned

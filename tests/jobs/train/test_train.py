@@ -18,7 +18,7 @@ def test_images_first_then_video_are_two_commands(run_copy, command):
     assert (code, video["steps"]) == (0, 2), err
     config = json.loads((Path(video["checkpoint"]) / "config.json").read_text())
     assert config["init_from"]["step"] == 2
-    assert "max_latent_frames" not in config["plan"]
+    assert config["plan"]["max_latent_frames"] == []
     code, _, err = command(*train, "--name", "wider", *start, "--train-dit.dit.width", "64")
     assert code == 2
     assert "backbone width 32 there, 64 here" in err

@@ -92,7 +92,7 @@ def test_frozenbilm_samples_do_not_depend_on_the_batch(small_model, clips):
     together = [one.text for one in captioner.caption(clips, temperature=1.0, seed=3)]
     assert together == [captioner.caption([clip], temperature=1.0, seed=3)[0].text for clip in clips]
     assert together != [one.text for one in captioner.caption(clips, temperature=1.0, seed=4)]
-    with pytest.raises(UsageError, match="searches no beams"):
+    with pytest.raises(UsageError, match="has no beam search"):
         captioner.caption(clips, num_beams=2)
 
 

@@ -135,7 +135,7 @@ def test_captioner_without_contrastive_head_refuses_to_score(small_model):
     assert described.text_embeddings_BD is None
     assert described.captions[0].clip_score is None
     for call in (lambda: captioner.score([clip(0)], ["a"]), lambda: captioner.embed_clips([clip(0)])):
-        with pytest.raises(UsageError, match=r"scores nothing; name another one as --caption\.scorer"):
+        with pytest.raises(UsageError, match=r"has no contrastive head.* set another captioner as --caption\.scorer"):
             call()
     with pytest.raises(UsageError, match="no text tower"):
         _ = captioner.text_tower
@@ -144,10 +144,10 @@ def test_captioner_without_contrastive_head_refuses_to_score(small_model):
 
 
 def test_checkpoint_of_another_architecture_is_refused_by_name(small_model, tmp_path):
-    with pytest.raises(UsageError, match="a 'smolvlm' model; git: takes GIT"):
+    with pytest.raises(UsageError, match="a 'smolvlm' model; git: supports GIT"):
         load_captioner(f"git:{small_model('smolvlm')}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UsageError, match="a 'gpt2' model; vlm: takes models for image-text-to-text"):
+    with pytest.raises(UsageError, match="a 'gpt2' model; vlm: supports models for image-text-to-text"):
         load_captioner(f"vlm:{tmp_path}")
     with pytest.raises(UsageError, match=r"config\.json is missing"):
         load_captioner(str(tmp_path / ".."))
