@@ -105,7 +105,7 @@ def test_a_run_on_object_storage_continues_after_losing_the_connection(bucket, c
     def disconnect_after_two_parts():
         watch = RunFolder("s3://data/lost")
         while len(watch.list("videos/part-*.parquet")) < 2:
-            time.sleep(0.02)
+            time.sleep(0.05)
         proxy.disconnect()
 
     threading.Thread(target=disconnect_after_two_parts, daemon=True).start()
