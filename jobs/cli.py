@@ -1,7 +1,7 @@
 """The console script `recaption`: parses a command, runs it, prints its summary, or its help.
 
 Exit codes: 0 all good, 1 finished but some inputs failed (they are listed), 2 usage error (one sentence on stderr),
-3 `verify` found damage, 70 a fault of recaption itself, 130 Ctrl-C, 141 the reader of stdout went away, 143 SIGTERM.
+3 `verify` found damage, 70 a fault of recaption itself, 141 the reader of stdout went away, 143 SIGTERM.
 With `--json` stdout carries exactly one JSON object; everything else goes to stderr.
 """
 
@@ -32,8 +32,8 @@ from jobs.summary import exit_code, print_summary
 from recaption.errors import RecaptionError, UsageError
 from recaption.run_folder import RunFolder
 
-FAULT, READER_GONE = 70, 141
-"""Exit codes: EX_SOFTWARE of sysexits.h, and that of a process which SIGPIPE ends."""
+FAULT, READER_GONE, STOPPED = 70, 141, 143
+"""Exit codes: EX_SOFTWARE of sysexits.h, and those of a process which SIGPIPE or SIGTERM ends."""
 
 
 SAFE = "finished parts are safe, run the same command again to go on"
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro: unknown flags; training: SIGTERM (both already explained on stderr)
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        number, word = (signal.SIGTERM, "stopped by SIGTERM") if received else (signal.SIGINT, "interrupted")
-        return _complain(f"{word}: {SAFE}", 128 + number)
+        return _complain(f"stopped by SIGTERM: {SAFE}", STOPPED) if received else _complain(f"interrupted: {SAFE}", 2)
     except Exception:
         return _fault()
     return _print(show, code)

@@ -103,7 +103,9 @@ def test_a_giant_response_is_cut_off(length):
 @pytest.mark.parametrize("body", [b"\x1f\x8b" + b"\0" * 100, gzip.compress(gzip.compress(b" " * (1 << 24)))])
 def test_nothing_is_decompressed(body):
     with serving(Script((200, body, {"Content-Encoding": "gzip, gzip"}))) as spec:
-        assert "not JSON: b'\\x1f\\x8b" in response_of(spec).error
+        error = response_of(spec).error
+    assert "not JSON: b" in error
+    assert "\\x1f\\x8b" in error
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
