@@ -2,7 +2,7 @@
 
     python tests/benchmarks/train/bench_packed_training.py --rounds 2
 
-Depth 6, width 384, 6 heads, 64 numbers per token, 8 text tokens per sample; lengths as `bench_plan.draw_lengths` has them,
+Depth 6, width 384, 6 heads, 64 numbers per token, 8 text tokens per sample; lengths as `bench_plan.random_lengths` has them,
 without those above 2,048 tokens; of 200 of them, 24 samples that are five random packs of a plan. All four variants run
 the same `Dit` on the same samples with a timestep each:
 
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "packing"))
 
-from bench_plan import draw_lengths
+from bench_plan import random_lengths
 
 from packing.plan.steps import plan_packs
 from train.backbones.dit import Dit
@@ -286,7 +286,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     check_same_gradient()
-    lengths = draw_lengths(100_000)
+    lengths = random_lengths(100_000)
     lengths = lengths[lengths <= MAX_TOKENS]
     models = {name: new_model(384, 6) for name in VARIANTS}
     measure_round(random_samples([64] * BATCH, [0] * BATCH, 0), models)  # warm up
