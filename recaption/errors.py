@@ -15,6 +15,8 @@ FAILURE_REASONS = (
     "frame_mismatch",
     "zero_frames",
     "too_large",
+    "source_changed",
+    "fetch_failed",
     "write_failed",
 )
 """Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""
@@ -30,6 +32,9 @@ DROP_REASONS = (
     "nsfw",
     "low_aesthetic",
     "low_quality",
+    "hdr",
+    "interlaced",
+    "transparent",
     "duplicate",
     "bad_caption",
     "no_bucket",

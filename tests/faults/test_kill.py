@@ -20,7 +20,7 @@ import pytest
 
 from recaption.scenes.renderer import SIMPLE, render
 
-NUM_VIDEOS = 44
+NUM_VIDEOS = 52
 MARK = "RECAPTION_FAULT_TEST"
 SECONDS_TO_VANISH = 30.0
 """How long processes of a killed driver may outlive it: Ray's processes check for one another every few seconds."""
@@ -140,12 +140,12 @@ def kill_and_restart(command, kills_within_a_driver, seed):
             process.finish()
         else:
             for _ in range(num_kills):
-                wait_for_parts(process, command.out, rng.randint(1, 2))
-                time.sleep(rng.uniform(0, 0.1))
+                wait_for_parts(process, command.out, 1)
+                time.sleep(rng.uniform(0, 0.05))
                 target = rng.choice(["^ray::PartRunner", "recaption.decoding.worker", "recaption.decoding.worker"])
                 kills[target] += process.kill_one(target, rng)
             wait_for_parts(process, command.out, 1)
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.2))
             process.kill_all()
             kills["driver"] += 1
         assert process.leftover_processes() == []
