@@ -37,7 +37,7 @@ class Export(OnRun):
     cut: str = "auto"
     """auto: a clip that is a whole mp4 is copied; encode: every clip is encoded."""
     quality: int = 12
-    """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 a third of the bytes."""
+    """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 half the bytes."""
     licence: str = ""
     """Licence of the clips for the card, as the Hub names it: cc-by-4.0."""
     local_paths: bool = False
