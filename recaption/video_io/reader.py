@@ -12,10 +12,11 @@ reason of `errors.FAILURE_REASONS`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, 
 from recaption.errors import UsageError, VideoError
 from recaption.inputs.local_files import file_id, local_copy
 from recaption.records import Video
-from recaption.video_io.client import DecodeResponse
+from recaption.video_io.client import DecodeResponse, file_in_memory
 from recaption.video_io.frames import DecodeLimits, Frames
 
 
@@ -39,6 +40,17 @@ class Scan:
     """Every frame, short side `small_px`."""
     detail: Frames
     """One frame per `detail_every_seconds`, short side `detail_px`."""
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """The file, open for reading: only this process opens files, the child gets the descriptor."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise VideoError("unreadable", error.strerror or str(error)) from None
+    with file:
+        yield file
 
 
 def _video_record(uri: str, path: str, response: DecodeResponse | None, failure: VideoError | None) -> Video:
@@ -58,7 +70,8 @@ def _decode_whole(uri: str, limits: DecodeLimits, request: Request) -> tuple[Vid
     try:
         with local_copy(uri) as path:
             try:
-                response = DecodeResponse(path, b"", limits, request)
+                with _opened(path) as file:
+                    response = DecodeResponse(file, limits, request)
             except VideoError as error:
                 failure = error
             try:
@@ -131,7 +144,7 @@ def read_frames(
         indices=frame_indices, short_side_px=short_side_px, snap_seconds=snap_seconds, snap_within=snap_within
     )
     with local_copy(uri) as path:
-        return _read(os.fspath(uri), path, b"", limits or DecodeLimits(), request)
+        return _read(os.fspath(uri), _opened(path), limits or DecodeLimits(), request)
 
 
 def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frames:
@@ -140,14 +153,18 @@ def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frame
     Raises:
         VideoError: as `read_frames`.
     """
-    return _read("<bytes>", None, payload, limits or DecodeLimits(), ReadRequest())
+    return _read("<bytes>", file_in_memory(payload), limits or DecodeLimits(), ReadRequest())
 
 
 def _read(
-    uri: str, path: str | None, payload: bytes, limits: DecodeLimits, request: ReadRequest | ClipRequest
+    uri: str,
+    opening: contextlib.AbstractContextManager[BinaryIO],
+    limits: DecodeLimits,
+    request: ReadRequest | ClipRequest,
 ) -> Frames:
     try:
-        response = DecodeResponse(path, payload, limits, request)
+        with opening as file:
+            response = DecodeResponse(file, limits, request)
     except VideoError as error:
         raise VideoError(error.reason, error.detail, uri=uri) from None
     response.raise_for_error(uri)
@@ -184,4 +201,4 @@ def read_clip(
         end_frame=int(end_frame),
     )
     with local_copy(uri) as path:
-        return _read(os.fspath(uri), path, b"", limits or DecodeLimits(), request).pixels_THWC
+        return _read(os.fspath(uri), _opened(path), limits or DecodeLimits(), request).pixels_THWC
