@@ -37,14 +37,13 @@ from jobs.verify.sources import expected_sources, source_problem
 from jobs.verify.verify import as_summary, find_problems
 from packing.shards.index import is_committed
 from recaption.captions.repeated import REPEATED_SCHEMA, repeated_name
-from recaption.captions.sets import REJECTED_CLIPS, caption_sets, default_caption_set
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL_PAIRS, caption_set_of, semantic_pairs_file
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, SHARD_SCHEMA
+from recaption.ledger.lost_files import shard_sets
 from recaption.ledger.problems import Problem, read_tables_or_problems
-from recaption.ledger.verify import CLIP_ID_SCHEMA
 from recaption.records import Video, schema_of
-from recaption.run_folder import RunFolder
+from recaption.run_folder import RunFolder, recipe_hash
 
 NEEDS_RESHARDING = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
@@ -95,8 +94,8 @@ def _ready(job: RepairJob, problems: list[Problem], *, indirect: bool) -> list[P
             job.refused[problem.where] = NEEDS_RESHARDING[problem.kind]
     repairable = [p for p in problems if p.kind not in NEEDS_RESHARDING]
     damaged = {stage_of(p) for p in repairable if p.kind != "temporary_file"}
-    shard_sets = {*_shard_sets(job.run)}
-    waits_for = {stage: open_sources(stage, damaged, shard_sets, indirect=indirect) for stage in damaged}
+    sets = {*shard_sets(job.run)}
+    waits_for = {stage: open_sources(stage, damaged, sets, indirect=indirect) for stage in damaged}
     ready = []
     for problem in repairable:
         sources = () if problem.kind == "temporary_file" else waits_for[stage_of(problem)]
@@ -105,15 +104,6 @@ def _ready(job: RepairJob, problems: list[Problem], *, indirect: bool) -> list[P
         else:
             ready.append(problem)
     return ready
-
-
-def _shard_sets(run: RunFolder) -> list[str]:
-    """The caption set of the shards, or all sets where the table that names it cannot be read."""
-    tables, unreadable = read_tables_or_problems(run, run.list(REJECTED_CLIPS), CLIP_ID_SCHEMA)
-    if unreadable or not tables:
-        return caption_sets(run)
-    default = default_caption_set(run)
-    return [default] if default is not None else []
 
 
 def _repair_stages(job: RepairJob, scope: RepairScope) -> None:
@@ -140,18 +130,32 @@ def _repair_stages(job: RepairJob, scope: RepairScope) -> None:
 
 
 def _rebuild_inputs(job: RepairJob) -> None:
-    """Rebuild the list of inputs from RUN/videos, which has every input once, by part and in order."""
-    names = job.run.list("videos/part-*.parquet")
-    numbers = {part_number(name) for name in names}
-    if read_tables_or_problems(job.run, names, schema_of(Video))[1] or numbers != set(range(len(names))):
-        why = "parts of RUN/videos are damaged too: run `recaption prepare` with the same --videos"
-        job.refused[INPUTS] = why
-        return
-    rows = [
-        {"uri": uri, "part": part_number(name)} for name in names for uri in job.run.read_table(name)["uri"].to_pylist()
-    ]
+    """Rebuild the list of inputs from RUN/videos, which has every input once, by part and in order.
+
+    A damaged part's inputs are those of its clips, if their hash is the one that was recorded: not if an input failed.
+    """
+    numbers = sorted(
+        {part_number(n) for folder in ("videos", "clips") for n in job.run.list(f"{folder}/part-*.parquet")}
+    )
+    rows: list[dict[str, Any]] = []
+    for number in numbers:
+        uris = _inputs_of_part(job.run, number)
+        if uris is None or numbers != list(range(len(numbers))):
+            job.refused[INPUTS] = "parts of RUN/videos are damaged too: run `recaption prepare` with the same --videos"
+            return
+        rows += [{"uri": uri, "part": number} for uri in uris]
     job.run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
     job.repaired.append(INPUTS)
+
+
+def _inputs_of_part(run: RunFolder, number: int) -> list[str] | None:
+    for folder, schema in (("videos", schema_of(Video)), ("clips", CLIPS_SCHEMA)):
+        name = part_name(folder, number)
+        for table in read_tables_or_problems(run, [name], schema)[0].values():
+            uris = list(dict.fromkeys(table["uri"].to_pylist()))
+            if run.table_metadata(name).get("inputs_hash") == recipe_hash(uris):
+                return uris
+    return None
 
 
 def _rebuild_parts(job: RepairJob, numbers: set[int]) -> None:
@@ -289,7 +293,7 @@ def _rebuild_shards(job: RepairJob, scope: RepairScope) -> None:
 def _plan_of_shards(job: RepairJob, scope: RepairScope) -> tuple[str, list[Any], dict[str, str]]:
     """(caption set, planned shards, their hashes) that all intact shards were written from; set "" if there is none."""
     lost = scope.lost_clips
-    for set_name in _shard_sets(job.run):
+    for set_name in shard_sets(job.run):
         try:
             planned, _, hashes = planned_shards(job.run, job.recipe, set_name)
         except (UsageError, pa.ArrowException, ValueError, KeyError, OSError):

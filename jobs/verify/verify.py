@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from jobs.recipe.settings import Recipe
-from recaption.captions.repeated import read_repeated, repeated_name
+from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import (
     CAPTION_STATE_SCHEMA,
     caption_set_pattern,
@@ -24,12 +24,11 @@ from recaption.captions.sets import (
     main_captions,
     mark_repeated_captions,
 )
-from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, semantic_pairs_file
 from recaption.errors import UsageError
 from recaption.ledger.caption_checks import CaptionCheckResult, CaptionClipPair, check_pairs, sample_pairs
 from recaption.ledger.ledger import CLIPS_SCHEMA, build_ledger, committed_clips
 from recaption.ledger.problems import Problem, read_tables_or_problems
-from recaption.ledger.verify import INDEX, verify
+from recaption.ledger.verify import verify
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
@@ -66,7 +65,8 @@ def find_problems(
     def track(names: Sequence[str]) -> Any:
         return tqdm(names, desc="verify", unit="shard", file=sys.stderr, disable=not progress)
 
-    problems = [*verify(run, recipe.filters, track=track), *check_pair_tables(run, recipe)]
+    has_pairs = recipe.prepare.duplicates.perceptual
+    problems = verify(run, recipe.filters, has_perceptual_pairs=has_pairs, track=track)
     changed = {p.where.partition(":")[2] for p in problems if p.kind == "caption_changed"}
     pairs = {}
     for set_name in caption_sets(run) if num_pairs != 0 else ():
@@ -74,25 +74,6 @@ def find_problems(
         problems += check.problems
         pairs[set_name] = check.summary()
     return problems, pairs
-
-
-def check_pair_tables(run: RunFolder, recipe: Recipe) -> Iterator[Problem]:
-    """Once there are shards, the tables of pairs exist that decide which clips are duplicates or have repeated captions."""
-    if not any(run.list(pattern) for pattern in (INDEX, "shards/*.parquet", "shards/*/*.parquet")):
-        return
-    expected = [PERCEPTUAL_PAIRS] if recipe.prepare.duplicates.perceptual and run.list("fingerprints/*.parquet") else []
-    num_parts = len(run.list("clips/part-*.parquet"))
-    for set_name in caption_sets(run):
-        if len(run.list(caption_set_pattern(set_name))) < num_parts:
-            continue  # captioning has not come to its end
-        expected.append(repeated_name(set_name))
-        if run.list(f"embeddings/{set_name}/part-*.parquet"):
-            expected.append(semantic_pairs_file(set_name))
-    for name in expected:
-        if not run.exists(name):
-            yield Problem(
-                kind="part_missing", where=name, detail="missing, although there are shards, which depend on it"
-            )
 
 
 def as_summary(

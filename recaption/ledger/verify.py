@@ -42,6 +42,7 @@ from recaption.ledger.ledger import (
     committed_clips,
     concat,
 )
+from recaption.ledger.lost_files import INDEX, find_lost_files
 from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
 from recaption.ledger.table_checks import (
     check_captions,
@@ -55,7 +56,6 @@ from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
 
-INDEX = "index.parquet"
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
@@ -80,12 +80,20 @@ class _OpenedTables:
 
 
 def verify(
-    run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None, *, track: Track = iter
+    run: RunFolder,
+    thresholds: FilterThresholds,
+    set_name: str | None = None,
+    *,
+    has_perceptual_pairs: bool = False,
+    track: Track = iter,
 ) -> list[Problem]:
     """All problems of a run folder; [] where there are none.
 
     A stage that has not run, or was killed between two parts, is not a problem; shards without an index are. Where a
     table cannot be read, checks that need it are skipped: one broken file is one problem, not a thousand.
+
+    Args:
+        has_perceptual_pairs: whether the recipe searches for perceptual duplicates.
     """
     opened = _OpenedTables(list(check_temporary_files(run)))
     _read(run, opened)
@@ -102,9 +110,9 @@ def verify(
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
-    if opened.has("clips", "rejected") and run.exists(REJECTED_CLIPS):
-        opened.problems += _check_caption_parts(run, opened)
-    return opened.problems
+    found = {(problem.kind, problem.where) for problem in opened.problems}
+    lost = find_lost_files(run, has_perceptual_pairs=has_perceptual_pairs)
+    return opened.problems + [problem for problem in lost if (problem.kind, problem.where) not in found]
 
 
 def _read(run: RunFolder, opened: _OpenedTables) -> None:
@@ -149,9 +157,6 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
         inputs = concat(opened.tables["inputs"].values(), INPUTS_SCHEMA)
         if opened.tables["inputs"]:
             opened.problems += check_inputs(inputs, opened.tables["videos"], finished=finished)
-        elif opened.tables["videos"]:
-            detail = "the list of inputs is missing: whether each has a row cannot be checked"
-            opened.problems.append(Problem(kind="input_missing", where="inputs.parquet", detail=detail))
     for stage in WRITTEN_WITH_VIDEOS:
         for name in opened.tables.get("videos", ()) if opened.tables.get(stage) else ():
             expected = name.replace("videos/", f"{stage}/", 1)
@@ -168,17 +173,6 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
                 opened.problems += check_captions(name, rows, clip_ids, recipe_hash)
         if stage.startswith("captions/") and opened.tables.get(f"embeddings/{set_name}"):
             opened.problems += _check_embeddings(set_name, tables, opened.tables[f"embeddings/{set_name}"])
-
-
-def _check_caption_parts(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:
-    """Once there are shards, every part of clips has its part of captions, even if that is empty."""
-    set_name = default_caption_set(run)
-    present = run.list(caption_set_pattern(set_name)) if set_name else ()
-    for name in opened.tables["clips"] if present else ():
-        expected = name.replace("clips/", f"captions/{set_name}/", 1)
-        if expected not in present:
-            detail = f"the captions of {name} are missing although there are shards of this set"
-            yield Problem(kind="caption_missing", where=expected, detail=detail)
 
 
 def _check_embeddings(
