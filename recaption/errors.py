@@ -50,6 +50,10 @@ class UsageError(RecaptionError, ValueError):
     """The user can fix this: wrong path, wrong name, settings that contradict each other. Exit code 2."""
 
 
+class FolderInUseError(UsageError):
+    """Another command works on the folder; the message says which, where and since when."""
+
+
 class RecipeMismatchError(UsageError):
     """The run folder has outputs that were made with another recipe."""
 

@@ -43,7 +43,6 @@ def prepare(
     uris = expand_paths(videos) if videos else []
     run = RunFolder(out)
     check_same_recipe(run, recipe)
-    run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
     unavailable_here = unavailable_scorers(recipe.prepare.scores)
