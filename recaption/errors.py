@@ -82,6 +82,10 @@ class StorageError(RecaptionError, OSError):
     """The storage of the run folder failed: full, unreachable, access denied, or reading back other bytes."""
 
 
+class OutsideRunError(StorageError):
+    """A name that does not stay in the run folder: absolute, with `..`, or through a link that leads out."""
+
+
 class VideoError(RecaptionError):
     """One video, or one clip of it, cannot be used; the job continues without it.
 

@@ -30,6 +30,7 @@ from recaption.captions.sets import (
 )
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA
+from recaption.errors import OutsideRunError
 from recaption.ledger.encoded_texts import check_encoded_texts
 from recaption.ledger.latent_statistics import LATENT_INDEX_SCHEMA, check_statistics
 from recaption.ledger.ledger import (
@@ -97,12 +98,15 @@ def verify(
     """
     opened = _OpenedTables(list(check_temporary_files(run)))
     _read(run, opened)
+    for stage in ("shards", "index", "latents", "latents index"):
+        opened.problems += _check_shard_names(run, opened.tables.get(stage, {}))
+    outside = {problem.where for problem in opened.problems if problem.kind == "path_outside"}
     if opened.has("shards"):
         opened.problems += _check_tars(run, "shards/*/*.tar", opened, "shards", track)
-        opened.problems += _check_index(run, opened)
+        opened.problems += _check_index(run, opened) if INDEX not in outside else ()
     if opened.has("latents"):
         opened.problems += _check_tars(run, "latents/*/*/*.tar", opened, "latents", track)
-    if opened.has("latents", "latents index"):
+    if opened.has("latents", "latents index") and not outside & opened.tables["latents index"].keys():
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
@@ -127,8 +131,8 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         "previews": ("previews/part-*.parquet", schema_of(ClipPreview), ()),
         "fingerprints": ("fingerprints/part-*.parquet", schema_of(ClipFingerprint), ()),
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
-        "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status")),
-        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ()),
+        "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status", "shard")),
+        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ("shard",)),
     }
     for name in caption_sets(run):
         stages[f"captions/{name}"] = (caption_set_pattern(name), CAPTION_STATE_SCHEMA, None)
@@ -207,7 +211,9 @@ def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str,
             yield Problem(kind="shard_unlisted", where=name, detail="the table that lists its samples is missing")
             continue
         num_rows = pc.sum(pc.equal(tables[table_name]["status"], "ok")).as_py() or 0
-        if name in tars:
+        if outside := _why_outside(run, name):
+            yield Problem(kind="path_outside", where=name, detail=outside)
+        elif name in tars:
             rows = run.read_table(table_name)
             rows = rows.filter(pc.equal(rows["status"], "ok")).to_pylist()
             sha256 = run.table_metadata(table_name).get("tar_sha256", "")
@@ -220,6 +226,29 @@ def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str,
         for name, clip_id in find_duplicates(written, "clip_id"):
             where = f"{name.removesuffix('.parquet')}.tar:{clip_id}"
             yield Problem(kind="clip_in_two_shards", where=where, detail="this clip is in another shard or row too")
+
+
+def _check_shard_names(run: RunFolder, tables: dict[str, pa.Table]) -> Iterator[Problem]:
+    """The shards that tables name lie in the run folder; the table of a shard names that one only."""
+    for name, table in tables.items():
+        shards = pc.unique(table["shard"]).to_pylist()
+        for outside in filter(None, (_why_outside(run, shard) for shard in shards)):
+            yield Problem(kind="path_outside", where=name, detail=f"it lists samples in another place: {outside}")
+            break
+        else:
+            expected = name.removesuffix(".parquet") + ".tar"
+            if not name.endswith(INDEX) and any(shard != expected for shard in shards):
+                other = next(shard for shard in shards if shard != expected)
+                yield Problem(kind="index_differs", where=name, detail=f"it lists samples of {other!r}")
+
+
+def _why_outside(run: RunFolder, name: str) -> str:
+    """Why a name is none of the run folder; "" where it is one."""
+    try:
+        run.path_inside(name)
+    except OutsideRunError as error:
+        return str(error)
+    return ""
 
 
 def _check_index(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:

@@ -344,11 +344,11 @@ def latents(run: RunFolder, change) -> None:
     clip_id = "aaaaaaaaaaaaaaaa-0000000-0000024"
     payload, spans = tar_of([(clip_id, {"npy": b"x" * 600, "json": b"{}"})])
     row = run.read_table(f"{SHARD}.parquet").to_pylist()[0] | {"sha256": hashlib.sha256(b"x" * 600).hexdigest()}
-    row |= {"offset_bytes": spans[clip_id][0], "num_bytes": spans[clip_id][1]}
     name = f"latents/patch/{BUCKET}/000000"
+    row |= {"offset_bytes": spans[clip_id][0], "num_bytes": spans[clip_id][1], "shard": f"{name}.tar"}
     metadata = {STATISTICS_KEY: ChannelStatistics(2, (0.5,), (0.5,)).to_json(), "num_samples": "1"}
     run.write_table(f"{name}.parquet", pa.Table.from_pylist([row], schema=SHARD_SCHEMA), metadata)
-    indexed = {**row, "shard": f"{name}.tar", "latent_dtype": "float16", "round_trip_psnr_db": 30.0}
+    indexed = {**row, "latent_dtype": "float16", "round_trip_psnr_db": 30.0}
     run.write_table("latents/patch/index.parquet", pa.Table.from_pylist([indexed], schema=LATENT_SAMPLE_SCHEMA))
     run.write_bytes("latents/patch/statistics.json", merge_shard_statistics(run, "latents/patch"))
     run.write_bytes(f"{name}.tar", payload)
@@ -418,6 +418,7 @@ DAMAGE = {
     "part_missing: the encoder": lambda run: run.write_bytes("text/t5-x/part-00000.safetensors", b""),
     "embedding_missing: all": lambda run: [embeddings(run, 0, []), run.remove("embeddings")],
     "caption_missing: the whole set": lambda run: run.remove("captions/first"),
+    "path_outside": lambda run: rewrite(run, "index.parquet", set_value(0, "shard", "../other-run/000000.tar")),
     "index_missing: of latents": lambda run: [
         latents(run, lambda payload: payload),
         run.remove("latents/patch/index.parquet"),
