@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class DecodeLimits:
     """Measured by presentation times. `scan` holds every small frame in memory: about 12 kB each."""
     max_frames: int = 240_000
     """66 minutes at 60 frames per second."""
+    on_damage: Literal["refuse", "trim"] = "refuse"
+    """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
+    that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""
 
 
 @dataclass(frozen=True)
