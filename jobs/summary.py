@@ -129,6 +129,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
 
 LISTS: tuple[tuple[str, str, str], ...] = (
     ("failures", "{uri}: {reason}", "all of them: {run}/videos, or --json"),
+    (
+        "trimmed",
+        "{uri}: {duration_seconds:.1f} s kept, {truncated_seconds:.1f} s lost",
+        "all of them: {run}/videos, or --json",
+    ),
     ("problems", "{kind}: {where}: {detail}", "all of them: --json"),
 )
 """Key of the summary, one line of the list, and where the whole list is."""
