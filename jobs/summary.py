@@ -118,6 +118,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("decord2", "{decord2}"),
         ("decodes", "{decodes}"),
         ("encodes", "{encodes}"),
+        ("decoding is confined by", "{confinement}"),
+        ("not confined by", "{confinement_missing}"),
         ("tiny captioner", "{weights[tiny]}"),
         ("hub", "{weights[hub]}"),
         ("extras", "{extras}"),

@@ -68,7 +68,8 @@ def find_problems(
     def track(rows: Sequence[Any]) -> Any:
         return tqdm(rows, desc="verify", file=sys.stderr, disable=not progress)
 
-    problems = verify(run, recipe.filters, track=track)
+    has_pairs = recipe.prepare.duplicates.perceptual
+    problems = verify(run, recipe.filters, has_perceptual_pairs=has_pairs, track=track)
     problems += check_sources(run, track=track)
     changed = {p.where.partition(":")[2] for p in problems if p.kind == "caption_changed"}
     pairs = {}
