@@ -61,7 +61,7 @@ def _run(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
     verb = next((verb for verb in (" ".join(argv[:2]), *argv[:1]) if verb in VERBS), None)
     if verb is None:
         return _overview(argv)
-    rest = argv[len(verb.split()) :]
+    rest = [_as_path(argument) for argument in argv[len(verb.split()) :]]
     first = first_pass(verb, rest)
     if first.help or first.help_all:
         default = default_command(verb, first)
@@ -76,6 +76,12 @@ def _run(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
         return code, lambda: print(json.dumps(summary))
     flags = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
     return code, lambda: print_summary(verb, summary, **{"run": flags.get("out"), **flags})
+
+
+def _as_path(argument: str) -> str:
+    """A file whose name starts with a dash, as a path that is no flag."""
+    is_flag = argument.startswith("--") or argument == "-h" or not argument.startswith("-")
+    return argument if is_flag or not os.path.lexists(argument) else f"./{argument}"
 
 
 def _overview(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
