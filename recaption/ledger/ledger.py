@@ -99,7 +99,7 @@ class Ledger:
         """The numbers that `--json` prints, JSON-simple.
 
         videos.total = ok + failed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
-        seconds.total = kept + dropped + failed, where failed includes the length of failed videos, and of what is trimmed off
+        seconds.total = kept + dropped + failed, where failed includes the length of failed videos and of what is trimmed off
         damaged ones (`truncated`), as far as it is known.
         """
         failed = self.video_table.filter(pc.equal(self.video_table["status"], "failed"))
