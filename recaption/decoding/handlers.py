@@ -20,6 +20,7 @@ from recaption.decoding.orientation import center_crop, size_to_cover, size_with
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
 from recaption.decoding.picture.streams import transfer_name
+from recaption.decoding.trim import check_against_index
 from recaption.errors import VideoError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
                 last_interval = interval
     if first is None:
         raise VideoError("zero_frames", "there are packets, but none decodes to a frame")
-    _check_against_index(index, ticks)
+    check_against_index(index, ticks)
     for stream in streams.values():
         stream.blocks.flush()
     times = first.with_ticks(ticks)
@@ -170,15 +171,6 @@ def _interval_index(
     if tick is None or first_tick is None:
         return int(number / float(timestamps.FALLBACK_RATE) / every_seconds)
     return int(float((tick - first_tick) * time_base) / every_seconds)
-
-
-def _check_against_index(index: PacketIndex, ticks: list[int | None]) -> None:
-    """Refuse a file whose packet index and decoded frames disagree: later reads number frames by packets."""
-    if not index.is_seekable or ticks == index.ticks.tolist():
-        return
-    missing = sorted(set(index.ticks.tolist()) - set(ticks))
-    where = f", the first missing one is frame {int(np.searchsorted(index.ticks, missing[0]))}" if missing else ""
-    raise VideoError("frame_mismatch", f"the packet index has {len(index.ticks)} frames, {len(ticks)} decode{where}")
 
 
 def _fill_video_fields(video: VideoFile, times: FrameTimes, last_duration: int, facts: _FrameFacts) -> None:

@@ -71,6 +71,8 @@ FORMATS_WITH_PRESENTATION_TIMES = frozenset({"mov", "matroska", "mpegts", "mpeg"
 """Containers (FFmpeg's first short name) that store presentation times. AVI and raw streams store decode order."""
 FORMATS_THAT_MAY_START_MID_GOP = frozenset({"mpegts", "mpeg"})
 """Broadcast recordings may start between keyframes: undecodable frames before the first keyframe are not damage."""
+FORMATS_THAT_KNOW_THEIR_END = frozenset({"mov", "matroska"})
+"""Their own tables tell whether the file is cut off."""
 MIN_SEEK_GAIN_FRAMES = 8
 """Seek to a later keyframe only if that skips at least so many frames: a seek flushes the decoder."""
 
@@ -101,6 +103,8 @@ class PacketIndex:
     """Whether `ticks` number the frames, so that frame i can be decoded from the keyframe before it."""
     may_start_mid_gop: bool
     """Of `FORMATS_THAT_MAY_START_MID_GOP`."""
+    knows_its_end: bool = False
+    """Of `FORMATS_THAT_KNOW_THEIR_END`."""
     last_dts: int | None = None
     """Decode time of the last packet."""
     damage: Damage | None = None
@@ -183,7 +187,7 @@ def read_packets(
             if packet is None or not packet.size:
                 continue
             if first_name == "mov" and packet.is_corrupt:
-                damage = Damage(f"the file ends inside packet {num_packets}", num_stored, packet.dts)
+                damage = Damage(f"the file ends inside packet {num_packets}", num_stored)
                 break
             if packet.pts is not None and packet.is_keyframe:
                 keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else packet.dts, num_stored))
@@ -212,6 +216,7 @@ def read_packets(
         num_stored=num_stored,
         is_seekable=is_complete and is_in_order and bool(keyframes) and first_name in FORMATS_WITH_PRESENTATION_TIMES,
         may_start_mid_gop=first_name in FORMATS_THAT_MAY_START_MID_GOP,
+        knows_its_end=first_name in FORMATS_THAT_KNOW_THEIR_END,
         last_dts=last_dts,
         damage=damage,
     )

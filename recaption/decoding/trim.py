@@ -1,16 +1,15 @@
 """The part of a damaged file that is proven right (`--prepare.decode.on-damage trim`).
 
-A file is cut where it cannot have been damaged yet. The rules, for the first damage in the order of the file:
+Decoders report flipped bits late or never (measured: 19 % of damaged H.264 packets and 91 % of VP9's give no report at
+all), so a report says nothing about the frames before it. A file is trimmed only where it is known which bytes are lost:
 
-- Where the container shows that the file simply ends (an MP4 whose samples lie behind its end, a Matroska file cut inside
-  a cluster), all packets before the end are whole. Kept are the frames displayed before the first lost packet is decoded:
-  a lost packet can only be displayed later than that (its pts is not before its dts).
-- Anything else (an error or a logged error of the decoder, a frame that it flags or leaves in part, two decodes that
-  differ, packets and frames that do not match) may have begun earlier than it shows, as far back as frames refer: all
-  frames from the last keyframe before it on are given up. A file of one group of pictures is then refused as before.
+- it ends early: an MP4 all of whose samples from one on lie behind the end, a Matroska file that is shorter than its
+  header says and ends inside a cluster, or a file of another format whose last packet, and no other, is reported;
+- it has a hole: the damage that is reported is in or behind a packet with a run of zero bytes.
 
-What is left is decoded once more from the start: it counts only if nothing at all is reported. Numbers of frames stay
-those of the whole file, and every reader ends where the cut is.
+All packets before are then whole. Kept are the frames displayed before the first lost packet would be decoded: it cannot
+be displayed earlier, as its pts is not before its dts. They are decoded once more from the start and count only if nothing
+at all is reported. Every other damaged file is refused as ever. Frames keep their numbers, and every reader ends at the cut.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ import numpy as np
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.errors import VideoError
 
-MAX_ROUNDS = 8
-"""Decodes from the start until nothing is reported; each ends earlier than the one before."""
-DAMAGE_REASONS = ("truncated", "frame_mismatch")
-"""Failures that leave a part of a file usable."""
+MIN_HOLE_BYTES = 64
+"""Zero bytes in a row that intact packets do not have; where a codec pads with zeros, less than possible is kept."""
+MAX_ROUNDS = 3
+"""Decodes from the start until nothing is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,10 @@ class Damage:
 
     detail: str
     num_packets: int
-    """Packets before it, hidden ones included: they are whole."""
+    """Packets before it, hidden ones included."""
     lost_dts: int | None = None
-    """Decode time of the first lost packet, or a time before it, where the file simply ends there."""
+    """Where the file simply ends: decode time of the first lost packet, or a time before it. None: it is not known what is
+    lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +48,60 @@ class Cut:
     detail: str
     """What is damaged behind it."""
     num_packets: int
-    last_tick: int | None = None
-    """Presentation time of the last frame that may be kept; None: all frames of the packets."""
+    last_tick: int | None
+    """Presentation time of the last frame that may be kept; None where packets have no times: all."""
 
     def is_after(self, tick: int | None) -> bool:
         """Whether a frame of the kept packets is displayed too late to be kept."""
         return self.last_tick is not None and (tick is None or tick > self.last_tick)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A packet: the number of packets before it, and its decode time."""
+
+    position: int
+    dts: int | None
+
+
 class PacketWatch:
-    """Passes packets on to a decoder and remembers the last keyframe, and the one before the first logged error."""
+    """Passes packets on to a decoder and remembers where errors were logged first, and where the first hole is."""
 
     def __init__(self) -> None:
-        self.num_packets = 0
-        self.keyframe = 0
-        """Packets before the last keyframe."""
-        self.suspect: int | None = None
-        """`keyframe` when the first error was logged."""
+        self.last: _Place | None = None
+        self.before_last: _Place | None = None
+        self.suspect: _Place | None = None
+        """The packet whose decoding logged the first error."""
+        self.hole: _Place | None = None
+        """The first packet that may have lost bytes to a hole."""
+        self.is_at_end = False
 
     def __call__(self, packets: Iterator[Any]) -> Iterator[Any]:
         for packet in packets:
             self._note_errors()
-            if packet is not None and packet.size:
-                if packet.is_keyframe:
-                    self.keyframe = self.num_packets
-                self.num_packets += 1
+            if packet is None or not packet.size:
+                self.is_at_end = True
+            else:
+                self.before_last, self.last = self.last, _Place(1 + self.last.position if self.last else 0, packet.dts)
+                self._find_hole(packet)
             yield packet
         self._note_errors()
 
+    def _find_hole(self, packet: Any) -> None:
+        if self.hole is None:
+            start = bytes(packet).find(bytes(MIN_HOLE_BYTES))
+            if start >= 0:  # a hole that starts in the first bytes may have started in the packet before
+                self.hole = self.last if start >= MIN_HOLE_BYTES else self.before_last or self.last
+
     def _note_errors(self) -> None:
         if ERROR_LOG.lines and self.suspect is None:
-            self.suspect = self.keyframe
+            self.suspect = self.last
 
     @property
-    def num_proven(self) -> int:
-        """Packets before the keyframe from which on something may be wrong."""
+    def reported(self) -> _Place | None:
+        """The first packet with a report, once decoding has failed."""
         self._note_errors()
-        return self.keyframe if self.suspect is None else self.suspect
+        return self.suspect or self.last
 
 
 def limit_packets(packets: Iterator[Any], num_packets: int) -> Iterator[Any]:
@@ -109,50 +126,54 @@ def find_cut(
         decode: its frames, decoded from the start; the packets pass the watch.
 
     Raises:
-        VideoError: nothing is proven right: the damage itself.
+        VideoError: it is not known which bytes are lost, or all are: the damage itself.
     """
     index = read_index(None)
-    cut = _cut_of_container(index)
-    for _ in range(MAX_ROUNDS):
-        if cut is not None:
-            if not cut.num_packets:
-                break
-            index = read_index(cut)
-        watch = PacketWatch()
-        earlier = _earlier_cut(index, decode(cut, index, watch), watch)
-        if earlier is None:
-            return cut
-        cut = earlier
-    raise VideoError("truncated", cut.detail if cut is not None else "damaged")
-
-
-def _cut_of_container(index: Any) -> Cut | None:
     damage: Damage | None = index.damage
-    if damage is None:
+    cut = None
+    if damage is not None:
+        if damage.lost_dts is None or not damage.num_packets:
+            raise VideoError("truncated", damage.detail)
+        cut = Cut(damage.detail, damage.num_packets, damage.lost_dts)
+        index = read_index(cut)
+    last_position = None if cut is not None or index.knows_its_end else index.num_stored - 1
+    for _ in range(MAX_ROUNDS):
+        watch = PacketWatch()
+        try:
+            check_against_index(index, [frame.pts for frame in decode(cut, index, watch)])
+        except VideoError as error:
+            lost = _lost_packet(watch, last_position if cut is None else None)
+            if error.reason != "truncated" or lost is None or not lost.position:
+                raise
+            cut = Cut(error.detail, lost.position, lost.dts)
+            index = read_index(cut)
+        else:
+            return cut
+    raise VideoError("truncated", cut.detail if cut is not None else "")
+
+
+def _lost_packet(watch: PacketWatch, last_position: int | None) -> _Place | None:
+    """The first packet that has lost bytes, where that is known.
+
+    Args:
+        last_position: of the packet at which the file may have been cut off; None where its end is known or ours.
+    """
+    reported = watch.reported
+    if reported is None:
         return None
-    if damage.lost_dts is not None:
-        return Cut(damage.detail, damage.num_packets, damage.lost_dts)
-    return Cut(damage.detail, max((keyframe.position for keyframe in index.keyframes), default=0))
+    if watch.hole is not None and watch.hole.position <= reported.position:
+        return watch.hole
+    return reported if reported.position == last_position else None
 
 
-def _earlier_cut(index: Any, frames: Iterator[Any], watch: PacketWatch) -> Cut | None:
-    """None where all frames decode and match the index."""
-    ticks: list[int | None] = []
-    try:
-        for frame in frames:
-            ticks.append(frame.pts)
-    except VideoError as error:
-        if error.reason not in DAMAGE_REASONS:
-            raise
-        return Cut(error.detail, watch.num_proven)
+def check_against_index(index: Any, ticks: list[int | None]) -> None:
+    """Refuse a file whose packet index and decoded frames disagree: later reads number frames by packets."""
     index = index.starting_at(ticks[0]) if ticks else index
-    expected = index.ticks.tolist()
-    if not index.is_seekable or ticks == expected or not expected:
-        return None
-    alike = [a == b for a, b in zip(expected, ticks, strict=False)]
-    first = alike.index(False) if False in alike else min(len(alike), len(expected) - 1)
-    before = [keyframe.position for keyframe in index.keyframes if keyframe.pts <= expected[first]]
-    return Cut(f"the packet index has {len(expected)} frames, {len(ticks)} decode", max(before, default=0))
+    if not index.is_seekable or ticks == index.ticks.tolist():
+        return
+    missing = sorted(set(index.ticks.tolist()) - set(ticks))
+    where = f", the first missing one is frame {int(np.searchsorted(index.ticks, missing[0]))}" if missing else ""
+    raise VideoError("frame_mismatch", f"the packet index has {len(index.ticks)} frames, {len(ticks)} decode{where}")
 
 
 def total_seconds(index: Any, header_seconds: float, max_video_seconds: float) -> float:

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from av.stream import Discard
 
-from recaption.decoding import orientation, trim, webp
+from recaption.decoding import matroska, orientation, trim, webp
 from recaption.decoding.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.decoding.orientation import Orientation
@@ -190,13 +190,16 @@ class VideoFile:
             past_end = [i for i, entry in enumerate(entries) if entry.pos + entry.size > self.num_bytes]
             if past_end:
                 detail = f"{len(past_end)} of {len(entries)} samples are past the end of the file"
-                return trim.Damage(detail, past_end[0], entries[past_end[0]].timestamp)
+                first = past_end[0]
+                ends = past_end[-1] - first + 1 == len(past_end) and past_end[-1] + 1 == len(entries)
+                return trim.Damage(detail, first, entries[first].timestamp if ends else None)
             if 0 < index.num_stored < len(entries):
                 return trim.Damage(f"only {index.num_stored} of {len(entries)} samples can be read", index.num_stored)
         is_cut_off = any("ended prematurely" in line for line in ERROR_LOG.lines)
         if container.format.name.startswith("matroska") and is_cut_off:
             detail = f"the file ends inside a cluster, after {index.num_packets} packets"
-            return trim.Damage(detail, index.num_stored, index.last_dts)
+            ends = matroska.is_cut_off(self.file, self.num_bytes)
+            return trim.Damage(detail, index.num_stored, index.last_dts if ends else None)
         return None
 
     def _check_index(self, index: PacketIndex) -> None:
