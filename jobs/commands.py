@@ -371,7 +371,7 @@ class Verify(OnRun):
 
     example: ClassVar[str] = "recaption verify --run runs/a --repair"
     pairs: str = "32"
-    """Captions per set to check against the decoded pixels of their clips; 0 for none, or all."""
+    """Captions per set, and samples, to check against the decoded pixels of their clips; 0 for none, or all."""
     repair: bool = False
     """Recompute what is damaged, and only that, then verify again."""
 

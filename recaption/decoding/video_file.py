@@ -1,6 +1,6 @@
 """Frame-exact decoding of one untrusted video file: packet index, seeking, damage detection. Runs in the decoder child.
 
-    video = VideoFile("a.mp4", b"", limits)
+    video = VideoFile(open(descriptor, "rb"), limits)
     times = video.times()                                   # all frames numbered, by packets where they can be trusted
     for frame in video.frames_at(times, np.array([0, 48])): ...
 
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -45,9 +44,9 @@ class SeekMismatchError(Exception):
 
 
 class VideoFile:
-    """One input, opened as often as needed: by path, or from bytes in an unnamed temporary file."""
+    """One input: a file that the parent opened, read from its start as often as needed."""
 
-    def __init__(self, path: str | None, payload: bytes, limits: dict[str, Any]) -> None:
+    def __init__(self, file: BinaryIO, limits: dict[str, Any]) -> None:
         self.limits = limits
         self.video_fields: dict[str, Any] = {}
         """Fields of records.Video that are certain so far; sent with an error too."""
@@ -55,17 +54,11 @@ class VideoFile:
         """Frame rates from the header."""
         self.was_counted = False
         """Whether frames were counted by decoding from the start, because a seek failed."""
-        self.file: Any = open(path, "rb") if path is not None else tempfile.TemporaryFile()  # noqa: SIM115
-        if path is None:
-            self.file.write(payload)
-            self.file.flush()
+        self.file = file
         status = os.fstat(self.file.fileno())
         self.num_bytes = status.st_size
-        self.key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if path is not None else None
+        self.key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         self.is_webp = webp.is_animated_webp(self.file)
-
-    def close(self) -> None:
-        self.file.close()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
@@ -176,7 +169,7 @@ class VideoFile:
 
     def times(self) -> FrameTimes:
         """Number the frames: by packets where they can be trusted, else by decoding everything once."""
-        times = _times_of_files.get(self.key) if self.key is not None else None
+        times = _times_of_files.get(self.key)
         if times is not None:
             self._check_size(times.height_px, times.width_px)
             return times
@@ -193,10 +186,9 @@ class VideoFile:
 
     def cache_times(self, times: FrameTimes) -> None:
         """Cache the frame times for the next request about the same file."""
-        if self.key is not None:
-            _times_of_files[self.key] = times
-            while len(_times_of_files) > NUM_CACHED_TIMES:
-                _times_of_files.popitem(last=False)
+        _times_of_files[self.key] = times
+        while len(_times_of_files) > NUM_CACHED_TIMES:
+            _times_of_files.popitem(last=False)
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,18 @@
 """Client of the decoder child: sends one request and receives its frames into preallocated buffers.
 
-response = DecodeResponse("a.mp4", b"", DecodeLimits(), ReadRequest(indices=[0, 8]))
+with open("a.mp4", "rb") as file:
+    response = DecodeResponse(file, DecodeLimits(), ReadRequest(indices=[0, 8]))
 response.raise_for_error("a.mp4")
 response.frames(np.array([0, 8])).pixels_THWC
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any
+import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -43,19 +47,20 @@ class DecodeResponse:
     """Sends one request and holds its response: buffers by stream name, presentation times, the last header.
 
     Args:
-        path: of the file; None = the file's bytes are `payload`.
+        file: the video, open for reading, or its descriptor. The child reads it through a descriptor of its own, so the
+            position of `file` does not move.
 
     Raises:
         VideoError: decode_timeout, decode_memory, or unreadable where the decoder crashed. An error that the child
             reports is raised by `raise_for_error` only.
     """
 
-    def __init__(self, path: str | None, payload: bytes, limits: DecodeLimits, request: Request) -> None:
+    def __init__(self, file: BinaryIO | int, limits: DecodeLimits, request: Request) -> None:
         self.buffers: dict[str, FrameBuffer] = {}
         self.pts_seconds = np.zeros(0)
         self.header = decoder_process.exchange(
-            encode_request(request) | {"path": path, "limits": dataclasses.asdict(limits)},
-            payload,
+            encode_request(request) | {"limits": dataclasses.asdict(limits)},
+            file if isinstance(file, int) else file.fileno(),
             receive=self._receive,
             wall_seconds=limits.max_wall_seconds,
             seconds_per_video_second=limits.seconds_per_video_second,
@@ -85,3 +90,12 @@ class DecodeResponse:
         if self.header["order"] is not None:
             pixels_THWC = pixels_THWC[self.header["order"]]
         return Frames(pixels_THWC, self.pts_seconds, indices)
+
+
+@contextlib.contextmanager
+def file_in_memory(payload: bytes) -> Iterator[BinaryIO]:
+    """An open file with these bytes that is on no disk."""
+    with open(os.memfd_create("video"), "w+b") as file:
+        file.write(payload)
+        file.flush()
+        yield file

@@ -1,6 +1,6 @@
 """The decoder child process: started on first use, reused, and killed and replaced on timeout or crash.
 
-    header = exchange({"op": "probe", ...}, receive=buffer_for, wall_seconds=60.0, seconds_per_video_second=4.0)
+    header = exchange({"op": "probe", ...}, file.fileno(), receive=buffer_for, wall_seconds=60.0, ...)
 
 Decoding runs in a process of its own because untrusted bytes can do anything to a decoder: four corrupted bytes can abort
 decord, others never return (dmlc/decord issue 373: 38 hours). The child imports neither torch nor ray; a crash costs one
@@ -16,12 +16,13 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,20 @@ class _Child:
         path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self.requests, requests_of_child = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "recaption.decoding.worker"],
-            stdin=subprocess.PIPE,
+            stdin=requests_of_child.fileno(),
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             bufsize=0,
             env={**os.environ, **threads, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"},
             start_new_session=True,  # Ctrl-C reaches the parent, which then closes the child
         )
-        assert self.process.stdin is not None
+        requests_of_child.close()
         assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        os.set_blocking(self.stdin.fileno(), False)
+        self.stdout = self.process.stdout
+        self.requests.setblocking(False)
         with contextlib.suppress(OSError, AttributeError):  # 64 KiB by default: too many switches between processes
             fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.num_exchanges = 0
@@ -104,12 +106,14 @@ class _Child:
             raise RecaptionError(f"the decoder process does not start ({error!r}): {stderr}") from None
         assert header["kind"] == "ready"
 
-    def write(self, payload: bytes | memoryview, deadline: _Deadline) -> None:
-        view = memoryview(payload).cast("B")
+    def send(self, request: dict[str, Any], descriptor: int, deadline: _Deadline) -> None:
+        """Send a request and the descriptor of its file, which goes along with the first byte."""
+        view, descriptors = memoryview(pack_header(request, 0)), [descriptor]
         while view:
-            deadline.wait(write=self.stdin.fileno())
+            deadline.wait(write=self.requests.fileno())
             with contextlib.suppress(BlockingIOError):
-                view = view[os.write(self.stdin.fileno(), view[: 1 << 20]) :]
+                view = view[socket.send_fds(self.requests, [view[: 1 << 16]], descriptors) :]
+                descriptors = []
 
     def read_into(self, view: memoryview, deadline: _Deadline) -> None:
         while view:
@@ -156,7 +160,7 @@ class _Child:
 
     def close_pipes(self) -> None:
         """Close this process's ends of the pipes only: after a fork the child belongs to the parent."""
-        for file in (self.stdin, self.stdout, self.stderr):
+        for file in (self.requests, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -186,7 +190,7 @@ class _Decoder:
     def exchange(
         self,
         request: dict[str, Any],
-        payload: bytes,
+        descriptor: int,
         receive: Receive,
         *,
         wall_seconds: float,
@@ -196,8 +200,8 @@ class _Decoder:
         child.num_exchanges += 1
         deadline = _Deadline(wall_seconds)
         try:
-            child.write(pack_header(request, len(payload)), deadline)
-            child.write(payload, deadline)
+            with _reopened(descriptor) as descriptor_of_child:
+                child.send(request, descriptor_of_child, deadline)
             while True:
                 header, num_payload_bytes = child.read_header(deadline)
                 if num_payload_bytes:
@@ -214,13 +218,26 @@ class _Decoder:
         except TimeoutError:
             self.close()
             raise VideoError("decode_timeout", f"not decoded within {deadline.seconds:.3g} s") from None
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             error = child.exit_reason()
             self.close()
             raise error from None
         except BaseException:
             self.close()  # a response read in part cannot be continued
             raise
+
+
+@contextlib.contextmanager
+def _reopened(descriptor: int) -> Iterator[int]:
+    """A second, read-only descriptor of the same file with its own position, also where the file has no name any more."""
+    try:
+        reopened = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+    except OSError as error:
+        raise VideoError("unreadable", f"cannot be opened for the decoder: {error.strerror}") from None
+    try:
+        yield reopened
+    finally:
+        os.close(reopened)
 
 
 _decoders: dict[int, _Decoder] = {}
@@ -255,13 +272,15 @@ def child_pid() -> int | None:
 
 def exchange(
     request: dict[str, Any],
-    payload: bytes = b"",
+    descriptor: int,
     *,
     receive: Receive,
     wall_seconds: float,
     seconds_per_video_second: float,
 ) -> dict[str, Any]:
     """Send one request, pass every payload of the response to `receive`, return the last header ("done" or "error").
+
+    The child opens no files: it reads the one with this `descriptor`.
 
     The timeout is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
 
@@ -274,5 +293,5 @@ def exchange(
     with decoder.lock:
         for _ in range(MAX_KILLS - 1):
             with contextlib.suppress(_KilledError):  # killed from outside: that should not fail the video
-                return decoder.exchange(request, payload, receive, **limits)
-        return decoder.exchange(request, payload, receive, **limits)
+                return decoder.exchange(request, descriptor, receive, **limits)
+        return decoder.exchange(request, descriptor, receive, **limits)

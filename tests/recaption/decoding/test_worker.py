@@ -45,7 +45,7 @@ def test_the_child_imports_no_heavy_package_even_after_decoding(modules_file, tm
     assert read_frames(video, [8, 0], short_side_px=32).pixels_THWC.shape == (2, 32, 48, 3)
     child = decoder_process._decoder().child
     assert child is not None
-    child.stdin.close()  # the child ends by itself, in order
+    child.requests.close()  # the child ends by itself, in order
     assert child.process.wait(timeout=60) == 0
     modules = set(json.loads(modules_file.read_text()))
     assert {"av", "numpy", "recaption.decoding.video_file"} <= modules, "the list is not the child's"
