@@ -177,13 +177,13 @@ class Caption:
     reason: str | None = None
     """`bad_caption` where the text failed a gate, else None."""
     kind: str = "descriptive"
-    """One of `recaption.captions.text.KINDS`: the caption type that was requested. "" for an original text."""
+    """One of `recaption.captions.text.CAPTION_KINDS`: the caption type that was requested. "" for an original text."""
     window: int = 0
     """0: the whole clip; 1, 2, ...: its consecutive windows."""
     fault: str = ""
     """One of `recaption.captions.text.FAULTS` where the text failed a gate."""
     stripped: str = ""
-    """Leading phrases ("The video shows") that were removed from the text."""
+    """Phrases before and after the caption ("The video shows", "Let me know") that were removed from the text."""
 
     @property
     def is_main(self) -> bool:
