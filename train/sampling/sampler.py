@@ -32,7 +32,7 @@ from packing.buckets import Bucket, parse_bucket
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.weights import load_weights
+from train.checkpoint.weights import build_model
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
 from train.diffusion.frame_conditioning import check_trained_for, is_trained_for
@@ -164,19 +164,27 @@ class Sampler:
                 training's.
         """
         config, weights = checkpoint.load_model(path, ema=ema, task="dit")
-        backbone = dict(config["backbone"])
-        model = build(backbone.pop("name"), **backbone, attention_backend=attention_backend)
-        load_weights(model, weights, path)
-        text = config["text_encoder"]
-        patch_frames, patch_rows, patch_columns = config["patch"]
+        try:
+            backbone = {key: value for key, value in config["backbone"].items() if key != "name"}
+            building = functools.partial(build, config["backbone"]["name"], attention_backend=attention_backend)
+            text = config["text_encoder"]["spec"], config["text_encoder"]["weights_hash"]
+            patch_frames, patch_rows, patch_columns = config["patch"]
+            diffusion = DiffusionSettings(**config["diffusion"])
+            buckets = [parse_bucket(name) for name in config["buckets"]]
+            compressor, conditions = config["compressor"], config["conditions"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointMismatchError(
+                f"{path} has a config that describes no sampler ({type(error).__name__}: {error})"
+            ) from error
+        model = build_model(building, backbone, weights, path)
         return cls(
             model,
-            encoder=text_encoder.load(text["spec"], device=device, weights_hash=text["weights_hash"]),
-            compressor=_load_compressor(config["compressor"], path, device),
+            encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
+            compressor=_load_compressor(compressor, path, device),
             patch=(patch_frames, patch_rows, patch_columns),
-            diffusion=DiffusionSettings(**config["diffusion"]),
-            buckets=[parse_bucket(name) for name in config["buckets"]],
-            conditions=config["conditions"],
+            diffusion=diffusion,
+            buckets=buckets,
+            conditions=conditions,
             device=device,
             name=path,
         )
