@@ -174,7 +174,9 @@ def test_of_equal_bytes_the_one_with_a_text_is_kept(scene_files, tmp_path, run, 
         shutil.copy(scene_files["x" in name], folder / name)
     (folder / "z.txt").write_text("A red circle moves to the left.")
     listed = folder / "list.txt"
-    listed.write_text(".ipynb_checkpoints/x-checkpoint.mp4\n")  # folders are read without these; lists name what they want
+    listed.write_text(
+        ".ipynb_checkpoints/x-checkpoint.mp4\n"
+    )  # folders are read without these; lists name what they want
     paths = [str(folder), str(listed)]
     recipe = dataclasses.replace(recipe, prepare=dataclasses.replace(recipe.prepare, part_size=1))
     prepare(paths, run.uri, recipe, in_process)
@@ -274,7 +276,9 @@ def test_a_remote_video_of_many_clips_is_downloaded_once_per_stage(remote, run, 
     assert len(downloads) <= 5  # once for captions, once for samples
 
 
-def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(remote, run, recipe, in_process, scene_files):
+def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(
+    remote, run, recipe, in_process, scene_files
+):
     fs, name, downloads = remote
     for letter, file in zip("abc", scene_files):
         fs.pipe(f"{name}/{letter}.mp4", file.read_bytes())
@@ -344,7 +348,9 @@ def test_hostile_names_and_side_texts_cost_only_themselves(videos, run, recipe, 
     assert caption(run, recipe, "main", in_process)["refused_texts"] == captioned["refused_texts"]
 
 
-def test_what_is_refused_is_a_failed_row_until_it_can_be_read(videos, run, recipe, in_process, scene_files, monkeypatch):
+def test_what_is_refused_is_a_failed_row_until_it_can_be_read(
+    videos, run, recipe, in_process, scene_files, monkeypatch
+):
     (videos / "closed").mkdir()
     shutil.copy(scene_files[3], videos / "closed" / "d.mp4")
     scandir = os.scandir
