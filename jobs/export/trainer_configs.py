@@ -63,7 +63,9 @@ def musubi_tuner(dataset: ExportedDataset) -> str:
         if rate > dataset.model.fps:
             lines += ["# Frames are left out to get to the rate of the model.", f"source_fps = {float(rate)}"]
         elif rate < dataset.model.fps:
-            lines.append("# WARNING: fewer frames per second than the model has, so these clips play too fast: use --fit.")
+            lines.append(
+                "# WARNING: fewer frames per second than the model has, so these clips play too fast: use --fit."
+            )
     return _text(*lines)
 
 
