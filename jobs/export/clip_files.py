@@ -32,7 +32,7 @@ class ExportClip:
     fps: str
     """A fraction: `30000/1001`."""
     may_copy: bool
-    """The clip is its whole video, in a codec of `COPIED_CODECS`, without rotation."""
+    """The clip is its whole video, which other readers see as it was captioned (`clips.is_read_as_stored`)."""
     source_bytes: int
     """Of the whole video."""
     caption: str

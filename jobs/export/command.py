@@ -63,5 +63,9 @@ class Export(OnRun):
             licence=self.licence,
             local_paths=self.local_paths,
         )
-        with self.cluster() as cluster:
-            return export(open_run(self.run)[0], self.settings, settings, self.out, cluster, dry_run=self.dry_run)
+        run = open_run(self.run)[0]
+        if self.dry_run:
+            with self.cluster() as cluster:
+                return export(run, self.settings, settings, self.out, cluster, dry_run=True)
+        with self.working_on(self.out) as cluster:
+            return export(run, self.settings, settings, self.out, cluster)

@@ -26,8 +26,10 @@ from jobs.export.layouts import Layout, layout_of
 from jobs.export.settings import ExportSettings
 from jobs.export.video_models import VideoModel, video_model
 from jobs.export.worker import EXPORTED_SCHEMA, ExportWorker
+from jobs.recipe.run_inputs import source_is_back, source_states
 from jobs.recipe.settings import Recipe
 from recaption.errors import UsageError
+from recaption.inputs.open_input import InputState
 from recaption.records import from_table
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -57,8 +59,15 @@ def export(
     check_folder(folder, settings)
     parts = _parts(planned.clips, recipe, settings, layout)
     hashes = {part["name"]: part["plan_hash"] for part in parts}
-    committed = committed_parts(folder, layout, hashes)
-    missing = [part for part in parts if part["name"] not in committed]
+    states = source_states(run, {clip.uri for clip in planned.clips})
+    uris = {clip.clip_id: clip.uri for clip in planned.clips}
+    committed = committed_parts(
+        folder,
+        layout,
+        hashes,
+        is_worth_a_try=lambda clip_id, reason: reason == "fetch_failed" or source_is_back(uris[clip_id], states),
+    )
+    missing = [part | {"sources": _sources(part, states)} for part in parts if part["name"] not in committed]
     worker = {"out_uri": folder.uri, "settings": settings, "decode": recipe.prepare.decode}
     for _ in cluster.run_parts(ExportWorker, worker, missing, title="export", unit="clips"):
         pass
@@ -104,6 +113,11 @@ def _parts(clips: list[ExportClip], recipe: Recipe, settings: ExportSettings, la
         key = recipe_hash([settings.video_hash, rows])
         parts.append({"name": layout.part_name(number), "plan_hash": key, "clips": rows})
     return parts
+
+
+def _sources(part: dict[str, Any], states: dict[str, InputState]) -> dict[str, dict[str, Any]]:
+    """Uri -> what `prepare` recorded of it. Not part of the plan: a file that was copied elsewhere and back is the same."""
+    return {uri: dataclasses.asdict(states[uri]) for uri in {row["uri"] for row in part["clips"]}}
 
 
 def _write_lists(

@@ -13,6 +13,7 @@ import pytest
 from jobs.export import worker
 from jobs.export.layouts import LAYOUTS
 from recaption.errors import UsageError
+from recaption.folder_lock import FolderLock
 from recaption.run_folder import RunFolder
 from recaption.video_io.reader import probe, read_frames
 
@@ -151,11 +152,11 @@ def test_killed_and_run_again_gives_the_same_bytes_and_writes_no_clip_twice(expo
     made: list[str] = []
     real = worker.clip_video
 
-    def dies_at_the_fifth(sources, clip, **arguments):
+    def dies_at_the_fifth(opened, clip, **arguments):
         if len(made) == 5:
             raise KeyboardInterrupt
         made.append(clip.clip_id)
-        return real(sources, clip, **arguments)
+        return real(opened, clip, **arguments)
 
     monkeypatch.setattr(worker, "clip_video", dies_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
@@ -345,3 +346,13 @@ def test_help_names_every_layout():
     from jobs.recipe.fields import docs_of
 
     assert set(LAYOUTS) <= set(docs_of(Export)["to"].replace(",", "").replace(".", "").split())
+
+
+def test_two_exports_into_one_folder_at_a_time_are_refused(command, export_run, tmp_path):
+    out = RunFolder(str(tmp_path / "out"))
+    with FolderLock(out, "recaption export"):
+        code, _, err = command("export", "--run", export_run.uri, "--to", "folder", "--out", out.uri)
+    assert code == 2
+    assert "works on it" in err
+    assert command("export", "--run", export_run.uri, "--to", "folder", "--out", out.uri)[0] == 0
+    assert not out.exists("run.lock")
