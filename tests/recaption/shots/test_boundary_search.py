@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -21,7 +22,7 @@ def mixed_video(seed: int, fps: float) -> np.ndarray:
     size = {"height_px": 64, "width_px": 96, "fps": fps}
     shots = [downscaled(render(seed * 100 + k, num_frames=40, **size).frames_THWC) for k in range(6)]
     video = [shots[0]]
-    for before, after in zip(shots, shots[1:], strict=False):
+    for before, after in itertools.pairwise(shots):
         kind, length = int(rng.integers(4)), int(rng.integers(6, 30))
         weight = np.linspace(0, 1, length)[:, None, None, None]
         if kind == 0:
