@@ -30,6 +30,7 @@ LEDGER: tuple[Row, ...] = (
 ROWS: dict[str, tuple[Row, ...]] = {
     "run": (
         *LEDGER,
+        ("left out", "{stages[prepare][left_out_files]:,} files that accompany videos"),
         ("captions", "{stages[caption][captions]:,}"),
         ("clip score", "{stages[caption][matched_score]:.3f}"),
         ("samples", "{stages[shard][samples]:,} in {stages[shard][shards]:,} shards"),
@@ -42,6 +43,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "prepare": (
         *LEDGER,
+        ("left out", "{left_out_files:,} files that accompany videos"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("not scored", "{absent_scores}"),
         ("tables", "{run}/videos and {run}/clips"),
@@ -51,6 +53,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("captions", "{captions:,}"),
         ("further kinds", "{further}"),
         ("bad", "{bad}"),
+        ("texts refused", "{refused_texts}"),
         ("clip score", "{matched_score:.3f}, with captions of other clips {mismatched_score:.3f}"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("caption set", "{run}/captions/{set}"),
@@ -102,6 +105,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "verify": (
         *LEDGER,
         ("captions checked", "{pairs}"),
+        ("samples checked", "{samples_checked}"),
         ("repaired", "{repaired}"),
         ("found", "{found:,} problems before the repair"),
         ("nothing lost or damaged", "{ok}"),
