@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recaption.decoding import timestamps
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
 from recaption.errors import VideoError
 
@@ -164,7 +165,7 @@ def read_packets(
             continue
         num_packets += 1
         if num_packets > max_frames:
-            raise VideoError("too_large", f"more than {max_frames = } frames")
+            raise VideoError("too_large", f"it has more than {limit_text('max_frames', max_frames)}")
         if packet.dts is not None:
             is_in_order = is_in_order and (last_dts is None or packet.dts >= last_dts)
             last_dts = packet.dts

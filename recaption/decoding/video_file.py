@@ -24,12 +24,15 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from recaption.decoding import orientation, webp
 from recaption.decoding.libav_log import CODECS_THAT_HIDE_DAMAGE, ERROR_LOG, is_out_of_memory, undecoded_fraction
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
 from recaption.decoding.packet_index import MIN_SEEK_GAIN_FRAMES, FrameTimes, Keyframe, PacketIndex, read_packets
 from recaption.errors import VideoError
 
 NUM_CACHED_TIMES = 16
 """Files whose frame times are cached: all clips of a long video cost one demux."""
+MAX_CACHED_FRAMES = 2_000_000
+"""Of all of these files together: 0.3 GB where every frame is a keyframe."""
 CODECS_WITHOUT_CHECKSUMS = frozenset({"vp8", "ffv1"})
 """Where data end inside a frame these decoders output uninitialised memory, and report it, if at all, only when decoding
 in slices. Each packet is therefore decoded twice (with 2 threads and with 1): a difference is damage."""
@@ -97,7 +100,7 @@ class VideoFile:
     def _check_size(self, height_px: int, width_px: int) -> None:
         limit = self.limits["max_pixels"]
         if height_px * width_px > limit:
-            raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than max_pixels = {limit}")
+            raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than {limit_text('max_pixels', limit)}")
 
     def orientation_of(self, frame: Any) -> Orientation:
         """Rotation and flips of a frame. Where PyAV does not know some of its side data, only the angle is read."""
@@ -164,7 +167,8 @@ class VideoFile:
             raise VideoError("zero_frames", "the video stream has no frames")
         limit = self.limits["max_video_seconds"]
         if index.seconds > limit:
-            raise VideoError("too_large", f"{index.seconds:.1f} s of video, more than max_video_seconds = {limit}")
+            detail = f"{index.seconds:.1f} s of video, more than {limit_text('max_video_seconds', limit)}"
+            raise VideoError("too_large", detail)
         return index
 
     def times(self) -> FrameTimes:
@@ -187,7 +191,10 @@ class VideoFile:
     def cache_times(self, times: FrameTimes) -> None:
         """Cache the frame times for the next request about the same file."""
         _times_of_files[self.key] = times
-        while len(_times_of_files) > NUM_CACHED_TIMES:
+        while len(_times_of_files) > 1 and (
+            len(_times_of_files) > NUM_CACHED_TIMES
+            or sum(len(one.ticks) for one in _times_of_files.values()) > MAX_CACHED_FRAMES
+        ):
             _times_of_files.popitem(last=False)
 
     # --- decoding ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Shot detection: hard cuts, dissolves and fades, found on the downscaled frames of one decoding pass.
 
-    find_shots("film.mp4")                     [(0, 48), (48, 131), ...]   half-open; covers every frame
-    find_shots_in(scan.small.pixels_THWC, scan.pts_seconds)
+    find_shots_in(scan.small.pixels_THWC, scan.pts_seconds)      [(0, 48), (48, 131), ...]   half-open; covers every frame
 
 Post-processing is the same for every detector (histogram.py, or those of other packages in packaged.py): of boundaries too
 close together only the best is kept, and shots split by a change of light are stitched.
@@ -20,21 +19,6 @@ from recaption.shots.boundary_search import BoundarySearch, stitch_offsets
 from recaption.shots.histogram import as_floats, frame_thumbnails
 from recaption.shots.packaged import PACKAGED_DETECTORS
 from recaption.shots.settings import Boundary, ShotSettings
-
-
-def find_shots(uri: str, settings: ShotSettings = ShotSettings()) -> list[tuple[int, int]]:
-    """Detect the shots of a video: half-open frame spans that tile it.
-
-    Raises:
-        VideoError: the video cannot be decoded.
-    """
-    from recaption.errors import VideoError
-    from recaption.video_io.reader import scan
-
-    scanned = scan(uri)
-    if scanned.video.status != "ok":
-        raise VideoError(scanned.video.reason or "unreadable", scanned.video.detail, uri=uri)
-    return find_shots_in(scanned.small.pixels_THWC, scanned.pts_seconds, settings)
 
 
 def find_shots_in(
