@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from jobs.export.command import Export
 from jobs.recipe import presets as recipes
 from jobs.recipe.flags import Common, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
@@ -374,7 +375,7 @@ class Verify(OnRun):
 
     example: ClassVar[str] = "recaption verify --run runs/a --repair"
     pairs: str = "32"
-    """Captions per set to check against the decoded pixels of their clips; 0 for none, or all."""
+    """Captions per set, and samples, to check against the decoded pixels of their clips; 0 for none, or all."""
     repair: bool = False
     """Recompute what is damaged, and only that, then verify again."""
 
@@ -412,6 +413,7 @@ VERBS: dict[str, type[Common]] = {
     "train compressor": CompressorTraining,
     "train dit": DitTraining,
     "sample": Sample,
+    "export": Export,
     "report": Report,
     "verify": Verify,
     "doctor": Doctor,

@@ -30,6 +30,7 @@ LEDGER: tuple[Row, ...] = (
 ROWS: dict[str, tuple[Row, ...]] = {
     "run": (
         *LEDGER,
+        ("left out", "{stages[prepare][left_out_files]:,} files that accompany videos"),
         ("captions", "{stages[caption][captions]:,}"),
         ("clip score", "{stages[caption][matched_score]:.3f}"),
         ("samples", "{stages[shard][samples]:,} in {stages[shard][shards]:,} shards"),
@@ -42,6 +43,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "prepare": (
         *LEDGER,
+        ("left out", "{left_out_files:,} files that accompany videos"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("not scored", "{absent_scores}"),
         ("tables", "{run}/videos and {run}/clips"),
@@ -51,6 +53,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("captions", "{captions:,}"),
         ("further kinds", "{further}"),
         ("bad", "{bad}"),
+        ("texts refused", "{refused_texts}"),
         ("clip score", "{matched_score:.3f}, with captions of other clips {mismatched_score:.3f}"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("caption set", "{run}/captions/{set}"),
@@ -98,10 +101,24 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("curves", "{run}/train/{name}/metrics.jsonl"),
     ),
     "sample": (("videos", "{videos:first}"), ("contact sheet", "{contact_sheet}")),
+    "export": (
+        ("clips", "{clips[exported]:,} of {clips[total]:,}, {seconds[exported]:.0f} seconds, {bytes:GB}"),
+        ("copied, encoded", "{copied:,} byte for byte, {encoded:,} encoded"),
+        ("to export", "{clips[to_export]:,} of {clips[total]:,}, {seconds[to_export]:.0f} seconds"),
+        ("estimate", "{estimated_bytes:GB}, up to {copied_at_most:,} clips copied and the others encoded"),
+        ("dropped", "{clips[dropped]}"),
+        ("failed", "{clips[failed]}"),
+        ("no caption", "{clips[waiting][caption]:,}"),
+        ("trimmed", "{seconds[trimmed]:.0f} seconds"),
+        ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
+        ("files", "{files}"),
+        ("how to load it", "{export}/README.md"),
+    ),
     "report": (("report", "{report}"),),
     "verify": (
         *LEDGER,
         ("captions checked", "{pairs}"),
+        ("samples checked", "{samples_checked}"),
         ("repaired", "{repaired}"),
         ("found", "{found:,} problems before the repair"),
         ("nothing lost or damaged", "{ok}"),
@@ -114,6 +131,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("decord2", "{decord2}"),
         ("decodes", "{decodes}"),
         ("encodes", "{encodes}"),
+        ("decoding is confined by", "{confinement}"),
+        ("not confined by", "{confinement_missing}"),
         ("tiny captioner", "{weights[tiny]}"),
         ("hub", "{weights[hub]}"),
         ("extras", "{extras}"),
@@ -123,6 +142,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
 
 LISTS: tuple[tuple[str, str, str], ...] = (
     ("failures", "{uri}: {reason}", "all of them: {run}/videos, or --json"),
+    (
+        "trimmed",
+        "{uri}: {duration_seconds:.1f} s kept, {truncated_seconds:.1f} s lost",
+        "all of them: {run}/videos, or --json",
+    ),
     ("problems", "{kind}: {where}: {detail}", "all of them: --json"),
 )
 """Key of the summary, one line of the list, and where the whole list is."""

@@ -20,6 +20,8 @@ FAILURE_REASONS = (
     "write_failed",
 )
 """Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""
+PASSING_REASONS = ("source_changed", "fetch_failed")
+"""Those that say nothing about the data: such rows are tried again by the next run."""
 DROP_REASONS = (
     "too_short",
     "too_long",

@@ -11,19 +11,22 @@ import pyarrow as pa
 from PIL import Image
 
 from jobs.cluster import attempts
+from jobs.prepare.earlier_part import EarlierPart, PreparedVideo
 from jobs.recipe.part_names import part_name
 from jobs.recipe.stage_settings import PrepareSettings
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
+from recaption.inputs.paths import REFUSED
 from recaption.ledger.ledger import CLIPS_SCHEMA
 from recaption.quality.model_scorers import ModelScorers, load_scorers
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
-from recaption.run_folder import RunFolder
+from recaption.run_folder import RunFolder, recipe_hash
 from recaption.shots.clips import cut_to_clips
 from recaption.shots.detect import find_shots_in
 from recaption.video_io.frames import Frames
-from recaption.video_io.reader import Scan, scan
+from recaption.video_io.opened_video import Scan, failed_video
+from recaption.video_io.reader import scan
 
 JPEG_QUALITY = 82
 NO_SCORERS = ModelScorers()
@@ -39,34 +42,55 @@ class PrepareWorker:
         self.scorers = load_scorers(settings.scores)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        videos: list[Video] = []
-        clips: list[dict[str, Any]] = []
-        fingerprints: list[ClipFingerprint] = []
-        previews: list[ClipPreview] = []
+        """
+        Args:
+            part: `part` (its number), `uris`, `inputs_hash`, `refused` (uri -> why it cannot be an input) and, where an
+                earlier computation of the part can be kept, `changed`: those of the uris that are read again.
+        """
+        number, refused = part["part"], part.get("refused", {})
+        changed = part.get("changed")
+        earlier = EarlierPart.read(self.run, number) if changed is not None else EarlierPart()
+        prepared: list[PreparedVideo] = []
         for uri in part["uris"]:
             try:
                 attempts.begin(uri)
+                if uri in refused:
+                    raise VideoError("unreadable", f"{REFUSED}{refused[uri]}")
             except VideoError as error:
-                videos.append(Video(video_id="", uri=uri, status="failed", reason=error.reason, detail=error.detail))
+                prepared.append(PreparedVideo(failed_video(uri, error)))
                 continue
-            found = scan(uri, limits=self.settings.decode)
-            videos.append(found.video)
-            if found.video.status != "ok":
-                continue
-            for clip, scores, fingerprint, preview in clips_of(found, self.settings, self.scorers):
-                clips.append({**_columns(clip), **_columns(scores)})
-                fingerprints.append(fingerprint)
-                previews.append(preview)
+            kept = earlier.unchanged(uri, is_suspect=changed is None or uri in changed)
+            prepared.append(kept or self._prepare(uri))
         attempts.begin()
-        metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
-        metadata["absent_scores"] = json.dumps(self.scorers.unavailable, sort_keys=True)
-        number = part["part"]
-        self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
-        self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
-        self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
-        self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
-        counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos), "clips": len(clips)}
+        self._write(number, prepared, part["inputs_hash"])
+        videos = [one.video for one in prepared]
+        counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos)}
+        counts["clips"] = sum(len(one.clips) for one in prepared)
         return {"part": number, **counts, "absent_scores": self.scorers.unavailable}
+
+    def _prepare(self, uri: str) -> PreparedVideo:
+        found = scan(uri, limits=self.settings.decode)
+        one = PreparedVideo(found.video)
+        if found.video.status == "ok":
+            for clip, scores, fingerprint, preview in clips_of(found, self.settings, self.scorers):
+                one.clips.append({**_columns(clip), **_columns(scores)})
+                one.fingerprints.append(fingerprint)
+                one.previews.append(preview)
+        return one
+
+    def _write(self, number: int, prepared: list[PreparedVideo], inputs_hash: str) -> None:
+        """Write the four files of a part, the one that commits it last."""
+        metadata = {"recipe_hash": self.stage_hash, "inputs_hash": inputs_hash}
+        metadata["bytes_hash"] = recipe_hash([one.video.video_id for one in prepared])
+        metadata["absent_scores"] = json.dumps(self.scorers.unavailable, sort_keys=True)
+        tables = {
+            "previews": to_table([row for one in prepared for row in one.previews], ClipPreview),
+            "fingerprints": to_table([row for one in prepared for row in one.fingerprints], ClipFingerprint),
+            "clips": pa.Table.from_pylist([row for one in prepared for row in one.clips], schema=CLIPS_SCHEMA),
+            "videos": to_table([one.video for one in prepared], Video),
+        }
+        for folder, table in tables.items():
+            self.run.write_table(part_name(folder, number), table, metadata)
 
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:

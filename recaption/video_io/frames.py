@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+from recaption.inputs.open_input import MAX_FETCH_SECONDS, MAX_INPUT_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,13 @@ class DecodeLimits:
     """Measured by presentation times. `scan` holds every small frame in memory: about 12 kB each."""
     max_frames: int = 240_000
     """66 minutes at 60 frames per second."""
+    max_input_bytes: int = MAX_INPUT_BYTES
+    """Of a remote input, checked while it is downloaded: 10 hours of 1080p at 7 Mbit/s."""
+    max_fetch_seconds: float = MAX_FETCH_SECONDS
+    """Timeout of a download."""
+    on_damage: Literal["refuse", "trim"] = "refuse"
+    """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
+    that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""
 
 
 @dataclass(frozen=True)
