@@ -45,10 +45,12 @@ from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.records import Video, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
-NEEDS_RESHARDING = {
+NOT_REPAIRED = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",
+    "source_changed": "its source has other bytes now: `recaption prepare` takes it in as another video",
 }
+"""Kinds of problems that are no damage of what the run folder holds; other repairs do not wait for them."""
 
 
 def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: int | None) -> dict[str, Any]:
@@ -90,9 +92,9 @@ def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None
 def _ready(job: RepairJob, problems: list[Problem], *, indirect: bool) -> list[Problem]:
     """The problems whose stage can be made again now; the others are listed as refused, with the reason."""
     for problem in problems:
-        if problem.kind in NEEDS_RESHARDING:
-            job.refused[problem.where] = NEEDS_RESHARDING[problem.kind]
-    repairable = [p for p in problems if p.kind not in NEEDS_RESHARDING]
+        if problem.kind in NOT_REPAIRED:
+            job.refused[problem.where] = NOT_REPAIRED[problem.kind]
+    repairable = [p for p in problems if p.kind not in NOT_REPAIRED]
     damaged = {stage_of(p) for p in repairable if p.kind != "temporary_file"}
     sets = {*shard_sets(job.run)}
     waits_for = {stage: open_sources(stage, damaged, sets, indirect=indirect) for stage in damaged}
