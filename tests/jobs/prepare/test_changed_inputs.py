@@ -13,6 +13,7 @@ from jobs.caption import worker
 from jobs.caption.caption import caption
 from jobs.prepare.prepare import prepare
 from jobs.shard import shard
+from jobs.verify.repair import repair_run
 from jobs.verify.verify import verify_run
 from recaption.errors import StorageError
 from recaption.inputs import download
@@ -174,7 +175,9 @@ def test_of_equal_bytes_the_one_with_a_text_is_kept(scene_files, tmp_path, run, 
         shutil.copy(scene_files["x" in name], folder / name)
     (folder / "z.txt").write_text("A red circle moves to the left.")
     listed = folder / "list.txt"
-    listed.write_text(".ipynb_checkpoints/x-checkpoint.mp4\n")  # folders are read without these; lists name what they want
+    listed.write_text(
+        ".ipynb_checkpoints/x-checkpoint.mp4\n"
+    )  # folders are read without these; lists name what they want
     paths = [str(folder), str(listed)]
     recipe = dataclasses.replace(recipe, prepare=dataclasses.replace(recipe.prepare, part_size=1))
     prepare(paths, run.uri, recipe, in_process)
@@ -274,7 +277,9 @@ def test_a_remote_video_of_many_clips_is_downloaded_once_per_stage(remote, run, 
     assert len(downloads) <= 5  # once for captions, once for samples
 
 
-def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(remote, run, recipe, in_process, scene_files):
+def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(
+    remote, run, recipe, in_process, scene_files
+):
     fs, name, downloads = remote
     for letter, file in zip("abc", scene_files):
         fs.pipe(f"{name}/{letter}.mp4", file.read_bytes())
@@ -299,6 +304,21 @@ def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(rem
     fs.broken.clear()
     assert shard(run, recipe, "two", in_process)["samples"] == 3
     assert prepare([path], run.uri, recipe, in_process)["computed_parts"] == 0
+
+
+def test_repair_tries_again_what_could_not_be_fetched(remote, run, recipe, in_process, scene_files):
+    fs, name, _ = remote
+    for letter, file in zip("abc", scene_files):
+        fs.pipe(f"{name}/{letter}.mp4", file.read_bytes())
+    fs.broken.add(f"{name}/b.mp4")
+    all_stages(f"memory:/{name}", run, recipe, in_process)
+    summary = repair_run(run, recipe, in_process, num_pairs=0)
+    assert (summary["problems"], summary["repaired"]) == ([], [])
+    fs.broken.clear()
+    summary = repair_run(run, recipe, in_process, num_pairs=0)
+    assert summary["problems"] == []
+    assert "videos/part-00000.parquet (fetched)" in summary["repaired"]
+    assert in_shards(run, recipe) == ["a.mp4", "b.mp4", "c.mp4"]
 
 
 def test_a_remote_file_that_changed_is_a_new_video(remote, run, recipe, in_process, scene_files):
@@ -344,7 +364,9 @@ def test_hostile_names_and_side_texts_cost_only_themselves(videos, run, recipe, 
     assert caption(run, recipe, "main", in_process)["refused_texts"] == captioned["refused_texts"]
 
 
-def test_what_is_refused_is_a_failed_row_until_it_can_be_read(videos, run, recipe, in_process, scene_files, monkeypatch):
+def test_what_is_refused_is_a_failed_row_until_it_can_be_read(
+    videos, run, recipe, in_process, scene_files, monkeypatch
+):
     (videos / "closed").mkdir()
     shutil.copy(scene_files[3], videos / "closed" / "d.mp4")
     scandir = os.scandir
