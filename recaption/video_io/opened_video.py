@@ -202,11 +202,11 @@ class OpenVideos:
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.limits = limits
-        self._open: OrderedDict[tuple[str, InputState], tuple[contextlib.ExitStack, OpenedVideo | VideoError]] = (
-            OrderedDict()
-        )
+        self._open: OrderedDict[
+            tuple[str, InputState | None], tuple[contextlib.ExitStack, OpenedVideo | VideoError]
+        ] = OrderedDict()
 
-    def open(self, uri: str, expected: InputState) -> OpenedVideo:
+    def open(self, uri: str, expected: InputState | None) -> OpenedVideo:
         """The open video, or a newly opened one in the place of the one that was used longest ago.
 
         Raises:
