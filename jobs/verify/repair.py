@@ -28,6 +28,7 @@ from jobs.recipe.part_names import part_name, part_number
 from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
+from jobs.verify.open_captions import ask_again
 from jobs.verify.repair_scope import PART_FOLDERS, RepairJob, RepairScope, find_scope
 from jobs.verify.repair_text import rebuild_texts
 from jobs.verify.sources import expected_sources, source_problem
@@ -72,6 +73,9 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
         if not problems:
             job.refused.clear()
             break
+    if not problems and (answered := ask_again(job)):
+        job.repaired += answered
+        problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     summary = as_summary(run, recipe, problems, pairs)
     return {**summary, "found": num_found, "repaired": sorted(set(job.repaired)), "refused": job.refused}
 

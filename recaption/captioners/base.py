@@ -24,7 +24,7 @@ import numpy as np
 from recaption import rng
 from recaption.captioners.generation.settings import DecodingSettings
 from recaption.captioners.interface import CaptionBatch, EncodedClip, TextTower
-from recaption.captions.text import find_fault, normalize_text, strip_boilerplate
+from recaption.captions.text import find_fault, normalize_text, reason_of, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
 
@@ -74,7 +74,7 @@ class GeneratedText:
     ended: bool = True
     """False if it was truncated at the length limit."""
     fault: str = ""
-    """`no_answer` if the request to the model failed."""
+    """`no_answer` if the request to the model failed, `rejected` if it is refused for good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,7 +264,7 @@ class BaseCaptioner(ABC):
             clip_score=cosine,
             source="model",
             seed=batch.seed,
-            reason="bad_caption" if fault else None,
+            reason=reason_of(fault),
             kind=batch.kind,
             fault=fault or "",
             stripped=phrases,

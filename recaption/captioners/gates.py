@@ -27,14 +27,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recaption.captions.text import find_fault
+from recaption.captions.text import find_fault, reason_of
 from recaption.records import Caption
 
 if TYPE_CHECKING:
     from recaption.captioners.interface import CaptionBatch
-
-
-BAD_CAPTION = "bad_caption"
 
 
 @dataclass(frozen=True)
@@ -129,5 +126,5 @@ def score_margins(scores_BB: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
 
 
 def mark_bad(caption: Caption, fault: str) -> Caption:
-    """A copy of `caption` with reason `bad_caption` and one of `captions.text.FAULTS`."""
-    return dataclasses.replace(caption, reason=BAD_CAPTION, fault=fault)
+    """A copy of `caption` with one of `captions.text.FAULTS`, and the reason that belongs to it."""
+    return dataclasses.replace(caption, reason=reason_of(fault), fault=fault)
