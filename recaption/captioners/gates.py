@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from recaption.captioners.interface import CaptionBatch
 
 
+ORIGINAL_FAULTS = ("empty", "looping", "markup", "over_long")
+"""What makes a text beside a video bad: people may write what a captioner may not."""
+
+
 @dataclass(frozen=True)
 class TokenBudget:
     """The context length and the token counter of the text encoder that reads the captions in training."""
@@ -75,9 +79,10 @@ class QualityGates:
         return dataclasses.replace(described, captions=captions)
 
     def apply_to_original(self, caption: Caption) -> Caption:
-        """Gate a text that came with the video: only empty, looping and over-long ones are bad."""
+        """Gate a text that came with the video: empty, looping, over-long ones, markup and broken letters are bad."""
         fault = find_fault(caption.text)
-        fault = fault if fault in ("empty", "looping") else None
+        is_broken = fault == "glitch" and "\ufffd" in caption.text
+        fault = fault if fault in ORIGINAL_FAULTS or is_broken else None
         fault = fault or ("over_long" if self._is_over_long([caption.text])[0] else None)
         return mark_bad(caption, fault) if fault else caption
 

@@ -24,9 +24,11 @@ class T5Encoder:
         self.tokenizer = t5_tokenizer(model_id)
         what, remedy, local_only = _describe(model_id)
         try:
-            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype="auto")
-        except (OSError, ValueError) as error:
-            raise hub.unreachable_error(what, error, remedy) from error
+            model = encoder_class.from_pretrained(
+                model_id, local_files_only=local_only, dtype="auto", trust_remote_code=False
+            )
+        except Exception as error:  # transformers, safetensors and pickle share no base exception
+            raise hub.loading_error(what, error, remedy) from error
         self.weights_hash = weights_hash(model.state_dict())  # of the stored type: the same on every device
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         self.model = model.to(device, dtype).eval().requires_grad_(False)
@@ -51,9 +53,9 @@ def t5_config(model_id: str) -> tuple[Any, Any]:
 
     what, remedy, local_only = _describe(model_id)
     try:
-        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise hub.unreachable_error(what, error, remedy) from error
+        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise hub.loading_error(what, error, remedy) from error
     classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
     if config.model_type not in classes:
         raise UsageError(f"{model_id} is a {config.model_type!r} model; t5: takes {', '.join(classes)}")
@@ -65,9 +67,9 @@ def t5_tokenizer(model_id: str) -> Any:
 
     _, remedy, local_only = _describe(model_id)
     try:
-        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise hub.unreachable_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
+        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise hub.loading_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
 
 
 def _describe(model_id: str) -> tuple[str, str, bool]:
