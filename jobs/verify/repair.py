@@ -30,6 +30,7 @@ from jobs.recipe.part_names import part_name, part_number
 from jobs.recipe.run_inputs import INPUTS, check_same_recipe, refusals_in, write_inputs
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
+from jobs.verify.open_captions import ask_again
 from jobs.verify.repair_order import FILES_OF_PARTS, open_sources, stage_of
 from jobs.verify.repair_scope import RepairJob, RepairScope, find_scope
 from jobs.verify.repair_text import rebuild_texts
@@ -63,20 +64,33 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
     job = RepairJob(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
-    for may_fetch in (True, False):
+    unanswered: dict[str, str] = {}
+    for may_ask in (True, False):
         seen: set[frozenset[Problem]] = set()
         while problems and frozenset(problems) not in seen:
             seen.add(frozenset(problems))
             if not _repair_round(job, problems, num_pairs):
                 break
             problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
-        if problems or not may_fetch or not fetch_again(job):
+        if not problems:
+            job.refused = unanswered
+        if problems or not may_ask or not _ask_others_again(job, unanswered):
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
-    if not problems:
-        job.refused.clear()
     summary = as_summary(run, recipe, problems, pairs)
     return {**summary, "found": num_found, "repaired": sorted(set(job.repaired)), "refused": job.refused}
+
+
+def _ask_others_again(job: RepairJob, unanswered: dict[str, str]) -> bool:
+    """Fetch inputs and ask for captions that hosts and endpoints did not give before; whether anything came.
+
+    Adds to `unanswered`, by name of the part, why captions stay open.
+    """
+    fetched = fetch_again(job)
+    answered = ask_again(job)
+    unanswered |= job.refused
+    job.repaired += answered
+    return bool(fetched or answered)
 
 
 def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> bool:
