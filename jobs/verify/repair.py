@@ -73,7 +73,7 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
                 break
             problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
         if not problems:
-            job.refused = unanswered
+            job.refused = dict(unanswered)
         if problems or not may_ask or not _ask_others_again(job, unanswered):
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
