@@ -2,7 +2,7 @@
 
 A message is 4 bytes header length, 8 bytes payload length (little endian), a JSON header, raw payload bytes:
 
-    header = {"kind": "frames", "stream": "small", "count": 340}    payload = 340 frames of uint8 RGB
+    header = {"kind": "frames", "stream": "small", "count": 340, "numbers": [...]}    payload = 340 frames of uint8 RGB
 
 Requests are the dataclasses below, plus the limits; the descriptor of the open file travels with the first byte:
 
@@ -68,12 +68,22 @@ class ClipRequest:
     """Half-open: frames from outside [start_frame, end_frame) are never returned."""
 
 
-Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutRequest:
+    """A span of frames as it is stored: its packets in an mp4 of their own (lossless_cut.py)."""
+
+    start_frame: int
+    end_frame: int
+    """Half-open."""
+
+
+Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest | CutRequest
 REQUESTS: dict[str, type[Request]] = {
     "probe": ProbeRequest,
     "scan": ScanRequest,
     "read": ReadRequest,
     "clip": ClipRequest,
+    "cut": CutRequest,
 }
 """`op` of a request's header -> its class."""
 
@@ -92,6 +102,11 @@ def decode_request(header: dict[str, Any]) -> Request:
     """
     kind = REQUESTS[header["op"]]
     return kind(**{field.name: header[field.name] for field in dataclasses.fields(kind)})
+
+
+def limit_text(name: str, value: float) -> str:
+    """A limit that an input exceeds, and the flag that raises it."""
+    return f"{name} = {value} (--prepare.decode.{name.replace('_', '-')})"
 
 
 def pack_header(header: dict[str, Any], num_payload_bytes: int) -> bytes:
