@@ -35,7 +35,7 @@ from recaption.records import Caption, Clip, ClipScores, Video, from_table, sche
 from recaption.run_folder import RunFolder
 
 COPIED_CODECS = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4"})
-"""Codecs of a whole mp4 that is exported byte for byte: those that the trainers' decoders read."""
+"""Codecs of clips that are exported as they are stored: those that the trainers' decoders read in an mp4."""
 VARIABLE_RATE = 0.002
 """A clip whose frames per second differ from its video's by more than this fraction gets its own average rate."""
 
@@ -186,7 +186,8 @@ def _export_clip(
         width_px=size.width_px,
         height_px=size.height_px,
         fps=str(size.fps),
-        may_copy=settings.cut == "auto" and not settings.fit and is_whole and is_read_as_stored(video),
+        may_copy=settings.cut == "auto" and not settings.fit and is_read_as_stored(video),
+        is_whole=is_whole,
         source_bytes=video.num_bytes,
         caption=found[kind],
         captions=found,

@@ -35,7 +35,7 @@ class Export(OnRun):
     area_px: int = 0
     """Another area, height x width, than the model's."""
     cut: str = "auto"
-    """auto: a clip that is a whole mp4 is copied; encode: every clip is encoded."""
+    """auto: without encoding where keyframes allow; encode: every clip is encoded."""
     quality: int = 12
     """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 half the bytes."""
     licence: str = ""

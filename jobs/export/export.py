@@ -59,7 +59,7 @@ def export(
     check_folder(folder, settings)
     parts = _parts(planned.clips, recipe, settings, layout)
     hashes = {part["name"]: part["plan_hash"] for part in parts}
-    states = source_states(run, {clip.uri for clip in planned.clips})
+    states = source_states(run, {clip.uri: clip.clip_id.partition("-")[0] for clip in planned.clips})
     uris = {clip.clip_id: clip.uri for clip in planned.clips}
     committed = committed_parts(
         folder,
@@ -153,7 +153,7 @@ def _account(planned: PlannedClips, table: pa.Table) -> dict[str, Any]:
         failed[row["reason"]] += 1
         seconds["failed"] += clip.source_seconds
         failures.append({"uri": clip.uri, "clip_id": clip.clip_id, "reason": row["reason"], "detail": row["detail"]})
-    copied = pc.sum(pc.equal(ok["cut"], "copied")).as_py() or 0
+    made = Counter(ok["cut"].to_pylist())
     return {
         "clips": {
             "total": planned.total,
@@ -164,8 +164,7 @@ def _account(planned: PlannedClips, table: pa.Table) -> dict[str, Any]:
         },
         "seconds": {name: round(value, 6) for name, value in sorted(seconds.items())},
         "bytes": pc.sum(ok["num_video_bytes"]).as_py() or 0,
-        "copied": copied,
-        "encoded": ok.num_rows - copied,
+        **{how: made[how] for how in ("copied", "cut", "encoded")},
         "failures": failures,
     }
 
@@ -177,7 +176,6 @@ def _estimate(planned: PlannedClips, settings: ExportSettings) -> dict[str, Any]
             f"nothing to export: of {planned.total} clips, dropped {_sorted(planned.dropped)}, waiting "
             f"{_sorted(planned.waiting)}"
         )
-    copied = sum(clip.may_copy for clip in planned.clips)
     return {
         "layout": settings.layout,
         "captions": planned.caption_set,
@@ -190,8 +188,8 @@ def _estimate(planned: PlannedClips, settings: ExportSettings) -> dict[str, Any]
         },
         "seconds": {"total": planned.seconds["total"], "to_export": sum(clip.seconds for clip in planned.clips)},
         "estimated_bytes": sum(clip.estimated_bytes(settings.quality) for clip in planned.clips),
-        "copied_at_most": copied,
-        "encoded_at_least": len(planned.clips) - copied,
+        "copied_at_most": sum(clip.may_copy and clip.is_whole for clip in planned.clips),
+        "cut_or_copied_at_most": sum(clip.may_copy for clip in planned.clips),
     }
 
 

@@ -73,7 +73,7 @@ class ExportWorker:
         name = self.layout.clip_path(clip.clip_id)
         if self.out.exists(name):  # complete, and of the same settings: a killed export left it
             mp4 = self.out.read_bytes(name)
-            video = _read_back(mp4, clip)
+            video = ClipVideo.of(mp4, clip)
         else:
             video = self._clip_video(clip, states)
             mp4 = video.mp4
@@ -111,10 +111,3 @@ def _columns(video: ClipVideo) -> dict[str, Any]:
         "num_video_bytes": len(video.mp4),
         "sha256": hashlib.sha256(video.mp4).hexdigest(),
     }
-
-
-def _read_back(mp4: bytes, clip: ExportClip) -> ClipVideo:
-    """A clip that is there already: copied where its bytes are those of the video."""
-    if hashlib.sha256(mp4).hexdigest()[:16] == clip.clip_id.partition("-")[0]:
-        return ClipVideo(mp4, "copied", clip.source_width_px, clip.source_height_px)
-    return ClipVideo(mp4, "encoded", clip.width_px, clip.height_px)

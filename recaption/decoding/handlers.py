@@ -16,7 +16,15 @@ import numpy as np
 
 from recaption.decoding import timestamps
 from recaption.decoding.lossless_cut import lossless_cut
-from recaption.decoding.messages import ClipRequest, CutRequest, ProbeRequest, ReadRequest, Request, ScanRequest, limit_text
+from recaption.decoding.messages import (
+    ClipRequest,
+    CutRequest,
+    ProbeRequest,
+    ReadRequest,
+    Request,
+    ScanRequest,
+    limit_text,
+)
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
