@@ -154,6 +154,10 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
     times = first.with_ticks(ticks)
     video.cache_times(times)
     _fill_video_fields(video, times, last_duration, facts)
+    limit = video.limits["max_video_seconds"]
+    if video.video_fields["duration_seconds"] > limit + 1:  # the last frame, or the only one, claims to last for days
+        detail = f"{video.video_fields['duration_seconds']:.1f} s of video, more than "
+        raise VideoError("too_large", detail + limit_text("max_video_seconds", limit))
     pts = times.pts_seconds
     send({"kind": "done", "video": video.video_fields, "detail": detail_indices, "count": len(pts)}, pts.data)
 
