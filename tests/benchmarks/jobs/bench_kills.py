@@ -42,8 +42,9 @@ def trainer(model: str, *more: str) -> list[str]:
     return ["train", model, "--run", "RUN", *words, *(f"{prefix}.{flag}" for flag in more)]
 
 
-TINY_CAPTIONER = ("batch-size=4", "num-frames=4", "frame-px=48", "vision-width=32", "vision-layers=1", "width=32",
-                  "text-layers=1", "decoder-layers=1")  # fmt: skip
+TINY_CAPTIONER = ("captioner.batch-size=4", "captioner.num-frames=4", "captioner.frame-px=48",
+                  "captioner.vision-width=32", "captioner.vision-layers=1", "captioner.width=32",
+                  "captioner.text-layers=1", "captioner.decoder-layers=1")  # fmt: skip
 TINY_DIT = ("dit.width=64", "dit.depth=2", "dit.num-heads=2")
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "prepare": (["prepare", "--videos", "VIDEOS", "--out", "RUN", "--prepare.part-size", "1",
@@ -55,7 +56,9 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "plan": (["plan", "--run", "RUN", "--ranks", "2", "--capacity", "1024"], ("driver",)),
     "train dit": (trainer("dit", *TINY_DIT), ("driver", "driver")),
     "train compressor": ([*trainer("compressor"), "--name", "c"], ("driver", "decoder")),
-    "train captioner": ([*trainer("captioner", *(f"captioner.{flag}" for flag in TINY_CAPTIONER)), "--name", "k", "--captions", "main"], ("driver", "decoder", "driver")),
+    "train captioner": (
+        [*trainer("captioner", *TINY_CAPTIONER), "--name", "k", "--captions", "main"], ("driver", "decoder", "driver")
+    ),
     "sample": (["sample", "--checkpoint", "RUN/train/main", "--prompt", "a red circle", "--num-frames", "5",
                 "--num-steps", "4"], ("driver",)),
     "report": (["report", "--run", "RUN"], ("driver",)),
