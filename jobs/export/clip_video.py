@@ -16,10 +16,10 @@ from fractions import Fraction
 from types import TracebackType
 
 import numpy as np
+from recaption.inputs.local_files import file_id, local_copy
 
 from jobs.export.clip_files import ExportClip
 from recaption.errors import VideoError
-from recaption.inputs.local_files import file_id, local_copy
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.reader import read_clip, read_frames
 from recaption.video_io.writer import encode_video

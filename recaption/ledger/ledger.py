@@ -28,6 +28,7 @@ from recaption.captions.sets import (
     default_caption_set,
     main_captions,
     mark_repeated_captions,
+    without_open_captions,
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
@@ -44,8 +45,7 @@ CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) i
 SHARD_SCHEMA = shard_schema()
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
 SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
-INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64()), ("refusal", pa.string())])
-"""`refusal`: why what is named cannot be an input (a folder that may not be read, an empty entry of a list); else ""."""
+INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
 VIDEO_FLAGS_SCHEMA = pa.schema([schema_of(Video).field(name) for name in VIDEO_FLAG_SOURCES])
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
 
@@ -221,7 +221,7 @@ def clip_states(
     shard = _lookup(ids, shards.filter(is_written), "shard")
     rejected_reason = _lookup(ids, rejected, "reason")
     failure_reason = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
-    main = main_captions(captions)
+    main = main_captions(without_open_captions(captions))
     is_good = pc.is_null(main["reason"])
     has_caption = _is_in(ids, main.filter(is_good))
     caption_reason = _lookup(ids, main.filter(pc.invert(is_good)), "reason")

@@ -13,6 +13,7 @@ from jobs.caption import worker
 from jobs.caption.caption import caption
 from jobs.prepare.prepare import prepare
 from jobs.shard import shard
+from jobs.verify.repair import repair_run
 from jobs.verify.verify import verify_run
 from recaption.errors import StorageError
 from recaption.inputs import download
@@ -303,6 +304,21 @@ def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(
     fs.broken.clear()
     assert shard(run, recipe, "two", in_process)["samples"] == 3
     assert prepare([path], run.uri, recipe, in_process)["computed_parts"] == 0
+
+
+def test_repair_tries_again_what_could_not_be_fetched(remote, run, recipe, in_process, scene_files):
+    fs, name, _ = remote
+    for letter, file in zip("abc", scene_files):
+        fs.pipe(f"{name}/{letter}.mp4", file.read_bytes())
+    fs.broken.add(f"{name}/b.mp4")
+    all_stages(f"memory:/{name}", run, recipe, in_process)
+    summary = repair_run(run, recipe, in_process, num_pairs=0)
+    assert (summary["problems"], summary["repaired"]) == ([], [])
+    fs.broken.clear()
+    summary = repair_run(run, recipe, in_process, num_pairs=0)
+    assert summary["problems"] == []
+    assert "videos/part-00000.parquet (fetched)" in summary["repaired"]
+    assert in_shards(run, recipe) == ["a.mp4", "b.mp4", "c.mp4"]
 
 
 def test_a_remote_file_that_changed_is_a_new_video(remote, run, recipe, in_process, scene_files):
