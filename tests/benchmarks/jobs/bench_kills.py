@@ -138,7 +138,6 @@ def disturbed(
         if command.process.poll() is None:
             continue
         was_killed = command.process.returncode == -9
-        command.process.communicate()
         outcome.leftover += command.leftover_processes()
         command = None
         if not was_killed and waiting:  # it was done before the kill
