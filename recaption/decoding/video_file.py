@@ -173,6 +173,7 @@ class VideoFile:
     def _read_index(self, cut: trim.Cut | None) -> PacketIndex:
         with self.opened() as (container, stream):
             packets = container.demux(stream)
+            ERROR_LOG.lines.clear()  # what probing read is read once more
             index = read_packets(
                 packets if cut is None else trim.limit_packets(packets, cut.num_packets),
                 format_name=container.format.name,
@@ -218,9 +219,9 @@ class VideoFile:
             raise VideoError("too_large", f"{index.seconds:.1f} s of video, more than max_video_seconds = {limit}")
 
     def _index_to_trim(self, cut: trim.Cut | None) -> PacketIndex:
-        ERROR_LOG.lines.clear()
         index = self._read_index(cut)
-        self._check_index(index)
+        if index.damage is None:
+            self._check_index(index)
         self.seconds_passed += index.seconds
         self.on_first_pass(self.seconds_passed)
         return index

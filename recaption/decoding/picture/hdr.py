@@ -56,6 +56,8 @@ TO_BT709 = {
     ),
 }
 """Matrices of linear light: from the chromaticities of BT.2020-2, BT.709-6 and SMPTE EG 432-1, white D65 (SMPTE RP 177)."""
+
+
 class Matrix(IntEnum):
     """AVColorSpace that HDR video is made with; others are read as BT.2020."""
 
