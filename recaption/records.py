@@ -30,6 +30,12 @@ class Video:
     """First 16 hex digits of the sha256 of the file's bytes; empty where the file could not be read at all."""
     uri: str
     num_bytes: int = 0
+    mtime_ns: int = 0
+    """Of a local file when it was hashed, like the two below: what tells later that its bytes are the same. 0: not local."""
+    ctime_ns: int = 0
+    inode: int = 0
+    etag: str = ""
+    """The same of a remote file, where its storage has one."""
     width_px: int = 0
     """As displayed: rotation and sample aspect ratio applied."""
     height_px: int = 0
@@ -169,15 +175,16 @@ class Caption:
     """`model` or `original` (text that came with the video)."""
     seed: int = 0
     reason: str | None = None
-    """`bad_caption` where the text failed a gate, else None."""
+    """`bad_caption` where the text failed a gate; `no_answer` where the endpoint gave none and will be asked again; one of
+    `errors.FAILURE_REASONS` where the frames could not be read; else None."""
     kind: str = "descriptive"
-    """One of `recaption.captions.text.KINDS`: the caption type that was requested. "" for an original text."""
+    """One of `recaption.captions.text.CAPTION_KINDS`: the caption type that was requested. "" for an original text."""
     window: int = 0
     """0: the whole clip; 1, 2, ...: its consecutive windows."""
     fault: str = ""
     """One of `recaption.captions.text.FAULTS` where the text failed a gate."""
     stripped: str = ""
-    """Leading phrases ("The video shows") that were removed from the text."""
+    """Phrases before and after the caption ("The video shows", "Let me know") that were removed from the text."""
 
     @property
     def is_main(self) -> bool:

@@ -38,6 +38,8 @@ class SampleSettings:
     """Steps from noise to video."""
     solver: str = "auto"
     """euler, heun or dpmpp_2m for flow models; dpmpp_2m, ddim or ancestral for other noise schedules; auto: the first."""
+    precision: str = "auto"
+    """Of the model calls: `fp32` or `bf16`; auto: bf16 on a GPU, fp32 on a CPU, whatever the training had."""
     guidance: float = 4.0
     """Classifier-free guidance scale; 1: none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)

@@ -1,6 +1,6 @@
 """Frame-exact decoding of one untrusted video file: packet index, seeking, damage detection. Runs in the decoder child.
 
-    video = VideoFile("a.mp4", b"", limits)
+    video = VideoFile(open(descriptor, "rb"), limits)
     times = video.times()                                   # all frames numbered, by packets where they can be trusted
     for frame in video.frames_at(times, np.array([0, 48])): ...
 
@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -26,6 +25,7 @@ from av.stream import Discard
 from recaption.decoding import matroska, orientation, trim, webp
 from recaption.decoding.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
 from recaption.decoding.libav_log import ERROR_LOG
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
 from recaption.decoding.packet_index import MIN_SEEK_GAIN_FRAMES, FrameTimes, Keyframe, PacketIndex, read_packets
 from recaption.decoding.picture import streams
@@ -35,6 +35,8 @@ from recaption.errors import VideoError
 
 NUM_CACHED_TIMES = 16
 """Files whose frame times are cached: all clips of a long video cost one demux."""
+MAX_CACHED_FRAMES = 2_000_000
+"""Of all of these files together: 0.3 GB where every frame is a keyframe."""
 
 
 class SeekMismatchError(Exception):
@@ -46,9 +48,9 @@ class ColdStartError(Exception):
 
 
 class VideoFile:
-    """One input, opened as often as needed: by path, or from bytes in an unnamed temporary file."""
+    """One input: a file that the parent opened, read from its start as often as needed."""
 
-    def __init__(self, path: str | None, payload: bytes, limits: dict[str, Any]) -> None:
+    def __init__(self, file: BinaryIO, limits: dict[str, Any]) -> None:
         self.limits = limits
         self.video_fields: dict[str, Any] = {}
         """Fields of records.Video that are certain so far; sent with an error too."""
@@ -68,17 +70,11 @@ class VideoFile:
         """Seconds of video that were decoded only to find damage."""
         self.on_first_pass: Callable[[float], None] = lambda seconds: None
         """Called with `seconds_passed` before that grows."""
-        self.file: Any = open(path, "rb") if path is not None else tempfile.TemporaryFile()  # noqa: SIM115
-        if path is None:
-            self.file.write(payload)
-            self.file.flush()
+        self.file = file
         status = os.fstat(self.file.fileno())
         self.num_bytes = status.st_size
-        self.key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if path is not None else None
+        self.key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         self.is_webp = webp.is_animated_webp(self.file)
-
-    def close(self) -> None:
-        self.file.close()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
@@ -216,7 +212,8 @@ class VideoFile:
             raise VideoError("zero_frames", "the video stream has no frames")
         limit = self.limits["max_video_seconds"]
         if index.seconds > limit:
-            raise VideoError("too_large", f"{index.seconds:.1f} s of video, more than max_video_seconds = {limit}")
+            detail = f"{index.seconds:.1f} s of video, more than {limit_text('max_video_seconds', limit)}"
+            raise VideoError("too_large", detail)
 
     def _index_to_trim(self, cut: trim.Cut | None) -> PacketIndex:
         index = self._read_index(cut)
@@ -232,7 +229,7 @@ class VideoFile:
 
     def times(self) -> FrameTimes:
         """Number the frames: by packets where they can be trusted, else by decoding everything once."""
-        times = _times_of_files.get(self._cache_key) if self.key is not None else None
+        times = _times_of_files.get(self._cache_key)
         if times is not None:
             self._check_size(times.height_px, times.width_px)
             self.cut = times.cut
@@ -254,10 +251,12 @@ class VideoFile:
 
     def cache_times(self, times: FrameTimes) -> None:
         """Cache the frame times for the next request about the same file."""
-        if self.key is not None:
-            _times_of_files[self._cache_key] = times
-            while len(_times_of_files) > NUM_CACHED_TIMES:
-                _times_of_files.popitem(last=False)
+        _times_of_files[self._cache_key] = times
+        while len(_times_of_files) > 1 and (
+            len(_times_of_files) > NUM_CACHED_TIMES
+            or sum(len(one.ticks) for one in _times_of_files.values()) > MAX_CACHED_FRAMES
+        ):
+            _times_of_files.popitem(last=False)
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,21 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import Image, WebPImagePlugin
 
+from recaption.decoding.messages import limit_text
 from recaption.errors import VideoError
 
 TIME_BASE = Fraction(1, 1000)
 """WebP timestamps are milliseconds."""
 FALLBACK_DURATION = 40
 """Ticks for frames with a duration of zero: 25 frames per second, FFmpeg's default."""
+
+
+def import_plugins() -> None:
+    """Import what Pillow imports before it opens its first file."""
+    Image.preinit()
+    assert WebPImagePlugin.SUPPORTED, "this Pillow was built without WebP"
 
 
 def is_animated_webp(file: Any) -> bool:
@@ -25,8 +33,6 @@ def is_animated_webp(file: Any) -> bool:
 
 
 def _open_animation(file: Any, max_pixels: int) -> Any:
-    from PIL import Image
-
     file.seek(0)
     try:
         image = Image.open(file, formats=["WEBP"])
@@ -36,7 +42,9 @@ def _open_animation(file: Any, max_pixels: int) -> Any:
         raise VideoError("unreadable", f"not a WebP file: {error}") from None
     width_px, height_px = image.size
     if width_px * height_px > max_pixels:
-        raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than {max_pixels = }")
+        raise VideoError(
+            "too_large", f"{width_px}x{height_px} pixels, more than {limit_text('max_pixels', max_pixels)}"
+        )
     return image
 
 
