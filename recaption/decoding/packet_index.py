@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from recaption.decoding import matroska, timestamps
-from recaption.decoding.checked_decoder import error_text
+from recaption.decoding import timestamps
+from recaption.decoding.damage import matroska
+from recaption.decoding.damage.checked_decoder import error_text
+from recaption.decoding.damage.trim import Cut, Damage
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
-from recaption.decoding.trim import Cut, Damage
 from recaption.errors import VideoError
 
 

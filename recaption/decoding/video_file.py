@@ -22,8 +22,9 @@ import av
 import numpy as np
 from av.stream import Discard
 
-from recaption.decoding import matroska, orientation, trim, webp
-from recaption.decoding.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
+from recaption.decoding import orientation, webp
+from recaption.decoding.damage import matroska, trim
+from recaption.decoding.damage.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation

@@ -9,7 +9,7 @@ import pytest
 from bench_mutations import mutate
 from video_files import write_frames
 
-from recaption.decoding.matroska import is_cut_off
+from recaption.decoding.damage.matroska import is_cut_off
 from recaption.errors import VideoError
 from recaption.scenes.renderer import render
 from recaption.video_io.frames import DecodeLimits

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from recaption.decoding.checked_decoder import MIN_HOLE_BYTES, find_hole
+from recaption.decoding.damage.checked_decoder import MIN_HOLE_BYTES, find_hole
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.errors import VideoError
 
