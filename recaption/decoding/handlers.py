@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recaption.decoding import timestamps
+from recaption.decoding.damage.trim import check_against_index
 from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest, limit_text
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
 from recaption.decoding.picture.streams import transfer_name
-from recaption.decoding.trim import check_against_index
 from recaption.errors import VideoError
 
 if TYPE_CHECKING:
