@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from jobs.export.command import Export
 from jobs.recipe import presets as recipes
 from jobs.recipe.flags import Common, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
@@ -412,6 +413,7 @@ VERBS: dict[str, type[Common]] = {
     "train compressor": CompressorTraining,
     "train dit": DitTraining,
     "sample": Sample,
+    "export": Export,
     "report": Report,
     "verify": Verify,
     "doctor": Doctor,

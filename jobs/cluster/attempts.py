@@ -41,6 +41,10 @@ class PartError(RecaptionError):
     """A part that keeps failing although its bad inputs were excluded one by one."""
 
 
+class PartFaultError(PartError):
+    """A part whose inputs all raise exceptions that nobody expected: a bug of the stage."""
+
+
 @dataclass
 class PartState:
     """State of one part that survives worker deaths (JSON-able)."""
@@ -48,6 +52,10 @@ class PartState:
     num_attempts: int = 0
     node: str = ""
     """Node of the last attempt: if that node is gone, the failure is not attributed to an input."""
+    worker: str = ""
+    """Ray's id of the worker process of the last attempt."""
+    was_out_of_memory: bool = False
+    """The last worker was killed because its node was running out of memory."""
     in_progress: list[str] = field(default_factory=list)
     error: str = ""
     """Exception of the last attempt, if it raised one."""
@@ -61,14 +69,22 @@ class PartState:
     """Input key -> [reason, detail] of its failed row."""
     has_success: bool = False
 
-    def attribute_last_failure(self, node_is_alive: Callable[[str], bool]) -> None:
+    def attribute_last_failure(
+        self,
+        node_is_alive: Callable[[str], bool],
+        was_out_of_memory: Callable[[str], bool] = lambda worker: False,
+    ) -> None:
         """Attribute the death of the last attempt to the inputs that were in progress.
+
+        Args:
+            was_out_of_memory: whether the worker process of this id was killed to free memory.
 
         Raises:
             PartError: the failure is not caused by single inputs.
         """
         if not self.num_attempts or not node_is_alive(self.node):
             return
+        self.was_out_of_memory = not self.error and was_out_of_memory(self.worker)
         in_progress = "\n".join(self.in_progress)
         deaths = self.deaths[in_progress] = self.deaths.get(in_progress, 0) + 1
         if not in_progress:
@@ -82,7 +98,8 @@ class PartState:
             return
         self.failed_inputs[in_progress] = list(self._failure_reason(deaths))
         if len(self.failed_inputs) >= MAX_FAILED_INPUTS_WITHOUT_SUCCESS and not self.has_success:
-            raise PartError(
+            is_bug = self.error and not self.timed_out and not self.error.startswith("MemoryError")
+            raise (PartFaultError if is_bug else PartError)(
                 f"the first {len(self.failed_inputs)} inputs all killed their worker, the last one with: "
                 f"{self.failed_inputs[in_progress][1]}"
             )
@@ -93,6 +110,8 @@ class PartState:
         if self.error:
             reason = "decode_memory" if self.error.startswith("MemoryError") else "unreadable"
             return reason, f"its worker failed {deaths} times: {self.error}"
+        if self.was_out_of_memory:
+            return "decode_memory", f"its worker process was killed {deaths} times, the last time to free memory"
         return "unreadable", f"its worker process died {deaths} times on it"
 
 
@@ -100,7 +119,13 @@ class Attempt:
     """One attempt at one part, in the worker process."""
 
     def __init__(
-        self, state: PartState, save: Callable[[dict[str, Any]], None], *, node: str, input_timeout_seconds: float
+        self,
+        state: PartState,
+        save: Callable[[dict[str, Any]], None],
+        *,
+        node: str,
+        input_timeout_seconds: float,
+        worker: str = "",
     ):
         self.state = state
         self.save = save
@@ -109,7 +134,7 @@ class Attempt:
         self.current: tuple[str, ...] = ()
         self.timer = threading.Timer(input_timeout_seconds, self._on_timeout)
         state.num_attempts += 1
-        state.node, state.error, state.timed_out = node, "", False
+        state.node, state.worker, state.error, state.timed_out = node, worker, "", False
         self._save_in_progress(())
         self._restart_timer()
 

@@ -39,6 +39,7 @@ from recaption.ledger.ledger import (
     REJECTED_SCHEMA,
     SHARD_SCHEMA,
     SHARD_STATE_SCHEMA,
+    VIDEO_FLAGS_SCHEMA,
     clip_states,
     committed_clips,
     concat,
@@ -53,7 +54,7 @@ from recaption.ledger.table_checks import (
     find_duplicates,
 )
 from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar
-from recaption.quality.filters import FilterThresholds
+from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, with_video_flags
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
 
@@ -61,7 +62,7 @@ Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
 """Further files of a part of `prepare` whose existence is checked; that of clips follows from their videos."""
-VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
+VIDEO_COLUMNS = ("uri", "num_frames", "duration_seconds", "status", *VIDEO_FLAG_SOURCES)
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
 CLIP_ID_SCHEMA = pa.schema([("clip_id", pa.string())])
 LATENT_SAMPLE_SCHEMA = pa.schema([*schema_of(Sample), *(f for f in LATENT_INDEX_SCHEMA if f.name != "shard")])
@@ -110,7 +111,7 @@ def verify(
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
-    if opened.has("clips", "duplicates", "shards", "rejected", "index"):
+    if opened.has("videos", "clips", "duplicates", "shards", "rejected", "index"):
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
@@ -308,7 +309,8 @@ def _check_states(
     run: RunFolder, thresholds: FilterThresholds, set_name: str | None, opened: _OpenedTables
 ) -> Iterator[Problem]:
     """Check the states of the ledger against the contents of shards and index."""
-    clips = concat(opened.tables["clips"].values(), CLIPS_SCHEMA)
+    videos = concat(opened.tables["videos"].values(), VIDEO_FLAGS_SCHEMA)
+    clips = with_video_flags(concat(opened.tables["clips"].values(), CLIPS_SCHEMA), videos)
     shards = concat(opened.tables["shards"].values(), SHARD_STATE_SCHEMA)
     rejected = concat(opened.tables["rejected"].values(), REJECTED_SCHEMA)
     captions_by_part = opened.tables.get(f"captions/{set_name}", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +30,9 @@ class DecodeLimits:
     """Of a remote input, checked while it is downloaded: 10 hours of 1080p at 7 Mbit/s."""
     max_fetch_seconds: float = MAX_FETCH_SECONDS
     """Timeout of a download."""
+    on_damage: Literal["refuse", "trim"] = "refuse"
+    """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
+    that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@
     frames.pixels_THWC, frames.pts_seconds        # uint8 RGB as displayed, presentation times
 
 Index i is the i-th frame of a sequential decode: hidden pre-roll of edit lists does not count, variable frame rates and
-rotation are honoured, header values are not trusted; of several video streams the first is read. Decoding runs in a child
-process with limits on time and memory (process.py, recaption/decoding/worker.py); every failure is a `VideoError` with a
-reason of `errors.FAILURE_REASONS`.
+rotation are honoured, header values are not trusted; stream, pixel aspect and fields are those of ffmpeg (docs/picture.md).
+Decoding runs in a child process with limits on time and memory (process.py, recaption/decoding/worker.py); every failure
+is a `VideoError` with a reason of `errors.FAILURE_REASONS`.
 """
 
 from __future__ import annotations
