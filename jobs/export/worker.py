@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jobs.cluster import attempts
 from jobs.export.clip_files import ExportClip, ExportedClip, described, sidecar
-from jobs.export.clip_video import ClipVideo, SourceVideos, clip_video
+from jobs.export.clip_video import ClipVideo, clip_video
 from jobs.export.layouts import layout_of
 from jobs.export.settings import ExportSettings
 from packing.shards.samples import Entry
@@ -19,6 +19,7 @@ from recaption.errors import VideoError
 from recaption.records import schema_of, shard_schema
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.opened_video import OpenVideos
 
 EXPORTED_SCHEMA = shard_schema(ExportedClip)
 
@@ -34,7 +35,7 @@ class ExportWorker:
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         clips = [ExportClip(**row) for row in part["clips"]]
-        with SourceVideos(self.decode) as sources:
+        with OpenVideos(self.decode) as sources:
             if self.layout.in_tars:
                 entries = self._entries(sources, clips)
                 report = write_shard(self.out, part["name"], entries, plan_hash=part["plan_hash"], record=ExportedClip)
@@ -48,7 +49,7 @@ class ExportWorker:
 
     # --- clips as files -----------------------------------------------------------------------------------------------
 
-    def _written_rows(self, sources: SourceVideos, clips: list[ExportClip]) -> Iterator[dict[str, Any]]:
+    def _written_rows(self, sources: OpenVideos, clips: list[ExportClip]) -> Iterator[dict[str, Any]]:
         """Write the files of each clip; the rows of all, failed ones too."""
         for clip in clips:
             row = _BLANK | described(clip)
@@ -61,7 +62,7 @@ class ExportWorker:
             yield row | {"status": "ok", "reason": None, "detail": ""}
         attempts.begin()
 
-    def _write_clip(self, sources: SourceVideos, clip: ExportClip, row: dict[str, Any]) -> dict[str, Any]:
+    def _write_clip(self, sources: OpenVideos, clip: ExportClip, row: dict[str, Any]) -> dict[str, Any]:
         """Write the clip's video if it is not there, and its sidecars; the columns that are known now."""
         name = self.layout.clip_path(clip.clip_id)
         if self.out.exists(name):  # complete, and of the same settings: a killed export left it
@@ -78,7 +79,7 @@ class ExportWorker:
 
     # --- clips in tars ------------------------------------------------------------------------------------------------
 
-    def _entries(self, sources: SourceVideos, clips: list[ExportClip]) -> Iterator[Entry]:
+    def _entries(self, sources: OpenVideos, clips: list[ExportClip]) -> Iterator[Entry]:
         for clip in clips:
             row = _BLANK | described(clip)
             try:

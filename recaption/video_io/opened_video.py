@@ -124,6 +124,17 @@ class OpenedVideo:
         )
         return self._read(request).pixels_THWC
 
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            VideoError: source_changed.
+        """
+        self.input.file.seek(0)
+        payload = self.input.file.read()
+        self.input.check_unchanged()
+        return payload
+
     def _read(self, request: ReadRequest | ClipRequest) -> Frames:
         frames = decode(self.input.file, self.uri, self.limits, request)
         self.input.check_unchanged()
