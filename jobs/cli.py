@@ -30,7 +30,7 @@ from jobs.recipe.flags import Common
 from jobs.recipe.help import print_all_flags, print_help
 from jobs.recipe.run_inputs import RUN_YAML, open_run
 from jobs.recipe.settings import Recipe, from_dict, to_dict
-from jobs.summary import exit_code, print_summary
+from jobs.summary import errors_of, exit_code, print_summary
 from recaption.errors import RecaptionError, UsageError
 from recaption.run_folder import RunFolder
 
@@ -77,6 +77,8 @@ def _run(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints worker deaths on stdout
         summary = command()
     code = exit_code(verb, summary)
+    for error in errors_of(summary):
+        print(f"recaption: {verb}: {error}", file=sys.stderr)
     if command.json:
         return code, lambda: print(json.dumps(summary))
     flags = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}

@@ -156,7 +156,13 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
     """0 all good, 1 finished but some inputs failed, 3 `verify` found damage."""
     if verb == "verify":
         return 0 if summary["ok"] else 3
-    return 1 if summary.get("failures") or summary.get("videos_failed") else 0
+    return 1 if summary.get("failures") or summary.get("videos_failed") or errors_of(summary) else 0
+
+
+def errors_of(summary: dict[str, Any]) -> list[str]:
+    """What a stage could not do at all, or has to do again: one sentence each."""
+    stages = summary.get("stages", {}).values()
+    return [error for one in (summary, *stages) for error in one.get("errors", [])]
 
 
 def print_summary(verb: str, summary: dict[str, Any], **flags: Any) -> None:

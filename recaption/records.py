@@ -175,7 +175,8 @@ class Caption:
     """`model` or `original` (text that came with the video)."""
     seed: int = 0
     reason: str | None = None
-    """`bad_caption` where the text failed a gate, else None."""
+    """`bad_caption` where the text failed a gate; `no_answer` where the endpoint gave none and will be asked again; one of
+    `errors.FAILURE_REASONS` where the frames could not be read; else None."""
     kind: str = "descriptive"
     """One of `recaption.captions.text.CAPTION_KINDS`: the caption type that was requested. "" for an original text."""
     window: int = 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -32,7 +33,9 @@ MAX_DEATHS_OUTSIDE_INPUTS = 5
 MAX_FAILED_INPUTS_WITHOUT_SUCCESS = 4
 """If so many inputs kill their worker before any succeeds, the bug is in the stage, not in the inputs."""
 INPUT_TIMEOUT_SECONDS = 6 * 3600.0
-"""Timeout per input. Decoding has its own, tighter limit: 4 h for the longest video that is accepted."""
+"""Timeout per input without `progress`. Decoding has its own limit: 40 h for the longest video that is accepted."""
+PROGRESS_SECONDS = 1.0
+"""The timer is restarted at most this often: an input may report progress with every few frames."""
 SAVE_STATE_SECONDS = 60.0
 """How long storing the state of a timed-out input may take."""
 
@@ -152,6 +155,11 @@ class Attempt:
             self._save_in_progress(keys)
         self._restart_timer()
 
+    def progress(self) -> None:
+        """The input in progress is not stuck: its timeout starts anew."""
+        if time.monotonic() - self.timer_started > PROGRESS_SECONDS:
+            self._restart_timer()
+
     def record_exception(self, error: Exception) -> bool:
         """Store an exception; True if it is attributed to the current input, so that a fresh process may retry the part."""
         if not self.current or isinstance(error, OSError | RecaptionError):
@@ -165,6 +173,7 @@ class Attempt:
         faulthandler.cancel_dump_traceback_later()
 
     def _restart_timer(self) -> None:
+        self.timer_started = time.monotonic()
         self.timer.cancel()
         self.timer = threading.Timer(self.input_timeout_seconds, self._on_timeout)
         self.timer.daemon = True
@@ -200,6 +209,12 @@ def begin(*keys: str) -> None:
     """
     if _current is not None:
         _current.begin(*keys)
+
+
+def progress() -> None:
+    """Work on the input in progress goes on: call it in long inputs, whose timeout starts anew."""
+    if _current is not None:
+        _current.progress()
 
 
 def batches(rows: Sequence[Row], size: int, key: Callable[[Row], str]) -> Iterator[list[Row]]:

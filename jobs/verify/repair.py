@@ -30,6 +30,7 @@ from jobs.recipe.part_names import part_name, part_number
 from jobs.recipe.run_inputs import INPUTS, check_same_recipe, refusals_in, write_inputs
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
+from jobs.verify.open_captions import ask_again
 from jobs.verify.repair_order import FILES_OF_PARTS, open_sources, stage_of
 from jobs.verify.repair_scope import RepairJob, RepairScope, find_scope
 from jobs.verify.repair_text import rebuild_texts
@@ -45,10 +46,12 @@ from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.records import Video, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
-NEEDS_RESHARDING = {
+NOT_REPAIRED = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",
+    "source_changed": "its source has other bytes now: `recaption prepare` takes it in as another video",
 }
+"""Kinds of problems that are no damage of what the run folder holds; other repairs do not wait for them."""
 
 
 def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: int | None) -> dict[str, Any]:
@@ -61,20 +64,33 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
     job = RepairJob(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
-    for may_fetch in (True, False):
+    unanswered: dict[str, str] = {}
+    for may_ask in (True, False):
         seen: set[frozenset[Problem]] = set()
         while problems and frozenset(problems) not in seen:
             seen.add(frozenset(problems))
             if not _repair_round(job, problems, num_pairs):
                 break
             problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
-        if problems or not may_fetch or not fetch_again(job):
+        if not problems:
+            job.refused = dict(unanswered)
+        if problems or not may_ask or not _ask_others_again(job, unanswered):
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
-    if not problems:
-        job.refused.clear()
     summary = as_summary(run, recipe, problems, pairs)
     return {**summary, "found": num_found, "repaired": sorted(set(job.repaired)), "refused": job.refused}
+
+
+def _ask_others_again(job: RepairJob, unanswered: dict[str, str]) -> bool:
+    """Fetch inputs and ask for captions that hosts and endpoints did not give before; whether anything came.
+
+    Adds to `unanswered`, by name of the part, why captions stay open.
+    """
+    fetched = fetch_again(job)
+    answered = ask_again(job)
+    unanswered |= job.refused
+    job.repaired += answered
+    return bool(fetched or answered)
 
 
 def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> bool:
@@ -94,9 +110,9 @@ def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None
 def _ready(job: RepairJob, problems: list[Problem], *, indirect: bool) -> list[Problem]:
     """The problems whose stage can be made again now; the others are listed as refused, with the reason."""
     for problem in problems:
-        if problem.kind in NEEDS_RESHARDING:
-            job.refused[problem.where] = NEEDS_RESHARDING[problem.kind]
-    repairable = [p for p in problems if p.kind not in NEEDS_RESHARDING]
+        if problem.kind in NOT_REPAIRED:
+            job.refused[problem.where] = NOT_REPAIRED[problem.kind]
+    repairable = [p for p in problems if p.kind not in NOT_REPAIRED]
     damaged = {stage_of(p) for p in repairable if p.kind != "temporary_file"}
     sets = {*shard_sets(job.run)}
     waits_for = {stage: open_sources(stage, damaged, sets, indirect=indirect) for stage in damaged}

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from jobs.caption.open_captions import open_warnings
 from jobs.recipe.run_inputs import source_states
 from jobs.recipe.settings import Recipe
 from jobs.verify.samples import check_samples
@@ -93,6 +94,8 @@ def as_summary(run: RunFolder, recipe: Recipe, problems: list[Problem], checks: 
         sums = build_ledger(run, recipe.filters).summary()
         summary |= {key: sums[key] for key in ("videos", "clips", "seconds")}
         summary["faults"] = {name: faults_of(run, recipe, name) for name in caption_sets(run)}
+        if warnings := open_warnings(run):
+            summary["warnings"] = warnings
     return {
         **summary,
         **checks,

@@ -97,6 +97,7 @@ _HTML_TAG = re.compile(
     r"(?:\s[^<>]*)?/?>|<!--.*?-->|<!doctype[^<>]*>|<(script|style|head)\b.*?</\1>",
     _FLAGS,
 )
+_HTML_PAGE = re.compile(r"\s*<(?:!doctype|html|head|body|script|\?xml)\b", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,31});", re.IGNORECASE)
 CAPTION_KEYS = (
     *("caption", "video_caption", "detailed_caption", "final_caption", "dense_caption", "long_caption", "clip_caption"),
@@ -176,7 +177,7 @@ _ESCAPED = re.compile(r"\\([*_#`~>\[\]])")
 _LINE_END = r"[.!?:;,…。！？：；，、।؟။]['\"”’」』)）*_]*\s*$"
 _OPEN_QUOTES = {'"': '"', "“": "”", "«": "»", "「": "」", "『": "』", "„": "“", "‘": "’", "《": "》"}
 LEFT_OVER = re.compile(
-    r'\A\s*[\[{]\s*["\'{\[]|"\w+"\s*:\s*["\[{\d]|```|\|\s*:?-{3,}|</?(?:div|span|table|script|html|svg)\b|\A\s*</?\w+>\s*\Z'
+    r'\A\s*[\[{]\s*["\'{\[]|"\w+"\s*:\s*["\[{\d]|```|\|\s*:?-{3,}|</?(?:div|span|table|script|html|head|body|svg)\b|<!doctype|<\?xml|\A\s*</?\w+>\s*\Z'
 )
 """Markup that no caption came out of: structured answers without a caption in them, code, tables."""
 
@@ -258,6 +259,9 @@ def _without_chat(text: str) -> str:
 
 
 def _without_html(text: str) -> str:
+    """Without tags and with letters for entities; a whole page, which is no caption, stays as it is."""
+    if _HTML_PAGE.match(text):
+        return text
     text = _HTML_TAG.sub("", _HTML_BREAK.sub("\n", text)) if "<" in text else text
     return _ENTITY.sub(lambda found: html.unescape(found.group()), text) if "&" in text else text
 

@@ -96,7 +96,7 @@ _BY_LANGUAGE = {
         |\s+(?:processing|generating|loading|occurred|code|\d).*)?
         |(?:an?\s+)?(?:internal\s+)?(?:server\s+)?error\s+(?:occurred|while)\b.*|content\s+(?:filter|policy
         |warning).*|todo|tbd|placeholder|(?:processing|loading|generating)\b[^.]{{0,20}}(?:\.{{3}}|…)
-        |(?:internal|bad|service|gateway|request)\s+(?:server\s+)?(?:error|gateway|unavailable|timeout
+        |(?:\d{{3}}\s+)?(?:internal|bad|service|gateway|request)\s+(?:server\s+)?(?:error|gateway|unavailable|timeout
         |timed\s+out).*)\s*[.!]?\s*(?:\]|\))?\s*\Z""",
     "zh": r"""
       (?:很|非常|十分|真的?|实在|實在|万分)?(?:抱歉|对不起|對不起|不好意思|遗憾|遺憾|对此?感到抱歉) | 请(?:原谅

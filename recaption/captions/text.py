@@ -36,14 +36,14 @@ FIELD_KINDS = tuple(field.name for field in dataclasses.fields(CaptionFields))
 CAPTION_KINDS = ("descriptive", "short", *FIELD_KINDS)
 """The kinds of caption that a captioner may write for a clip."""
 FAULTS = (
-    *("no_answer", "not_text", "reasoning", "empty", "refusal", "boilerplate", "markup", "list", "glitch"),
+    *("no_answer", "rejected", "reasoning", "empty", "refusal", "boilerplate", "markup", "list", "glitch"),
     *("looping", "truncated", "over_long", "low_score", "repeated"),
 )
 """Why a caption is bad, in the order of the checks. `no_answer`: the endpoint returned no text, see `PASSING_FAULTS`;
-`not_text`: a side text that is no text in any encoding. From `reasoning` (thoughts without a caption) to `truncated` they
-follow from the text and how its generation ended: `markup` is a structured answer without a caption in it, `list` one text
-per frame or several suggestions, `glitch` a token that belongs to no language. `over_long` needs the text encoder of the
-training, `low_score` the pixels, and `repeated` all captions of the set."""
+`rejected`: it refuses this request (status 400, 413, 422), and would again. From `reasoning` (thoughts without a caption)
+to `truncated` they follow from the text and how its generation ended: `markup` is a structured answer without a caption in
+it, `list` one text per frame or several suggestions, `glitch` a token that belongs to no language. `over_long` needs the
+text encoder of the training, `low_score` the pixels, and `repeated` all captions of the set."""
 PASSING_FAULTS = ("no_answer",)
 """Faults that say nothing about the clip: the next run of the same command asks again for these captions, and until then
 they are open, neither good nor bad."""
@@ -86,6 +86,11 @@ _THINKING_ALOUD = re.compile(
 """Thoughts without tags around them, in place of a caption."""
 _SEVERAL = 2
 """From so many numbered frames, times or suggestions on a text is a list of them."""
+
+
+def reason_of(fault: str | None) -> str | None:
+    """`Caption.reason` of a caption with this fault: `bad_caption`, or the fault itself where it is passing."""
+    return (fault if fault in PASSING_FAULTS else "bad_caption") if fault else None
 
 
 def normalize_text(text: str) -> str:

@@ -15,6 +15,7 @@ import av
 import numpy as np
 
 from recaption.decoding.libav_log import CODECS_THAT_HIDE_DAMAGE, ERROR_LOG, is_out_of_memory, undecoded_fraction
+from recaption.decoding.messages import limit_text
 from recaption.errors import VideoError
 
 CODECS_WITHOUT_CHECKSUMS = frozenset({"vp8", "ffv1"})
@@ -114,7 +115,9 @@ _END = object()
 def check_size(height_px: int, width_px: int, max_pixels: int) -> None:
     """Refuse frames of more than `max_pixels`."""
     if height_px * width_px > max_pixels:
-        raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than max_pixels = {max_pixels}")
+        raise VideoError(
+            "too_large", f"{width_px}x{height_px} pixels, more than {limit_text('max_pixels', max_pixels)}"
+        )
 
 
 def error_text(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recaption.decoding import timestamps
-from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest
+from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest, limit_text
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
@@ -34,6 +34,8 @@ BLOCK_BYTES = 4 << 20
 MIN_INTERLACED_FRACTION = 0.1
 """A video is interlaced if at least this fraction of its frames is flagged so: H.264 film with pulldown flags has some
 flagged frames at its start, before the decoder knows better."""
+MAX_SCAN_ASPECT = 8
+"""A scanned frame that is longer is squashed: 16384x48 px would be 2.4 MB a frame, two hundred times a usual one."""
 
 
 class FrameBlockSender:
@@ -42,32 +44,38 @@ class FrameBlockSender:
     def __init__(self, send: Send, stream: str) -> None:
         self.send, self.stream = send, stream
         self.frames: list[np.ndarray] = []
+        self.numbers: list[int] = []
         self.num_bytes = 0
 
-    def add(self, pixels_HWC: np.ndarray) -> None:
+    def add(self, pixels_HWC: np.ndarray, number: int) -> None:
         self.frames.append(pixels_HWC)
+        self.numbers.append(number)
         self.num_bytes += pixels_HWC.nbytes
-        if self.num_bytes >= BLOCK_BYTES:
-            self.flush()
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_bytes >= BLOCK_BYTES
 
     def flush(self) -> None:
         if self.frames:
             block = np.stack(self.frames) if len(self.frames) > 1 else np.ascontiguousarray(self.frames[0])
-            self.send({"kind": "frames", "stream": self.stream, "count": len(self.frames)}, block.data)
-        self.frames, self.num_bytes = [], 0
+            header = {"kind": "frames", "stream": self.stream, "count": len(self.frames), "numbers": self.numbers}
+            self.send(header, block.data)
+        self.frames, self.numbers, self.num_bytes = [], [], 0
 
 
 class _ScaledStream:
-    """One output stream of a scan: frames scaled to a short side, never enlarged."""
+    """One output stream of a scan: frames scaled to a short side, never enlarged, at most `MAX_SCAN_ASPECT` as long."""
 
     def __init__(self, video: VideoFile, times: FrameTimes, send: Send, stream: str, short_side_px: int) -> None:
         short = min(short_side_px, times.height_px, times.width_px)
-        self.size = size_with_short_side(times.height_px, times.width_px, short)
+        height_px, width_px = size_with_short_side(times.height_px, times.width_px, short)
+        self.size = (min(height_px, MAX_SCAN_ASPECT * short), min(width_px, MAX_SCAN_ASPECT * short))
         self.scaler = video.scaler(times, *self.size)
         self.blocks = FrameBlockSender(send, stream)
 
-    def add(self, frame: Any) -> None:
-        self.blocks.add(self.scaler(frame))
+    def add(self, frame: Any, number: int) -> None:
+        self.blocks.add(self.scaler(frame), number)
 
 
 class _FrameFacts:
@@ -120,23 +128,29 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
                 index = index.starting_at(frame.pts)
                 first = video.frame_times(index, [frame.pts], frame)
                 streams = {name: _ScaledStream(video, first, send, name, px) for name, px in sizes.items()}
-                send(_length_header(video, index, streams, detail_every_seconds))
+                known_pts = first.pts_seconds.data if streams and index.is_seekable else b""
+                send(_length_header(video, index, streams, detail_every_seconds), known_pts)
             elif number >= video.limits["max_frames"]:
-                raise VideoError("too_large", f"more than max_frames = {video.limits['max_frames']} frames")
+                raise VideoError(
+                    "too_large", f"it has more than {limit_text('max_frames', video.limits['max_frames'])}"
+                )
             ticks.append(frame.pts)
             last_duration = frame.duration or 0
             if streams:
-                streams["small"].add(frame)
                 interval = _interval_index(frame.pts, ticks[0], number, index.time_base, detail_every_seconds)
                 if interval != last_interval:
-                    streams["detail"].add(frame)
+                    streams["detail"].add(frame, number)
                     detail_indices.append(number)
                 last_interval = interval
+                if streams["small"].blocks.is_full:
+                    for stream in (streams["detail"], streams["small"]):  # no detail comes later than its small frame
+                        stream.blocks.flush()
+                streams["small"].add(frame, number)
     if first is None:
         raise VideoError("zero_frames", "there are packets, but none decodes to a frame")
     check_against_index(index, ticks)
-    for stream in streams.values():
-        stream.blocks.flush()
+    for name in reversed(streams):
+        streams[name].blocks.flush()
     times = first.with_ticks(ticks)
     video.cache_times(times)
     _fill_video_fields(video, times, last_duration, facts)
@@ -247,8 +261,10 @@ def _send_frames(
     send(header | {"streams": {"frames": [len(unique), *cropped]}})
     scaler, blocks = video.scaler(times, *scaled), FrameBlockSender(send, "frames")
     with contextlib.closing(video.frames_at(times, unique)) as frames:
-        for frame in frames:
-            blocks.add(center_crop(scaler(frame), *cropped))
+        for number, frame in enumerate(frames):
+            blocks.add(center_crop(scaler(frame), *cropped), int(unique[number]))
+            if blocks.is_full:
+                blocks.flush()
     blocks.flush()
     done = {
         "kind": "done",

@@ -19,6 +19,7 @@ import numpy as np
 
 from recaption.decoding import timestamps
 from recaption.decoding.checked_decoder import error_text
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
 from recaption.decoding.trim import Cut, Damage
 from recaption.errors import VideoError
@@ -196,7 +197,7 @@ def read_packets(
                 continue
             num_packets += 1
             if num_packets > max_frames:
-                raise VideoError("too_large", f"more than {max_frames = } frames")
+                raise VideoError("too_large", f"it has more than {limit_text('max_frames', max_frames)}")
             if packet.dts is not None:
                 is_in_order = is_in_order and (last_dts is None or packet.dts >= last_dts)
                 last_dts = packet.dts

@@ -25,6 +25,7 @@ from av.stream import Discard
 from recaption.decoding import matroska, orientation, trim, webp
 from recaption.decoding.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
 from recaption.decoding.libav_log import ERROR_LOG
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
 from recaption.decoding.packet_index import MIN_SEEK_GAIN_FRAMES, FrameTimes, Keyframe, PacketIndex, read_packets
 from recaption.decoding.picture import streams
@@ -34,6 +35,8 @@ from recaption.errors import VideoError
 
 NUM_CACHED_TIMES = 16
 """Files whose frame times are cached: all clips of a long video cost one demux."""
+MAX_CACHED_FRAMES = 2_000_000
+"""Of all of these files together: 0.3 GB where every frame is a keyframe."""
 
 
 class SeekMismatchError(Exception):
@@ -208,7 +211,8 @@ class VideoFile:
             raise VideoError("zero_frames", "the video stream has no frames")
         limit = self.limits["max_video_seconds"]
         if index.seconds > limit:
-            raise VideoError("too_large", f"{index.seconds:.1f} s of video, more than max_video_seconds = {limit}")
+            detail = f"{index.seconds:.1f} s of video, more than {limit_text('max_video_seconds', limit)}"
+            raise VideoError("too_large", detail)
 
     def _index_to_trim(self, cut: trim.Cut | None) -> PacketIndex:
         ERROR_LOG.lines.clear()
@@ -247,7 +251,10 @@ class VideoFile:
     def cache_times(self, times: FrameTimes) -> None:
         """Cache the frame times for the next request about the same file."""
         _times_of_files[self._cache_key] = times
-        while len(_times_of_files) > NUM_CACHED_TIMES:
+        while len(_times_of_files) > 1 and (
+            len(_times_of_files) > NUM_CACHED_TIMES
+            or sum(len(one.ticks) for one in _times_of_files.values()) > MAX_CACHED_FRAMES
+        ):
             _times_of_files.popitem(last=False)
 
     # --- decoding ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from PIL import Image, WebPImagePlugin
 
+from recaption.decoding.messages import limit_text
 from recaption.errors import VideoError
 
 TIME_BASE = Fraction(1, 1000)
@@ -41,7 +42,9 @@ def _open_animation(file: Any, max_pixels: int) -> Any:
         raise VideoError("unreadable", f"not a WebP file: {error}") from None
     width_px, height_px = image.size
     if width_px * height_px > max_pixels:
-        raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than {max_pixels = }")
+        raise VideoError(
+            "too_large", f"{width_px}x{height_px} pixels, more than {limit_text('max_pixels', max_pixels)}"
+        )
     return image
 
 

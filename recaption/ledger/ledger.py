@@ -28,6 +28,7 @@ from recaption.captions.sets import (
     default_caption_set,
     main_captions,
     mark_repeated_captions,
+    without_open_captions,
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
@@ -220,7 +221,7 @@ def clip_states(
     shard = _lookup(ids, shards.filter(is_written), "shard")
     rejected_reason = _lookup(ids, rejected, "reason")
     failure_reason = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
-    main = main_captions(captions)
+    main = main_captions(without_open_captions(captions))
     is_good = pc.is_null(main["reason"])
     has_caption = _is_in(ids, main.filter(is_good))
     caption_reason = _lookup(ids, main.filter(pc.invert(is_good)), "reason")

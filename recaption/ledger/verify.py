@@ -25,6 +25,7 @@ from recaption.captions.sets import (
     caption_set_pattern,
     caption_sets,
     default_caption_set,
+    is_open,
     main_captions,
     mark_repeated_captions,
 )
@@ -345,6 +346,7 @@ def _check_states(
     # Where the shard of an indexed clip is gone, that is reported once for the shard.
     waiting = waiting.filter(pc.invert(pc.is_in(waiting["clip_id"], value_set=_ids(index))))
     main = main_captions(captions)
+    open_ids = set(main.filter(is_open(main))["clip_id"].to_pylist())
     with_caption = _ids(main.filter(pc.is_null(main["reason"])))
     in_shard = originals.filter(pc.equal(originals["state"], "in_shard"))
     lost = in_shard.filter(pc.invert(pc.is_in(in_shard["clip_id"], value_set=with_caption)))
@@ -353,6 +355,8 @@ def _check_states(
     part_of = _parts_of(opened.tables["clips"], _ids(waiting))
     for row in waiting.to_pylist():
         if row["reason"] == "caption":
+            if row["clip_id"] in open_ids:
+                continue  # not lost: its endpoint gave no answer, and is asked again by the next run
             part = part_of[row["clip_id"]].replace("clips/", f"captions/{set_name}/", 1)
             if part not in captions_by_part and captions_by_part:
                 continue  # reported once for the part

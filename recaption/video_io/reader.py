@@ -87,14 +87,18 @@ def read_frames(
         )
 
 
-def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frames:
+OWN_SAMPLE_LIMITS = DecodeLimits(max_kept_bytes=32 << 30)
+"""For samples of shards: their size was chosen by the buckets, not by a stranger."""
+
+
+def decode_bytes(payload: bytes, *, limits: DecodeLimits = OWN_SAMPLE_LIMITS) -> Frames:
     """All frames of an encoded video in memory, such as an .mp4 member of a shard.
 
     Raises:
         VideoError: as `read_frames`.
     """
     with file_in_memory(payload) as file:
-        return decode(file, "<bytes>", limits or DecodeLimits(), ReadRequest())
+        return decode(file, "<bytes>", limits, ReadRequest())
 
 
 def read_clip(

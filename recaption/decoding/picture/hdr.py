@@ -1,6 +1,7 @@
 """HLG and PQ video as ordinary BT.709 pictures, by tables: the same bytes on every CPU.
 
-to_sdr(pixels_HWC, Transfer.PQ, Primaries.BT2020)      # uint16 R'G'B' (0..65535) -> uint8 R'G'B'
+pixels_HWC = rgb_of_yuv(yuv_HWC, Matrix.BT2020, bits=10, is_full_range=False)    # uint16 Y'CbCr -> uint16 R'G'B'
+to_sdr(pixels_HWC, Transfer.PQ, Primaries.BT2020)                                # uint16 R'G'B' -> uint8 R'G'B'
 
 1. R'G'B' -> light of the display in cd/m2. PQ: the EOTF of Rec. ITU-R BT.2100-2, table 4. HLG: the inverse OETF and the
    OOTF of table 5, at a nominal peak of 1000 cd/m2 (system gamma 1.2).
@@ -55,6 +56,18 @@ TO_BT709 = {
     ),
 }
 """Matrices of linear light: from the chromaticities of BT.2020-2, BT.709-6 and SMPTE EG 432-1, white D65 (SMPTE RP 177)."""
+
+
+class Matrix(IntEnum):
+    """AVColorSpace that HDR video is made with; others are read as BT.2020."""
+
+    BT709 = 1
+    BT601 = 5
+    BT2020 = 9
+
+
+LUMA_WEIGHTS = {Matrix.BT709: (0.2126, 0.0722), Matrix.BT601: (0.299, 0.114), Matrix.BT2020: (0.2627, 0.0593)}
+"""Of red and blue."""
 BT2020_LUMINANCE = (0.2627, 0.6780, 0.0593)
 """Weights of the OOTF of HLG."""
 
@@ -141,6 +154,31 @@ def signal_of_light() -> np.ndarray:
 def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The entries for float32 values of 0..`MAX_LIGHT`."""
     return table[values.view(np.uint32) >> INDEX_SHIFT]
+
+
+def rgb_of_yuv(yuv_HWC: np.ndarray, matrix: Matrix, *, bits: int, is_full_range: bool) -> np.ndarray:
+    """uint16 R'G'B' of full range. swscale does the same with coefficients of 13 bits, which costs up to 2 levels of 255.
+
+    Args:
+        yuv_HWC: uint16 Y'CbCr, with the most significant bits used.
+        bits: how many of them the video has.
+    """
+    luma_offset, luma_range, chroma_range = 16 << 8, 219 << 8, 224 << 8
+    if is_full_range:
+        luma_offset, luma_range = 0, ((1 << bits) - 1) << (16 - bits)
+        chroma_range = luma_range
+    y, cb, cr = (yuv_HWC[..., i].astype(np.float32) for i in range(3))
+    y = (y - np.float32(luma_offset)) * np.float32(65535 / luma_range)
+    cb, cr = ((c - np.float32(1 << 15)) * np.float32(65535 / chroma_range) for c in (cb, cr))
+    red, blue = LUMA_WEIGHTS[matrix]
+    green = 1 - red - blue
+    channels = (
+        y + cr * np.float32(2 - 2 * red),
+        y - cb * np.float32(blue * (2 - 2 * blue) / green) - cr * np.float32(red * (2 - 2 * red) / green),
+        y + cb * np.float32(2 - 2 * blue),
+    )
+    rgb = np.stack(channels, axis=-1)
+    return np.rint(np.clip(rgb, np.float32(0), np.float32(65535))).astype(np.uint16)
 
 
 def to_sdr(pixels_HWC: np.ndarray, transfer: Transfer, primaries: Primaries) -> np.ndarray:

@@ -39,7 +39,7 @@ class Scaler:
         if transfer is None:
             pixels_HWC = self._scaled(frame, "rgb24")
         else:
-            pixels_HWC = hdr.to_sdr(self._scaled(frame, "rgb48le"), transfer, _primaries(frame))
+            pixels_HWC = _to_sdr(self._scaled(frame, _deep_format(frame)), frame, transfer)
         return self.orientation.apply(pixels_HWC)
 
     def _scaled(self, frame: Any, pixel_format: str) -> np.ndarray:
@@ -59,10 +59,22 @@ def hdr_transfer(frame: Any) -> hdr.Transfer | None:
     return hdr.Transfer(frame.color_trc) if frame.color_trc in list(hdr.Transfer) else None
 
 
-def _primaries(frame: Any) -> hdr.Primaries:
-    """Where a frame does not say, HDR has those of BT.2100."""
+FULL_RANGE = 2
+"""AVColorRange."""
+
+
+def _deep_format(frame: Any) -> str:
+    return "rgb48le" if frame.format.is_rgb else "yuv444p16le"
+
+
+def _to_sdr(pixels_HWC: np.ndarray, frame: Any, transfer: hdr.Transfer) -> np.ndarray:
+    """uint8 RGB of pixels in `_deep_format`. Where a frame does not say what they are, they are as BT.2100 wants them."""
+    if not frame.format.is_rgb:
+        matrix = hdr.Matrix(frame.colorspace) if frame.colorspace in list(hdr.Matrix) else hdr.Matrix.BT2020
+        bits, is_full_range = frame.format.components[0].bits, frame.color_range == FULL_RANGE
+        pixels_HWC = hdr.rgb_of_yuv(pixels_HWC, matrix, bits=bits, is_full_range=is_full_range)
     known = frame.color_primaries in list(hdr.Primaries)
-    return hdr.Primaries(frame.color_primaries) if known else hdr.Primaries.BT2020
+    return hdr.to_sdr(pixels_HWC, transfer, hdr.Primaries(frame.color_primaries) if known else hdr.Primaries.BT2020)
 
 
 def is_transparent(frame: Any) -> bool:
@@ -78,7 +90,7 @@ def opaque(frame: Any) -> Any:
     transfer = hdr_transfer(frame)
     colours = pixels_HWC[..., :3]
     if transfer is not None:
-        colours = hdr.to_sdr(_reformatted(frame, "rgb48le"), transfer, _primaries(frame))
+        colours = _to_sdr(_reformatted(frame, _deep_format(frame)), frame, transfer)
     laid = av.VideoFrame.from_ndarray(alpha.on_background(colours, pixels_HWC[..., 3]), format="rgb24")
     laid.pts, laid.time_base = frame.pts, frame.time_base
     return laid
