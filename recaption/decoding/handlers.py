@@ -1,4 +1,4 @@
-"""Request handlers of the decoder child: probe, scan, read, clip. They do not use PyAV themselves.
+"""Request handlers of the decoder child: probe, scan, read, clip, cut. They do not use PyAV themselves.
 
 A response is a "length" message (sizes, and seconds for the parent's timeout), blocks of frames in ascending order, and
 "done" with presentation times; the worker turns an exception into "error". Frames are sent in blocks as they are
@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recaption.decoding import timestamps
-from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest, limit_text
+from recaption.decoding.damage.trim import check_against_index
+from recaption.decoding.lossless_cut import lossless_cut
+from recaption.decoding.messages import (
+    ClipRequest,
+    CutRequest,
+    ProbeRequest,
+    ReadRequest,
+    Request,
+    ScanRequest,
+    limit_text,
+)
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
 from recaption.decoding.picture.streams import transfer_name
-from recaption.decoding.trim import check_against_index
 from recaption.errors import VideoError
 
 if TYPE_CHECKING:
@@ -279,9 +288,19 @@ def _send_frames(
     send(done | {"count": len(indices)}, np.ascontiguousarray(seconds[indices]).data)
 
 
+def cut(video: VideoFile, request: CutRequest, send: Send) -> None:
+    """The packets of a span as the bytes of an mp4; or why they cannot be had."""
+    announce_first_pass(video, send)
+    found = lossless_cut(video, request.start_frame, request.end_frame)
+    if found.mp4:
+        send({"kind": "bytes"}, found.mp4)
+    send({"kind": "done", "count": 0, "obstacle": found.obstacle})
+
+
 HANDLERS: dict[type[Request], Callable[[VideoFile, Any, Send], None]] = {
     ProbeRequest: probe,
     ScanRequest: scan,
     ReadRequest: read,
     ClipRequest: clip,
+    CutRequest: cut,
 }
