@@ -76,6 +76,12 @@ class FramePreprocessor:
         return np.asarray(image.resize(fitted, resample).crop((left, top, left + size, top + size)))
 
 
+def upload(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 pixels on the device, to be normalised there: a quarter of the bytes, from pinned memory, without waiting."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def uniform_frame_indices(num_available: int, num_frames: int, *, repeat: bool) -> np.ndarray:
     """Indices of uniformly spaced frames: the middle of each of `num_frames` equal spans of the clip.
 

@@ -208,6 +208,13 @@ class CaptionerTask:
         )
         return batches.stream(start_step, num_workers=self.settings.num_workers)
 
+    def compiled_modules(self) -> list[nn.Module]:
+        """The transformer layers of all towers: the loss never calls the model itself, but `encode_clips` and its kin."""
+        from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
+
+        layers = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+        return [module for module in self.model.modules() if isinstance(module, layers)]
+
     def loss(self, batch: Mapping[str, Any], *, step: int, seed: int) -> LossParts:
         for module in frozen_modules(self.model):
             module.eval()

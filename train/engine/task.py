@@ -61,6 +61,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class HasCompiledModules(Protocol):
+    """A task whose loss does not call its model as a whole, so that `compile` has to know what it does call."""
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """Modules whose `forward` the loss runs; repeated layers rather than all at once, so that they compile once."""
+        ...
+
+
+@runtime_checkable
 class HasState(Protocol):
     """A task with data-order state to check on resume (the packing plan's hash). JSON-serialisable."""
 
