@@ -101,6 +101,19 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("curves", "{run}/train/{name}/metrics.jsonl"),
     ),
     "sample": (("videos", "{videos:first}"), ("contact sheet", "{contact_sheet}")),
+    "export": (
+        ("clips", "{clips[exported]:,} of {clips[total]:,}, {seconds[exported]:.0f} seconds, {bytes:GB}"),
+        ("copied, encoded", "{copied:,} byte for byte, {encoded:,} encoded"),
+        ("to export", "{clips[to_export]:,} of {clips[total]:,}, {seconds[to_export]:.0f} seconds"),
+        ("estimate", "{estimated_bytes:GB}, up to {copied_at_most:,} clips copied and the others encoded"),
+        ("dropped", "{clips[dropped]}"),
+        ("failed", "{clips[failed]}"),
+        ("no caption", "{clips[waiting][caption]:,}"),
+        ("trimmed", "{seconds[trimmed]:.0f} seconds"),
+        ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
+        ("files", "{files}"),
+        ("how to load it", "{export}/README.md"),
+    ),
     "report": (("report", "{report}"),),
     "verify": (
         *LEDGER,
@@ -118,6 +131,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("decord2", "{decord2}"),
         ("decodes", "{decodes}"),
         ("encodes", "{encodes}"),
+        ("decoding is confined by", "{confinement}"),
+        ("not confined by", "{confinement_missing}"),
         ("tiny captioner", "{weights[tiny]}"),
         ("hub", "{weights[hub]}"),
         ("extras", "{extras}"),
@@ -127,6 +142,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
 
 LISTS: tuple[tuple[str, str, str], ...] = (
     ("failures", "{uri}: {reason}", "all of them: {run}/videos, or --json"),
+    (
+        "trimmed",
+        "{uri}: {duration_seconds:.1f} s kept, {truncated_seconds:.1f} s lost",
+        "all of them: {run}/videos, or --json",
+    ),
     ("problems", "{kind}: {where}: {detail}", "all of them: --json"),
 )
 """Key of the summary, one line of the list, and where the whole list is."""

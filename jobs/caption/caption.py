@@ -56,13 +56,13 @@ def caption(
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
-    states = source_states(run, {clip.uri for clips in kept.values() for clip in clips})
+    states = source_states(run, {clip.uri: clip.video_id for clips in kept.values() for clip in clips})
     parts: list[dict[str, Any]] = [
         {
             "part": number,
             "clips": [dataclasses.asdict(c) for c in clips],
             "clips_hash": _clips_hash(clips),
-            "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in clips if c.uri in states},
+            "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in clips},
         }
         for number, clips in kept.items()
         if (only is None or number in only)

@@ -205,9 +205,8 @@ class CaptionWorker:
         if cached := self.encoder_cache.views(clip):
             return cached
         settings = self.settings
-        video = self.videos.open(clip.uri, self.states.get(clip.uri) or InputState(video_id=clip.video_id))
         return sample_windows(
-            video,
+            self.videos.open(clip.uri, self.states.get(clip.uri)),
             clip,
             self.captioner,
             window_seconds=settings.window_seconds,

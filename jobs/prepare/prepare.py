@@ -52,7 +52,6 @@ def prepare(
     found = find_inputs(videos) if videos else FoundInputs()
     run = RunFolder(out)
     check_same_recipe(run, recipe)
-    run.remove_temporary_files()
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
     if videos:

@@ -153,7 +153,7 @@ def base() -> Recipe:
                 ema_decay=0.9999,
                 precision="bf16",
                 schedule="constant",
-                activation_checkpointing=True,  # 65,536 tokens of 28 blocks are 166 GB otherwise
+                activation_checkpointing=True,  # 65,536 tokens of 28 blocks are 111 GB otherwise
                 compile=True,
                 checkpoint_every=1000,
                 keep_checkpoints=3,

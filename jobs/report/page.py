@@ -159,9 +159,11 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
     for clip in clips:
         by_step[_lost_in(tables, clip)].append(clip)
     failed = [v for v in videos if v.status == "failed"]
-    total = math.fsum(v.duration_seconds for v in videos)
+    total = math.fsum(v.duration_seconds + v.truncated_seconds for v in videos)
+    unread = [(v.reason, "failed", v.duration_seconds) for v in failed]
+    unread += [("truncated", "failed", v.truncated_seconds) for v in videos if v.truncated_seconds]
     losses = [
-        ("Read", "videos", len(videos) - len(failed), _lost((v.reason, "failed", v.duration_seconds) for v in failed)),
+        ("Read", "videos", len(videos) - len(failed), _lost(unread)),
         ("Kept by the filters", "clips", 0, _lost_clips(by_step["filters"])),
         ("Captioned", "clips", 0, _lost_clips(by_step["caption"])),
         ("In shards", "clips", 0, _lost_clips(by_step["shard"])),

@@ -69,13 +69,14 @@ def find_problems(
     def track(rows: Sequence[Any]) -> Any:
         return tqdm(rows, desc="verify", file=sys.stderr, disable=not progress)
 
-    problems = verify(run, recipe.filters, track=track)
+    has_pairs = recipe.prepare.duplicates.perceptual
+    problems = verify(run, recipe.filters, has_perceptual_pairs=has_pairs, track=track)
     problems += check_sources(run, track=track)
     changed = {p.where.partition(":")[2] for p in problems if p.kind == "caption_changed"}
     pairs = {}
     for set_name in caption_sets(run) if num_pairs != 0 else ():
         check = _check_set(run, recipe, set_name, num_pairs, first=changed, progress=progress)
-        problems += check.problems
+        problems += check.problems + check.changed_sources
         pairs[set_name] = check.summary()
     checks: dict[str, Any] = {"pairs": pairs}
     if num_pairs != 0 and run.exists("index.parquet"):
@@ -129,7 +130,7 @@ def _check_set(
 
     clips = clips_of(run, {pair.clip_id for pair in pairs})
     decode, snap_seconds = recipe.prepare.decode, recipe.caption.snap_seconds
-    states = source_states(run, {clip.uri for clip in clips.values()})
+    states = source_states(run, {clip.uri: clip.video_id for clip in clips.values()})
     return check_pairs(
         set_name, pairs, captioner, clips, states=states, decode=decode, snap_seconds=snap_seconds, track=track
     )

@@ -17,6 +17,7 @@ from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder
 
 PROBLEM_KINDS = (
     "temporary_file",
+    "path_outside",
     "part_unreadable",
     "recipe_mixed",
     "input_missing",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recaption import hub
-from recaption.errors import UsageError
-from recaption.weights import weights_hash
+from recaption.errors import UsageError, WeightsUnreachableError
+from recaption.weights import stored_tensors, weights_hash
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Whole, or in shards with an index, in the order in which transformers looks for them."""
 MAX_TEXT_TOKENS = 256
 """T5 only: longer captions are truncated. CLIP and captioner towers have their own limits."""
 
@@ -23,14 +27,16 @@ class T5Encoder:
         config, encoder_class = t5_config(model_id)
         self.tokenizer = t5_tokenizer(model_id)
         what, remedy, local_only = _describe(model_id)
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         try:
             model = encoder_class.from_pretrained(
-                model_id, local_files_only=local_only, dtype="auto", trust_remote_code=False
+                model_id, local_files_only=local_only, dtype=dtype, trust_remote_code=False
             )
+            self.weights_hash = weights_hash(stored_tensors(_weight_files(model_id)))
+        except WeightsUnreachableError:
+            raise
         except Exception as error:  # transformers, safetensors and pickle share no base exception
-            raise hub.loading_error(what, error, remedy) from error
-        self.weights_hash = weights_hash(model.state_dict())  # of the stored type: the same on every device
-        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+            raise hub.unreachable_error(what, error, remedy) from error
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
@@ -45,6 +51,26 @@ class T5Encoder:
         mask = tokens.attention_mask.bool()
         pooled_SC = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return states[mask], mask.sum(1), pooled_SC
+
+
+def _weight_files(model_id: str) -> list[Path]:
+    """The files that transformers has just loaded: their tensors are the identity of the encoder, whatever the device.
+
+    Raises:
+        OSError: none of the names that transformers knows.
+    """
+    from transformers.utils import cached_file
+
+    for name in WEIGHT_FILES:
+        for candidate in (name, f"{name}.index.json"):
+            found = cached_file(model_id, candidate, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+            if found is None:
+                continue
+            if candidate == name:
+                return [Path(found)]
+            shards = sorted(set(json.loads(Path(found).read_text())["weight_map"].values()))
+            return [Path(str(cached_file(model_id, shard, local_files_only=True))) for shard in shards]
+    raise OSError(f"{model_id} has none of {', '.join(WEIGHT_FILES)}")
 
 
 def t5_config(model_id: str) -> tuple[Any, Any]:

@@ -193,7 +193,7 @@ def test_the_command_takes_a_number_none_or_all(small_run, capsys):
 
 def test_a_run_without_captions_verifies(small_run, small_recipe, tmp_path):
     copy = tmp_path / "prepared"
-    for folder in ("videos", "clips", "previews"):
+    for folder in ("videos", "clips", "previews", "fingerprints"):
         shutil.copytree(Path(small_run.root) / folder, copy / folder)
     for name in ("run.yaml", "inputs.parquet"):
         shutil.copyfile(Path(small_run.root) / name, copy / name)
