@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from jobs.export.command import Export
 from jobs.recipe import presets as recipes
 from jobs.recipe.flags import Common, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
@@ -68,7 +69,7 @@ class Run(Common):
     def __call__(self) -> dict[str, Any]:
         from jobs.run import run
 
-        with self.cluster() as cluster:
+        with self.working_on(self.out) as cluster:
             return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after)
 
 
@@ -100,7 +101,7 @@ class Prepare(Common):
             return what_if(open_run(self.out)[0], self.settings, self.what_if)
         if not self.videos:
             raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
-        with self.cluster() as cluster:
+        with self.working_on(self.out) as cluster:
             return prepare(self.videos, self.out, self.settings, cluster)
 
 
@@ -125,8 +126,9 @@ class CaptionVerb(OnRun):
         from jobs.caption.caption import caption
 
         recipe = changed(self.settings, "caption", captioner=self.captioner)
-        with self.cluster() as cluster:
-            return caption(open_run(self.run)[0], recipe, self.set, cluster)
+        run = open_run(self.run)[0]
+        with self.working_on(self.run) as cluster:
+            return caption(run, recipe, self.set, cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +147,9 @@ class Shard(OnRun):
     def __call__(self) -> dict[str, Any]:
         from jobs.shard import shard
 
-        with self.cluster() as cluster:
-            return shard(open_run(self.run)[0], self.settings, self.captions, cluster)
+        run = open_run(self.run)[0]
+        with self.working_on(self.run) as cluster:
+            return shard(run, self.settings, self.captions, cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +165,9 @@ class Encode(OnRun):
         from jobs.encode.encode import encode
 
         recipe = changed(self.settings, "encode", compressor=self.compressor)
-        with self.cluster() as cluster:
-            return encode(open_run(self.run)[0], recipe, cluster)
+        run = open_run(self.run)[0]
+        with self.working_on(self.run) as cluster:
+            return encode(run, recipe, cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +375,7 @@ class Verify(OnRun):
 
     example: ClassVar[str] = "recaption verify --run runs/a --repair"
     pairs: str = "32"
-    """Captions per set to check against the decoded pixels of their clips; 0 for none, or all."""
+    """Captions per set, and samples, to check against the decoded pixels of their clips; 0 for none, or all."""
     repair: bool = False
     """Recompute what is damaged, and only that, then verify again."""
 
@@ -382,7 +386,7 @@ class Verify(OnRun):
         run, num_pairs = open_run(self.run)[0], parse_pairs(self.pairs)
         if not self.repair:
             return verify_run(run, self.settings, num_pairs=num_pairs, progress=self.progress)
-        with self.cluster() as cluster:
+        with self.working_on(self.run) as cluster:
             return repair_run(run, self.settings, cluster, num_pairs=num_pairs)
 
 
@@ -409,6 +413,7 @@ VERBS: dict[str, type[Common]] = {
     "train compressor": CompressorTraining,
     "train dit": DitTraining,
     "sample": Sample,
+    "export": Export,
     "report": Report,
     "verify": Verify,
     "doctor": Doctor,

@@ -30,6 +30,7 @@ LEDGER: tuple[Row, ...] = (
 ROWS: dict[str, tuple[Row, ...]] = {
     "run": (
         *LEDGER,
+        ("left out", "{stages[prepare][left_out_files]:,} files that accompany videos"),
         ("captions", "{stages[caption][captions]:,}"),
         ("clip score", "{stages[caption][matched_score]:.3f}"),
         ("samples", "{stages[shard][samples]:,} in {stages[shard][shards]:,} shards"),
@@ -42,6 +43,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "prepare": (
         *LEDGER,
+        ("left out", "{left_out_files:,} files that accompany videos"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("not scored", "{absent_scores}"),
         ("tables", "{run}/videos and {run}/clips"),
@@ -51,6 +53,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("captions", "{captions:,}"),
         ("further kinds", "{further}"),
         ("bad", "{bad}"),
+        ("texts refused", "{refused_texts}"),
         ("clip score", "{matched_score:.3f}, with captions of other clips {mismatched_score:.3f}"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("caption set", "{run}/captions/{set}"),
@@ -98,10 +101,24 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("curves", "{run}/train/{name}/metrics.jsonl"),
     ),
     "sample": (("videos", "{videos:first}"), ("contact sheet", "{contact_sheet}")),
+    "export": (
+        ("clips", "{clips[exported]:,} of {clips[total]:,}, {seconds[exported]:.0f} seconds, {bytes:GB}"),
+        ("copied", "{copied:,} whole files, {cut:,} cut at keyframes, {encoded:,} encoded"),
+        ("to export", "{clips[to_export]:,} of {clips[total]:,}, {seconds[to_export]:.0f} seconds"),
+        ("estimate", "{estimated_bytes:GB}, if {copied_at_most:,} clips are copied and the others encoded"),
+        ("dropped", "{clips[dropped]}"),
+        ("failed", "{clips[failed]}"),
+        ("no caption", "{clips[waiting][caption]:,}"),
+        ("trimmed", "{seconds[trimmed]:.0f} seconds"),
+        ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
+        ("files", "{files}"),
+        ("how to load it", "{export}/README.md"),
+    ),
     "report": (("report", "{report}"),),
     "verify": (
         *LEDGER,
         ("captions checked", "{pairs}"),
+        ("samples checked", "{samples_checked}"),
         ("repaired", "{repaired}"),
         ("found", "{found:,} problems before the repair"),
         ("nothing lost or damaged", "{ok}"),
@@ -114,6 +131,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("decord2", "{decord2}"),
         ("decodes", "{decodes}"),
         ("encodes", "{encodes}"),
+        ("decoding is confined by", "{confinement}"),
+        ("not confined by", "{confinement_missing}"),
         ("tiny captioner", "{weights[tiny]}"),
         ("hub", "{weights[hub]}"),
         ("extras", "{extras}"),
@@ -123,6 +142,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
 
 LISTS: tuple[tuple[str, str, str], ...] = (
     ("failures", "{uri}: {reason}", "all of them: {run}/videos, or --json"),
+    (
+        "trimmed",
+        "{uri}: {duration_seconds:.1f} s kept, {truncated_seconds:.1f} s lost",
+        "all of them: {run}/videos, or --json",
+    ),
     ("problems", "{kind}: {where}: {detail}", "all of them: --json"),
 )
 """Key of the summary, one line of the list, and where the whole list is."""
@@ -132,7 +156,13 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
     """0 all good, 1 finished but some inputs failed, 3 `verify` found damage."""
     if verb == "verify":
         return 0 if summary["ok"] else 3
-    return 1 if summary.get("failures") or summary.get("videos_failed") else 0
+    return 1 if summary.get("failures") or summary.get("videos_failed") or errors_of(summary) else 0
+
+
+def errors_of(summary: dict[str, Any]) -> list[str]:
+    """What a stage could not do at all, or has to do again: one sentence each."""
+    stages = summary.get("stages", {}).values()
+    return [error for one in (summary, *stages) for error in one.get("errors", [])]
 
 
 def print_summary(verb: str, summary: dict[str, Any], **flags: Any) -> None:

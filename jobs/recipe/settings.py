@@ -172,6 +172,8 @@ def _plain(value: Any) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
 """Settings that change how a stage runs but not its outputs: left out of the hashes."""
+HASHED_ALWAYS = ("on_damage",)
+"""Settings of a group of `NOT_HASHED` that change outputs all the same."""
 HASHED_SEPARATELY = ("duplicates", "repeats", "text")
 """Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/, which store hashes of their own; no clip,
 caption or latent depends on them."""
@@ -186,7 +188,9 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
 def _hashed_settings(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {k: _hashed_settings(v) for k, v in value.items() if k not in NOT_HASHED + HASHED_SEPARATELY}
+    hashed = {k: _hashed_settings(v) for k, v in value.items() if k not in NOT_HASHED + HASHED_SEPARATELY}
+    groups = [v for k, v in value.items() if k in NOT_HASHED and isinstance(v, dict)]
+    return hashed | {k: v for group in groups for k, v in group.items() if k in HASHED_ALWAYS}
 
 
 def grid_of(recipe: Recipe) -> Grid:

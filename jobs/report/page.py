@@ -29,6 +29,7 @@ from jobs.report.tables import RunTables, duration, read_run
 from jobs.report.thresholds import load_scores, threshold_figures, waterfall_rows
 from jobs.report.trainings import read_training
 from packing.buckets import parse_bucket
+from recaption.captions.words import count_words
 from recaption.ledger.ledger import ClipState
 from recaption.quality.filters import FilterThresholds
 from recaption.run_folder import RunFolder
@@ -130,7 +131,7 @@ def _tiles(
     ]
     good = [row for row in tables.captions.values() if row["reason"] is None]
     if good:
-        words = float(np.mean([len(row["text"].split()) for row in good]))
+        words = float(np.mean([count_words(row["text"]) for row in good]))
         tiles.append(("Captions", number(len(good)), f"{words:.1f} words on average"))
     if tables.index:
         num_shards = len({row.shard for row in tables.index.values()})
@@ -158,9 +159,11 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
     for clip in clips:
         by_step[_lost_in(tables, clip)].append(clip)
     failed = [v for v in videos if v.status == "failed"]
-    total = math.fsum(v.duration_seconds for v in videos)
+    total = math.fsum(v.duration_seconds + v.truncated_seconds for v in videos)
+    unread = [(v.reason, "failed", v.duration_seconds) for v in failed]
+    unread += [("truncated", "failed", v.truncated_seconds) for v in videos if v.truncated_seconds]
     losses = [
-        ("Read", "videos", len(videos) - len(failed), _lost((v.reason, "failed", v.duration_seconds) for v in failed)),
+        ("Read", "videos", len(videos) - len(failed), _lost(unread)),
         ("Kept by the filters", "clips", 0, _lost_clips(by_step["filters"])),
         ("Captioned", "clips", 0, _lost_clips(by_step["caption"])),
         ("In shards", "clips", 0, _lost_clips(by_step["shard"])),

@@ -1,10 +1,10 @@
-"""Protocol between a process and its decoder child: length-prefixed messages over two pipes.
+"""Protocol between a process and its decoder child: length-prefixed messages by socket and pipe.
 
 A message is 4 bytes header length, 8 bytes payload length (little endian), a JSON header, raw payload bytes:
 
-    header = {"kind": "frames", "stream": "small", "count": 340}    payload = 340 frames of uint8 RGB
+    header = {"kind": "frames", "stream": "small", "count": 340, "numbers": [...]}    payload = 340 frames of uint8 RGB
 
-Requests are the dataclasses below, plus the path of the file and the limits under which it is decoded:
+Requests are the dataclasses below, plus the limits; the descriptor of the open file travels with the first byte:
 
     encode_request(ReadRequest(indices=[0, 8]))   -> {"op": "read", "indices": [0, 8], "short_side_px": None, ...}
 """
@@ -68,12 +68,22 @@ class ClipRequest:
     """Half-open: frames from outside [start_frame, end_frame) are never returned."""
 
 
-Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutRequest:
+    """A span of frames as it is stored: its packets in an mp4 of their own (lossless_cut.py)."""
+
+    start_frame: int
+    end_frame: int
+    """Half-open."""
+
+
+Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest | CutRequest
 REQUESTS: dict[str, type[Request]] = {
     "probe": ProbeRequest,
     "scan": ScanRequest,
     "read": ReadRequest,
     "clip": ClipRequest,
+    "cut": CutRequest,
 }
 """`op` of a request's header -> its class."""
 
@@ -85,13 +95,18 @@ def encode_request(request: Request) -> dict[str, Any]:
 
 
 def decode_request(header: dict[str, Any]) -> Request:
-    """The inverse of `encode_request`; other keys of the header (path, limits) are ignored.
+    """The inverse of `encode_request`; other keys of the header (limits) are ignored.
 
     Raises:
         KeyError: unknown `op`, or a field is missing.
     """
     kind = REQUESTS[header["op"]]
     return kind(**{field.name: header[field.name] for field in dataclasses.fields(kind)})
+
+
+def limit_text(name: str, value: float) -> str:
+    """A limit that an input exceeds, and the flag that raises it."""
+    return f"{name} = {value} (--prepare.decode.{name.replace('_', '-')})"
 
 
 def pack_header(header: dict[str, Any], num_payload_bytes: int) -> bytes:

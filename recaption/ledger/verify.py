@@ -25,11 +25,13 @@ from recaption.captions.sets import (
     caption_set_pattern,
     caption_sets,
     default_caption_set,
+    is_open,
     main_captions,
     mark_repeated_captions,
 )
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA
+from recaption.errors import OutsideRunError
 from recaption.ledger.encoded_texts import check_encoded_texts
 from recaption.ledger.latent_statistics import LATENT_INDEX_SCHEMA, check_statistics
 from recaption.ledger.ledger import (
@@ -38,10 +40,12 @@ from recaption.ledger.ledger import (
     REJECTED_SCHEMA,
     SHARD_SCHEMA,
     SHARD_STATE_SCHEMA,
+    VIDEO_FLAGS_SCHEMA,
     clip_states,
     committed_clips,
     concat,
 )
+from recaption.ledger.lost_files import INDEX, find_lost_files
 from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
 from recaption.ledger.table_checks import (
     check_captions,
@@ -51,16 +55,15 @@ from recaption.ledger.table_checks import (
     find_duplicates,
 )
 from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar
-from recaption.quality.filters import FilterThresholds
+from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, with_video_flags
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
 
-INDEX = "index.parquet"
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
 """Further files of a part of `prepare` whose existence is checked; that of clips follows from their videos."""
-VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
+VIDEO_COLUMNS = ("uri", "num_frames", "duration_seconds", "status", *VIDEO_FLAG_SOURCES)
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
 CLIP_ID_SCHEMA = pa.schema([("clip_id", pa.string())])
 LATENT_SAMPLE_SCHEMA = pa.schema([*schema_of(Sample), *(f for f in LATENT_INDEX_SCHEMA if f.name != "shard")])
@@ -80,31 +83,42 @@ class _OpenedTables:
 
 
 def verify(
-    run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None, *, track: Track = iter
+    run: RunFolder,
+    thresholds: FilterThresholds,
+    set_name: str | None = None,
+    *,
+    has_perceptual_pairs: bool = False,
+    track: Track = iter,
 ) -> list[Problem]:
     """All problems of a run folder; [] where there are none.
 
     A stage that has not run, or was killed between two parts, is not a problem; shards without an index are. Where a
     table cannot be read, checks that need it are skipped: one broken file is one problem, not a thousand.
+
+    Args:
+        has_perceptual_pairs: whether the recipe searches for perceptual duplicates.
     """
     opened = _OpenedTables(list(check_temporary_files(run)))
     _read(run, opened)
+    for stage in ("shards", "index", "latents", "latents index"):
+        opened.problems += _check_shard_names(run, opened.tables.get(stage, {}))
+    outside = {problem.where for problem in opened.problems if problem.kind == "path_outside"}
     if opened.has("shards"):
         opened.problems += _check_tars(run, "shards/*/*.tar", opened, "shards", track)
-        opened.problems += _check_index(run, opened)
+        opened.problems += _check_index(run, opened) if INDEX not in outside else ()
     if opened.has("latents"):
         opened.problems += _check_tars(run, "latents/*/*/*.tar", opened, "latents", track)
-    if opened.has("latents", "latents index"):
+    if opened.has("latents", "latents index") and not outside & opened.tables["latents index"].keys():
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
-    if opened.has("clips", "duplicates", "shards", "rejected", "index"):
+    if opened.has("videos", "clips", "duplicates", "shards", "rejected", "index"):
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
-    if opened.has("clips", "rejected") and run.exists(REJECTED_CLIPS):
-        opened.problems += _check_caption_parts(run, opened)
-    return opened.problems
+    found = {(problem.kind, problem.where) for problem in opened.problems}
+    lost = find_lost_files(run, has_perceptual_pairs=has_perceptual_pairs)
+    return opened.problems + [problem for problem in lost if (problem.kind, problem.where) not in found]
 
 
 def _read(run: RunFolder, opened: _OpenedTables) -> None:
@@ -119,8 +133,8 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         "previews": ("previews/part-*.parquet", schema_of(ClipPreview), ()),
         "fingerprints": ("fingerprints/part-*.parquet", schema_of(ClipFingerprint), ()),
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
-        "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status")),
-        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ()),
+        "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status", "shard")),
+        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ("shard",)),
     }
     for name in caption_sets(run):
         stages[f"captions/{name}"] = (caption_set_pattern(name), CAPTION_STATE_SCHEMA, None)
@@ -149,9 +163,6 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
         inputs = concat(opened.tables["inputs"].values(), INPUTS_SCHEMA)
         if opened.tables["inputs"]:
             opened.problems += check_inputs(inputs, opened.tables["videos"], finished=finished)
-        elif opened.tables["videos"]:
-            detail = "the list of inputs is missing: whether each has a row cannot be checked"
-            opened.problems.append(Problem(kind="input_missing", where="inputs.parquet", detail=detail))
     for stage in WRITTEN_WITH_VIDEOS:
         for name in opened.tables.get("videos", ()) if opened.tables.get(stage) else ():
             expected = name.replace("videos/", f"{stage}/", 1)
@@ -168,17 +179,6 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
                 opened.problems += check_captions(name, rows, clip_ids, recipe_hash)
         if stage.startswith("captions/") and opened.tables.get(f"embeddings/{set_name}"):
             opened.problems += _check_embeddings(set_name, tables, opened.tables[f"embeddings/{set_name}"])
-
-
-def _check_caption_parts(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:
-    """Once there are shards, every part of clips has its part of captions, even if that is empty."""
-    set_name = default_caption_set(run)
-    present = run.list(caption_set_pattern(set_name)) if set_name else ()
-    for name in opened.tables["clips"] if present else ():
-        expected = name.replace("clips/", f"captions/{set_name}/", 1)
-        if expected not in present:
-            detail = f"the captions of {name} are missing although there are shards of this set"
-            yield Problem(kind="caption_missing", where=expected, detail=detail)
 
 
 def _check_embeddings(
@@ -213,7 +213,9 @@ def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str,
             yield Problem(kind="shard_unlisted", where=name, detail="the table that lists its samples is missing")
             continue
         num_rows = pc.sum(pc.equal(tables[table_name]["status"], "ok")).as_py() or 0
-        if name in tars:
+        if outside := _why_outside(run, name):
+            yield Problem(kind="path_outside", where=name, detail=outside)
+        elif name in tars:
             rows = run.read_table(table_name)
             rows = rows.filter(pc.equal(rows["status"], "ok")).to_pylist()
             sha256 = run.table_metadata(table_name).get("tar_sha256", "")
@@ -226,6 +228,29 @@ def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str,
         for name, clip_id in find_duplicates(written, "clip_id"):
             where = f"{name.removesuffix('.parquet')}.tar:{clip_id}"
             yield Problem(kind="clip_in_two_shards", where=where, detail="this clip is in another shard or row too")
+
+
+def _check_shard_names(run: RunFolder, tables: dict[str, pa.Table]) -> Iterator[Problem]:
+    """The shards that tables name lie in the run folder; the table of a shard names that one only."""
+    for name, table in tables.items():
+        shards = pc.unique(table["shard"]).to_pylist()
+        for outside in filter(None, (_why_outside(run, shard) for shard in shards)):
+            yield Problem(kind="path_outside", where=name, detail=f"it lists samples in another place: {outside}")
+            break
+        else:
+            expected = name.removesuffix(".parquet") + ".tar"
+            if not name.endswith(INDEX) and any(shard != expected for shard in shards):
+                other = next(shard for shard in shards if shard != expected)
+                yield Problem(kind="index_differs", where=name, detail=f"it lists samples of {other!r}")
+
+
+def _why_outside(run: RunFolder, name: str) -> str:
+    """Why a name is none of the run folder; "" where it is one."""
+    try:
+        run.path_inside(name)
+    except OutsideRunError as error:
+        return str(error)
+    return ""
 
 
 def _check_index(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:
@@ -285,7 +310,8 @@ def _check_states(
     run: RunFolder, thresholds: FilterThresholds, set_name: str | None, opened: _OpenedTables
 ) -> Iterator[Problem]:
     """Check the states of the ledger against the contents of shards and index."""
-    clips = concat(opened.tables["clips"].values(), CLIPS_SCHEMA)
+    videos = concat(opened.tables["videos"].values(), VIDEO_FLAGS_SCHEMA)
+    clips = with_video_flags(concat(opened.tables["clips"].values(), CLIPS_SCHEMA), videos)
     shards = concat(opened.tables["shards"].values(), SHARD_STATE_SCHEMA)
     rejected = concat(opened.tables["rejected"].values(), REJECTED_SCHEMA)
     captions_by_part = opened.tables.get(f"captions/{set_name}", {})
@@ -320,6 +346,7 @@ def _check_states(
     # Where the shard of an indexed clip is gone, that is reported once for the shard.
     waiting = waiting.filter(pc.invert(pc.is_in(waiting["clip_id"], value_set=_ids(index))))
     main = main_captions(captions)
+    open_ids = set(main.filter(is_open(main))["clip_id"].to_pylist())
     with_caption = _ids(main.filter(pc.is_null(main["reason"])))
     in_shard = originals.filter(pc.equal(originals["state"], "in_shard"))
     lost = in_shard.filter(pc.invert(pc.is_in(in_shard["clip_id"], value_set=with_caption)))
@@ -328,6 +355,8 @@ def _check_states(
     part_of = _parts_of(opened.tables["clips"], _ids(waiting))
     for row in waiting.to_pylist():
         if row["reason"] == "caption":
+            if row["clip_id"] in open_ids:
+                continue  # not lost: its endpoint gave no answer, and is asked again by the next run
             part = part_of[row["clip_id"]].replace("clips/", f"captions/{set_name}/", 1)
             if part not in captions_by_part and captions_by_part:
                 continue  # reported once for the part

@@ -1,6 +1,6 @@
 """The decoder child process: started on first use, reused, and killed and replaced on timeout or crash.
 
-    header = exchange({"op": "probe", ...}, receive=buffer_for, wall_seconds=60.0, seconds_per_video_second=4.0)
+    header = exchange({"op": "probe", ...}, file.fileno(), receive=buffer_for, wall_seconds=60.0, ...)
 
 Decoding runs in a process of its own because untrusted bytes can do anything to a decoder: four corrupted bytes can abort
 decord, others never return (dmlc/decord issue 373: 38 hours). The child imports neither torch nor ray; a crash costs one
@@ -16,12 +16,13 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ MAX_KILLS = 4
 """Consecutive SIGKILLs of the decoder, while decoding or starting, after which the video is taken to be the cause."""
 KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
 """Detail of the error after `MAX_KILLS`."""
+INHERITED_VARIABLES = (
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
+    "PYTHONHOME",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX",
+)
+"""What the child gets of this process's environment, beside PYTHONPATH."""
 Receive = Callable[[dict[str, Any], int], memoryview]
 """(header, payload bytes) -> writable memory of exactly that many bytes."""
 
@@ -69,28 +80,44 @@ class _Deadline:
         if left <= 0 or not poll.poll(left * 1000):
             raise TimeoutError
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What this process does with the frames is not the decoder's time."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.started += time.monotonic() - started
+
+
+def _environment() -> dict[str, str]:
+    """Environment of the child: what Python needs to start, and none of the keys and tokens of this process."""
+    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    package_parent = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**inherited, **threads, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"}
+
 
 class _Child:
     """A running `python -m recaption.decoding.worker`."""
 
     def __init__(self) -> None:
-        package_parent = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self.requests, requests_of_child = socket.socketpair()
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "recaption.decoding.worker"],
-            stdin=subprocess.PIPE,
+            stdin=requests_of_child.fileno(),
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             bufsize=0,
-            env={**os.environ, **threads, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"},
+            env=_environment(),
             start_new_session=True,  # Ctrl-C reaches the parent, which then closes the child
         )
-        assert self.process.stdin is not None
+        requests_of_child.close()
         assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        os.set_blocking(self.stdin.fileno(), False)
+        self.stdout = self.process.stdout
+        self.requests.setblocking(False)
         with contextlib.suppress(OSError, AttributeError):  # 64 KiB by default: too many switches between processes
             fcntl.fcntl(self.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.num_exchanges = 0
@@ -103,13 +130,16 @@ class _Child:
                 raise _KilledError("decode_memory", KILLED) from None
             raise RecaptionError(f"the decoder process does not start ({error!r}): {stderr}") from None
         assert header["kind"] == "ready"
+        self.confinement: dict[str, str] = header["confinement"]
 
-    def write(self, payload: bytes | memoryview, deadline: _Deadline) -> None:
-        view = memoryview(payload).cast("B")
+    def send(self, request: dict[str, Any], descriptor: int, deadline: _Deadline) -> None:
+        """Send a request and the descriptor of its file, which goes along with the first byte."""
+        view, descriptors = memoryview(pack_header(request, 0)), [descriptor]
         while view:
-            deadline.wait(write=self.stdin.fileno())
+            deadline.wait(write=self.requests.fileno())
             with contextlib.suppress(BlockingIOError):
-                view = view[os.write(self.stdin.fileno(), view[: 1 << 20]) :]
+                view = view[socket.send_fds(self.requests, [view[: 1 << 16]], descriptors) :]
+                descriptors = []
 
     def read_into(self, view: memoryview, deadline: _Deadline) -> None:
         while view:
@@ -156,7 +186,7 @@ class _Child:
 
     def close_pipes(self) -> None:
         """Close this process's ends of the pipes only: after a fork the child belongs to the parent."""
-        for file in (self.stdin, self.stdout, self.stderr):
+        for file in (self.requests, self.stdout, self.stderr):
             with contextlib.suppress(OSError):
                 file.close()
 
@@ -186,7 +216,7 @@ class _Decoder:
     def exchange(
         self,
         request: dict[str, Any],
-        payload: bytes,
+        descriptor: int,
         receive: Receive,
         *,
         wall_seconds: float,
@@ -196,15 +226,18 @@ class _Decoder:
         child.num_exchanges += 1
         deadline = _Deadline(wall_seconds)
         try:
-            child.write(pack_header(request, len(payload)), deadline)
-            child.write(payload, deadline)
+            with _reopened(descriptor) as descriptor_of_child:
+                child.send(request, descriptor_of_child, deadline)
             while True:
                 header, num_payload_bytes = child.read_header(deadline)
                 if num_payload_bytes:
-                    child.read_into(receive(header, num_payload_bytes), deadline)
+                    with deadline.paused():
+                        memory = receive(header, num_payload_bytes)
+                    child.read_into(memory, deadline)
                 if header["kind"] == "length":
                     deadline.seconds = wall_seconds + seconds_per_video_second * header["seconds"]
-                    receive(header, 0)
+                    with deadline.paused():
+                        receive(header, 0)
                 elif header["kind"] == "error":
                     if header["reason"] == "decode_memory":
                         self.close()  # a heap that hit its limit stays fragmented
@@ -214,13 +247,26 @@ class _Decoder:
         except TimeoutError:
             self.close()
             raise VideoError("decode_timeout", f"not decoded within {deadline.seconds:.3g} s") from None
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             error = child.exit_reason()
             self.close()
             raise error from None
         except BaseException:
             self.close()  # a response read in part cannot be continued
             raise
+
+
+@contextlib.contextmanager
+def _reopened(descriptor: int) -> Iterator[int]:
+    """A second, read-only descriptor of the same file with its own position, also where the file has no name any more."""
+    try:
+        reopened = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+    except OSError as error:
+        raise VideoError("unreadable", f"cannot be opened for the decoder: {error.strerror}") from None
+    try:
+        yield reopened
+    finally:
+        os.close(reopened)
 
 
 _decoders: dict[int, _Decoder] = {}
@@ -253,15 +299,50 @@ def child_pid() -> int | None:
     return decoder.child.process.pid if decoder is not None and decoder.child is not None else None
 
 
+def confinement_report() -> dict[str, str]:
+    """What confines the decoder child on this machine: layer -> "" where it holds, else why not.
+
+    Starts the child where it does not run. What the kernel itself says of the child counts, not only the child's word.
+
+    Raises:
+        RecaptionError: the child cannot be started.
+    """
+    decoder = _decoder()
+    with decoder.lock:
+        child = decoder.running_child()
+        report = dict(child.confinement)
+        status = Path(f"/proc/{child.process.pid}/status").read_text()
+        shares_network = _network_namespace("self") == _network_namespace(str(child.process.pid))
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    confirmed = {
+        "seccomp": fields.get("Seccomp") == "2",
+        "no new privileges": fields.get("NoNewPrivs") == "1",
+        "no capabilities": int(fields.get("CapPrm", "1"), 16) == 0,
+        "network namespace": not shares_network,
+    }
+    for name, holds in confirmed.items():
+        if not holds and not report[name]:
+            report[name] = "the kernel does not confirm it"
+    return report
+
+
+def _network_namespace(pid: str) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    return None
+
+
 def exchange(
     request: dict[str, Any],
-    payload: bytes = b"",
+    descriptor: int,
     *,
     receive: Receive,
     wall_seconds: float,
     seconds_per_video_second: float,
 ) -> dict[str, Any]:
     """Send one request, pass every payload of the response to `receive`, return the last header ("done" or "error").
+
+    The child opens no files: it reads the one with this `descriptor`.
 
     The timeout is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
 
@@ -274,5 +355,5 @@ def exchange(
     with decoder.lock:
         for _ in range(MAX_KILLS - 1):
             with contextlib.suppress(_KilledError):  # killed from outside: that should not fail the video
-                return decoder.exchange(request, payload, receive, **limits)
-        return decoder.exchange(request, payload, receive, **limits)
+                return decoder.exchange(request, descriptor, receive, **limits)
+        return decoder.exchange(request, descriptor, receive, **limits)

@@ -29,12 +29,14 @@ class T5Encoder:
         what, remedy, local_only = _describe(model_id)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         try:
-            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype=dtype)
+            model = encoder_class.from_pretrained(
+                model_id, local_files_only=local_only, dtype=dtype, trust_remote_code=False
+            )
             self.weights_hash = weights_hash(stored_tensors(_weight_files(model_id)))
         except WeightsUnreachableError:
             raise
         except Exception as error:  # transformers, safetensors and pickle share no base exception
-            raise hub.unreachable_error(what, error, remedy) from error
+            raise hub.loading_error(what, error, remedy) from error
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
@@ -77,9 +79,9 @@ def t5_config(model_id: str) -> tuple[Any, Any]:
 
     what, remedy, local_only = _describe(model_id)
     try:
-        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise hub.unreachable_error(what, error, remedy) from error
+        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise hub.loading_error(what, error, remedy) from error
     classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
     if config.model_type not in classes:
         raise UsageError(f"{model_id} is a {config.model_type!r} model; t5: takes {', '.join(classes)}")
@@ -91,9 +93,9 @@ def t5_tokenizer(model_id: str) -> Any:
 
     _, remedy, local_only = _describe(model_id)
     try:
-        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise hub.unreachable_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
+        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise hub.loading_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
 
 
 def _describe(model_id: str) -> tuple[str, str, bool]:

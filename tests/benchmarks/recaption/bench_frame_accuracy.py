@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ffmpeg_oracle import difference, ffmpeg_thumbnails, thumbnails
+from ffmpeg_oracle import difference, ffmpeg_thumbnails, is_hdr, thumbnails
 from tqdm import tqdm
 
 from recaption.video_io.frames import DecodeLimits
@@ -45,10 +45,10 @@ def check(path: Path, limits: DecodeLimits, seed: int = 0) -> Outcome:
     again = read_frames(path, chosen, short_side_px=side, limits=limits)
     if not np.array_equal(again.pixels_THWC, small_THWC[chosen]):
         return Outcome("WRONG", "frames read by index differ from those of the scan")
-    reference = ffmpeg_thumbnails(path)
+    reference = ffmpeg_thumbnails(path, scanned.video)
     if not len(reference.thumbnails_NHWC):
         return Outcome("no reference", reference.error)
-    wrong = difference(thumbnails(small_THWC), reference.thumbnails_NHWC)
+    wrong = difference(thumbnails(small_THWC), reference.thumbnails_NHWC, hdr=is_hdr(scanned.video))
     if wrong and reference.error:
         return Outcome("no reference", f"{wrong}; ffmpeg reports: {reference.error}")
     return Outcome("WRONG", wrong) if wrong else Outcome("same")
@@ -60,12 +60,12 @@ def files_in(paths: list[Path]) -> list[Path]:
     return [file for file in found if file.is_file() and file.suffix not in not_videos]
 
 
-def print_outcomes(outcomes: dict[str, Outcome]) -> int:
-    """A table of kinds, then every file that is not the same or failed; returns how many are wrong."""
+def print_outcomes(outcomes: dict[str, Outcome], listed: tuple[str, ...] = ("WRONG", "no reference")) -> int:
+    """A table of kinds, then every file of the kinds `listed`; returns how many are wrong."""
     for kind, count in sorted(Counter(outcome.kind for outcome in outcomes.values()).items()):
         print(f"{count:6d}  {kind}")
     for name, outcome in outcomes.items():
-        if outcome.kind in ("WRONG", "no reference"):
+        if outcome.kind in listed:
             print(f"{outcome.kind}: {name}: {outcome.detail}")
     return sum(outcome.kind == "WRONG" for outcome in outcomes.values())
 

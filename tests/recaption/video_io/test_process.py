@@ -1,13 +1,18 @@
-"""Signals from outside to the decoder child. (Videos that crash or stall it: test_reader.py.)"""
+"""The decoder child gets open files only; signals from outside to it. (Videos that crash or stall it: test_reader.py.)"""
 
 import os
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
+from recaption.decoding.messages import ProbeRequest
 from recaption.scenes.renderer import SIMPLE, render
 from recaption.video_io import process as decoder_process
+from recaption.video_io.client import DecodeResponse, file_in_memory
+from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.process import MAX_KILLS
 from recaption.video_io.reader import probe
 
@@ -17,6 +22,29 @@ def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("videos") / "scene.mp4"
     render(1, num_frames=17, height_px=64, width_px=96, fps=8, **SIMPLE).write(path)
     return str(path)
+
+
+def test_the_child_reads_a_file_that_has_no_name_any_more(video, tmp_path):
+    expected = probe(video)
+    path = tmp_path / "copy.mp4"
+    shutil.copy(video, path)
+    with open(path, "rb") as file:
+        path.unlink()
+        assert file.read(4)
+        response = DecodeResponse(file, DecodeLimits(), ProbeRequest())
+        assert response.header["video"]["num_frames"] == expected.num_frames
+        assert file.tell() == 4
+        assert file.read() == Path(video).read_bytes()[4:], "the child has moved the position of this process's file"
+
+
+def test_the_child_cannot_write_to_the_file_in_memory(video):
+    payload = Path(video).read_bytes()
+    with file_in_memory(payload) as file:
+        assert DecodeResponse(file, DecodeLimits(), ProbeRequest()).header["kind"] == "done"
+        with decoder_process._reopened(file.fileno()) as descriptor:
+            assert os.pread(descriptor, len(payload), 0) == payload
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.pwrite(descriptor, b"x", 0)
 
 
 def test_a_decoder_killed_from_outside_does_not_fail_the_video(video):
