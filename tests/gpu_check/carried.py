@@ -36,12 +36,19 @@ def unpack_wheels(folder: Path) -> list[str]:
     for wheel in sorted(folder.glob("*.whl")):
         name = wheel.name.split("-")[0]
         package = {key.replace("-", "_"): value for key, value in WHEELS.items()}.get(name, name)
-        if importlib.util.find_spec(package) is None:
+        if not _is_here(package):
             zipfile.ZipFile(wheel).extractall(target)
             unpacked.append(name)
     sys.path.append(str(target))
     importlib.invalidate_caches()
     return unpacked
+
+
+def _is_here(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def download(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import torch
 from table import NOT_HERE, RIGHT, WRONG, Check, Row
@@ -13,6 +15,7 @@ LARGE = "open_clip:coca_ViT-L-14/random"
 
 
 def run(check: Check) -> None:
+    import_module("open_clip")  # missing: a row that says so
     check.one("captions of tiny as on a CPU", lambda: _captions(check))
     if check.size.is_small:
         check.rows.append(Row(check=LARGE, status=NOT_HERE, note="too large for a check at a small size"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def check(*sections: str, without_packages: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *(("-c", WITHOUT_THEM) if without_packages else ()), str(RUN)]
     return subprocess.run(
-        [*command, "--device", "cpu", "--small", "--no-compile", "--only", *sections], capture_output=True, text=True,
+        [*command, "--device", "cpu", "--small", "--no-compile", "--wheels", "none", "--only", *sections],
+        capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )  # fmt: skip
 
@@ -51,7 +53,7 @@ def test_sections_that_need_no_package_of_this_project_run_and_the_others_say_wh
     assert table["| attention loop self"] == table["| DiT bf16"] == table["| sampling"] == "right"
     assert table["| sampling fp32 as on a CPU"] == "right"
     assert table["| attention varlen self bfloat16"] == "not here"
-    assert table["| captions of tiny as on a CPU"] == table["| vae"] == "not here"
+    assert table["| captioning"] == table["| vae"] == "not here"
     assert "needs the package diffusers" in done.stdout
     assert "0 wrong" in done.stdout
 
@@ -87,3 +89,17 @@ def test_without_a_gpu_it_says_what_to_pass():
     )
     assert done.returncode == 2
     assert "--device cpu --small" in done.stdout
+
+
+def test_carried_wheels_are_on_the_path_where_the_machine_lacks_the_package(tmp_path):
+    for name in ("not_installed_anywhere", "torch"):
+        with zipfile.ZipFile(tmp_path / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/__init__.py", "answer = 42")
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from carried import unpack_wheels; "
+        "print(unpack_wheels(pathlib.Path(sys.argv[2]))); import not_installed_anywhere as it; print(it.answer)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(RUN.parent), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:2] == ["['not_installed_anywhere']", "42"]
