@@ -90,14 +90,28 @@ class Prepare(Common):
     """quickstart, small, base, or the path of a run.yaml."""
     what_if: tuple[str, ...] = ()
     """Only show how many clips other thresholds would drop: motion=0.02,text_area=0.1,max_luma=off."""
+    verdicts: str | None = None
+    """Take in what people decided: a .csv, .parquet or .jsonl with clip_id and verdict (keep, reject, none)."""
+    remove: str | None = None
+    """Take videos out again, down to the last byte: a file of uris, video ids or clip ids, one a line, or a table."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.prepare.prepare import prepare
+        from jobs.prepare.verdicts import import_verdicts
+        from jobs.remove.remove import remove
         from jobs.report.what_if import what_if
 
+        alone = {"--what-if": self.what_if, "--verdicts": self.verdicts, "--remove": self.remove}
+        given = [flag for flag, value in alone.items() if value]
+        if given and (len(given) > 1 or self.videos):
+            raise UsageError(f"{' and '.join([*given, '--videos'][:2])} exclude each other: give one of them")
         if self.what_if:
             return what_if(open_run(self.out)[0], self.settings, self.what_if)
+        if self.verdicts:
+            return import_verdicts(open_run(self.out)[0], self.settings, self.verdicts)
+        if self.remove:
+            return remove(open_run(self.out)[0], self.settings, self.remove, progress=self.progress)
         if not self.videos:
             raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
         with self.cluster() as cluster:

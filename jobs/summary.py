@@ -42,6 +42,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "prepare": (
         *LEDGER,
+        ("verdicts", "{verdicts}; {new_verdicts:,} new"),
+        ("removed", "{removed[videos]:,} videos, {removed[clips]:,} clips, {removed[samples]:,} samples of shards"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("not scored", "{absent_scores}"),
         ("tables", "{run}/videos and {run}/clips"),

@@ -42,9 +42,9 @@ class Video:
     rotation_degrees: int = 0
     """Clockwise rotation of the display matrix, already applied to width and height."""
     status: str = "ok"
-    """`ok` or `failed`."""
+    """`ok`, `failed` or, where its bytes are those of a video that was taken out of the run, `removed`."""
     reason: str | None = None
-    """One of `errors.FAILURE_REASONS` where status is `failed`."""
+    """One of `errors.FAILURE_REASONS` where status is `failed`; `removed` where it is that."""
     detail: str = ""
 
 

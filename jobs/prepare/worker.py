@@ -16,7 +16,9 @@ from jobs.recipe.stage_settings import PrepareSettings
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
 from recaption.ledger.ledger import CLIPS_SCHEMA
+from recaption.ledger.removed import read_removed
 from recaption.quality.model_scorers import ModelScorers, load_scorers
+from recaption.quality.plugins import find_plugins
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
 from recaption.run_folder import RunFolder
@@ -37,12 +39,17 @@ class PrepareWorker:
         self.settings = settings
         self.stage_hash = stage_hash
         self.scorers = load_scorers(settings.scores)
+        self.plugins = find_plugins(settings.scores.plugins, settings.scores.num_model_frames)
+        for plugin in self.plugins:
+            plugin.open()
+        self.removed = read_removed(self.run)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         videos: list[Video] = []
         clips: list[dict[str, Any]] = []
         fingerprints: list[ClipFingerprint] = []
         previews: list[ClipPreview] = []
+        plugin_rows: dict[str, list[dict[str, Any]]] = {plugin.name: [] for plugin in self.plugins}
         for uri in part["uris"]:
             try:
                 attempts.begin(uri)
@@ -50,23 +57,38 @@ class PrepareWorker:
                 videos.append(Video(video_id="", uri=uri, status="failed", reason=error.reason, detail=error.detail))
                 continue
             found = scan(uri, limits=self.settings.decode)
-            videos.append(found.video)
-            if found.video.status != "ok":
+            videos.append(self._unless_removed(found.video))
+            if videos[-1].status != "ok":
                 continue
             for clip, scores, fingerprint, preview in clips_of(found, self.settings, self.scorers):
                 clips.append({**_columns(clip), **_columns(scores)})
                 fingerprints.append(fingerprint)
                 previews.append(preview)
+                frames_THWC = _window(found.detail, clip.start_frame, clip.end_frame).pixels_THWC
+                for plugin in self.plugins:
+                    plugin_rows[plugin.name].append(plugin.score(clip.clip_id, frames_THWC))
         attempts.begin()
         metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
         metadata["absent_scores"] = json.dumps(self.scorers.unavailable, sort_keys=True)
         number = part["part"]
+        for plugin in self.plugins:
+            table = pa.Table.from_pylist(plugin_rows[plugin.name], schema=plugin.schema)
+            plugin_metadata = {"recipe_hash": plugin.hash, "inputs_hash": part["inputs_hash"]}
+            self.run.write_table(part_name(f"scores/{plugin.name}", number), table, plugin_metadata)
         self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
         self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
         self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
         self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
         counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos), "clips": len(clips)}
-        return {"part": number, **counts, "absent_scores": self.scorers.unavailable}
+        failures = {plugin.name: plugin.failures for plugin in self.plugins if plugin.failures}
+        return {"part": number, **counts, "absent_scores": self.scorers.unavailable, "plugin_failures": failures}
+
+    def _unless_removed(self, video: Video) -> Video:
+        """The row of an input; of one that was taken out of the run, without anything of its content."""
+        if not self.removed.has_input(video.uri, video.video_id):
+            return video
+        seconds = video.duration_seconds
+        return Video(video_id="", uri=video.uri, duration_seconds=seconds, status="removed", reason="removed")
 
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:

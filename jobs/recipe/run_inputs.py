@@ -15,8 +15,9 @@ from jobs.recipe.part_names import part_number
 from jobs.recipe.settings import Recipe, from_dict, stage_hashes, to_dict
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, UsageError
-from recaption.ledger.ledger import CLIPS_SCHEMA
+from recaption.ledger.ledger import CLIPS_SCHEMA, with_decisions
 from recaption.quality.filters import drop_reasons
+from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
@@ -103,5 +104,7 @@ def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False)
     if not tables:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
     filters = dataclasses.replace(recipe.filters, max_semantic_similarity=None) if before_captions else recipe.filters
-    reasons = iter(drop_reasons(pa.concat_tables(tables.values()), filters, read_pairs(run)))
+    clips = with_decisions(run, pa.concat_tables(tables.values()))
+    check_plugin_thresholds(filters, clips)
+    reasons = iter(drop_reasons(clips, filters, read_pairs(run)))
     return {part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()}

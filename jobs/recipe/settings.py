@@ -170,9 +170,9 @@ def _plain(value: Any) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
 """Settings that change how a stage runs but not its outputs: left out of the hashes."""
-HASHED_SEPARATELY = ("duplicates", "repeats", "text")
-"""Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/, which store hashes of their own; no clip,
-caption or latent depends on them."""
+HASHED_SEPARATELY = ("duplicates", "repeats", "text", "plugins")
+"""Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet, RUN/text/ and RUN/scores/, which store hashes of their own;
+no clip, caption or latent depends on them."""
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:

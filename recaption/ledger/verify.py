@@ -43,6 +43,7 @@ from recaption.ledger.ledger import (
     concat,
 )
 from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
+from recaption.ledger.removed import REMOVED, REMOVED_SCHEMA, check_unfinished_removal
 from recaption.ledger.table_checks import (
     check_captions,
     check_coverage,
@@ -51,7 +52,9 @@ from recaption.ledger.table_checks import (
     find_duplicates,
 )
 from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar
+from recaption.ledger.verdicts import VERDICT_PARTS, VERDICT_SCHEMA, add_verdicts, last_verdicts
 from recaption.quality.filters import FilterThresholds
+from recaption.quality.plugins import SCORE_PARTS, add_plugin_scores, read_plugin_scores
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
 
@@ -87,7 +90,7 @@ def verify(
     A stage that has not run, or was killed between two parts, is not a problem; shards without an index are. Where a
     table cannot be read, checks that need it are skipped: one broken file is one problem, not a thousand.
     """
-    opened = _OpenedTables(list(check_temporary_files(run)))
+    opened = _OpenedTables([*check_temporary_files(run), *check_unfinished_removal(run)])
     _read(run, opened)
     if opened.has("shards"):
         opened.problems += _check_tars(run, "shards/*/*.tar", opened, "shards", track)
@@ -98,7 +101,7 @@ def verify(
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
-    if opened.has("clips", "duplicates", "shards", "rejected", "index"):
+    if opened.has("clips", "duplicates", "shards", "rejected", "index", "verdicts", *_plugin_folders(run)):
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
@@ -121,7 +124,10 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
         "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status")),
         "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ()),
+        "verdicts": (VERDICT_PARTS, VERDICT_SCHEMA, None),
+        "removed": (REMOVED, REMOVED_SCHEMA, ()),
     }
+    stages |= {name: (f"{name}/part-*.parquet", CLIP_ID_SCHEMA, None) for name in _plugin_folders(run)}
     for name in caption_sets(run):
         stages[f"captions/{name}"] = (caption_set_pattern(name), CAPTION_STATE_SCHEMA, None)
         embeddings = f"embeddings/{name}/part-*.parquet"
@@ -133,8 +139,13 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         opened.problems += unreadable
         if not unreadable:
             opened.tables[stage] = tables
-            if not stage.startswith(("latents", "duplicates", "repeated")):
+            if not stage.startswith(("latents", "duplicates", "repeated", "verdicts", "removed")):
                 opened.problems += check_recipe_hashes(run, tables)
+
+
+def _plugin_folders(run: RunFolder) -> list[str]:
+    """Folders of the scores of plug-ins."""
+    return sorted({name.rpartition("/")[0] for name in run.list(SCORE_PARTS)})
 
 
 def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
@@ -285,7 +296,8 @@ def _check_states(
     run: RunFolder, thresholds: FilterThresholds, set_name: str | None, opened: _OpenedTables
 ) -> Iterator[Problem]:
     """Check the states of the ledger against the contents of shards and index."""
-    clips = concat(opened.tables["clips"].values(), CLIPS_SCHEMA)
+    clips = add_plugin_scores(concat(opened.tables["clips"].values(), CLIPS_SCHEMA), read_plugin_scores(run))
+    clips = add_verdicts(clips, last_verdicts(opened.tables["verdicts"].values()))
     shards = concat(opened.tables["shards"].values(), SHARD_STATE_SCHEMA)
     rejected = concat(opened.tables["rejected"].values(), REJECTED_SCHEMA)
     captions_by_part = opened.tables.get(f"captions/{set_name}", {})
@@ -312,6 +324,8 @@ def _check_states(
         where = f"{row['shard'].removesuffix('.tar')}.parquet:{row['clip_id']}"
         reason = reasons[row["clip_id"]]
         detail = f"the filters drop this clip ({reason}); were thresholds changed after sharding?"
+        if reason == "rejected":
+            detail = "somebody rejected this clip after sharding: run `recaption shard`"
         yield Problem(kind="dropped_clip_in_shard", where=where, detail=detail)
     if not run.exists(INDEX):
         return

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from recaption.errors import DROP_REASONS
-from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons
+from recaption.quality.filters import FILTERS, PLUGIN_FIELDS, FilterThresholds, drop_reasons
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipScores, to_table
 from recaption.scenes.renderer import render
@@ -90,7 +90,7 @@ def test_filters_are_in_the_order_of_reasons_and_cover_every_threshold():
         "min_duplicate_fraction",
         "max_clips_per_caption",
     }
-    assert used == {f.name for f in dataclasses.fields(FilterThresholds)} - no_filter
+    assert used == {f.name for f in dataclasses.fields(FilterThresholds)} - no_filter - {*PLUGIN_FIELDS.values()}
 
 
 def test_missing_scores_drop_nothing():
