@@ -21,20 +21,10 @@ from recaption.errors import UsageError
 MAIN_FILTERS = (
     "min_seconds min_motion min_sharpness min_luma max_luma max_text_area max_static_text max_duplicate_similarity"
 )
-
-
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
-
-
 SAMPLING = "num_steps guidance num_frames height_px width_px"
-
-
 GUIDANCE = "guidance_interval guidance_rescale guidance_power"
-
-
 MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
-
-
 TRAINER = (
     "lr warmup_steps schedule weight_decay ema_decay accumulation precision compile device seed checkpoint_every "
     "validate_every"
@@ -68,7 +58,7 @@ class Run(Common):
     def __call__(self) -> dict[str, Any]:
         from jobs.run import run
 
-        with self.cluster() as cluster:
+        with self.working_on(self.out) as cluster:
             return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after)
 
 
@@ -98,8 +88,7 @@ class Prepare(Common):
 
     def __call__(self) -> dict[str, Any]:
         from jobs.prepare.prepare import prepare
-        from jobs.prepare.verdicts import import_verdicts
-        from jobs.remove.remove import remove
+        from jobs.remove.remove import decide
         from jobs.report.what_if import what_if
 
         alone = {"--what-if": self.what_if, "--verdicts": self.verdicts, "--remove": self.remove}
@@ -108,13 +97,12 @@ class Prepare(Common):
             raise UsageError(f"{' and '.join([*given, '--videos'][:2])} exclude each other: give one of them")
         if self.what_if:
             return what_if(open_run(self.out)[0], self.settings, self.what_if)
-        if self.verdicts:
-            return import_verdicts(open_run(self.out)[0], self.settings, self.verdicts)
-        if self.remove:
-            return remove(open_run(self.out)[0], self.settings, self.remove, progress=self.progress)
+        if self.verdicts or self.remove:
+            run = open_run(self.out)[0]
+            return decide(run, self.settings, verdicts=self.verdicts, takedown=self.remove, progress=self.progress)
         if not self.videos:
             raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
-        with self.cluster() as cluster:
+        with self.working_on(self.out) as cluster:
             return prepare(self.videos, self.out, self.settings, cluster)
 
 
@@ -139,8 +127,9 @@ class CaptionVerb(OnRun):
         from jobs.caption.caption import caption
 
         recipe = changed(self.settings, "caption", captioner=self.captioner)
-        with self.cluster() as cluster:
-            return caption(open_run(self.run)[0], recipe, self.set, cluster)
+        run = open_run(self.run)[0]
+        with self.working_on(self.run) as cluster:
+            return caption(run, recipe, self.set, cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +148,9 @@ class Shard(OnRun):
     def __call__(self) -> dict[str, Any]:
         from jobs.shard import shard
 
-        with self.cluster() as cluster:
-            return shard(open_run(self.run)[0], self.settings, self.captions, cluster)
+        run = open_run(self.run)[0]
+        with self.working_on(self.run) as cluster:
+            return shard(run, self.settings, self.captions, cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +166,9 @@ class Encode(OnRun):
         from jobs.encode.encode import encode
 
         recipe = changed(self.settings, "encode", compressor=self.compressor)
-        with self.cluster() as cluster:
-            return encode(open_run(self.run)[0], recipe, cluster)
+        run = open_run(self.run)[0]
+        with self.working_on(self.run) as cluster:
+            return encode(run, recipe, cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +376,7 @@ class Verify(OnRun):
 
     example: ClassVar[str] = "recaption verify --run runs/a --repair"
     pairs: str = "32"
-    """Captions per set to check against the decoded pixels of their clips; 0 for none, or all."""
+    """Captions per set, and samples, to check against the decoded pixels of their clips; 0 for none, or all."""
     repair: bool = False
     """Recompute what is damaged, and only that, then verify again."""
 
@@ -396,7 +387,7 @@ class Verify(OnRun):
         run, num_pairs = open_run(self.run)[0], parse_pairs(self.pairs)
         if not self.repair:
             return verify_run(run, self.settings, num_pairs=num_pairs, progress=self.progress)
-        with self.cluster() as cluster:
+        with self.working_on(self.run) as cluster:
             return repair_run(run, self.settings, cluster, num_pairs=num_pairs)
 
 

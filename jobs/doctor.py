@@ -1,4 +1,4 @@
-"""`recaption doctor`: reports decoders, codecs, GPUs, Ray and reachable weights of this machine."""
+"""`recaption doctor`: reports decoders, codecs, what confines decoding, GPUs, Ray and reachable weights of this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ HUB_TIMEOUT_SECONDS = 3.0
 
 
 def doctor() -> dict[str, Any]:
-    """Decoders, codecs, FFmpeg libraries, GPUs, Ray, and which weights can be reached."""
+    """Decoders, codecs, FFmpeg libraries, what confines the decoder child, GPUs, Ray, and which weights can be reached."""
     import torch
 
     from recaption.captioners.registry import load_captioner
     from recaption.errors import RecaptionError
+    from recaption.video_io.process import confinement_report
     from recaption.video_io.writer import codecs_report
 
     try:
@@ -27,6 +28,7 @@ def doctor() -> dict[str, Any]:
         tiny_state = f"{tiny.name}@{tiny.weights_hash}"
     except RecaptionError as error:
         tiny_state = f"missing: {error}"
+    problems = confinement_report()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
@@ -39,6 +41,8 @@ def doctor() -> dict[str, Any]:
         "cpu_bf16_matrix_units": bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "ray": ray_report()["version"],
         **codecs_report(),
+        "confinement": {layer: not problem for layer, problem in problems.items()},
+        "confinement_missing": {layer: problem for layer, problem in problems.items() if problem},
         "weights": {"tiny": tiny_state, "hub": _hub_state()},
         "extras": {name: _is_installed(module) for name, module in EXTRAS.items()},
     }

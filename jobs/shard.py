@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from jobs.cluster import attempts
 from jobs.cluster.cluster import Cluster
-from jobs.recipe.run_inputs import kept_clips, write_recipe
+from jobs.recipe.run_inputs import check_still_there, kept_clips, source_is_back, source_states, write_recipe
 from jobs.recipe.settings import Recipe, grid_of, stage_hashes
 from packing.buckets import Bucket, BucketTable
 from packing.grid import Grid
@@ -24,11 +24,12 @@ from packing.shards.samples import Entry, failed_entry, video_entry
 from packing.shards.write import write_shard
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import REJECTED_CLIPS, caption_set_pattern, mark_repeated_captions
-from recaption.errors import FAILURE_REASONS, UsageError, VideoError
+from recaption.errors import FAILURE_REASONS, PASSING_REASONS, UsageError, VideoError
+from recaption.inputs.open_input import InputState
 from recaption.records import Caption, from_table, schema_of, to_table
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
-from recaption.video_io.reader import read_clip
+from recaption.video_io.opened_video import OpenVideos
 from recaption.video_io.writer import encode_video
 
 
@@ -47,12 +48,16 @@ def shard(
     write_recipe(run, recipe)
     grid = grid_of(recipe)
     allowed = [s for s in planned if only is None or s.name in only]
-    missing_shards = [s for s in allowed if not is_committed(run, s.name, hashes[s.name])]
-    parts = [_part(s, hashes[s.name]) for s in missing_shards]
+    states = source_states(run, {clip.uri for s in allowed for clip in s.clips})
+    missing_shards = [
+        s for s in allowed if not is_committed(run, s.name, hashes[s.name]) or lacks_clips_in_reach(run, s, states)
+    ]
+    parts = [_part(s, hashes[s.name], states) for s in missing_shards]
     settings = {"run_uri": run.uri, "table": recipe.shard.buckets, "decode": recipe.prepare.decode, "grid": grid}
     run.write_table(REJECTED_CLIPS, to_table(rejects, RejectedClip), {"set": set_name})
     for _ in cluster.run_parts(ShardWorker, settings, parts, title="shard", unit="num_samples"):
         pass
+    check_still_there(run, [f"{s.name}.parquet" for s in missing_shards], "shard")
     removed = remove_stale_shards(run, hashes)
     index = build_index(run)
     buckets: dict[str, int] = {}
@@ -113,12 +118,21 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
     ]
 
 
-def _part(planned: PlannedShard, key: str) -> dict[str, Any]:
+def lacks_clips_in_reach(run: RunFolder, planned: PlannedShard, states: dict[str, InputState]) -> bool:
+    """Whether clips failed in a shard for reasons that may be gone by now."""
+    rows = run.read_columns(f"{planned.name}.parquet", ["clip_id", "reason"]).to_pylist()
+    passing = {row["clip_id"]: row["reason"] for row in rows if row["reason"] in PASSING_REASONS}
+    failed = [(clip.uri, passing[clip.clip_id]) for clip in planned.clips if clip.clip_id in passing]
+    return any(reason == "fetch_failed" or source_is_back(uri, states) for uri, reason in failed)
+
+
+def _part(planned: PlannedShard, key: str, states: dict[str, InputState]) -> dict[str, Any]:
     return {
         "name": planned.name,
         "plan_hash": key,
         "bucket": dataclasses.asdict(planned.bucket),
         "clips": [dataclasses.asdict(c) for c in planned.clips],
+        "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in planned.clips if c.uri in states},
     }
 
 
@@ -138,22 +152,26 @@ class ShardWorker:
     def __init__(self, run_uri: str, table: BucketTable, decode: DecodeLimits, grid: Grid) -> None:
         self.run = RunFolder(run_uri)
         self.table = table
-        self.decode = decode
+        self.videos = OpenVideos(decode)
         self.grid = grid
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         bucket = Bucket(**part["bucket"])
         clips = [ShardClip(**row) for row in part["clips"]]
-        report = write_shard(self.run, part["name"], self._entries(clips, bucket), plan_hash=part["plan_hash"])
+        states = {uri: InputState(**state) for uri, state in part["sources"].items()}
+        self.videos.forget_failures()
+        entries = self._entries(clips, bucket, states)
+        report = write_shard(self.run, part["name"], entries, plan_hash=part["plan_hash"])
         return dataclasses.asdict(report)
 
-    def _entries(self, clips: list[ShardClip], bucket: Bucket) -> Iterator[Entry]:
+    def _entries(self, clips: list[ShardClip], bucket: Bucket, states: dict[str, InputState]) -> Iterator[Entry]:
         num_tokens = self.grid.num_tokens(bucket.num_frames, bucket.height_px, bucket.width_px)
         for clip in clips:
             try:
                 attempts.begin(clip.clip_id)
-                frames = read_clip(
-                    clip.uri,
+                # a clip's id starts with its video's: also where the state is lost, the bytes are compared
+                state = states.get(clip.uri) or InputState(video_id=clip.clip_id.partition("-")[0])
+                frames = self.videos.open(clip.uri, state).read_clip(
                     clip.start_seconds,
                     num_frames=bucket.num_frames,
                     fps=bucket.fps,
@@ -161,7 +179,6 @@ class ShardWorker:
                     width_px=bucket.width_px,
                     start_frame=clip.start_frame,
                     end_frame=clip.end_frame,
-                    limits=self.decode,
                 )
             except VideoError as error:
                 yield failed_entry(clip, bucket, reason=error.reason, detail=error.detail)

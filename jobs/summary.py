@@ -30,6 +30,7 @@ LEDGER: tuple[Row, ...] = (
 ROWS: dict[str, tuple[Row, ...]] = {
     "run": (
         *LEDGER,
+        ("left out", "{stages[prepare][left_out_files]:,} files that accompany videos"),
         ("captions", "{stages[caption][captions]:,}"),
         ("clip score", "{stages[caption][matched_score]:.3f}"),
         ("samples", "{stages[shard][samples]:,} in {stages[shard][shards]:,} shards"),
@@ -44,6 +45,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         *LEDGER,
         ("verdicts", "{verdicts}; {new_verdicts:,} new"),
         ("removed", "{removed[videos]:,} videos, {removed[clips]:,} clips, {removed[samples]:,} samples of shards"),
+        ("left out", "{left_out_files:,} files that accompany videos"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("not scored", "{absent_scores}"),
         ("tables", "{run}/videos and {run}/clips"),
@@ -53,6 +55,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("captions", "{captions:,}"),
         ("further kinds", "{further}"),
         ("bad", "{bad}"),
+        ("texts refused", "{refused_texts}"),
         ("clip score", "{matched_score:.3f}, with captions of other clips {mismatched_score:.3f}"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("caption set", "{run}/captions/{set}"),
@@ -104,6 +107,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "verify": (
         *LEDGER,
         ("captions checked", "{pairs}"),
+        ("samples checked", "{samples_checked}"),
         ("repaired", "{repaired}"),
         ("found", "{found:,} problems before the repair"),
         ("nothing lost or damaged", "{ok}"),
@@ -116,6 +120,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("decord2", "{decord2}"),
         ("decodes", "{decodes}"),
         ("encodes", "{encodes}"),
+        ("decoding is confined by", "{confinement}"),
+        ("not confined by", "{confinement_missing}"),
         ("tiny captioner", "{weights[tiny]}"),
         ("hub", "{weights[hub]}"),
         ("extras", "{extras}"),

@@ -20,6 +20,8 @@ FAILURE_REASONS = (
     "write_failed",
 )
 """Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""
+PASSING_REASONS = ("source_changed", "fetch_failed")
+"""Those that say nothing about the data: such rows are tried again by the next run."""
 DROP_REASONS = (
     "too_short",
     "too_long",
@@ -53,6 +55,10 @@ class UsageError(RecaptionError, ValueError):
     """The user can fix this: wrong path, wrong name, settings that contradict each other. Exit code 2."""
 
 
+class FolderInUseError(UsageError):
+    """Another command works on the folder; the message says which, where and since when."""
+
+
 class RecipeMismatchError(UsageError):
     """The run folder has outputs that were made with another recipe."""
 
@@ -79,6 +85,10 @@ class ErrorBudgetError(RecaptionError):
 
 class StorageError(RecaptionError, OSError):
     """The storage of the run folder failed: full, unreachable, access denied, or reading back other bytes."""
+
+
+class OutsideRunError(StorageError):
+    """A name that does not stay in the run folder: absolute, with `..`, or through a link that leads out."""
 
 
 class VideoError(RecaptionError):

@@ -30,6 +30,12 @@ class Video:
     """First 16 hex digits of the sha256 of the file's bytes; empty where the file could not be read at all."""
     uri: str
     num_bytes: int = 0
+    mtime_ns: int = 0
+    """Of a local file when it was hashed, like the two below: what tells later that its bytes are the same. 0: not local."""
+    ctime_ns: int = 0
+    inode: int = 0
+    etag: str = ""
+    """The same of a remote file, where its storage has one."""
     width_px: int = 0
     """As displayed: rotation applied."""
     height_px: int = 0

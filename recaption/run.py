@@ -73,9 +73,10 @@ def _thresholds(folder: RunFolder) -> FilterThresholds:
     """The filters of run.yaml; thresholds that it does not have are the defaults."""
     values = ((folder.read_yaml(RUN_YAML) or {}).get("recipe") or {}).get("filters") or {}
     known = FilterThresholds.__dataclass_fields__
-    return FilterThresholds(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known}
-    )
+    chosen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known
+    }
+    return FilterThresholds(**chosen)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Run:
         Raises:
             UsageError: no such threshold.
         """
-        known = [name for name in FilterThresholds.__dataclass_fields__]
+        known = list(FilterThresholds.__dataclass_fields__)
         known += [f"{side}_{name}" for name in self._plugin_scores for side in ("min", "max")]
         for name in thresholds:
             if name not in known:
@@ -226,7 +227,8 @@ class Run:
         for name in self.caption_sets:
             table = self.folder.read_tables(caption_set_pattern(name), schema_of(Caption))
             texts = main_captions(table.filter(pc.equal(table["clip_id"], clip_id)))["text"].to_pylist()
-            captions |= {name: text for text in texts if text}
+            if any(texts):
+                captions[name] = next(filter(None, texts))
         return ClipView(
             clip_id=clip_id,
             uri=clip["uri"],

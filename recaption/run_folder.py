@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from recaption.errors import RecaptionError, StorageError
+from recaption.errors import OutsideRunError, RecaptionError, StorageError
 from recaption.records import conform
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -52,6 +52,8 @@ class RunFolder:
         if self.is_local:
             self.root = os.path.abspath(self.root)
         self.uri = self.root if self.is_local else self.fs.unstrip_protocol(self.root)
+        self._folders_inside: set[str] = set()
+        """Folders that were found to lie in the run folder, whatever links lead to them."""
 
     def __repr__(self) -> str:
         return f"RunFolder({self.uri!r})"
@@ -60,8 +62,39 @@ class RunFolder:
         return RunFolder, (self.uri,)
 
     def path(self, *parts: str) -> str:
-        """Absolute path for `self.fs`."""
-        return posixpath.join(self.root, *parts)
+        """Absolute path for `self.fs`.
+
+        Raises:
+            OutsideRunError: a name that is absolute or goes up.
+        """
+        name = posixpath.join("", *parts)
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise OutsideRunError(f"{name!r} is not a name inside the run folder {self.uri}")
+        return posixpath.join(self.root, name)
+
+    def path_inside(self, name: str) -> str:
+        """`path` of a file to be read or written, which no link leads out of the run folder.
+
+        Raises:
+            OutsideRunError: as `path`, or a link leads out of the run folder.
+        """
+        path = self.path(name)
+        if self.is_local:
+            folder = os.path.dirname(path)
+            if folder not in self._folders_inside:
+                self._check_inside(name, folder)
+                self._folders_inside.add(folder)
+            if os.path.islink(path):
+                self._check_inside(name, path)
+        return path
+
+    def _check_inside(self, name: str, path: str) -> None:
+        root, target = os.path.realpath(self.root), os.path.realpath(path)
+        if target != root and not target.startswith(root.rstrip("/") + "/"):
+            raise OutsideRunError(
+                f"{self.path(name)} leads out of the run folder by a link, to {target}: move it into the folder "
+                "(the run folder itself may be a link)"
+            )
 
     @contextmanager
     def _storage_errors(self, action: str, name: str) -> Iterator[None]:
@@ -94,7 +127,7 @@ class RunFolder:
 
     def read_bytes(self, name: str) -> bytes:
         with self._storage_errors("read", name):
-            return bytes(self.fs.cat_file(self.path(name)))
+            return bytes(self.fs.cat_file(self.path_inside(name)))
 
     def read_span(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file, fewer where it is shorter.
@@ -102,11 +135,23 @@ class RunFolder:
         Raises:
             FileNotFoundError: no such file.
         """
+        path = self.path_inside(name)
         if self.is_local:  # fsspec's overhead per open of a local file is longer than reading a latent
-            with open(self.path(name), "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0) as file:
+                end = min(end, os.fstat(file.fileno()).st_size)  # a table may claim any size
                 file.seek(start)
-                return file.read(end - start)
-        return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+                return file.read(max(0, end - start))
+        return bytes(self.fs.cat_file(path, start=start, end=end))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        with self._storage_errors("read", name):
+            return int(self.fs.size(self.path_inside(name)))
+
+    def open(self, name: str) -> Any:
+        """A file for reading its bytes; a context manager."""
+        with self._storage_errors("read", name):
+            return self.fs.open(self.path_inside(name), "rb")
 
     def write_bytes(self, name: str, payload: bytes) -> None:
         """Write whole or not at all; an existing file of that name is replaced atomically.
@@ -116,7 +161,7 @@ class RunFolder:
         """
         with self._storage_errors("written", name):
             if self.is_local:
-                self._write_local(self.path(name), payload)
+                self._write_local(self.path_inside(name), payload)
             else:
                 self._put(self.path(name), payload)
 
@@ -145,9 +190,13 @@ class RunFolder:
             raise
 
     def remove(self, name: str) -> None:
-        if self.exists(name):
+        """Remove a file or folder, if it is there; of a link the link."""
+        if self.is_local and os.path.islink(self.path(name)):
             with self._storage_errors("removed", name):
-                self.fs.rm(self.path(name), recursive=True)
+                os.remove(self.path(name))
+        elif self.exists(name):
+            with self._storage_errors("removed", name):
+                self.fs.rm(self.path_inside(name), recursive=True)
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed run left. Only before workers start. Object stores have none: a put is atomic."""
@@ -177,14 +226,14 @@ class RunFolder:
         # cache_type: fsspec's default reads 5 MB ahead, which is all of most parts.
         with (
             self._storage_errors("read", name),
-            self.fs.open(self.path(name), "rb", cache_type="none") as file,
+            self.fs.open(self.path_inside(name), "rb", cache_type="none") as file,
             pq.ParquetFile(file, pre_buffer=True) as parquet,
         ):
             table = parquet.read(columns=[*columns])
         return table.select([*columns])
 
     def table_metadata(self, name: str) -> dict[str, str]:
-        with self._storage_errors("read", name), self.fs.open(self.path(name), "rb") as file:
+        with self._storage_errors("read", name), self.fs.open(self.path_inside(name), "rb") as file:
             metadata = pq.read_schema(file).metadata or {}
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
 

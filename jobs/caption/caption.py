@@ -10,6 +10,7 @@ threshold moved), existing captions are reused and only the missing ones are gen
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -17,15 +18,16 @@ from typing import Any
 
 from jobs.caption.repeated import find_repeated_captions
 from jobs.caption.semantic import find_semantic
-from jobs.caption.worker import CaptionWorker, check_specs
+from jobs.caption.worker import PASSING_SOURCES, REFUSED_TEXTS, CaptionWorker, check_specs
 from jobs.cluster.cluster import Cluster
 from jobs.recipe.part_names import part_name
-from jobs.recipe.run_inputs import kept_clips, write_recipe
+from jobs.recipe.run_inputs import check_still_there, kept_clips, source_is_back, source_states, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.captioners.registry import is_remote
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import caption_set_pattern, mark_repeated_captions
 from recaption.errors import UsageError
+from recaption.inputs.open_input import InputState
 from recaption.records import Caption, Clip, conform, from_table, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -51,11 +53,17 @@ def caption(
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
-    parts = [
-        {"part": number, "clips": [dataclasses.asdict(c) for c in clips], "clips_hash": _clips_hash(clips)}
+    states = source_states(run, {clip.uri for clips in kept.values() for clip in clips})
+    parts: list[dict[str, Any]] = [
+        {
+            "part": number,
+            "clips": [dataclasses.asdict(c) for c in clips],
+            "clips_hash": _clips_hash(clips),
+            "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in clips if c.uri in states},
+        }
         for number, clips in kept.items()
         if (only is None or number in only)
-        and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips))
+        and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips), states)
     ]
     settings = {
         "run_uri": run.uri,
@@ -70,6 +78,7 @@ def caption(
         if not results:
             write_recipe(run, recipe)  # not before: a captioner that cannot be loaded must not change run.yaml
         results.append(result)
+    check_still_there(run, [part_name(folder, part["part"]) for part in parts] if results else (), "caption")
     write_recipe(run, recipe)
     if run.list(f"embeddings/{set_name}/part-*.parquet"):
         find_semantic(run, recipe.prepare.duplicates, set_name)
@@ -88,10 +97,14 @@ def _clips_hash(clips: list[Clip]) -> str:
     return recipe_hash([clip.clip_id for clip in clips])
 
 
-def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str) -> bool:
+def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str, states: dict[str, InputState]) -> bool:
+    """Whether a part is as it would be written now; not where a source can be had again that could not."""
     if not run.exists(name):
         return False
     metadata = run.table_metadata(name)
+    passing = json.loads(metadata.get(PASSING_SOURCES, "{}"))
+    if any(reason == "fetch_failed" or source_is_back(uri, states) for uri, reason in passing.items()):
+        return False
     return metadata.get("recipe_hash") == stage_hash and metadata.get("clips_hash") == clips_hash
 
 
@@ -102,9 +115,11 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
     other_captions: Counter[str] = Counter()
     num_captions = num_pairs = num_retried = num_stripped = 0
     matched = mismatched = 0.0
+    refused: dict[str, str] = {}
     repeated = read_repeated(run, set_name)
     for name in run.list(caption_set_pattern(set_name)):
         metadata = run.table_metadata(name)
+        refused |= json.loads(metadata.get(REFUSED_TEXTS, "{}"))
         num_pairs += int(metadata["num_pairs"])
         num_retried += int(metadata["num_retried"])
         matched += float(metadata["matched_sum"])
@@ -130,6 +145,7 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
         "stripped": num_stripped,
         "repeated": repeated.num_rows,
         "further": dict(sorted(other_captions.items())),
+        "refused_texts": [f"{uri}: {why}" for uri, why in sorted(refused.items())],
         "matched_score": matched_mean,
         "mismatched_score": mismatched_mean,
     }
@@ -144,6 +160,8 @@ def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:
             f"{num_pairs} pairs: the captions do not describe these clips, or this captioner cannot tell the clips apart; "
             "`recaption verify` checks each caption against its clip"
         )
+    if refused := summary["refused_texts"]:
+        yield f"{len(refused)} texts beside videos are not used as original captions, such as {refused[0]}"
     num_bad = sum(summary["faults"].values())
     if num_bad > HIGH_DEFECT_FRACTION * (num_bad + summary["captions"]):
         faults = ", ".join(f"{fault} {count}" for fault, count in summary["faults"].items())

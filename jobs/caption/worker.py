@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +18,17 @@ from recaption.captioners.gates import QualityGates, mark_bad
 from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.captioners.registry import check_spec
 from recaption.captions.text import normalize_text
-from recaption.errors import UsageError, VideoError
-from recaption.inputs.sidecars import read_sidecar_caption
+from recaption.errors import PASSING_REASONS, UsageError, VideoError
+from recaption.inputs.open_input import InputState
+from recaption.inputs.sidecars import Sidecar, find_sidecar
 from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.opened_video import OpenVideos
 
 RETRY_TEMPERATURE = 0.7
+PASSING_SOURCES, REFUSED_TEXTS = "passing_sources", "refused_texts"
+"""Metadata of a part: uri -> reason of sources to try again; uri -> why the text beside the video is not used."""
 Sums = dict[str, float]
 """Counts and score sums over the clips of a part, stored in its metadata."""
 
@@ -64,7 +69,11 @@ class CaptionWorker:
         self.folder = folder
         self.embeddings = folder.replace("captions/", "embeddings/", 1)
         self.settings = settings
-        self.decode = decode
+        self.videos = OpenVideos(decode)
+        self.states: dict[str, InputState] = {}
+        """By uri: what `prepare` recorded of the videos of the current part."""
+        self.sidecars: dict[str, Sidecar] = {}
+        """By uri, of the current part."""
         self.stage_hash = stage_hash
         self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
         self.encoder_cache = EncoderCache(self.run, self.embeddings, settings, self.captioner)
@@ -77,6 +86,9 @@ class CaptionWorker:
         started = time.perf_counter()
         name = part_name(self.folder, part["part"])
         clips = [Clip(**row) for row in part["clips"]]
+        self.states = {uri: InputState(**state) for uri, state in part.get("sources", {}).items()}
+        self.sidecars = {}
+        self.videos.forget_failures()
         existing, embeddings, sums = self._read_existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
         self.encoder_cache.open(part["part"])
@@ -91,6 +103,7 @@ class CaptionWorker:
             "recipe_hash": self.stage_hash,
             "clips_hash": part["clips_hash"],
             **{key: repr(value) for key, value in sums.items()},
+            **self._source_metadata(name, clips, existing),
         }
         clip_embeddings = [
             ClipEmbedding(clip_id=clip.clip_id, embedding=embeddings[clip.clip_id])
@@ -104,6 +117,18 @@ class CaptionWorker:
             )
         self.run.write_table(name, to_table(rows, Caption), metadata)
         return {"part": part_number(name), "captions": len(new), "seconds": time.perf_counter() - started}
+
+    def _source_metadata(self, name: str, clips: list[Clip], rows: dict[str, list[Caption]]) -> dict[str, str]:
+        """What later runs have to know of the sources: those to try again, and side texts that were refused."""
+        reasons = {clip.uri: row.reason for clip in clips for row in rows.get(clip.clip_id, []) if row.is_main}
+        passing = {uri: reason for uri, reason in reasons.items() if reason in PASSING_REASONS}
+        before = json.loads(self.run.table_metadata(name).get(REFUSED_TEXTS, "{}")) if self.run.exists(name) else {}
+        refused = {uri: why for uri, why in before.items() if uri in reasons and uri not in self.sidecars}
+        refused |= {uri: found.refusal for uri, found in self.sidecars.items() if found.refusal}
+        return {
+            PASSING_SOURCES: json.dumps(passing, sort_keys=True),
+            REFUSED_TEXTS: json.dumps(refused, sort_keys=True),
+        }
 
     def _read_existing(self, number: int, wanted: set[str]) -> tuple[dict[str, list[Caption]], dict[str, bytes], Sums]:
         """Captions and embeddings that an earlier run of this part wrote with the same settings, and their sums."""
@@ -119,6 +144,8 @@ class CaptionWorker:
             for row in from_table(self.run.read_table(name), Caption):
                 if row.clip_id in wanted:
                     found.setdefault(row.clip_id, []).append(row)
+            for clip_id in [i for i, rows in found.items() if any(row.reason in PASSING_REASONS for row in rows)]:
+                del found[clip_id]
             clip_embeddings = (
                 from_table(self.run.read_table(embeddings_name), ClipEmbedding)
                 if self.run.exists(embeddings_name)
@@ -131,15 +158,17 @@ class CaptionWorker:
         rows: list[Caption] = []
         views: list[CaptionInput] = []
         for clip in clips:
-            original = read_sidecar_caption(clip.uri)
-            if original:
-                text = Caption(text=normalize_text(original), source="original", kind="")
-                rows.append(self._for_clip(self.gates.apply_to_original(text), clip))
+            failed = None
             try:
                 attempts.begin(clip.clip_id)
                 views += self._views(clip)
             except VideoError as error:
-                rows.append(self._for_clip(Caption(reason=error.reason), clip))
+                failed = error.reason
+            if failed not in PASSING_REASONS and (original := self._original(clip)):
+                text = Caption(text=normalize_text(original), source="original", kind="")
+                rows.append(self._for_clip(self.gates.apply_to_original(text), clip))
+            if failed is not None:
+                rows.append(self._for_clip(Caption(reason=failed), clip))
         if not views:
             return rows, {}
         attempts.begin(*dict.fromkeys(view.clip.clip_id for view in views))
@@ -156,12 +185,21 @@ class CaptionWorker:
         halves_BD = main.clip_embeddings_BD[whole].astype("<f2")
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
+    def _original(self, clip: Clip) -> str:
+        """The text beside the clip's video; read once per video. After `_views`: the video is the one that was prepared."""
+        if clip.uri not in self.sidecars:
+            self.sidecars[clip.uri] = find_sidecar(clip.uri)
+        return self.sidecars[clip.uri].text
+
     def _views(self, clip: Clip) -> list[CaptionInput]:
+        if cached := self.encoder_cache.views(clip):
+            return cached
         settings = self.settings
-        return self.encoder_cache.views(clip) or sample_windows(
+        video = self.videos.open(clip.uri, self.states.get(clip.uri) or InputState(video_id=clip.video_id))
+        return sample_windows(
+            video,
             clip,
             self.captioner,
-            self.decode,
             window_seconds=settings.window_seconds,
             snap_seconds=settings.snap_seconds,
         )

@@ -66,6 +66,10 @@ class Cluster:
         self.num_workers = num_workers
         self.progress = progress
         self.input_timeout_seconds = input_timeout_seconds
+        self.check_folder: Callable[[], None] | None = None
+        """Called after every part; raises if the run folder is gone."""
+        self.num_deaths = 0
+        """Parts that were tried again because their worker had died."""
         self._started = False
         self._throughput = Throughput()
 
@@ -202,6 +206,9 @@ class Cluster:
                 for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
+                    self.num_deaths += row["was_retried"]
+                    if self.check_folder is not None:
+                        self.check_folder()
                     if row["error"]:
                         error = json.loads(row["error"])
                         if error["kind"] != PartError.__name__:

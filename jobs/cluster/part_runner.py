@@ -56,12 +56,14 @@ class PartRunner:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         usage: dict[str, Any] = {"worker": self.actor}
+        key = f"part/{row['index']}"
         result = {"index": row["index"], "summary": "", "error": json.dumps(self.init_error or ""), "usage": ""}
+        result["was_retried"] = self.store.read(key).get("num_attempts", 0) > 0
         if self.init_error:
             return result
         wall_before, cpu_before = time.perf_counter(), cpu_seconds()
         try:
-            summary = self._run(f"part/{row['index']}", json.loads(row["part"]))
+            summary = self._run(key, json.loads(row["part"]))
         except Exception as error:  # returned as a row: Ray would print it five times and retry some kinds for ever
             return {**result, "error": json.dumps(error_fields(error))}
         usage |= {"wall_seconds": time.perf_counter() - wall_before, "cpu_seconds": cpu_seconds() - cpu_before}

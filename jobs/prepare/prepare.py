@@ -7,21 +7,31 @@ and commits the part. A part without a score whose scorer was unavailable is com
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from jobs.cluster.cluster import Cluster
+from jobs.prepare.changes import find_changes, forget_refusals
+from jobs.prepare.copies import choose_names, follow_renames
 from jobs.prepare.duplicates import find_perceptual
+from jobs.prepare.plugin_scores import has_scores_of
 from jobs.prepare.worker import PrepareWorker
 from jobs.recipe.part_names import part_name
-from jobs.recipe.run_inputs import check_same_recipe, plan_inputs, write_recipe
+from jobs.recipe.run_inputs import (
+    INPUTS,
+    check_same_recipe,
+    check_still_there,
+    parts_of,
+    plan_inputs,
+    read_inputs,
+    write_recipe,
+)
 from jobs.recipe.settings import Recipe, stage_hashes
-from recaption.errors import ErrorBudgetError
-from recaption.inputs.paths import expand_paths
-from recaption.ledger.ledger import build_ledger, read_clips
+from recaption.errors import ErrorBudgetError, StorageError
+from recaption.inputs.paths import FoundInputs, find_inputs
+from recaption.ledger.ledger import build_ledger
 from recaption.quality.model_scorers import unavailable_scorers
-from recaption.quality.plugins import Plugin, check_plugin_thresholds, find_plugins
+from recaption.quality.plugins import Plugin, check_plugin_thresholds, find_plugins, stored_scores
 from recaption.run_folder import RunFolder, recipe_hash
 
 BUDGET_AFTER_INPUTS = 50
@@ -41,23 +51,18 @@ def prepare(
         UsageError: a path without files, or a folder of another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
-    uris = expand_paths(videos) if videos else []
+    found = find_inputs(videos) if videos else FoundInputs()
     run = RunFolder(out)
     check_same_recipe(run, recipe)
-    run.remove_temporary_files()
+    plugins = find_plugins(recipe.prepare.scores.plugins, recipe.prepare.scores.num_model_frames)
+    check_plugin_thresholds(recipe.filters, [*(c for plugin in plugins for c in plugin.columns), *stored_scores(run)])
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    unavailable_here = unavailable_scorers(recipe.prepare.scores)
-    plugins = find_plugins(recipe.prepare.scores.plugins, recipe.prepare.scores.num_model_frames)
-    planned = plan_inputs(run, uris, recipe.prepare.part_size)
-    parts: list[dict[str, Any]] = []
-    absent_scores: dict[str, str] = {}
-    for part, part_uris in sorted(planned.items()):
-        missing = _missing_scores_if_done(run, part, part_uris, stage_hash, plugins)
-        if missing is not None and missing.keys() <= unavailable_here.keys():
-            absent_scores |= missing
-        elif only is None or part in only:
-            parts.append({"part": part, "uris": part_uris, "inputs_hash": recipe_hash(part_uris)})
+    if videos:
+        forget_refusals(run, found.all_names())
+        follow_renames(run, found.uris)
+    planned = plan_inputs(run, found.all_names(), recipe.prepare.part_size, found.refused)
+    parts, absent_scores = _open_parts(run, recipe, planned, stage_hash, plugins, only)
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     num_done = num_failed = 0
     plugin_failures: dict[str, str] = {}
@@ -67,37 +72,67 @@ def prepare(
         num_done, num_failed = num_done + result["videos"], num_failed + result["failed"]
         if num_done >= BUDGET_AFTER_INPUTS:
             _check_error_budget(num_done, num_failed, recipe.prepare.max_failed_share)
+    if only is None:
+        check_still_there(run, [INPUTS], "prepare")
+        choose_names(run)
+    _check_rows(run, planned, [part["part"] for part in parts])
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
-    check_plugin_thresholds(recipe.filters, read_clips(run))
     summary = build_ledger(run, recipe.filters).summary()
     _check_error_budget(summary["videos"]["total"], summary["videos"]["failed"], recipe.prepare.max_failed_share)
     return {
         **summary,
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
+        **({"left_out_files": found.num_companions} if found.companions else {}),
         "absent_scores": absent_scores,
         **({"warnings": [f"scorer {name} {why}" for name, why in plugin_failures.items()]} if plugin_failures else {}),
         "throughput": cluster.throughput(),
     }
 
 
-def _missing_scores_if_done(
-    run: RunFolder, part: int, uris: list[str], stage_hash: str, plugins: Sequence[Plugin]
-) -> dict[str, str] | None:
-    """Scores missing from a finished part, with the reasons; None if the part is not finished."""
-    name = part_name("videos", part)
-    if not run.exists(name):
-        return None
-    metadata = run.table_metadata(name)
-    if metadata.get("recipe_hash") != stage_hash or metadata.get("inputs_hash") != recipe_hash(uris):
-        return None
-    for plugin in plugins:
-        scores = part_name(f"scores/{plugin.name}", part)
-        expected = {"recipe_hash": plugin.hash, "inputs_hash": metadata["inputs_hash"]}
-        if not run.exists(scores) or not expected.items() <= run.table_metadata(scores).items():
-            return None
-    return dict(json.loads(metadata.get("absent_scores", "{}")))
+def _open_parts(
+    run: RunFolder,
+    recipe: Recipe,
+    planned: dict[int, list[str]],
+    stage_hash: str,
+    plugins: Sequence[Plugin],
+    only: Collection[int] | None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """(parts that have to be computed, whole or some inputs of them; scores missing from the others -> why)."""
+    refused = {row["uri"]: row["refusal"] for row in read_inputs(run) if row["refusal"]}
+    unavailable_here = unavailable_scorers(recipe.prepare.scores)
+    parts: list[dict[str, Any]] = []
+    absent_scores: dict[str, str] = {}
+    for number, uris in sorted(planned.items()):
+        changes = find_changes(run, number, uris, stage_hash)
+        lacks_scores = changes is not None and not changes.absent_scores.keys() <= unavailable_here.keys()
+        lacks_scores |= changes is not None and not has_scores_of(run, number, plugins)
+        if changes is not None and changes.is_finished and not lacks_scores:
+            absent_scores |= changes.absent_scores
+        elif only is None or number in only:
+            part = {"part": number, "uris": uris, "inputs_hash": recipe_hash(uris)}
+            part["refused"] = {uri: refused[uri] for uri in uris if uri in refused}
+            if changes is not None and not lacks_scores:
+                part["changed"] = changes.uris
+            parts.append(part)
+    return parts, absent_scores
+
+
+def _check_rows(run: RunFolder, planned: dict[int, list[str]], computed: Collection[int]) -> None:
+    """Every input of the parts that were computed has its row, and the list of inputs is still there.
+
+    Raises:
+        StorageError: rows are missing, because somebody removed the run folder or parts of it meanwhile.
+    """
+    check_still_there(run, [INPUTS, *(part_name("videos", number) for number in sorted(computed))], "prepare")
+    listed = parts_of(read_inputs(run))
+    for number in sorted(computed):
+        rows = run.read_columns(part_name("videos", number), ["uri"])["uri"].to_pylist()
+        if rows != listed.get(number):
+            raise StorageError(f"{run.path(part_name('videos', number))} has not one row for each of its inputs")
+    if sorted(map(len, listed.values())) != sorted(map(len, planned.values())):
+        raise StorageError(f"{run.path(INPUTS)} lists other inputs than were planned: was it changed meanwhile?")
 
 
 def _check_error_budget(total: int, failed: int, max_failed_share: float) -> None:

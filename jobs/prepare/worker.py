@@ -11,21 +11,25 @@ import pyarrow as pa
 from PIL import Image
 
 from jobs.cluster import attempts
+from jobs.prepare.earlier_part import EarlierPart, PreparedVideo
+from jobs.prepare.plugin_scores import write_scores
 from jobs.recipe.part_names import part_name
 from jobs.recipe.stage_settings import PrepareSettings
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
+from recaption.inputs.paths import REFUSED
 from recaption.ledger.ledger import CLIPS_SCHEMA
 from recaption.ledger.removed import read_removed
 from recaption.quality.model_scorers import ModelScorers, load_scorers
 from recaption.quality.plugins import find_plugins
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
-from recaption.run_folder import RunFolder
+from recaption.run_folder import RunFolder, recipe_hash
 from recaption.shots.clips import cut_to_clips
 from recaption.shots.detect import find_shots_in
 from recaption.video_io.frames import Frames
-from recaption.video_io.reader import Scan, scan
+from recaption.video_io.opened_video import Scan, failed_video
+from recaption.video_io.reader import scan
 
 JPEG_QUALITY = 82
 NO_SCORERS = ModelScorers()
@@ -45,50 +49,59 @@ class PrepareWorker:
         self.removed = read_removed(self.run)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        videos: list[Video] = []
-        clips: list[dict[str, Any]] = []
-        fingerprints: list[ClipFingerprint] = []
-        previews: list[ClipPreview] = []
-        plugin_rows: dict[str, list[dict[str, Any]]] = {plugin.name: [] for plugin in self.plugins}
+        """
+        Args:
+            part: `part` (its number), `uris`, `inputs_hash`, `refused` (uri -> why it cannot be an input) and, where an
+                earlier computation of the part can be kept, `changed`: those of the uris that are read again.
+        """
+        number, refused = part["part"], part.get("refused", {})
+        changed = part.get("changed")
+        earlier = EarlierPart.read(self.run, number) if changed is not None else EarlierPart()
+        prepared: list[PreparedVideo] = []
         for uri in part["uris"]:
             try:
                 attempts.begin(uri)
+                if uri in refused:
+                    raise VideoError("unreadable", f"{REFUSED}{refused[uri]}")
             except VideoError as error:
-                videos.append(Video(video_id="", uri=uri, status="failed", reason=error.reason, detail=error.detail))
+                prepared.append(PreparedVideo(failed_video(uri, error)))
                 continue
-            found = scan(uri, limits=self.settings.decode)
-            videos.append(self._unless_removed(found.video))
-            if videos[-1].status != "ok":
-                continue
-            for clip, scores, fingerprint, preview in clips_of(found, self.settings, self.scorers):
-                clips.append({**_columns(clip), **_columns(scores)})
-                fingerprints.append(fingerprint)
-                previews.append(preview)
-                frames_THWC = _window(found.detail, clip.start_frame, clip.end_frame).pixels_THWC
-                for plugin in self.plugins:
-                    plugin_rows[plugin.name].append(plugin.score(clip.clip_id, frames_THWC))
+            kept = earlier.unchanged(uri, is_suspect=changed is None or uri in changed)
+            prepared.append(kept or self._prepare(uri))
         attempts.begin()
-        metadata = {"recipe_hash": self.stage_hash, "inputs_hash": part["inputs_hash"]}
-        metadata["absent_scores"] = json.dumps(self.scorers.unavailable, sort_keys=True)
-        number = part["part"]
-        for plugin in self.plugins:
-            table = pa.Table.from_pylist(plugin_rows[plugin.name], schema=plugin.schema)
-            plugin_metadata = {"recipe_hash": plugin.hash, "inputs_hash": part["inputs_hash"]}
-            self.run.write_table(part_name(f"scores/{plugin.name}", number), table, plugin_metadata)
-        self.run.write_table(part_name("previews", number), to_table(previews, ClipPreview), metadata)
-        self.run.write_table(part_name("fingerprints", number), to_table(fingerprints, ClipFingerprint), metadata)
-        self.run.write_table(part_name("clips", number), pa.Table.from_pylist(clips, schema=CLIPS_SCHEMA), metadata)
-        self.run.write_table(part_name("videos", number), to_table(videos, Video), metadata)
-        counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos), "clips": len(clips)}
+        self._write(number, prepared, part["inputs_hash"])
+        videos = [one.video for one in prepared]
+        counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos)}
+        counts["clips"] = sum(len(one.clips) for one in prepared)
         failures = {plugin.name: plugin.failures for plugin in self.plugins if plugin.failures}
         return {"part": number, **counts, "absent_scores": self.scorers.unavailable, "plugin_failures": failures}
 
-    def _unless_removed(self, video: Video) -> Video:
-        """The row of an input; of one that was taken out of the run, without anything of its content."""
-        if not self.removed.has_input(video.uri, video.video_id):
-            return video
-        seconds = video.duration_seconds
-        return Video(video_id="", uri=video.uri, duration_seconds=seconds, status="removed", reason="removed")
+    def _prepare(self, uri: str) -> PreparedVideo:
+        found = scan(uri, limits=self.settings.decode)
+        one = PreparedVideo(self.removed.unless_removed(found.video))
+        if one.video.status == "ok":
+            for clip, scores, fingerprint, preview in clips_of(found, self.settings, self.scorers):
+                one.clips.append({**_columns(clip), **_columns(scores)})
+                one.fingerprints.append(fingerprint)
+                one.previews.append(preview)
+                frames_THWC = _window(found.detail, clip.start_frame, clip.end_frame).pixels_THWC
+                one.plugin_rows += [(plugin.name, plugin.score(clip.clip_id, frames_THWC)) for plugin in self.plugins]
+        return one
+
+    def _write(self, number: int, prepared: list[PreparedVideo], inputs_hash: str) -> None:
+        """Write the four files of a part, the one that commits it last."""
+        metadata = {"recipe_hash": self.stage_hash, "inputs_hash": inputs_hash}
+        metadata["bytes_hash"] = recipe_hash([one.video.video_id for one in prepared])
+        metadata["absent_scores"] = json.dumps(self.scorers.unavailable, sort_keys=True)
+        tables = {
+            "previews": to_table([row for one in prepared for row in one.previews], ClipPreview),
+            "fingerprints": to_table([row for one in prepared for row in one.fingerprints], ClipFingerprint),
+            "clips": pa.Table.from_pylist([row for one in prepared for row in one.clips], schema=CLIPS_SCHEMA),
+            "videos": to_table([one.video for one in prepared], Video),
+        }
+        write_scores(self.run, number, self.plugins, prepared, metadata["bytes_hash"])
+        for folder, table in tables.items():
+            self.run.write_table(part_name(folder, number), table, metadata)
 
 
 def _columns(record: Clip | ClipScores) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -11,6 +15,8 @@ import tyro
 from jobs.cluster.cluster import Cluster
 from jobs.recipe import presets as recipes
 from jobs.recipe.settings import Recipe
+from recaption.folder_lock import FolderLock
+from recaption.run_folder import RunFolder
 
 Settings = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's settings as flags: `--shard.buckets.fps 12`."""
@@ -35,6 +41,24 @@ class Common:
 
     def cluster(self) -> Cluster:
         return Cluster(address=self.address, num_workers=self.num_workers, progress=self.progress)
+
+    @contextmanager
+    def working_on(self, uri: str) -> Iterator[Cluster]:
+        """The cluster, while the run folder is locked: one command at a time writes there.
+
+        Raises:
+            FolderInUseError: another command works on it.
+        """
+        run = RunFolder(uri)
+        verb = re.sub(r"(?<!^)(?=[A-Z])", " ", type(self).__name__.removesuffix("Verb")).lower()
+        with FolderLock(run, f"recaption {verb}") as lock, self.cluster() as cluster:
+            if lock.taken_over is not None:
+                print(f"recaption: {lock.taken_over} was killed; going on after it", file=sys.stderr)
+                run.remove_temporary_files()
+            cluster.check_folder = lock.check if run.is_local else None
+            yield cluster
+            if getattr(cluster, "num_deaths", 0):  # a worker that died may have left half a file
+                run.remove_temporary_files()
 
     def __call__(self) -> dict[str, Any]:
         """Run the command; its summary, as `--json` prints it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,16 +15,17 @@ import pyarrow as pa
 from jobs.recipe.part_names import part_number
 from jobs.recipe.settings import Recipe, from_dict, stage_hashes, to_dict
 from recaption.dedup.near_duplicates import read_pairs
-from recaption.errors import RecipeMismatchError, UsageError
-from recaption.ledger.ledger import CLIPS_SCHEMA, with_decisions
-from recaption.quality.filters import drop_reasons
+from recaption.errors import RecipeMismatchError, StorageError, UsageError, VideoError
+from recaption.inputs.open_input import InputState, local_state, open_input
+from recaption.inputs.paths import REFUSED
+from recaption.ledger.ledger import CLIPS_SCHEMA, INPUTS_SCHEMA, with_decisions
+from recaption.quality.filters import drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
 INPUTS = "inputs.parquet"
-INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
 
 
@@ -77,19 +79,90 @@ def check_same_recipe(run: RunFolder, recipe: Recipe, stage: str = "prepare") ->
         )
 
 
-def plan_inputs(run: RunFolder, uris: list[str], part_size: int) -> dict[int, list[str]]:
-    """Part -> its inputs. Known inputs keep their part; new ones get new parts after the last."""
-    rows: list[dict[str, Any]] = run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
+def plan_inputs(
+    run: RunFolder, uris: Sequence[str], part_size: int, refused: Mapping[str, str] | None = None
+) -> dict[int, list[str]]:
+    """Part -> its inputs. Known inputs keep their part; new ones get new parts after the last.
+
+    Args:
+        uris: all that is named.
+        refused: those of them that cannot be inputs -> why.
+    """
+    refused, named = refused or {}, set(uris)
+    before = read_inputs(run)
+    rows = [row | {"refusal": refused.get(row["uri"], "")} if row["uri"] in named else row for row in before]
     known = {row["uri"] for row in rows}
     new = [uri for uri in uris if uri not in known]
     first_part = 1 + max((row["part"] for row in rows), default=-1)
-    rows += [{"uri": uri, "part": first_part + i // part_size} for i, uri in enumerate(new)]
-    if new:
-        run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
+    rows += [
+        {"uri": uri, "part": first_part + i // part_size, "refusal": refused.get(uri, "")} for i, uri in enumerate(new)
+    ]
+    if rows != before:
+        write_inputs(run, rows)
+    return parts_of(rows)
+
+
+def read_inputs(run: RunFolder) -> list[dict[str, Any]]:
+    """Rows of the list of inputs (columns of `INPUTS_SCHEMA`), in order; [] where there is none yet."""
+    return run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
+
+
+def write_inputs(run: RunFolder, rows: list[dict[str, Any]]) -> None:
+    """Replace the list of inputs."""
+    run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
+
+
+def parts_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
+    """Part -> its inputs, in order."""
     parts: dict[int, list[str]] = {}
     for row in rows:
         parts.setdefault(row["part"], []).append(row["uri"])
     return parts
+
+
+def input_row(video: dict[str, Any], part: int) -> dict[str, Any]:
+    """The row of the list of inputs that belongs to a row of RUN/videos."""
+    is_refused = not video["video_id"] and video["detail"].startswith(REFUSED)
+    refusal = video["detail"].removeprefix(REFUSED) if is_refused else ""
+    return {"uri": video["uri"], "part": part, "refusal": refusal}
+
+
+def check_still_there(run: RunFolder, names: Iterable[str], stage: str) -> None:
+    """At the end of a stage: the files that it wrote exist.
+
+    Raises:
+        StorageError: one is gone, because somebody removed the run folder or parts of it meanwhile.
+    """
+    lost = [name for name in (RUN_YAML, *names) if not run.exists(name)]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise StorageError(
+            f"{run.path(lost[0])}{more} vanished while `{stage}` ran: was the run folder removed? Run it again"
+        )
+
+
+def source_states(run: RunFolder, uris: Iterable[str]) -> dict[str, InputState]:
+    """Uri -> what `prepare` recorded of it, for readable videos: what later stages have to find there."""
+    wanted = set(uris)
+    names = ["uri", "status", *InputState.__dataclass_fields__]
+    states: dict[str, InputState] = {}
+    for name in run.list("videos/part-*.parquet") if wanted else ():
+        for row in run.read_columns(name, names).to_pylist():
+            if row.pop("status") == "ok" and (uri := row.pop("uri")) in wanted:
+                states[uri] = InputState(**row)
+    return states
+
+
+def source_is_back(uri: str, states: Mapping[str, InputState]) -> bool:
+    """Whether a local input that had other bytes has those again that `prepare` recorded."""
+    state, now = states.get(uri), local_state(uri)
+    if state is None or now is None or state.num_bytes != now.num_bytes:
+        return False
+    try:
+        with open_input(uri, expected=state):
+            return True
+    except VideoError:
+        return False
 
 
 def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False) -> dict[int, list[Clip]]:
@@ -105,6 +178,6 @@ def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False)
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
     filters = dataclasses.replace(recipe.filters, max_semantic_similarity=None) if before_captions else recipe.filters
     clips = with_decisions(run, pa.concat_tables(tables.values()))
-    check_plugin_thresholds(filters, clips)
+    check_plugin_thresholds(filters, plugin_scores(clips))
     reasons = iter(drop_reasons(clips, filters, read_pairs(run)))
     return {part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()}

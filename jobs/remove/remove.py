@@ -19,7 +19,7 @@ import pyarrow as pa
 from jobs.caption.repeated import find_repeated_captions
 from jobs.caption.semantic import find_semantic
 from jobs.prepare.duplicates import find_perceptual
-from jobs.prepare.verdicts import add_part
+from jobs.prepare.verdicts import add_part, import_verdicts
 from jobs.recipe.settings import Recipe
 from jobs.remove.tables import remove_rows
 from jobs.remove.targets import Targets, find_targets, read_names
@@ -30,6 +30,7 @@ from packing.shards.index import build_index, build_latents_index, is_committed
 from recaption.captions.sets import default_caption_set
 from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
 from recaption.errors import StorageError, UsageError
+from recaption.folder_lock import FolderLock
 from recaption.ledger.ledger import build_ledger
 from recaption.ledger.removed import REMOVED, REMOVED_SCHEMA, UNFINISHED, key_of, read_removed
 from recaption.run_folder import RunFolder
@@ -37,6 +38,22 @@ from recaption.run_folder import RunFolder
 COPY_REASON = "same footage as a removed video"
 """Reason of the verdict on clips that were duplicates of a removed one."""
 BY = "recaption prepare --remove"
+
+
+def decide(
+    run: RunFolder, recipe: Recipe, *, verdicts: str | None, takedown: str | None, progress: bool = False
+) -> dict[str, Any]:
+    """Take in a file of verdicts, or one of videos to remove, while the run folder is locked.
+
+    Raises:
+        FolderInUseError: another command works on the run.
+        UsageError: as `import_verdicts` and `remove`.
+    """
+    with FolderLock(run, "recaption prepare"):
+        if verdicts:
+            return import_verdicts(run, recipe, verdicts)
+        assert takedown
+        return remove(run, recipe, takedown, progress=progress)
 
 
 def remove(run: RunFolder, recipe: Recipe, file: str, *, progress: bool = False) -> dict[str, Any]:

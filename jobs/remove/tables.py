@@ -1,26 +1,24 @@
 """Takes rows out of the tables of a run folder: every Parquet file with a clip, video or input in it, but those of tars.
 
 Rows are found by the names of columns (`Targets.has_row`), not of files, so that no table can be forgotten. Metadata stays,
-but for the hash of the inputs of a part: with the new one the part is finished, as if it had never had the others.
+but for the hashes of a part's inputs: with the new ones it is finished, as if it had never had the others.
 """
 
 from __future__ import annotations
 
 import re
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.recipe.part_names import part_number
+from jobs.recipe.part_names import part_name, part_number
+from jobs.recipe.run_inputs import INPUTS, parts_of, read_inputs
 from jobs.remove.targets import Targets
 from recaption.ledger.removed import REMOVED
 from recaption.run_folder import RunFolder, recipe_hash
 
-INPUTS = "inputs.parquet"
 WITH_TAR = re.compile(r"(shards/[^/]+|latents/[^/]+/[^/]+)/\d+\.parquet")
 """Tables that belong to a tar (jobs/remove/tars.py)."""
-OF_PREPARE = re.compile(r"(videos|clips|previews|fingerprints|scores/[^/]+)/part-\d+\.parquet")
-"""Tables whose metadata has the `inputs_hash` of their part."""
+FOLDERS_OF_PARTS = ("previews", "fingerprints", "clips", "videos")
 
 
 def remove_rows(run: RunFolder, targets: Targets) -> list[str]:
@@ -44,26 +42,17 @@ def _remove_from(run: RunFolder, name: str, targets: Targets) -> bool:
 
 
 def _renew_hashes(run: RunFolder) -> None:
-    """Give each part of `prepare` the hash of the inputs that it has now."""
-    if not run.exists(INPUTS):
-        return
-    inputs = run.read_columns(INPUTS, ["uri", "part"])
-    uris: dict[int, list[str]] = {}
-    for uri, part in zip(inputs["uri"].to_pylist(), inputs["part"].to_pylist(), strict=True):
-        uris.setdefault(part, []).append(uri)
-    for name in run.list("**/part-*.parquet"):
-        if OF_PREPARE.fullmatch(name):
-            metadata = run.table_metadata(name)
-            number = part_number(name)
-            renewed = metadata | {"inputs_hash": recipe_hash(uris.get(number, []))}
-            if renewed != metadata and _rows_are(run, number, uris.get(number, [])):
-                run.write_table(name, run.read_table(name), renewed)
-
-
-def _rows_are(run: RunFolder, number: int, uris: list[str]) -> bool:
-    """Whether a part has exactly the rows of these inputs: one that waits for new inputs keeps its hash."""
-    name = f"videos/part-{number:05d}.parquet"
-    rows: pa.Table = (
-        run.read_columns(name, ["uri"]) if run.exists(name) else pa.table({"uri": pa.array([], pa.string())})
-    )
-    return bool(rows["uri"].to_pylist() == uris)
+    """Give the parts of `prepare` the hashes of the inputs that they have now, the file that commits them last."""
+    listed = parts_of(read_inputs(run))
+    for part in run.list("videos/part-*.parquet"):
+        number, videos = part_number(part), run.read_columns(part, ["uri", "video_id"])
+        hashes = {"bytes_hash": recipe_hash(videos["video_id"].to_pylist())}
+        if videos["uri"].to_pylist() == listed.get(number, []):  # one that waits for new inputs keeps its hash
+            hashes["inputs_hash"] = recipe_hash(listed.get(number, []))
+        names = [part_name(folder, number) for folder in FOLDERS_OF_PARTS]
+        names += [name for name in run.list("scores/*/part-*.parquet") if part_number(name) == number]
+        for name in sorted(names, key=lambda one: one == part):
+            metadata = run.table_metadata(name) if run.exists(name) else {}
+            renewed = {key: value for key, value in hashes.items() if key in metadata}
+            if not renewed.items() <= metadata.items():
+                run.write_table(name, run.read_table(name), metadata | renewed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -11,6 +12,7 @@ from jobs.cluster.cluster import Cluster
 from jobs.recipe.settings import Recipe, TrainCaptioner, TrainCompressor, TrainDit
 from jobs.train.tasks import TASKS
 from recaption.errors import UsageError
+from recaption.folder_lock import FolderLock
 from recaption.run_folder import RunFolder
 from train.checkpoint import step_folder as checkpoint
 from train.engine.settings import TrainerSettings
@@ -59,23 +61,35 @@ def train_model(
     if use_gpu:
         trainer = dataclasses.replace(trainer, device="cuda")
     arguments = (model, run.uri, recipe, trainer, run.path("train", name), resume, progress)
-    if num_ranks > 1:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UsageError("--num-workers starts ranks of its own: leave it out under torchrun")
-        if not resume and checkpoint.newest(run.path("train", name, "checkpoints")):
-            raise UsageError(f"{run.path('train', name)} already holds checkpoints; resume them or use another --name")
-        scratch = run.path("train", name, "ray")
-        result = cluster.run_training(
-            train_rank, *arguments[:-2], progress, num_workers=num_ranks, scratch=scratch, device=trainer.device
-        )
-    elif cluster.address:
-        result = dataclasses.asdict(cluster.run_once(train_here, *arguments, device=trainer.device))
-    else:
-        result = dataclasses.asdict(train_here(*arguments))
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
+            stack.enter_context(FolderLock(run, f"recaption train {model} --name {name}", name=f"train/{name}.lock"))
+        result = _train(arguments, cluster, num_ranks=num_ranks)
     summary = {**result, "model": model, "name": name}
     if model == "dit" and recipe.train_dit.evaluation.at_end and os.environ.get("RANK", "0") == "0":
         summary["evaluation"] = evaluate_model(run_uri, name, recipe, cluster, progress=progress)["measures"]
     return summary
+
+
+def _train(arguments: tuple[Any, ...], cluster: Cluster, *, num_ranks: int) -> dict[str, Any]:
+    """Call `train_here` with these arguments in this process, on ranks of its own, or on the cluster at `--address`."""
+    _, _, _, trainer, folder, resume, progress = arguments
+    if num_ranks > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("--num-workers starts ranks of its own: leave it out under torchrun")
+        if not resume and checkpoint.newest(os.path.join(folder, "checkpoints")):
+            raise UsageError(f"{folder} already holds checkpoints; resume them or use another --name")
+        return cluster.run_training(
+            train_rank,
+            *arguments[:-2],
+            progress,
+            num_workers=num_ranks,
+            scratch=os.path.join(folder, "ray"),
+            device=trainer.device,
+        )
+    if cluster.address:
+        return dataclasses.asdict(cluster.run_once(train_here, *arguments, device=trainer.device))
+    return dataclasses.asdict(train_here(*arguments))
 
 
 def evaluate_model(

@@ -1,11 +1,13 @@
 """`recaption verify --repair`: recomputes damaged parts and shards with the stage that wrote them; intact files stay.
 
-    problem -> its part or shard -> are all source videos unchanged? -> remove the files -> run the stage
+    problem -> its part or shard -> is all that it is made from whole? -> are the source videos unchanged?
+            -> remove the files -> run the stage -> verify again
 
-Stages skip what is committed, so a run recomputes exactly what was removed, with the same bytes. Two repairs are refused,
-with the reason: parts whose source videos are gone or changed (recomputing them would lose their clips), and parts written
-with other settings than run.yaml has now (recomputing them would recompute the whole stage). A repair that is killed
-leaves parts missing; the next one finds them as damage and continues.
+Stages skip what is committed, so a run recomputes exactly what was removed, with the same bytes. A stage waits for the
+stages that it is made from (repair_order.py): shards made while captions are lost would look whole, and lack clips. Two
+repairs are refused, with the reason: parts whose source videos are gone or changed (recomputing them would lose their
+clips), and parts written with other settings than run.yaml has now (recomputing them would recompute the whole stage). A
+repair that is killed leaves parts missing; the next one finds them as damage and continues.
 """
 
 from __future__ import annotations
@@ -28,24 +30,21 @@ from jobs.recipe.part_names import part_name, part_number
 from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
-from jobs.verify.repair_scope import PART_FOLDERS, RepairJob, RepairScope, find_scope
+from jobs.verify.repair_order import FILES_OF_PARTS, open_sources, stage_of
+from jobs.verify.repair_scope import RepairJob, RepairScope, find_scope
 from jobs.verify.repair_text import rebuild_texts
 from jobs.verify.sources import expected_sources, source_problem
 from jobs.verify.verify import as_summary, find_problems
 from packing.shards.index import is_committed
-from recaption.captions.sets import REJECTED_CLIPS, caption_sets, default_caption_set
-from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
+from recaption.captions.repeated import REPEATED_SCHEMA, repeated_name
+from recaption.dedup.near_duplicates import PAIRS_SCHEMA, PERCEPTUAL_PAIRS, caption_set_of, semantic_pairs_file
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, SHARD_SCHEMA
+from recaption.ledger.lost_files import shard_sets
 from recaption.ledger.problems import Problem, read_tables_or_problems
-from recaption.run_folder import RunFolder
+from recaption.records import Video, schema_of
+from recaption.run_folder import RunFolder, recipe_hash
 
-MAX_ROUNDS = 4
-"""Damage can hide other damage: a lost clip hides the shard that it is missing from. One round per stage is enough."""
-SECONDARY_KINDS = frozenset(
-    {"caption_without_clip", "unknown_clip_in_shard", "caption_missing", "clip_missing_from_shards"}
-)
-"""Problems that disappear when an earlier stage is repaired: repaired only when no other problem is left."""
 NEEDS_RESHARDING = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",
@@ -53,7 +52,7 @@ NEEDS_RESHARDING = {
 
 
 def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: int | None) -> dict[str, Any]:
-    """Verify, recompute what is damaged, verify again; `problems` of the summary are the remaining ones.
+    """Verify, recompute what is damaged, verify again, until nothing changes; `problems` are the remaining ones.
 
     Raises:
         UsageError: the run folder was prepared with another recipe.
@@ -62,38 +61,61 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
     job = RepairJob(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
-    for _ in range(MAX_ROUNDS if problems else 0):
-        job.refused.clear()
-        num_repaired = len(job.repaired)
-        _repair_round(job, problems, num_pairs)
-        if len(job.repaired) == num_repaired:
+    seen: set[frozenset[Problem]] = set()
+    while problems and frozenset(problems) not in seen:
+        seen.add(frozenset(problems))
+        if not _repair_round(job, problems, num_pairs):
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
-        if not problems:
-            job.refused.clear()
-            break
+    if not problems:
+        job.refused.clear()
     summary = as_summary(run, recipe, problems, pairs)
     return {**summary, "found": num_found, "repaired": sorted(set(job.repaired)), "refused": job.refused}
 
 
-def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> None:
+def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> bool:
+    """Repair what is made from whole stages only; whether anything was written.
+
+    If that is nothing (an earlier stage is refused), stages whose own sources are whole, whatever those are made from.
+    """
+    for indirect in (True, False):
+        job.refused.clear()
+        num_repaired = len(job.repaired)
+        _repair_stages(job, find_scope(job, _ready(job, problems, indirect=indirect), num_pairs))
+        if len(job.repaired) > num_repaired:
+            return True
+    return False
+
+
+def _ready(job: RepairJob, problems: list[Problem], *, indirect: bool) -> list[Problem]:
+    """The problems whose stage can be made again now; the others are listed as refused, with the reason."""
     for problem in problems:
         if problem.kind in NEEDS_RESHARDING:
             job.refused[problem.where] = NEEDS_RESHARDING[problem.kind]
     repairable = [p for p in problems if p.kind not in NEEDS_RESHARDING]
-    primary = [p for p in repairable if not _may_be_secondary(p)]
-    scope = find_scope(job, primary or repairable, num_pairs)
+    damaged = {stage_of(p) for p in repairable if p.kind != "temporary_file"}
+    sets = {*shard_sets(job.run)}
+    waits_for = {stage: open_sources(stage, damaged, sets, indirect=indirect) for stage in damaged}
+    ready = []
+    for problem in repairable:
+        sources = () if problem.kind == "temporary_file" else waits_for[stage_of(problem)]
+        if sources:
+            job.refused[problem.where] = f"it is made from {', '.join(sorted(sources))}: to be repaired first"
+        else:
+            ready.append(problem)
+    return ready
+
+
+def _repair_stages(job: RepairJob, scope: RepairScope) -> None:
     for name in scope.temporary:
         job.run.remove(name)
         job.repaired.append(f"{name} (removed)")
-    if scope.inputs_damaged and not _rebuild_inputs(job, scope.parts):
-        return
+    if scope.inputs_damaged:
+        _rebuild_inputs(job)
     if scope.parts:
         _rebuild_parts(job, scope.parts)
-    for name in scope.pair_tables:
+    for name in sorted(scope.pair_tables):
         _rebuild_pair_table(job, name)
-    if read_tables_or_problems(job.run, job.run.list("clips/part-*.parquet"), CLIPS_SCHEMA)[1]:
-        return  # without the tables of clips no later stage can run; their problems are reported again
     for set_name, numbers in scope.captions.items():
         _rebuild_captions(job, set_name, numbers)
     if scope.shards or scope.lost_clips or scope.index:
@@ -104,28 +126,36 @@ def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None
         rebuild_texts(job, folder, names)
 
 
-def _may_be_secondary(problem: Problem) -> bool:
-    """True for kinds in `SECONDARY_KINDS`, unless a whole file is missing (`where` is a path without `:`)."""
-    return problem.kind in SECONDARY_KINDS and (":" in problem.where or "/" not in problem.where)
-
-
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def _rebuild_inputs(job: RepairJob, damaged: set[int]) -> bool:
-    """Rebuild the list of inputs from RUN/videos, which has every input once, by part and in order; False if refused."""
-    names = job.run.list("videos/part-*.parquet")
-    numbers = {part_number(name) for name in names}
-    if damaged or numbers != set(range(len(names))):
-        why = "parts of RUN/videos are damaged too: run `recaption prepare` with the same --videos"
-        job.refused[INPUTS] = why
-        return False
-    rows = [
-        {"uri": uri, "part": part_number(name)} for name in names for uri in job.run.read_table(name)["uri"].to_pylist()
-    ]
+def _rebuild_inputs(job: RepairJob) -> None:
+    """Rebuild the list of inputs from RUN/videos, which has every input once, by part and in order.
+
+    A damaged part's inputs are those of its clips, if their hash is the one that was recorded: not if an input failed.
+    """
+    numbers = sorted(
+        {part_number(n) for folder in ("videos", "clips") for n in job.run.list(f"{folder}/part-*.parquet")}
+    )
+    rows: list[dict[str, Any]] = []
+    for number in numbers:
+        uris = _inputs_of_part(job.run, number)
+        if uris is None or numbers != list(range(len(numbers))):
+            job.refused[INPUTS] = "parts of RUN/videos are damaged too: run `recaption prepare` with the same --videos"
+            return
+        rows += [{"uri": uri, "part": number} for uri in uris]
     job.run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
     job.repaired.append(INPUTS)
-    return True
+
+
+def _inputs_of_part(run: RunFolder, number: int) -> list[str] | None:
+    for folder, schema in (("videos", schema_of(Video)), ("clips", CLIPS_SCHEMA)):
+        name = part_name(folder, number)
+        for table in read_tables_or_problems(run, [name], schema)[0].values():
+            uris = list(dict.fromkeys(table["uri"].to_pylist()))
+            if run.table_metadata(name).get("inputs_hash") == recipe_hash(uris):
+                return uris
+    return None
 
 
 def _rebuild_parts(job: RepairJob, numbers: set[int]) -> None:
@@ -143,7 +173,7 @@ def _rebuild_parts(job: RepairJob, numbers: set[int]) -> None:
         job.run.remove(
             part_name("videos", number)
         )  # written last, it commits the part; the other files are overwritten
-        job.repaired += [name for folder in PART_FOLDERS if (name := part_name(folder, number)) and _has(job, folder)]
+        job.repaired += [name for folder in FILES_OF_PARTS if (name := part_name(folder, number)) and _has(job, folder)]
     if repairable_numbers:
         with contextlib.suppress(pa.ArrowException):  # as in _rebuild_captions
             prepare([], job.run.uri, job.recipe, job.cluster, only=repairable_numbers)
@@ -186,6 +216,8 @@ def _rebuild_captions(job: RepairJob, set_name: str, numbers: set[int]) -> None:
             job.refused[part_name(folder, number)] = why
         else:
             repairable_numbers.append(number)
+    if repairable_numbers:
+        _remove_unreadable_pair_tables(job, set_name)
     for number in repairable_numbers:
         for name in (part_name(f"embeddings/{set_name}", number), part_name(folder, number)):
             job.run.remove(name)
@@ -195,6 +227,17 @@ def _rebuild_captions(job: RepairJob, set_name: str, numbers: set[int]) -> None:
         # refused; by then every part is written.
         with contextlib.suppress(pa.ArrowException):
             caption(job.run, job.recipe, set_name, job.cluster, only=repairable_numbers)
+
+
+def _remove_unreadable_pair_tables(job: RepairJob, set_name: str) -> None:
+    """Captioning reads the tables of pairs, and writes those of its own set at its end; others are found missing."""
+    for pattern, schema in (
+        (semantic_pairs_file("*"), PAIRS_SCHEMA),
+        (repeated_name(set_name), REPEATED_SCHEMA),
+    ):
+        for problem in read_tables_or_problems(job.run, job.run.list(pattern), schema)[1]:
+            job.run.remove(problem.where)
+            job.repaired.append(problem.where)
 
 
 def _captioner_mismatch(job: RepairJob, intact: list[str]) -> str:
@@ -250,20 +293,16 @@ def _rebuild_shards(job: RepairJob, scope: RepairScope) -> None:
 def _plan_of_shards(job: RepairJob, scope: RepairScope) -> tuple[str, list[Any], dict[str, str]]:
     """(caption set, planned shards, their hashes) that all intact shards were written from; set "" if there is none."""
     lost = scope.lost_clips
-    tables, unreadable = read_tables_or_problems(
-        job.run, job.run.list(REJECTED_CLIPS), pa.schema([("clip_id", pa.string())])
-    )
-    sets = caption_sets(job.run) if unreadable or not tables else [default_caption_set(job.run)]
-    for set_name in sets:
+    for set_name in shard_sets(job.run):
         try:
-            planned, _, hashes = planned_shards(job.run, job.recipe, set_name or "")
+            planned, _, hashes = planned_shards(job.run, job.recipe, set_name)
         except (UsageError, pa.ArrowException, ValueError, KeyError, OSError):
             continue  # no such set, or a part of it is damaged and could not be repaired
         damaged = scope.shards | {s.name for s in planned for c in s.clips if c.clip_id in lost}
         present = [n.removesuffix(".parquet") for n in job.run.list("shards/*/*.parquet")]
         intact = [name for name in present if name not in damaged]
         if all(name in hashes and is_committed(job.run, name, hashes[name]) for name in intact):
-            return set_name or "", planned, hashes
+            return set_name, planned, hashes
     return "", [], {}
 
 

@@ -10,14 +10,12 @@ from jobs.cluster.cluster import Cluster
 from jobs.recipe.part_names import part_number
 from jobs.recipe.run_inputs import INPUTS
 from jobs.recipe.settings import Recipe, stage_hashes
+from jobs.verify.repair_order import FILES_OF_PARTS
 from jobs.verify.verify import find_problems
 from recaption.captions.sets import REJECTED_CLIPS
 from recaption.ledger.latent_statistics import STATISTICS_FILE
 from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
-
-PART_FOLDERS = ("videos", "clips", "previews", "fingerprints")
-"""Folders of the four files that `prepare` writes per part."""
 
 
 @dataclass
@@ -74,7 +72,7 @@ def find_scope(job: RepairJob, problems: list[Problem], num_pairs: int | None) -
             scope.inputs_damaged = True
         elif folder == "duplicates" or name.endswith("/repeated.parquet"):
             scope.pair_tables.add(name)
-        elif folder in (*PART_FOLDERS, "scores"):
+        elif folder in (*FILES_OF_PARTS, "scores"):
             scope.parts.add(part_number(name))
         elif problem.kind == "captions_shuffled":
             scope.captions[rest] |= _shuffled_parts(job, rest, num_pairs)

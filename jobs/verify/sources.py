@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from jobs.recipe.part_names import part_name
 from jobs.verify.repair_scope import RepairJob
 from recaption.errors import VideoError
-from recaption.inputs.local_files import file_id, local_copy
+from recaption.inputs.open_input import open_input
 from recaption.ledger.ledger import CLIPS_SCHEMA
 from recaption.ledger.problems import read_tables_or_problems
 from recaption.records import Video, schema_of
@@ -18,9 +18,9 @@ def _current_video_id(job: RepairJob, uri: str) -> str:
     """Hash of the current bytes of a source, cached; empty if it cannot be read."""
     if uri not in job.sources:
         try:
-            with local_copy(uri) as path:
-                job.sources[uri] = file_id(path)[0]
-        except (VideoError, OSError):
+            with open_input(uri) as opened:
+                job.sources[uri] = opened.video_id()
+        except VideoError:
             job.sources[uri] = ""
     return job.sources[uri]
 

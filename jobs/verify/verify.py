@@ -1,6 +1,6 @@
 """`recaption verify`: checks that the ledger adds up, shards are intact and captions belong to their clips.
 
-recaption verify --run RUN --pairs 32        # 0: decode no pixels; all: every caption
+recaption verify --run RUN --pairs 32        # 0: decode no pixels; all: every caption and sample
 recaption verify --run RUN --repair          # see jobs/verify/repair.py
 """
 
@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from jobs.recipe.run_inputs import source_states
 from jobs.recipe.settings import Recipe
+from jobs.verify.samples import check_samples
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import (
     CAPTION_STATE_SCHEMA,
@@ -28,6 +30,7 @@ from recaption.errors import UsageError
 from recaption.ledger.caption_checks import CaptionCheckResult, CaptionClipPair, check_pairs, sample_pairs
 from recaption.ledger.ledger import CLIPS_SCHEMA, build_ledger, committed_clips
 from recaption.ledger.problems import Problem, read_tables_or_problems
+from recaption.ledger.source_checks import check_sources
 from recaption.ledger.verify import verify
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
@@ -53,31 +56,37 @@ def verify_run(
     run: RunFolder, recipe: Recipe, *, num_pairs: int | None = DEFAULT_PAIRS, progress: bool = False
 ) -> dict[str, Any]:
     """Summary with the problems found and the sums checked; checks that could not run are listed, not counted as damage."""
-    problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=progress)
-    return as_summary(run, recipe, problems, pairs)
+    problems, checks = find_problems(run, recipe, num_pairs=num_pairs, progress=progress)
+    return as_summary(run, recipe, problems, checks)
 
 
 def find_problems(
     run: RunFolder, recipe: Recipe, *, num_pairs: int | None, progress: bool
-) -> tuple[list[Problem], dict[str, dict[str, Any]]]:
-    """(problems, caption set -> summary of its caption-clip checks)."""
+) -> tuple[list[Problem], dict[str, Any]]:
+    """(problems, {"pairs": caption set -> summary of its caption-clip checks, "samples": summary of that check})."""
 
-    def track(names: Sequence[str]) -> Any:
-        return tqdm(names, desc="verify", unit="shard", file=sys.stderr, disable=not progress)
+    def track(rows: Sequence[Any]) -> Any:
+        return tqdm(rows, desc="verify", file=sys.stderr, disable=not progress)
 
-    problems = verify(run, recipe.filters, track=track)
+    has_pairs = recipe.prepare.duplicates.perceptual
+    problems = verify(run, recipe.filters, has_perceptual_pairs=has_pairs, track=track)
+    problems += check_sources(run, track=track)
     changed = {p.where.partition(":")[2] for p in problems if p.kind == "caption_changed"}
     pairs = {}
     for set_name in caption_sets(run) if num_pairs != 0 else ():
         check = _check_set(run, recipe, set_name, num_pairs, first=changed, progress=progress)
         problems += check.problems
         pairs[set_name] = check.summary()
-    return problems, pairs
+    checks: dict[str, Any] = {"pairs": pairs}
+    if num_pairs != 0 and run.exists("index.parquet"):
+        samples = check_samples(run, recipe, num_pairs, progress=progress)
+        problems += samples.problems
+        checks["samples_checked"] = samples.summary()
+    unique = {(problem.kind, problem.where): problem for problem in reversed(problems)}
+    return [problem for problem in problems if unique.get((problem.kind, problem.where)) is problem], checks
 
 
-def as_summary(
-    run: RunFolder, recipe: Recipe, problems: list[Problem], pairs: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def as_summary(run: RunFolder, recipe: Recipe, problems: list[Problem], checks: dict[str, Any]) -> dict[str, Any]:
     """The `--json` summary; without sums if tables that they need cannot be read."""
     summary: dict[str, Any] = {"ok": not problems}
     if not any(problem.kind == "part_unreadable" for problem in problems):
@@ -86,7 +95,7 @@ def as_summary(
         summary["faults"] = {name: faults_of(run, recipe, name) for name in caption_sets(run)}
     return {
         **summary,
-        "pairs": pairs,
+        **checks,
         "problems": [{"kind": p.kind, "where": p.where, "detail": p.detail} for p in problems],
     }
 
@@ -118,7 +127,10 @@ def _check_set(
 
     clips = clips_of(run, {pair.clip_id for pair in pairs})
     decode, snap_seconds = recipe.prepare.decode, recipe.caption.snap_seconds
-    return check_pairs(set_name, pairs, captioner, clips, decode=decode, snap_seconds=snap_seconds, track=track)
+    states = source_states(run, {clip.uri for clip in clips.values()})
+    return check_pairs(
+        set_name, pairs, captioner, clips, states=states, decode=decode, snap_seconds=snap_seconds, track=track
+    )
 
 
 def clips_of(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Clip]:

@@ -23,7 +23,7 @@ def is_committed(run: RunFolder, name: str, plan_hash: str) -> bool:
     num_bytes = int(metadata["tar_num_bytes"])
     if num_bytes == 0:
         return not run.exists(f"{name}.tar")
-    return run.exists(f"{name}.tar") and run.fs.size(run.path(f"{name}.tar")) == num_bytes
+    return run.exists(f"{name}.tar") and run.size(f"{name}.tar") == num_bytes
 
 
 def build_index(

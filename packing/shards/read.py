@@ -29,9 +29,12 @@ def read_sample(run: RunFolder, sample: Sample, *, payload: str = "mp4", check: 
         check: compare the sha256, which doubles the time.
 
     Raises:
+        OutsideRunError: its shard is not in the run folder.
         VideoError: the tar is missing or too short (`unreadable`, `truncated`), or has other bytes (`frame_mismatch`).
     """
     where = f"{sample.shard}#{sample.clip_id}"
+    if sample.offset_bytes < 0 or sample.num_bytes <= 0:
+        raise VideoError("unreadable", f"{sample.offset_bytes = }, {sample.num_bytes = }: no place in a tar", uri=where)
     try:
         span = run.read_span(sample.shard, sample.offset_bytes, sample.offset_bytes + sample.num_bytes)
     except FileNotFoundError as error:

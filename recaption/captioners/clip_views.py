@@ -10,8 +10,7 @@ import numpy as np
 from recaption.captions.windows import split_into_windows
 from recaption.errors import VideoError
 from recaption.records import Clip
-from recaption.video_io.frames import DecodeLimits
-from recaption.video_io.reader import read_frames
+from recaption.video_io.opened_video import OpenedVideo
 
 if TYPE_CHECKING:
     from recaption.captioners.interface import Captioner, EncodedClip
@@ -31,10 +30,11 @@ class CaptionInput:
     """Frames, or their cached encoder output."""
 
 
-def sample_frames(clip: Clip, captioner: Captioner, decode: DecodeLimits, *, snap_seconds: float = 0.0) -> np.ndarray:
+def sample_frames(video: OpenedVideo, clip: Clip, captioner: Captioner, *, snap_seconds: float = 0.0) -> np.ndarray:
     """`captioner.num_frames` evenly spaced frames, each from the middle of an equal span: (T, H, W, 3) uint8.
 
     Args:
+        video: the one that the clip is of.
         snap_seconds: a keyframe within this distance replaces a frame, which is faster; see `read_frames`.
 
     Raises:
@@ -43,14 +43,12 @@ def sample_frames(clip: Clip, captioner: Captioner, decode: DecodeLimits, *, sna
     indices = _uniform_indices(clip.start_frame, clip.end_frame, captioner.num_frames)
     short_side = _short_side(clip, captioner)
     within = (clip.start_frame, clip.end_frame)
-    frames = read_frames(
-        clip.uri, indices, short_side_px=short_side, snap_seconds=snap_seconds, snap_within=within, limits=decode
-    )
+    frames = video.read_frames(indices, short_side_px=short_side, snap_seconds=snap_seconds, snap_within=within)
     return frames.pixels_THWC
 
 
 def sample_windows(
-    clip: Clip, captioner: Captioner, decode: DecodeLimits, *, window_seconds: float = 0.0, snap_seconds: float = 0.0
+    video: OpenedVideo, clip: Clip, captioner: Captioner, *, window_seconds: float = 0.0, snap_seconds: float = 0.0
 ) -> list[CaptionInput]:
     """Sampled frames of the whole clip, then of each of its windows; spaced as by `sample_frames`.
 
@@ -62,7 +60,7 @@ def sample_windows(
         [] if snap_seconds and windows else [_uniform_indices(clip.start_frame, clip.end_frame, captioner.num_frames)]
     )
     if not windows:
-        frames_THWC = sample_frames(clip, captioner, decode, snap_seconds=snap_seconds)
+        frames_THWC = sample_frames(video, clip, captioner, snap_seconds=snap_seconds)
         return [_caption_input(clip, 0, clip.start_seconds, clip.end_seconds, frames_THWC)]
     # One read for everything, with the first frame of each window: its timestamp is the start time of the window.
     first_frames = np.array([start for start, _ in windows])
@@ -71,13 +69,11 @@ def sample_windows(
         *whole,
         *(_uniform_indices(start, end, captioner.num_frames) for start, end in windows),
     ]
-    frames = read_frames(
-        clip.uri, np.concatenate(indices_per_part), short_side_px=_short_side(clip, captioner), limits=decode
-    )
+    frames = video.read_frames(np.concatenate(indices_per_part), short_side_px=_short_side(clip, captioner))
     edges = np.cumsum([len(indices) for indices in indices_per_part])
     parts = np.split(frames.pixels_THWC, edges[:-1])[1:]
     if not whole:  # only the whole clip snaps to keyframes: those may lie outside a window
-        parts.insert(0, sample_frames(clip, captioner, decode, snap_seconds=snap_seconds))
+        parts.insert(0, sample_frames(video, clip, captioner, snap_seconds=snap_seconds))
     times = clip.start_seconds + frames.pts_seconds[: len(windows)] - frames.pts_seconds[0]
     starts = [clip.start_seconds, *(float(time) for time in times)]
     ends = [clip.end_seconds, *starts[2:], clip.end_seconds]

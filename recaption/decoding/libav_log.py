@@ -6,8 +6,10 @@ Used in the decoder child.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections import deque
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,10 +47,15 @@ def is_out_of_memory(max_memory_bytes: int) -> bool:
     return mapped_bytes() + MEMORY_MARGIN_BYTES > max_memory_bytes
 
 
+@cache
+def _memory_status() -> int:
+    """Descriptor of /proc/self/statm, opened while this process may still open files."""
+    return os.open("/proc/self/statm", os.O_RDONLY)
+
+
 def mapped_bytes() -> int:
     """Address space of this process: what RLIMIT_AS counts."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+    return int(os.pread(_memory_status(), 64, 0).split()[0]) * resource.getpagesize()
 
 
 def undecoded_fraction(frame: Any) -> float:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, WebPImagePlugin
 
 from recaption.errors import VideoError
 
@@ -25,6 +26,12 @@ class WebpFrame(NamedTuple):
     duration: int
 
 
+def import_plugins() -> None:
+    """Import what Pillow imports before it opens its first file."""
+    Image.preinit()
+    assert WebPImagePlugin.SUPPORTED, "this Pillow was built without WebP"
+
+
 def is_animated_webp(file: Any) -> bool:
     """Whether the animation flag, bit 1 of the VP8X flags, is set (RFC 9649, 2.7.1)."""
     head = os.pread(file.fileno(), 21, 0)
@@ -32,8 +39,6 @@ def is_animated_webp(file: Any) -> bool:
 
 
 def _open_animation(file: Any, max_pixels: int) -> Any:
-    from PIL import Image
-
     file.seek(0)
     try:
         image = Image.open(file, formats=["WEBP"])

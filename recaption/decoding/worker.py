@@ -2,14 +2,17 @@
 
     python -m recaption.decoding.worker      started by recaption/video_io/process.py, never by hand
 
-No torch, no ray, no pyarrow: it must start in a fraction of a second and stay at ~80 MB.
+No torch, no ray, no pyarrow: it must start in a fraction of a second and stay at ~80 MB. Everything is imported at start:
+then the process is confined (confinement.py) and can open nothing any more, modules included.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import socket
@@ -19,6 +22,8 @@ from typing import Any, BinaryIO
 
 import av
 
+from recaption.decoding import webp
+from recaption.decoding.confinement import confine
 from recaption.decoding.handlers import HANDLERS, Send
 from recaption.decoding.libav_log import ERROR_LOG, capture_errors, mapped_bytes
 from recaption.decoding.messages import LENGTHS, decode_request, pack_header, unpack_lengths
@@ -27,6 +32,8 @@ from recaption.errors import VideoError
 
 ORPHAN_CHECK_SECONDS = 2.0
 """How often the child checks that its parent still lives."""
+UNUSED_MODULES = ("av.__main__", "av.datasets")
+LAZY_MODULES = ("numpy.linalg", "numpy.fft", "numpy.ma", "numpy.lib.stride_tricks")
 
 
 def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
@@ -51,7 +58,7 @@ def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
         return
     except VideoError as error:
         reason, detail = error.reason, error.detail
-    except (MemoryError, ImportError):  # parts of PyAV are mapped when first needed
+    except MemoryError:
         reason, detail = "decode_memory", f"decoding needs more than max_memory_bytes = {limits['max_memory_bytes']}"
     except BrokenPipeError:
         raise
@@ -60,6 +67,16 @@ def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     send({"kind": "error", "reason": reason, "detail": detail, "video": video.video_fields if video else {}})
+
+
+def import_everything() -> None:
+    """Import what PyAV, numpy and Pillow would otherwise import when it is first needed."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.startswith(UNUSED_MODULES):
+            importlib.import_module(module.name)
+    for name in LAZY_MODULES:
+        importlib.import_module(name)
+    webp.import_plugins()
 
 
 def receive_request(requests: socket.socket) -> tuple[dict[str, Any], int] | None:
@@ -99,7 +116,7 @@ def main() -> None:
     responses = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not break the message stream
     requests = socket.socket(fileno=0)
-    _exit_with_parent()
+    import_everything()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # the second damaged file must be logged too
     capture_errors()
@@ -110,7 +127,10 @@ def main() -> None:
             while part:
                 part = part[os.write(responses, part) :]
 
-    send({"kind": "ready"})
+    mapped_bytes()  # opens the file that it reads later
+    confinement = confine()
+    _exit_with_parent()
+    send({"kind": "ready", "confinement": confinement})
     with contextlib.suppress(BrokenPipeError):
         while received := receive_request(requests):
             header, descriptor = received

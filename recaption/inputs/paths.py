@@ -1,87 +1,171 @@
 """Expands PATH arguments (files, folders, globs, lists, URIs) to a sorted list of inputs; nothing may be lost here.
 
     expand_paths(["clips/", "more/*.mp4", "list.txt", "s3://bucket/raw"])  -> ["/data/clips/a.mp4", ...]
+    find_inputs(["clips/"]).refused, .num_companions                       -> {"/data/clips/closed": "..."}, 11
 
-A folder means every file below it except those with `SIDECAR_EXTENSIONS`: a file of unknown type is an input, and fails
-later with a reason.
+A folder means every file below it except those that accompany videos (companions.py), which are counted. What is named and
+cannot be an input, such as a folder that may not be read or an empty entry of a list, is `refused`: it becomes a failed row.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import posixpath
-from collections.abc import Iterable
-
-import fsspec
-import pyarrow.parquet as pq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 from recaption.errors import UsageError
-from recaption.inputs.sidecars import SIDECAR_EXTENSIONS
+from recaption.inputs.companions import is_companion, is_companion_folder, video_stems
+from recaption.inputs.folders import MAGIC, FolderFiles, match, walk
+from recaption.inputs.lists import LIST_EXTENSIONS, OTHER_TABLES, URI_COLUMNS, is_list, read_list
+from recaption.inputs.names import HTTP, check_protocol, local_path, protocol_of, remote_filesystem, uri_of_path
 
-LIST_EXTENSIONS = (".txt", ".parquet")
-"""Files that list inputs."""
-URI_COLUMNS = ("uri", "path", "url", "video", "file")
-"""Columns that a .parquet list may have its inputs in; the first that exists is read."""
+REFUSED = "not an input: "
+"""Begins the detail of the failed row of what is named and cannot be an input."""
+
+
+@dataclass
+class FoundInputs:
+    """The inputs that some paths mean."""
+
+    uris: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    """What is named and cannot be an input -> why."""
+    companions: set[str] = field(default_factory=set)
+    """Files of folders and globs that are left out because they accompany videos."""
+
+    @property
+    def num_companions(self) -> int:
+        return len(self.companions)
+
+    def all_names(self) -> list[str]:
+        """Inputs and what is refused, sorted: each becomes a row."""
+        return sorted(self.uris | self.refused.keys())
 
 
 def expand_paths(paths: Iterable[str]) -> list[str]:
-    """Files, folders, globs, .txt/.parquet lists and fsspec URIs -> unique URIs, sorted.
+    """Files, folders, globs, .txt/.parquet lists and URIs -> unique URIs, sorted; also of what will be a failed row.
 
     Raises:
         UsageError: a path does not exist, or has no input file.
     """
-    inputs: set[str] = set()
-    for path in paths:
-        expanded = _expand_one(path)
-        if not expanded:
-            raise UsageError(f"{path}: no video file there")
-        inputs.update(expanded)
-    if not inputs:
-        raise UsageError("no inputs: pass --videos with files, folders, globs or a .txt/.parquet list")
-    return sorted(inputs)
+    return find_inputs(paths).all_names()
 
 
-def _expand_one(path: str) -> list[str]:
-    fs, root = fsspec.url_to_fs(path)
+def find_inputs(paths: Iterable[str]) -> FoundInputs:
+    """As `expand_paths`, with what was refused and what was left out.
 
-    def name(full: str) -> str:
-        return full if _is_local(fs) else fs.unstrip_protocol(full)
-
-    if any(c in root for c in "*?[") and not fs.exists(root):
-        return [name(p) for p in fs.glob(root) if fs.isfile(p) and not posixpath.basename(p).startswith(".")]
-    if not fs.exists(root):
-        raise UsageError(f"{path}: no such file or folder")
-    if fs.isdir(root):
-        files = fs.find(root)
-        return [name(p) for p in files if _is_input(p)]
-    if root.endswith(LIST_EXTENSIONS):
-        return _read_list(fs, root)
-    return [name(root)]
-
-
-def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    protocols = fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
-    return "file" in protocols
-
-
-def _is_input(path: str) -> bool:
-    base = posixpath.basename(path)
-    return not base.startswith(".") and posixpath.splitext(base)[1].lower() not in SIDECAR_EXTENSIONS
-
-
-def _read_list(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """Inputs of a text file, one per line (`#` starts a comment), or of a parquet table with one of `URI_COLUMNS`.
-
-    An input that is listed but does not exist is returned too: it becomes a failed row, not a missing one.
+    Raises:
+        UsageError: a path does not exist, or has no input file.
     """
-    if path.endswith(".txt"):
-        lines = fs.cat_file(path).decode().splitlines()
-        entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    found = FoundInputs()
+    for path in paths:
+        one = FoundInputs()
+        _expand_one(path, one)
+        if not one.all_names():
+            left_out = f", only {one.num_companions} files that accompany videos" if one.companions else ""
+            raise UsageError(f"{path}: no video file there{left_out}")
+        found.uris |= one.uris
+        found.refused |= one.refused
+        found.companions |= one.companions
+    if not found.all_names():
+        raise UsageError("no inputs: pass --videos with files, folders, globs or a .txt/.parquet list")
+    found.companions -= found.uris
+    found.refused = {name: why for name, why in found.refused.items() if name not in found.uris}
+    return found
+
+
+def _expand_one(name: str, found: FoundInputs) -> None:
+    path = _local_candidate(name)
+    if path is None:
+        _expand_remote(name, found)
+    elif os.path.isdir(path):
+        _add_files(walk, path, found)
+        if uri_of_path(path) in found.refused:
+            raise UsageError(f"{name}: cannot be read: {found.refused[uri_of_path(path)]}")
+    elif os.path.lexists(path):
+        _add_file_or_list(uri_of_path(path), found)
+    elif MAGIC.search(path):
+        _add_files(match, path, found)
     else:
-        table = pq.read_table(io.BytesIO(fs.cat_file(path)))
-        column = next((c for c in URI_COLUMNS if c in table.column_names), None)
-        if column is None:
-            raise UsageError(f"{path}: needs a column named one of {', '.join(URI_COLUMNS)}, has {table.column_names}")
-        entries = [str(v) for v in table.column(column).to_pylist()]
-    folder = posixpath.dirname(path)
-    return [e if "://" in e or e.startswith("/") else posixpath.join(folder, e) for e in entries]
+        raise UsageError(f"{name}: no such file or folder")
+
+
+def _local_candidate(name: str) -> str | None:
+    """The local path that a name on the command line means; None for a URI of another protocol."""
+    if os.path.lexists(name):
+        return name
+    path = local_path(name)
+    if path is None or name == path:
+        home = os.path.expanduser(name)
+        return home if path is not None and os.path.lexists(home) else path
+    literal = name.partition("://")[2]
+    return literal if os.path.lexists(literal) else path
+
+
+def _add_files(search: Callable[[str, FolderFiles], None], path: str, found: FoundInputs) -> None:
+    files = FolderFiles()
+    search(path, files)
+    found.uris |= {uri_of_path(one) for one in files.paths}
+    found.companions |= {uri_of_path(one) for one in files.companions}
+    found.refused |= {uri_of_path(one): why for one, why in files.unreadable.items()}
+
+
+def _add_file_or_list(uri: str, found: FoundInputs) -> None:
+    if uri.lower().endswith(OTHER_TABLES):
+        raise UsageError(
+            f"{uri}: lists are read from {' and '.join(LIST_EXTENSIONS)} files (one input per line, or a column named one "
+            f"of {', '.join(URI_COLUMNS)}), not from {posixpath.splitext(uri)[1].lower()} files"
+        )
+    if not is_list(uri):
+        found.uris.add(uri)
+        return
+    for entry in read_list(uri):
+        if entry.refusal:
+            found.refused[entry.name] = entry.refusal
+        else:
+            found.uris.add(entry.name)
+
+
+# --- remote -----------------------------------------------------------------------------------------------------------
+
+
+def _expand_remote(name: str, found: FoundInputs) -> None:
+    check_protocol(name)
+    if protocol_of(name) in HTTP:  # has no folders; whether it is there is for its row to say
+        _add_file_or_list(name, found)
+        return
+    try:
+        fs, root = remote_filesystem(name)
+        if MAGIC.search(root) and not fs.exists(root):
+            wanted = posixpath.splitext(root)[1]
+            _add_remote_files(fs, [p for p in fs.glob(root) if fs.isfile(p)], found, root="", wanted=wanted)
+        elif not fs.exists(root):
+            raise UsageError(f"{name}: no such file or folder")
+        elif fs.isdir(root):
+            _add_remote_files(fs, fs.find(root), found, root=root)
+        else:
+            _add_file_or_list(fs.unstrip_protocol(root), found)
+    except UsageError:
+        raise
+    except Exception as error:  # storage backends have no common exception
+        raise UsageError(f"{name}: cannot be listed: {type(error).__name__}: {error}") from error
+
+
+def _add_remote_files(fs: Any, paths: list[str], found: FoundInputs, *, root: str, wanted: str = "") -> None:
+    stems: dict[str, list[str]] = {}
+    for path in paths:
+        stems.setdefault(posixpath.dirname(path), []).append(posixpath.basename(path))
+    stems_of = {folder: video_stems(names) for folder, names in stems.items()}
+    for path in paths:
+        folder, base = posixpath.split(path)
+        below_root = posixpath.dirname(path.removeprefix(root)).split("/")
+
+        def read_head(num_bytes: int, path: str = path) -> bytes:
+            return bytes(fs.cat_file(path, start=0, end=num_bytes))
+
+        is_left_out = any(map(is_companion_folder, below_root)) or is_companion(base, stems_of[folder], read_head)
+        is_wanted = bool(wanted) and not MAGIC.search(wanted) and base.endswith(wanted)
+        uri = fs.unstrip_protocol(path)
+        (found.companions if is_left_out and not is_wanted else found.uris).add(uri)

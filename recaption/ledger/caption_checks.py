@@ -19,8 +19,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,13 @@ import pyarrow as pa
 from recaption.captioners.clip_views import sample_frames
 from recaption.captions.sets import main_captions
 from recaption.errors import VideoError
-from recaption.inputs.local_files import file_id, local_copy
+from recaption.inputs.open_input import InputState
 from recaption.ledger.problems import Problem, read_tables_or_problems
+from recaption.ledger.source_checks import source_changed
 from recaption.records import Caption, Clip, schema_of
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.opened_video import OpenVideos
 
 if TYPE_CHECKING:
     from recaption.captioners.interface import Captioner
@@ -50,6 +53,12 @@ BATCH_SIZE = 32
 """Clips that are scored against each other and are in memory together."""
 SCORE_TOLERANCE = 0.05
 """Cosine similarities of one pair on other hardware or in another precision differ by less than 0.01."""
+UNCHECKED = {
+    "unreadable": "the source video is gone",
+    "fetch_failed": "the source video cannot be fetched",
+    "source_changed": "the source video has other bytes now",
+}
+"""Failure reason -> why a pair could not be checked."""
 PAIR_SCHEMA = pa.schema(
     [
         schema_of(Caption).field(n)
@@ -141,6 +150,7 @@ def check_pairs(
     clips: dict[str, Clip],
     *,
     decode: DecodeLimits,
+    states: Mapping[str, InputState] = MappingProxyType({}),
     snap_seconds: float = 0.0,
     track: Callable[[Sequence[CaptionClipPair]], Iterable[CaptionClipPair]] = iter,
 ) -> CaptionCheckResult:
@@ -148,6 +158,7 @@ def check_pairs(
 
     Args:
         clips: by clip id, all of `pairs` that exist.
+        states: by uri, what `prepare` recorded of their videos; of others the hash alone is compared.
         track: wraps the pairs while they are decoded, for a progress bar.
     """
     check = CaptionCheckResult(set_name=set_name)
@@ -156,21 +167,30 @@ def check_pairs(
     unchecked: Counter[str] = Counter()
     batch: list[tuple[CaptionClipPair, np.ndarray]] = []
     first_batch: list[np.ndarray] = []
+    videos = OpenVideos(decode)
     for pair in track(pairs):
         if pair.captioner != name:
             unchecked[f"made by {pair.captioner}, not by {name}"] += 1
             continue
         if pair.clip_id not in clips:
             continue  # reported as caption_without_clip
-        frames = _frames_or_reason(clips[pair.clip_id], captioner, decode, snap_seconds)
-        if isinstance(frames, str):
-            unchecked[frames] += 1
+        clip = clips[pair.clip_id]
+        state = states.get(clip.uri) or InputState(video_id=clip.video_id)
+        try:
+            video = videos.open(clip.uri, state)
+        except VideoError as error:
+            unchecked[UNCHECKED.get(error.reason, UNCHECKED["unreadable"])] += 1
+            if error.reason == "source_changed":
+                part = f"videos/{pair.part.rpartition('/')[2]}"
+                check.problems.append(source_changed(part, clip.uri, error.detail))
+            continue
+        try:
+            frames = sample_frames(video, clip, captioner, snap_seconds=snap_seconds)
+        except VideoError as error:
+            unchecked[f"the clip does not decode: {error.reason}"] += 1
             continue
         check.num_hashed += 1
         if hashlib.sha256(frames.tobytes()).hexdigest() != pair.clip_sha256:
-            if _is_changed(clips[pair.clip_id]):
-                unchecked["the source video has other bytes now"] += 1
-                continue
             detail = "the sha256 of its frames is not the one in the caption, which was written about other frames"
             where = f"{pair.part}:{pair.clip_id}"
             check.problems.append(Problem(kind="caption_of_other_clip", where=where, detail=detail))
@@ -180,34 +200,13 @@ def check_pairs(
             blocks.append(_score(batch, captioner, check))
             first_batch = first_batch or [frames for _, frames in batch]
             batch = []
+    videos.close()
     if batch:
         blocks.append(_score(batch, captioner, check))
         first_batch = first_batch or [frames for _, frames in batch]
     check.unchecked = dict(sorted(unchecked.items()))
     _compare_with_shuffled(check, blocks, first_batch, captioner)
     return check
-
-
-def _frames_or_reason(clip: Clip, captioner: Captioner, decode: DecodeLimits, snap_seconds: float) -> np.ndarray | str:
-    try:
-        with local_copy(clip.uri):
-            pass
-    except VideoError:
-        return "the source video is gone"
-    try:
-        return sample_frames(clip, captioner, decode, snap_seconds=snap_seconds)
-    except VideoError as error:
-        return (
-            "the source video has other bytes now" if _is_changed(clip) else f"the clip does not decode: {error.reason}"
-        )
-
-
-def _is_changed(clip: Clip) -> bool:
-    try:
-        with local_copy(clip.uri) as path:
-            return file_id(path)[0] != clip.video_id
-    except (VideoError, OSError):
-        return True
 
 
 def _score(

@@ -87,8 +87,8 @@ def read_header(run: RunFolder, name: str) -> PartHeader:
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"its header does not describe encoded texts ({error})") from error
-    if run.fs.size(run.path(name)) != header.num_bytes:
-        raise ValueError(f"it has {run.fs.size(run.path(name))} bytes, {header.num_bytes} according to its header")
+    if run.size(name) != header.num_bytes:
+        raise ValueError(f"it has {run.size(name)} bytes, {header.num_bytes} according to its header")
     return header
 
 

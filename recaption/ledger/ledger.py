@@ -42,7 +42,8 @@ CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) i
 SHARD_SCHEMA = shard_schema()
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
 SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
-INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
+INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64()), ("refusal", pa.string())])
+"""`refusal`: why what is named cannot be an input (a folder that may not be read, an empty entry of a list); else ""."""
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
 
 

@@ -17,11 +17,13 @@ from recaption.run_folder import TEMPORARY_SUFFIX, RunFolder
 
 PROBLEM_KINDS = (
     "temporary_file",
+    "path_outside",
     "part_unreadable",
     "recipe_mixed",
     "input_missing",
     "part_missing",
     "video_twice",
+    "source_changed",
     "clip_id_wrong",
     "clip_without_video",
     "clips_do_not_tile",
@@ -46,6 +48,7 @@ PROBLEM_KINDS = (
     "text_differs",
     "caption_changed",
     "clip_in_two_shards",
+    "sample_of_other_clip",
     "unknown_clip_in_shard",
     "dropped_clip_in_shard",
     "clip_missing_from_shards",

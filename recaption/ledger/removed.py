@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from recaption.ledger.problems import Problem
-from recaption.records import conform
+from recaption.records import Video, conform
 from recaption.run_folder import RunFolder
 
 REMOVED = "verdicts/removed.parquet"
@@ -54,6 +54,14 @@ class Removed:
     def has_input(self, uri: str, video_id: str) -> bool:
         """Whether an input was removed: its bytes, or, where those were never read, its name."""
         return self.has_video(video_id) or key_of(uri) in self.unread_uri_keys
+
+    def unless_removed(self, video: Video) -> Video:
+        """The row of an input; of one that was taken out, only how long it is, and what tells that the file is the same."""
+        if not self.has_input(video.uri, video.video_id):
+            return video
+        names = ("uri", "num_bytes", "mtime_ns", "ctime_ns", "inode", "etag", "duration_seconds")
+        same = {name: getattr(video, name) for name in names}
+        return Video(video_id="", status="removed", reason="removed", **same)
 
     def without_remembered(self, videos: pa.Table) -> pa.Table:
         """Rows of RUN/videos without those of removed inputs that were listed again: each counts once, as it was."""

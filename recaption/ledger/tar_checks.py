@@ -82,7 +82,7 @@ def check_tar(
     Args:
         sha256: of the whole tar, "" where it is not known. Compared last, for damage that the other checks cannot find.
     """
-    with run.fs.open(run.path(name), "rb") as file:
+    with run.open(name) as file:
         problems = list(check_tar_file(file, name, rows, extensions=extensions, payload=payload))
         file.seek(0)
         if not problems and sha256 and _sha256_of(file) != sha256:

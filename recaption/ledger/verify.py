@@ -30,6 +30,7 @@ from recaption.captions.sets import (
 )
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA
+from recaption.errors import OutsideRunError
 from recaption.ledger.encoded_texts import check_encoded_texts
 from recaption.ledger.latent_statistics import LATENT_INDEX_SCHEMA, check_statistics
 from recaption.ledger.ledger import (
@@ -42,6 +43,7 @@ from recaption.ledger.ledger import (
     committed_clips,
     concat,
 )
+from recaption.ledger.lost_files import INDEX, find_lost_files
 from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
 from recaption.ledger.removed import REMOVED, REMOVED_SCHEMA, check_unfinished_removal
 from recaption.ledger.table_checks import (
@@ -58,7 +60,6 @@ from recaption.quality.plugins import SCORE_PARTS, add_plugin_scores, read_plugi
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
 
-INDEX = "index.parquet"
 Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
@@ -83,21 +84,32 @@ class _OpenedTables:
 
 
 def verify(
-    run: RunFolder, thresholds: FilterThresholds, set_name: str | None = None, *, track: Track = iter
+    run: RunFolder,
+    thresholds: FilterThresholds,
+    set_name: str | None = None,
+    *,
+    has_perceptual_pairs: bool = False,
+    track: Track = iter,
 ) -> list[Problem]:
     """All problems of a run folder; [] where there are none.
 
     A stage that has not run, or was killed between two parts, is not a problem; shards without an index are. Where a
     table cannot be read, checks that need it are skipped: one broken file is one problem, not a thousand.
+
+    Args:
+        has_perceptual_pairs: whether the recipe searches for perceptual duplicates.
     """
     opened = _OpenedTables([*check_temporary_files(run), *check_unfinished_removal(run)])
     _read(run, opened)
+    for stage in ("shards", "index", "latents", "latents index"):
+        opened.problems += _check_shard_names(run, opened.tables.get(stage, {}))
+    outside = {problem.where for problem in opened.problems if problem.kind == "path_outside"}
     if opened.has("shards"):
         opened.problems += _check_tars(run, "shards/*/*.tar", opened, "shards", track)
-        opened.problems += _check_index(run, opened)
+        opened.problems += _check_index(run, opened) if INDEX not in outside else ()
     if opened.has("latents"):
         opened.problems += _check_tars(run, "latents/*/*/*.tar", opened, "latents", track)
-    if opened.has("latents", "latents index"):
+    if opened.has("latents", "latents index") and not outside & opened.tables["latents index"].keys():
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
@@ -105,9 +117,9 @@ def verify(
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
-    if opened.has("clips", "rejected") and run.exists(REJECTED_CLIPS):
-        opened.problems += _check_caption_parts(run, opened)
-    return opened.problems
+    found = {(problem.kind, problem.where) for problem in opened.problems}
+    lost = find_lost_files(run, has_perceptual_pairs=has_perceptual_pairs)
+    return opened.problems + [problem for problem in lost if (problem.kind, problem.where) not in found]
 
 
 def _read(run: RunFolder, opened: _OpenedTables) -> None:
@@ -122,8 +134,8 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         "previews": ("previews/part-*.parquet", schema_of(ClipPreview), ()),
         "fingerprints": ("fingerprints/part-*.parquet", schema_of(ClipFingerprint), ()),
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
-        "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status")),
-        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ()),
+        "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status", "shard")),
+        "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ("shard",)),
         "verdicts": (VERDICT_PARTS, VERDICT_SCHEMA, None),
         "removed": (REMOVED, REMOVED_SCHEMA, ()),
     }
@@ -160,9 +172,6 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
         inputs = concat(opened.tables["inputs"].values(), INPUTS_SCHEMA)
         if opened.tables["inputs"]:
             opened.problems += check_inputs(inputs, opened.tables["videos"], finished=finished)
-        elif opened.tables["videos"]:
-            detail = "the list of inputs is missing: whether each has a row cannot be checked"
-            opened.problems.append(Problem(kind="input_missing", where="inputs.parquet", detail=detail))
     for stage in WRITTEN_WITH_VIDEOS:
         for name in opened.tables.get("videos", ()) if opened.tables.get(stage) else ():
             expected = name.replace("videos/", f"{stage}/", 1)
@@ -179,17 +188,6 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
                 opened.problems += check_captions(name, rows, clip_ids, recipe_hash)
         if stage.startswith("captions/") and opened.tables.get(f"embeddings/{set_name}"):
             opened.problems += _check_embeddings(set_name, tables, opened.tables[f"embeddings/{set_name}"])
-
-
-def _check_caption_parts(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:
-    """Once there are shards, every part of clips has its part of captions, even if that is empty."""
-    set_name = default_caption_set(run)
-    present = run.list(caption_set_pattern(set_name)) if set_name else ()
-    for name in opened.tables["clips"] if present else ():
-        expected = name.replace("clips/", f"captions/{set_name}/", 1)
-        if expected not in present:
-            detail = f"the captions of {name} are missing although there are shards of this set"
-            yield Problem(kind="caption_missing", where=expected, detail=detail)
 
 
 def _check_embeddings(
@@ -224,7 +222,9 @@ def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str,
             yield Problem(kind="shard_unlisted", where=name, detail="the table that lists its samples is missing")
             continue
         num_rows = pc.sum(pc.equal(tables[table_name]["status"], "ok")).as_py() or 0
-        if name in tars:
+        if outside := _why_outside(run, name):
+            yield Problem(kind="path_outside", where=name, detail=outside)
+        elif name in tars:
             rows = run.read_table(table_name)
             rows = rows.filter(pc.equal(rows["status"], "ok")).to_pylist()
             sha256 = run.table_metadata(table_name).get("tar_sha256", "")
@@ -237,6 +237,29 @@ def _check_tars(run: RunFolder, pattern: str, opened: _OpenedTables, stage: str,
         for name, clip_id in find_duplicates(written, "clip_id"):
             where = f"{name.removesuffix('.parquet')}.tar:{clip_id}"
             yield Problem(kind="clip_in_two_shards", where=where, detail="this clip is in another shard or row too")
+
+
+def _check_shard_names(run: RunFolder, tables: dict[str, pa.Table]) -> Iterator[Problem]:
+    """The shards that tables name lie in the run folder; the table of a shard names that one only."""
+    for name, table in tables.items():
+        shards = pc.unique(table["shard"]).to_pylist()
+        for outside in filter(None, (_why_outside(run, shard) for shard in shards)):
+            yield Problem(kind="path_outside", where=name, detail=f"it lists samples in another place: {outside}")
+            break
+        else:
+            expected = name.removesuffix(".parquet") + ".tar"
+            if not name.endswith(INDEX) and any(shard != expected for shard in shards):
+                other = next(shard for shard in shards if shard != expected)
+                yield Problem(kind="index_differs", where=name, detail=f"it lists samples of {other!r}")
+
+
+def _why_outside(run: RunFolder, name: str) -> str:
+    """Why a name is none of the run folder; "" where it is one."""
+    try:
+        run.path_inside(name)
+    except OutsideRunError as error:
+        return str(error)
+    return ""
 
 
 def _check_index(run: RunFolder, opened: _OpenedTables) -> Iterator[Problem]:

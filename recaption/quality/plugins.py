@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,13 +25,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recaption.errors import UsageError
-from recaption.quality.filters import PLUGIN_PREFIX, FilterThresholds, plugin_scores
+from recaption.quality.filters import PLUGIN_PREFIX, FilterThresholds
 from recaption.records import Clip, ClipScores
 from recaption.run_folder import RunFolder, recipe_hash
 
 GROUP = "recaption.scorers"
 SCORE_PARTS = "scores/*/part-*.parquet"
-"""Their metadata has the `recipe_hash` of the plug-in (`Plugin.hash`) and the `inputs_hash` of the part of clips."""
+"""Their metadata has the `recipe_hash` of the plug-in (`Plugin.hash`) and the `bytes_hash` of the part of clips."""
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -172,9 +172,15 @@ def read_plugin_scores(run: RunFolder) -> list[pa.Table]:
     return [run.read_table(name) for name in run.list(SCORE_PARTS)]
 
 
-def check_plugin_thresholds(thresholds: FilterThresholds, clips: pa.Table) -> None:
-    """Raise UsageError for a threshold on a score that no plug-in gave these clips: it would drop nothing, silently."""
-    there = plugin_scores(clips)
+def stored_scores(run: RunFolder) -> list[str]:
+    """Names of the scores in the tables of plug-ins, by the first part of each."""
+    first = {name.rpartition("/")[0]: name for name in reversed(run.list(SCORE_PARTS))}
+    names = (name for part in first.values() for name in run.read_table(part).column_names)
+    return sorted({*names} - {"clip_id"})
+
+
+def check_plugin_thresholds(thresholds: FilterThresholds, there: Collection[str]) -> None:
+    """Raise UsageError for a threshold on a score that no plug-in computes: it would drop nothing, silently."""
     for name in thresholds.plugin_names:
         if name[4:] not in there:
             known = ", ".join(there) or "none"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recaption.inputs.open_input import MAX_FETCH_SECONDS, MAX_INPUT_BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
@@ -23,6 +25,10 @@ class DecodeLimits:
     """Measured by presentation times. `scan` holds every small frame in memory: about 12 kB each."""
     max_frames: int = 240_000
     """66 minutes at 60 frames per second."""
+    max_input_bytes: int = MAX_INPUT_BYTES
+    """Of a remote input, checked while it is downloaded: 10 hours of 1080p at 7 Mbit/s."""
+    max_fetch_seconds: float = MAX_FETCH_SECONDS
+    """Timeout of a download."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,16 @@ MAX_KILLS = 4
 """Consecutive SIGKILLs of the decoder, while decoding or starting, after which the video is taken to be the cause."""
 KILLED = f"the decoder was killed {MAX_KILLS} times, as the kernel does when memory runs out"
 """Detail of the error after `MAX_KILLS`."""
+INHERITED_VARIABLES = (
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
+    "PYTHONHOME",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX",
+)
+"""What the child gets of this process's environment, beside PYTHONPATH."""
 Receive = Callable[[dict[str, Any], int], memoryview]
 """(header, payload bytes) -> writable memory of exactly that many bytes."""
 
@@ -71,13 +81,19 @@ class _Deadline:
             raise TimeoutError
 
 
+def _environment() -> dict[str, str]:
+    """Environment of the child: what Python needs to start, and none of the keys and tokens of this process."""
+    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    package_parent = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**inherited, **threads, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"}
+
+
 class _Child:
     """A running `python -m recaption.decoding.worker`."""
 
     def __init__(self) -> None:
-        package_parent = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.requests, requests_of_child = socket.socketpair()
         self.process = subprocess.Popen(
@@ -86,7 +102,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self.stderr,
             bufsize=0,
-            env={**os.environ, **threads, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"},
+            env=_environment(),
             start_new_session=True,  # Ctrl-C reaches the parent, which then closes the child
         )
         requests_of_child.close()
@@ -105,6 +121,7 @@ class _Child:
                 raise _KilledError("decode_memory", KILLED) from None
             raise RecaptionError(f"the decoder process does not start ({error!r}): {stderr}") from None
         assert header["kind"] == "ready"
+        self.confinement: dict[str, str] = header["confinement"]
 
     def send(self, request: dict[str, Any], descriptor: int, deadline: _Deadline) -> None:
         """Send a request and the descriptor of its file, which goes along with the first byte."""
@@ -268,6 +285,39 @@ def child_pid() -> int | None:
     """Process id of the running child, for reports and fault tests."""
     decoder = _decoders.get(os.getpid())
     return decoder.child.process.pid if decoder is not None and decoder.child is not None else None
+
+
+def confinement_report() -> dict[str, str]:
+    """What confines the decoder child on this machine: layer -> "" where it holds, else why not.
+
+    Starts the child where it does not run. What the kernel itself says of the child counts, not only the child's word.
+
+    Raises:
+        RecaptionError: the child cannot be started.
+    """
+    decoder = _decoder()
+    with decoder.lock:
+        child = decoder.running_child()
+        report = dict(child.confinement)
+        status = Path(f"/proc/{child.process.pid}/status").read_text()
+        shares_network = _network_namespace("self") == _network_namespace(str(child.process.pid))
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    confirmed = {
+        "seccomp": fields.get("Seccomp") == "2",
+        "no new privileges": fields.get("NoNewPrivs") == "1",
+        "no capabilities": int(fields.get("CapPrm", "1"), 16) == 0,
+        "network namespace": not shares_network,
+    }
+    for name, holds in confirmed.items():
+        if not holds and not report[name]:
+            report[name] = "the kernel does not confirm it"
+    return report
+
+
+def _network_namespace(pid: str) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    return None
 
 
 def exchange(

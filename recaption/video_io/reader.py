@@ -12,74 +12,19 @@ reason of `errors.FAILURE_REASONS`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Sequence
 
 import numpy as np
 
-from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest
-from recaption.errors import UsageError, VideoError
-from recaption.inputs.local_files import file_id, local_copy
+from recaption.decoding.messages import ReadRequest
+from recaption.errors import VideoError
 from recaption.records import Video
-from recaption.video_io.client import DecodeResponse, file_in_memory
+from recaption.video_io.client import file_in_memory
 from recaption.video_io.frames import DecodeLimits, Frames
+from recaption.video_io.opened_video import Scan, decode, failed_scan, failed_video, open_video
 
-
-@dataclass(frozen=True)
-class Scan:
-    """Metadata, timestamps and downscaled frames of one video, from one decode."""
-
-    video: Video
-    """`num_frames` is the number that decodes. Where `video.status` is "failed", there are no frames below."""
-    pts_seconds: np.ndarray
-    """(N,) float64, presentation time of every frame."""
-    small: Frames
-    """Every frame, short side `small_px`."""
-    detail: Frames
-    """One frame per `detail_every_seconds`, short side `detail_px`."""
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    """The file, open for reading: only this process opens files, the child gets the descriptor."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise VideoError("unreadable", error.strerror or str(error)) from None
-    with file:
-        yield file
-
-
-def _video_record(uri: str, path: str, response: DecodeResponse | None, failure: VideoError | None) -> Video:
-    video_id, num_bytes = file_id(path)
-    video_fields = response.header["video"] if response is not None else {}
-    if response is not None and response.header["kind"] == "error":
-        failure = VideoError(response.header["reason"], response.header["detail"])
-    if failure is None:
-        return Video(video_id=video_id, uri=uri, num_bytes=num_bytes, **video_fields)
-    failed: dict[str, Any] = {"status": "failed", "reason": failure.reason, "detail": failure.detail}
-    return Video(video_id=video_id, uri=uri, num_bytes=num_bytes, **video_fields, **failed)
-
-
-def _decode_whole(uri: str, limits: DecodeLimits, request: Request) -> tuple[Video, DecodeResponse | None]:
-    """Send a request that decodes everything: (the video, failed or not; the response where there is one)."""
-    response, failure = None, None
-    try:
-        with local_copy(uri) as path:
-            try:
-                with _opened(path) as file:
-                    response = DecodeResponse(file, limits, request)
-            except VideoError as error:
-                failure = error
-            try:
-                return _video_record(uri, path, response, failure), response
-            except OSError as error:
-                raise VideoError("unreadable", str(error)) from None
-    except VideoError as error:
-        return Video(video_id="", uri=uri, status="failed", reason=error.reason, detail=error.detail), None
+__all__ = ["Scan", "decode_bytes", "probe", "read_clip", "read_frames", "scan"]
 
 
 def probe(uri: str | os.PathLike[str], *, limits: DecodeLimits | None = None) -> Video:
@@ -87,8 +32,11 @@ def probe(uri: str | os.PathLike[str], *, limits: DecodeLimits | None = None) ->
 
     A bad video has `status="failed"`, a reason and a detail; nothing is raised for it.
     """
-    video, _ = _decode_whole(os.fspath(uri), limits or DecodeLimits(), ProbeRequest())
-    return video
+    try:
+        with open_video(uri, limits=limits) as video:
+            return video.probe()
+    except VideoError as error:
+        return failed_video(os.fspath(uri), error)
 
 
 def scan(
@@ -107,15 +55,11 @@ def scan(
 
     Nothing is raised for a bad video: `scan(uri).video.status == "failed"`, with a reason and without frames.
     """
-    request = ScanRequest(small_px=small_px, detail_px=detail_px, detail_every_seconds=detail_every_seconds)
-    video, response = _decode_whole(os.fspath(uri), limits or DecodeLimits(), request)
-    if video.status != "ok" or response is None:
-        no_frames = Frames(np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0), np.zeros(0, np.int64))
-        return Scan(video, np.zeros(0), no_frames, no_frames)
-    pts_seconds = response.pts_seconds
-    small = Frames(response.buffers["small"].filled(), pts_seconds, np.arange(len(pts_seconds)))
-    indices = np.array(response.header["detail"], np.int64)
-    return Scan(video, pts_seconds, small, Frames(response.buffers["detail"].filled(), pts_seconds[indices], indices))
+    try:
+        with open_video(uri, limits=limits) as video:
+            return video.scan(small_px=small_px, detail_px=detail_px, detail_every_seconds=detail_every_seconds)
+    except VideoError as error:
+        return failed_scan(failed_video(os.fspath(uri), error))
 
 
 def read_frames(
@@ -137,14 +81,10 @@ def read_frames(
     Raises:
         VideoError: the file cannot be used, or (frame_mismatch) it does not have a frame of that index.
     """
-    frame_indices = None if indices is None else [int(i) for i in indices]
-    if frame_indices == []:
-        raise UsageError("read_frames: indices is empty; pass None for all frames")
-    request = ReadRequest(
-        indices=frame_indices, short_side_px=short_side_px, snap_seconds=snap_seconds, snap_within=snap_within
-    )
-    with local_copy(uri) as path:
-        return _read(os.fspath(uri), _opened(path), limits or DecodeLimits(), request)
+    with open_video(uri, limits=limits) as video:
+        return video.read_frames(
+            indices, short_side_px=short_side_px, snap_seconds=snap_seconds, snap_within=snap_within
+        )
 
 
 def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frames:
@@ -153,22 +93,8 @@ def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frame
     Raises:
         VideoError: as `read_frames`.
     """
-    return _read("<bytes>", file_in_memory(payload), limits or DecodeLimits(), ReadRequest())
-
-
-def _read(
-    uri: str,
-    opening: contextlib.AbstractContextManager[BinaryIO],
-    limits: DecodeLimits,
-    request: ReadRequest | ClipRequest,
-) -> Frames:
-    try:
-        with opening as file:
-            response = DecodeResponse(file, limits, request)
-    except VideoError as error:
-        raise VideoError(error.reason, error.detail, uri=uri) from None
-    response.raise_for_error(uri)
-    return response.frames(np.array(response.header["indices"], np.int64))
+    with file_in_memory(payload) as file:
+        return decode(file, "<bytes>", limits or DecodeLimits(), ReadRequest())
 
 
 def read_clip(
@@ -191,14 +117,13 @@ def read_clip(
     Raises:
         VideoError: the file cannot be used, or (frame_mismatch) it does not have these frames.
     """
-    request = ClipRequest(
-        start_seconds=float(start_seconds),
-        num_frames=num_frames,
-        fps=float(fps),
-        height_px=height_px,
-        width_px=width_px,
-        start_frame=int(start_frame),
-        end_frame=int(end_frame),
-    )
-    with local_copy(uri) as path:
-        return _read(os.fspath(uri), _opened(path), limits or DecodeLimits(), request).pixels_THWC
+    with open_video(uri, limits=limits) as video:
+        return video.read_clip(
+            start_seconds,
+            num_frames=num_frames,
+            fps=fps,
+            height_px=height_px,
+            width_px=width_px,
+            start_frame=start_frame,
+            end_frame=end_frame,
+        )

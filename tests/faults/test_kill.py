@@ -36,14 +36,17 @@ def videos(tmp_path_factory):
 
 
 class Command:
-    """A recaption command in its own process group; its descendants are found by a mark in their environment."""
+    """A recaption command in its own process group; its descendants are found by a mark in their environment.
+
+    The mark is a path that does not exist: of all variables, decoders get PYTHONPATH.
+    """
 
     def __init__(self, *arguments, log):
         self.mark = uuid.uuid4().hex
         self.log = open(log, "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jobs", *arguments, "--json", "--no-progress"],
-            env={**os.environ, MARK: self.mark},
+            env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}/{MARK}={self.mark}"},
             stdout=subprocess.PIPE,
             stderr=self.log,
             start_new_session=True,

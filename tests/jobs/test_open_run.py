@@ -21,11 +21,12 @@ def run(small_run):
 
 
 def test_recaption_imports_nothing_until_it_is_asked():
-    code = "import recaption, sys; print(sorted({m.partition('.')[0] for m in sys.modules} & {'pyarrow', 'pandas', 'torch'}))"
+    loaded = "{m.partition('.')[0] for m in sys.modules} & {'pyarrow', 'pandas', 'torch', 'numpy'}"
+    code = f"import recaption, sys; print(sorted({loaded}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'close_run'"):
-        __import__("recaption").close_run
+        exec("from recaption import open_run; import recaption; recaption.close_run")
 
 
 def test_tables_have_one_row_each_and_the_states_of_the_ledger(run, small_run, small_recipe):

@@ -60,12 +60,12 @@ def files_in(paths: list[Path]) -> list[Path]:
     return [file for file in found if file.is_file() and file.suffix not in not_videos]
 
 
-def print_outcomes(outcomes: dict[str, Outcome]) -> int:
-    """A table of kinds, then every file that is not the same or failed; returns how many are wrong."""
+def print_outcomes(outcomes: dict[str, Outcome], listed: tuple[str, ...] = ("WRONG", "no reference")) -> int:
+    """A table of kinds, then every file of the kinds `listed`; returns how many are wrong."""
     for kind, count in sorted(Counter(outcome.kind for outcome in outcomes.values()).items()):
         print(f"{count:6d}  {kind}")
     for name, outcome in outcomes.items():
-        if outcome.kind in ("WRONG", "no reference"):
+        if outcome.kind in listed:
             print(f"{outcome.kind}: {name}: {outcome.detail}")
     return sum(outcome.kind == "WRONG" for outcome in outcomes.values())
 

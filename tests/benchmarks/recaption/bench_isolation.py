@@ -42,7 +42,8 @@ def in_process(path: Path) -> tuple[float, bytes]:
             blocks[header["stream"]].append(np.frombuffer(payload, np.uint8))
 
     limits = dataclasses.asdict(DecodeLimits(max_memory_bytes=16 << 30))
-    serve_request(REQUEST | {"path": str(path), "limits": limits}, b"", send)
+    with open(path, "rb") as file:
+        serve_request(REQUEST | {"limits": limits}, file, send)
     joined = [np.concatenate(parts).tobytes() if parts else b"" for parts in blocks.values()]
     return cpu_seconds() - before, b"".join(joined)
 

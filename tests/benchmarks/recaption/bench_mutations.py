@@ -1,14 +1,30 @@
-"""Decoding of damaged files: seeded mutations of intact files, each read with all limits.
+"""Decoding of damaged files: seeded mutations of intact files over containers and codecs, each read with all limits.
 
-    python tests/benchmarks/recaption/bench_mutations.py --count 500 FILE_OR_FOLDER...
+    python tests/benchmarks/recaption/bench_mutations.py --count 10000 --results FILE.jsonl [FILE_OR_FOLDER...]
 
-Every mutated file must either fail with a reason or give the frames that `ffmpeg` decodes from the same bytes. A hang, a
-crash of this process or wrong frames give exit code 1.
+Without paths some forty small files are rendered with `ffmpeg` (mutation_seeds.py). A run that was stopped goes on where it
+was: mutations that are in `--results` are not computed again. Of each mutated file
+
+    failed        it is refused with a reason: always right
+    same          as many frames as `ffmpeg` decodes from the same bytes, and each looks like ffmpeg's (ffmpeg_oracle.py)
+    undamaged     ffmpeg reports errors or other frames, and every frame is, byte for byte and in order, one of the file
+                  before its mutation (a lost packet leaves fewer)
+    WRONG         ffmpeg decodes the file without an error, and the frames are others; or frames read by index differ
+                  from those of the scan
+    unproven      ffmpeg reports an error, and some frame is neither its nor the undamaged file's: nobody vouches for it
+    CRASH, HANG   an exception that is no `VideoError`; longer than all timeouts together
+
+WRONG, CRASH and HANG give exit code 1. The peak memory of this process is printed: it has to stay bounded.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
+import json
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,14 +33,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bench_frame_accuracy import Outcome, check, files_in, print_outcomes
+from bench_frame_accuracy import NUM_RANDOM_READS, SMALL_PX, Outcome, files_in, print_outcomes
+from ffmpeg_oracle import FfmpegRun, difference, ffmpeg_thumbnails, thumbnails
+from mutation_seeds import render_seeds
 from tqdm import tqdm
 
 from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.reader import read_frames, scan
 
-LIMITS = DecodeLimits(max_wall_seconds=60.0, max_memory_bytes=2 << 30)
 HANG_SECONDS = 400.0
 """Longer than all timeouts of a short file together."""
+BAD_KINDS = ("WRONG", "CRASH", "HANG")
 
 Mutation = Callable[[bytearray, np.random.Generator], bytearray]
 
@@ -80,30 +99,139 @@ def mutate(payload: bytes, index: int, seed: int) -> tuple[str, bytes]:
     return mutation.__name__, bytes(mutation(bytearray(payload), rng))
 
 
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """An intact file, and a hash of each of its frames."""
+
+    path: Path
+    payload: bytes
+    frame_hashes: tuple[bytes, ...]
+
+
+def hashes_of(small_THWC: np.ndarray) -> tuple[bytes, ...]:
+    return tuple(hashlib.sha256(np.ascontiguousarray(frame)).digest() for frame in small_THWC)
+
+
+def seeds_in(paths: list[Path], max_bytes: int, limits: DecodeLimits) -> list[Seed]:
+    """Those of the files that decode and are small enough."""
+    seeds = []
+    for path in files_in(paths):
+        if path.stat().st_size <= max_bytes:
+            scanned = scan(path, small_px=SMALL_PX, limits=limits)
+            if scanned.video.status == "ok":
+                seeds.append(Seed(path, path.read_bytes(), hashes_of(scanned.small.pixels_THWC)))
+    return seeds
+
+
+def is_in_order(frames: tuple[bytes, ...], of_whole: tuple[bytes, ...]) -> bool:
+    """Whether all of `frames` occur in `of_whole`, in this order."""
+    rest = iter(of_whole)
+    return all(frame in rest for frame in frames)
+
+
+def ffmpeg_or_timeout(path: Path) -> FfmpegRun:
+    try:
+        return ffmpeg_thumbnails(path)
+    except subprocess.TimeoutExpired as error:
+        return FfmpegRun(np.zeros((0, 16, 16, 3), np.uint8), str(error))
+
+
+def judged(path: Path, seed: Seed, limits: DecodeLimits, number: int, is_trimmed: bool) -> Outcome:
+    """One mutated file against the oracles; see the top of this file."""
+    scanned = scan(path, small_px=SMALL_PX, limits=limits)
+    if scanned.video.status != "ok":
+        return Outcome(f"failed:{scanned.video.reason}", scanned.video.detail)
+    small_THWC = scanned.small.pixels_THWC
+    chosen = np.random.default_rng(number).integers(0, len(small_THWC), min(NUM_RANDOM_READS, len(small_THWC)))
+    again = read_frames(path, chosen, short_side_px=min(small_THWC.shape[1:3]), limits=limits)
+    if not np.array_equal(again.pixels_THWC, small_THWC[chosen]):
+        return Outcome("WRONG", "frames read by index differ from those of the scan")
+    if is_in_order(hashes_of(small_THWC), seed.frame_hashes):
+        return Outcome("undamaged")
+    reference = ffmpeg_or_timeout(path)
+    expected_NHWC = reference.thumbnails_NHWC[: len(small_THWC)] if is_trimmed else reference.thumbnails_NHWC
+    wrong = difference(thumbnails(small_THWC), expected_NHWC)
+    if not wrong:
+        return Outcome("same")
+    return Outcome(
+        "unproven" if reference.error else "WRONG", f"{wrong}; ffmpeg reports: {reference.error or 'nothing'}"
+    )
+
+
+def judged_in_time(
+    path: Path, seed: Seed, limits: DecodeLimits, number: int, is_trimmed: bool
+) -> tuple[Outcome, float]:
+    """(outcome, seconds)."""
+    started = time.perf_counter()
+    try:
+        outcome = judged(path, seed, limits, number, is_trimmed)
+    except Exception as error:  # what this benchmark looks for
+        outcome = Outcome("CRASH", f"{type(error).__name__}: {error}")
+    seconds = time.perf_counter() - started
+    return (Outcome("HANG", f"{seconds:.0f} s") if seconds > HANG_SECONDS else outcome), seconds
+
+
+def limits_for(on_damage: str | None) -> DecodeLimits:
+    if on_damage is None:
+        return DecodeLimits()
+    if "on_damage" not in {field.name for field in dataclasses.fields(DecodeLimits)}:
+        sys.exit("DecodeLimits has no on_damage")
+    return DecodeLimits(on_damage=on_damage)
+
+
+def run(arguments: argparse.Namespace, seeds: list[Seed], folder: Path) -> dict[str, tuple[Outcome, float]]:
+    """Outcome and seconds of every mutation by name; those of an earlier run come from its results."""
+    outcomes: dict[str, tuple[Outcome, float]] = {}
+    if arguments.results is not None and arguments.results.exists():
+        rows = [json.loads(line) for line in arguments.results.read_text().splitlines()]
+        outcomes = {row["name"]: (Outcome(row["kind"], row["detail"]), row["seconds"]) for row in rows}
+    limits = limits_for(arguments.on_damage)
+    for index in tqdm(range(arguments.count), file=sys.stderr, mininterval=10):
+        seed, turn = seeds[index % len(seeds)], index // len(seeds)  # every seed gets every kind in turn
+        name = f"{index} {MUTATIONS[turn % len(MUTATIONS)].__name__} {seed.path.name}"
+        if name in outcomes:
+            continue
+        _, payload = mutate(seed.payload, turn, arguments.seed + index % len(seeds))
+        mutated = folder / f"mutated{seed.path.suffix}"
+        mutated.write_bytes(payload)
+        outcome, seconds = judged_in_time(mutated, seed, limits, index, arguments.on_damage == "trim")
+        outcomes[name] = (outcome, seconds)
+        if arguments.results is not None:
+            with open(arguments.results, "a") as file:
+                row = {"name": name, **dataclasses.asdict(outcome), "seconds": round(seconds, 3)}
+                file.write(json.dumps(row) + "\n")
+        if outcome.kind in BAD_KINDS and arguments.keep is not None:
+            arguments.keep.mkdir(parents=True, exist_ok=True)
+            (arguments.keep / f"{index}-{seed.path.name}").write_bytes(payload)
+    return outcomes
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-bytes", type=int, default=600_000, help="larger files are not mutated")
+    parser.add_argument("--on-damage", help="refuse or trim: DecodeLimits.on_damage")
+    parser.add_argument("--results", type=Path, help="JSON lines, one per mutation: a stopped run goes on from there")
+    parser.add_argument("--keep", type=Path, help="folder for the mutated files that are WRONG, CRASH or HANG")
     arguments = parser.parse_args()
-    files = [file for file in files_in(arguments.paths) if file.stat().st_size <= arguments.max_bytes]
-    outcomes: dict[str, Outcome] = {}
-    slowest, kinds = 0.0, Counter[str]()
-    with tempfile.TemporaryDirectory() as folder:
-        for index in tqdm(range(arguments.count), file=sys.stderr):
-            source = files[index % len(files)]
-            kind, payload = mutate(source.read_bytes(), index, arguments.seed)
-            kinds[kind] += 1
-            mutated = Path(folder) / f"mutated{source.suffix}"
-            mutated.write_bytes(payload)
-            started = time.perf_counter()
-            outcomes[f"{index} {kind} {source.name}"] = check(mutated, LIMITS, index)
-            slowest = max(slowest, time.perf_counter() - started)
-    print(f"{arguments.count} mutations of {len(files)} files, seed {arguments.seed}: {dict(kinds)}")
-    num_wrong = print_outcomes(outcomes)
-    print(f"slowest file {slowest:.1f} s")
-    return 1 if num_wrong or slowest > HANG_SECONDS else 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = arguments.paths or [render_seeds(folder / "seeds")]
+        seeds = seeds_in(paths, arguments.max_bytes, DecodeLimits())
+        print(f"{len(seeds)} seeds: {dict(Counter(seed.path.suffix for seed in seeds))}")
+        start_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        outcomes = run(arguments, seeds, folder)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kinds = Counter(name.split()[1] for name in outcomes)
+    print(f"{len(outcomes)} mutations of {len(seeds)} files, seed {arguments.seed}: {dict(kinds)}")
+    print_outcomes({name: outcome for name, (outcome, _) in outcomes.items()}, listed=(*BAD_KINDS, "unproven"))
+    print(f"slowest file {max(seconds for _, seconds in outcomes.values()):.1f} s")
+    print(
+        f"peak memory of this process {peak_bytes / 1e9:.2f} GB, {start_bytes / 1e9:.2f} GB before the first mutation"
+    )
+    return 1 if any(outcome.kind in BAD_KINDS for outcome, _ in outcomes.values()) else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from recaption.ledger.ledger import build_ledger
 from recaption.records import Caption, from_table, to_table
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import SIMPLE, render
-from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.opened_video import open_video
 from recaption.video_io.reader import read_frames
 
 
@@ -117,7 +117,8 @@ def test_windows_cover_the_clip_and_are_captioned_from_their_own_frames(captione
     assert (whole.start_seconds, whole.end_seconds) == (clip.start_seconds, clip.end_seconds)
     assert [w.start_seconds for w in windows] == [clip.start_seconds, *(w.end_seconds for w in windows[:-1])]
     assert windows[-1].end_seconds == clip.end_seconds
-    frames = sample_frames(clip, captioner, DecodeLimits())
+    with open_video(clip.uri) as video:
+        frames = sample_frames(video, clip, captioner)
     assert whole.clip_sha256 == hashlib.sha256(frames.tobytes()).hexdigest()
     times = read_frames(clip.uri, None).pts_seconds
     for window in windows:

@@ -87,7 +87,7 @@ def test_two_swapped_texts_among_many_are_found(run_copy, small_recipe):
     assert len({p["where"] for p in summary["problems"] if p["kind"] == "clip_score_differs"}) == 2
 
 
-def test_a_missing_or_changed_source_is_unchecked_and_not_damage(run_copy, small_recipe, scene_videos, tmp_path):
+def test_other_bytes_of_a_source_are_a_problem_and_a_missing_one_is_not(run_copy, small_recipe, scene_videos, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(scene_videos, moved)
     for pattern in ("inputs.parquet", "videos/part-*.parquet", "clips/part-*.parquet"):
@@ -95,8 +95,11 @@ def test_a_missing_or_changed_source_is_unchecked_and_not_damage(run_copy, small
     os.remove(moved / "scene-03.mp4")
     shutil.copyfile(moved / "scene-06.mp4", moved / "scene-04.mp4")
     (moved / "scene-05.mp4").write_bytes(b"not a video")
+    os.utime(moved / "scene-06.mp4")  # the same bytes with another time
     summary = verify_run(run_copy, small_recipe)
-    assert summary["ok"], summary["problems"]
+    assert kinds(summary) == {"source_changed"}
+    names = {p["where"].rpartition("/")[2] for p in summary["problems"]}
+    assert names == {"scene-04.mp4", "scene-05.mp4"}
     assert summary["pairs"]["main"]["unchecked"] == {
         "the source video has other bytes now": 2,
         "the source video is gone": 1,
@@ -190,7 +193,7 @@ def test_the_command_takes_a_number_none_or_all(small_run, capsys):
 
 def test_a_run_without_captions_verifies(small_run, small_recipe, tmp_path):
     copy = tmp_path / "prepared"
-    for folder in ("videos", "clips", "previews"):
+    for folder in ("videos", "clips", "previews", "fingerprints"):
         shutil.copytree(Path(small_run.root) / folder, copy / folder)
     for name in ("run.yaml", "inputs.parquet"):
         shutil.copyfile(Path(small_run.root) / name, copy / name)

@@ -15,6 +15,7 @@ from recaption.ledger.caption_checks import CaptionClipPair, check_pairs, permut
 from recaption.records import Caption, Clip, to_table
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.opened_video import open_video
 from recaption.video_io.reader import probe
 from recaption.video_io.writer import write_video
 
@@ -55,7 +56,8 @@ def clips(tmp_path_factory) -> dict[str, Clip]:
 def pairs(clips) -> list[CaptionClipPair]:
     captioner, found = BrightnessCaptioner(), []
     for clip in clips.values():
-        frames = sample_frames(clip, captioner, DecodeLimits())
+        with open_video(clip.uri) as video:
+            frames = sample_frames(video, clip, captioner)
         (caption,) = captioner.caption([frames], max_tokens=9)
         score = float(captioner.score([frames], [caption.text])[0, 0])
         digest = hashlib.sha256(frames.tobytes()).hexdigest()

@@ -12,7 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from recaption.captions.repeated import REPEATED_SCHEMA
 from recaption.captions.sets import default_caption_set
+from recaption.dedup.fingerprints import ClipFingerprint
+from recaption.dedup.near_duplicates import PAIRS_SCHEMA
 from recaption.ledger.latent_statistics import STATISTICS_KEY, ChannelStatistics, merge_shard_statistics
 from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, build_ledger
 from recaption.ledger.problems import PROBLEM_KINDS
@@ -111,6 +114,9 @@ def run(tmp_path: Path) -> RunFolder:
     rows = write_shard(run, SHARD, [(key, members_of(key, text)) for key, text in texts.items()])
     run.write_table("index.parquet", to_table(rows, Sample))
     run.write_table("shards/rejected.parquet", REJECTED_SCHEMA.empty_table(), {"set": "first"})
+    run.write_table("captions/first/repeated.parquet", REPEATED_SCHEMA.empty_table())
+    run.write_table("previews/part-00000.parquet", schema_of(ClipPreview).empty_table())
+    run.write_table("fingerprints/part-00000.parquet", schema_of(ClipFingerprint).empty_table())
     return run
 
 
@@ -330,16 +336,24 @@ def caption_part_lost(run: RunFolder) -> None:
 def embeddings(run: RunFolder, part: int, clip_ids: list[str]) -> None:
     rows = [ClipEmbedding(clip_id=clip_id, embedding=b"xx") for clip_id in clip_ids]
     run.write_table(f"embeddings/first/part-0000{part}.parquet", to_table(rows, ClipEmbedding), {"recipe_hash": "c1"})
+    run.write_table("duplicates/semantic-first.parquet", PAIRS_SCHEMA.empty_table())
 
 
 def latents(run: RunFolder, change) -> None:
-    """A shard of latents, with its bytes changed after its table was written."""
+    """A whole shard of latents with index and statistics, its tar changed after everything was written."""
     clip_id = "aaaaaaaaaaaaaaaa-0000000-0000024"
     payload, spans = tar_of([(clip_id, {"npy": b"x" * 600, "json": b"{}"})])
     row = run.read_table(f"{SHARD}.parquet").to_pylist()[0] | {"sha256": hashlib.sha256(b"x" * 600).hexdigest()}
-    row |= {"offset_bytes": spans[clip_id][0], "num_bytes": spans[clip_id][1]}
     name = f"latents/patch/{BUCKET}/000000"
-    run.write_table(f"{name}.parquet", pa.Table.from_pylist([row], schema=SHARD_SCHEMA))
+    row |= {"offset_bytes": spans[clip_id][0], "num_bytes": spans[clip_id][1], "shard": f"{name}.tar"}
+    metadata = {STATISTICS_KEY: ChannelStatistics(2, (0.5,), (0.5,)).to_json(), "num_samples": "1"}
+    run.write_table(f"{name}.parquet", pa.Table.from_pylist([row], schema=SHARD_SCHEMA), metadata)
+    indexed = {**row, "latent_dtype": "float16", "round_trip_psnr_db": 30.0}
+    run.write_table("latents/patch/index.parquet", pa.Table.from_pylist([indexed], schema=LATENT_SAMPLE_SCHEMA))
+    run.write_bytes("latents/patch/statistics.json", merge_shard_statistics(run, "latents/patch"))
+    run.write_bytes(f"{name}.tar", payload)
+    assert verify(run, THRESHOLDS) == []
+    run.remove(f"{name}.tar")
     if changed := change(payload):
         run.write_bytes(f"{name}.tar", changed)
 
@@ -347,15 +361,6 @@ def latents(run: RunFolder, change) -> None:
 def latents_with_statistics(run: RunFolder, stated: str) -> None:
     """A whole shard of latents whose statistics.json differs from its table."""
     latents(run, lambda payload: payload)
-    name = f"latents/patch/{BUCKET}/000000"
-    metadata = {STATISTICS_KEY: ChannelStatistics(2, (0.5,), (0.5,)).to_json(), "num_samples": "1"}
-    table = run.read_table(f"{name}.parquet")
-    run.write_table(f"{name}.parquet", table, metadata)
-    measured = {"latent_dtype": "float16", "round_trip_psnr_db": 30.0}
-    rows = [{**row, "shard": f"{name}.tar", **measured} for row in table.to_pylist()]
-    run.write_table("latents/patch/index.parquet", pa.Table.from_pylist(rows, schema=LATENT_SAMPLE_SCHEMA))
-    run.write_bytes("latents/patch/statistics.json", merge_shard_statistics(run, "latents/patch"))
-    assert verify(run, THRESHOLDS) == []
     run.write_bytes("latents/patch/statistics.json", stated.encode())
 
 
@@ -377,6 +382,9 @@ def text_part(run: RunFolder, encoded: bytes) -> None:
     """A file of encoded texts that is not one."""
     run.write_table("text/t5-x/part-00000.parquet", pa.table({"text": ["a text"]}))
     run.write_bytes("text/t5-x/part-00000.safetensors", encoded)
+    manifest = {"spec": "t5:x", "dtype": "float16", "weights_hash": "w", "num_parts": 1}
+    counts = dict.fromkeys(("width", "pooled_width", "num_texts", "num_tokens"), 1)
+    run.write_bytes("text/t5-x/encoder.json", json.dumps(manifest | counts).encode())
 
 
 DAMAGE = {
@@ -397,7 +405,23 @@ DAMAGE = {
     "video_twice": lambda run: rewrite(run, "videos/part-00000.parquet", lambda rows: [*rows, rows[0]]),
     "input_missing: the list": lambda run: run.remove("inputs.parquet"),
     "part_missing": lambda run: [
-        run.write_table(f"previews/part-0000{part}.parquet", schema_of(ClipPreview).empty_table()) for part in (1,)
+        run.write_table("previews/part-00001.parquet", schema_of(ClipPreview).empty_table()),
+        run.remove("previews/part-00000.parquet"),
+    ],
+    "part_missing: all previews": lambda run: run.remove("previews"),
+    "part_missing: repeated captions": lambda run: run.remove("captions/first/repeated.parquet"),
+    "part_missing: rejects": lambda run: run.remove("shards/rejected.parquet"),
+    "part_missing: semantic pairs": lambda run: [
+        embeddings(run, 0, [row["clip_id"] for row in run.read_table(CAPTIONS).to_pylist()]),
+        run.remove("duplicates/semantic-first.parquet"),
+    ],
+    "part_missing: the encoder": lambda run: run.write_bytes("text/t5-x/part-00000.safetensors", b""),
+    "embedding_missing: all": lambda run: [embeddings(run, 0, []), run.remove("embeddings")],
+    "caption_missing: the whole set": lambda run: run.remove("captions/first"),
+    "path_outside": lambda run: rewrite(run, "index.parquet", set_value(0, "shard", "../other-run/000000.tar")),
+    "index_missing: of latents": lambda run: [
+        latents(run, lambda payload: payload),
+        run.remove("latents/patch/index.parquet"),
     ],
     "clip_id_wrong": lambda run: rewrite(
         run, "clips/part-00000.parquet", set_value(2, "clip_id", "aaaaaaaaaaaaaaaa-0000048-0000071")

@@ -23,7 +23,7 @@ from PIL import Image
 
 from recaption.decoding import timestamps as timestamps
 from recaption.errors import FAILURE_REASONS, UsageError, VideoError
-from recaption.inputs.local_files import file_id, local_copy
+from recaption.inputs.open_input import open_input
 from recaption.records import Video
 from recaption.video_io import process as decoder_process
 from recaption.video_io import reader as video_io
@@ -396,9 +396,10 @@ def test_remote_files_are_downloaded_and_removed(clips: dict[str, Path]) -> None
         file.write(clips["h264.mp4"].read_bytes())
     remote, local = video_io.probe("memory://clips/a.mp4"), video_io.probe(clips["h264.mp4"])
     assert (remote.video_id, remote.num_frames) == (local.video_id, NUM_FRAMES)
-    with local_copy("memory://clips/a.mp4") as path:
-        assert file_id(path) == (local.video_id, local.num_bytes)
-    assert not os.path.exists(path)
+    with open_input("memory://clips/a.mp4") as opened:
+        assert (opened.state().video_id, opened.state().num_bytes) == (local.video_id, local.num_bytes)
+        path = os.readlink(f"/proc/self/fd/{opened.file.fileno()}")
+    assert path.endswith("(deleted)")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,99 @@
+"""Rows of a part that was computed before, of the inputs whose bytes are still the same.
+
+earlier = EarlierPart.read(run, 3)
+earlier.unchanged(uri, is_suspect=True)       # its rows, or None: read the input again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.recipe.part_names import part_name
+from recaption.dedup.fingerprints import ClipFingerprint
+from recaption.errors import VideoError
+from recaption.inputs.names import local_path
+from recaption.inputs.open_input import InputState, open_input
+from recaption.ledger.ledger import CLIPS_SCHEMA
+from recaption.records import ClipPreview, Video, conform, from_table
+from recaption.run_folder import RunFolder
+
+
+@dataclass
+class PreparedVideo:
+    """The rows of one input in the four files of its part."""
+
+    video: Video
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    """Columns of `CLIPS_SCHEMA`."""
+    fingerprints: list[ClipFingerprint] = field(default_factory=list)
+    previews: list[ClipPreview] = field(default_factory=list)
+    plugin_rows: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """(plug-in, row of its table of scores), of clips that were scored now."""
+
+
+@dataclass
+class EarlierPart:
+    """What the files of a part hold; empty where one of them cannot be read."""
+
+    videos: dict[str, Video] = field(default_factory=dict)
+    """By uri."""
+    clips: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By uri."""
+    fingerprints: dict[str, ClipFingerprint] = field(default_factory=dict)
+    previews: dict[str, ClipPreview] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, run: RunFolder, number: int) -> EarlierPart:
+        """The part as it is, whatever it was made of."""
+        earlier = cls()
+        try:
+            clips = conform(run.read_table(part_name("clips", number)), CLIPS_SCHEMA).to_pylist()
+            fingerprints = from_table(run.read_table(part_name("fingerprints", number)), ClipFingerprint)
+            previews = from_table(run.read_table(part_name("previews", number)), ClipPreview)
+            videos = from_table(run.read_table(part_name("videos", number)), Video)
+        except (pa.ArrowException, KeyError, ValueError, OSError):
+            return earlier
+        for clip in clips:
+            earlier.clips.setdefault(clip["uri"], []).append(clip)
+        earlier.videos = {video.uri: video for video in videos}
+        earlier.fingerprints = {row.clip_id: row for row in fingerprints}
+        earlier.previews = {row.clip_id: row for row in previews}
+        return earlier
+
+    def unchanged(self, uri: str, *, is_suspect: bool) -> PreparedVideo | None:
+        """The rows of an input, with the stat that it has now; None where it has to be read.
+
+        Args:
+            is_suspect: its stat is not the recorded one: keep the rows only if a hash says that the bytes are.
+        """
+        video = self.videos.get(uri)
+        if video is None:
+            return None
+        rows = self.clips.get(uri, [])
+        ids = [row["clip_id"] for row in rows]
+        is_whole = all(row["video_id"] == video.video_id for row in rows) and bool(rows) == (video.status == "ok")
+        if not is_whole or any(i not in self.fingerprints or i not in self.previews for i in ids):
+            return None
+        if is_suspect:
+            state = _same_bytes(video)
+            if state is None:
+                return None
+            video = dataclasses.replace(video, **dataclasses.asdict(state))
+        return PreparedVideo(
+            video, rows, [self.fingerprints[clip_id] for clip_id in ids], [self.previews[clip_id] for clip_id in ids]
+        )
+
+
+def _same_bytes(video: Video) -> InputState | None:
+    """The state of a local input now, if its bytes are those of a video that was readable."""
+    if video.status != "ok" or local_path(video.uri) is None:
+        return None
+    try:
+        with open_input(video.uri, expected=InputState.of(video)) as opened:
+            return opened.state()
+    except VideoError:
+        return None

@@ -1,0 +1,187 @@
+"""Downloads a remote input to a temporary file: with limits on bytes, disk and time, and several tries.
+
+    with downloaded("s3://bucket/a.mp4", max_bytes=32 << 30, max_seconds=3600) as (file, etag): ...
+
+What the data deserves is final: no such file, no access, too large (`unreadable`, `too_large`). Everything else may pass,
+is tried `NUM_TRIES` times, and then is `fetch_failed`: a server error, a dropped line, a full disk, a missing package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import fsspec
+
+from recaption.errors import UsageError, VideoError
+from recaption.inputs.http import open_http
+from recaption.inputs.names import HTTP, protocol_of, remote_filesystem
+
+NUM_TRIES = 3
+BACKOFF_SECONDS = 1.0
+"""Before the second try, four times as much before the third."""
+RESERVE_BYTES = 1 << 30
+"""A download leaves so much of the disk free: all workers of a machine share it."""
+FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+"""What storage backends raise for 404, 403 and names that no file has."""
+ETAG_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "md5",
+    "content_md5",
+    "blob_id",
+    "mtime",
+    "LastModified",
+    "updated",
+    "created",
+)
+"""Fields of fsspec's `info` that change with the bytes, the best first."""
+
+
+class _Budget(fsspec.Callback):
+    """The limits of one try; fsspec calls it after every block."""
+
+    def __init__(self, uri: str, folder: str, max_bytes: int, max_seconds: float) -> None:
+        super().__init__()
+        self.uri, self.folder, self.max_bytes = uri, folder, max_bytes
+        self.max_seconds, self.deadline = max_seconds, time.monotonic() + max_seconds
+        self.num_bytes = 0
+        self.is_given_up = False
+
+    def set_size(self, size: int | None) -> None:
+        if size:
+            self._check(size)
+
+    def relative_update(self, inc: int = 1) -> None:
+        self.num_bytes += inc
+        self._check(self.num_bytes)
+
+    def branch(self, path_1: str, path_2: str, kwargs: dict[str, Any]) -> None:
+        """Of a file there are no parts with callbacks of their own."""
+
+    def _check(self, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes:
+            detail = f"more than max_input_bytes = {self.max_bytes}; --prepare.decode.max-input-bytes lets it in"
+            raise VideoError("too_large", detail, uri=self.uri)
+        free = shutil.disk_usage(self.folder).free
+        if free - max(0, num_bytes - self.num_bytes) < RESERVE_BYTES:
+            detail = (
+                f"{free} bytes are free in {tempfile.gettempdir()} (set TMPDIR), of which {RESERVE_BYTES} stay free"
+            )
+            raise VideoError("fetch_failed", detail, uri=self.uri)
+        if self.is_given_up or time.monotonic() > self.deadline:
+            raise VideoError("fetch_failed", self.too_late, uri=self.uri)
+
+    @property
+    def too_late(self) -> str:
+        return (
+            f"not there after max_fetch_seconds = {self.max_seconds:g}, {self.num_bytes} bytes are; "
+            "--prepare.decode.max-fetch-seconds gives it longer"
+        )
+
+
+@contextlib.contextmanager
+def downloaded(uri: str, *, max_bytes: int, max_seconds: float) -> Iterator[tuple[BinaryIO, str]]:
+    """(the file, open for reading; its etag or ""). It has no name any more, and goes when it is closed.
+
+    Raises:
+        VideoError: unreadable, too_large, or fetch_failed.
+    """
+    for number in range(NUM_TRIES):
+        try:
+            file, etag = _try(uri, max_bytes, max_seconds)
+            break
+        except VideoError as error:
+            if error.reason != "fetch_failed" or number == NUM_TRIES - 1:
+                raise
+            time.sleep(BACKOFF_SECONDS * 4**number)
+    with file:
+        yield file, etag
+
+
+def _try(uri: str, max_bytes: int, max_seconds: float) -> tuple[BinaryIO, str]:
+    """One try, in a thread that is left alone once its time is up: some backends wait for ever."""
+    folder = tempfile.mkdtemp(prefix="recaption-")
+    budget = _Budget(uri, folder, max_bytes, max_seconds)
+    result: dict[str, Any] = {}
+
+    def fetch() -> None:
+        try:
+            result["etag"] = _fetch(uri, os.path.join(folder, "input"), budget)
+        except BaseException as error:  # raised again in the thread that waits
+            result["error"] = error
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    try:
+        thread.start()
+        thread.join(max_seconds)
+        if thread.is_alive():
+            budget.is_given_up = True
+            raise VideoError("fetch_failed", budget.too_late, uri=uri)
+        if "error" in result:
+            raise result["error"]
+        return _opened(os.path.join(folder, "input"), uri), result["etag"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(path: str, uri: str) -> BinaryIO:
+    if not os.path.isfile(path):
+        raise VideoError("unreadable", "not a regular file", uri=uri)
+    return open(path, "rb")
+
+
+def _fetch(uri: str, path: str, budget: _Budget) -> str:
+    try:
+        if protocol_of(uri) in HTTP:
+            return _fetch_http(uri, path, budget)
+        fs, remote_path = remote_filesystem(uri)
+        info = fs.info(remote_path)
+        fs.get_file(remote_path, path, callback=budget)
+    except VideoError:
+        raise
+    except (*FINAL_ERRORS, UsageError) as error:
+        raise VideoError("unreadable", f"cannot be downloaded: {type(error).__name__}: {error}", uri=uri) from None
+    except Exception as error:  # storage backends have no common exception
+        raise VideoError("fetch_failed", f"cannot be downloaded: {type(error).__name__}: {error}", uri=uri) from error
+    if os.path.isfile(path) and os.path.getsize(path) != (info.get("size") or os.path.getsize(path)):
+        raise VideoError("fetch_failed", f"{os.path.getsize(path)} of {info['size']} bytes arrived", uri=uri)
+    return etag_of(info)
+
+
+def _fetch_http(uri: str, path: str, budget: _Budget) -> str:
+    with open_http(uri) as remote, open(path, "wb") as file:
+        budget.set_size(remote.num_bytes)
+        for block in remote.blocks():
+            file.write(block)
+            budget.relative_update(len(block))
+        return remote.etag
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """What fsspec's `info` of a file says about its version; "" where it says nothing."""
+    return next((str(info[name]) for name in ETAG_FIELDS if info.get(name)), "")
+
+
+def current_etag(uri: str) -> str | None:
+    """The etag of a remote input now, without its bytes; "" where it has none or is not there; None without an answer."""
+    try:
+        if protocol_of(uri) in HTTP:
+            with open_http(uri, method="HEAD") as remote:
+                return remote.etag
+        fs, path = remote_filesystem(uri)
+        fs.invalidate_cache()
+        return etag_of(fs.info(path))
+    except (*FINAL_ERRORS, UsageError):
+        return ""
+    except VideoError as error:
+        return None if error.reason == "fetch_failed" else ""
+    except Exception:  # as in `_fetch`; where it matters the file is fetched, and its error is reported
+        return None
