@@ -68,7 +68,7 @@ class Prepare(Common):
 
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
     shown = (
-        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
+        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw")
     )

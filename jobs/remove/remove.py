@@ -27,6 +27,7 @@ from jobs.remove.tars import remove_samples
 from jobs.remove.texts import remove_encoded_texts, remove_quotations
 from jobs.shard import planned_shards
 from packing.shards.index import build_index, build_latents_index, is_committed
+from recaption.captions.repeated import REPEATED_SCHEMA
 from recaption.captions.sets import default_caption_set
 from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
 from recaption.errors import StorageError, UsageError
@@ -100,7 +101,7 @@ def _remove_all(run: RunFolder, recipe: Recipe, targets: Targets, *, progress: b
         elif run.list(f"embeddings/{caption_set_of(name)}/part-*.parquet"):
             find_semantic(run, recipe.prepare.duplicates, caption_set_of(name))
     for name in run.list("captions/*/repeated.parquet"):  # its rows quote a text of one of their clips
-        run.remove(name)
+        run.write_table(name, REPEATED_SCHEMA.empty_table())  # without the hashes that say it is up to date
         find_repeated_captions(run, recipe.caption.repeats, name.split("/")[1])
     files = remove_quotations(run, targets.texts)
     if run.exists("plan.json"):

@@ -10,14 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.prepare.prepare import prepare
+from jobs.recipe.flags import changed
+from jobs.recipe.run_inputs import write_recipe
 from jobs.remove.remove import remove
+from jobs.report.page import write_report
 from jobs.shard import shard
 from jobs.verify.verify import verify_run
+from recaption import open_run
 from recaption.errors import UsageError
 from recaption.ledger.ledger import build_ledger
 from recaption.ledger.removed import REMOVED, UNFINISHED
 from recaption.ledger.verify import verify
 from recaption.run_folder import RunFolder
+from recaption.scenes.renderer import SIMPLE, render
+from recaption.video_io.writer import write_video
 
 
 def contents(run):
@@ -212,3 +218,96 @@ def test_unknown_names_are_one_sentence(run_copy, small_recipe, tmp_path, comman
     code, _, error = command("prepare", "--out", run_copy.uri, "--remove", str(tmp_path / "no.txt"))
     assert code == 2
     assert "no such file" in error
+
+
+def test_encoded_texts_go_and_the_others_are_read_as_before(run_copy, small_recipe, first_video, tmp_path, in_process):
+    from jobs.encode.texts import encode_texts
+    from train.text.stored import find
+
+    recipe = changed(small_recipe, "encode.text", encoder="captioner:tiny")
+    write_recipe(run_copy, recipe)
+    encode_texts(run_copy, recipe, in_process)
+    _, _, texts = of_video(run_copy, first_video[0])
+    stored = find(run_copy, "captioner:tiny")
+    table = run_copy.read_table(f"{stored.folder}/part-00000.parquet")["text"].to_pylist()
+    before = {text: stored.read(*stored.find(text)) for text in table}
+    assert texts
+    assert texts <= before.keys()
+
+    summary = remove(run_copy, recipe, listed(tmp_path, first_video[0]))
+
+    assert summary["removed"]["texts"] == len(texts)
+    stored = find(run_copy, "captioner:tiny")
+    for text, encoded in before.items():
+        found = stored.find(text)
+        assert (found is None) == (text in texts)
+        if found is not None:
+            assert all(a.equal(b) for a, b in zip(stored.read(*found), encoded))
+    assert verify_run(run_copy, recipe, num_pairs=0)["problems"] == []
+
+
+def test_copies_of_a_removed_video_do_not_take_its_place(small_recipe, in_process, tmp_path):
+    """Of three encodings of one scene the best is kept, and removed: the others stay out, and are named."""
+    (tmp_path / "videos").mkdir()
+    scene = render(5100, num_frames=25, height_px=96, width_px=96, fps=8, **SIMPLE)
+    for name, crf in (("best", 6), ("worse", 20), ("worst", 28)):
+        write_video(tmp_path / "videos" / f"{name}.mp4", scene.frames_THWC, fps=8, crf=crf)
+    render(5101, num_frames=25, height_px=96, width_px=96, fps=8, **SIMPLE).write(tmp_path / "videos" / "other.mp4")
+    run = RunFolder(str(tmp_path / "run"))
+    prepare([str(tmp_path / "videos")], run.uri, small_recipe, in_process)
+    clips = open_run(run.uri).clips()
+    assert sorted(clips.state) == ["dropped", "dropped", "waiting", "waiting"]
+
+    best = clips[(clips.state == "waiting") & ~clips.uri.str.endswith("other.mp4")].uri.iloc[0]
+    summary = remove(run, small_recipe, listed(tmp_path, best))
+
+    assert len(summary["similar_videos"]) == 2
+    assert "2 other videos look like removed ones" in summary["warnings"][0]
+    clips = open_run(run.uri).clips()
+    assert clips.reason.tolist().count("rejected") == 2
+    assert clips[clips.state == "waiting"].uri.str.endswith("other.mp4").all()
+    remove(run, small_recipe, listed(tmp_path, *summary["similar_videos"]))
+    assert open_run(run.uri).verdicts().empty
+    assert open_run(run.uri).summary()["videos"] == {"total": 4, "ok": 1, "failed": 0, "removed": 3, "waiting": 0}
+
+
+def test_reports_samples_and_evaluations_that_quote_it_go(run_copy, small_recipe, first_video, tmp_path):
+    ids, uris, texts = of_video(run_copy, first_video[0])
+    write_report(run_copy, small_recipe.filters, recipe=small_recipe)
+    quote = next(iter(texts))
+    run_copy.write_bytes("samples/main-000010/samples.json", json.dumps({"prompts": ["a cat", quote]}).encode())
+    run_copy.write_bytes("samples/main-000010/000.mp4", b"generated")
+    run_copy.write_bytes("samples/other/samples.json", json.dumps({"prompts": ["a cat"]}).encode())
+    run_copy.write_bytes("train/main/metrics.jsonl", b"{}")
+    run_copy.write_bytes("train/main/evaluation.json", json.dumps({"prompts": [quote]}).encode())
+    summary = remove(run_copy, small_recipe, listed(tmp_path, first_video[0]))
+    assert traces(run_copy, first_video[0], {}, ids, uris, texts) == {}
+    assert not run_copy.exists("samples/main-000010")
+    assert run_copy.exists("samples/other/samples.json")
+    assert run_copy.exists("train/main/metrics.jsonl")
+    assert "models that were trained before have seen it: main" in summary["warnings"][-1]
+
+
+def test_a_table_of_videos_or_clips_names_them(run_copy, small_recipe, first_video, tmp_path):
+    videos = open_run(run_copy.uri).videos()
+    file = tmp_path / "takedown.csv"
+    videos[videos.video_id == first_video[0]].to_csv(file)
+    assert remove(run_copy, small_recipe, str(file))["removed"]["videos"] == 2
+    clips = open_run(run_copy.uri).clips()
+    clips.head(1).to_parquet(tmp_path / "takedown.parquet")
+    assert remove(run_copy, small_recipe, str(tmp_path / "takedown.parquet"))["removed"]["videos"] == 1
+    videos[["codec"]].to_csv(file)
+    with pytest.raises(UsageError, match="none of the columns clip_id, video_id, uri"):
+        remove(run_copy, small_recipe, str(file))
+
+
+def test_a_remote_run_folder(run_copy, small_recipe, first_video, tmp_path):
+    remote = RunFolder("memory://remove/run")
+    for path in run_copy.fs.find(run_copy.root):
+        remote.fs.pipe_file(remote.path(path.removeprefix(run_copy.root + "/")), run_copy.fs.cat_file(path))
+    ids, uris, texts = of_video(remote, first_video[0])
+    payloads = members(remote, ids)
+    assert remove(remote, small_recipe, listed(tmp_path, first_video[0]))["removed"]["videos"] == 2
+    assert traces(remote, first_video[0], payloads, ids, uris, texts) == {}
+    assert verify_run(remote, small_recipe, num_pairs=0)["problems"] == []
+    remote.fs.rm("/remove", recursive=True)
