@@ -1,7 +1,8 @@
 """The console script `recaption`: parses a command, runs it, prints its summary, or its help.
 
 Exit codes: 0 all good, 1 finished but some inputs failed (they are listed), 2 usage error (one sentence on stderr),
-3 `verify` found damage, 70 a fault of recaption itself, 141 the reader of stdout went away, 143 SIGTERM.
+3 `verify` found damage, 70 a fault of recaption itself (of its workers too), 141 the reader of stdout went away,
+143 SIGTERM.
 With `--json` stdout carries exactly one JSON object; everything else goes to stderr.
 """
 
@@ -21,6 +22,7 @@ from typing import Annotated, Any, TextIO
 
 import tyro
 
+from jobs.cluster.worker_errors import WorkerFaultError
 from jobs.commands import VERBS
 from jobs.recipe import presets as recipes
 from jobs.recipe.fields import restricted
@@ -28,7 +30,7 @@ from jobs.recipe.flags import Common
 from jobs.recipe.help import print_all_flags, print_help
 from jobs.recipe.run_inputs import RUN_YAML, open_run
 from jobs.recipe.settings import Recipe, from_dict, to_dict
-from jobs.summary import exit_code, print_summary
+from jobs.summary import errors_of, exit_code, print_summary
 from recaption.errors import RecaptionError, UsageError
 from recaption.run_folder import RunFolder
 
@@ -37,6 +39,7 @@ FAULT, READER_GONE, STOPPED = 70, 141, 143
 
 
 SAFE = "finished parts are safe, run the same command again to go on"
+OUR_FAULT = f"this is a fault of recaption, not of your input; {SAFE}, and please report it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _sigterm_as_interrupt() as received:
             code, show = _run(argv)
+    except WorkerFaultError as error:
+        return _complain(OUR_FAULT, FAULT, f"{error}\n")
     except RecaptionError as error:
         return _complain(str(error), 2)
     except SystemExit as stop:  # tyro: unknown flags; training: SIGTERM (both already explained on stderr)
-        return int(stop.code or 0)
+        return stop.code if isinstance(stop.code, int) else _complain(str(stop.code), FAULT) if stop.code else 0
     except KeyboardInterrupt:
         return _complain(f"stopped by SIGTERM: {SAFE}", STOPPED) if received else _complain(f"interrupted: {SAFE}", 2)
     except Exception:
@@ -61,7 +66,7 @@ def _run(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
     verb = next((verb for verb in (" ".join(argv[:2]), *argv[:1]) if verb in VERBS), None)
     if verb is None:
         return _overview(argv)
-    rest = argv[len(verb.split()) :]
+    rest = [_as_path(argument) for argument in argv[len(verb.split()) :]]
     first = first_pass(verb, rest)
     if first.help or first.help_all:
         default = default_command(verb, first)
@@ -72,10 +77,18 @@ def _run(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints worker deaths on stdout
         summary = command()
     code = exit_code(verb, summary)
+    for error in errors_of(summary):
+        print(f"recaption: {verb}: {error}", file=sys.stderr)
     if command.json:
         return code, lambda: print(json.dumps(summary))
     flags = {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
     return code, lambda: print_summary(verb, summary, **{"run": flags.get("out"), **flags})
+
+
+def _as_path(argument: str) -> str:
+    """`-dash.mp4` as `./-dash.mp4` where there is such a file; flags have two dashes, or are -h."""
+    is_other = not argument.startswith("-") or argument.startswith("--") or argument in ("-", "-h")
+    return argument if is_other or not os.path.lexists(argument) else f"./{argument}"
 
 
 def _overview(argv: Sequence[str]) -> tuple[int, Callable[[], object]]:
@@ -205,7 +218,7 @@ def _print(show: Callable[[], object], code: int) -> int:
 
 def _fault() -> int:
     trace = traceback.format_exc()
-    return _complain(f"this is a fault of recaption, not of your input; {SAFE}, and please report it", FAULT, trace)
+    return _complain(OUR_FAULT, FAULT, trace)
 
 
 def _complain(message: str, code: int, before: str = "") -> int:

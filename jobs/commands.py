@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from jobs.export.command import Export
 from jobs.recipe import presets as recipes
 from jobs.recipe.flags import Common, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
@@ -68,7 +69,8 @@ class Prepare(Common):
 
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
     shown = (
-        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models scores.plugins")
+        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
+        + under("prepare", "scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw")
     )
@@ -414,6 +416,7 @@ VERBS: dict[str, type[Common]] = {
     "train compressor": CompressorTraining,
     "train dit": DitTraining,
     "sample": Sample,
+    "export": Export,
     "report": Report,
     "verify": Verify,
     "doctor": Doctor,

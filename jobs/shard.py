@@ -48,7 +48,8 @@ def shard(
     write_recipe(run, recipe)
     grid = grid_of(recipe)
     allowed = [s for s in planned if only is None or s.name in only]
-    states = source_states(run, {clip.uri for s in allowed for clip in s.clips})
+    # every clip's id starts with the id of its video
+    states = source_states(run, {clip.uri: clip.clip_id.partition("-")[0] for s in allowed for clip in s.clips})
     missing_shards = [
         s for s in allowed if not is_committed(run, s.name, hashes[s.name]) or lacks_clips_in_reach(run, s, states)
     ]
@@ -132,7 +133,7 @@ def _part(planned: PlannedShard, key: str, states: dict[str, InputState]) -> dic
         "plan_hash": key,
         "bucket": dataclasses.asdict(planned.bucket),
         "clips": [dataclasses.asdict(c) for c in planned.clips],
-        "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in planned.clips if c.uri in states},
+        "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in planned.clips},
     }
 
 
@@ -169,9 +170,7 @@ class ShardWorker:
         for clip in clips:
             try:
                 attempts.begin(clip.clip_id)
-                # a clip's id starts with its video's: also where the state is lost, the bytes are compared
-                state = states.get(clip.uri) or InputState(video_id=clip.clip_id.partition("-")[0])
-                frames = self.videos.open(clip.uri, state).read_clip(
+                frames = self.videos.open(clip.uri, states[clip.uri]).read_clip(
                     clip.start_seconds,
                     num_frames=bucket.num_frames,
                     fps=bucket.fps,

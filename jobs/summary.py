@@ -103,6 +103,19 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("curves", "{run}/train/{name}/metrics.jsonl"),
     ),
     "sample": (("videos", "{videos:first}"), ("contact sheet", "{contact_sheet}")),
+    "export": (
+        ("clips", "{clips[exported]:,} of {clips[total]:,}, {seconds[exported]:.0f} seconds, {bytes:GB}"),
+        ("copied, encoded", "{copied:,} byte for byte, {encoded:,} encoded"),
+        ("to export", "{clips[to_export]:,} of {clips[total]:,}, {seconds[to_export]:.0f} seconds"),
+        ("estimate", "{estimated_bytes:GB}, up to {copied_at_most:,} clips copied and the others encoded"),
+        ("dropped", "{clips[dropped]}"),
+        ("failed", "{clips[failed]}"),
+        ("no caption", "{clips[waiting][caption]:,}"),
+        ("trimmed", "{seconds[trimmed]:.0f} seconds"),
+        ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
+        ("files", "{files}"),
+        ("how to load it", "{export}/README.md"),
+    ),
     "report": (("report", "{report}"),),
     "verify": (
         *LEDGER,
@@ -131,6 +144,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
 
 LISTS: tuple[tuple[str, str, str], ...] = (
     ("failures", "{uri}: {reason}", "all of them: {run}/videos, or --json"),
+    (
+        "trimmed",
+        "{uri}: {duration_seconds:.1f} s kept, {truncated_seconds:.1f} s lost",
+        "all of them: {run}/videos, or --json",
+    ),
     ("problems", "{kind}: {where}: {detail}", "all of them: --json"),
 )
 """Key of the summary, one line of the list, and where the whole list is."""
@@ -140,7 +158,13 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
     """0 all good, 1 finished but some inputs failed, 3 `verify` found damage."""
     if verb == "verify":
         return 0 if summary["ok"] else 3
-    return 1 if summary.get("failures") or summary.get("videos_failed") else 0
+    return 1 if summary.get("failures") or summary.get("videos_failed") or errors_of(summary) else 0
+
+
+def errors_of(summary: dict[str, Any]) -> list[str]:
+    """What a stage could not do at all, or has to do again: one sentence each."""
+    stages = summary.get("stages", {}).values()
+    return [error for one in (summary, *stages) for error in one.get("errors", [])]
 
 
 def print_summary(verb: str, summary: dict[str, Any], **flags: Any) -> None:

@@ -2,19 +2,36 @@
 
     path = find_file("laion/CoCa-ViT-B-32-laion2B-s13B-b90k", FILES, what="open_clip:...", hint="give a local file: ...")
     is_local = is_on_disk("google/t5-v1_1-xl", what="text encoder t5:google/t5-v1_1-xl", hint="give a folder as t5:FOLDER")
-    model = T5EncoderModel.from_pretrained("google/t5-v1_1-xl", local_files_only=is_local)
+    model = T5EncoderModel.from_pretrained("google/t5-v1_1-xl", local_files_only=is_local, trust_remote_code=False)
 
 One HEAD request checks the hub first: downloads are tried again for minutes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from recaption.errors import WeightsUnreachableError
+from recaption.errors import CheckpointMismatchError, RecaptionError, UsageError, WeightsUnreachableError
 
+SIZE_WORDS = (
+    "vocab_size",
+    "num_tokens",
+    "hidden",
+    "width",
+    "layers",
+    "heads",
+    "intermediate",
+    "dim",
+    "d_model",
+    "d_ff",
+)
+"""Parts of the names under which configs hold the sizes of a model."""
+MAX_SIZE = 2_000_000
+"""Of a vocabulary, width or depth; the largest vocabularies have 0.3 million tokens."""
 NOT_FOUND = "the hub does not have it"
 """The `unavailable_reason` of a file or repository that does not exist."""
 
@@ -67,6 +84,52 @@ def unreachable_error(what: str, problem: str | Exception, hint: str) -> Weights
     return WeightsUnreachableError(
         f"{what}: the weights are not complete on this machine and cannot be downloaded ({reason}); {hint}"
     )
+
+
+def loading_error(what: str, error: Exception, hint: str) -> UsageError:
+    """What a library raised while it opened a model's files, as one sentence.
+
+    Code of model folders is never run, and nobody is asked whether it may be: every `from_pretrained` says
+    `trust_remote_code=False`.
+    """
+    if isinstance(error, UsageError):
+        return error
+    if "trust_remote_code" in str(error):
+        return UsageError(
+            f"{what}: its folder brings code of its own (auto_map in a config), which is never run here; "
+            "use a model that transformers knows"
+        )
+    if isinstance(error, (OSError, ValueError, KeyError)):
+        return unreachable_error(what, error, hint)
+    return CheckpointMismatchError(f"{what}: its files are damaged, or of another model: {first_line(error)}")
+
+
+@contextlib.contextmanager
+def damaged_as_mismatch(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a CheckpointMismatchError of one sentence: folders come from anywhere.
+
+    Args:
+        what: the file or folder, for the error message.
+    """
+    try:
+        yield
+    except RecaptionError:
+        raise
+    except Exception as error:  # json, safetensors, tokenizers and torch share no base exception
+        raise CheckpointMismatchError(
+            f"{what} is damaged, or not of this format: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def check_sizes(config: Mapping[str, Any], *, what: str) -> None:
+    """Raises CheckpointMismatchError where a config asks for more memory than any model needs, before it is asked for."""
+    sizes: dict[str, Any] = dict(config)
+    while sizes:
+        name, value = sizes.popitem()
+        if isinstance(value, Mapping):
+            sizes |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif isinstance(value, int) and any(word in name for word in SIZE_WORDS) and abs(value) > MAX_SIZE:
+            raise CheckpointMismatchError(f"{what}: {name} is {value}: no model is of that size")
 
 
 def first_line(error: Exception) -> str:

@@ -37,7 +37,7 @@ class Video:
     etag: str = ""
     """The same of a remote file, where its storage has one."""
     width_px: int = 0
-    """As displayed: rotation applied."""
+    """As displayed: rotation and sample aspect ratio applied."""
     height_px: int = 0
     num_frames: int = 0
     """Frames that really decode and are displayed, not the number in the header."""
@@ -47,6 +47,18 @@ class Video:
     codec: str = ""
     rotation_degrees: int = 0
     """Clockwise rotation of the display matrix, already applied to width and height."""
+    transfer: str = ""
+    """Transfer characteristic of the first frame, as ffprobe names it: `smpte2084` (PQ) and `arib-std-b67` (HLG) are HDR,
+    which is read as SDR; "" = not stated."""
+    sample_aspect: str = ""
+    """Width:height of a stored pixel, already applied to the width: `64:45`; `1:1` = square; "" = not decoded."""
+    is_interlaced: bool = False
+    """At least a tenth of the frames are flagged interlaced; those are read deinterlaced."""
+    has_alpha: bool = False
+    """Some pixels are transparent; they are read on white."""
+    truncated_seconds: float = 0.0
+    """Length of what lies behind the first damage and is left out, as far as it is known (`on_damage = trim`); not part of
+    `duration_seconds`."""
     status: str = "ok"
     """`ok`, `failed` or, where its bytes are those of a video that was taken out of the run, `removed`."""
     reason: str | None = None
@@ -163,15 +175,16 @@ class Caption:
     """`model` or `original` (text that came with the video)."""
     seed: int = 0
     reason: str | None = None
-    """`bad_caption` where the text failed a gate, else None."""
+    """`bad_caption` where the text failed a gate; `no_answer` where the endpoint gave none and will be asked again; one of
+    `errors.FAILURE_REASONS` where the frames could not be read; else None."""
     kind: str = "descriptive"
-    """One of `recaption.captions.text.KINDS`: the caption type that was requested. "" for an original text."""
+    """One of `recaption.captions.text.CAPTION_KINDS`: the caption type that was requested. "" for an original text."""
     window: int = 0
     """0: the whole clip; 1, 2, ...: its consecutive windows."""
     fault: str = ""
     """One of `recaption.captions.text.FAULTS` where the text failed a gate."""
     stripped: str = ""
-    """Leading phrases ("The video shows") that were removed from the text."""
+    """Phrases before and after the caption ("The video shows", "Let me know") that were removed from the text."""
 
     @property
     def is_main(self) -> bool:

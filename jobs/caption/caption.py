@@ -3,7 +3,8 @@
 A caption set is a version: a new set leaves other sets, and shards written from them, unchanged. Parts of captions and
 of clip embeddings (RUN/embeddings/<set>, written first) have the numbers of the parts of clips. A clip has one row per
 caption kind and window, plus one for its original text; shards and reports use the descriptive caption of the whole clip.
-A part is complete if its file exists with the same settings and the same kept clips; if only the kept clips changed (a
+A part is complete if its file exists with the same settings and the same kept clips, and no caption of it is open (its
+endpoint gave no answer: the next run asks again, for those clips only); if only the kept clips changed (a
 threshold moved), existing captions are reused and only the missing ones are generated.
 """
 
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from jobs.caption.open_captions import NUM_OPEN
 from jobs.caption.repeated import find_repeated_captions
 from jobs.caption.semantic import find_semantic
 from jobs.caption.worker import PASSING_SOURCES, REFUSED_TEXTS, CaptionWorker, check_specs
@@ -26,6 +28,7 @@ from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.captioners.registry import is_remote
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import caption_set_pattern, mark_repeated_captions
+from recaption.captions.text import PASSING_FAULTS
 from recaption.errors import UsageError
 from recaption.inputs.open_input import InputState
 from recaption.records import Caption, Clip, conform, from_table, schema_of
@@ -53,13 +56,13 @@ def caption(
     kept = kept_clips(run, recipe, before_captions=True)
     stage_hash = stage_hashes(recipe)["caption"]
     folder = f"captions/{set_name}"
-    states = source_states(run, {clip.uri for clips in kept.values() for clip in clips})
+    states = source_states(run, {clip.uri: clip.video_id for clips in kept.values() for clip in clips})
     parts: list[dict[str, Any]] = [
         {
             "part": number,
             "clips": [dataclasses.asdict(c) for c in clips],
             "clips_hash": _clips_hash(clips),
-            "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in clips if c.uri in states},
+            "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in clips},
         }
         for number, clips in kept.items()
         if (only is None or number in only)
@@ -98,10 +101,12 @@ def _clips_hash(clips: list[Clip]) -> str:
 
 
 def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str, states: dict[str, InputState]) -> bool:
-    """Whether a part is as it would be written now; not where a source can be had again that could not."""
+    """Whether a part is as it would be written now; not where a source can be had again, or a caption is open."""
     if not run.exists(name):
         return False
     metadata = run.table_metadata(name)
+    if int(metadata.get(NUM_OPEN, 0)):
+        return False
     passing = json.loads(metadata.get(PASSING_SOURCES, "{}"))
     if any(reason == "fetch_failed" or source_is_back(uri, states) for uri, reason in passing.items()):
         return False
@@ -116,6 +121,8 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
     num_captions = num_pairs = num_retried = num_stripped = 0
     matched = mismatched = 0.0
     refused: dict[str, str] = {}
+    originals: Counter[bool] = Counter()
+    open_clips: set[str] = set()
     repeated = read_repeated(run, set_name)
     for name in run.list(caption_set_pattern(set_name)):
         metadata = run.table_metadata(name)
@@ -127,7 +134,11 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
         table = conform(run.read_table(name), schema_of(Caption))
         for row in from_table(mark_repeated_captions(table, repeated, max_clips_per_caption), Caption):
             num_stripped += bool(row.stripped)
-            if row.is_main:
+            if row.source == "original":
+                originals[row.reason is None] += 1
+            if row.fault in PASSING_FAULTS:
+                open_clips.add(row.clip_id)
+            elif row.is_main:
                 num_captions += row.reason is None
                 bad[row.reason or ""] += 1
                 faults[row.fault] += 1
@@ -139,17 +150,35 @@ def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) 
     matched_mean, mismatched_mean = (total / num_pairs if num_pairs else None for total in (matched, mismatched))
     summary = {
         "captions": num_captions,
+        "open": len(open_clips),
         "retried": num_retried,
         "bad": dict(sorted(bad.items())),
         "faults": dict(sorted(faults.items())),
         "stripped": num_stripped,
         "repeated": repeated.num_rows,
         "further": dict(sorted(other_captions.items())),
+        "original_texts": {"good": originals[True], "bad": originals[False]},
         "refused_texts": [f"{uri}: {why}" for uri, why in sorted(refused.items())],
         "matched_score": matched_mean,
         "mismatched_score": mismatched_mean,
     }
-    return summary | {"warnings": warnings} if (warnings := list(_warnings(summary, num_pairs))) else summary
+    errors = list(_errors(summary))
+    warnings = [*errors, *_warnings(summary, num_pairs)]
+    return summary | ({"errors": errors} if errors else {}) | ({"warnings": warnings} if warnings else {})
+
+
+def _errors(summary: dict[str, Any]) -> Iterator[str]:
+    """What makes the stage end with exit code 1: work that is open, or that came to nothing."""
+    num_bad, num_open = sum(summary["bad"].values()), summary["open"]
+    if num_open:
+        yield f"{num_open} clips got no answer; the same command asks again"
+    if not summary["captions"] and num_bad:
+        reasons = summary["faults"] or summary["bad"]
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        yield f"all captions failed ({listed}): no clip can go into the shards"
+    originals, refused = summary["original_texts"], len(summary["refused_texts"])
+    if not originals["good"] and (num_refused := originals["bad"] + refused):
+        yield f"all {num_refused} texts beside the videos were refused: none is used as an original caption"
 
 
 def _warnings(summary: dict[str, Any], num_pairs: int) -> Iterator[str]:

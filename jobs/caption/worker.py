@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.caption.encoder_cache import EncoderCache
+from jobs.caption.open_captions import NUM_OPEN
 from jobs.cluster import attempts
 from jobs.recipe.part_names import part_name, part_number
 from jobs.recipe.stage_settings import CaptionSettings
@@ -17,7 +18,7 @@ from recaption.captioners.clip_views import CaptionInput, sample_windows
 from recaption.captioners.gates import QualityGates, mark_bad
 from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.captioners.registry import check_spec
-from recaption.captions.text import normalize_text
+from recaption.captions.text import PASSING_FAULTS, normalize_text
 from recaption.errors import PASSING_REASONS, UsageError, VideoError
 from recaption.inputs.open_input import InputState
 from recaption.inputs.sidecars import Sidecar, find_sidecar
@@ -74,6 +75,8 @@ class CaptionWorker:
         """By uri: what `prepare` recorded of the videos of the current part."""
         self.sidecars: dict[str, Sidecar] = {}
         """By uri, of the current part."""
+        self.answered: dict[tuple[str, str, int], Caption] = {}
+        """By clip, kind and window: what an earlier run was told of clips that another of its questions left open."""
         self.stage_hash = stage_hash
         self.captioner = open_captioner(settings, device=str(choose_device(settings.device)))
         self.encoder_cache = EncoderCache(self.run, self.embeddings, settings, self.captioner)
@@ -96,6 +99,7 @@ class CaptionWorker:
             new_rows, new_embeddings = self._caption_batch(batch, sums)
             embeddings |= new_embeddings
             for row in new_rows:
+                row = self.answered.get((row.clip_id, row.kind, row.window), row) if row.source == "model" else row
                 existing.setdefault(row.clip_id, []).append(row)
         attempts.begin()
         rows = [row for clip in clips for row in existing.get(clip.clip_id, [])]
@@ -103,6 +107,7 @@ class CaptionWorker:
             "recipe_hash": self.stage_hash,
             "clips_hash": part["clips_hash"],
             **{key: repr(value) for key, value in sums.items()},
+            NUM_OPEN: str(len({row.clip_id for row in rows if row.fault in PASSING_FAULTS})),
             **self._source_metadata(name, clips, existing),
         }
         clip_embeddings = [
@@ -135,6 +140,7 @@ class CaptionWorker:
         name = part_name(self.folder, number)
         sums: Sums = {"num_pairs": 0, "num_retried": 0, "matched_sum": 0.0, "mismatched_sum": 0.0}
         found: dict[str, list[Caption]] = {}
+        self.answered = {}
         embeddings: dict[str, bytes] = {}
         embeddings_name = part_name(self.embeddings, number)
         if self.captioner.has_contrastive_head and not self.run.exists(embeddings_name):
@@ -144,8 +150,11 @@ class CaptionWorker:
             for row in from_table(self.run.read_table(name), Caption):
                 if row.clip_id in wanted:
                     found.setdefault(row.clip_id, []).append(row)
-            for clip_id in [i for i, rows in found.items() if any(row.reason in PASSING_REASONS for row in rows)]:
-                del found[clip_id]
+            for clip_id in [i for i, rows in found.items() if any(_is_passing(row) for row in rows)]:
+                rows = found.pop(clip_id)
+                self.answered |= {
+                    (i.clip_id, i.kind, i.window): i for i in rows if i.clip_sha256 and not _is_passing(i)
+                }
             clip_embeddings = (
                 from_table(self.run.read_table(embeddings_name), ClipEmbedding)
                 if self.run.exists(embeddings_name)
@@ -181,7 +190,8 @@ class CaptionWorker:
             main.clip_embeddings_BD is None or main.text_embeddings_BD is None
         ):  # a captioner without a contrastive space
             return rows, {}
-        _add_pair_scores(main.clip_embeddings_BD[whole] @ main.text_embeddings_BD[whole].T, sums)
+        told = [i for i in whole if main.captions[i].fault not in PASSING_FAULTS]
+        _add_pair_scores(main.clip_embeddings_BD[told] @ main.text_embeddings_BD[told].T, sums)
         halves_BD = main.clip_embeddings_BD[whole].astype("<f2")
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
@@ -195,9 +205,8 @@ class CaptionWorker:
         if cached := self.encoder_cache.views(clip):
             return cached
         settings = self.settings
-        video = self.videos.open(clip.uri, self.states.get(clip.uri) or InputState(video_id=clip.video_id))
         return sample_windows(
-            video,
+            self.videos.open(clip.uri, self.states.get(clip.uri)),
             clip,
             self.captioner,
             window_seconds=settings.window_seconds,
@@ -224,18 +233,24 @@ class CaptionWorker:
         return {kind: with_low_scores(described) for kind, described in found.items()}
 
     def _caption_kind(self, kind: str, encoded: list[Any], view_ids: list[str], sums: Sums) -> CaptionBatch:
-        """One caption per view; failed ones are retried once with another seed, over-long ones with fewer tokens."""
+        """One caption per view; failed ones are retried once with another seed, over-long ones with fewer tokens.
+
+        Those without an answer are asked for once more, as before: whichever run is told, the caption has to be the same.
+        """
         settings = self.settings
-        described = self.captioner.caption_with_embeddings(
-            encoded,
-            kind=kind,
-            max_tokens=settings.max_tokens,
-            num_beams=settings.num_beams,
-            seed=settings.seed,
+        options = {
+            "kind": kind,
+            "max_tokens": settings.max_tokens,
+            "num_beams": settings.num_beams,
+            "seed": settings.seed,
             **_sampling_options(settings),
-        )
+        }
+        described = self.captioner.caption_with_embeddings(encoded, **options)
+        if open_rows := [i for i, caption in enumerate(described.captions) if _is_passing(caption)]:
+            again = self.captioner.caption_with_embeddings([encoded[i] for i in open_rows], **options)
+            described = described.with_rows(open_rows, again)
         described = self.gates.apply(described, kind=kind, clip_ids=view_ids)
-        failed = [i for i, caption in enumerate(described.captions) if caption.reason is not None]
+        failed = [i for i, row in enumerate(described.captions) if row.reason is not None and not _is_passing(row)]
         sums["num_retried"] += len(failed)
         long = [i for i in failed if described.captions[i].fault == "over_long"]
         fewer = self.gates.reduced_max_tokens([described.captions[i].text for i in long], settings.max_tokens)
@@ -257,7 +272,7 @@ class CaptionWorker:
         )
         # Gated together with the whole batch: the score margin compares against its other captions.
         second = self.gates.apply(first.with_rows(rows, again), kind=kind, clip_ids=view_ids)
-        passed = [i for i in rows if second.captions[i].reason is None]
+        passed = [i for i in rows if second.captions[i].reason is None or _is_passing(second.captions[i])]
         return first.with_rows(passed, second.take(passed))
 
     def _for_clip(
@@ -272,6 +287,11 @@ class CaptionWorker:
             window=view.window if view else 0,
             recipe_hash=self.stage_hash,
         )
+
+
+def _is_passing(row: Caption) -> bool:
+    """Whether a row says nothing about its clip: no answer, or no source, this time."""
+    return row.fault in PASSING_FAULTS or row.reason in PASSING_REASONS
 
 
 def _check_kinds(kinds: Sequence[str], captioner: Captioner) -> None:

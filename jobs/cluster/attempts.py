@@ -18,6 +18,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -32,13 +33,19 @@ MAX_DEATHS_OUTSIDE_INPUTS = 5
 MAX_FAILED_INPUTS_WITHOUT_SUCCESS = 4
 """If so many inputs kill their worker before any succeeds, the bug is in the stage, not in the inputs."""
 INPUT_TIMEOUT_SECONDS = 6 * 3600.0
-"""Timeout per input. Decoding has its own, tighter limit: 4 h for the longest video that is accepted."""
+"""Timeout per input without `progress`. Decoding has its own limit: 40 h for the longest video that is accepted."""
+PROGRESS_SECONDS = 1.0
+"""The timer is restarted at most this often: an input may report progress with every few frames."""
 SAVE_STATE_SECONDS = 60.0
 """How long storing the state of a timed-out input may take."""
 
 
 class PartError(RecaptionError):
     """A part that keeps failing although its bad inputs were excluded one by one."""
+
+
+class PartFaultError(PartError):
+    """A part whose inputs all raise exceptions that nobody expected: a bug of the stage."""
 
 
 @dataclass
@@ -48,6 +55,10 @@ class PartState:
     num_attempts: int = 0
     node: str = ""
     """Node of the last attempt: if that node is gone, the failure is not attributed to an input."""
+    worker: str = ""
+    """Ray's id of the worker process of the last attempt."""
+    was_out_of_memory: bool = False
+    """The last worker was killed because its node was running out of memory."""
     in_progress: list[str] = field(default_factory=list)
     error: str = ""
     """Exception of the last attempt, if it raised one."""
@@ -61,14 +72,22 @@ class PartState:
     """Input key -> [reason, detail] of its failed row."""
     has_success: bool = False
 
-    def attribute_last_failure(self, node_is_alive: Callable[[str], bool]) -> None:
+    def attribute_last_failure(
+        self,
+        node_is_alive: Callable[[str], bool],
+        was_out_of_memory: Callable[[str], bool] = lambda worker: False,
+    ) -> None:
         """Attribute the death of the last attempt to the inputs that were in progress.
+
+        Args:
+            was_out_of_memory: whether the worker process of this id was killed to free memory.
 
         Raises:
             PartError: the failure is not caused by single inputs.
         """
         if not self.num_attempts or not node_is_alive(self.node):
             return
+        self.was_out_of_memory = not self.error and was_out_of_memory(self.worker)
         in_progress = "\n".join(self.in_progress)
         deaths = self.deaths[in_progress] = self.deaths.get(in_progress, 0) + 1
         if not in_progress:
@@ -82,7 +101,8 @@ class PartState:
             return
         self.failed_inputs[in_progress] = list(self._failure_reason(deaths))
         if len(self.failed_inputs) >= MAX_FAILED_INPUTS_WITHOUT_SUCCESS and not self.has_success:
-            raise PartError(
+            is_bug = self.error and not self.timed_out and not self.error.startswith("MemoryError")
+            raise (PartFaultError if is_bug else PartError)(
                 f"the first {len(self.failed_inputs)} inputs all killed their worker, the last one with: "
                 f"{self.failed_inputs[in_progress][1]}"
             )
@@ -93,6 +113,8 @@ class PartState:
         if self.error:
             reason = "decode_memory" if self.error.startswith("MemoryError") else "unreadable"
             return reason, f"its worker failed {deaths} times: {self.error}"
+        if self.was_out_of_memory:
+            return "decode_memory", f"its worker process was killed {deaths} times, the last time to free memory"
         return "unreadable", f"its worker process died {deaths} times on it"
 
 
@@ -100,7 +122,13 @@ class Attempt:
     """One attempt at one part, in the worker process."""
 
     def __init__(
-        self, state: PartState, save: Callable[[dict[str, Any]], None], *, node: str, input_timeout_seconds: float
+        self,
+        state: PartState,
+        save: Callable[[dict[str, Any]], None],
+        *,
+        node: str,
+        input_timeout_seconds: float,
+        worker: str = "",
     ):
         self.state = state
         self.save = save
@@ -109,7 +137,7 @@ class Attempt:
         self.current: tuple[str, ...] = ()
         self.timer = threading.Timer(input_timeout_seconds, self._on_timeout)
         state.num_attempts += 1
-        state.node, state.error, state.timed_out = node, "", False
+        state.node, state.worker, state.error, state.timed_out = node, worker, "", False
         self._save_in_progress(())
         self._restart_timer()
 
@@ -127,6 +155,11 @@ class Attempt:
             self._save_in_progress(keys)
         self._restart_timer()
 
+    def progress(self) -> None:
+        """The input in progress is not stuck: its timeout starts anew."""
+        if time.monotonic() - self.timer_started > PROGRESS_SECONDS:
+            self._restart_timer()
+
     def record_exception(self, error: Exception) -> bool:
         """Store an exception; True if it is attributed to the current input, so that a fresh process may retry the part."""
         if not self.current or isinstance(error, OSError | RecaptionError):
@@ -140,6 +173,7 @@ class Attempt:
         faulthandler.cancel_dump_traceback_later()
 
     def _restart_timer(self) -> None:
+        self.timer_started = time.monotonic()
         self.timer.cancel()
         self.timer = threading.Timer(self.input_timeout_seconds, self._on_timeout)
         self.timer.daemon = True
@@ -175,6 +209,12 @@ def begin(*keys: str) -> None:
     """
     if _current is not None:
         _current.begin(*keys)
+
+
+def progress() -> None:
+    """Work on the input in progress goes on: call it in long inputs, whose timeout starts anew."""
+    if _current is not None:
+        _current.progress()
 
 
 def batches(rows: Sequence[Row], size: int, key: Callable[[Row], str]) -> Iterator[list[Row]]:

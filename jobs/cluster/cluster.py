@@ -19,6 +19,8 @@ stored state of a part limits how often each input may kill its worker.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import os
@@ -28,18 +30,19 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from jobs.cluster.attempts import INPUT_TIMEOUT_SECONDS, PartError
+from jobs.cluster.attempts import INPUT_TIMEOUT_SECONDS, PartError, PartFaultError
 from jobs.cluster.kv_store import KVStore
 from jobs.cluster.pools import actor_results, dataset_results, part_dataset
 from jobs.cluster.rank import TrainingRank
+from jobs.cluster.session_folder import SessionFolder
 from jobs.cluster.throughput import Throughput
-from jobs.cluster.worker_errors import WorkerError, check_reachable, user_facing_error
+from jobs.cluster.worker_errors import WorkerError, WorkerFaultError, check_reachable, user_facing_error
 from recaption.errors import RecaptionError, UsageError
 
 __all__ = ["Cluster", "WorkerError", "ray_report"]
@@ -71,6 +74,8 @@ class Cluster:
         self.num_deaths = 0
         """Parts that were tried again because their worker had died."""
         self._started = False
+        self._session: SessionFolder | None = None
+        self._environment_before: dict[str, str | None] = {}
         self._throughput = Throughput()
 
     def throughput(self) -> dict[str, Any]:
@@ -91,6 +96,10 @@ class Cluster:
 
             ray.shutdown()
             self._started = False
+        if self._session is not None:
+            self._session.remove()
+            _set_environment(self._environment_before)
+            self._session = None
 
     def _start(self) -> None:
         if self._started:
@@ -107,28 +116,46 @@ class Cluster:
         import ray
 
         on_sigterm = signal.getsignal(signal.SIGTERM)
-        if ray.is_initialized():
-            self._started = False  # started by the caller: not ours to stop
-        elif self.address:
-            check_reachable(self.address)
-            try:
-                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
-            except ConnectionError as error:
-                raise UsageError(f"no Ray cluster at --address {self.address}: {error}") from error
-            self._started = True
-        else:
-            # `local`: without it Ray joins any cluster that happens to run on this machine.
-            ray.init(
-                address="local",
-                num_cpus=self.local_workers(),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-            self._started = True
+        try:
+            if ray.is_initialized():
+                self._started = False  # started by the caller: not ours to stop
+            else:
+                with _without_stderr():
+                    self._join() if self.address else self._start_local()
+        except SystemExit as stop:  # Ray's own handler, while it starts
+            if stop.code == signal.SIGTERM and callable(on_sigterm):
+                on_sigterm(signal.SIGTERM, None)
+            raise
         if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler prints a native stack trace
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
+
+    def _join(self) -> None:
+        import ray
+
+        assert self.address is not None
+        check_reachable(self.address)
+        try:
+            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
+        except ConnectionError as error:
+            raise UsageError(f"no Ray cluster at --address {self.address}: {error}") from error
+        self._started = True
+
+    def _start_local(self) -> None:
+        import ray
+
+        self._session = SessionFolder()
+        self._environment_before = _set_environment(self._session.environment)
+        self._started = True  # from here on there may be processes to stop
+        # `local`: without it Ray joins any cluster that happens to run on this machine.
+        ray.init(
+            address="local",
+            num_cpus=self.local_workers(),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _temp_dir=self._session.sessions,
+        )
 
     def local_workers(self) -> int:
         return self.num_workers or os.cpu_count() or 1
@@ -200,6 +227,7 @@ class Cluster:
         }
         bar = tqdm(total=len(parts), desc=title, unit="part", file=sys.stderr, disable=not self.progress)
         failed_parts: list[str] = []
+        is_fault = False
         started = time.perf_counter()
         try:
             with bar, self._results(runner, blocks, num_gpus) as rows:
@@ -211,8 +239,9 @@ class Cluster:
                         self.check_folder()
                     if row["error"]:
                         error = json.loads(row["error"])
-                        if error["kind"] != PartError.__name__:
+                        if error["kind"] not in (PartError.__name__, PartFaultError.__name__):
                             raise user_facing_error(title, **error)
+                        is_fault = is_fault or error["kind"] == PartFaultError.__name__
                         failed_parts.append(f"part {row['index']}: {error['text']}")
                         if len(failed_parts) >= MAX_FAILED_PARTS_WITHOUT_SUCCESS and not stage.num_parts:
                             break
@@ -225,7 +254,9 @@ class Cluster:
         KVStore(run_id).clear()
         if failed_parts:
             done = f"{stage.num_parts} of {len(parts)} parts are done"
-            raise WorkerError(f"{title}: {done}, {len(failed_parts)} failed: {'; '.join(failed_parts[:3])}")
+            raise (WorkerFaultError if is_fault else WorkerError)(
+                f"{title}: {done}, {len(failed_parts)} failed: {'; '.join(failed_parts[:3])}"
+            )
 
     def run_once(self, function: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Any:
         """Run one function as a remote task and return its result (training and sampling with `--address`)."""
@@ -237,7 +268,9 @@ class Cluster:
             return ray.get(remote.remote(*arguments))
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
-            raise cause if isinstance(cause, RecaptionError) else WorkerError(str(cause)) from error
+            if isinstance(cause, RecaptionError):
+                raise cause from error
+            raise WorkerFaultError(f"a worker failed: {type(cause).__name__}: {cause}\n{error}") from error
 
     def run_training(
         self, function: Callable[..., Any], *arguments: Any, num_workers: int, scratch: str, device: str = "cpu"
@@ -296,6 +329,35 @@ class Cluster:
         except Exception as error:  # the exception classes of Ray Train move between versions
             return error
         return None
+
+
+def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Set what Ray reads, None: unset it; returns what was set before."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    with contextlib.suppress(ImportError, AttributeError):  # Ray without tokens
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    return before
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's C++ side writes a line at its start, and a stack trace where a signal comes before its start is over."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def ray_report() -> dict[str, str]:

@@ -26,6 +26,21 @@ def _node_is_alive(node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
+def _was_out_of_memory(worker_id: str) -> bool:
+    """Whether Ray's memory monitor killed that worker process; False where this version of Ray does not say."""
+    try:
+        from ray._private.state import state
+        from ray.core.generated import common_pb2, gcs_pb2
+
+        for row in state._connect_and_get_accessor().get_worker_table():
+            worker = gcs_pb2.WorkerTableData.FromString(row)
+            if worker.worker_address.worker_id.hex() == worker_id:
+                return bool(worker.exit_type == common_pb2.NODE_OUT_OF_MEMORY)
+    except (ImportError, AttributeError, ValueError):
+        pass
+    return False
+
+
 class PartRunner:
     """Calls the stage worker on one part; JSON strings in and out, so Ray ships only a few bytes per part."""
 
@@ -38,6 +53,7 @@ class PartRunner:
         self.store = KVStore(run_id)
         self.node = context.get_node_id()
         self.actor = context.get_actor_id()
+        self.process = context.get_worker_id()
         self.input_timeout_seconds = input_timeout_seconds
         self.init_error: dict[str, str] | None = None
         key = f"starting/{self.actor}"
@@ -71,11 +87,12 @@ class PartRunner:
 
     def _run(self, key: str, part: dict[str, Any]) -> Any:
         state = PartState(**self.store.read(key))
-        state.attribute_last_failure(_node_is_alive)
+        state.attribute_last_failure(_node_is_alive, _was_out_of_memory)
         attempt = Attempt(
             state,
             lambda value: self.store.write(key, value),
             node=self.node,
+            worker=self.process,
             input_timeout_seconds=self.input_timeout_seconds,
         )
         attempts.set_current(attempt)

@@ -16,6 +16,10 @@ class WorkerError(RecaptionError):
     """A worker died or raised; finished parts are safe, run the same command again."""
 
 
+class WorkerFaultError(WorkerError):
+    """A worker raised what nobody expected: a bug, exit code 70."""
+
+
 def check_reachable(address: str) -> None:
     """Raise UsageError if nothing listens at `address`; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -37,7 +41,7 @@ def user_facing_error(title: str, *, kind: str, text: str, where: str) -> Recapt
     """The error to raise in the driver: UsageErrors unchanged, other RecaptionErrors as a sentence, bugs with traceback."""
     cls = WorkerError if kind == WorkerError.__name__ else getattr(errors, kind, None)
     if not (isinstance(cls, type) and issubclass(cls, RecaptionError)):
-        return WorkerError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
+        return WorkerFaultError(f"{title}: a worker failed: {kind}: {text}; finished parts are safe\n{where}")
     if issubclass(cls, UsageError):
         return cls(text)
     return WorkerError(f"{title}: a worker failed: {text}; finished parts are safe, run the same command again")

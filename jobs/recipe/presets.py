@@ -153,7 +153,7 @@ def base() -> Recipe:
                 ema_decay=0.9999,
                 precision="bf16",
                 schedule="constant",
-                activation_checkpointing=True,  # 65,536 tokens of 28 blocks are 166 GB otherwise
+                activation_checkpointing=True,  # 65,536 tokens of 28 blocks are 111 GB otherwise
                 compile=True,
                 checkpoint_every=1000,
                 keep_checkpoints=3,
@@ -182,7 +182,10 @@ def load_recipe(name_or_path: str) -> Recipe:
     fs, path = fsspec.url_to_fs(name_or_path)
     if not fs.exists(path):
         raise UsageError(f"no such recipe file: {name_or_path}")
-    document = yaml.safe_load(fs.cat_file(path))
+    try:
+        document = yaml.safe_load(fs.cat_file(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{name_or_path} is not a run.yaml: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(document, dict) or "recipe" not in document:
         raise UsageError(f"{name_or_path} is not a run.yaml: it has no `recipe` key")
     return from_dict(document["recipe"])

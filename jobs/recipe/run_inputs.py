@@ -18,7 +18,7 @@ from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, StorageError, UsageError, VideoError
 from recaption.inputs.open_input import InputState, local_state, open_input
 from recaption.inputs.paths import REFUSED
-from recaption.ledger.ledger import CLIPS_SCHEMA, INPUTS_SCHEMA, with_decisions
+from recaption.ledger.ledger import CLIPS_SCHEMA, with_decisions
 from recaption.quality.filters import drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Clip, from_table
@@ -26,6 +26,8 @@ from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
 INPUTS = "inputs.parquet"
+INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64()), ("refusal", pa.string())])
+"""`refusal`: why what is named cannot be an input (a folder that may not be read, an empty entry of a list); else ""."""
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
 
 
@@ -104,7 +106,8 @@ def plan_inputs(
 
 def read_inputs(run: RunFolder) -> list[dict[str, Any]]:
     """Rows of the list of inputs (columns of `INPUTS_SCHEMA`), in order; [] where there is none yet."""
-    return run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
+    rows = run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
+    return [{"uri": row["uri"], "part": row["part"], "refusal": row.get("refusal") or ""} for row in rows]
 
 
 def write_inputs(run: RunFolder, rows: list[dict[str, Any]]) -> None:
@@ -120,11 +123,10 @@ def parts_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
     return parts
 
 
-def input_row(video: dict[str, Any], part: int) -> dict[str, Any]:
-    """The row of the list of inputs that belongs to a row of RUN/videos."""
-    is_refused = not video["video_id"] and video["detail"].startswith(REFUSED)
-    refusal = video["detail"].removeprefix(REFUSED) if is_refused else ""
-    return {"uri": video["uri"], "part": part, "refusal": refusal}
+def refusals_in(videos: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What is refused -> why, by rows of RUN/videos: to rebuild the list of inputs."""
+    refused = [row for row in videos if not row["video_id"] and row["detail"].startswith(REFUSED)]
+    return {row["uri"]: row["detail"].removeprefix(REFUSED) for row in refused}
 
 
 def check_still_there(run: RunFolder, names: Iterable[str], stage: str) -> None:
@@ -141,11 +143,15 @@ def check_still_there(run: RunFolder, names: Iterable[str], stage: str) -> None:
         )
 
 
-def source_states(run: RunFolder, uris: Iterable[str]) -> dict[str, InputState]:
-    """Uri -> what `prepare` recorded of it, for readable videos: what later stages have to find there."""
-    wanted = set(uris)
+def source_states(run: RunFolder, video_ids: Mapping[str, str]) -> dict[str, InputState]:
+    """Uri -> what `prepare` recorded of it: what later stages have to find there.
+
+    Args:
+        video_ids: uri -> video_id of each; all that is known of one whose row in RUN/videos is lost.
+    """
+    wanted = video_ids.keys()
     names = ["uri", "status", *InputState.__dataclass_fields__]
-    states: dict[str, InputState] = {}
+    states = {uri: InputState(video_id=video_id) for uri, video_id in video_ids.items()}
     for name in run.list("videos/part-*.parquet") if wanted else ():
         for row in run.read_columns(name, names).to_pylist():
             if row.pop("status") == "ok" and (uri := row.pop("uri")) in wanted:

@@ -38,6 +38,8 @@ class SampleSettings:
     """Steps from noise to video."""
     solver: str = "auto"
     """euler, heun or dpmpp_2m for flow models; dpmpp_2m, ddim or ancestral for other noise schedules; auto: the first."""
+    precision: str = "auto"
+    """Of the model calls: `fp32` or `bf16`; auto: bf16 on a GPU, fp32 on a CPU, whatever the training had."""
     guidance: float = 4.0
     """Classifier-free guidance scale; 1: none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -170,6 +172,8 @@ def _plain(value: Any) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
 """Settings that change how a stage runs but not its outputs: left out of the hashes."""
+HASHED_ALWAYS = ("on_damage",)
+"""Settings of a group of `NOT_HASHED` that change outputs all the same."""
 HASHED_SEPARATELY = ("duplicates", "repeats", "text", "plugins")
 """Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet, RUN/text/ and RUN/scores/, which store hashes of their own;
 no clip, caption or latent depends on them."""
@@ -184,7 +188,9 @@ def stage_hashes(recipe: Recipe) -> dict[str, str]:
 def _hashed_settings(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {k: _hashed_settings(v) for k, v in value.items() if k not in NOT_HASHED + HASHED_SEPARATELY}
+    hashed = {k: _hashed_settings(v) for k, v in value.items() if k not in NOT_HASHED + HASHED_SEPARATELY}
+    groups = [v for k, v in value.items() if k in NOT_HASHED and isinstance(v, dict)]
+    return hashed | {k: v for group in groups for k, v in group.items() if k in HASHED_ALWAYS}
 
 
 def grid_of(recipe: Recipe) -> Grid:

@@ -33,6 +33,7 @@ CLIP_ID = re.compile(r"([0-9a-f]{16})-\d{7}-\d{7}")
 NAME_COLUMNS = ("clip_id", "video_id", *URI_COLUMNS)
 """Columns of a table that names what to remove; all that are there are read."""
 ID_CHARACTERS = 16
+VIDEO_COLUMNS = ("uri", "video_id", "status", "duration_seconds", "truncated_seconds")
 
 
 @dataclass
@@ -155,7 +156,8 @@ def _input_rows(run: RunFolder) -> list[dict[str, Any]]:
         for uri in run.read_columns(name, ["uri"])["uri"].to_pylist():
             counts[uri] = counts.get(uri, 0) + 1
     for name in run.list("videos/part-*.parquet"):
-        rows += run.read_columns(name, ["uri", "video_id", "status", "duration_seconds"]).to_pylist()
+        for row in run.read_columns(name, [*VIDEO_COLUMNS]).to_pylist():
+            rows.append(row | {"duration_seconds": row["duration_seconds"] + row.pop("truncated_seconds")})
     listed = run.read_columns("inputs.parquet", ["uri"])["uri"].to_pylist() if run.exists("inputs.parquet") else []
     missing = {"video_id": "", "status": "waiting", "duration_seconds": 0.0}
     rows += [{"uri": uri, **missing} for uri in sorted({*listed} - {row["uri"] for row in rows})]

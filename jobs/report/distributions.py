@@ -16,6 +16,7 @@ from markupsafe import Markup
 from jobs.report.charts import Group, Marker, Segment, histogram, number, stacked_bar
 from jobs.report.gallery import SCORES
 from jobs.report.tables import RunTables
+from recaption.captions.words import count_words
 from recaption.quality.filters import PLUGIN_PREFIX, FilterThresholds, plugin_scores
 
 MAX_BARS = 8
@@ -92,8 +93,8 @@ def distributions(tables: RunTables) -> list[dict[str, Any]]:
             "svg": histogram(_groups(tables, aspects), label="Aspect ratio"),
         },
     ]
-    after = [float(len(row["text"].split())) for row in tables.captions.values() if row["reason"] is None]
-    before = [float(len(text.split())) for text in tables.originals.values()]
+    after = [float(count_words(row["text"])) for row in tables.captions.values() if row["reason"] is None]
+    before = [float(count_words(text)) for text in tables.originals.values()]
     if after:
         groups = [Group("captions", "kept", after), Group("original texts", "waiting", before)]
         groups = groups if before else groups[:1]

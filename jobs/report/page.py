@@ -29,6 +29,7 @@ from jobs.report.tables import RunTables, duration, read_run
 from jobs.report.thresholds import load_scores, threshold_figures, waterfall_rows
 from jobs.report.trainings import read_training
 from packing.buckets import parse_bucket
+from recaption.captions.words import count_words
 from recaption.ledger.ledger import ClipState
 from recaption.quality.filters import FilterThresholds
 from recaption.run_folder import RunFolder
@@ -135,7 +136,7 @@ def _tiles(
     ]
     good = [row for row in tables.captions.values() if row["reason"] is None]
     if good:
-        words = float(np.mean([len(row["text"].split()) for row in good]))
+        words = float(np.mean([count_words(row["text"]) for row in good]))
         tiles.append(("Captions", number(len(good)), f"{words:.1f} words on average"))
     if tables.index:
         num_shards = len({row.shard for row in tables.index.values()})
@@ -162,13 +163,15 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
     by_step: dict[str, list[ClipState]] = defaultdict(list)
     for clip in clips:
         by_step[_lost_in(tables, clip)].append(clip)
-    failed = [(v.reason, "failed", v.duration_seconds) for v in videos if v.status == "failed"]
+    unread = [(v.reason, "failed", v.duration_seconds) for v in videos if v.status == "failed"]
     removed = [("removed", "dropped", v.duration_seconds) for v in videos if v.status == "removed"]
-    removed += [("removed", "dropped", s) for s in tables.ledger.removed["duration_seconds"].to_pylist()]
+    removed += [("removed", "dropped", seconds) for seconds in tables.ledger.removed["duration_seconds"].to_pylist()]
     num_videos = len(videos) + tables.ledger.removed.num_rows
-    total = math.fsum([*(v.duration_seconds for v in videos if v.status == "ok"), *(x[2] for x in failed + removed)])
+    num_read = num_videos - len(unread) - len(removed)
+    unread += [("truncated", "failed", v.truncated_seconds) for v in videos if v.truncated_seconds]
+    total = math.fsum([*(v.duration_seconds for v in videos if v.status == "ok"), *(x[2] for x in unread + removed)])
     losses = [
-        ("Read", "videos", num_videos - len(failed) - len(removed), _lost([*failed, *removed])),
+        ("Read", "videos", num_read, _lost([*unread, *removed])),
         ("Kept by the filters", "clips", 0, _lost_clips(by_step["filters"])),
         ("Captioned", "clips", 0, _lost_clips(by_step["caption"])),
         ("In shards", "clips", 0, _lost_clips(by_step["shard"])),

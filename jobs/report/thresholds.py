@@ -59,7 +59,7 @@ def fields_of(reason: str, thresholds: FilterThresholds) -> list[str]:
     if reason == "duplicate":
         return ["drop_duplicates", "max_duplicate_similarity", "max_semantic_similarity"]
     filters = [one for one in FILTERS if one.reason == reason]
-    return [name for one in filters for name in (one.min_field, one.max_field) if name]
+    return [name for one in filters for name in one.fields]
 
 
 @dataclass(frozen=True, kw_only=True)

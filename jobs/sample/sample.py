@@ -151,7 +151,9 @@ def _solver_settings(settings: SampleSettings) -> SolverSettings:
         power=settings.guidance_power,
     )
     guidance.check()
-    return SolverSettings(num_steps=settings.num_steps, guidance=guidance, solver=settings.solver)
+    return SolverSettings(
+        num_steps=settings.num_steps, guidance=guidance, solver=settings.solver, precision=settings.precision
+    )
 
 
 def _expanded(prompts: Sequence[str], path: str, settings: SampleSettings, *, is_shown: bool) -> list[ExpandedPrompt]:
@@ -249,7 +251,7 @@ def _non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
-        *("solver", "guidance_interval", "guidance_rescale", "guidance_power"),
+        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power"),
         *("window_frames", "overlap_frames", "conditioning_pixels"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}

@@ -14,10 +14,13 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 
 from jobs.caption.worker import open_captioner
+from jobs.recipe.flags import changed
 from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe
+from jobs.train.tasks import dit_task
 from packing.buckets import Bucket, bucket_name
 from packing.shards.read import read_sample
 from recaption.captioners.interface import Captioner
@@ -39,6 +42,7 @@ from train.evaluation.metrics import (
 )
 from train.generator.bucket_loss import loss_per_bucket
 from train.generator.task import DitTask
+from train.parallel.process_group import choose_device, choose_precision
 from train.sampling.contact_sheet import contact_sheet_png
 from train.sampling.sampler import Sampler
 
@@ -62,9 +66,6 @@ def evaluate_training(
         UsageError: no checkpoint, no captions to use as prompts, no such held-out run, or invalid settings.
         CheckpointMismatchError: the checkpoint was trained with another compressor, text encoder or loss than the recipe's.
     """
-    from jobs.train.tasks import dit_task
-    from train.parallel.process_group import choose_device
-
     settings, sampling = recipe.train_dit.evaluation, recipe.sample
     settings.check()
     folder = run.path("train", name)
@@ -72,8 +73,7 @@ def evaluate_training(
     source = open_run(settings.held_out)[0] if settings.held_out else run
     device = str(choose_device(device))
     sampler = Sampler.from_checkpoint(found.path, device=device)
-    task = dit_task(source, recipe, recipe.train_dit.trainer)
-    _check_same_settings(found, task)
+    task = _task(source, recipe, sampler, found)
     size = sampler.size(sampling.num_frames or None, sampling.height_px or None, sampling.width_px or None)
     prompts, real = _prompts_and_clips(source, size, settings)
     captioner = _captioner(recipe, settings, device)
@@ -83,6 +83,7 @@ def evaluate_training(
             size=size,
             num_steps=sampling.num_steps,
             guidance=sampling.guidance,
+            precision=sampling.precision,
             seed=settings.seed,
             progress=progress,
         ),
@@ -90,7 +91,9 @@ def evaluate_training(
         settings,
     )
     evaluation = evaluate(samples, real, captioner, sampler.compressor, device=device)
-    losses = loss_per_bucket(task, sampler.model, num_clips=settings.num_loss_clips, seed=settings.seed)
+    precision = choose_precision(sampling.precision, device)
+    with torch.autocast(sampler.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        losses = loss_per_bucket(task, sampler.model, num_clips=settings.num_loss_clips, seed=settings.seed)
     measures = evaluation.metrics | loss_metrics(losses, held_out=bool(settings.held_out))
     evaluation = dataclasses.replace(evaluation, metrics=measures)
     document = {
@@ -98,6 +101,7 @@ def evaluate_training(
         "checkpoint": os.path.relpath(found.path, folder),
         "captioner": f"{captioner.name}@{captioner.weights_hash}",
         "size": bucket_name(size),
+        "precision": precision,
         "num_steps": sampling.num_steps,
         "guidance": sampling.guidance,
         "settings": dataclasses.asdict(settings),
@@ -113,6 +117,27 @@ def evaluate_training(
         "model": "dit",
         "name": name,
     }
+
+
+def _task(source: RunFolder, recipe: Recipe, sampler: Sampler, found: checkpoint.Checkpoint) -> DitTask:
+    """The recipe's task with the checkpoint's encoder and compressor, which are loaded once; attention as it runs here.
+
+    Raises:
+        CheckpointMismatchError: the recipe has others.
+    """
+    trained, dit = found.config, recipe.train_dit.dit
+    has_encoder = trained["text_encoder"]["spec"] == dit.text_encoder
+    has_compressor = trained["compressor"]["spec"] == recipe.encode.compressor
+    recipe = changed(recipe, "train_dit.dit", attention_backend="auto")
+    task = dit_task(
+        source,
+        recipe,
+        recipe.train_dit.trainer,
+        encoder=sampler.encoder if has_encoder else None,
+        compressor=sampler.compressor if has_compressor else None,
+    )
+    _check_same_settings(found, task)
+    return task
 
 
 def _check_same_settings(found: checkpoint.Checkpoint, task: DitTask) -> None:

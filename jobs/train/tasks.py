@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from jobs.recipe.settings import Recipe
 from recaption.errors import UsageError
@@ -10,6 +11,10 @@ from recaption.run_folder import RunFolder
 from train.engine.settings import TrainerSettings
 from train.engine.task import Task
 from train.generator.task import DitTask
+
+if TYPE_CHECKING:
+    from train.compressors.interface import Compressor
+    from train.text.encoder import TextEncoder
 
 
 def _captioner_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> Task:
@@ -37,7 +42,19 @@ def _compressor_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -
     return CompressorTask(recipe.train_compressor.compressor, run=run if run.exists("index.parquet") else None)
 
 
-def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTask:
+def dit_task(
+    run: RunFolder,
+    recipe: Recipe,
+    trainer: TrainerSettings,
+    *,
+    compressor: Compressor | None = None,
+    encoder: TextEncoder | None = None,
+) -> DitTask:
+    """The generator's task.
+
+    Args:
+        compressor, encoder: those of the recipe's specs, where the caller has them already; they are large.
+    """
     from train import compressors
     from train.parallel.process_group import choose_device
     from train.text import encoder as text_encoder
@@ -45,13 +62,15 @@ def dit_task(run: RunFolder, recipe: Recipe, trainer: TrainerSettings) -> DitTas
     if trainer.sample_every and not recipe.train_dit.dit.sample_prompts:
         raise UsageError("sample_every needs prompts: set --train-dit.dit.sample-prompts")
     device = str(choose_device(trainer.device))
+    compressor = compressor or compressors.load(recipe.encode.compressor)
     return DitTask(
         run,
         recipe.train_dit.dit,
         recipe.plan,
-        latents=compressors.load(recipe.encode.compressor).name,
+        latents=compressor.name,
         compressor=recipe.encode.compressor,
-        encoder=text_encoder.load(recipe.train_dit.dit.text_encoder, device=device, run=run),
+        loaded_compressor=compressor,
+        encoder=encoder or text_encoder.load(recipe.train_dit.dit.text_encoder, device=device, run=run),
         seed=trainer.seed,
         device=device,
     )

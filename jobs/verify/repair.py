@@ -27,13 +27,14 @@ from jobs.encode.encode import encode, planned_latents
 from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.prepare import prepare
 from jobs.recipe.part_names import part_name, part_number
-from jobs.recipe.run_inputs import INPUTS, INPUTS_SCHEMA, check_same_recipe
+from jobs.recipe.run_inputs import INPUTS, check_same_recipe, refusals_in, write_inputs
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
+from jobs.verify.open_captions import ask_again
 from jobs.verify.repair_order import FILES_OF_PARTS, open_sources, stage_of
 from jobs.verify.repair_scope import RepairJob, RepairScope, find_scope
 from jobs.verify.repair_text import rebuild_texts
-from jobs.verify.sources import expected_sources, source_problem
+from jobs.verify.sources import expected_sources, fetch_again, source_problem
 from jobs.verify.verify import as_summary, find_problems
 from packing.shards.index import is_committed
 from recaption.captions.repeated import REPEATED_SCHEMA, repeated_name
@@ -45,10 +46,12 @@ from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.records import Video, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
-NEEDS_RESHARDING = {
+NOT_REPAIRED = {
     "dropped_clip_in_shard": "thresholds were changed after sharding: run `recaption shard`",
     "caption_changed": "captions were changed after sharding: run `recaption shard`",
+    "source_changed": "its source has other bytes now: `recaption prepare` takes it in as another video",
 }
+"""Kinds of problems that are no damage of what the run folder holds; other repairs do not wait for them."""
 
 
 def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: int | None) -> dict[str, Any]:
@@ -61,16 +64,33 @@ def repair_run(run: RunFolder, recipe: Recipe, cluster: Cluster, *, num_pairs: i
     job = RepairJob(run, recipe, cluster)
     problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
     num_found = len(problems)
-    seen: set[frozenset[Problem]] = set()
-    while problems and frozenset(problems) not in seen:
-        seen.add(frozenset(problems))
-        if not _repair_round(job, problems, num_pairs):
+    unanswered: dict[str, str] = {}
+    for may_ask in (True, False):
+        seen: set[frozenset[Problem]] = set()
+        while problems and frozenset(problems) not in seen:
+            seen.add(frozenset(problems))
+            if not _repair_round(job, problems, num_pairs):
+                break
+            problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
+        if not problems:
+            job.refused = dict(unanswered)
+        if problems or not may_ask or not _ask_others_again(job, unanswered):
             break
         problems, pairs = find_problems(run, recipe, num_pairs=num_pairs, progress=cluster.progress)
-    if not problems:
-        job.refused.clear()
     summary = as_summary(run, recipe, problems, pairs)
     return {**summary, "found": num_found, "repaired": sorted(set(job.repaired)), "refused": job.refused}
+
+
+def _ask_others_again(job: RepairJob, unanswered: dict[str, str]) -> bool:
+    """Fetch inputs and ask for captions that hosts and endpoints did not give before; whether anything came.
+
+    Adds to `unanswered`, by name of the part, why captions stay open.
+    """
+    fetched = fetch_again(job)
+    answered = ask_again(job)
+    unanswered |= job.refused
+    job.repaired += answered
+    return bool(fetched or answered)
 
 
 def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None) -> bool:
@@ -90,9 +110,9 @@ def _repair_round(job: RepairJob, problems: list[Problem], num_pairs: int | None
 def _ready(job: RepairJob, problems: list[Problem], *, indirect: bool) -> list[Problem]:
     """The problems whose stage can be made again now; the others are listed as refused, with the reason."""
     for problem in problems:
-        if problem.kind in NEEDS_RESHARDING:
-            job.refused[problem.where] = NEEDS_RESHARDING[problem.kind]
-    repairable = [p for p in problems if p.kind not in NEEDS_RESHARDING]
+        if problem.kind in NOT_REPAIRED:
+            job.refused[problem.where] = NOT_REPAIRED[problem.kind]
+    repairable = [p for p in problems if p.kind not in NOT_REPAIRED]
     damaged = {stage_of(p) for p in repairable if p.kind != "temporary_file"}
     sets = {*shard_sets(job.run)}
     waits_for = {stage: open_sources(stage, damaged, sets, indirect=indirect) for stage in damaged}
@@ -138,13 +158,15 @@ def _rebuild_inputs(job: RepairJob) -> None:
         {part_number(n) for folder in ("videos", "clips") for n in job.run.list(f"{folder}/part-*.parquet")}
     )
     rows: list[dict[str, Any]] = []
+    videos = read_tables_or_problems(job.run, job.run.list("videos/part-*.parquet"), schema_of(Video))[0]
+    refused = refusals_in(row for table in videos.values() for row in table.to_pylist())
     for number in numbers:
         uris = _inputs_of_part(job.run, number)
         if uris is None or numbers != list(range(len(numbers))):
             job.refused[INPUTS] = "parts of RUN/videos are damaged too: run `recaption prepare` with the same --videos"
             return
-        rows += [{"uri": uri, "part": number} for uri in uris]
-    job.run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
+        rows += [{"uri": uri, "part": number, "refusal": refused.get(uri, "")} for uri in uris]
+    write_inputs(job.run, rows)
     job.repaired.append(INPUTS)
 
 

@@ -74,7 +74,7 @@ def check_samples(
     tables, _ = read_tables_or_problems(run, run.list(INDEX), schema_of(Sample))
     samples = choose_samples([s for table in tables.values() for s in from_table(table, Sample)], num_samples)
     clips = _clips_of({sample.clip_id for sample in samples}, run)
-    states = source_states(run, {clip.uri for clip, _ in clips.values()}) if clips else {}
+    states = source_states(run, {clip.uri: clip.video_id for clip, _ in clips.values()}) if clips else {}
     unchecked: Counter[str] = Counter()
     with OpenVideos(recipe.prepare.decode) as videos:
         for sample in tqdm(samples, desc="samples", unit="sample", file=sys.stderr, disable=not progress):
@@ -97,8 +97,7 @@ def check_samples(
 
 
 def _clip_frames(videos: OpenVideos, clip: Clip, sample: Sample, states: dict[str, InputState]) -> np.ndarray:
-    state = states.get(clip.uri) or InputState(video_id=clip.video_id)
-    return videos.open(clip.uri, state).read_clip(
+    return videos.open(clip.uri, states[clip.uri]).read_clip(
         clip.start_seconds,
         num_frames=sample.num_frames,
         fps=sample.fps,

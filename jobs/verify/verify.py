@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from jobs.caption.open_captions import open_warnings
 from jobs.recipe.run_inputs import source_states
 from jobs.recipe.settings import Recipe
 from jobs.verify.samples import check_samples
@@ -75,7 +76,7 @@ def find_problems(
     pairs = {}
     for set_name in caption_sets(run) if num_pairs != 0 else ():
         check = _check_set(run, recipe, set_name, num_pairs, first=changed, progress=progress)
-        problems += check.problems
+        problems += check.problems + check.changed_sources
         pairs[set_name] = check.summary()
     checks: dict[str, Any] = {"pairs": pairs}
     if num_pairs != 0 and run.exists("index.parquet"):
@@ -93,6 +94,8 @@ def as_summary(run: RunFolder, recipe: Recipe, problems: list[Problem], checks: 
         sums = build_ledger(run, recipe.filters).summary()
         summary |= {key: sums[key] for key in ("videos", "clips", "seconds")}
         summary["faults"] = {name: faults_of(run, recipe, name) for name in caption_sets(run)}
+        if warnings := open_warnings(run):
+            summary["warnings"] = warnings
     return {
         **summary,
         **checks,
@@ -127,7 +130,7 @@ def _check_set(
 
     clips = clips_of(run, {pair.clip_id for pair in pairs})
     decode, snap_seconds = recipe.prepare.decode, recipe.caption.snap_seconds
-    states = source_states(run, {clip.uri for clip in clips.values()})
+    states = source_states(run, {clip.uri: clip.video_id for clip in clips.values()})
     return check_pairs(
         set_name, pairs, captioner, clips, states=states, decode=decode, snap_seconds=snap_seconds, track=track
     )

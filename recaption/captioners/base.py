@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,12 @@ import numpy as np
 from recaption import rng
 from recaption.captioners.generation.settings import DecodingSettings
 from recaption.captioners.interface import CaptionBatch, EncodedClip, TextTower
-from recaption.captions.text import find_fault, normalize_text, strip_boilerplate
+from recaption.captions.text import find_fault, normalize_text, reason_of, strip_boilerplate
 from recaption.errors import UsageError
 from recaption.records import Caption, CaptionFields
 
+SampleScores = Callable[[Sequence[int], Sequence[str]], np.ndarray]
+"""(index of the clip that each text describes, texts) -> a clip score per text."""
 CLIPS_PER_BATCH = 16
 """Batch size of encoding and decoding: decoding 16 clips costs about four times as much as decoding 1."""
 
@@ -74,7 +76,7 @@ class GeneratedText:
     ended: bool = True
     """False if it was truncated at the length limit."""
     fault: str = ""
-    """`no_answer` if the request to the model failed."""
+    """`no_answer` if the request to the model failed, `rejected` if it is refused for good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +153,7 @@ class BaseCaptioner(ABC):
         top_p: float = 1.0,
         num_samples: int = 1,
         length_penalty: float = 1.0,
+        score_samples: SampleScores | None = None,
     ) -> CaptionBatch:
         """One caption per clip, in order, with clip and caption embeddings; each clip is encoded once for both.
 
@@ -162,7 +165,8 @@ class BaseCaptioner(ABC):
             kind: one of `kinds`. The prompt that selects it is not part of the text.
             num_beams: 0 = the captioner's own `num_beams`, or 1 if `temperature` > 0.
             num_samples: captions sampled per clip (needs `temperature` > 0); returns the best one without defect, by clip
-                score, or by mean log-probability if the captioner has no contrastive head.
+                score, or by mean log-probability if nothing scores them.
+            score_samples: clip scores of the samples, for a captioner without a contrastive head.
             length_penalty: of beam search; see `DecodingSettings`.
 
         Raises:
@@ -191,6 +195,10 @@ class BaseCaptioner(ABC):
                 clips=clips_of_batch, clip_hashes=hashes, rng_keys=keys, kind=kind, decoding=decoding, seed=seed
             )
             samples, clip_embeddings_BD, text_RD = self._all_samples(batch)
+            if score_samples is not None and num_samples > 1:
+                rows = [len(captions) + row // num_samples for row in range(len(samples))]
+                scores_R = score_samples(rows, [sample.text for sample in samples])
+                samples = [replace(one, clip_score=float(score)) for one, score in zip(samples, scores_R, strict=True)]
             best = [_best_sample(samples, range(row, row + num_samples)) for row in range(0, len(samples), num_samples)]
             captions += [samples[row] for row in best]
             if clip_embeddings_BD is not None and text_RD is not None:
@@ -264,7 +272,7 @@ class BaseCaptioner(ABC):
             clip_score=cosine,
             source="model",
             seed=batch.seed,
-            reason="bad_caption" if fault else None,
+            reason=reason_of(fault),
             kind=batch.kind,
             fault=fault or "",
             stripped=phrases,

@@ -47,8 +47,16 @@ class CaptionerWithScorer:
         return self.caption_with_embeddings(clips, **settings).captions
 
     def caption_with_embeddings(self, clips: Sequence[np.ndarray], **settings: Any) -> CaptionBatch:
-        captions = self.captioner.caption_with_embeddings(clips, **settings).captions
+        """As `Captioner.caption_with_embeddings`; of several samples the scorer chooses the best."""
         clip_embeddings_BD = self.scorer.embed_clips(clips)
+
+        def score_samples(rows: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+            scores_R: np.ndarray = (clip_embeddings_BD[list(rows)] * self.scorer.embed_texts(texts)).sum(axis=1)
+            return scores_R
+
+        if settings.get("num_samples", 1) > 1:
+            settings["score_samples"] = score_samples
+        captions = self.captioner.caption_with_embeddings(clips, **settings).captions
         text_embeddings_BD = self.scorer.embed_texts([caption.text for caption in captions])
         cosines = (clip_embeddings_BD * text_embeddings_BD).sum(axis=1).tolist()
         scored = [replace(caption, clip_score=score) for caption, score in zip(captions, cosines, strict=True)]

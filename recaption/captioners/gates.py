@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recaption.captions.text import find_fault
+from recaption.captions.text import find_fault, reason_of
 from recaption.records import Caption
 
 if TYPE_CHECKING:
     from recaption.captioners.interface import CaptionBatch
 
 
-BAD_CAPTION = "bad_caption"
+ORIGINAL_FAULTS = ("empty", "looping", "markup", "over_long")
+"""What makes a text beside a video bad: people may write what a captioner may not."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class QualityGates:
         return dataclasses.replace(described, captions=captions)
 
     def apply_to_original(self, caption: Caption) -> Caption:
-        """Gate a text that came with the video: only empty, looping and over-long ones are bad."""
+        """Gate a text that came with the video: empty, looping, over-long ones, markup and broken letters are bad."""
         fault = find_fault(caption.text)
-        fault = fault if fault in ("empty", "looping") else None
+        is_broken = fault == "glitch" and "\ufffd" in caption.text
+        fault = fault if fault in ORIGINAL_FAULTS or is_broken else None
         fault = fault or ("over_long" if self._is_over_long([caption.text])[0] else None)
         return mark_bad(caption, fault) if fault else caption
 
@@ -129,5 +131,5 @@ def score_margins(scores_BB: np.ndarray, clip_ids: Sequence[str]) -> np.ndarray:
 
 
 def mark_bad(caption: Caption, fault: str) -> Caption:
-    """A copy of `caption` with reason `bad_caption` and one of `captions.text.FAULTS`."""
-    return dataclasses.replace(caption, reason=BAD_CAPTION, fault=fault)
+    """A copy of `caption` with one of `captions.text.FAULTS`, and the reason that belongs to it."""
+    return dataclasses.replace(caption, reason=reason_of(fault), fault=fault)

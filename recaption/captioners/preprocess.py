@@ -10,6 +10,7 @@ colour (letterbox); `squash` ignores the aspect ratio.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -52,8 +53,7 @@ class FramePreprocessor:
 
     def normalise(self, pixels_THWC: Tensor) -> Tensor:
         """uint8 (..., H, W, 3) to normalised float32 (..., 3, H, W)."""
-        mean = torch.tensor(self.mean, device=pixels_THWC.device)
-        std = torch.tensor(self.std, device=pixels_THWC.device)
+        mean, std = (_on_device(tuple(values), pixels_THWC.device) for values in (self.mean, self.std))
         return ((pixels_THWC.float() / 255 - mean) / std).movedim(-1, -3).contiguous()
 
     def _resize(self, frame_HWC: np.ndarray) -> np.ndarray:
@@ -74,6 +74,14 @@ class FramePreprocessor:
         fitted = (size, int(size * long / short)) if width <= height else (int(size * long / short), size)
         left, top = round((fitted[0] - size) / 2), round((fitted[1] - size) / 2)
         return np.asarray(image.resize(fitted, resample).crop((left, top, left + size, top + size)))
+
+
+@cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The values as a tensor, copied to the device once and without waiting for it."""
+    with torch.inference_mode(False):
+        tensor = torch.tensor(values)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def uniform_frame_indices(num_available: int, num_frames: int, *, repeat: bool) -> np.ndarray:

@@ -29,9 +29,10 @@ def open_config(model_id_or_path: str, *, spec: str, supported: str, is_supporte
 
     is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", hint=_hint(spec))
     try:
-        config = AutoConfig.from_pretrained(model_id_or_path, local_files_only=is_local)
-    except (OSError, ValueError, KeyError) as error:
-        raise hub.unreachable_error(f"captioner {spec}", error, _hint(spec)) from error
+        config = AutoConfig.from_pretrained(model_id_or_path, local_files_only=is_local, trust_remote_code=False)
+    except Exception as error:  # a damaged config makes transformers raise anything
+        raise hub.loading_error(f"captioner {spec}", error, _hint(spec)) from error
+    hub.check_sizes(config.to_dict(), what=f"captioner {spec}")
     if not is_supported(config):
         raise UsageError(
             f"captioner {spec}: a {config.model_type!r} model; {spec.partition(':')[0]}: supports {supported}"
@@ -49,11 +50,15 @@ def open_model(model_class: Any, model_id_or_path: str, *, spec: str) -> Any:
     is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", hint=_hint(spec))
     try:
         model, found = model_class.from_pretrained(
-            model_id_or_path, local_files_only=is_local, dtype="auto", output_loading_info=True
+            model_id_or_path,
+            local_files_only=is_local,
+            dtype="auto",
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
-        raise hub.unreachable_error(f"captioner {spec}", error, _hint(spec)) from error
-    except RuntimeError as error:
+        raise hub.loading_error(f"captioner {spec}", error, _hint(spec)) from error
+    except Exception as error:  # safetensors, torch and the model classes share no base exception
         raise CheckpointMismatchError(
             f"captioner {spec}: the weights do not fit their config: {hub.first_line(error)}"
         ) from error
@@ -68,10 +73,12 @@ def open_processor(processor_class: Any, model_id_or_path: str, *, spec: str) ->
     """The model's tokenizer and image processor; raises as `open_model`."""
     is_local = hub.is_on_disk(model_id_or_path, what=f"captioner {spec}", hint=_hint(spec))
     try:
-        return processor_class.from_pretrained(model_id_or_path, local_files_only=is_local)
+        return processor_class.from_pretrained(model_id_or_path, local_files_only=is_local, trust_remote_code=False)
     except ImportError as error:
         raise UsageError(f"captioner {spec}: {hub.first_line(error)} (pip install 'recaption[vlm]')") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # tokenizers raises plain exceptions, damaged side files anything
+        if "trust_remote_code" in str(error):
+            raise hub.loading_error(f"captioner {spec}", error, _hint(spec)) from error
         raise UsageError(
             f"captioner {spec}: cannot load its tokenizer and image processor: {hub.first_line(error)}"
         ) from error

@@ -6,7 +6,7 @@
 
 The numbers equal those of pycocoevalcap, on its scale (CIDEr-D 1.0 where papers write 100). Candidates and references are
 raw text; `tokenize_ptb` does what that package's Java tokenizer (Penn Treebank) does: lower case, no punctuation, "don't"
-becomes "do n't".
+becomes "do n't". Scripts without spaces between words are counted by graphemes (`words`), as is usual for Chinese.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import regex
 
+from recaption.captions.words import separate_graphemes
 from recaption.errors import UsageError
 
 MAX_NGRAM = 4
@@ -38,13 +40,21 @@ _JOINED = {
     "gimme": "gim me",
     "lemme": "lem me",
 }
-_TOKEN = re.compile(
-    r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)"  # suffix of a contraction
-    r"|\d+(?:[.,:/]\d+)*(?![\w-])"  # 1,000 3.5 10:30 1/2
-    r"|(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|st|jr|sr|vs|prof)\.(?=\s)"  # u.s. mr.
-    r"|[@]?\w+(?:[-'/&.@]\w+)*"  # t-shirt o'clock
-    r"|[()\[\]{}]|[$%#&*+=@<>^~|\\/_]"
-)
+
+
+def _token_pattern(letters: str) -> str:
+    return (
+        r"n't(?!\w)|'(?:s|m|d|ll|re|ve)(?!\w)"  # suffix of a contraction
+        rf"|\d+(?:[.,:/]\d+)*(?![{letters}-])"  # 1,000 3.5 10:30 1/2
+        r"|(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|st|jr|sr|vs|prof)\.(?=\s)"  # u.s. mr.
+        rf"|[@]?[{letters}]+(?:[-'/&.@][{letters}]+)*"  # t-shirt o'clock
+        r"|[()\[\]{}]|[$%#&*+=@<>^~|\\/_]"
+    )
+
+
+_TOKEN = re.compile(_token_pattern(r"\w"))
+_ANY_SCRIPT_TOKEN = regex.compile(_token_pattern(r"\w\p{M}\p{N}"))
+"""With the vowel signs of Indic scripts as letters, which Python's `re` does not count as such."""
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
@@ -52,7 +62,9 @@ def tokenize_ptb(text: str) -> list[str]:
     """Lower-case Penn Treebank words without punctuation."""
     text = text.lower().replace("’", "'").replace("‘", "'")
     text = _CONTRACTION.sub(r" \1", text)
-    words = [_BRACKETS.get(word, word) for word in _TOKEN.findall(text)]
+    text = separate_graphemes(text)
+    found = _TOKEN.findall(text) if text.isascii() else _ANY_SCRIPT_TOKEN.findall(text)
+    words = [_BRACKETS.get(word, word) for word in found]
     return [part for word in words for part in _JOINED.get(word, word).split(" ")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recaption.captions.text import PASSING_FAULTS
 from recaption.records import Caption, schema_of
 from recaption.run_folder import RunFolder
 
@@ -36,6 +37,16 @@ def main_captions(captions: pa.Table) -> pa.Table:
     """Rows for which `Caption.is_main` holds: at most one per clip."""
     is_main = pc.and_(pc.equal(captions["source"], "model"), pc.equal(captions["kind"], "descriptive"))
     return captions.filter(pc.and_(is_main, pc.equal(captions["window"], 0)))
+
+
+def without_open_captions(captions: pa.Table) -> pa.Table:
+    """Captions without those that wait for an answer: they are no verdict on their clips."""
+    return captions.filter(pc.invert(is_open(captions)))
+
+
+def is_open(captions: pa.Table) -> pa.ChunkedArray:
+    """Which captions wait for an answer: their endpoint gave none, and the next run asks again."""
+    return pc.is_in(captions["fault"], value_set=pa.array(PASSING_FAULTS))
 
 
 def mark_repeated_captions(captions: pa.Table, repeated: pa.Table, max_clips: int | None) -> pa.Table:

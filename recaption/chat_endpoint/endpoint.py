@@ -139,7 +139,7 @@ class ChatEndpoint:
                 return replace(result.response, num_tries=number)
             if not result.is_retryable:
                 self._count_outcome(rejected=result.error_text)
-                return ChatResponse(error=result.error_text, num_tries=number)
+                return ChatResponse(error=result.error_text, is_final=True, num_tries=number)
             if number < tries:
                 wait_seconds = result.wait_seconds or self._backoff_wait_seconds(request, number)
                 await asyncio.sleep(min(MAX_RETRY_WAIT_SECONDS, wait_seconds))

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+FINISHED = ("stop", "length", "content_filter")
+"""What a server says of a completion that ended, as opposed to one that failed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
@@ -40,6 +43,8 @@ class ChatResponse:
     """None where the server returns no logprobs, or not finite ones."""
     error: str = ""
     """Why there is no text."""
+    is_final: bool = False
+    """Whether the same request would end with the same error: the server rejects it, as opposed to failing."""
     num_tries: int = 1
 
 
@@ -85,12 +90,15 @@ def parse_completion(body: bytes) -> ChatResponse:
     tree = _parse_json(body)
     choices = tree.get("choices") if isinstance(tree, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ValueError("no choices in the response")
+        error = f": {parse_error_message(body)}" if isinstance(tree, dict) and tree.get("error") else ""
+        raise ValueError(f"no choices in the response{error}")
     choice = choices[0]
     message = choice.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    if content is None and isinstance(message, dict) and choice.get("finish_reason") in FINISHED:
+        content = ""  # all of it was reasoning, or was filtered
     if not isinstance(content, str):
         raise ValueError("no text in the response")
     logprobs = _parse_logprobs(choice)

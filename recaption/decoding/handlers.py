@@ -1,4 +1,4 @@
-"""Request handlers of the decoder child: probe, scan, read, clip. They do not import PyAV themselves.
+"""Request handlers of the decoder child: probe, scan, read, clip. They do not use PyAV themselves.
 
 A response is a "length" message (sizes, and seconds for the parent's timeout), blocks of frames in ascending order, and
 "done" with presentation times; the worker turns an exception into "error". Frames are sent in blocks as they are
@@ -8,16 +8,19 @@ decoded, so the child never holds more than a block and a few frames.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recaption.decoding import timestamps
-from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest
+from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest, limit_text
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
+from recaption.decoding.picture.scaler import is_transparent
+from recaption.decoding.picture.streams import transfer_name
+from recaption.decoding.trim import check_against_index
 from recaption.errors import VideoError
 
 if TYPE_CHECKING:
@@ -28,6 +31,11 @@ Send = Callable[..., None]
 """send(header, payload=b"")"""
 BLOCK_BYTES = 4 << 20
 """Frames travel in blocks of about this size."""
+MIN_INTERLACED_FRACTION = 0.1
+"""A video is interlaced if at least this fraction of its frames is flagged so: H.264 film with pulldown flags has some
+flagged frames at its start, before the decoder knows better."""
+MAX_SCAN_ASPECT = 8
+"""A scanned frame that is longer is squashed: 16384x48 px would be 2.4 MB a frame, two hundred times a usual one."""
 
 
 class FrameBlockSender:
@@ -36,32 +44,61 @@ class FrameBlockSender:
     def __init__(self, send: Send, stream: str) -> None:
         self.send, self.stream = send, stream
         self.frames: list[np.ndarray] = []
+        self.numbers: list[int] = []
         self.num_bytes = 0
 
-    def add(self, pixels_HWC: np.ndarray) -> None:
+    def add(self, pixels_HWC: np.ndarray, number: int) -> None:
         self.frames.append(pixels_HWC)
+        self.numbers.append(number)
         self.num_bytes += pixels_HWC.nbytes
-        if self.num_bytes >= BLOCK_BYTES:
-            self.flush()
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_bytes >= BLOCK_BYTES
 
     def flush(self) -> None:
         if self.frames:
             block = np.stack(self.frames) if len(self.frames) > 1 else np.ascontiguousarray(self.frames[0])
-            self.send({"kind": "frames", "stream": self.stream, "count": len(self.frames)}, block.data)
-        self.frames, self.num_bytes = [], 0
+            header = {"kind": "frames", "stream": self.stream, "count": len(self.frames), "numbers": self.numbers}
+            self.send(header, block.data)
+        self.frames, self.numbers, self.num_bytes = [], [], 0
 
 
 class _ScaledStream:
-    """One output stream of a scan: frames scaled to a short side, never enlarged."""
+    """One output stream of a scan: frames scaled to a short side, never enlarged, at most `MAX_SCAN_ASPECT` as long."""
 
     def __init__(self, video: VideoFile, times: FrameTimes, send: Send, stream: str, short_side_px: int) -> None:
         short = min(short_side_px, times.height_px, times.width_px)
-        self.size = size_with_short_side(times.height_px, times.width_px, short)
+        height_px, width_px = size_with_short_side(times.height_px, times.width_px, short)
+        self.size = (min(height_px, MAX_SCAN_ASPECT * short), min(width_px, MAX_SCAN_ASPECT * short))
         self.scaler = video.scaler(times, *self.size)
         self.blocks = FrameBlockSender(send, stream)
 
-    def add(self, frame: Any) -> None:
-        self.blocks.add(self.scaler(frame))
+    def add(self, frame: Any, number: int) -> None:
+        self.blocks.add(self.scaler(frame), number)
+
+
+class _FrameFacts:
+    """What the decoded frames say about a video: columns of records.Video."""
+
+    def __init__(self) -> None:
+        self.num_frames = self.num_interlaced = 0
+        self.transfer = ""
+        self.has_alpha = False
+
+    def watch(self, frames: Iterator[Any]) -> Generator[Any]:
+        """Passes frames on."""
+        for frame in frames:
+            if not self.num_frames:
+                self.transfer = transfer_name(frame)
+            self.num_frames += 1
+            self.num_interlaced += frame.interlaced_frame
+            self.has_alpha = self.has_alpha or is_transparent(frame)
+            yield frame
+
+    @property
+    def is_interlaced(self) -> bool:
+        return self.num_interlaced >= MIN_INTERLACED_FRACTION * max(1, self.num_frames)
 
 
 def probe(video: VideoFile, request: ProbeRequest, send: Send) -> None:
@@ -76,45 +113,58 @@ def scan(video: VideoFile, request: ScanRequest, send: Send) -> None:
 
 
 def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_every_seconds: float) -> None:
+    announce_first_pass(video, send)
     index = video.packet_index()
+    facts = _FrameFacts()
     ticks: list[int | None] = []
     detail_indices: list[int] = []
     streams: dict[str, _ScaledStream] = {}
-    shape: tuple[Any, ...] = ()
+    first: FrameTimes | None = None
     last_duration, last_interval = 0, -1
-    with contextlib.closing(video.decoded(index)) as frames:
+    decoded = video.pictures(index, facts.watch) if sizes else facts.watch(video.decoded(index))
+    with contextlib.closing(decoded) as frames:
         for number, frame in enumerate(frames):
             if number == 0:
                 index = index.starting_at(frame.pts)
-                shape = (frame.height, frame.width, video.orientation_of(frame))
-                first = FrameTimes.from_index(index, [frame.pts], *shape)
+                first = video.frame_times(index, [frame.pts], frame)
                 streams = {name: _ScaledStream(video, first, send, name, px) for name, px in sizes.items()}
-                send(_length_header(index, streams, detail_every_seconds))
+                known_pts = first.pts_seconds.data if streams and index.is_seekable else b""
+                send(_length_header(video, index, streams, detail_every_seconds), known_pts)
             elif number >= video.limits["max_frames"]:
-                raise VideoError("too_large", f"more than max_frames = {video.limits['max_frames']} frames")
+                raise VideoError(
+                    "too_large", f"it has more than {limit_text('max_frames', video.limits['max_frames'])}"
+                )
             ticks.append(frame.pts)
             last_duration = frame.duration or 0
             if streams:
-                streams["small"].add(frame)
                 interval = _interval_index(frame.pts, ticks[0], number, index.time_base, detail_every_seconds)
                 if interval != last_interval:
-                    streams["detail"].add(frame)
+                    streams["detail"].add(frame, number)
                     detail_indices.append(number)
                 last_interval = interval
-    if not ticks:
+                if streams["small"].blocks.is_full:
+                    for stream in (streams["detail"], streams["small"]):  # no detail comes later than its small frame
+                        stream.blocks.flush()
+                streams["small"].add(frame, number)
+    if first is None:
         raise VideoError("zero_frames", "there are packets, but none decodes to a frame")
-    _check_against_index(index, ticks)
-    for stream in streams.values():
-        stream.blocks.flush()
-    times = FrameTimes.from_index(index, ticks, *shape)
+    check_against_index(index, ticks)
+    for name in reversed(streams):
+        streams[name].blocks.flush()
+    times = first.with_ticks(ticks)
     video.cache_times(times)
-    _fill_video_fields(video, times, last_duration)
+    _fill_video_fields(video, times, last_duration, facts)
     pts = times.pts_seconds
     send({"kind": "done", "video": video.video_fields, "detail": detail_indices, "count": len(pts)}, pts.data)
 
 
+def announce_first_pass(video: VideoFile, send: Send) -> None:
+    """Let the parent know how long a video is before it is decoded only to find damage."""
+    video.on_first_pass = lambda seconds: send({"kind": "length", "seconds": seconds, "streams": {}})
+
+
 def _length_header(
-    index: PacketIndex, streams: dict[str, _ScaledStream], detail_every_seconds: float
+    video: VideoFile, index: PacketIndex, streams: dict[str, _ScaledStream], detail_every_seconds: float
 ) -> dict[str, Any]:
     """Header with the expected size of each stream: exact for `small` where packets are trusted, estimated for `detail`."""
     expected = {
@@ -123,7 +173,7 @@ def _length_header(
     }
     return {
         "kind": "length",
-        "seconds": index.seconds,
+        "seconds": index.seconds + video.seconds_passed,
         "streams": {name: [expected[name], *stream.size] for name, stream in streams.items()},
     }
 
@@ -137,16 +187,7 @@ def _interval_index(
     return int(float((tick - first_tick) * time_base) / every_seconds)
 
 
-def _check_against_index(index: PacketIndex, ticks: list[int | None]) -> None:
-    """Refuse a file whose packet index and decoded frames disagree: later reads number frames by packets."""
-    if not index.is_seekable or ticks == index.ticks.tolist():
-        return
-    missing = sorted(set(index.ticks.tolist()) - set(ticks))
-    where = f", the first missing one is frame {int(np.searchsorted(index.ticks, missing[0]))}" if missing else ""
-    raise VideoError("frame_mismatch", f"the packet index has {len(index.ticks)} frames, {len(ticks)} decode{where}")
-
-
-def _fill_video_fields(video: VideoFile, times: FrameTimes, last_duration: int) -> None:
+def _fill_video_fields(video: VideoFile, times: FrameTimes, last_duration: int, facts: _FrameFacts) -> None:
     rate, seconds = timestamps.rate_and_duration(times.ticks, last_duration, times.index.time_base, video.rates)
     video.video_fields.update(
         width_px=times.width_px,
@@ -156,11 +197,20 @@ def _fill_video_fields(video: VideoFile, times: FrameTimes, last_duration: int) 
         fps_den=rate.denominator,
         duration_seconds=float(seconds),
         rotation_degrees=times.orientation.rotation_degrees,
+        transfer=facts.transfer,
+        sample_aspect=f"{video.sample_aspect.numerator}:{video.sample_aspect.denominator}",
+        is_interlaced=facts.is_interlaced,
+        has_alpha=facts.has_alpha,
     )
+    if times.cut is not None:
+        lost = max(0.0, video.total_seconds - float(seconds))
+        kept = f"{len(times.ticks)} frames, {float(seconds):.3f} s, are kept and {lost:.3f} s are lost"
+        video.video_fields.update(truncated_seconds=lost, detail=f"trimmed: {kept}: {times.cut.detail}")
 
 
 def read(video: VideoFile, request: ReadRequest, send: Send) -> None:
     """Frames by index, or all of them; at full size or scaled to a short side."""
+    announce_first_pass(video, send)
     times = video.times()
     num_frames = len(times.ticks)
     indices = np.arange(num_frames) if request.indices is None else np.array(request.indices, np.int64)
@@ -178,6 +228,7 @@ def read(video: VideoFile, request: ReadRequest, send: Send) -> None:
 
 def clip(video: VideoFile, request: ClipRequest, send: Send) -> None:
     """A span of frames resampled to a constant rate, scaled to cover a size and center-cropped."""
+    announce_first_pass(video, send)
     times = video.times()
     start, end = request.start_frame, min(request.end_frame, len(times.ticks))
     if not 0 <= start < end:
@@ -206,12 +257,14 @@ def _send_frames(
     unique, order = np.unique(indices, return_inverse=True)
     is_ascending = len(unique) == len(indices) and bool(np.all(order[1:] > order[:-1]))
     seconds = times.pts_seconds
-    header = {"kind": "length", "seconds": float(seconds[-1] - seconds[0])}
+    header = {"kind": "length", "seconds": float(seconds[-1] - seconds[0]) + video.seconds_passed}
     send(header | {"streams": {"frames": [len(unique), *cropped]}})
     scaler, blocks = video.scaler(times, *scaled), FrameBlockSender(send, "frames")
     with contextlib.closing(video.frames_at(times, unique)) as frames:
-        for frame in frames:
-            blocks.add(center_crop(scaler(frame), *cropped))
+        for number, frame in enumerate(frames):
+            blocks.add(center_crop(scaler(frame), *cropped), int(unique[number]))
+            if blocks.is_full:
+                blocks.flush()
     blocks.flush()
     done = {
         "kind": "done",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-CODECS_THAT_HIDE_DAMAGE = frozenset({"ffv1", "hevc", "mjpeg"})
+CODECS_THAT_HIDE_DAMAGE = frozenset({"ffv1", "gif", "hevc", "mjpeg"})
 """Their decoders fill in what is missing without marking the frame; they only log an error."""
 MIN_UNDECODED_FRACTION = 0.01
 """Fraction of a frame without chroma values from which that area counts as not decoded."""

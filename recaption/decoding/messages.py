@@ -2,7 +2,7 @@
 
 A message is 4 bytes header length, 8 bytes payload length (little endian), a JSON header, raw payload bytes:
 
-    header = {"kind": "frames", "stream": "small", "count": 340}    payload = 340 frames of uint8 RGB
+    header = {"kind": "frames", "stream": "small", "count": 340, "numbers": [...]}    payload = 340 frames of uint8 RGB
 
 Requests are the dataclasses below, plus the limits; the descriptor of the open file travels with the first byte:
 
@@ -92,6 +92,11 @@ def decode_request(header: dict[str, Any]) -> Request:
     """
     kind = REQUESTS[header["op"]]
     return kind(**{field.name: header[field.name] for field in dataclasses.fields(kind)})
+
+
+def limit_text(name: str, value: float) -> str:
+    """A limit that an input exceeds, and the flag that raises it."""
+    return f"{name} = {value} (--prepare.decode.{name.replace('_', '-')})"
 
 
 def pack_header(header: dict[str, Any], num_payload_bytes: int) -> bytes:

@@ -14,10 +14,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
 from recaption.decoding import timestamps
+from recaption.decoding.checked_decoder import error_text
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
+from recaption.decoding.trim import Cut, Damage
 from recaption.errors import VideoError
 
 
@@ -32,6 +36,8 @@ class FrameTimes:
     """As displayed, of the first frame; later frames of other sizes are scaled to it."""
     width_px: int
     orientation: Orientation
+    cut: Cut | None = None
+    """Where a damaged file was trimmed: there are no frames behind it."""
 
     @classmethod
     def from_index(
@@ -42,11 +48,19 @@ class FrameTimes:
         stored_width_px: int,
         orientation: Orientation,
     ) -> FrameTimes:
-        """From the packet index where it is trusted, else from the timestamps of a full decode."""
+        """From the packet index where it is trusted, else from the timestamps of a full decode.
+
+        Args:
+            stored_width_px: with square pixels.
+        """
         height_px, width_px = orientation.size(stored_height_px, stored_width_px)
-        step = max(1, round(1 / (timestamps.FALLBACK_RATE * index.time_base)))
-        ticks = index.ticks if index.is_seekable else timestamps.retime(decoded_ticks, step)
-        return cls(index, ticks, height_px, width_px, orientation)
+        return cls(index, np.zeros(0, np.int64), height_px, width_px, orientation).with_ticks(decoded_ticks)
+
+    def with_ticks(self, decoded_ticks: list[int | None]) -> FrameTimes:
+        """A copy with other timestamps of the decode."""
+        step = max(1, round(1 / (timestamps.FALLBACK_RATE * self.index.time_base)))
+        ticks = self.index.ticks if self.index.is_seekable else timestamps.retime(decoded_ticks, step)
+        return replace(self, ticks=ticks)
 
     @property
     def pts_seconds(self) -> np.ndarray:
@@ -58,6 +72,8 @@ FORMATS_WITH_PRESENTATION_TIMES = frozenset({"mov", "matroska", "mpegts", "mpeg"
 """Containers (FFmpeg's first short name) that store presentation times. AVI and raw streams store decode order."""
 FORMATS_THAT_MAY_START_MID_GOP = frozenset({"mpegts", "mpeg"})
 """Broadcast recordings may start between keyframes: undecodable frames before the first keyframe are not damage."""
+FORMATS_THAT_KNOW_THEIR_END = frozenset({"mov", "matroska"})
+"""Their own tables tell whether the file is cut off."""
 MIN_SEEK_GAIN_FRAMES = 8
 """Seek to a later keyframe only if that skips at least so many frames: a seek flushes the decoder."""
 
@@ -67,6 +83,8 @@ class Keyframe(NamedTuple):
 
     pts: int
     dts: int
+    position: int = 0
+    """Number of packets before it in the file, hidden ones included."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,12 @@ class PacketIndex:
     """Whether `ticks` number the frames, so that frame i can be decoded from the keyframe before it."""
     may_start_mid_gop: bool
     """Of `FORMATS_THAT_MAY_START_MID_GOP`."""
+    knows_its_end: bool = False
+    """Of `FORMATS_THAT_KNOW_THEIR_END`."""
+    last_dts: int | None = None
+    """Decode time of the last packet."""
+    damage: Damage | None = None
+    """Where the container itself shows that packets are lost."""
 
     @property
     def seconds(self) -> float:
@@ -100,6 +124,12 @@ class PacketIndex:
         if position == len(self.ticks) or self.ticks[position] != first_tick:
             return replace(self, is_seekable=False)
         return replace(self, ticks=self.ticks[position:])
+
+    def ending_at(self, last_tick: int | None) -> PacketIndex:
+        """A copy without the frames displayed after `last_tick`; None: all."""
+        if last_tick is None:
+            return self
+        return replace(self, ticks=self.ticks[: np.searchsorted(self.ticks, last_tick, side="right")])
 
     def keyframe_before(self, index: int) -> Keyframe | None:
         """The keyframe to start decoding from for frame `index`; None = the start of the file."""
@@ -143,33 +173,40 @@ def is_hidden(codec: str, packet: Any) -> bool:
 def read_packets(
     packets: Iterable[Any], *, format_name: str, codec: str, time_base: Fraction, max_frames: int
 ) -> PacketIndex:
-    """Index the packets of one stream, in file order.
+    """Index the packets of one stream, in file order, up to the first that the file cuts off.
 
     Raises:
-        VideoError: too_large, more packets than `max_frames`; truncated, a packet that the file cuts off.
+        VideoError: too_large, more packets than `max_frames`.
     """
     first_name = format_name.split(",")[0]
     ticks: list[int] = []
     keyframes: list[Keyframe] = []
     num_packets, num_stored, last_dts, is_in_order = 0, 0, None, True
-    for packet in packets:
-        if not packet.size:
-            continue
-        num_stored += 1
-        if first_name == "mov" and packet.is_corrupt:
-            raise VideoError("truncated", f"the file ends inside packet {num_packets}")
-        if packet.pts is not None and packet.is_keyframe:
-            keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else packet.dts))
-        if packet.is_discard or (codec in ("vp8", "vp9") and is_hidden(codec, packet)):
-            continue
-        num_packets += 1
-        if num_packets > max_frames:
-            raise VideoError("too_large", f"more than {max_frames = } frames")
-        if packet.dts is not None:
-            is_in_order = is_in_order and (last_dts is None or packet.dts >= last_dts)
-            last_dts = packet.dts
-        if packet.pts is not None:
-            ticks.append(packet.pts)
+    damage = None
+    try:
+        for packet in packets:
+            if packet is None or not packet.size:
+                continue
+            if first_name == "mov" and packet.is_corrupt:
+                damage = Damage(f"the file ends inside packet {num_packets}", num_stored)
+                break
+            if packet.pts is not None and packet.is_keyframe:
+                keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else packet.dts, num_stored))
+            num_stored += 1
+            if packet.is_discard or (codec in ("vp8", "vp9") and is_hidden(codec, packet)):
+                continue
+            num_packets += 1
+            if num_packets > max_frames:
+                raise VideoError("too_large", f"it has more than {limit_text('max_frames', max_frames)}")
+            if packet.dts is not None:
+                is_in_order = is_in_order and (last_dts is None or packet.dts >= last_dts)
+                last_dts = packet.dts
+            if packet.pts is not None:
+                ticks.append(packet.pts)
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        damage = Damage(f"packets end in an error: {error_text(error)}", num_stored)
     sorted_ticks = np.array(sorted(ticks), np.int64)
     is_complete = len(ticks) == num_packets and bool(np.all(np.diff(sorted_ticks) > 0))
     return PacketIndex(
@@ -180,4 +217,7 @@ def read_packets(
         num_stored=num_stored,
         is_seekable=is_complete and is_in_order and bool(keyframes) and first_name in FORMATS_WITH_PRESENTATION_TIMES,
         may_start_mid_gop=first_name in FORMATS_THAT_MAY_START_MID_GOP,
+        knows_its_end=first_name in FORMATS_THAT_KNOW_THEIR_END,
+        last_dts=last_dts,
+        damage=damage,
     )

@@ -13,34 +13,38 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.stream import Discard, Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.stream import Discard
 
-from recaption.decoding import orientation, webp
-from recaption.decoding.libav_log import CODECS_THAT_HIDE_DAMAGE, ERROR_LOG, is_out_of_memory, undecoded_fraction
+from recaption.decoding import matroska, orientation, trim, webp
+from recaption.decoding.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
+from recaption.decoding.libav_log import ERROR_LOG
+from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
 from recaption.decoding.packet_index import MIN_SEEK_GAIN_FRAMES, FrameTimes, Keyframe, PacketIndex, read_packets
+from recaption.decoding.picture import streams
+from recaption.decoding.picture.deinterlace import deinterlaced
+from recaption.decoding.picture.scaler import Scaler
 from recaption.errors import VideoError
 
 NUM_CACHED_TIMES = 16
 """Files whose frame times are cached: all clips of a long video cost one demux."""
-CODECS_WITHOUT_CHECKSUMS = frozenset({"vp8", "ffv1"})
-"""Where data end inside a frame these decoders output uninitialised memory, and report it, if at all, only when decoding
-in slices. Each packet is therefore decoded twice (with 2 threads and with 1): a difference is damage."""
-BIT_EXACT_SCALING = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
-"""swscale flags for resizing: the same bytes on every CPU. 0.3 ms from 720p to 85x48."""
-STILL_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
-"""Cover art and thumbnails: streams of type video that are not the video."""
+MAX_CACHED_FRAMES = 2_000_000
+"""Of all of these files together: 0.3 GB where every frame is a keyframe."""
 
 
 class SeekMismatchError(Exception):
     """After a seek the decoder did not output the frame that the packet index expects next."""
+
+
+class ColdStartError(Exception):
+    """An interlaced frame is wanted, and decoding began at the keyframe before it: that is too late."""
 
 
 class VideoFile:
@@ -54,6 +58,18 @@ class VideoFile:
         """Frame rates from the header."""
         self.was_counted = False
         """Whether frames were counted by decoding from the start, because a seek failed."""
+        self.sample_aspect = Fraction(1)
+        """Width of a pixel / its height; certain once a frame is decoded."""
+        self.is_interlaced = False
+        """Whether an interlaced frame was wanted so far."""
+        self.cut: trim.Cut | None = None
+        """Where the file is trimmed; certain once it is numbered."""
+        self.total_seconds = 0.0
+        """Length with what is trimmed."""
+        self.seconds_passed = 0.0
+        """Seconds of video that were decoded only to find damage."""
+        self.on_first_pass: Callable[[float], None] = lambda seconds: None
+        """Called with `seconds_passed` before that grows."""
         self.file = file
         status = os.fstat(self.file.fileno())
         self.num_bytes = status.st_size
@@ -75,11 +91,10 @@ class VideoFile:
             yield container, self._video_stream(container)
 
     def _video_stream(self, container: Any) -> Any:
-        streams = [s for s in container.streams.video if not s.disposition & STILL_PICTURES]
-        if not streams:
+        stream = streams.choose_stream(container)
+        if stream is None:
             types = sorted({s.type for s in container.streams})
             raise VideoError("no_video_stream", f"stream types in this file: {', '.join(types) or 'none'}")
-        stream = streams[0]  # as `ffmpeg -map 0:v:0`; "the best" stream would depend on what probing happens to find
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = Discard.all  # damage in audio or subtitles ends the demuxer early, without an error
@@ -95,9 +110,7 @@ class VideoFile:
         return stream
 
     def _check_size(self, height_px: int, width_px: int) -> None:
-        limit = self.limits["max_pixels"]
-        if height_px * width_px > limit:
-            raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than max_pixels = {limit}")
+        check_size(height_px, width_px, self.limits["max_pixels"])
 
     def orientation_of(self, frame: Any) -> Orientation:
         """Rotation and flips of a frame. Where PyAV does not know some of its side data, only the angle is read."""
@@ -109,6 +122,13 @@ class VideoFile:
             return Orientation()
         return orientation.from_display_matrix(np.frombuffer(matrices[0], "<i4").tolist())
 
+    def frame_times(self, index: PacketIndex, ticks: list[int | None], frame: Any) -> FrameTimes:
+        """Timestamps, and size and orientation by the first frame."""
+        width_px = streams.square_pixel_width(frame.width, self.sample_aspect)
+        self._check_size(frame.height, width_px)
+        times = FrameTimes.from_index(index, ticks, frame.height, width_px, self.orientation_of(frame))
+        return replace(times, cut=self.cut)
+
     def scaler(self, times: FrameTimes, height_px: int, width_px: int) -> Scaler:
         """A scaler to `height_px` x `width_px` as displayed."""
         self._check_size(height_px, width_px)
@@ -117,61 +137,101 @@ class VideoFile:
     # --- numbering --------------------------------------------------------------------------------------------------
 
     def packet_index(self) -> PacketIndex:
-        """Demux everything once.
+        """Demux everything once; where damage is to be trimmed, decode everything first and find out where it is.
 
         Raises:
             VideoError: truncated where the container's own table points past the end of the file; zero_frames;
                 too_large.
         """
         if self.is_webp:
-            self.video_fields["codec"] = "webp"
-            num_packets = webp.count_frames(self.file, self.limits["max_pixels"])
-            return PacketIndex(
-                time_base=webp.TIME_BASE,
-                ticks=np.zeros(0, np.int64),
-                keyframes=(),
-                num_packets=num_packets,
-                num_stored=num_packets,
-                is_seekable=False,
-                may_start_mid_gop=False,
-            )
+            return self._webp_index()
+        if self.limits["on_damage"] == "trim":
+            self.cut = trim.find_cut(self._index_to_trim, self._decoded_to_trim)
+        index = self._read_index(self.cut)
+        if index.damage is not None:
+            raise VideoError("truncated", index.damage.detail)
+        self._check_index(index)
+        return index
+
+    def _webp_index(self) -> PacketIndex:
+        self.video_fields["codec"] = "webp"
+        num_packets = webp.count_frames(self.file, self.limits["max_pixels"])
+        return PacketIndex(
+            time_base=webp.TIME_BASE,
+            ticks=np.zeros(0, np.int64),
+            keyframes=(),
+            num_packets=num_packets,
+            num_stored=num_packets,
+            is_seekable=False,
+            may_start_mid_gop=False,
+        )
+
+    def _read_index(self, cut: trim.Cut | None) -> PacketIndex:
         with self.opened() as (container, stream):
-            try:
-                index = read_packets(
-                    container.demux(stream),
-                    format_name=container.format.name,
-                    codec=self.video_fields["codec"],
-                    time_base=stream.time_base,
-                    max_frames=self.limits["max_frames"],
-                )
-            except av.error.FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
-                raise VideoError("truncated", f"packets end in an error: {error_text(error)}") from None
-            if container.format.name.startswith("mov"):
-                num_past_end = sum(entry.pos + entry.size > self.num_bytes for entry in stream.index_entries)
-                if num_past_end:
-                    detail = f"{num_past_end} of {len(stream.index_entries)} samples are past the end of the file"
-                    raise VideoError("truncated", detail)
-                if 0 < index.num_stored < len(stream.index_entries):
-                    detail = f"only {index.num_stored} of {len(stream.index_entries)} samples can be read"
-                    raise VideoError("truncated", detail)
-            is_cut_off = any("ended prematurely" in line for line in ERROR_LOG.lines)
-            if container.format.name.startswith("matroska") and is_cut_off:
-                raise VideoError("truncated", f"the file ends inside a cluster, after {index.num_packets} packets")
+            packets = container.demux(stream)
+            index = read_packets(
+                packets if cut is None else trim.limit_packets(packets, cut.num_packets),
+                format_name=container.format.name,
+                codec=self.video_fields["codec"],
+                time_base=stream.time_base,
+                max_frames=self.limits["max_frames"],
+            )
+            if cut is not None:
+                return index.ending_at(cut.last_tick)
+            header_seconds = max(
+                (container.duration or 0) / av.time_base, float((stream.duration or 0) * stream.time_base)
+            )
+            self.total_seconds = trim.total_seconds(index, header_seconds, self.limits["max_video_seconds"])
+            damage = self._container_damage(container, stream, index)
+            if damage is None or (damage.lost_dts is None and index.damage is not None):
+                damage = index.damage
+            return replace(index, damage=damage)
+
+    def _container_damage(self, container: Any, stream: Any, index: PacketIndex) -> trim.Damage | None:
+        if container.format.name.startswith("mov"):
+            entries = stream.index_entries
+            past_end = [i for i, entry in enumerate(entries) if entry.pos + entry.size > self.num_bytes]
+            if past_end:
+                detail = f"{len(past_end)} of {len(entries)} samples are past the end of the file"
+                first = past_end[0]
+                ends = past_end[-1] - first + 1 == len(past_end) and past_end[-1] + 1 == len(entries)
+                return trim.Damage(detail, first, entries[first].timestamp if ends else None)
+            if 0 < index.num_stored < len(entries):
+                return trim.Damage(f"only {index.num_stored} of {len(entries)} samples can be read", index.num_stored)
+        is_cut_off = any("ended prematurely" in line for line in ERROR_LOG.lines)
+        if container.format.name.startswith("matroska") and is_cut_off:
+            detail = f"the file ends inside a cluster, after {index.num_packets} packets"
+            ends = matroska.is_cut_off(self.file, self.num_bytes)
+            return trim.Damage(detail, index.num_stored, index.last_dts if ends else None)
+        return None
+
+    def _check_index(self, index: PacketIndex) -> None:
         self.video_fields["duration_seconds"] = index.seconds
         if not index.num_packets:
             raise VideoError("zero_frames", "the video stream has no frames")
         limit = self.limits["max_video_seconds"]
         if index.seconds > limit:
-            raise VideoError("too_large", f"{index.seconds:.1f} s of video, more than max_video_seconds = {limit}")
+            detail = f"{index.seconds:.1f} s of video, more than {limit_text('max_video_seconds', limit)}"
+            raise VideoError("too_large", detail)
+
+    def _index_to_trim(self, cut: trim.Cut | None) -> PacketIndex:
+        ERROR_LOG.lines.clear()
+        index = self._read_index(cut)
+        self._check_index(index)
+        self.seconds_passed += index.seconds
+        self.on_first_pass(self.seconds_passed)
         return index
+
+    def _decoded_to_trim(self, cut: trim.Cut | None, index: PacketIndex, watch: trim.PacketWatch) -> Generator[Any]:
+        self.cut = cut
+        return self.decoded(index, watch)
 
     def times(self) -> FrameTimes:
         """Number the frames: by packets where they can be trusted, else by decoding everything once."""
-        times = _times_of_files.get(self.key)
+        times = _times_of_files.get(self._cache_key)
         if times is not None:
             self._check_size(times.height_px, times.width_px)
+            self.cut = times.cut
             return times
         index = self.packet_index()
         with contextlib.closing(self.decoded(index)) as frames:
@@ -180,86 +240,80 @@ class VideoFile:
                 raise VideoError("zero_frames", "there are packets, but none decodes to a frame")
             index = index.starting_at(first.pts)
             ticks = [first.pts] if index.is_seekable else [first.pts, *(frame.pts for frame in frames)]
-        times = FrameTimes.from_index(index, ticks, first.height, first.width, self.orientation_of(first))
+        times = self.frame_times(index, ticks, first)
         self.cache_times(times)
         return times
 
+    @property
+    def _cache_key(self) -> tuple[Any, ...]:
+        return (self.key, self.limits["on_damage"])
+
     def cache_times(self, times: FrameTimes) -> None:
         """Cache the frame times for the next request about the same file."""
-        _times_of_files[self.key] = times
-        while len(_times_of_files) > NUM_CACHED_TIMES:
+        _times_of_files[self._cache_key] = times
+        while len(_times_of_files) > 1 and (
+            len(_times_of_files) > NUM_CACHED_TIMES
+            or sum(len(one.ticks) for one in _times_of_files.values()) > MAX_CACHED_FRAMES
+        ):
             _times_of_files.popitem(last=False)
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 
-    def decoded(self, index: PacketIndex) -> Generator[Any]:
-        """All frames from the start, in display order.
+    def pictures(self, index: PacketIndex, watch: Callable[[Iterator[Any]], Iterator[Any]]) -> Generator[Any]:
+        """All frames from the start, in display order, without interlacing.
+
+        Args:
+            watch: gets the frames as they are decoded, and passes them on.
+        """
+        with contextlib.closing(self.decoded(index)) as frames:
+            for _, frame in deinterlaced(enumerate(watch(frames))):
+                yield frame
+
+    def decoded(self, index: PacketIndex, watch: trim.PacketWatch | None = None) -> Generator[Any]:
+        """All frames from the start, in display order, as they are stored.
 
         Raises:
             VideoError: unreadable where no frame decodes at all, truncated where damage follows good frames.
         """
         if self.is_webp:
-            for webp_frame in webp.decode_frames(self.file, self.limits["max_pixels"]):
-                frame = av.VideoFrame.from_ndarray(webp_frame.pixels_HWC, format="rgb24")
-                frame.pts, frame.duration, frame.time_base = webp_frame.pts, webp_frame.duration, webp.TIME_BASE
-                yield frame
+            yield from webp.decode_frames(self.file, self.limits["max_pixels"])
             return
         with self.opened() as (container, stream):
-            yield from self._decode_packets(container.demux(stream), index.may_start_mid_gop)
+            packets = container.demux(stream)
+            if self.cut is not None:
+                packets = trim.limit_packets(packets, self.cut.num_packets)
+            yield from self._decode_packets(stream, packets if watch is None else watch(packets), index)
 
-    def _decode_packets(self, packets: Iterator[Any], may_start_mid_gop: bool) -> Generator[Any]:
-        num_decoded, failure = 0, ""
-        second_decoder: Any = None
-        hides_damage = self.video_fields["codec"] in CODECS_THAT_HIDE_DAMAGE
-        ERROR_LOG.lines.clear()
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                frames = packet.decode()
-                if second_decoder is None and self.video_fields["codec"] in CODECS_WITHOUT_CHECKSUMS:
-                    second_decoder = _open_second_decoder(packet.stream.codec_context)
-                if second_decoder is not None and not _frames_equal(frames, second_decoder.decode(packet)):
-                    raise VideoError("truncated", f"two decodes of frame {num_decoded} differ: its data are damaged")
-            except av.error.FFmpegError as error:
-                if isinstance(error, MemoryError) or is_out_of_memory(self.limits["max_memory_bytes"]):
-                    raise MemoryError from None
-                failure = error_text(error)
-                if num_decoded:
-                    raise VideoError("truncated", f"decoding fails after {num_decoded} frames: {failure}") from None
-                if may_start_mid_gop:
-                    continue
-                break
-            if may_start_mid_gop and not num_decoded:
-                ERROR_LOG.lines.clear()
-            elif hides_damage and ERROR_LOG.lines:
-                raise VideoError("truncated", f"damage near frame {num_decoded}: {ERROR_LOG.lines[0]}")
-            for frame in frames:
-                self._check_size(frame.height, frame.width)
-                if frame.is_corrupt:
-                    raise VideoError("truncated", f"frame {num_decoded} is damaged: the decoder had to conceal errors")
-                if hides_damage and (share := undecoded_fraction(frame)):
-                    raise VideoError("truncated", f"{share:.0%} of frame {num_decoded} was never decoded")
-                num_decoded += 1
-                yield frame
-        if failure and not num_decoded:
-            raise VideoError("unreadable", f"no frame decodes: {failure}")
+    def _decode_packets(self, stream: Any, packets: Iterator[Any], index: PacketIndex) -> Generator[Any]:
+        codec = self.video_fields["codec"]
+        decoder = CheckedDecoder(stream, codec, self.limits, may_start_mid_gop=index.may_start_mid_gop)
+        for frame in decoder.frames(packets):
+            if self.cut is not None and self.cut.is_after(frame.pts):
+                return
+            if decoder.num_decoded == 1:
+                self.sample_aspect = streams.sample_aspect(stream)
+            yield frame
 
     def frames_at(self, times: FrameTimes, indices: np.ndarray) -> Generator[Any]:
-        """The frames with these indices (ascending, unique), decoded from the keyframe before where that is safe."""
+        """The frames with these indices (ascending, unique), decoded from the keyframe before where that is safe.
+
+        Where an interlaced frame is wanted, decoding starts one keyframe earlier: its neighbours are needed, and H.264
+        decoders know only after some frames whether one is interlaced.
+        """
         done = 0
         if times.index.is_seekable:
             with self.opened() as (container, stream), contextlib.suppress(SeekMismatchError):
                 while done < len(indices):
-                    numbered_frames = self._decode_from_keyframe(container, stream, times, indices[done])
-                    with contextlib.closing(numbered_frames):
-                        for number, frame in numbered_frames:
+                    wanted = set(indices[done:].tolist())
+                    start = self._start(times.index, indices[done])
+                    frames = self._decode_from_keyframe(container, stream, times, start)
+                    with contextlib.suppress(ColdStartError), contextlib.closing(frames):
+                        for number, frame in deinterlaced(self._warm(frames, times.index, start, wanted), wanted):
                             if number != indices[done]:
                                 continue
                             yield frame
                             done += 1
-                            if done == len(indices) or _should_seek(times.index, number, indices[done]):
+                            if done == len(indices) or self._should_seek(times.index, number, indices[done]):
                                 break
                         else:
                             raise SeekMismatchError
@@ -267,20 +321,44 @@ class VideoFile:
             self.was_counted = True
             yield from self._frames_by_full_decode(times, indices[done:])
 
+    def _start(self, index: PacketIndex, number: int) -> Keyframe | None:
+        """The keyframe to start decoding from for frame `number`; None: the start of the file."""
+        keyframe = index.keyframe_before(number)
+        if self.is_interlaced and keyframe is not None:
+            first = index.first_frame_at(keyframe)
+            keyframe = index.keyframe_before(first - 1) if first else None
+        return keyframe
+
+    def _should_seek(self, index: PacketIndex, current: int, target: int) -> bool:
+        """Whether seeking from frame `current` to the start for frame `target` skips enough frames."""
+        return index.first_frame_at(self._start(index, target)) > current + MIN_SEEK_GAIN_FRAMES
+
+    def _warm(
+        self, frames: Iterator[tuple[int, Any]], index: PacketIndex, start: Keyframe | None, wanted: set[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """Passes frames on until a wanted one is interlaced and decoding began at the keyframe before it."""
+        for number, frame in frames:
+            if frame.interlaced_frame and number in wanted:
+                self.is_interlaced = True
+                if start is not None and index.keyframe_before(number) == start:
+                    raise ColdStartError
+            yield number, frame
+
     def _decode_from_keyframe(
-        self, container: Any, stream: Any, times: FrameTimes, index: int
+        self, container: Any, stream: Any, times: FrameTimes, keyframe: Keyframe | None
     ) -> Generator[tuple[int, Any]]:
-        """(index, frame) from the last keyframe before frame `index` on, each checked against the packet index.
+        """(index, frame) from a keyframe (None: the start of the file) on, each checked against the packet index.
 
         Frames displayed before the keyframe (leading pictures of an open GOP) lack their references: left out.
         """
-        keyframe = times.index.keyframe_before(index)
         expected = times.index.first_frame_at(keyframe)
         target = keyframe or times.index.keyframes[0]
         try:
             container.seek(min(target.dts, target.pts), stream=stream)
             packets = _packets_from_keyframe(container.demux(stream), target)
-            for frame in self._decode_packets(packets, times.index.may_start_mid_gop):
+            if self.cut is not None:
+                packets = trim.limit_packets(packets, self.cut.num_packets - target.position)
+            for frame in self._decode_packets(stream, packets, times.index):
                 if keyframe is not None and frame.pts is not None and frame.pts < keyframe.pts:
                     continue
                 if expected >= len(times.ticks) or frame.pts != times.ticks[expected]:
@@ -294,68 +372,26 @@ class VideoFile:
 
     def _frames_by_full_decode(self, times: FrameTimes, indices: np.ndarray) -> Generator[Any]:
         """The frames with these indices by decoding from the start and counting: right by definition."""
-        remaining = iter(indices)
-        target = next(remaining)
+        num_done = 0
         with contextlib.closing(self.decoded(times.index)) as frames:
-            for number, frame in enumerate(frames):
-                if times.index.is_seekable and (number >= len(times.ticks) or frame.pts != times.ticks[number]):
-                    raise VideoError("frame_mismatch", f"frame {number} of the packet index does not decode")
-                if number == target:
-                    yield frame
-                    target = next(remaining, None)
-                    if target is None:
-                        return
-        raise VideoError("frame_mismatch", f"frame {target} is in the packet index, but decoding ends before it")
+            for _, frame in deinterlaced(_as_numbered(frames, times), set(indices.tolist())):
+                yield frame
+                num_done += 1
+                if num_done == len(indices):
+                    return
+        detail = f"frame {indices[num_done]} is in the packet index, but decoding ends before it"
+        raise VideoError("frame_mismatch", detail)
 
 
-class Scaler:
-    """Converts decoded frames to RGB as displayed, at one size; the conversion is set up once."""
-
-    def __init__(self, orientation: Orientation, height_px: int, width_px: int) -> None:
-        self.orientation = orientation
-        self.stored_height_px, self.stored_width_px = orientation.size(height_px, width_px)
-        self.reformatter = VideoReformatter()
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        if (frame.height, frame.width) == (self.stored_height_px, self.stored_width_px):
-            # nothing to interpolate: PyAV's own conversion, byte for byte, and 20 times faster than EXACT
-            flags = Interpolation.BILINEAR
-        else:
-            shrinks = self.stored_height_px * self.stored_width_px < frame.height * frame.width
-            flags = BIT_EXACT_SCALING | (Interpolation.AREA if shrinks else Interpolation.BICUBIC)
-        rgb = self.reformatter.reformat(
-            frame, self.stored_width_px, self.stored_height_px, "rgb24", interpolation=flags, threads=1
-        )
-        return self.orientation.apply(rgb.to_ndarray())
+_times_of_files: OrderedDict[tuple[Any, ...], FrameTimes] = OrderedDict()
 
 
-_times_of_files: OrderedDict[tuple[int, ...], FrameTimes] = OrderedDict()
-
-
-def error_text(error: BaseException) -> str:
-    """libav's message, without the file's name."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _open_second_decoder(context: Any) -> Any:
-    second = av.CodecContext.create(context.name, "r")
-    second.extradata, second.width, second.height, second.thread_count = (
-        context.extradata,
-        context.width,
-        context.height,
-        1,
-    )
-    return second
-
-
-def _frames_equal(frames: list[Any], others: list[Any]) -> bool:
-    pairs = zip(frames, others, strict=False)
-    return len(frames) == len(others) and all(np.array_equal(a.to_ndarray(), b.to_ndarray()) for a, b in pairs)
-
-
-def _should_seek(index: PacketIndex, current: int, target: int) -> bool:
-    """Whether seeking from frame `current` to the keyframe before frame `target` skips enough frames."""
-    return index.first_frame_at(index.keyframe_before(target)) > current + MIN_SEEK_GAIN_FRAMES
+def _as_numbered(frames: Iterator[Any], times: FrameTimes) -> Iterator[tuple[int, Any]]:
+    """Frames of a sequential decode with their numbers, each checked against the packet index where that is trusted."""
+    for number, frame in enumerate(frames):
+        if times.index.is_seekable and (number >= len(times.ticks) or frame.pts != times.ticks[number]):
+            raise VideoError("frame_mismatch", f"frame {number} of the packet index does not decode")
+        yield number, frame
 
 
 def _packets_from_keyframe(packets: Iterator[Any], target: Keyframe) -> Iterator[Any]:

@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
+import av
 import numpy as np
 from PIL import Image, WebPImagePlugin
 
+from recaption.decoding.messages import limit_text
 from recaption.errors import VideoError
 
 TIME_BASE = Fraction(1, 1000)
 """WebP timestamps are milliseconds."""
 FALLBACK_DURATION = 40
 """Ticks for frames with a duration of zero: 25 frames per second, FFmpeg's default."""
-
-
-class WebpFrame(NamedTuple):
-    """One frame of an animation; `pts` and `duration` in ticks of `TIME_BASE`."""
-
-    pixels_HWC: np.ndarray
-    pts: int
-    duration: int
 
 
 def import_plugins() -> None:
@@ -48,7 +42,9 @@ def _open_animation(file: Any, max_pixels: int) -> Any:
         raise VideoError("unreadable", f"not a WebP file: {error}") from None
     width_px, height_px = image.size
     if width_px * height_px > max_pixels:
-        raise VideoError("too_large", f"{width_px}x{height_px} pixels, more than {max_pixels = }")
+        raise VideoError(
+            "too_large", f"{width_px}x{height_px} pixels, more than {limit_text('max_pixels', max_pixels)}"
+        )
     return image
 
 
@@ -56,8 +52,8 @@ def count_frames(file: Any, max_pixels: int) -> int:
     return int(_open_animation(file, max_pixels).n_frames)
 
 
-def decode_frames(file: Any, max_pixels: int) -> Iterator[WebpFrame]:
-    """All frames in order, RGB.
+def decode_frames(file: Any, max_pixels: int) -> Iterator[Any]:
+    """All frames in order, as `av.VideoFrame`: RGB, with alpha where the animation has it.
 
     Raises:
         VideoError: unreadable, too_large, or truncated where a later frame does not decode.
@@ -67,9 +63,12 @@ def decode_frames(file: Any, max_pixels: int) -> Iterator[WebpFrame]:
     for number in range(animation.n_frames):
         try:
             animation.seek(number)
-            pixels_HWC = np.asarray(animation.convert("RGB"))
+            is_rgba = "A" in animation.getbands()
+            pixels_HWC = np.asarray(animation.convert("RGBA" if is_rgba else "RGB"))
         except (OSError, EOFError, SyntaxError, ValueError) as error:
             raise VideoError("truncated" if number else "unreadable", f"frame {number}: {error}") from None
         duration = int(animation.info.get("duration") or FALLBACK_DURATION)
-        yield WebpFrame(pixels_HWC, milliseconds, duration)
+        frame = av.VideoFrame.from_ndarray(pixels_HWC, format="rgba" if is_rgba else "rgb24")
+        frame.pts, frame.duration, frame.time_base = milliseconds, duration, TIME_BASE
+        yield frame
         milliseconds += duration

@@ -26,7 +26,7 @@ from recaption.decoding import webp
 from recaption.decoding.confinement import confine
 from recaption.decoding.handlers import HANDLERS, Send
 from recaption.decoding.libav_log import ERROR_LOG, capture_errors, mapped_bytes
-from recaption.decoding.messages import LENGTHS, decode_request, pack_header, unpack_lengths
+from recaption.decoding.messages import LENGTHS, decode_request, limit_text, pack_header, unpack_lengths
 from recaption.decoding.video_file import VideoFile, error_text
 from recaption.errors import VideoError
 
@@ -59,7 +59,10 @@ def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
     except VideoError as error:
         reason, detail = error.reason, error.detail
     except MemoryError:
-        reason, detail = "decode_memory", f"decoding needs more than max_memory_bytes = {limits['max_memory_bytes']}"
+        reason, detail = (
+            "decode_memory",
+            f"decoding needs more than {limit_text('max_memory_bytes', limits['max_memory_bytes'])}",
+        )
     except BrokenPipeError:
         raise
     except Exception as error:  # the boundary of the child: no input may end it without a response

@@ -43,7 +43,8 @@ PASSING_ERRORS = frozenset(
     }
 )
 """Of network file systems and busy machines: they say nothing about the file."""
-NUM_CACHED_HASHES = 4096
+NUM_CACHED_HASHES = 100_000
+"""About 30 MB."""
 SETTLED_NS = 2_000_000_000
 """A hash is cached only of a file that was not written so shortly before: file times tick in steps of milliseconds."""
 _hashes: OrderedDict[tuple[int, ...], str] = OrderedDict()

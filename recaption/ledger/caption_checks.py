@@ -85,6 +85,9 @@ class CaptionCheckResult:
 
     set_name: str
     problems: list[Problem] = field(default_factory=list)
+    """Of the captions."""
+    changed_sources: list[Problem] = field(default_factory=list)
+    """Videos whose bytes are others now, which says nothing about their captions."""
     num_hashed: int = 0
     """Clips that were decoded and hashed again."""
     num_scored: int = 0
@@ -182,7 +185,7 @@ def check_pairs(
             unchecked[UNCHECKED.get(error.reason, UNCHECKED["unreadable"])] += 1
             if error.reason == "source_changed":
                 part = f"videos/{pair.part.rpartition('/')[2]}"
-                check.problems.append(source_changed(part, clip.uri, error.detail))
+                check.changed_sources.append(source_changed(part, clip.uri, error.detail))
             continue
         try:
             frames = sample_frames(video, clip, captioner, snap_seconds=snap_seconds)

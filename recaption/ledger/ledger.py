@@ -28,12 +28,13 @@ from recaption.captions.sets import (
     default_caption_set,
     main_captions,
     mark_repeated_captions,
+    without_open_captions,
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
 from recaption.ledger.removed import REMOVED_SCHEMA, read_removed
 from recaption.ledger.verdicts import add_verdicts, read_verdicts
-from recaption.quality.filters import FilterThresholds, evaluate_filters
+from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, evaluate_filters, with_video_flags
 from recaption.quality.plugins import add_plugin_scores, read_plugin_scores
 from recaption.records import Clip, ClipScores, Video, conform, from_table, schema_of, shard_schema
 from recaption.run_folder import RunFolder
@@ -42,8 +43,8 @@ CLIPS_SCHEMA = pa.schema([*schema_of(Clip), *(f for f in schema_of(ClipScores) i
 SHARD_SCHEMA = shard_schema()
 REJECTED_SCHEMA = pa.schema([("clip_id", pa.string()), ("reason", pa.string())])
 SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shard", "status", "reason")])
-INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64()), ("refusal", pa.string())])
-"""`refusal`: why what is named cannot be an input (a folder that may not be read, an empty entry of a list); else ""."""
+INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
+VIDEO_FLAGS_SCHEMA = pa.schema([schema_of(Video).field(name) for name in VIDEO_FLAG_SOURCES])
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
 
 
@@ -99,8 +100,8 @@ class Ledger:
         """The numbers that `--json` prints, JSON-simple.
 
         videos.total = ok + failed + removed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
-        seconds.total = kept + dropped + failed, where failed includes the length of failed videos as far as it is known, and
-        dropped that of removed ones.
+        seconds.total = kept + dropped + failed, where failed includes failed videos, and what is trimmed off
+        damaged ones (`truncated`), as far as it is known, and dropped includes removed ones.
         """
         videos = self.video_table
         failed, removed = (videos.filter(pc.equal(videos["status"], status)) for status in ("failed", "removed"))
@@ -111,6 +112,9 @@ class Ledger:
         seconds = self.clip_table["seconds"].to_numpy()
         count = Counter(zip(states, reasons))
         seconds_of = {state: seconds[states == state] for state in CLIP_STATES}
+        durations = self.video_table["duration_seconds"].to_numpy()
+        truncated = self.video_table["truncated_seconds"].to_numpy()
+        trimmed = self.video_table.filter(pc.greater(self.video_table["truncated_seconds"], 0))
         failed_clips = self.clip_table.filter(pc.equal(self.clip_table["state"], "failed"))
         return {
             "videos": {
@@ -129,14 +133,14 @@ class Ledger:
                 "waiting": _count_reasons(count, "waiting"),
             },
             "seconds": {
-                "total": math.fsum(
-                    [*videos["duration_seconds"].to_numpy(), *self.removed["duration_seconds"].to_numpy()]
-                ),
+                "total": math.fsum([*durations, *self.removed["duration_seconds"].to_numpy(), *truncated]),
                 "kept": math.fsum([*seconds_of["in_shard"], *seconds_of["waiting"]]),
                 "dropped": math.fsum([*seconds_of["dropped"], *removed_seconds]),
-                "failed": math.fsum([*seconds_of["failed"], *failed["duration_seconds"].to_numpy()]),
+                "failed": math.fsum([*seconds_of["failed"], *failed["duration_seconds"].to_numpy(), *truncated]),
+                "truncated": math.fsum(truncated),
             },
             "failures": failed.select(["uri", "reason", "detail"]).to_pylist(),
+            "trimmed": trimmed.select(["uri", "duration_seconds", "truncated_seconds", "detail"]).to_pylist(),
             "clip_failures": failed_clips.select(["clip_id", "uri", "reason"]).to_pylist(),
         }
 
@@ -169,12 +173,13 @@ def committed_clips(run: RunFolder) -> list[str]:
 
 
 def read_clips(run: RunFolder) -> pa.Table:
-    """Spans and scores of all clips, with verdicts and the scores of plug-ins; row i belongs to `Ledger.clips[i]`."""
+    """Spans and scores of all clips, and what else the filters read; row i belongs to `Ledger.clips[i]`."""
     return with_decisions(run, run.read_parts(committed_clips(run), CLIPS_SCHEMA))
 
 
 def with_decisions(run: RunFolder, clips: pa.Table) -> pa.Table:
-    """Clips with what the filters read beside their own columns: verdicts, and the scores of plug-ins."""
+    """Clips with what the filters read beside their own columns: flags of the videos, verdicts, scores of plug-ins."""
+    clips = with_video_flags(clips, run.read_tables("videos/part-*.parquet", VIDEO_FLAGS_SCHEMA))
     return add_verdicts(add_plugin_scores(clips, read_plugin_scores(run)), read_verdicts(run))
 
 
@@ -211,7 +216,7 @@ def clip_states(
     caption types than the descriptive one.
 
     Args:
-        clips: from `read_clips`.
+        clips: as of `read_clips`.
         pairs: near-duplicates, from `near_duplicates.read_pairs`.
         captions: columns of `CAPTION_STATE_SCHEMA`.
         shards: columns of `SHARD_STATE_SCHEMA`.
@@ -223,7 +228,7 @@ def clip_states(
     shard = _lookup(ids, shards.filter(is_written), "shard")
     rejected_reason = _lookup(ids, rejected, "reason")
     failure_reason = _lookup(ids, shards.filter(pc.invert(is_written)), "reason")
-    main = main_captions(captions)
+    main = main_captions(without_open_captions(captions))
     is_good = pc.is_null(main["reason"])
     has_caption = _is_in(ids, main.filter(is_good))
     caption_reason = _lookup(ids, main.filter(pc.invert(is_good)), "reason")

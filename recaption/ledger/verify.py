@@ -25,6 +25,7 @@ from recaption.captions.sets import (
     caption_set_pattern,
     caption_sets,
     default_caption_set,
+    is_open,
     main_captions,
     mark_repeated_captions,
 )
@@ -39,6 +40,7 @@ from recaption.ledger.ledger import (
     REJECTED_SCHEMA,
     SHARD_SCHEMA,
     SHARD_STATE_SCHEMA,
+    VIDEO_FLAGS_SCHEMA,
     clip_states,
     committed_clips,
     concat,
@@ -55,7 +57,7 @@ from recaption.ledger.table_checks import (
 )
 from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar
 from recaption.ledger.verdicts import VERDICT_PARTS, VERDICT_SCHEMA, add_verdicts, last_verdicts
-from recaption.quality.filters import FilterThresholds
+from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, with_video_flags
 from recaption.quality.plugins import SCORE_PARTS, add_plugin_scores, read_plugin_scores
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
@@ -64,7 +66,7 @@ Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
 """Further files of a part of `prepare` whose existence is checked; that of clips follows from their videos."""
-VIDEO_COLUMNS = ("uri", "video_id", "num_frames", "duration_seconds", "status")
+VIDEO_COLUMNS = ("uri", "num_frames", "duration_seconds", "status", *VIDEO_FLAG_SOURCES)
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
 CLIP_ID_SCHEMA = pa.schema([("clip_id", pa.string())])
 LATENT_SAMPLE_SCHEMA = pa.schema([*schema_of(Sample), *(f for f in LATENT_INDEX_SCHEMA if f.name != "shard")])
@@ -113,7 +115,8 @@ def verify(
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
-    if opened.has("clips", "duplicates", "shards", "rejected", "index", "verdicts", *_plugin_folders(run)):
+    judged = ("videos", "clips", "duplicates", "verdicts", *_plugin_folders(run))
+    if opened.has(*judged, "shards", "rejected", "index"):
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
@@ -319,8 +322,11 @@ def _check_states(
     run: RunFolder, thresholds: FilterThresholds, set_name: str | None, opened: _OpenedTables
 ) -> Iterator[Problem]:
     """Check the states of the ledger against the contents of shards and index."""
-    clips = add_plugin_scores(concat(opened.tables["clips"].values(), CLIPS_SCHEMA), read_plugin_scores(run))
-    clips = add_verdicts(clips, last_verdicts(opened.tables["verdicts"].values()))
+    videos = concat(opened.tables["videos"].values(), VIDEO_FLAGS_SCHEMA)
+    clips = with_video_flags(concat(opened.tables["clips"].values(), CLIPS_SCHEMA), videos)
+    clips = add_verdicts(
+        add_plugin_scores(clips, read_plugin_scores(run)), last_verdicts(opened.tables["verdicts"].values())
+    )
     shards = concat(opened.tables["shards"].values(), SHARD_STATE_SCHEMA)
     rejected = concat(opened.tables["rejected"].values(), REJECTED_SCHEMA)
     captions_by_part = opened.tables.get(f"captions/{set_name}", {})
@@ -357,6 +363,7 @@ def _check_states(
     # Where the shard of an indexed clip is gone, that is reported once for the shard.
     waiting = waiting.filter(pc.invert(pc.is_in(waiting["clip_id"], value_set=_ids(index))))
     main = main_captions(captions)
+    open_ids = set(main.filter(is_open(main))["clip_id"].to_pylist())
     with_caption = _ids(main.filter(pc.is_null(main["reason"])))
     in_shard = originals.filter(pc.equal(originals["state"], "in_shard"))
     lost = in_shard.filter(pc.invert(pc.is_in(in_shard["clip_id"], value_set=with_caption)))
@@ -365,6 +372,8 @@ def _check_states(
     part_of = _parts_of(opened.tables["clips"], _ids(waiting))
     for row in waiting.to_pylist():
         if row["reason"] == "caption":
+            if row["clip_id"] in open_ids:
+                continue  # not lost: its endpoint gave no answer, and is asked again by the next run
             part = part_of[row["clip_id"]].replace("clips/", f"captions/{set_name}/", 1)
             if part not in captions_by_part and captions_by_part:
                 continue  # reported once for the part

@@ -8,6 +8,7 @@ import re
 import pyarrow.compute as pc
 
 from recaption.captions.sets import caption_set_pattern, default_caption_set
+from recaption.captions.words import first_words
 from recaption.prompts.style import Example
 from recaption.records import Caption, conform, from_table, schema_of
 from recaption.run_folder import RunFolder
@@ -48,5 +49,5 @@ def read_examples(run: RunFolder, set_name: str = "", *, limit: int = MAX_EXAMPL
 
 def _first_words(caption: str) -> str:
     """Up to `PROMPT_WORDS` words of the first clause, lower case."""
-    clause = re.split(r"[,.;:!?]", caption, maxsplit=1)[0].split()[:PROMPT_WORDS]
-    return " ".join(clause).lower()
+    clause = re.split(r"[,.;:!?，。；：！？、؛،।۔]", caption, maxsplit=1)[0]
+    return first_words(clause, PROMPT_WORDS).lower()

@@ -29,8 +29,8 @@ MEDIUM_WORDS = frozenset(["video", "clip", "footage"])
 """Ignored when prompt and caption are compared: true of every caption."""
 PERSONAL_PRONOUNS = frozenset(["he", "she", "his", "her", "him", "hers", "himself", "herself", "they", "them", "their"])
 """Sentences with these refer to a person whom the prompt may not have."""
-_SENTENCES = re.compile(r"(?<=[.!?])\s+")
-_END_MARKS = ".!?"
+_SENTENCES = re.compile(r"(?<=[.!?।۔።])\s+|(?<=[。！？])\s*(?=.)")
+_END_MARKS = ".!?。！？।۔።"
 
 
 class RetrievalExpander:
@@ -119,5 +119,5 @@ def _as_sentence(prompt: str, style: Style) -> str:
     if style.starts_upper:
         text = text[0].upper() + text[1:]
     if style.ends_with_stop and text[-1] not in _END_MARKS:
-        text += "."
+        text += style.end_mark
     return text

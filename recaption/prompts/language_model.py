@@ -59,10 +59,12 @@ class CausalExpander:
         what, hint = f"expander transformers:{model_id}", "give a folder as transformers:FOLDER, or --expander embedded"
         local_only = hub.is_on_disk(model_id, what=what, hint=hint)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
-            model = AutoModelForCausalLM.from_pretrained(model_id, local_files_only=local_only)
-        except (OSError, ValueError) as error:
-            raise hub.unreachable_error(what, error, hint) from error
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                model_id, local_files_only=local_only, trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+        except Exception as error:  # damaged files make transformers, tokenizers and safetensors raise anything
+            raise hub.loading_error(what, error, hint) from error
         self.name = f"transformers:{model_id}"
         self.model = model.to(device).eval()
         self.device = device

@@ -18,6 +18,8 @@ import numpy as np
 
 from recaption.captions.text import find_fault, tokenize_words
 
+END_MARKS = (".", "!", "。", "！", "।", "۔", "።")
+"""What the sentences of a caption end with, in the scripts that have a mark of their own."""
 MAX_LENGTH_RATIO = 1.5
 """Most words of an expanded prompt, relative to the longest caption."""
 MIN_KEPT_WORD_FRACTION = 0.6
@@ -85,7 +87,13 @@ class Style:
 
     @cached_property
     def ends_with_stop(self) -> bool:
-        return sum(caption.endswith((".", "!")) for caption in self.captions) * 2 > len(self.captions)
+        return sum(caption.endswith(END_MARKS) for caption in self.captions) * 2 > len(self.captions)
+
+    @cached_property
+    def end_mark(self) -> str:
+        """The mark that most captions end with; "." where none does."""
+        counts = {mark: sum(caption.endswith(mark) for caption in self.captions) for mark in END_MARKS}
+        return max(END_MARKS, key=lambda mark: (counts[mark], mark == "."))
 
     @cached_property
     def starts_upper(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recaption.dedup.near_duplicates import select_duplicates
 from recaption.errors import UsageError
@@ -69,6 +70,12 @@ class FilterThresholds:
     max_flicker: float | None = None
     """Amplitude of luma, 0..1. Measured: median of 84 real clips 0.001, gunfire and explosions 0.01 to 0.03; luma that
     alternates between 0.45 and 0.55 has 0.05."""
+    drop_hdr: bool = False
+    """Drop clips of HLG and PQ videos; they are read as SDR."""
+    drop_interlaced: bool = False
+    """Drop clips of videos of which a tenth of the frames or more is flagged interlaced; those are read deinterlaced."""
+    drop_transparent: bool = False
+    """Drop clips of videos with transparent pixels; these are read on white."""
     drop_duplicates: bool = True
     """Keep only the first of clips with the same id (identical bytes)."""
     max_duplicate_similarity: float | None = 0.86
@@ -139,11 +146,18 @@ class Filter:
     reason: str
     """One of `errors.DROP_REASONS`."""
     score: str
-    """ThresholdColumn of `ClipScores`, or `seconds`."""
+    """Column of `ClipScores` or of `VIDEO_FLAGS`, or `seconds`."""
     min_field: str | None = None
     """Name of a threshold (`FilterThresholds.value_of`): a clip below it is dropped."""
     max_field: str | None = None
     """Name of a threshold: a clip above it is dropped."""
+    flag_field: str | None = None
+    """Name of a threshold: where it is on, a clip whose score is not 0 is dropped."""
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the thresholds that apply it."""
+        return [name for name in (self.min_field, self.max_field, self.flag_field) if name]
 
 
 FILTERS = (
@@ -162,8 +176,19 @@ FILTERS = (
     Filter("low_aesthetic", "aesthetic", min_field="min_aesthetic"),
     Filter("low_quality", "blockiness", max_field="max_blockiness"),
     Filter("low_quality", "flicker", max_field="max_flicker"),
+    Filter("hdr", "hdr", flag_field="drop_hdr"),
+    Filter("interlaced", "interlaced", flag_field="drop_interlaced"),
+    Filter("transparent", "transparent", flag_field="drop_transparent"),
 )
 """In the order of `errors.DROP_REASONS`: the first filter that a clip violates gives its drop reason."""
+VIDEO_FLAGS = ("hdr", "interlaced", "transparent")
+"""Columns that clips have from their videos: 1.0 or 0.0."""
+VIDEO_FLAG_SOURCES = ("video_id", "transfer", "is_interlaced", "has_alpha")
+"""Columns of `Video` that they are made of."""
+HDR_TRANSFERS = ("arib-std-b67", "smpte2084")
+"""HLG and PQ."""
+TOLERANCE = {"seconds": 1e-6}
+"""Times are sums of frame durations: a clip cut at exactly one second must not be dropped by rounding."""
 
 
 def plugin_scores(clips: pa.Table) -> list[str]:
@@ -173,21 +198,33 @@ def plugin_scores(clips: pa.Table) -> list[str]:
 
 def filters_of(clips: pa.Table) -> list[Filter]:
     """`FILTERS`, and one on each plug-in's score of a table of clips."""
-    own = [
-        Filter("plugin", PLUGIN_PREFIX + s, min_field=f"min_{s}", max_field=f"max_{s}") for s in plugin_scores(clips)
-    ]
-    return [*FILTERS, *own]
+    names = plugin_scores(clips)
+    return [*FILTERS, *(Filter("plugin", PLUGIN_PREFIX + s, min_field=f"min_{s}", max_field=f"max_{s}") for s in names)]
 
 
-TOLERANCE = {"seconds": 1e-6}
-"""Times are sums of frame durations: a clip cut at exactly one second must not be dropped by rounding."""
+def with_video_flags(clips: pa.Table, videos: pa.Table) -> pa.Table:
+    """`clips` with the columns of `VIDEO_FLAGS`; null where the video is missing.
+
+    Args:
+        clips: columns of `Clip`.
+        videos: columns of `VIDEO_FLAG_SOURCES`.
+    """
+    rows = pc.index_in(clips["video_id"].combine_chunks(), value_set=videos["video_id"].combine_chunks())
+    flags = (
+        pc.is_in(videos["transfer"], value_set=pa.array(HDR_TRANSFERS)),
+        videos["is_interlaced"],
+        videos["has_alpha"],
+    )
+    for name, flag in zip(VIDEO_FLAGS, flags, strict=True):
+        clips = clips.append_column(name, flag.combine_chunks().cast(pa.uint8()).cast(pa.float64()).take(rows))
+    return clips
 
 
 def score_column(clips: pa.Table, score: str) -> np.ndarray:
     """(N,) float64 of one score, NaN where it was not computed.
 
     Args:
-        clips: columns of `Clip` and `ClipScores`.
+        clips: columns of `Clip`, `ClipScores` and `VIDEO_FLAGS`.
     """
     if score == "seconds":
         return score_column(clips, "end_seconds") - score_column(clips, "start_seconds")
@@ -202,6 +239,8 @@ def violates(values: np.ndarray, clip_filter: Filter, thresholds: FilterThreshol
         is_violation |= values < minimum - tolerance
     if clip_filter.max_field and (maximum := thresholds.value_of(clip_filter.max_field)) is not None:
         is_violation |= values > maximum + tolerance
+    if clip_filter.flag_field and getattr(thresholds, clip_filter.flag_field):
+        is_violation |= values > 0
     return is_violation
 
 
@@ -222,8 +261,8 @@ def drop_reasons(clips: pa.Table, thresholds: FilterThresholds, pairs: pa.Table 
     `reject` is dropped in any case.
 
     Args:
-        clips: columns of `Clip` and `ClipScores`, and those of plug-ins and verdicts that they have been joined with; of
-            clips with the same id the first row is the original.
+        clips: columns of `Clip`, `ClipScores` and `VIDEO_FLAGS`, and those of plug-ins and verdicts that they have been
+            joined with; of clips with the same id the first row is the original.
         pairs: near-duplicate pairs, from `near_duplicates.read_pairs`.
     """
     return evaluate_filters(clips, thresholds, pairs).reasons

@@ -48,8 +48,7 @@ def _thresholds_by_score(filters: Sequence[Filter] = FILTERS) -> dict[str, list[
     """Score -> (filter, name of the threshold) pairs, in the order of the filters."""
     by_score: dict[str, list[tuple[Filter, str]]] = {}
     for clip_filter in filters:
-        fields = [name for name in (clip_filter.min_field, clip_filter.max_field) if name]
-        by_score.setdefault(clip_filter.score, []).extend((clip_filter, name) for name in fields)
+        by_score.setdefault(clip_filter.score, []).extend((clip_filter, name) for name in clip_filter.fields)
     return by_score
 
 
@@ -210,20 +209,26 @@ class ThresholdColumn:
 
 
 def threshold_columns(clips: pa.Table, thresholds: FilterThresholds, evaluate: Evaluate) -> dict[str, ThresholdColumn]:
-    """Name of a threshold -> its column, in the order of the filters; thresholds whose score no clip has are left out."""
+    """Name of a threshold -> its column, in the order of the filters; switches are left out, and thresholds whose score no
+    clip has."""
     by_score = _thresholds_by_score(filters_of(clips))
     scores = {score: score_column(clips, score) for score in by_score}
     if VERDICT_COLUMN in clips.column_names:  # no threshold drops what a person keeps, as if it had no score
         is_kept = np.array([verdict == "keep" for verdict in clips[VERDICT_COLUMN].to_pylist()], bool)
         scores = {score: np.where(is_kept, np.nan, values) for score, values in scores.items()}
     single: list[tuple[str, Filter]] = []
+    switches: list[Filter] = []
     for score, fields in by_score.items():
         if clips.num_rows and not np.isnan(scores[score]).all():
             for clip_filter, field in fields:
+                if field == clip_filter.flag_field:
+                    switches.append(clip_filter)
+                    continue
                 low, high = (field, None) if field == clip_filter.min_field else (None, field)
                 single.append((field, Filter(clip_filter.reason, score, min_field=low, max_field=high)))
     is_violation = {field: violates(scores[f.score], f, thresholds) for field, f in single}
-    num_violations = np.sum(list(is_violation.values()), axis=0, dtype=np.int32)
+    switched = [violates(scores[f.score], f, thresholds) for f in switches]
+    num_violations = np.sum([*is_violation.values(), *switched], axis=0, dtype=np.int32)
     # Duplicates are searched among all clips, whether or not another filter drops them.
     all_off: dict[str, Any] = dict.fromkeys(field for fields in by_score.values() for _, field in fields)
     is_original = np.fromiter((r is None for r in evaluate(thresholds.changed(all_off))), bool)

@@ -1,10 +1,13 @@
-"""Histogram shot detector: hard cuts from colour histograms, dissolves and fades from linear blends of their end frames.
+"""Hard cuts from colour histograms, dissolves and fades from linear blends of their end frames: the tests on frame features.
 
-    detect_boundaries(small_THWC, fps, ShotSettings())         [Boundary(frame=48, score=inf), ...]
+    histograms, thumbnails = frame_histograms(small_THWC), frame_thumbnails(small_THWC)
+    hard_cuts(jump, change, 24.0, settings)                    candidates; `is_flash` decides
+    gradual_transitions(histograms, thumbnails, starts, 12, 24.0, settings)
 
 A hard cut is a jump of the colour histograms that stands out from its neighbours and does not jump back (a flash does).
 A gradual transition is a span whose frames are blends of its first and last frame; it gives one boundary, in its middle.
 Camera and object motion change frames too, but not into blends: each pixel then shows the one or the other.
+boundary_search.py runs these tests over a video of any length.
 
 Array names: N frames, C candidate spans, P values of a thumbnail, S frames of a span.
 """
@@ -12,20 +15,17 @@ Array names: N frames, C candidate spans, P values of a thumbnail, S frames of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-
-from recaption.shots.settings import Boundary
 
 if TYPE_CHECKING:
     from recaption.shots.settings import ShotSettings
 
 
 @dataclass(frozen=True, slots=True)
-class _GradualTransition:
+class GradualTransition:
     """A span of frames that blend its first and last frame, and the part of it in which both are visible."""
 
     start: int
@@ -38,6 +38,11 @@ class _GradualTransition:
     def frame(self) -> int:
         return (self.blend_start + self.blend_end) // 2
 
+    def moved(self, num_frames: int) -> GradualTransition:
+        """The same transition with frames counted from another start."""
+        start, end = self.start + num_frames, self.end + num_frames
+        return GradualTransition(start, end, self.blend_start + num_frames, self.blend_end + num_frames, self.score)
+
 
 _HISTOGRAM_BINS = 16
 """Bins per colour channel."""
@@ -45,22 +50,10 @@ _THUMBNAIL_PX = 12
 """Short side of the thumbnails on which blends are tested: small enough to hide motion of a few percent of the frame."""
 
 
-def detect_boundaries(small_THWC: np.ndarray, fps: float, settings: ShotSettings) -> list[Boundary]:
-    """Hard cuts (infinite score), then gradual transitions between them; may be closer together than `min_shot_seconds`."""
-    histograms = _histograms(small_THWC)
-    thumbnails_NP = frame_thumbnails(small_THWC)
-    cuts = _hard_cuts(histograms, thumbnails_NP, fps, settings)
-    found = [Boundary(frame, np.inf) for frame in cuts]
-    if settings.max_gradual_seconds > 0:
-        for start, end in pairwise([0, *cuts, len(small_THWC)]):
-            found += _gradual_transitions(histograms[start:end], thumbnails_NP[start:end], start, fps, settings)
-    return found
-
-
 # --- hard cuts --------------------------------------------------------------------------------------------------------
 
 
-def _histograms(small_THWC: np.ndarray) -> np.ndarray:
+def frame_histograms(small_THWC: np.ndarray) -> np.ndarray:
     """(N, quadrants x channels x bins) float32, each histogram sums to 1; linear interpolation between bin centres."""
     num_frames, height, width, _ = small_THWC.shape
     rows = (slice(0, max(height // 2, 1)), slice(height // 2, height))
@@ -91,14 +84,36 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b).sum(-1) * (_HISTOGRAM_BINS / 2.0 / a.shape[-1])
 
 
-def _hard_cuts(histograms: np.ndarray, thumbnails_NP: np.ndarray, fps: float, settings: ShotSettings) -> list[int]:
-    """First frame of each new shot after a hard cut."""
-    num_frames = len(histograms)
-    jump = np.zeros(num_frames)
-    jump[1:] = _distance(histograms[1:], histograms[:-1])
-    radius = max(3, round(0.35 * fps))
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(jump, radius), 2 * radius + 1)
-    frames = np.arange(num_frames)
+def jumps(histograms: np.ndarray) -> np.ndarray:
+    """(N - 1,) float64 histogram distance of every frame but the first to the one before it."""
+    return _distance(histograms[1:], histograms[:-1]).astype(np.float64)
+
+
+def changes(thumbnails_NP: np.ndarray) -> np.ndarray:
+    """(N - 1,) float64 mean change of the pixels from the frame before, 0..1."""
+    return np.abs(np.diff(thumbnails_NP, axis=0)).mean(1).astype(np.float64)
+
+
+def cut_radius(fps: float) -> int:
+    """Frames on either side with which a jump is compared."""
+    return max(3, round(0.35 * fps))
+
+
+def cut_candidates(
+    jump: np.ndarray, change: np.ndarray, first: int, end: int, fps: float, settings: ShotSettings
+) -> np.ndarray:
+    """Frames in [first, end) at which a hard cut may be: jumps that stand out from their neighbours.
+
+    Args:
+        jump, change: (N,) of all frames known so far; exact while `end + cut_radius(fps) < N`, or where N is all of them.
+    """
+    radius, num_frames = cut_radius(fps), len(jump)
+    padded = np.pad(
+        jump[max(first - radius, 0) : end + radius], (max(radius - first, 0), max(end + radius - num_frames, 0))
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1)
+    jump, change = jump[first:end], change[first:end]
+    frames = np.arange(first, end)
     counts = np.minimum(frames + radius, num_frames - 1) - np.maximum(frames - radius, 0) + 1
     mean_nearby = (windows.sum(1) - jump) / np.maximum(counts - 1, 1)
     third, second = np.partition(windows, (-3, -2), axis=1)[:, -3:-1].T
@@ -106,20 +121,15 @@ def _hard_cuts(histograms: np.ndarray, thumbnails_NP: np.ndarray, fps: float, se
     is_isolated &= (jump >= 1.5 * second) | (jump >= 3.0 * settings.cut_distance)
     # two cuts close together: each is far above everything but the other
     is_pair = (jump >= 2.5 * settings.cut_distance) & (jump >= 2.0 * settings.cut_ratio * (third + 0.01))
-    change = np.zeros(num_frames)
-    change[1:] = np.abs(np.diff(thumbnails_NP, axis=0)).mean(1)
-    is_candidate = (is_isolated | is_pair) & (change >= settings.min_change)
-    flash_frames = _flash_frames(fps, settings)
-    cuts = (int(frame) for frame in np.flatnonzero(is_candidate))
-    return [cut for cut in cuts if not _is_flash(histograms, cut - 1, cut, float(jump[cut]), flash_frames)]
+    return first + np.flatnonzero((is_isolated | is_pair) & (change >= settings.min_change))
 
 
-def _flash_frames(fps: float, settings: ShotSettings) -> int:
+def max_flash_frames(fps: float, settings: ShotSettings) -> int:
     """Longest flash in frames."""
     return max(2, round(settings.flash_seconds * fps))
 
 
-def _is_flash(histograms: np.ndarray, start: int, end: int, distance: float, flash_frames: int) -> bool:
+def is_flash(histograms: np.ndarray, start: int, end: int, distance: float, flash_frames: int) -> bool:
     """Whether frame `start` reappears within `flash_frames` after `end`, or frame `end` was shown shortly before `start`.
 
     `distance` is the histogram distance between the two frames.
@@ -135,43 +145,53 @@ def _is_flash(histograms: np.ndarray, start: int, end: int, distance: float, fla
 
 
 def frame_thumbnails(small_THWC: np.ndarray) -> np.ndarray:
-    """(N, P) float32 in 0..1: flattened RGB thumbnails with a short side of 12 px."""
+    """(N, P) uint8: flattened RGB thumbnails with a short side of 12 px."""
     _, height, width, _ = small_THWC.shape
     scale = _THUMBNAIL_PX / min(height, width)
     size = (min(max(_THUMBNAIL_PX, round(width * scale)), 48), min(max(_THUMBNAIL_PX, round(height * scale)), 48))
     thumbnails = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in small_THWC]
-    return np.asarray(thumbnails, np.float32).reshape(len(thumbnails), -1) / 255.0
+    return np.asarray(thumbnails, np.uint8).reshape(len(thumbnails), -1)
 
 
-def _gradual_transitions(
-    histograms: np.ndarray, thumbnails_NP: np.ndarray, offset: int, fps: float, settings: ShotSettings
-) -> list[Boundary]:
-    """Gradual transitions in a span without hard cuts; `offset` is added to their frame numbers."""
-    longest = min(round(settings.max_gradual_seconds * fps), len(thumbnails_NP) - 1)
-    lengths = sorted({round(x) for x in np.geomspace(4, max(longest, 4), 8)})
-    candidates: list[_GradualTransition] = []
-    for length in (n for n in lengths if n < len(thumbnails_NP)):
-        starts = np.arange(0, len(thumbnails_NP) - length, max(1, length // 8))
-        distances = _distance(histograms[starts], histograms[starts + length])
-        starts = starts[distances >= settings.gradual_distance]
-        for first in range(0, len(starts), 64):
-            batch = starts[first : first + 64]
-            distance_C = _distance(histograms[batch], histograms[batch + length])
-            candidates += _blend_spans(thumbnails_NP, batch, length, distance_C, settings)
-            candidates += _blend_spans(1.0 - thumbnails_NP, batch, length, distance_C, settings, negative=True)
-    min_gap_frames = 0.25 * settings.max_gradual_seconds * fps
-    selected: list[_GradualTransition] = []
-    for candidate in sorted(candidates, key=lambda f: (-f.score, f.end - f.start, f.start)):
-        distance = float(_distance(histograms[candidate.start], histograms[candidate.end]))
-        if _is_flash(histograms, candidate.start, candidate.end, distance, _flash_frames(fps, settings)):
-            continue
-        if all(
-            abs(candidate.frame - other.frame) > min_gap_frames
-            and (candidate.start >= other.blend_end or other.blend_start >= candidate.end)
-            for other in selected
-        ):
-            selected.append(candidate)
-    return [Boundary(f.frame + offset, f.score) for f in selected]
+def as_floats(thumbnails_NP: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 in 0..1."""
+    return thumbnails_NP.astype(np.float32) / 255.0
+
+
+def gradual_lengths(max_frames: int) -> list[int]:
+    """Lengths of the spans that are tested, the longest of at most `max_frames`."""
+    return sorted({round(x) for x in np.geomspace(4, max(max_frames, 4), 8)})
+
+
+def start_step(length: int) -> int:
+    """Distance between the starts of tested spans of one length."""
+    return max(1, length // 8)
+
+
+def static_margin(length: int) -> int:
+    """Frames outside of a span of this length that are looked at too."""
+    return max(1, length // 4)
+
+
+def gradual_transitions(
+    histograms: np.ndarray, thumbnails_NP: np.ndarray, starts: np.ndarray, length: int, settings: ShotSettings
+) -> list[GradualTransition]:
+    """Which of the spans [start, start + length] are gradual transitions."""
+    found: list[GradualTransition] = []
+    distances = _distance(histograms[starts], histograms[starts + length])
+    starts = starts[distances >= settings.gradual_distance]
+    for first in range(0, len(starts), 64):
+        batch = starts[first : first + 64]
+        distance_C = _distance(histograms[batch], histograms[batch + length])
+        found += _blend_spans(thumbnails_NP, batch, length, distance_C, settings)
+        found += _blend_spans(1.0 - thumbnails_NP, batch, length, distance_C, settings, negative=True)
+    return found
+
+
+def reverts(histograms: np.ndarray, found: GradualTransition, fps: float, settings: ShotSettings) -> bool:
+    """Whether a gradual change is a flash: what was before it comes back."""
+    distance = float(_distance(histograms[found.start], histograms[found.end]))
+    return is_flash(histograms, found.start, found.end, distance, max_flash_frames(fps, settings))
 
 
 def _blend_spans(
@@ -182,7 +202,7 @@ def _blend_spans(
     settings: ShotSettings,
     *,
     negative: bool = False,
-) -> list[_GradualTransition]:
+) -> list[GradualTransition]:
     """Spans [start, start + length] that are blends `a * first + b * last` with a falling and b rising.
 
     A fade through black is one with a + b < 1 in its middle; a fade through white is the same in the `negative` images.
@@ -214,7 +234,7 @@ def _blend_spans(
         # a fade, which end in black or white
         score = float(fit_C[index] * distance_C[index] * (0.5 if is_uniform_C[index] else 1.0))
         found.append(
-            _GradualTransition(start, start + length, start + int(blended[0]), start + int(blended[-1]) + 1, score)
+            GradualTransition(start, start + length, start + int(blended[0]), start + int(blended[-1]) + 1, score)
         )
     return found
 
@@ -226,7 +246,7 @@ def _is_static_outside(
 
     Rejects parts of a transition, steady motion and gradual changes of light.
     """
-    margin = max(1, length // 4)
+    margin = static_margin(length)
     limit_CP = 0.5 * (margin / length) * change_CP + 0.01
     num_changed_C = np.maximum(changed_CP.sum(1), 1)
     is_static_C = np.ones(len(starts), bool)

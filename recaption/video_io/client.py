@@ -12,11 +12,11 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from recaption.decoding.messages import Request, encode_request
+from recaption.decoding.messages import ClipRequest, Request, encode_request, limit_text
 from recaption.errors import VideoError
 from recaption.video_io import process as decoder_process
 from recaption.video_io.frames import DecodeLimits, Frames
@@ -43,10 +43,29 @@ class FrameBuffer:
         return self.pixels_THWC[: self.num_filled]
 
 
+class FrameSink(Protocol):
+    """Takes the frames of a scan as they come, so that they need not all be kept. Its time is not the decoder's."""
+
+    def begin(self, sizes: dict[str, tuple[int, int, int]], pts_seconds: np.ndarray, seconds: float) -> None:
+        """Called before the first frame, and again where a killed decoder starts anew.
+
+        Args:
+            sizes: by stream: expected number of frames, height, width.
+            pts_seconds: of all frames; empty where they are known at the end only.
+            seconds: length of the video, 0 where it is not known.
+        """
+        ...
+
+    def add(self, stream: str, numbers: np.ndarray, pixels_THWC: np.ndarray) -> None:
+        """The next frames of a stream and their numbers. Frames of `detail` come before those of `small` after them."""
+        ...
+
+
 class DecodeResponse:
     """Sends one request and holds its response: buffers by stream name, presentation times, the last header.
 
     Args:
+        sink: gets the frames; without one they are kept in `buffers`, within `max_kept_bytes`.
         file: the video, open for reading, or its descriptor. The child reads it through a descriptor of its own, so the
             position of `file` does not move.
 
@@ -55,7 +74,15 @@ class DecodeResponse:
             reports is raised by `raise_for_error` only.
     """
 
-    def __init__(self, file: BinaryIO | int, limits: DecodeLimits, request: Request) -> None:
+    def __init__(
+        self, file: BinaryIO | int, limits: DecodeLimits, request: Request, sink: FrameSink | None = None
+    ) -> None:
+        self.sink = sink
+        # the size of a clip is the caller's own choice, that of other frames is the file's
+        self.max_bytes = None if isinstance(request, ClipRequest) else limits.max_kept_bytes
+        self.sizes: dict[str, tuple[int, int, int]] = {}
+        self.block: tuple[str, np.ndarray, np.ndarray] | None = None
+        """Of the sink: filled by the time the next message comes."""
         self.buffers: dict[str, FrameBuffer] = {}
         self.pts_seconds = np.zeros(0)
         self.header = decoder_process.exchange(
@@ -65,19 +92,62 @@ class DecodeResponse:
             wall_seconds=limits.max_wall_seconds,
             seconds_per_video_second=limits.seconds_per_video_second,
         )
+        self._deliver_block()
 
     def _receive(self, header: dict[str, Any], num_bytes: int) -> memoryview:
-        if header["kind"] == "length":
-            self.buffers = {name: FrameBuffer(*shape) for name, shape in header["streams"].items()}
+        if header["kind"] == "length" and not num_bytes:
+            self._begin(header)
             return memoryview(b"")
-        if header["kind"] == "done":
+        if header["kind"] == "length":
+            self.block = None  # of a decoder that was killed
+            self.pts_seconds = np.empty(num_bytes // 8, np.float64)
+            block = self.pts_seconds.view(np.uint8).data
+        elif header["kind"] == "done":
+            self._deliver_block()
             self.pts_seconds = np.empty(header["count"], np.float64)
             block = self.pts_seconds.view(np.uint8).data
         else:
-            block = self.buffers[header["stream"]].next_block(header["count"])
+            self._deliver_block()
+            block = self._memory_for(header["stream"], header["count"], header["numbers"])
         if len(block) != num_bytes:
             raise EOFError(f"{num_bytes} bytes where {len(block)} are expected")
         return block
+
+    def _begin(self, header: dict[str, Any]) -> None:
+        self.sizes, self.block = {name: tuple(size) for name, size in header["streams"].items()}, None
+        if self.sink is not None:
+            if self.sizes:
+                self.sink.begin(self.sizes, self.pts_seconds, header["seconds"])
+            return
+        self._check_bytes({name: size[0] for name, size in self.sizes.items()})
+        self.buffers = {name: FrameBuffer(*size) for name, size in self.sizes.items()}
+
+    def _check_bytes(self, num_frames: dict[str, int]) -> None:
+        """
+        Raises:
+            VideoError: too_large, where so many frames of each stream are more than may be kept.
+        """
+        num_bytes = sum(num_frames[name] * height * width * 3 for name, (_, height, width) in self.sizes.items())
+        if self.max_bytes is not None and num_bytes > self.max_bytes:
+            frames = ", ".join(f"{num_frames[name]:,} of {size[2]}x{size[1]}" for name, size in self.sizes.items())
+            detail = f"decoded frames ({frames}) take {num_bytes / 1e9:.1f} GB, more than "
+            raise VideoError("too_large", detail + limit_text("max_kept_bytes", self.max_bytes))
+
+    def _memory_for(self, stream: str, count: int, numbers: list[int]) -> memoryview:
+        if self.sink is not None:
+            pixels_THWC = np.empty((count, *self.sizes[stream][1:], 3), np.uint8)
+            self.block = (stream, np.array(numbers, np.int64), pixels_THWC)
+            return pixels_THWC.reshape(-1).data
+        buffer = self.buffers[stream]
+        if buffer.num_filled + count > len(buffer.pixels_THWC):  # the length was an estimate
+            filled = {name: one.num_filled for name, one in self.buffers.items()}
+            self._check_bytes(filled | {stream: buffer.num_filled + count})
+        return buffer.next_block(count)
+
+    def _deliver_block(self) -> None:
+        if self.block is not None and self.sink is not None:
+            block, self.block = self.block, None
+            self.sink.add(*block)
 
     def raise_for_error(self, uri: str) -> None:
         """Raise the error that the child reported, if any, as a `VideoError`."""

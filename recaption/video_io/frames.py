@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -21,14 +22,20 @@ class DecodeLimits:
     """Address space of the decoder child (RLIMIT_AS), 0.4 GB of it for Python and libraries."""
     max_pixels: int = 8192 * 8192
     """Per frame. 8K is 33 million; a 16K frame costs 0.4 GB as RGB alone."""
-    max_video_seconds: float = 3600.0
-    """Measured by presentation times. `scan` holds every small frame in memory: about 12 kB each."""
-    max_frames: int = 240_000
-    """66 minutes at 60 frames per second."""
+    max_video_seconds: float = 36_000.0
+    """Measured by presentation times: 10 hours."""
+    max_frames: int = 2_200_000
+    """10 hours at 60 frames per second."""
+    max_kept_bytes: int = 1 << 30
+    """Frames of one video that this process keeps: 17 minutes at 30 fps as `prepare` sees them. It decodes longer videos
+    twice, the second time clip by clip; a single clip, or frames read at full size, that take more are `too_large`."""
     max_input_bytes: int = MAX_INPUT_BYTES
     """Of a remote input, checked while it is downloaded: 10 hours of 1080p at 7 Mbit/s."""
     max_fetch_seconds: float = MAX_FETCH_SECONDS
     """Timeout of a download."""
+    on_damage: Literal["refuse", "trim"] = "refuse"
+    """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
+    that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, 
 from recaption.errors import UsageError, VideoError
 from recaption.inputs.open_input import InputState, OpenedInput, local_state, open_input
 from recaption.records import Video
-from recaption.video_io.client import DecodeResponse
+from recaption.video_io.client import DecodeResponse, FrameSink
 from recaption.video_io.frames import DecodeLimits, Frames
 
 MAX_OPEN_VIDEOS = 4
@@ -75,6 +75,14 @@ class OpenedVideo:
         indices = np.array(response.header["detail"], np.int64)
         detail = Frames(response.buffers["detail"].filled(), pts_seconds[indices], indices)
         return Scan(video, pts_seconds, small, detail)
+
+    def scan_into(
+        self, sink: FrameSink, *, small_px: int = 48, detail_px: int = 256, detail_every_seconds: float = 0.5
+    ) -> tuple[Video, np.ndarray]:
+        """As `scan`, with frames that go to `sink` as they come: (the video, failed or not; its presentation times)."""
+        request = ScanRequest(small_px=small_px, detail_px=detail_px, detail_every_seconds=detail_every_seconds)
+        video, response = self._decode_whole(request, sink)
+        return video, np.zeros(0) if response is None else response.pts_seconds
 
     def read_frames(
         self,
@@ -129,7 +137,7 @@ class OpenedVideo:
         self.input.check_unchanged()
         return frames
 
-    def _decode_whole(self, request: Request) -> tuple[Video, DecodeResponse | None]:
+    def _decode_whole(self, request: Request, sink: FrameSink | None = None) -> tuple[Video, DecodeResponse | None]:
         """Send a request that decodes everything: (the video, failed or not; the response where there is one)."""
         response: DecodeResponse | None = None
         fields: dict[str, Any] = {}
@@ -138,7 +146,7 @@ class OpenedVideo:
         except VideoError as error:
             return failed_video(self.uri, error), None
         try:
-            response = DecodeResponse(self.input.file, self.limits, request)
+            response = DecodeResponse(self.input.file, self.limits, request, sink)
             fields |= response.header["video"]
             response.raise_for_error(self.uri)
         except VideoError as error:
@@ -194,11 +202,11 @@ class OpenVideos:
 
     def __init__(self, limits: DecodeLimits) -> None:
         self.limits = limits
-        self._open: OrderedDict[tuple[str, InputState], tuple[contextlib.ExitStack, OpenedVideo | VideoError]] = (
-            OrderedDict()
-        )
+        self._open: OrderedDict[
+            tuple[str, InputState | None], tuple[contextlib.ExitStack, OpenedVideo | VideoError]
+        ] = OrderedDict()
 
-    def open(self, uri: str, expected: InputState) -> OpenedVideo:
+    def open(self, uri: str, expected: InputState | None) -> OpenedVideo:
         """The open video, or a newly opened one in the place of the one that was used longest ago.
 
         Raises:

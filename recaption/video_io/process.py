@@ -80,6 +80,15 @@ class _Deadline:
         if left <= 0 or not poll.poll(left * 1000):
             raise TimeoutError
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What this process does with the frames is not the decoder's time."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.started += time.monotonic() - started
+
 
 def _environment() -> dict[str, str]:
     """Environment of the child: what Python needs to start, and none of the keys and tokens of this process."""
@@ -222,10 +231,13 @@ class _Decoder:
             while True:
                 header, num_payload_bytes = child.read_header(deadline)
                 if num_payload_bytes:
-                    child.read_into(receive(header, num_payload_bytes), deadline)
+                    with deadline.paused():
+                        memory = receive(header, num_payload_bytes)
+                    child.read_into(memory, deadline)
                 if header["kind"] == "length":
                     deadline.seconds = wall_seconds + seconds_per_video_second * header["seconds"]
-                    receive(header, 0)
+                    with deadline.paused():
+                        receive(header, 0)
                 elif header["kind"] == "error":
                     if header["reason"] == "decode_memory":
                         self.close()  # a heap that hit its limit stays fragmented

@@ -5,9 +5,9 @@
     frames.pixels_THWC, frames.pts_seconds        # uint8 RGB as displayed, presentation times
 
 Index i is the i-th frame of a sequential decode: hidden pre-roll of edit lists does not count, variable frame rates and
-rotation are honoured, header values are not trusted; of several video streams the first is read. Decoding runs in a child
-process with limits on time and memory (process.py, recaption/decoding/worker.py); every failure is a `VideoError` with a
-reason of `errors.FAILURE_REASONS`.
+rotation are honoured, header values are not trusted; stream, pixel aspect and fields are those of ffmpeg (docs/picture.md).
+Decoding runs in a child process with limits on time and memory (process.py, recaption/decoding/worker.py); every failure
+is a `VideoError` with a reason of `errors.FAILURE_REASONS`.
 """
 
 from __future__ import annotations
@@ -87,14 +87,18 @@ def read_frames(
         )
 
 
-def decode_bytes(payload: bytes, *, limits: DecodeLimits | None = None) -> Frames:
+OWN_SAMPLE_LIMITS = DecodeLimits(max_kept_bytes=32 << 30)
+"""For samples of shards: their size was chosen by the buckets, not by a stranger."""
+
+
+def decode_bytes(payload: bytes, *, limits: DecodeLimits = OWN_SAMPLE_LIMITS) -> Frames:
     """All frames of an encoded video in memory, such as an .mp4 member of a shard.
 
     Raises:
         VideoError: as `read_frames`.
     """
     with file_in_memory(payload) as file:
-        return decode(file, "<bytes>", limits or DecodeLimits(), ReadRequest())
+        return decode(file, "<bytes>", limits, ReadRequest())
 
 
 def read_clip(

@@ -4,26 +4,16 @@ Processes are killed at seeded random moments: decoders and workers while the dr
 with everything it started.
 """
 
-import hashlib
-import json
-import os
 import random
-import re
-import signal
-import subprocess
-import sys
 import time
-import uuid
 from collections import Counter
 
 import pytest
+from command_process import Command, hash_files
 
 from recaption.scenes.renderer import SIMPLE, render
 
 NUM_VIDEOS = 48
-MARK = "RECAPTION_FAULT_TEST"
-SECONDS_TO_VANISH = 30.0
-"""How long processes of a killed driver may outlive it: Ray's processes check for one another every few seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -33,75 +23,6 @@ def videos(tmp_path_factory):
         scene = render(6000 + seed, num_frames=17, height_px=64, width_px=96, fps=8, **SIMPLE)
         scene.write(folder / f"scene-{seed:02d}.mp4")
     return folder
-
-
-class Command:
-    """A recaption command in its own process group; its descendants are found by a mark in their environment.
-
-    The mark is a path that does not exist: of all variables, decoders get PYTHONPATH.
-    """
-
-    def __init__(self, *arguments, log):
-        self.mark = uuid.uuid4().hex
-        self.log = open(log, "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *arguments, "--json", "--no-progress"],
-            env={**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}{os.pathsep}/{MARK}={self.mark}"},
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            start_new_session=True,
-        )
-
-    def descendants(self, name=""):
-        """Process id -> command line of the processes that have the mark and match the pattern `name`."""
-        found = {}
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            try:
-                with open(f"/proc/{pid}/environ", "rb") as file:
-                    is_ours = f"{MARK}={self.mark}".encode() in file.read()
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    command_line = file.read().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if is_ours and re.search(name, command_line):
-                found[pid] = command_line
-        return found
-
-    def kill_one(self, name, rng):
-        """SIGKILL a random process of that name; False where there is none."""
-        pids = list(self.descendants(name))
-        if not pids:
-            return False
-        try:
-            os.kill(rng.choice(pids), signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def kill_all(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
-
-    def finish(self):
-        """The JSON object on its stdout, which must have nothing else, whatever was killed meanwhile."""
-        out, _ = self.process.communicate()
-        assert self.process.returncode == 0
-        return json.loads(out)
-
-    def leftover_processes(self):
-        """Command lines of processes that outlive the driver by `SECONDS_TO_VANISH`."""
-        deadline = time.monotonic() + SECONDS_TO_VANISH
-        while self.descendants() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return list(self.descendants().values())
-
-
-def hash_files(out):
-    return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in out.rglob("*")
-        if path.is_file() and "report" not in path.parts  # has the run times
-    }
 
 
 PARTS = ("videos/part-*.parquet", "captions/main/part-*.parquet", "shards/*/*.parquet")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from jobs.cluster.worker_errors import user_facing_error
 from jobs.commands import VERBS
 from jobs.recipe.fields import fields_of
 from jobs.recipe.presets import quickstart
@@ -196,6 +197,27 @@ def test_a_signal_is_one_sentence(number, code, word):
     assert process.returncode == code
     assert err == f"recaption: {word}: finished parts are safe, run the same command again to go on\n"
     assert out == ""
+
+
+def test_a_fault_of_a_worker_is_a_fault_of_ours(monkeypatch, capsys):
+    def fail(self):
+        raise user_facing_error("shard", kind="ZeroDivisionError", text="division by zero", where="  File ...")
+
+    monkeypatch.setattr(VERBS["doctor"], "__call__", fail)
+    assert main(["doctor"]) == 70
+    error = capsys.readouterr().err
+    assert "shard: a worker failed: ZeroDivisionError: division by zero" in error
+    assert "this is a fault of recaption" in error
+
+
+def test_a_file_whose_name_starts_with_a_dash_is_a_file(tmp_path, monkeypatch):
+    (tmp_path / "-dash.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+    seen = {}
+    monkeypatch.setattr(VERBS["prepare"], "__call__", lambda self: seen.update(videos=self.videos) or {"failures": []})
+    main(["prepare", "--videos", "a.mp4", "-dash.mp4", "--out", "run", "--json"])
+    assert seen["videos"] == ("a.mp4", "./-dash.mp4")
+    assert main(["prepare", "--videos", "-other.mp4", "--out", "run"]) == 2  # there is no such file
 
 
 WITH_RAY = """

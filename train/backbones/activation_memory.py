@@ -14,12 +14,12 @@ import torch
 
 from recaption.errors import UsageError
 from train.backbones.dit import Dit
-from train.parallel.device_memory import EMA_BYTES, TRAINED_BYTES, WEIGHT_BYTES
+from train.parallel.device_memory import AUTOCAST_BYTES, EMA_BYTES, TRAINED_BYTES, WEIGHT_BYTES
 
 STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + EMA_BYTES
-ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 108.4, "bf16": 56.0}
-"""Of one block, saved for backward; measured on the CPU at widths 192 and 384 (test_activation_memory.py measures again).
-Under bf16 autocast the residual stream and the norms stay float32."""
+ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 100.4, "bf16": 52.4}
+"""Of one block, saved for backward by what runs on a GPU: flash or flex attention, torch's RMSNorm, CUDA's autocast.
+test_activation_memory.py counts it again on fake CUDA tensors. The residual stream stays float32, also under autocast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class TrainingMemory:
     """The same spread over all ranks (FSDP)."""
     activations_bytes: int
     """One full pack."""
+    weight_copies_bytes: int
+    """bfloat16 copies of the weights that autocast keeps from forward to backward (DDP)."""
 
 
 def training_memory(
@@ -51,7 +53,7 @@ def training_memory(
     Args:
         token_width: latent channels x patch volume.
         text_width: of the text encoder (4096: T5-XXL).
-        recompute: activation checkpointing: blocks save their inputs only.
+        activation_checkpointing: blocks save their inputs only.
 
     Raises:
         UsageError: a width that is not a multiple of 64.
@@ -81,6 +83,7 @@ def training_memory(
             precision=precision,
             activation_checkpointing=activation_checkpointing,
         ),
+        weight_copies_bytes=AUTOCAST_BYTES * num_parameters if precision == "bf16" else 0,
     )
 
 
@@ -90,7 +93,7 @@ def activation_bytes(
     """Activations of the blocks saved for backward, for one full pack.
 
     Args:
-        recompute: activation checkpointing: every block saves its float32 input, and one block at a time everything.
+        activation_checkpointing: every block saves its float32 input, and one block at a time everything.
     """
     per_block = ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
     return int(per_block + 4 * capacity * width * depth if activation_checkpointing else per_block * depth)

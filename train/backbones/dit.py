@@ -27,7 +27,7 @@ from train.layers.embeddings import POSITION_FREQUENCIES, TIMESTEP_EMBEDDING_WID
 from train.layers.packed_attention_layers import Attend, CrossAttention, SelfAttention, outside_compile
 from train.layers.rope import rotary_cos_sin
 from train.layers.segments import Segments
-from train.layers.text_condition import NULL_TOKENS, with_null_captions
+from train.layers.text_condition import NULL_TOKENS, TextSelection, with_null_captions
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 6, "num_heads": 6},
@@ -60,6 +60,7 @@ class Dit(nn.Module):
         Args:
             token_width: latent channels x patch volume; of the input and the output.
             text_width, pooled_width: of the text encoder, per token and per caption.
+            attention_backend: of this process; no part of the model, so `config` does not hold it.
             num_registers: learned register tokens per sample, dropped after the blocks (arXiv 2309.16588). They lengthen
                 the sequences of the blocks.
             absolute_positions: add a sine-cosine position embedding to RoPE's relative one. A small model otherwise
@@ -87,7 +88,6 @@ class Dit(nn.Module):
             "depth": depth,
             "num_heads": num_heads,
             "mlp_ratio": mlp_ratio,
-            "attention_backend": attention_backend,
             "num_registers": num_registers,
             "absolute_positions": absolute_positions,
         }
@@ -130,7 +130,7 @@ class Dit(nn.Module):
         cu_text: Segments | Tensor,
         pooled_SC: Tensor,
         *,
-        drop_text_S: Sequence[bool] | None = None,
+        drop_text_S: Sequence[bool] | TextSelection | None = None,
         condition_mask_L: Tensor | None = None,
     ) -> Tensor:
         """(L, token_width) float32: the prediction for every token.
@@ -139,7 +139,8 @@ class Dit(nn.Module):
             position_L3: int, (frame, row, column) of each token in its own sample's grid; any size.
             cu_seqlens, cu_text: `Segments`, or cu_seqlens tensors.
             timestep_S: 0 (clean) to 1 (noise), one per sample.
-            drop_text_S: samples that get the learned null caption; so does every sample without text tokens.
+            drop_text_S: samples that get the learned null caption; so does every sample without text tokens. Or the
+                `TextSelection` made of them, which a training step has on the device already.
             condition_mask_L: bool, conditioning tokens: passed in clean (t = 0), whatever the timestep of their sample.
         """
         segments, text_segments = Segments.of(cu_seqlens), Segments.of(cu_text)

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from train.layers.segments import Segments
+from train.layers.text_condition import TextSelection
 
 
 class Backbone(Protocol):
     """A denoiser that the training task and the sampler can use."""
 
     config: dict[str, Any]
-    """Keyword arguments of `build` for this backbone; plain JSON values."""
+    """Keyword arguments of `build` that make the same model; plain JSON values. Without `attention_backend`, which changes
+    with the machine."""
 
     def __call__(
         self,
@@ -26,7 +28,7 @@ class Backbone(Protocol):
         cu_text: Segments | Tensor,
         pooled_SC: Tensor,
         *,
-        drop_text_S: Sequence[bool] | None = None,
+        drop_text_S: Sequence[bool] | TextSelection | None = None,
         condition_mask_L: Tensor | None = None,
     ) -> Tensor:
         """The prediction for every token, in the type of `DiffusionSettings.prediction`.

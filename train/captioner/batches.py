@@ -138,6 +138,7 @@ class CaptionBatches:
             "positive_index_KB": positive_index_KB,
             "text_hash_KB": text_hash_S[positive_index_KB],
             "longest": int(lengths_S[caption_index_B].max()),
+            "longest_text": int((texts_SM != tokenizer.special.pad).sum(1).max()),
             "num_tokens": int((lengths_S - 1 - prefix_S)[caption_index_B].sum()),
         }
 

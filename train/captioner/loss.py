@@ -52,14 +52,16 @@ def captioner_loss(
     """Loss of one batch of this rank; collective over all ranks.
 
     Args:
-        batch: from `CaptionBatches` (batches.py), on the model's device.
+        batch: from `CaptionBatches` (batches.py), on the model's device; `with_micro_batches` before it is moved there
+            saves the step from waiting for the device.
         micro_batch: clips encoded at a time; 0 = all at once, without a second forward.
     """
     num_clips = len(batch["pixels_BTHWC"])
     size = micro_batch or num_clips
+    batch = batch if "micro_batches" in batch else with_micro_batches(batch, micro_batch)
     encoded = []
-    for start in range(0, num_clips, size):
-        clip_batch = _select(batch, slice(start, start + size))
+    for start, texts in zip(range(0, num_clips, size), batch["micro_batches"], strict=True):
+        clip_batch = _select(batch, slice(start, start + size), texts)
         if size >= num_clips:
             encoded.append(_encode(model, preprocessor, pad, clip_batch))
         else:
@@ -68,7 +70,7 @@ def captioner_loss(
     texts_KBD = torch.cat([texts for _, texts, _ in encoded], dim=1)
     caption_sum = torch.stack([total for _, _, total in encoded]).sum()
 
-    num_tokens = torch.tensor([batch["num_tokens"], num_clips], dtype=torch.float64, device=clips_BD.device)
+    num_tokens = batch["counts"]
     all_tokens, all_clips = sum_over_ranks(num_tokens.clone())
     scale = model.coca.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
     contrastive_sum = contrastive_loss(clips_BD, texts_KBD, batch["text_hash_KB"], scale)
@@ -80,25 +82,43 @@ def captioner_loss(
     )
 
 
-def _select(batch: Mapping[str, Any], clips: slice) -> dict[str, Tensor]:
-    """A micro-batch: some clips with only the texts they use."""
-    caption_index_B, positive_index_KB = batch["caption_index_B"][clips], batch["positive_index_KB"][:, clips]
-    if len(caption_index_B) == len(batch["caption_index_B"]):
-        texts_SM = batch["texts_SM"]
-    else:
-        used_S, indices = torch.cat([caption_index_B, positive_index_KB.flatten()]).unique(return_inverse=True)
-        texts_SM = batch["texts_SM"][used_S]
-        caption_index_B, positive_index_KB = (
-            indices[: len(caption_index_B)],
-            indices[len(caption_index_B) :].view_as(positive_index_KB),
+def with_micro_batches(batch: Mapping[str, Any], micro_batch: int) -> dict[str, Any]:
+    """The batch with the texts of each micro-batch and its counts: on the CPU, before the batch is moved.
+
+    Args:
+        micro_batch: clips of one; 0 = the whole batch is one.
+    """
+    caption_index_B, positive_index_KB = batch["caption_index_B"], batch["positive_index_KB"]
+    num_clips = len(caption_index_B)
+    size = micro_batch or num_clips
+    micro_batches: list[dict[str, Tensor]] = []
+    for start in range(0, num_clips, size):
+        captions, positives = caption_index_B[start : start + size], positive_index_KB[:, start : start + size]
+        if size >= num_clips:
+            micro_batches.append({"caption_index_B": captions, "positive_index_KB": positives})
+            continue
+        used_S, indices = torch.cat([captions, positives.flatten()]).unique(return_inverse=True)
+        micro_batches.append(
+            {
+                "used_S": used_S,
+                "caption_index_B": indices[: len(captions)],
+                "positive_index_KB": indices[len(captions) :].view_as(positives),
+            }
         )
+    counts = torch.tensor([batch["num_tokens"], num_clips], dtype=torch.float64, device=caption_index_B.device)
+    return {**batch, "micro_batches": micro_batches, "counts": counts}
+
+
+def _select(batch: Mapping[str, Any], clips: slice, texts: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A micro-batch: some clips with only the texts they use."""
     return {
         "pixels_BTHWC": batch["pixels_BTHWC"][clips],
-        "texts_SM": texts_SM,
-        "caption_index_B": caption_index_B,
-        "positive_index_KB": positive_index_KB,
+        "texts_SM": batch["texts_SM"][texts["used_S"]] if "used_S" in texts else batch["texts_SM"],
+        "caption_index_B": texts["caption_index_B"],
+        "positive_index_KB": texts["positive_index_KB"],
         "prefix_B": batch["prefix_B"][clips],
         "longest": batch["longest"],
+        "longest_text": batch.get("longest_text"),
     }
 
 
@@ -107,7 +127,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(clips_BD, texts_KBD, summed cross-entropy of the captions), float32; embeddings have unit length."""
     clips = model.encode_clips(preprocessor.normalise(clip_batch["pixels_BTHWC"]))
-    texts = model.encode_texts(clip_batch["texts_SM"])
+    texts = model.encode_texts(clip_batch["texts_SM"], longest=clip_batch["longest_text"])
     longest = clip_batch["longest"]
     caption_ids_BM = clip_batch["texts_SM"][clip_batch["caption_index_B"], :longest]
     logits_BMV = model.caption_logits(clips.tokens_BND, texts.tokens_SMD[clip_batch["caption_index_B"], : longest - 1])

@@ -23,7 +23,7 @@ from recaption.captions.text import CAPTION_KINDS
 from recaption.errors import UsageError
 from recaption.records import Clip
 from recaption.video_io.frames import DecodeLimits
-from recaption.video_io.reader import read_frames
+from recaption.video_io.opened_video import open_video
 from train.captioner.clips import CaptionedClip
 
 HELD_OUT_FRACTION = 0.1
@@ -62,12 +62,10 @@ class RunClips:
             offset = np.random.default_rng([7, epoch, *clip.clip_id.encode()]).random(num_frames)
         indices = ((np.arange(num_frames) + offset) * clip.num_frames / num_frames).astype(np.int64)
         unique, inverse = np.unique(indices, return_inverse=True)  # a short clip repeats frames
-        frames = read_frames(
-            clip.uri,
-            clip.start_frame + unique,
-            short_side_px=min(preprocessor.frame_px, clip.width_px, clip.height_px),
-            limits=self._decode,
-        )
+        with open_video(clip.uri, expected=clip.video_id, limits=self._decode) as video:
+            frames = video.read_frames(
+                clip.start_frame + unique, short_side_px=min(preprocessor.frame_px, clip.width_px, clip.height_px)
+            )
         return CaptionedClip(
             clip_id=clip.clip_id,
             pixels_THWC=preprocessor.resize_frames(frames.pixels_THWC, inverse),

@@ -27,7 +27,7 @@ from train.captioner.clips import CaptionClips, CaptionedClip
 from train.captioner.evaluation import evaluate, held_out_clips
 from train.captioner.freezing import TRAINABLE, frozen_modules, set_trainable
 from train.captioner.init_weights import InitialCaptioner, check_caption_lengths, from_captioner, from_scratch
-from train.captioner.loss import captioner_loss
+from train.captioner.loss import captioner_loss, with_micro_batches
 from train.captioner.scene_clips import SceneClips
 from train.captioner.stages import kinds_in, parse_stages, prefix_of
 from train.engine.task import LossParts
@@ -207,6 +207,10 @@ class CaptionerTask:
             seed=self.settings.seed,
         )
         return batches.stream(start_step, num_workers=self.settings.num_workers)
+
+    def prepared(self, batch: Mapping[str, Any], *, step: int, seed: int) -> dict[str, Any]:
+        """The batch with its micro-batches: which texts each of them uses is found out before it is moved."""
+        return with_micro_batches(batch, self.settings.micro_batch)
 
     def loss(self, batch: Mapping[str, Any], *, step: int, seed: int) -> LossParts:
         for module in frozen_modules(self.model):

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from train.checkpoint import step_folder
 from train.checkpoint.safetensors_storage import TensorShard, copy_to_cpu
-from train.parallel.process_group import rank
+from train.parallel.control import new_cpu_group
+from train.parallel.process_group import DEFAULT_TIMEOUT_MINUTES, rank
 
 CLOSE_TIMEOUT_SECONDS = 60.0
 """How long `close` waits: if another rank has died, a save never ends."""
@@ -29,10 +29,17 @@ CLOSE_TIMEOUT_SECONDS = 60.0
 class AsyncCheckpointer:
     """Saves one checkpoint at a time. All ranks call all methods, in the same order."""
 
-    def __init__(self, folder: str, *, keep_last: int, is_sharded: bool) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        keep_last: int,
+        is_sharded: bool,
+        timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES,
+    ) -> None:
         self.folder, self.keep_last = folder, keep_last
         # A separate group: the thread's collectives must not interleave with those of the training steps.
-        self._group = dist.new_group(backend="gloo") if is_sharded else None
+        self._group = new_cpu_group(timeout_minutes) if is_sharded else None
         self._writes = is_sharded or rank() == 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -228,7 +228,7 @@ def read_files(folder: str, tensors: Mapping[str, Tensor | TensorShard]) -> None
     """
     files = _by_file(tensors)
     for file, shards in files.items():
-        saved_shapes = _shapes_in(os.path.join(folder, file))
+        saved_shapes = shapes_in(os.path.join(folder, file))
         for name in sorted(saved_shapes.keys() | shards.keys()):
             saved, own = saved_shapes.get(name), shards[name].shape if name in shards else None
             if saved != own:
@@ -243,7 +243,12 @@ def read_files(folder: str, tensors: Mapping[str, Tensor | TensorShard]) -> None
                     shard.local.copy_(stream.get_slice(name)[box] if box else stream.get_tensor(name))
 
 
-def _shapes_in(path: str) -> dict[str, tuple[int, ...]]:
+def shapes_in(path: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of a file, from its header.
+
+    Raises:
+        CheckpointMismatchError: missing, or not safetensors.
+    """
     try:
         with safe_open(path, framework="pt") as stream:
             return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118 (not a dict)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import TEMPORARY_SUFFIX
-from train.checkpoint.safetensors_storage import TensorShard, read_files, write_files
+from train.checkpoint.safetensors_storage import TensorShard, read_files, shapes_in, write_files
 from train.checkpoint.weights import read_weights
 
 FORMAT_VERSION = 1
@@ -88,19 +88,23 @@ def write(
 ) -> str:
     """Write `folder`/step-<step> and delete all but the newest `keep_last` checkpoints. Returns the step folder's path.
 
+    A step folder that is there already, and whole, stays; a damaged one is set aside and written again.
+
     Args:
         tensors: keyed by FILE/NAME.
         group: a CPU group; all its ranks call this, each with its own shards.
     """
     final = os.path.join(folder, f"step-{step:06d}")
-    if os.path.exists(final):
-        return final
-    os.makedirs(folder, exist_ok=True)
-    # Rank 0 creates and renames the folder; the others only need its temporary name.
-    names = [f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"]
+    # Rank 0 alone looks, creates and renames the folder; the others only need its temporary name, or to know of none.
+    names: list[str | None] = [None]
+    if (group is None or dist.get_rank(group) == 0) and not _is_whole(final):
+        os.makedirs(folder, exist_ok=True)
+        names = [f"{final}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"]
     if group is not None:
         dist.broadcast_object_list(names, src=0, group=group)
     temporary = names[0]
+    if temporary is None:
+        return final
 
     def commit() -> None:
         _write_json(os.path.join(temporary, CONFIG_FILE), {"format_version": FORMAT_VERSION, **config})
@@ -138,6 +142,39 @@ def remove_temporary(folder: str) -> None:
                 shutil.rmtree(os.path.join(folder, name))
 
 
+def set_damaged_aside(folder: str) -> list[str]:
+    """Rename the damaged step folders to step-<step>.damaged, so that training writes their steps again; returns those."""
+    moved = []
+    for path in _step_folders(folder):
+        try:
+            read(path)
+        except DamagedCheckpointError as error:
+            moved.append(_set_aside(path))
+            logger.warning("%s; moved to %s", error, moved[-1])
+    return moved
+
+
+def _set_aside(path: str) -> str:
+    target, number = f"{path}.damaged", 1
+    while os.path.exists(target):
+        number += 1
+        target = f"{path}.damaged-{number}"
+    os.replace(path, target)
+    return target
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a step folder is there and whole; a damaged one is set aside."""
+    if not os.path.exists(path):
+        return False
+    try:
+        read(path)
+    except DamagedCheckpointError as error:
+        logger.warning("%s; moved to %s", error, _set_aside(path))
+        return False
+    return True
+
+
 def newest(folder: str) -> Checkpoint | None:
     """The checkpoint with the highest step in a `checkpoints` folder; damaged ones are skipped with a warning.
 
@@ -163,9 +200,11 @@ def read(path: str) -> Checkpoint:
         with open(os.path.join(path, STATE_FILE), encoding="utf-8") as file:
             state = json.load(file)
         with open(os.path.join(path, CONFIG_FILE), encoding="utf-8") as file:
-            config = dict(json.load(file))
+            config = json.load(file)
+        if not isinstance(config, dict) or not isinstance(state, dict):
+            raise ValueError(f"{CONFIG_FILE} and {STATE_FILE} must hold one object each")
         step, num_bytes = int(state["step"]), dict(state["num_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} is not a complete checkpoint of this project: {error}") from error
     version = config.pop("format_version", None)
     if version != FORMAT_VERSION:
@@ -178,6 +217,11 @@ def read(path: str) -> Checkpoint:
         actual = os.path.getsize(file_path) if os.path.exists(file_path) else None
         if actual != expected:
             raise DamagedCheckpointError(f"{file_path} is damaged: {actual} bytes on disk, {expected} were written")
+        if name.endswith(".safetensors"):
+            try:
+                shapes_in(file_path)  # reads the header only
+            except CheckpointMismatchError as error:
+                raise DamagedCheckpointError(str(error)) from error
     return Checkpoint(path=path, step=step, config=config, state=state)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.weights import weights_hash
 from train.checkpoint.step_folder import load_model
-from train.checkpoint.weights import load_weights
+from train.checkpoint.weights import build_model
 from train.compressors.blocks import ZERO_GAIN, CausalCache, ConvTrunk
 from train.compressors.bottleneck import BottleneckOutput, build_bottleneck
 from train.compressors.interface import check_latents, check_pixels
@@ -229,9 +229,8 @@ def load_trained(path: str) -> Autoencoder:
     model = config.get("model")
     if not isinstance(model, dict) or model.get("kind") not in KINDS:
         raise CheckpointMismatchError(f"{path} is not a compressor that this version can build: {model!r}")
-    autoencoder = Autoencoder(**model)
     weights = {name: value for name, value in weights.items() if not name.startswith(DISCRIMINATOR_PREFIX)}
-    load_weights(autoencoder, weights, path)
+    autoencoder = build_model(Autoencoder, model, weights, path)
     digest = weights_hash(weights)
     autoencoder.name = f"{autoencoder.name}-{digest[:8]}"
     autoencoder.config = {**autoencoder.config, "weights_sha256": digest}

@@ -114,7 +114,7 @@ class PretrainedCompressor(nn.Module):
         is_local = is_local or hub.is_on_disk(path, what=what, hint=remedy, file=config_file)
         try:
             kind = diffusers.AutoencoderKLWan.load_config(path, local_files_only=is_local, **options)["_class_name"]
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             hint = "" if "#" in source else "; in pipelines the VAE is in a subfolder: append #vae"
             raise UsageError(f"diffusers:{source} has no config of a model{hint}") from error
         if kind not in CLASSES:
@@ -123,11 +123,11 @@ class PretrainedCompressor(nn.Module):
             model = getattr(diffusers, kind).from_pretrained(
                 path, local_files_only=is_local, use_safetensors=True, torch_dtype=torch.float32, **options
             )
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise hub.unreachable_error(what, error, remedy) from error
-        except RuntimeError as error:
+        except Exception as error:  # safetensors, diffusers and its models share no base exception
             raise CheckpointMismatchError(
-                f"the weights of diffusers:{source} do not fit its config: {first_line(error)}"
+                f"the weights of diffusers:{source} cannot be read, or do not fit its config: {first_line(error)}"
             ) from error
         return cls(model, source=source)
 

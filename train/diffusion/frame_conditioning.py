@@ -30,6 +30,7 @@ from recaption.captions.mixture import parse_weights
 from recaption.errors import UsageError
 from train.diffusion.rng import seeded_generator
 from train.layers.segments import Segments
+from train.parallel.transfer import copied
 
 CONDITIONS = ("none", "first", "prefix", "suffix", "both_ends", "keyframes", "random")
 DEFAULT_CONDITIONS = (
@@ -88,12 +89,16 @@ def sample_condition_mask(
     """
     if not set(weights) - {"none"}:
         return None
-    masks = []
-    frames = position_L3[:, 0].split(list(segments.lengths))
-    for clip_id, frame_L, (start, end) in zip(clip_ids, frames, frames_S, strict=True):
-        mask_T = sample_frame_mask(weights, end - start, *key, clip_id)
-        masks.append(mask_T.to(frame_L.device, non_blocking=True)[frame_L - start])
-    return torch.cat(masks)
+    # One table of the frames of all clips, read at (first row of the clip + frame - first frame of the clip).
+    masks, rows = [], []
+    num_rows = 0
+    for clip_id, (start, end) in zip(clip_ids, frames_S, strict=True):
+        masks.append(sample_frame_mask(weights, end - start, *key, clip_id))
+        rows.append(num_rows - start)
+        num_rows += end - start
+    device = position_L3.device
+    table, row_S = copied(torch.cat(masks), device), copied(torch.tensor(rows), device)
+    return table[row_S[segments.segment_ids_L] + position_L3[:, 0]]
 
 
 def sample_frame_mask(weights: Mapping[str, float], num_frames: int, *key: str | int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recaption.errors import UsageError
 from train.layers.segments import Segments
+from train.parallel.transfer import copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,13 @@ class Guidance:
     def combine(
         self, conditional_LD: Tensor, unconditional_LD: Tensor, timestep_S: Tensor, segments: Segments
     ) -> Tensor:
-        """The guided prediction of a pack: each sample at its own timestep, rescaled by its own standard deviation."""
-        scale_L1 = self.scales(timestep_S)[segments.segment_ids_L, None]
+        """The guided prediction of a pack: each sample at its own timestep, rescaled by its own standard deviation.
+
+        Args:
+            timestep_S: on the CPU, or where the predictions are.
+        """
+        scale_S = copied(self.scales(timestep_S), conditional_LD.device)
+        scale_L1 = scale_S[segments.segment_ids_L, None]
         guided_LD = apply_guidance(conditional_LD, unconditional_LD, scale_L1)
         if not self.rescale:
             return guided_LD

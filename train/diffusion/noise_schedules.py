@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recaption.errors import UsageError
+from train.parallel.transfer import copied
 
 FLOW = "flow"
 SCHEDULES = (FLOW, "cosine", "linear", "scaled_linear")
@@ -37,7 +38,7 @@ def alpha_sigma(schedule: str, timestep_S: Tensor, *, zero_terminal_snr: bool = 
     """
     if schedule == FLOW:
         return 1 - timestep_S, timestep_S
-    table = alphas(schedule, zero_terminal_snr).to(timestep_S.device)
+    table = _alphas_on(schedule, zero_terminal_snr, timestep_S.device)
     step_S = timestep_S.double().clamp(0, 1) * NUM_DISCRETE_STEPS
     # float32 holds 0.003 as 0.0030000000260770321, which means step 3 exactly
     nearest_S = step_S.round()
@@ -45,6 +46,12 @@ def alpha_sigma(schedule: str, timestep_S: Tensor, *, zero_terminal_snr: bool = 
     below_S = step_S.long().clamp(max=NUM_DISCRETE_STEPS - 1)
     alpha_S = torch.lerp(table[below_S], table[below_S + 1], step_S - below_S)
     return alpha_S, (1 - alpha_S.square()).clamp(min=0).sqrt()
+
+
+@cache
+def _alphas_on(schedule: str, zero_terminal_snr: bool, device: torch.device) -> Tensor:
+    """`alphas` on a device, copied there once."""
+    return copied(alphas(schedule, zero_terminal_snr), device)
 
 
 @cache

@@ -27,6 +27,7 @@ from train.diffusion.parameterization import check_pairing, min_snr_weight, pred
 from train.diffusion.rng import seeded_generator
 from train.diffusion.timestep_shift import SHIFT_RULES, shift_of, shifted
 from train.layers.segments import Segments
+from train.parallel.transfer import copied
 
 TIMESTEPS = ("logit_normal", "uniform")
 
@@ -102,6 +103,9 @@ class TimestepsAndNoise:
     timestep_S: Tensor
     noise_LD: Tensor
 
+    def to(self, device: torch.device | str) -> TimestepsAndNoise:
+        return TimestepsAndNoise(copied(self.timestep_S, device), copied(self.noise_LD, device))
+
 
 @dataclass(frozen=True)
 class NoisedTokens:
@@ -144,7 +148,7 @@ def sample_timesteps_and_noise(
         timesteps.append(t)
         noise.append(torch.randn(length, token_width, generator=generator))
     device = segments.cu_seqlens.device
-    return TimestepsAndNoise(torch.stack(timesteps).to(device), torch.cat(noise).to(device))
+    return TimestepsAndNoise(torch.stack(timesteps), torch.cat(noise)).to(device)
 
 
 def add_noise(

@@ -27,6 +27,7 @@ from train.diffusion.parameterization import to_x0_and_noise
 from train.diffusion.process import DiffusionSettings
 from train.diffusion.timestep_shift import shifted
 from train.layers.segments import Segments
+from train.parallel.transfer import copied
 
 SOLVERS = ("euler", "heun", "dpmpp_2m", "ddim", "ancestral")
 FLOW_SOLVERS = ("euler", "heun", "dpmpp_2m")
@@ -35,7 +36,8 @@ MIN_ALPHA = 0.005
 """Sampling with epsilon starts at the last step whose alpha is at least this: x0 = (x - sigma eps) / alpha, and dividing by
 4.9e-5 (the end of the cosine schedule) turns an error of 0.01 in the noise into one of 200 in the sample."""
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_LD, timestep_S) -> model output, in the prediction type of the diffusion settings."""
+"""(x_LD, timestep_S) -> model output, in the prediction type of the diffusion settings. Times are on the CPU, whatever the
+device of x: what depends on them is decided without waiting for the device."""
 
 
 def choose_solver(solver: str, diffusion: DiffusionSettings) -> str:
@@ -60,7 +62,7 @@ def choose_solver(solver: str, diffusion: DiffusionSettings) -> str:
 def sampling_timesteps(
     num_steps: int, segments: Segments, settings: DiffusionSettings, *, token_shapes: Sequence[Shape3] | None = None
 ) -> Tensor:
-    """(K+1, S) times from noise to 0: even steps under each sample's shift, rounded to DDPM's 1000 for discrete settings.
+    """(K+1, S) times from noise to 0, on the CPU: even steps under each sample's shift; for discrete settings DDPM's steps.
 
     Args:
         token_shapes: tokens of each sample along (frames, rows, columns), for shift rules that tell them apart.
@@ -84,7 +86,7 @@ def sampling_timesteps(
                 "on the same one; use fewer"
             )
         times_KS = steps_KS / NUM_DISCRETE_STEPS
-    return times_KS.to(segments.cu_seqlens.device)
+    return times_KS
 
 
 def _max_time(settings: DiffusionSettings) -> float:
@@ -108,6 +110,7 @@ def integrate(
 
     Args:
         model: predicts in the prediction type of `diffusion` (by default the velocity of rectified flow).
+        times_KS: read on the CPU, where `sampling_timesteps` makes them.
         noise_of: step number -> fresh (L, D) noise; `ancestral` needs it.
         on_step: called after each step, for a progress bar.
 
@@ -119,7 +122,7 @@ def integrate(
     if solver == "ancestral" and noise_of is None:
         raise ValueError("solver 'ancestral' adds noise at every step: pass noise_of")
     steps = _Solver(model, segments, diffusion)
-    for number, (now_S, next_S) in enumerate(itertools.pairwise(times_KS)):
+    for number, (now_S, next_S) in enumerate(itertools.pairwise(times_KS.cpu())):
         if solver in ("euler", "heun"):
             x_LD = steps.euler_or_heun_step(x_LD, now_S, next_S, is_heun=solver == "heun")
         elif solver == "dpmpp_2m":
@@ -144,8 +147,8 @@ class _Solver:
         return alpha_S.double(), sigma_S.double()
 
     def _per_token(self, factor_S: Tensor, like: Tensor) -> Tensor:
-        """(S,) -> (L, 1) in the dtype of `like`."""
-        return factor_S.to(like.dtype)[self.segments.segment_ids_L, None]
+        """(S,) on the CPU -> (L, 1) on the device and in the dtype of `like`."""
+        return copied(factor_S.to(like.dtype), like.device)[self.segments.segment_ids_L, None]
 
     def _x0_and_noise(self, x_LD: Tensor, now_S: Tensor) -> tuple[Tensor, Tensor]:
         """The model's x0 and noise."""
@@ -163,7 +166,7 @@ class _Solver:
 
         Without velocity prediction the velocity at t = 0 is 0 / 0, so the last step of Heun is an Euler step.
         """
-        step_L1 = (next_S - now_S)[self.segments.segment_ids_L, None]
+        step_L1 = copied(next_S - now_S, x_LD.device)[self.segments.segment_ids_L, None]
         velocity_LD = self._velocity(x_LD, now_S)
         if is_heun and (self.diffusion.prediction == "velocity" or bool((next_S > 0).all())):
             velocity_LD = (velocity_LD + self._velocity(x_LD + step_L1 * velocity_LD, next_S)) / 2

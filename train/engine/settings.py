@@ -46,6 +46,9 @@ class TrainerSettings:
     """torch.compile each of the model's `blocks`, or the whole model if it has none."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for the others in a collective before it gives up. Validation and sampling on rank 0 may take
+    longer."""
     seed: int = 0
     """Seed of weights, noise and data order."""
     log_every: int = 10
@@ -72,6 +75,8 @@ class TrainerSettings:
         for name, choices in (("schedule", SCHEDULES), ("precision", ("fp32", "bf16")), ("parallel", PARALLEL)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} {getattr(self, name)!r} is unknown; there are: {', '.join(choices)}")
+        if self.timeout_minutes <= 0:
+            raise UsageError(f"trainer setting timeout_minutes = {self.timeout_minutes} must be above 0")
         if not 0 < self.decay_fraction <= 1:
             raise UsageError(f"trainer setting decay_fraction = {self.decay_fraction} must be above 0 and at most 1")
         if self.ema_decay and not 0 < self.ema_decay < 1:

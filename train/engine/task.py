@@ -43,7 +43,8 @@ class Task(Protocol):
 
         Numbers count batches, not optimizer steps: with accumulation 4, optimizer step 10 starts at batch 40. Batch n
         of rank r is number n * num_ranks + r of the global sequence: a step of 2 ranks with one batch each equals a step
-        of 1 rank with two. The trainer moves batches to the device (tuples, lists, dicts, objects with `.to(device)`).
+        of 1 rank with two. The trainer moves batches to the device (tuples, lists, dicts, objects with `.to(device)`), once,
+        from pinned memory and without waiting.
         """
         ...
 
@@ -58,6 +59,20 @@ class Task(Protocol):
         Called on rank 0 alone, or on all ranks if the model is sharded; then every rank must make the same model calls.
         """
         return {}
+
+
+@runtime_checkable
+class HasPreparation(Protocol):
+    """A task whose batches need more than was read: random numbers, indices, masks."""
+
+    def prepared(self, batch: Any, *, step: int, seed: int) -> Any:
+        """The batch with everything that its loss needs, computed on the CPU before the trainer moves it: `loss` itself
+        copies nothing to the device and reads nothing back.
+
+        Args:
+            step, seed: as of `loss`.
+        """
+        ...
 
 
 @runtime_checkable
@@ -88,4 +103,13 @@ class HasActivationEstimate(Protocol):
         Args:
             activation_checkpointing: all blocks but the one in backward keep only their input.
         """
+        ...
+
+
+@runtime_checkable
+class HasFrozenNetworks(Protocol):
+    """A task with networks that are not trained: a text encoder, a compressor for samples."""
+
+    def frozen_bytes(self) -> int:
+        """Bytes that they take on the device."""
         ...

@@ -9,6 +9,9 @@ batches and ranks, so the gradient does not depend on how samples are split -> c
 
 Exact resume: batches are indexed by number and random numbers seeded by (seed, global batch number). A run killed at any
 moment and restarted, on any number of ranks, ends with the weights of an uninterrupted one.
+
+A batch is copied to the device once, pinned and non-blocking (parallel/transfer.py); nothing in a step waits for the device
+but writing a log line.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from recaption.errors import CheckpointMismatchError, ErrorBudgetError, RecaptionError, UsageError
+from recaption.errors import ErrorBudgetError, RecaptionError, UsageError
 from recaption.run_folder import TEMPORARY_SUFFIX
 from train.checkpoint import step_folder
 from train.checkpoint.async_checkpointer import AsyncCheckpointer
@@ -37,13 +41,15 @@ from train.engine.device_peak import peak_flops
 from train.engine.ema import EMA
 from train.engine.metrics import LogWindow, MetricsLog
 from train.engine.optimizer import apply_step, build_optimizer, lr_at, set_lr
-from train.engine.settings import FIXED_ON_RESUME, TrainerSettings
+from train.engine.resume import check_resumable, newest_path
+from train.engine.settings import TrainerSettings
 from train.engine.stopwatch import StepTimer
-from train.engine.task import HasActivationEstimate, HasSamples, HasState, Task
+from train.engine.task import HasActivationEstimate, HasFrozenNetworks, HasPreparation, HasSamples, HasState, Task
 from train.engine.train_state import TrainState
 from train.parallel import device_memory, fsdp, process_group
 from train.parallel.collectives import broadcast_module, sum_gradients, sum_over_ranks
 from train.parallel.control import ControlGroup, StopSignals
+from train.parallel.transfer import copied, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,8 @@ def train(
     settings.check()
     if settings.sample_every and not isinstance(task, HasSamples):
         raise UsageError(f"the {task.name} task cannot sample during training: leave sample_every at 0")
-    with process_group.process_group(settings.device) as device, StopSignals() as stop:
+    group = process_group.process_group(settings.device, timeout_minutes=settings.timeout_minutes)
+    with group as device, StopSignals() as stop:
         loop = _Loop(task, settings, os.path.abspath(folder), device, progress=progress)
         resumed_from = loop.restore(resume=resume)
         try:
@@ -98,7 +105,7 @@ class _Loop:
         self.config = {"task": task.name, **task.config}
         self.progress = progress
         self.is_main = process_group.rank() == 0
-        self.control = ControlGroup()
+        self.control = ControlGroup(timeout_minutes=settings.timeout_minutes)
         self.model = task.model
         self.is_sharded = self._setup_model()
         self.optimizer = build_optimizer(
@@ -108,7 +115,10 @@ class _Loop:
         self.ema = EMA(self.model, settings.ema_decay) if settings.ema_decay else None
         self.tensors = TrainState(self.model, self.optimizer, self.ema)
         self.checkpointer = AsyncCheckpointer(
-            self.checkpoints, keep_last=settings.keep_checkpoints, is_sharded=self.is_sharded
+            self.checkpoints,
+            keep_last=settings.keep_checkpoints,
+            is_sharded=self.is_sharded,
+            timeout_minutes=settings.timeout_minutes,
         )
         self.step_batches = StepBatches(process_group.num_ranks(), settings.accumulation)
         self.window = LogWindow(device)
@@ -142,7 +152,9 @@ class _Loop:
             is_sharded=is_sharded,
             activation_checkpointing=settings.activation_checkpointing,
             has_ema=has_ema,
+            precision=settings.precision,
             activations_bytes=activations,
+            frozen_bytes=self.task.frozen_bytes() if isinstance(self.task, HasFrozenNetworks) else 0,
         )
         device_memory.check_fits(needed, self.device, num_ranks=process_group.num_local_ranks())
         if settings.activation_checkpointing:
@@ -158,10 +170,8 @@ class _Loop:
 
     def restore(self, *, resume: bool) -> int | None:
         """Load the newest checkpoint and truncate the log to it; returns its step, or None if there is none."""
-        if self.is_main:
-            step_folder.remove_temporary(self.checkpoints)
-        self.control.wait()
-        checkpoint = step_folder.newest(self.checkpoints)
+        path = self.control.broadcast(newest_path(self.checkpoints) if self.is_main else None)
+        checkpoint = None if path is None else step_folder.read(path)
         if checkpoint is not None and not resume:
             raise UsageError(f"{self.folder} already holds step {checkpoint.step}; resume it or choose another --name")
         if checkpoint is not None:
@@ -172,16 +182,7 @@ class _Loop:
         return None if checkpoint is None else checkpoint.step
 
     def _load(self, checkpoint: step_folder.Checkpoint) -> None:
-        step_folder.check_same_config(checkpoint, self.config)
-        saved = checkpoint.state["settings"]
-        for name in FIXED_ON_RESUME:
-            if saved[name] != getattr(self.settings, name):
-                raise CheckpointMismatchError(
-                    f"{checkpoint.path} was trained with {name} = {saved[name]}, now it is {getattr(self.settings, name)}; "
-                    "use the old value or another --name"
-                )
-        if checkpoint.step > self.settings.num_steps:
-            raise UsageError(f"{checkpoint.path} is past num_steps = {self.settings.num_steps}; raise num_steps")
+        check_resumable(checkpoint, self.config, self.settings)
         checkpoint.load_into(self.tensors.tensors())
         self.step_batches.load_state_dict(checkpoint.state["batches"], checkpoint.path)
         self.window.load_state_dict(checkpoint.state["window"])
@@ -301,25 +302,34 @@ class _Loop:
     def _backward(self, batches: Iterator[Any]) -> Tensor:
         """Backward of this rank's un-normalised losses; returns their sums in the order of LogWindow.STEP_SUMS."""
         sums = self.window.zeros()
+        counts = [0.0, 0.0, 0.0]
         numbers = self.step_batches.take_step()
         for number in numbers:
             with self.timer.data_wait():
-                try:
-                    batch = process_group.to_device(next(batches), self.device)
-                except StopIteration:
-                    raise RecaptionError(f"task {self.task.name} ran out of batches at batch {number}") from None
+                batch = to_device(self._next_batch(batches, number), self.device)
             _seed_everything(self.settings.seed, self.step_batches.global_number(number, process_group.rank()))
             if self.is_sharded:
                 fsdp.set_gradient_sync(self.model, number == numbers[-1])
             with self._autocast():
                 parts = self.task.loss(batch, step=number, seed=self.settings.seed)
             parts.loss_sum.backward()
-            weight = parts.weight.detach() if isinstance(parts.weight, Tensor) else torch.tensor(float(parts.weight))
-            counts = torch.tensor([parts.num_tokens, parts.capacity_tokens, parts.flops, 0], dtype=sums.dtype)
-            loss_and_weight = torch.stack([parts.loss_sum.detach().to(sums), weight.to(sums)])
-            sums += torch.cat([loss_and_weight, counts.to(sums, non_blocking=True)])
+            sums[0] += parts.loss_sum.detach()
+            sums[1] += parts.weight.detach() if isinstance(parts.weight, Tensor) else parts.weight
+            of_batch = (parts.num_tokens, parts.capacity_tokens, parts.flops)
+            counts = [before + number for before, number in zip(counts, of_batch, strict=True)]
             self.window.add_logs(parts.logs)
+        sums[2:5] = copied(torch.tensor(counts, dtype=sums.dtype), self.device)
         return sums
+
+    def _next_batch(self, batches: Iterator[Any], number: int) -> Any:
+        """The next batch on the CPU, with what its loss needs besides the model."""
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise RecaptionError(f"task {self.task.name} ran out of batches at batch {number}") from None
+        if isinstance(self.task, HasPreparation):
+            batch = self.task.prepared(batch, step=number, seed=self.settings.seed)
+        return batch
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
@@ -365,6 +375,7 @@ class _Loop:
     def _validate_and_sample(self, *, is_validating: bool, is_sampling: bool) -> dict[str, float]:
         """Validate and sample with the EMA weights: on rank 0 while the others wait, or on all ranks if sharded."""
         metrics: dict[str, float] = {}
+        start = time.perf_counter()
         if self.is_main or self.is_sharded:
             self.model.eval()
             with self.ema.swapped_in() if self.ema else contextlib.nullcontext(), self._autocast():
@@ -376,7 +387,7 @@ class _Loop:
                         if self.log is not None:
                             self.log.write_video(name, pixels_THWC, step=self.step, fps=fps)
         self.model.train()
-        self.control.wait()
+        self.control.wait_for_main(time.perf_counter() - start)
         return metrics
 
     def close(self) -> None:

@@ -10,8 +10,28 @@ from torch import Tensor
 
 from packing.grid import Shape3
 from packing.loader.batch import PackedBatch
+from train.diffusion.process import TimestepsAndNoise
 from train.layers.segments import Segments
+from train.layers.text_condition import TextSelection
+from train.parallel.transfer import copied
 from train.text.encoder import EncodedText, TextEncoder
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """Everything that is drawn for a batch, on the CPU, before the batch is moved (`DitTask.prepared`)."""
+
+    noise: TimestepsAndNoise
+    condition_mask_L: Tensor | None
+    """bool (L): conditioning tokens; None without frame conditioning."""
+    text: TextSelection
+    """Each sample's caption, or the null caption where it is dropped."""
+
+    def to(self, device: torch.device | str) -> BatchDraws:
+        mask_L = self.condition_mask_L
+        return BatchDraws(
+            self.noise.to(device), None if mask_L is None else copied(mask_L, device), self.text.to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,8 @@ class DitBatch:
     epoch: int
     capacity: int
     """Tokens of a full pack."""
+    draws: BatchDraws | None = None
+    """Noise, conditioning and dropped captions of a training step; validation draws its own."""
 
     @classmethod
     def from_packed(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
@@ -48,10 +70,12 @@ class DitBatch:
         )
 
     def to(self, device: torch.device | str) -> DitBatch:
+        """The one place where a batch is moved: pinned and non-blocking, with all that a step needs."""
         return dataclasses.replace(
             self,
-            tokens_LD=self.tokens_LD.to(device, non_blocking=True),
-            position_L3=self.position_L3.to(device, non_blocking=True),
+            tokens_LD=copied(self.tokens_LD, device),
+            position_L3=copied(self.position_L3, device),
             segments=self.segments.to(device),
             text=self.text.to(device),
+            draws=None if self.draws is None else self.draws.to(device),
         )

@@ -65,7 +65,7 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> di
 
 def _weights_meaning(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a checkpoint's config that must agree for its weights to be usable, by name."""
-    meaning = {f"backbone {name}": value for name, value in config["backbone"].items() if name != "attention_backend"}
+    meaning = {f"backbone {name}": value for name, value in config["backbone"].items()}
     meaning |= {f"diffusion {name}": config["diffusion"][name] for name in DIFFUSION_KEYS}
     return meaning | {
         "patch": config["patch"],

@@ -30,11 +30,12 @@ from train.backbones.activation_memory import activation_bytes
 from train.backbones.flops import transformer_flops
 from train.backbones.registry import build
 from train.compressors import registry as compressors
-from train.diffusion.rng import seeded_bernoulli
+from train.compressors.interface import Compressor
+from train.diffusion.process import add_noise
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.init_weights import load_init_weights
-from train.generator.objective import condition_mask, noise_batch, objective
+from train.generator.objective import objective, sample_draws, timesteps_and_noise
 from train.generator.settings import DitSettings
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
@@ -58,6 +59,7 @@ class DitTask:
         *,
         latents: str = "patch",
         compressor: str = "patch",
+        loaded_compressor: Compressor | None = None,
         buckets: Sequence[Bucket] = (),
         encoder: TextEncoder | None = None,
         seed: int = 0,
@@ -67,6 +69,7 @@ class DitTask:
         Args:
             run: a run folder with RUN/latents/<latents>, or another source of samples.
             compressor: spec of the compressor that encoded the latents; samples are decoded with it.
+            loaded_compressor: of that spec, where the caller has it already.
             buckets: sizes of the samples, the most frequent first; read from a run folder.
             encoder: in place of the one of `settings.text_encoder`.
             seed: of the initial weights.
@@ -83,7 +86,7 @@ class DitTask:
         self.source: SampleSource = run
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
-        self.compressor = compressors.load(compressor)
+        self.compressor = loaded_compressor or compressors.load(compressor)
         self.grid = Grid(
             frame_stride=self.compressor.frame_stride,
             spatial_stride=self.compressor.spatial_stride,
@@ -179,18 +182,19 @@ class DitTask:
             raise CheckpointMismatchError(str(error)) from error
         self._restored = state
 
+    def prepared(self, batch: DitBatch, *, step: int, seed: int) -> DitBatch:
+        """The batch with its noise, conditioning tokens, dropped captions and register rows, ready to be moved."""
+        if self.settings.num_registers:
+            batch.segments.with_prefix_tokens(self.settings.num_registers)  # kept in the segments, and moved with them
+        return dataclasses.replace(batch, draws=sample_draws(batch, self.settings, seed=seed))
+
     def loss(self, batch: DitBatch, *, step: int, seed: int) -> LossParts:
         """Loss sum and weight of one pack."""
-        # the words "caption dropout" seed the random numbers: other words would drop other captions
-        drop_text_S = [
-            seeded_bernoulli(self.settings.caption_dropout, seed, batch.epoch, "caption dropout", clip_id)
-            for clip_id in batch.clip_ids
-        ]
-        noised, timestep_S = noise_batch(batch, self.settings, key=(seed, batch.epoch))
-        condition_mask_L = condition_mask(batch, self.settings, key=(seed, batch.epoch))
-        loss_sum, weight = objective(
-            self.model, batch, noised, timestep_S, drop_text_S, self.settings, condition_mask_L
-        )
+        draws = (batch if batch.draws else self.prepared(batch, step=step, seed=seed)).draws
+        assert draws is not None
+        noised = add_noise(batch.tokens_LD, draws.noise, batch.segments, self.settings.diffusion)
+        timestep_S, mask_L = draws.noise.timestep_S, draws.condition_mask_L
+        loss_sum, weight = objective(self.model, batch, noised, timestep_S, draws.text, self.settings, mask_L)
         width, depth, num_registers = self.settings.width, self.settings.depth, self.settings.num_registers
         lengths = [length + num_registers for length in batch.segments.lengths]
         return LossParts(
@@ -211,6 +215,14 @@ class DitTask:
         size = {"width": settings.width, "depth": settings.depth, "capacity": num_tokens}
         return activation_bytes(**size, precision=precision, activation_checkpointing=activation_checkpointing)
 
+    def frozen_bytes(self) -> int:
+        """Of the text encoder, if it lies on a GPU, and of the compressor, which joins it at the first sampling."""
+        towers = [getattr(tower, "model", None) for tower in self.encoder.towers]
+        networks: list[nn.Module] = [tower for tower in towers if isinstance(tower, nn.Module) and _is_on_gpu(tower)]
+        if self.settings.sample_prompts and isinstance(self.compressor, nn.Module):
+            networks.append(self.compressor)
+        return sum(parameter.nbytes for network in networks for parameter in network.parameters())
+
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         """`validation_loss` on fixed packs of the training set."""
         return self.validation_loss(model, self._validation_batches()) if self.settings.validation_packs else {}
@@ -227,10 +239,11 @@ class DitTask:
         for batch in batches:
             batch = batch.to(device)
             for number in range(NUM_VALIDATION_TIMESTEPS):
-                noised, timestep_S = noise_batch(batch, self.settings, key=("validation", number))
+                draws = timesteps_and_noise(batch, self.settings, key=("validation", number))
+                noised = add_noise(batch.tokens_LD, draws, batch.segments, self.settings.diffusion)
                 for name, drop in (("loss", False), ("loss_without_prompt", True)):
                     drop_text_S = [drop] * len(batch.segments)
-                    loss_sum, weight = objective(model, batch, noised, timestep_S, drop_text_S, self.settings)
+                    loss_sum, weight = objective(model, batch, noised, draws.timestep_S, drop_text_S, self.settings)
                     sums[name] += float(loss_sum)
                 total_weight += float(weight)
         losses = {name: value / total_weight for name, value in sums.items()}
@@ -258,8 +271,13 @@ class DitTask:
             conditions=self.settings.conditions,
             device=next(model.parameters()).device,
         )
-        videos = sampler.sample(prompts, size=sampler.size(None, None, None))
+        precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
+        videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def _is_on_gpu(network: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in network.parameters())
 
 
 def _buckets_of(source: SampleSource) -> list[Bucket]:

@@ -8,8 +8,9 @@ Shape suffixes: L tokens of a pack, M tokens of packed text, S samples (segments
 
 Three backends, one result. `loop` runs torch's own attention once per sample length: it is the reference, costs exactly
 the sum of l^2, and is the fastest on CPU (3.3x to 33x over a dense mask at 4096 tokens). `varlen` (flash attention with
-cu_seqlens) and `flex` (flex_attention with a document mask) are for CUDA. The kernels need no L x L mask; building the
-block mask of `flex` goes through one.
+cu_seqlens) and `flex` (flex_attention with a document mask) are for CUDA. None of them makes an L x L tensor: the block mask
+of `flex` is built from the lengths (block_mask.py). Which one runs is decided when it runs, by device and dtype; it is no
+part of a model.
 """
 
 from __future__ import annotations

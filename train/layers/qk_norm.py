@@ -18,13 +18,15 @@ from train.layers.rope import is_eager_cpu
 class QKNorm(nn.RMSNorm):
     """RMSNorm over the width of a head.
 
-    Off the CPU by torch's kernel in the dtype of its input, which needs the weight in the same dtype, also under autocast.
+    Off the CPU by torch's kernel in the dtype of its input, which needs the weight in the same dtype. Outside of autocast,
+    whose list for CUDA has rms_norm in float32: queries and keys would be kept for the backward twice, in both types.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if is_eager_cpu(x):
             return _RMSNormFunction.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class _RMSNormFunction(torch.autograd.Function):

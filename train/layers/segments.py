@@ -10,12 +10,15 @@ Shape suffixes: L, M tokens of a pack, S samples of a pack, D width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from train.layers.block_mask import block_diagonal_mask
+from train.parallel.transfer import copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,10 @@ class Segments:
     segment_ids_L: Tensor
     """int64 (L): 0-based index of the sample that each token belongs to."""
     _block_masks: dict[int, tuple[Segments | None, Any]] = field(default_factory=dict, repr=False)
+    _prefixed: dict[int, tuple[Segments, Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _repeated: dict[int, Segments] = field(default_factory=dict, repr=False)
+    text_selections: dict[tuple[bool, ...], Any] = field(default_factory=dict, repr=False)
+    """Of the samples' texts, by which of them are dropped (text_condition.py): a solver asks for the same every step."""
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Segments:
@@ -41,7 +48,7 @@ class Segments:
             raise ValueError(f"{lengths = } has a negative length")
         cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
         segment_ids_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
-        return cls(lengths, cu_seqlens.to(device, non_blocking=True), segment_ids_L.to(device, non_blocking=True))
+        return cls(lengths, copied(cu_seqlens, device), copied(segment_ids_L, device))
 
     @classmethod
     def of(cls, segments: Segments | Tensor) -> Segments:
@@ -65,29 +72,38 @@ class Segments:
         return max(self.lengths, default=0)
 
     def to(self, device: torch.device | str) -> Segments:
-        return Segments(
-            self.lengths,
-            self.cu_seqlens.to(device, non_blocking=True),
-            self.segment_ids_L.to(device, non_blocking=True),
-        )
+        """On another device, with what `with_prefix_tokens` has been asked for already."""
+        prefixed = {
+            num_tokens: (longer.to(device), copied(old_L, device), copied(new_L, device))
+            for num_tokens, (longer, old_L, new_L) in self._prefixed.items()
+        }
+        cu_seqlens, segment_ids_L = copied(self.cu_seqlens, device), copied(self.segment_ids_L, device)
+        return Segments(self.lengths, cu_seqlens, segment_ids_L, _prefixed=prefixed)
 
     def repeated(self, times: int) -> Segments:
-        """The same samples `times` times in one pack, for classifier-free guidance."""
-        return Segments.from_lengths(self.lengths * times, self.cu_seqlens.device)
+        """The same samples `times` times in one pack, for classifier-free guidance. Built once."""
+        if times not in self._repeated:
+            self._repeated[times] = Segments.from_lengths(self.lengths * times, self.cu_seqlens.device)
+        return self._repeated[times]
 
     def with_prefix_tokens(self, num_tokens: int) -> tuple[Segments, Tensor, Tensor]:
-        """Segments with `num_tokens` more tokens in front of every sample.
+        """Segments with `num_tokens` more tokens in front of every sample. Built once.
 
         Returns:
             The longer segments, and the indices in them of the old and of the new tokens, both in order.
         """
+        if num_tokens not in self._prefixed:
+            self._prefixed[num_tokens] = self._with_prefix_tokens(num_tokens)
+        return self._prefixed[num_tokens]
+
+    def _with_prefix_tokens(self, num_tokens: int) -> tuple[Segments, Tensor, Tensor]:
         longer = Segments.from_lengths([length + num_tokens for length in self.lengths])
         starts = longer.cu_seqlens[:-1].long()
         prefix_index = (starts[:, None] + torch.arange(num_tokens)).flatten()
         is_old = torch.ones(longer.num_tokens, dtype=torch.bool)
         is_old[prefix_index] = False
         device = self.cu_seqlens.device
-        return longer.to(device), is_old.nonzero()[:, 0].to(device), prefix_index.to(device)
+        return longer.to(device), copied(is_old.nonzero()[:, 0], device), copied(prefix_index, device)
 
     def sum(self, values_LD: Tensor) -> Tensor:
         """Sum over the tokens of each sample: (L, D) -> (S, D).
@@ -109,26 +125,7 @@ class Segments:
         """flex_attention's block mask: queries attend to the keys of their own sample. Built once per pair of packs."""
         cached = self._block_masks.get(id(keys))
         if cached is None:
-            mask_mod = document_mask(self.segment_ids_L, keys.segment_ids_L)
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            mask = create_block_mask(
-                mask_mod,
-                B=None,
-                H=None,
-                Q_LEN=self.num_tokens,
-                KV_LEN=keys.num_tokens,
-                device=self.segment_ids_L.device,
-            )
+            mask = block_diagonal_mask(self.lengths, keys.lengths, self.segment_ids_L, keys.segment_ids_L)
             # The reference to `keys` keeps its id valid; none to `self`, so that it is freed with its batch.
             cached = self._block_masks[id(keys)] = (None if keys is self else keys, mask)
         return cached[1]
-
-
-def document_mask(segment_ids_L: Tensor, segment_ids_M: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """flex_attention's `mask_mod` of document masking: query and key belong to the same sample."""
-
-    def same_sample(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return segment_ids_L[query] == segment_ids_M[key]
-
-    return same_sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from train.parallel.process_group import num_ranks, rank
 
 BUCKET_BYTES = 32 << 20
 """Gradients are all-reduced in flat buckets of about this size: few messages, little extra memory."""
+MAX_PENDING_BUCKETS = 4
+"""Flat copies that exist at a time: enough to keep the network busy, and not all gradients a second time."""
+MAX_FLAT_BYTES = BUCKET_BYTES * MAX_PENDING_BUCKETS
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     bucket: list[Tensor] = []
     num_bytes = 0
-    pending: list[tuple[Tensor, list[Tensor], dist.Work]] = []
+    pending: deque[tuple[Tensor, list[Tensor], dist.Work]] = deque()
     for index, parameter in enumerate(parameters):
         assert parameter.grad is not None
         bucket.append(parameter.grad)
@@ -73,8 +77,16 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         if is_last or num_bytes >= BUCKET_BYTES or parameters[index + 1].dtype != parameter.dtype:
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             pending.append((flat, bucket, dist.all_reduce(flat, async_op=True)))
+            del flat
             bucket, num_bytes = [], 0
-    for flat, gradients, work in pending:
-        work.wait()
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(summed.view_as(gradient))
+            if len(pending) == MAX_PENDING_BUCKETS:
+                _take_back(*pending.popleft())
+    while pending:
+        _take_back(*pending.popleft())
+
+
+def _take_back(flat: Tensor, gradients: Sequence[Tensor], work: dist.Work) -> None:
+    """Wait for the sum of a bucket, on the device, and copy it into its gradients."""
+    work.wait()
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(summed.view_as(gradient))

@@ -4,26 +4,60 @@ from __future__ import annotations
 
 import signal
 import threading
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from train.parallel.process_group import logger, num_ranks
+from train.parallel.process_group import DEFAULT_TIMEOUT_MINUTES, logger, num_ranks
+
+MAX_WAIT_HOURS = 24.0
+"""How long ranks wait for what rank 0 does alone. A rank that dies closes its connections, which ends the wait at once."""
 
 
 class ControlGroup:
-    """A gloo group of all ranks for control messages, so that no GPU is synchronised for them."""
+    """A gloo group of all ranks for control messages, so that no GPU is synchronised for them.
 
-    def __init__(self) -> None:
-        self.group = dist.new_group(backend="gloo") if num_ranks() > 1 else None
+    A second group has a longer timeout: while rank 0 validates or samples, the others wait there, and not in a collective
+    whose timeout is meant for ranks that hang.
+    """
+
+    def __init__(self, *, timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> None:
+        self.timeout_seconds = 60 * timeout_minutes
+        self.group = new_cpu_group(timeout_minutes)
+        self._long_group = new_cpu_group(max(timeout_minutes, 60 * MAX_WAIT_HOURS))
 
     def any(self, flag: bool) -> bool:
         """Logical or over all ranks."""
+        return self._any(flag, self.group)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; picklable."""
         if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def wait_for_main(self, seconds: float = 0.0) -> None:
+        """Wait until rank 0, which does something alone, is here too; up to `MAX_WAIT_HOURS`.
+
+        Args:
+            seconds: that rank 0 took; it says so where that is longer than a collective may wait.
+        """
+        if self.group is not None and seconds > self.timeout_seconds:
+            logger.warning(
+                "rank 0 validated and sampled for %.0f minutes while %d ranks waited; validate less often, or with fewer "
+                "samples", seconds / 60, num_ranks() - 1,
+            )  # fmt: skip
+        self._any(False, self._long_group)
+
+    def _any(self, flag: bool, group: dist.ProcessGroup | None) -> bool:
+        if group is None:
             return flag
         flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
         return bool(flags.item())
 
     def gather(self, value: object) -> list[object]:
@@ -37,6 +71,13 @@ class ControlGroup:
     def wait(self) -> None:
         """Barrier over all ranks."""
         self.any(False)
+
+
+def new_cpu_group(timeout_minutes: float) -> dist.ProcessGroup | None:
+    """A gloo group of all ranks, None for a single one; all ranks make their groups in the same order."""
+    if num_ranks() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
 
 
 class StopSignals:

@@ -75,10 +75,10 @@ def shard(model: nn.Module, *, device: torch.device, precision: str, group: dist
     Args:
         precision: bf16 all-gathers bfloat16 weights and reduces float32 gradients. Inputs of blocks are not cast: autocast
             decides the compute dtypes.
-        group: a group for CPU tensors.
+        group: a group for CPU tensors; a model on GPUs is broadcast in the device group.
     """
-    if next(model.parameters()).device.type == "cpu":
-        broadcast_module(model, group)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    broadcast_module(model, group if on_cpu else None)  # None: the ranks' own group, NCCL for a model on GPUs
     if precision == "bf16":
         for module in model.modules():
             if type(module) is nn.LayerNorm:

@@ -25,6 +25,7 @@ from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_no
 from train.diffusion.rng import seeded_generator
 from train.diffusion.solvers import integrate, sampling_timesteps
 from train.layers.segments import Segments
+from train.parallel.transfer import copied
 from train.sampling.windows import Window, blend_weights
 from train.text.encoder import TextEncoder
 
@@ -71,16 +72,18 @@ def denoise(
     guidance: Guidance,
     solver: str,
     max_pack_tokens: int,
+    precision: str = "fp32",
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
     """Clean tokens of every input.
 
     Args:
+        precision: of the model calls, `fp32` or `bf16` (autocast); what the solver computes stays float32.
         max_pack_tokens: limit of one model call; applies to the windows of one input only, callers pack inputs.
         on_step: called after each solver step, for a progress bar.
     """
-    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens)
-    times_KS = _times(inputs, num_steps, diffusion, pack.device)
+    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision)
+    times_KS = _times(inputs, num_steps, diffusion)
     x_LD = integrate(
         pack.predict,
         pack.initial(diffusion, times_KS[0]),
@@ -94,13 +97,11 @@ def denoise(
     return list(pack.with_conditioning(x_LD).split([one.num_tokens for one in inputs]))
 
 
-def _times(
-    inputs: Sequence[DenoiseInput], num_steps: int, diffusion: DiffusionSettings, device: torch.device
-) -> Tensor:
-    """(K+1, S) timesteps, shifted by the size that the model gets of each input and scaled by its strength."""
+def _times(inputs: Sequence[DenoiseInput], num_steps: int, diffusion: DiffusionSettings) -> Tensor:
+    """(K+1, S) timesteps on the CPU, shifted by the size that the model gets of each input and scaled by its strength."""
     shapes = [(one.model_windows[0].length, *one.token_shape[1:]) for one in inputs]
-    segments = Segments.from_lengths([frames * rows * columns for frames, rows, columns in shapes], device)
-    strength_S = torch.tensor([one.strength for one in inputs], device=device)
+    segments = Segments.from_lengths([frames * rows * columns for frames, rows, columns in shapes])
+    strength_S = torch.tensor([one.strength for one in inputs])
     times_KS = sampling_timesteps(num_steps, segments, diffusion, token_shapes=shapes) * strength_S
     return (times_KS * NUM_DISCRETE_STEPS).ceil() / NUM_DISCRETE_STEPS if diffusion.discrete else times_KS
 
@@ -115,8 +116,9 @@ class _PackedInputs:
         encoder: TextEncoder,
         guidance: Guidance,
         max_pack_tokens: int,
+        precision: str,
     ) -> None:
-        self.model, self.inputs, self.guidance = model, inputs, guidance
+        self.model, self.inputs, self.guidance, self.precision = model, inputs, guidance, precision
         self.device = next(model.parameters()).device
         self.segments = Segments.from_lengths([one.num_tokens for one in inputs], self.device)
         self.clean_LD, self.condition_mask_L = self._clean(), self._condition_mask()
@@ -132,7 +134,7 @@ class _PackedInputs:
             return None
         width = self.model.config["token_width"]
         parts = [torch.zeros(one.num_tokens, width) if one.clean_LD is None else one.clean_LD for one in self.inputs]
-        return torch.cat([part.to(self.device) for part in parts])
+        return copied(torch.cat([part.cpu() for part in parts]), self.device)
 
     def _condition_mask(self) -> Tensor | None:
         if not any(any(one.condition_mask_K) for one in self.inputs):
@@ -141,7 +143,7 @@ class _PackedInputs:
             torch.tensor(one.condition_mask_K or (False,) * one.token_shape[0]).repeat_interleave(one.tokens_per_frame)
             for one in self.inputs
         ]
-        return torch.cat(masks).to(self.device)
+        return copied(torch.cat(masks), self.device)
 
     def initial(self, diffusion: DiffusionSettings, timestep_S: Tensor) -> Tensor:
         """Pure noise; for inputs of strength below 1, `clean_LD` noised to `timestep_S`."""
@@ -149,19 +151,18 @@ class _PackedInputs:
         if all(one.strength == 1 for one in self.inputs):
             return noise_LD
         assert self.clean_LD is not None, "an input of strength below 1 has clean tokens"
-        noised_LD = add_noise(self.clean_LD, TimestepsAndNoise(timestep_S, noise_LD), self.segments, diffusion).x_LD
-        is_noised_S = torch.tensor([one.strength < 1 for one in self.inputs], device=self.device)
+        draws = TimestepsAndNoise(copied(timestep_S, self.device), noise_LD)
+        noised_LD = add_noise(self.clean_LD, draws, self.segments, diffusion).x_LD
+        is_noised_S = copied(torch.tensor([one.strength < 1 for one in self.inputs]), self.device)
         return torch.where(is_noised_S[self.segments.segment_ids_L, None], noised_LD, noise_LD)
 
     def noise(self, *step: str | int) -> Tensor:
         """Initial noise, or that of one solver step; of each input by its own key, so the rest of the pack is irrelevant."""
         width = self.model.config["token_width"]
-        return torch.cat(
-            [
-                torch.randn(one.num_tokens, width, generator=seeded_generator(*one.noise_key, *step))
-                for one in self.inputs
-            ]
-        ).to(self.device)
+        parts = [
+            torch.randn(one.num_tokens, width, generator=seeded_generator(*one.noise_key, *step)) for one in self.inputs
+        ]
+        return copied(torch.cat(parts), self.device)
 
     def with_conditioning(self, x_LD: Tensor) -> Tensor:
         """x with the clean conditioning tokens put back."""
@@ -171,7 +172,11 @@ class _PackedInputs:
         return torch.where(self.condition_mask_L[:, None], self.clean_LD, x_LD)
 
     def predict(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """The guided prediction, averaged over windows; 0 for conditioning tokens, which are put back anyway."""
+        """The guided prediction, averaged over windows; 0 for conditioning tokens, which are put back anyway.
+
+        Args:
+            timestep_S: on the CPU: whether guidance applies is decided without waiting for the device.
+        """
         x_LD = self.with_conditioning(x_LD)
         if not self.is_averaged:
             (call,) = self.calls
@@ -187,9 +192,12 @@ class _PackedInputs:
         """The guided prediction for the windows of one call."""
         timestep_V = timestep_S[call.input_V]
         mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
-        if bool((self.guidance.scales(timestep_V) == 1).all()):
-            return call.predict(self.model, x_LD, timestep_V, mask_L, copies=1)
-        conditional_LD, unconditional_LD = call.predict(self.model, x_LD, timestep_V, mask_L, copies=2).chunk(2)
+        copies = 1 if bool((self.guidance.scales(timestep_V) == 1).all()) else 2
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            prediction_LD = call.predict(self.model, x_LD, timestep_V, mask_L, copies=copies)
+        if copies == 1:
+            return prediction_LD
+        conditional_LD, unconditional_LD = prediction_LD.chunk(2)
         return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments)
 
 
@@ -219,12 +227,14 @@ class _ModelCall:
             position.append(torch.from_numpy(positions((window.length, *one.token_shape[1:]))))
             weight.append(torch.from_numpy(blend_weights(window)).repeat_interleave(per_frame))
             lengths.append(window.length * per_frame)
-        self.index_L = torch.cat(index).to(device)
+        self.device = device
+        self.index_L = copied(torch.cat(index), device)
         """Tokens of the windows in the pack of inputs."""
-        self.weight_L1 = torch.cat(weight)[:, None].to(device)
-        self.position_L3 = torch.cat(position).to(device)
+        self.weight_L1 = copied(torch.cat(weight)[:, None], device)
+        self.position_L3 = copied(torch.cat(position), device)
         self.segments = Segments.from_lengths(lengths, device)
-        self.input_V = torch.tensor([number for number, _ in windows], device=device)
+        self.input_V = torch.tensor([number for number, _ in windows])
+        """On the CPU, where the timesteps are."""
         self.text = encoder.encode([inputs[number].text for number, _ in windows]).to(device)
 
     def predict(
@@ -236,7 +246,7 @@ class _ModelCall:
             x_LD.repeat(copies, 1),
             self.position_L3.repeat(copies, 1),
             self.segments.repeated(copies),
-            timestep_V.repeat(copies),
+            copied(timestep_V.repeat(copies), self.device),
             self.text.text_MC.repeat(copies, 1),
             self.text.segments.repeated(copies),
             self.text.pooled_SC.repeat(copies, 1),

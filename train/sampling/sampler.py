@@ -32,13 +32,14 @@ from packing.buckets import Bucket, parse_bucket
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.weights import load_weights
+from train.checkpoint.weights import build_model
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
 from train.diffusion.frame_conditioning import check_trained_for, is_trained_for
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings
 from train.diffusion.solvers import choose_solver
+from train.parallel.process_group import choose_precision
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.denoise import denoise
 from train.sampling.request import LatentTokenizer, Request, SampledVideo, SamplingState, number_repeats, pack_requests
@@ -63,12 +64,15 @@ class SolverSettings:
     less diverse."""
     solver: str = "auto"
     """`auto`, or a solver of `train.diffusion.solvers` that supports the schedule the model was trained on."""
+    precision: str = "auto"
+    """Of the model calls: `fp32` or `bf16` (autocast); auto: bf16 on a GPU, fp32 on a CPU, whatever the training had."""
 
-    def resolved(self, diffusion: DiffusionSettings) -> SolverSettings:
-        """With `Guidance` for a scale and a solver for `auto`; raises UsageError where they do not fit the model."""
+    def resolved(self, diffusion: DiffusionSettings, device: torch.device) -> SolverSettings:
+        """With `Guidance` for a scale, and what `auto` stands for; raises UsageError where they do not fit the model."""
         guidance = Guidance.of(self.guidance)
         guidance.check()
-        return dataclasses.replace(self, guidance=guidance, solver=choose_solver(self.solver, diffusion))
+        solver, precision = choose_solver(self.solver, diffusion), choose_precision(self.precision, device)
+        return dataclasses.replace(self, guidance=guidance, solver=solver, precision=precision)
 
     @property
     def max_pack_tokens(self) -> int:
@@ -86,6 +90,7 @@ def sample(
     num_steps: int = 40,
     guidance: float | Guidance = 4.0,
     solver: str = "auto",
+    precision: str = "auto",
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -99,6 +104,7 @@ def sample(
         guidance: a scale, or `Guidance` with all settings: 1 = none (one model call instead of two), higher = closer to
             the prompt and less diverse.
         solver: `auto`, or a solver of `train.diffusion.solvers` that supports the schedule the model was trained on.
+        precision: `fp32`, `bf16`, or `auto`: bf16 on a GPU, fp32 on a CPU.
         seed: the same noise for every prompt; a repeated prompt gets other noise.
 
     Raises:
@@ -112,6 +118,7 @@ def sample(
         num_steps=num_steps,
         guidance=guidance,
         solver=solver,
+        precision=precision,
         seed=seed,
         progress=progress,
     )
@@ -147,22 +154,37 @@ class Sampler:
         self.buckets, self.conditions, self.name = tuple(buckets), tuple(conditions), name
 
     @classmethod
-    def from_checkpoint(cls, path: str, *, device: str = "cpu", ema: bool = True) -> Sampler:
-        """A sampler with the (EMA) weights of a checkpoint; raises as `sample`."""
+    def from_checkpoint(
+        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto"
+    ) -> Sampler:
+        """A sampler with the (EMA) weights of a checkpoint; raises as `sample`.
+
+        Args:
+            attention_backend: of the model calls here; `auto` is the fastest that runs on the device. It need not be the
+                training's.
+        """
         config, weights = checkpoint.load_model(path, ema=ema, task="dit")
-        backbone = dict(config["backbone"])
-        model = build(backbone.pop("name"), **backbone)
-        load_weights(model, weights, path)
-        text = config["text_encoder"]
-        patch_frames, patch_rows, patch_columns = config["patch"]
+        try:
+            backbone = {key: value for key, value in config["backbone"].items() if key != "name"}
+            building = functools.partial(build, config["backbone"]["name"], attention_backend=attention_backend)
+            text = config["text_encoder"]["spec"], config["text_encoder"]["weights_hash"]
+            patch_frames, patch_rows, patch_columns = config["patch"]
+            diffusion = DiffusionSettings(**config["diffusion"])
+            buckets = [parse_bucket(name) for name in config["buckets"]]
+            compressor, conditions = config["compressor"], config["conditions"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointMismatchError(
+                f"{path} has a config that describes no sampler ({type(error).__name__}: {error})"
+            ) from error
+        model = build_model(building, backbone, weights, path)
         return cls(
             model,
-            encoder=text_encoder.load(text["spec"], device=device, weights_hash=text["weights_hash"]),
-            compressor=_load_compressor(config["compressor"], path, device),
+            encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
+            compressor=_load_compressor(compressor, path, device),
             patch=(patch_frames, patch_rows, patch_columns),
-            diffusion=DiffusionSettings(**config["diffusion"]),
-            buckets=[parse_bucket(name) for name in config["buckets"]],
-            conditions=config["conditions"],
+            diffusion=diffusion,
+            buckets=buckets,
+            conditions=conditions,
             device=device,
             name=path,
         )
@@ -216,13 +238,14 @@ class Sampler:
         num_steps: int = 40,
         guidance: float | Guidance = 4.0,
         solver: str = "auto",
+        precision: str = "auto",
         seed: int = 0,
         progress: bool = False,
     ) -> list[np.ndarray]:
         """Text to video; see the function `sample`."""
         conditioning = text_to_video(size.num_frames, size.height_px, size.width_px)
         requests = [Request(text=prompt, conditioning=conditioning, seed=seed) for prompt in prompts]
-        settings = SolverSettings(num_steps=num_steps, guidance=guidance, solver=solver)
+        settings = SolverSettings(num_steps=num_steps, guidance=guidance, solver=solver, precision=precision)
         return [sampled.video_THWC for sampled in self.sample_requests(requests, settings, progress=progress)]
 
     @torch.no_grad()
@@ -255,7 +278,7 @@ class Sampler:
         for request in requests:
             for mode in (request.conditioning.mode, *(("loop",) if request.loop_frames else ())):
                 check_trained_for(mode, self.conditions, self.name)
-        settings = (settings or SolverSettings()).resolved(self.diffusion)
+        settings = (settings or SolverSettings()).resolved(self.diffusion, self.device)
         window_length, overlap = self._window_size(window_frames, overlap_frames)
         is_autoregressive = is_trained_for("extend", self.conditions)
         states = [
@@ -290,6 +313,7 @@ class Sampler:
             guidance=Guidance.of(settings.guidance),
             solver=settings.solver,
             max_pack_tokens=settings.max_pack_tokens,
+            precision=settings.precision,
             on_step=on_step,
         )
         for state, one, tokens_LD in zip(states, inputs, tokens, strict=True):

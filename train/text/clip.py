@@ -35,7 +35,8 @@ class ClipTextEncoder:
         text = dict(config["text_cfg"]) | {"output_tokens": True}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = _build_text_tower(config["embed_dim"], text, quick_gelu=bool(config.get("quick_gelu")))
+            with hub.damaged_as_mismatch(f"the config of clip:{name}"):
+                model = _build_text_tower(config["embed_dim"], text, quick_gelu=bool(config.get("quick_gelu")))
         if weights is not None:
             _load_text_weights(model, weights, name)
         self.weights_hash = weights_hash(model.state_dict())
@@ -66,7 +67,10 @@ def clip_config(name: str) -> dict[str, Any]:
         file = Path(name) / CLIP_FILES[0]
         if not file.is_file():
             raise UsageError(f"text encoder clip:{name} is a folder without {CLIP_FILES[0]}, which open_clip writes")
-        config = json.loads(file.read_text())["model_cfg"]
+        with hub.damaged_as_mismatch(str(file)):
+            config = dict(json.loads(file.read_text())["model_cfg"])
+            dict(config["text_cfg"])
+        hub.check_sizes(config, what=str(file))
     else:
         architecture, _, pretrained = name.partition("/")
         config = open_clip.get_model_config(architecture)

@@ -23,6 +23,7 @@ from torch import Tensor
 from recaption.errors import UsageError
 from recaption.run_folder import RunFolder
 from train.layers.segments import Segments
+from train.parallel.transfer import copied
 from train.text import stored
 from train.text.interface import TextTower
 from train.text.towers import ConcatTextEncoder, load_tower, parse
@@ -42,7 +43,7 @@ class EncodedText:
     """float32, one vector per caption; zeros for blank ones."""
 
     def to(self, device: torch.device | str) -> EncodedText:
-        return EncodedText(self.text_MC.to(device), self.segments.to(device), self.pooled_SC.to(device))
+        return EncodedText(copied(self.text_MC, device), self.segments.to(device), copied(self.pooled_SC, device))
 
 
 class TextEncoder:
@@ -62,6 +63,11 @@ class TextEncoder:
         self.cache_bytes = cache_bytes
         self._cached: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
         self._cached_bytes = 0
+
+    @property
+    def towers(self) -> Sequence[TextTower]:
+        """The towers, one by one where several are joined."""
+        return self.tower.towers if isinstance(self.tower, ConcatTextEncoder) else [self.tower]
 
     @property
     def config(self) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recaption import hub
-from recaption.errors import UsageError
-from recaption.weights import weights_hash
+from recaption.errors import UsageError, WeightsUnreachableError
+from recaption.weights import stored_tensors, weights_hash
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Whole, or in shards with an index, in the order in which transformers looks for them."""
 MAX_TEXT_TOKENS = 256
 """T5 only: longer captions are truncated. CLIP and captioner towers have their own limits."""
 
@@ -23,12 +27,16 @@ class T5Encoder:
         config, encoder_class = t5_config(model_id)
         self.tokenizer = t5_tokenizer(model_id)
         what, remedy, local_only = _describe(model_id)
-        try:
-            model = encoder_class.from_pretrained(model_id, local_files_only=local_only, dtype="auto")
-        except (OSError, ValueError) as error:
-            raise hub.unreachable_error(what, error, remedy) from error
-        self.weights_hash = weights_hash(model.state_dict())  # of the stored type: the same on every device
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        try:
+            model = encoder_class.from_pretrained(
+                model_id, local_files_only=local_only, dtype=dtype, trust_remote_code=False
+            )
+            self.weights_hash = weights_hash(stored_tensors(_weight_files(model_id)))
+        except WeightsUnreachableError:
+            raise
+        except Exception as error:  # transformers, safetensors and pickle share no base exception
+            raise hub.loading_error(what, error, remedy) from error
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)
@@ -45,15 +53,35 @@ class T5Encoder:
         return states[mask], mask.sum(1), pooled_SC
 
 
+def _weight_files(model_id: str) -> list[Path]:
+    """The files that transformers has just loaded: their tensors are the identity of the encoder, whatever the device.
+
+    Raises:
+        OSError: none of the names that transformers knows.
+    """
+    from transformers.utils import cached_file
+
+    for name in WEIGHT_FILES:
+        for candidate in (name, f"{name}.index.json"):
+            found = cached_file(model_id, candidate, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+            if found is None:
+                continue
+            if candidate == name:
+                return [Path(found)]
+            shards = sorted(set(json.loads(Path(found).read_text())["weight_map"].values()))
+            return [Path(str(cached_file(model_id, shard, local_files_only=True))) for shard in shards]
+    raise OSError(f"{model_id} has none of {', '.join(WEIGHT_FILES)}")
+
+
 def t5_config(model_id: str) -> tuple[Any, Any]:
     """(config, encoder class), without weights. Raises as `load_tower`."""
     import transformers
 
     what, remedy, local_only = _describe(model_id)
     try:
-        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise hub.unreachable_error(what, error, remedy) from error
+        config = transformers.AutoConfig.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise hub.loading_error(what, error, remedy) from error
     classes = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
     if config.model_type not in classes:
         raise UsageError(f"{model_id} is a {config.model_type!r} model; t5: takes {', '.join(classes)}")
@@ -65,9 +93,9 @@ def t5_tokenizer(model_id: str) -> Any:
 
     _, remedy, local_only = _describe(model_id)
     try:
-        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise hub.unreachable_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
+        return AutoTokenizer.from_pretrained(model_id, local_files_only=local_only, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise hub.loading_error(f"the tokenizer of t5:{model_id}", error, remedy) from error
 
 
 def _describe(model_id: str) -> tuple[str, str, bool]:

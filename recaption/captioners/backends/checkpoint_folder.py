@@ -102,12 +102,11 @@ class CheckpointFolder:
                 f"{self.path}: its tokenizer has {self.tokenizer.vocab_size} tokens, its model "
                 f"{self.config['num_tokens']}: they do not belong together"
             )
-        from safetensors import SafetensorError
         from safetensors.torch import load_model
 
         try:
             load_model(model, self.path / "model.safetensors")
-        except (RuntimeError, SafetensorError) as error:
+        except Exception as error:  # damaged files make safetensors and torch raise anything
             raise CheckpointMismatchError(
                 f"{self.path}/model.safetensors does not fit its config: {hub.first_line(error)}"
             ) from error
@@ -140,11 +139,14 @@ def read_checkpoint_folder(folder: str | Path, expected_format: str) -> Checkpoi
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (path / name).is_file():
             raise UsageError(f"{path} holds no captioner of format {expected_format!r}: {name} is missing")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    with hub.damaged_as_mismatch(f"{path}/config.json"):
+        config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
     if config.get("format") != expected_format:
         found = config.get("format") or config.get("model_type") or "no format"
         raise CheckpointMismatchError(
             f"{path} is a captioner of another kind: {found}, where {expected_format!r} is needed"
         )
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")))
+    hub.check_sizes(config, what=f"{path}/config.json")
+    with hub.damaged_as_mismatch(f"{path}/tokenizer.json"):
+        tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")))
     return CheckpointFolder(path=path, config=config, tokenizer=tokenizer)

@@ -80,8 +80,9 @@ def open_frozenbilm(path_or_id: str, *, device: str, dtype: torch.dtype | None) 
         except Exception as error:  # the hub's client passes on whatever its network layer raises
             raise hub.unreachable_error(what, error, hint) from error
     folder = read_checkpoint_folder(path_or_id, FORMAT)
-    model = FrozenBiLM(folder.config)
-    folder.load_weights(model)
+    with hub.damaged_as_mismatch(f"{folder.path}/config.json"):
+        model = FrozenBiLM(folder.config)
+        folder.load_weights(model)
     digest = weights_hash(model.state_dict())
     return FrozenBiLMCaptioner(
         model.to(device=device, dtype=dtype or torch.float32), folder, spec=spec, weights_hash=digest

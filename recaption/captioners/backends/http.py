@@ -2,8 +2,9 @@
 
     captioner = load_captioner("http://localhost:8000/v1#Qwen/Qwen3-VL-8B-Instruct")
 
-A clip whose request fails after all retries gets an empty caption with fault `no_answer`. An endpoint that is down raises
-one `EndpointDownError`. See `recaption.chat_endpoint.endpoint` for both.
+A clip whose request fails after all retries gets an empty caption with fault `no_answer`: the next run asks again. One that
+the server rejects (too long for its context, filtered) has the fault `rejected`, which is final. An endpoint that is down
+raises one `EndpointDownError`. See `recaption.chat_endpoint.endpoint` for both.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _generated_text(answer: ChatResponse) -> GeneratedText:
         num_tokens=answer.num_tokens,
         mean_logprob=answer.mean_logprob,
         ended=answer.ended,
-        fault="no_answer" if answer.error else "",
+        fault=("rejected" if answer.is_final else "no_answer") if answer.error else "",
     )
 
 

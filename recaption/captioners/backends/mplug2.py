@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from recaption import hub
 from recaption.captioners.backends.checkpoint_folder import (
     CheckpointFolder,
     openai_clip_preprocessor,
@@ -74,8 +75,9 @@ def open_mplug2(path: str, *, device: str, dtype: torch.dtype | None, prompt: st
     """Open a checkpoint folder; raises as `read_checkpoint_folder`, and UsageError for a prompt longer than the context."""
     spec = f"mplug2:{path}"
     folder = read_checkpoint_folder(path, FORMAT)
-    model = MPlug2(folder.config)
-    folder.load_weights(model)
+    with hub.damaged_as_mismatch(f"{folder.path}/config.json"):
+        model = MPlug2(folder.config)
+        folder.load_weights(model)
     digest = weights_hash(model.state_dict())
     model = model.to(device=device, dtype=dtype or torch.float32)
     return MPlug2Captioner(model, folder, spec=spec, weights_hash=digest, prompt=prompt)

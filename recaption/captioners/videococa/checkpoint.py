@@ -109,16 +109,21 @@ def read_captioner_folder(folder: str | Path) -> SavedCaptioner:
 
     Raises:
         UsageError: the folder holds no captioner.
-        CheckpointMismatchError: a checkpoint of another training task, or of another format version.
+        CheckpointMismatchError: a checkpoint of another training task or format version, or a damaged one.
     """
-    from safetensors.torch import load_file
-
     folder = _newest_checkpoint(Path(folder))
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} holds no captioner: config.json is missing (a folder from `recaption train captioner` has it)"
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with hub.damaged_as_mismatch(str(folder)):
+        return _read_folder(folder)
+
+
+def _read_folder(folder: Path) -> SavedCaptioner:
+    from safetensors.torch import load_file
+
+    config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     task = config.get("task", "captioner")
     if task != "captioner":
         raise CheckpointMismatchError(f"{folder} is a checkpoint of task {task!r}, not of 'captioner'")
@@ -127,6 +132,7 @@ def read_captioner_folder(folder: str | Path) -> SavedCaptioner:
         raise CheckpointMismatchError(
             f"{folder}/config.json: this version reads captioners of format {FORMAT_VERSION!r}, not {config.get('format')!r}"
         )
+    hub.check_sizes(config, what=f"{folder}/config.json")
     weights = next((p for p in (folder / "ema.safetensors", folder / "model.safetensors") if p.is_file()), None)
     if weights is None:
         raise UsageError(f"{folder} holds neither model.safetensors nor ema.safetensors")
@@ -146,18 +152,18 @@ def read_captioner_folder(folder: str | Path) -> SavedCaptioner:
 def open_captioner_folder(folder: str | Path, *, name: str, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
     """A captioner from a folder; raises as `read_captioner_folder`, and if the weights do not match their config."""
     saved = read_captioner_folder(folder)
-    config = saved.config
-    model = build_model(config)
-    try:
-        model.load_state_dict(saved.state)
-    except RuntimeError as error:
-        raise CheckpointMismatchError(
-            f"{saved.weights_path} does not fit the model in its config.json: {error}"
-        ) from error
-    anchors = read_training_anchors(saved.weights_path.parent)
-    return captioner_from_config(
-        config, model, saved.tokenizer, name=name, device=device, dtype=dtype, training_anchors=anchors
-    )
+    with hub.damaged_as_mismatch(f"{saved.weights_path.parent}"):
+        model = build_model(saved.config)
+        try:
+            model.load_state_dict(saved.state)
+        except RuntimeError as error:
+            raise CheckpointMismatchError(
+                f"{saved.weights_path} does not fit the model in its config.json: {hub.first_line(error)}"
+            ) from error
+        anchors = read_training_anchors(saved.weights_path.parent)
+        return captioner_from_config(
+            saved.config, model, saved.tokenizer, name=name, device=device, dtype=dtype, training_anchors=anchors
+        )
 
 
 def open_tiny(_: str, *, device: str, dtype: torch.dtype | None) -> CocaCaptioner:
@@ -274,7 +280,7 @@ def captioner_from_config(
         FramePreprocessor(**config["framing"]),
         name=name,
         weights_hash=digest,
-        num_frames=config["num_frames"],
+        num_frames=int(config["num_frames"]),
         field_parser=_scene_fields if config.get("fields") == "scenes" else None,
         kinds=config.get("kinds"),
         min_clip_score=config.get("min_clip_score"),

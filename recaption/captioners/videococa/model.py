@@ -102,17 +102,21 @@ class VideoCoCa(nn.Module):
         pooled_BD, tokens_BND = self.clip_encoder(self.coca.visual, pixels_BTCHW)
         return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
 
-    def encode_texts(self, tokens_SM: Tensor) -> TextEmbedding:
-        """Token features and CLS embedding of the unimodal text tower, for padded token ids."""
+    def encode_texts(self, tokens_SM: Tensor, *, longest: int | None = None) -> TextEmbedding:
+        """Token features and CLS embedding of the unimodal text tower, for padded token ids.
+
+        Args:
+            longest: tokens of the longest text, if the caller knows it; read from the ids otherwise, a host sync on a GPU.
+        """
         if self.trims_text_padding:
-            return self._encode_trimmed_texts(tokens_SM)
+            return self._encode_trimmed_texts(tokens_SM, longest)
         pooled_SD, tokens_SMD = self.coca.text(tokens_SM)
         return TextEmbedding(pooled_SD=pooled_SD, tokens_SMD=tokens_SMD)
 
-    def _encode_trimmed_texts(self, tokens_SM: Tensor) -> TextEmbedding:
+    def _encode_trimmed_texts(self, tokens_SM: Tensor, longest: int | None) -> TextEmbedding:
         """The CLS token keeps its position after a full context, so the result equals that of the full tower."""
         text = self.coca.text
-        longest = max(1, int((tokens_SM != text.pad_id).sum(dim=1).max()))
+        longest = longest or max(1, int((tokens_SM != text.pad_id).sum(dim=1).max()))
         ids_SL = tokens_SM[:, :longest]
         x_SLD = text.token_embedding(ids_SL) + text.positional_embedding[:longest]
         cls_D = text.cls_emb + text.positional_embedding[-1]

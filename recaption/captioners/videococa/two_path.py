@@ -156,7 +156,9 @@ class TwoPathEncoder:
 
     def __call__(self, visual: TwoPathVision, pixels_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            slow_frames = pixels_BTCHW[:, slow_frame_indices(pixels_BTCHW.shape[1])]
+            slow_indices = slow_frame_indices(pixels_BTCHW.shape[1])
+            # A list as an index would be copied to the device first.
+            slow_frames = torch.stack([pixels_BTCHW[:, int(index)] for index in slow_indices], dim=1)
             slow_features = torch.cat(slow_pathway_features(self._backbone_like(visual.proj), slow_frames), dim=-1)
             fast_frames = fast_pathway_frames(pixels_BTCHW)
         pooled_BD, tokens_BND, _ = visual(slow_features, fast_frames)

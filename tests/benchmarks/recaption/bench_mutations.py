@@ -7,6 +7,8 @@ was: mutations that are in `--results` are not computed again. Of each mutated f
 
     failed        it is refused with a reason: always right
     same          as many frames as `ffmpeg` decodes from the same bytes, and each looks like ffmpeg's (ffmpeg_oracle.py)
+    exact         they look different, but are, byte for byte, those of ffmpeg's decode scaled as we scale (noise from
+                  damaged data: two scalers differ by more than the limit)
     undamaged     ffmpeg reports errors or other frames, and every frame is, byte for byte and in order, one of the file
                   before its mutation (a lost packet leaves fewer)
     WRONG         ffmpeg decodes the file without an error, and the frames are others; or frames read by index differ
@@ -20,6 +22,7 @@ WRONG, CRASH and HANG give exit code 1. The peak memory of this process is print
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -136,6 +139,17 @@ def ffmpeg_or_timeout(path: Path) -> FfmpegRun:
         return FfmpegRun(np.zeros((0, 16, 16, 3), np.uint8), str(error))
 
 
+def decoded_by_ffmpeg(path: Path, limits: DecodeLimits) -> np.ndarray:
+    """The small frames of what ffmpeg decodes, passed on uncompressed in their own pixel format; empty where it fails."""
+    copy = path.with_name("decoded.nut")
+    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-y", "-threads", "1", "-i", str(path), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough", "-c:v", "rawvideo", "-f", "nut", str(copy)]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, timeout=300, check=False)
+        return scan(copy, small_px=SMALL_PX, limits=limits).small.pixels_THWC
+    return np.zeros((0, 0, 0, 3), np.uint8)
+
+
 def judged(path: Path, seed: Seed, limits: DecodeLimits, number: int, is_trimmed: bool) -> Outcome:
     """One mutated file against the oracles; see the top of this file."""
     scanned = scan(path, small_px=SMALL_PX, limits=limits)
@@ -153,6 +167,8 @@ def judged(path: Path, seed: Seed, limits: DecodeLimits, number: int, is_trimmed
     wrong = difference(thumbnails(small_THWC), expected_NHWC)
     if not wrong:
         return Outcome("same")
+    if np.array_equal(small_THWC, decoded_by_ffmpeg(path, limits)[: len(small_THWC) if is_trimmed else None]):
+        return Outcome("exact")
     return Outcome(
         "unproven" if reference.error else "WRONG", f"{wrong}; ffmpeg reports: {reference.error or 'nothing'}"
     )

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import shutil
 
 import numpy as np
@@ -19,12 +20,16 @@ from jobs.caption.caption import caption
 from jobs.caption.worker import open_captioner
 from jobs.prepare.prepare import prepare
 from jobs.recipe.stage_settings import CaptionSettings
+from jobs.shard import planned_shards, shard
+from jobs.summary import exit_code
+from jobs.verify.repair import repair_run
 from jobs.verify.verify import verify_run
 from recaption.captioners.clip_views import sample_frames
 from recaption.captioners.registry import load_captioner
 from recaption.captions.sets import caption_set_pattern
 from recaption.chat_endpoint.endpoint import EndpointSettings
 from recaption.errors import EndpointDownError, UsageError
+from recaption.ledger.ledger import build_ledger
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import SIMPLE, render
@@ -157,21 +162,165 @@ def test_without_scores_the_frames_are_still_checked(scenes, small_model, in_pro
     assert check["verdict"] == "the captioner scores nothing"
 
 
-def test_one_invalid_response_is_one_failed_row(scenes, in_process):
+def test_one_invalid_response_leaves_one_clip_open_and_the_next_run_asks_for_it_alone(scenes, in_process):
     run, recipe = scenes
     odd = []
+    with serving(Script(describe_pictures)) as spec:
+        settings = with_settings(recipe, captioner=spec)
+        caption(run, settings, "undisturbed", in_process)
 
     def reply(request):
         picture = str(request["messages"][0]["content"][0])
         odd[:] = odd or [picture]
         return (200, b"<html>", {}) if picture == odd[0] else describe_pictures(request)
 
+    script = Script(reply)
+    with serving(script) as spec:
+        settings = with_settings(recipe, captioner=spec)
+        summary = caption(run, settings, "main", in_process)
+        states = build_ledger(run, settings.filters, "main").summary()["clips"]
+        sharded = planned_shards(run, settings, "main")[0]
+        problems = verify_run(run, settings, num_pairs=0)["problems"]
+        script.replies, script.requests = [describe_pictures], []
+        again = caption(run, settings, "main", in_process)
+    assert (summary["captions"], summary["open"], summary["bad"], summary["faults"]) == (2, 1, {}, {})
+    assert summary["errors"] == ["1 clips got no answer; the same command asks again"]
+    assert exit_code("caption", summary) == 1
+    assert (states["waiting"], states["dropped"]) == ({"caption": 1, "shard": 2}, {})
+    assert sum(len(one.clips) for one in sharded) <= 2
+    assert problems == []
+    assert (again["captions"], again["open"], again["computed_parts"], again["skipped_parts"]) == (3, 0, 1, 1)
+    assert exit_code("caption", again) == 0
+    assert len(script.requests) == 1
+    assert [row.text for row in rows_of(run, "main")] == [row.text for row in rows_of(run, "undisturbed")]
+    assert caption(run, settings, "main", in_process)["computed_parts"] == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        (503, {"error": {"message": "overloaded"}}, {}),
+        (200, {"error": {"message": "upstream timeout"}}, {}),
+        (200, b"<html>", {}),
+    ],
+    ids=["flaky", "200err", "html"],
+)
+def test_requests_that_fail_now_and_then_are_asked_again_until_all_are_answered(
+    failure, concurrency, scenes, in_process
+):
+    run, recipe = scenes
+    asked = itertools.count()
+    script = Script(lambda request: failure if next(asked) in (0, 2, 3) else describe_pictures(request))
+    quick = dataclasses.replace(QUICK, max_tries=1, concurrency=concurrency)
+    with serving(script) as spec:
+        settings = with_settings(recipe, captioner=spec, endpoint=quick)
+        summaries = [caption(run, settings, "main", in_process) for _ in range(3)]
+        caption(run, settings, "undisturbed", in_process)
+    assert [one["bad"] for one in summaries] == [{}] * 3
+    assert [one["captions"] + one["open"] for one in summaries] == [3] * 3
+    assert summaries[0]["open"] >= 1
+    assert (summaries[2]["captions"], summaries[2]["computed_parts"]) == (3, 0)
+    assert [row.text for row in rows_of(run, "main")] == [row.text for row in rows_of(run, "undisturbed")]
+
+
+def test_answered_kinds_of_an_open_clip_keep_their_text(scenes, in_process):
+    run, recipe = scenes
+    asked = itertools.count()
+
+    def reply(request):
+        number = next(
+            asked
+        )  # of the first part: 0 and 1 for the descriptive captions, 2 and 3 for the short ones, 4 and 5 for these once more
+        return (200, b"<html>", {}) if number in (2, 3, 4) else completion(f"A red circle of answer {number}.")
+
+    script = Script(reply)
+    with serving(script) as spec:
+        quick = dataclasses.replace(QUICK, max_tries=1, concurrency=1)
+        settings = with_settings(recipe, captioner=spec, kinds=("descriptive", "short"), endpoint=quick)
+        first = caption(run, settings, "main", in_process)
+        before = {(row.clip_id, row.kind): row.text for row in rows_of(run, "main") if not row.fault}
+        again = caption(run, settings, "main", in_process)
+    after = {(row.clip_id, row.kind): row.text for row in rows_of(run, "main")}
+    assert (first["captions"], first["open"]) == (3, 1)
+    assert (again["captions"], again["open"], len(after)) == (3, 0, 6)
+    assert {key: after[key] for key in before} == before
+
+
+def test_repair_asks_again_for_open_captions_and_puts_their_clips_into_the_shards(scenes, in_process):
+    run, recipe = scenes
+    asked = itertools.count()
+    script = Script(lambda request: (200, b"<html>", {}) if next(asked) in (1, 2) else describe_pictures(request))
+    with serving(script) as spec:
+        quick = dataclasses.replace(QUICK, max_tries=1, concurrency=1)
+        settings = with_settings(recipe, captioner=spec, endpoint=quick)
+        assert caption(run, settings, "main", in_process)["open"] == 1
+        in_shards = shard(run, settings, "main", in_process)["samples"]
+        before = verify_run(run, settings, num_pairs=0)
+        healed = repair_run(run, settings, in_process, num_pairs=0)
+        whole = planned_shards(run, settings, "main")[0]
+    assert before["ok"]
+    assert before["clips"]["waiting"] == {"caption": 1}
+    assert before["warnings"][0].startswith("1 clips of caption set main got no answer; ")
+    assert healed["repaired"] == ["captions/main/part-00000.parquet"]
+    assert (healed["ok"], healed["refused"], healed["clips"]["waiting"]) == (True, {}, {})
+    assert "warnings" not in healed
+    assert healed["clips"]["in_shard"] == sum(len(one.clips) for one in whole) == in_shards + 1
+    with serving(Script((503, b"", {}))) as spec:
+        caption_settings = with_settings(recipe, captioner=spec, endpoint=quick)
+        assert repair_run(run, caption_settings, in_process, num_pairs=0)["repaired"] == []
+
+
+def test_a_request_that_the_server_rejects_is_final(scenes, in_process):
+    run, recipe = scenes
+    odd = []
+
+    def reply(request):
+        picture = str(request["messages"][0]["content"][0])
+        odd[:] = odd or [picture]
+        too_long = (400, {"error": {"message": "the prompt is longer than the context"}}, {})
+        return too_long if picture == odd[0] else describe_pictures(request)
+
+    with serving(Script(reply)) as spec:
+        settings = with_settings(recipe, captioner=spec)
+        summary = caption(run, settings, "main", in_process)
+        assert (summary["captions"], summary["open"], summary["faults"]) == (2, 0, {"rejected": 1})
+        assert caption(run, settings, "main", in_process)["computed_parts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "open_clips", "error"),
+    [
+        ((200, b"<html>502 Bad Gateway</html>", {}), 3, "3 clips got no answer; the same command asks again"),
+        (completion("抱歉，我无法查看视频。"), 0, "all captions failed (refusal 3): no clip can go into the shards"),
+    ],
+)
+def test_a_stage_in_which_all_captions_failed_says_so(reply, open_clips, error, scenes, in_process):
+    run, recipe = scenes
     with serving(Script(reply)) as spec:
         summary = caption(run, with_settings(recipe, captioner=spec), "main", in_process)
-    assert summary["captions"] == 2
-    assert summary["bad"] == {"bad_caption": 1}
-    assert summary["faults"] == {"no_answer": 1}
-    assert sorted(row.text == "" for row in rows_of(run, "main")) == [False, False, True]
+    assert (summary["captions"], summary["open"]) == (0, open_clips)
+    assert summary["errors"] == [error]
+    assert error in summary["warnings"]
+    assert exit_code("caption", summary) == exit_code("run", {"stages": {"caption": summary}}) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "一只棕色的小狗在金色的海滩上快乐地奔跑",
+        "犬が砂浜を走っている。",
+        "สุนัขวิ่งบนชายหาด",
+        "<think>Hm.</think>\n\nA blue cross on ice.",
+    ],
+)
+def test_captions_of_any_language_and_of_reasoning_models_are_good(text, scenes, in_process):
+    run, recipe = scenes
+    with serving(Script(completion(text))) as spec:
+        settings = with_settings(recipe, captioner=spec, scorer="tiny", min_clip_score=-9.0)
+        summary = caption(run, settings, "main", in_process)
+    assert (summary["captions"], summary["bad"]) == (3, {})
+    assert {row.text for row in rows_of(run, "main")} == {text.rpartition("\n")[2]}
 
 
 def test_an_endpoint_that_goes_down_midway_loses_nothing(scenes, in_process):

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.cluster import attempts
-from jobs.cluster.attempts import Attempt, PartError, PartState
+from jobs.cluster.attempts import Attempt, PartError, PartFaultError, PartState
 from recaption.errors import UsageError, VideoError
 
 
@@ -142,3 +142,18 @@ def test_a_stage_that_fails_on_everything_is_not_blamed_on_its_inputs():
 def test_outside_of_a_job_begin_does_nothing():
     attempts.begin("a")
     assert list(attempts.batches([1, 2, 3], 2, str)) == [[1, 2], [3]]
+
+
+def test_a_worker_that_was_killed_to_free_memory_says_so():
+    state = PartState(num_attempts=1, worker="w3", in_progress=["a"], deaths={"a": 2})
+    state.attribute_last_failure(lambda node: True, lambda worker: worker == "w3")
+    reason, detail = state.failed_inputs["a"]
+    assert reason == "decode_memory"
+    assert "killed 3 times, the last time to free memory" in detail
+
+
+def test_inputs_that_all_raise_the_same_are_a_bug_of_the_stage():
+    state = PartState(num_attempts=1, in_progress=["d"], error="ZeroDivisionError: no", deaths={"d": 2})
+    state.failed_inputs = {key: ["unreadable", ""] for key in "abc"}
+    with pytest.raises(PartFaultError, match="the first 4 inputs all killed their worker"):
+        state.attribute_last_failure(lambda node: True)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from jobs.cluster.cluster import Cluster
-from jobs.cluster.worker_errors import WorkerError
+from jobs.cluster.worker_errors import WorkerFaultError
 from recaption.errors import UsageError, WeightsUnreachableError
 
 
@@ -75,7 +75,7 @@ def test_a_recaption_error_keeps_its_class(cluster):
 
 
 def test_any_other_error_names_stage_and_cause(cluster):
-    with pytest.raises(WorkerError, match="double: a worker failed: ZeroDivisionError: fourteen"):
+    with pytest.raises(WorkerFaultError, match="double: a worker failed: ZeroDivisionError: fourteen"):
         list(cluster.run_parts(Doubler, {"factor": 2}, [{"n": 14}], title="double"))
 
 
@@ -93,21 +93,32 @@ def test_a_gpu_that_no_node_has_is_an_error(cluster):
 def in_a_process_of_its_own():
     """What a process finds that runs a stage, then a stage that fails, and then looks around."""
     script = f"""
-import json, sys
+import json, os, stat, subprocess, sys
+from pathlib import Path
+import ray
 sys.path[:0] = {sys.path!r}
 from jobs.cluster.cluster import Cluster
-from jobs.cluster.worker_errors import WorkerError
+from jobs.cluster.worker_errors import WorkerError, WorkerFaultError
 from tests.jobs.cluster.test_cluster import Doubler, doubled
 
 found = {{}}
 with Cluster(num_workers=1, progress=False) as cluster:
     found["numbers"] = doubled(cluster, 1, 2, 3)
+    found["folder"] = cluster._session.path
+    found["mode"] = {{
+        name: stat.S_IMODE(os.stat(os.path.join(found["folder"], name)).st_mode) for name in ("", "token")
+    }}
+    found["sockets"] = len(list(Path(found["folder"]).rglob("sockets/*")))
+    found["without the token"] = subprocess.run(
+        [sys.executable, "-c", "import ray; ray.init(address='" + ray.get_runtime_context().gcs_address + "')"],
+        env={{**os.environ, "RAY_AUTH_TOKEN": "0" * 64, "RAY_BACKEND_LOG_LEVEL": "fatal"}}, capture_output=True, text=True,
+    ).stderr
     found["imported"] = sorted({{"ray.data", "pandas", "torch"}} & set(sys.modules))
     try:
         list(cluster.run_parts(Doubler, {{"factor": 1}}, [{{"n": 14}}, {{"n": 1}}, {{"n": 2}}], title="double"))
     except WorkerError:
         found["failed"] = True
-import ray
+found["folder is left"] = os.path.exists(found["folder"])
 try:
     ray.put(1)
 except ray.exceptions.RaySystemError:
@@ -131,3 +142,14 @@ def test_after_a_run_that_failed_nothing_starts_ray_again(in_a_process_of_its_ow
     assert in_a_process_of_its_own["failed"]
     assert in_a_process_of_its_own["put"] == "refused"
     assert not in_a_process_of_its_own["is_initialized"]
+
+
+def test_the_sessions_of_the_local_ray_are_private_and_removed(in_a_process_of_its_own):
+    found = in_a_process_of_its_own
+    assert found["mode"] == {"": 0o700, "token": 0o600}
+    assert found["sockets"] >= 2  # Ray was really there
+    assert not found["folder is left"]
+
+
+def test_the_local_ray_refuses_calls_without_its_token(in_a_process_of_its_own):
+    assert "AuthenticationError" in in_a_process_of_its_own["without the token"]

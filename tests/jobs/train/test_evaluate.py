@@ -14,9 +14,11 @@ from jobs.report.page import write_report
 from jobs.train.train import evaluate_model, train_model
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
+from train.compressors import registry as compressors
 from train.engine.settings import TrainerSettings
 from train.evaluation.metrics import EvaluationSettings
 from train.generator.settings import DitSettings
+from train.text import encoder as text_encoder
 
 
 class InProcess:
@@ -77,6 +79,24 @@ def test_evaluating_twice_gives_the_same_file_and_replaces_the_line(trained, rec
     before = read(run), read(run, "evaluations.jsonl")
     assert main(["train", "dit", "--run", run.uri, "--eval", "--no-progress"]) == 0
     assert (read(run), read(run, "evaluations.jsonl")) == before
+
+
+def test_encoder_and_compressor_are_loaded_once_and_the_training_s_backend_does_not_matter(
+    trained, recipe, monkeypatch
+):
+    run, _ = trained
+    before = read(run)
+    loads = []
+    for module in (compressors, text_encoder):
+        load = module.load
+        monkeypatch.setattr(
+            module, "load", lambda spec, load=load, **options: loads.append(spec) or load(spec, **options)
+        )
+    dit = dataclasses.replace(recipe.train_dit.dit, attention_backend="varlen")
+    on_gpu = dataclasses.replace(recipe, train_dit=dataclasses.replace(recipe.train_dit, dit=dit))
+    evaluate_model(run.uri, "main", on_gpu, InProcess(), progress=False)
+    assert sorted(loads) == sorted([recipe.encode.compressor, dit.text_encoder])
+    assert read(run) == before
 
 
 def test_the_page_shows_the_numbers_and_the_samples(trained, recipe):

@@ -106,7 +106,15 @@ def test_over_long_captions_are_retried_with_fewer_tokens():
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("my holiday", ""), ("x", "empty"), ("a b c d e f g h", "over_long"), ("Sorry I was late", "")],
+    [
+        ("my holiday", ""),
+        ("x", "empty"),
+        ("a b c d e f g h", "over_long"),
+        ("Sorry I was late", ""),
+        ("<html><p>x y</p></html>", "markup"),
+        ("A caf\ufffd here", "glitch"),
+        ("myFunction runs", ""),
+    ],
 )
 def test_original_texts_are_gated_too(text, fault):
     assert (

@@ -508,6 +508,7 @@ def test_damage_is_reported_as_one_kind_of_problem(run: RunFolder, damage: str) 
 
 
 FOUND_BY_DECODING = {"caption_of_other_clip", "clip_score_differs", "captions_shuffled"}
+FOUND_BY_DECODING |= {"source_changed", "sample_of_other_clip"}
 """tests/jobs/verify/test_verify.py"""
 
 

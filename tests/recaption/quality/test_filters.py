@@ -10,9 +10,17 @@ import pyarrow as pa
 import pytest
 
 from recaption.errors import DROP_REASONS
-from recaption.quality.filters import FILTERS, PLUGIN_FIELDS, FilterThresholds, drop_reasons
+from recaption.quality.filters import (
+    FILTERS,
+    PLUGIN_FIELDS,
+    VIDEO_FLAG_SOURCES,
+    VIDEO_FLAGS,
+    FilterThresholds,
+    drop_reasons,
+    with_video_flags,
+)
 from recaption.quality.scores import score_clip
-from recaption.records import Clip, ClipScores, to_table
+from recaption.records import Clip, ClipScores, Video, to_table
 from recaption.scenes.renderer import render
 from recaption.video_io.frames import Frames
 
@@ -20,8 +28,10 @@ from recaption.video_io.frames import Frames
 def clips_table(rows: list[dict]) -> pa.Table:
     """Clips of two seconds with ordinary scores; `rows` override single columns."""
     ordinary = {"motion": 0.1, "sharpness": 300.0, "luma": 0.5, "text_area": 0.0, "letterbox": 0.0}
-    scores, clips = [], []
+    scores, clips, flags = [], [], []
     for index, row in enumerate(rows):
+        row = dict(row)
+        flags.append([row.pop(name, 0.0) for name in VIDEO_FLAGS])
         row = {"clip_id": f"{index:016x}-0000000-0000048", "seconds": 2.0} | ordinary | row
         end_seconds = 1.0 + row.pop("seconds")
         place = {"video_id": "0", "uri": "", "shot_index": 0, "start_frame": 0, "end_frame": 48, "fps": 24.0}
@@ -31,6 +41,8 @@ def clips_table(rows: list[dict]) -> pa.Table:
     table, extra = to_table(clips, Clip), to_table(scores, ClipScores)
     for name in extra.column_names[1:]:
         table = table.append_column(name, extra[name])
+    for name, column in zip(VIDEO_FLAGS, zip(*flags, strict=True) if flags else [()] * 3, strict=True):
+        table = table.append_column(name, pa.array(column, pa.float64()))
     return table
 
 
@@ -56,6 +68,9 @@ def test_defaults_keep_rendered_scenes_also_still_ones():
         ({"letterbox": 0.5}, FilterThresholds(max_letterbox=0.35), "letterbox"),
         ({"nsfw": 0.9}, FilterThresholds(max_nsfw=0.5), "nsfw"),
         ({"aesthetic": 2.0}, FilterThresholds(min_aesthetic=3.5), "low_aesthetic"),
+        ({"hdr": 1.0}, FilterThresholds(drop_hdr=True), "hdr"),
+        ({"interlaced": 1.0}, FilterThresholds(drop_interlaced=True), "interlaced"),
+        ({"transparent": 1.0}, FilterThresholds(drop_transparent=True), "transparent"),
         ({"text_area_ocr": 0.2}, FilterThresholds(max_text_area_ocr=0.1), "text"),
         ({"static_text": 0.02}, FilterThresholds(max_static_text=0.005), "text"),
         ({"static_text_ocr": 0.02}, FilterThresholds(max_static_text_ocr=0.005), "text"),
@@ -82,7 +97,7 @@ def test_first_reason_in_the_closed_order_wins():
 def test_filters_are_in_the_order_of_reasons_and_cover_every_threshold():
     positions = [DROP_REASONS.index(clip_filter.reason) for clip_filter in FILTERS]
     assert positions == sorted(positions)
-    used = {name for clip_filter in FILTERS for name in (clip_filter.min_field, clip_filter.max_field) if name}
+    used = {name for clip_filter in FILTERS for name in clip_filter.fields}
     no_filter = {
         "drop_duplicates",
         "max_duplicate_similarity",
@@ -91,6 +106,27 @@ def test_filters_are_in_the_order_of_reasons_and_cover_every_threshold():
         "max_clips_per_caption",
     }
     assert used == {f.name for f in dataclasses.fields(FilterThresholds)} - no_filter - {*PLUGIN_FIELDS.values()}
+
+
+def test_what_a_video_is_drops_nothing_unless_asked_to():
+    row = dict.fromkeys(VIDEO_FLAGS, 1.0)
+    assert drop_reasons(clips_table([row]), FilterThresholds()) == [None]
+
+
+def test_clips_get_the_flags_of_their_videos():
+    videos = [
+        Video(video_id="pq", uri="a", transfer="smpte2084"),
+        Video(video_id="hlg", uri="b", transfer="arib-std-b67", is_interlaced=True),
+        Video(video_id="sdr", uri="c", transfer="bt709", has_alpha=True),
+    ]
+    clips = clips_table([{}] * 4).drop_columns(list(VIDEO_FLAGS))
+    clips = clips.set_column(1, "video_id", pa.array(["sdr", "pq", "hlg", "unknown"]))
+    flagged = with_video_flags(clips, to_table(videos, Video).select(VIDEO_FLAG_SOURCES))
+    assert flagged["hdr"].to_pylist() == [0.0, 1.0, 1.0, None]
+    assert flagged["interlaced"].to_pylist() == [0.0, 0.0, 1.0, None]
+    assert flagged["transparent"].to_pylist() == [1.0, 0.0, 0.0, None]
+    every = FilterThresholds(drop_hdr=True, drop_interlaced=True, drop_transparent=True)
+    assert drop_reasons(flagged, every) == ["transparent", "hdr", "hdr", None]
 
 
 def test_missing_scores_drop_nothing():

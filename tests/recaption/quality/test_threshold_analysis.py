@@ -10,7 +10,7 @@ import pytest
 
 from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA
-from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons
+from recaption.quality.filters import FILTERS, VIDEO_FLAGS, FilterThresholds, drop_reasons
 from recaption.quality.threshold_analysis import (
     changed_thresholds,
     clips_near_threshold,
@@ -21,7 +21,9 @@ from recaption.quality.threshold_analysis import (
     threshold_columns,
 )
 
-THRESHOLDS = FilterThresholds(min_seconds=1.0, min_motion=0.1, min_sharpness=20.0, max_text_area=0.3)
+THRESHOLDS = FilterThresholds(
+    min_seconds=1.0, min_motion=0.1, min_sharpness=20.0, max_text_area=0.3, drop_interlaced=True
+)
 NUM_CLIPS = 300
 
 
@@ -38,7 +40,10 @@ def clips():
         row |= {"sharpness": float(random.lognormal(3)), "luma": float(random.random()), "letterbox": 0.0}
         row["text_area"] = None if i % 7 == 0 else float(random.choice([0.0, 0.1, 0.3, 0.5]))
         rows.append(row)
-    return pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA)
+    for name in VIDEO_FLAGS:
+        table = table.append_column(name, pa.array((random.random(NUM_CLIPS) < 0.1).astype(float)))
+    return table
 
 
 def test_curve_equals_the_fraction_kept_at_each_threshold(clips):
@@ -55,7 +60,7 @@ def test_curve_equals_the_fraction_kept_at_each_threshold(clips):
             assert curve.kept_fraction[i] == pytest.approx(kept), (field, curve.thresholds[i])
         falls = np.diff(curve.passing_fraction) * (1 if column.is_minimum else -1)
         assert (falls <= 0).all()
-    assert set(missing_scores(clips)) == {clip_filter.score for clip_filter in FILTERS} - known
+    assert set(missing_scores(clips)) == {clip_filter.score for clip_filter in FILTERS} - known - set(VIDEO_FLAGS)
 
 
 def test_funnel_ends_at_the_kept_clips_and_accounts_for_every_drop(clips):
@@ -92,8 +97,8 @@ def test_threshold_that_is_off_has_no_neighbours_unless_a_value_is_given(clips):
     assert clips_near_threshold(column, at=0.5).outside[0][1] < 0.5 <= clips_near_threshold(column, at=0.5).inside[0][1]
 
 
-def test_no_clips_no_curves():
-    none = CLIPS_SCHEMA.empty_table()
+def test_no_clips_no_curves(clips):
+    none = clips.slice(0, 0)
     assert threshold_columns(none, THRESHOLDS, partial(drop_reasons, none)) == {}
     assert missing_scores(none) == []
 
@@ -103,6 +108,7 @@ def test_changes_by_score_by_threshold_and_off():
     assert changed_thresholds(THRESHOLDS, changed) == ["min_motion", "min_luma", "max_luma", "max_text_area"]
     assert (changed.min_motion, changed.max_text_area, changed.max_luma) == (0.02, None, 0.1)
     assert parse_threshold_changes(["drop_duplicates=off"], THRESHOLDS).drop_duplicates is False
+    assert parse_threshold_changes(["hdr=on,interlaced=off"], THRESHOLDS).drop_hdr is True
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from recaption.errors import UsageError
 from recaption.scenes.renderer import render
 from recaption.shots.clips import cut_to_clips
-from recaption.shots.detect import find_shots, find_shots_in
+from recaption.shots.detect import find_shots_in
+from recaption.shots.scan import find_shots
 from recaption.shots.settings import ShotSettings
 from tests.stand_ins.labelled_shots import FIXTURES, count_hits, downscaled, exposed_scene, f1, varied_scene
 

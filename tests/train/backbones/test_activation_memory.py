@@ -1,47 +1,98 @@
 """Memory estimate of training: saved activations measured again, parameters counted on the model."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recaption.errors import UsageError
 from train.backbones.activation_memory import ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH, training_memory
 from train.backbones.dit import SIZES, Dit
+from train.layers import attention
+from train.layers.qk_norm import QKNorm
 from train.layers.segments import Segments
+from train.layers.text_condition import TextSelection
+from train.parallel.device_memory import AUTOCAST_BYTES
+
+
+class FlashAttention(torch.autograd.Function):
+    """What flash and flex attention keep for their backward: queries, keys, values, output, a number per row of scores."""
+
+    @staticmethod
+    def forward(ctx, q_LHD, k_MHD, v_MHD):
+        out_LHD = torch.empty_like(q_LHD, memory_format=torch.contiguous_format)
+        log_sum_exp_HL = q_LHD.new_empty(q_LHD.shape[1], q_LHD.shape[0], dtype=torch.float32)
+        ctx.save_for_backward(q_LHD, k_MHD, v_MHD, out_LHD, log_sum_exp_HL)
+        return out_LHD
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """CUDA without a GPU: tensors without values, with the device's own autocast and paths."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    for name in ("_varlen", "_flex"):
+        monkeypatch.setattr(attention, name, lambda q, k, v, queries, keys: FlashAttention.apply(q, k, v))
 
 
 def saved_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -> int:
-    model = Dit(token_width=8, text_width=32, pooled_width=32, width=width, depth=depth, num_heads=3)
-    inputs = (
-        torch.zeros(num_tokens, 8),
-        torch.zeros(num_tokens, 3, dtype=torch.int64),
-        Segments.from_lengths([num_tokens // 4, 3 * num_tokens // 4]),  # of one length they would save less
-        torch.zeros(2),
-        torch.zeros(8, 32),
+    segments, text_segments = (
+        Segments.from_lengths([num_tokens // 4, 3 * num_tokens // 4]),
         Segments.from_lengths([3, 5]),
-        torch.zeros(2, 32),
     )
-    weights = {id(parameter) for parameter in model.parameters()}
+    text = TextSelection.of(None, text_segments)
     saved: dict[int, torch.Tensor] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in weights:
-            saved[tensor.untyped_storage()._cdata] = tensor
+        saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"),
-    ):
-        model(*inputs)
-        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        model = Dit(token_width=8, text_width=32, pooled_width=32, width=width, depth=depth, num_heads=3)
+        segments, text_segments, text = (on_fake_device(one) for one in (segments, text_segments, text))
+        with (
+            torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+            torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            model(
+                torch.zeros(num_tokens, 8), torch.zeros(num_tokens, 3, dtype=torch.int64), segments, torch.zeros(2),
+                torch.zeros(8, 32), text_segments, torch.zeros(2, 32), drop_text_S=text,
+            )  # fmt: skip
+            weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+            return sum(one.untyped_storage().nbytes() for key, one in saved.items() if key not in weights)
+
+
+def on_fake_device(one):
+    """The record with its tensors on the fake device; real ones cannot be pinned here."""
+    values = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+    moved = {name: value.to("cuda") for name, value in values.items() if isinstance(value, torch.Tensor)}
+    if isinstance(one, TextSelection):
+        moved["segments"] = on_fake_device(one.segments)
+    return dataclasses.replace(one, **moved)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_saved_bytes_of_a_block_are_as_stated(precision: str) -> None:
+def test_saved_bytes_of_a_block_on_a_gpu_are_as_stated(fake_cuda, precision: str) -> None:
     per_block = [saved_bytes(2, n, precision) - saved_bytes(1, n, precision) for n in (256, 512)]
     assert (per_block[1] - per_block[0]) / 256 / 192 == pytest.approx(
-        ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision], rel=0.03
+        ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision], rel=0.01
     )
+
+
+def test_autocast_keeps_a_copy_of_each_weight(fake_cuda) -> None:
+    block = Dit(token_width=8, text_width=32, pooled_width=32, width=192, depth=1, num_heads=3).blocks[0]
+    per_block = [saved_bytes(2, n, "bf16") - saved_bytes(1, n, "bf16") for n in (256, 512)]
+    copies = 2 * per_block[0] - per_block[1]
+    assert copies == pytest.approx(AUTOCAST_BYTES * sum(p.numel() for p in block.parameters()), rel=0.03)
+
+
+def test_queries_and_keys_are_normed_in_their_own_type_under_autocast(fake_cuda) -> None:
+    with FakeTensorMode(), torch.device("cuda"), torch.autocast("cuda", torch.bfloat16):
+        heads_LHD = torch.zeros(4, 3, 64, dtype=torch.bfloat16)
+        assert QKNorm(64, eps=1e-6)(heads_LHD).dtype == torch.bfloat16
+        assert torch.nn.functional.rms_norm(heads_LHD, (64,)).dtype == torch.float32, "what autocast would do"
 
 
 def test_parameters_are_those_of_the_model() -> None:
@@ -50,5 +101,7 @@ def test_parameters_are_those_of_the_model() -> None:
     assert memory.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert memory.sharded_state_bytes * 8 >= memory.model_state_bytes == 20 * memory.num_parameters
     assert training_memory(width=384, depth=12, capacity=2000).activations_bytes == 2 * memory.activations_bytes
+    assert memory.weight_copies_bytes == 2 * memory.num_parameters
+    assert training_memory(width=384, depth=12, capacity=9, precision="fp32").weight_copies_bytes == 0
     with pytest.raises(UsageError, match="multiple of 64"):
         training_memory(width=100, depth=2, capacity=10)

@@ -139,3 +139,48 @@ def test_another_format_version_is_refused_in_one_sentence_and_never_skipped(tmp
                 CheckpointMismatchError, match=rf"format_version {version}, .* reads 1: .*another --name"
             ):
                 step_folder.load_model(str(path))
+
+
+DAMAGES = {
+    "empty weights": ("model.safetensors", lambda old: b""),
+    "truncated": ("model.safetensors", lambda old: old[:-1]),
+    "header of 2^63 bytes": ("ema.safetensors", lambda old: b"\xff" * 7 + b"\x7f" + old[8:]),
+    "pickle of the same size": ("optimizer.safetensors", lambda old: b"\x80\x04K\x01.".ljust(len(old), b"\0")),
+    "config is a list": ("config.json", lambda old: b"[]".ljust(len(old))),
+    "config is text": ("config.json", lambda old: b"x" * len(old)),
+    "state is a list": ("state.json", lambda old: b"[1]"),
+    "state is nested without end": ("state.json", lambda old: b"[" * 100_000),
+    "state is not UTF-8": ("state.json", lambda old: b"\xff\xfe\x00"),
+}
+
+
+def damage(path: str | Path, name: str) -> None:
+    file, change = DAMAGES[name]
+    target = Path(path) / file
+    target.write_bytes(change(target.read_bytes()))
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_step_folder_is_one_sentence_and_is_set_aside_when_its_step_is_written_again(tmp_path, name):
+    write(tmp_path, 5)
+    path = write(tmp_path, 10)
+    damage(path, name)
+    with pytest.raises(CheckpointMismatchError) as refused:
+        step_folder.load_model(path)
+    assert "\n" not in str(refused.value)
+    assert step_folder.find(str(tmp_path)).step == 5
+    assert write(tmp_path, 10) == path
+    assert step_folder.read(path).step == 10
+    damage(path, name)
+    folder = tmp_path / "checkpoints"
+    assert step_folder.set_damaged_aside(str(folder)) == [f"{path}.damaged-2"]
+    assert sorted(one.name for one in folder.iterdir()) == [
+        "step-000005", "step-000010.damaged", "step-000010.damaged-2",
+    ]  # fmt: skip
+
+
+def test_a_whole_step_folder_is_not_written_again(tmp_path):
+    path = Path(write(tmp_path, 5))
+    before = (path / "state.json").stat().st_mtime_ns
+    write(tmp_path, 5)
+    assert (path / "state.json").stat().st_mtime_ns == before

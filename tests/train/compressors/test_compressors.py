@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from packing.shards.samples import latent_shard_name
 from recaption import hub
-from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
+from recaption.errors import CheckpointMismatchError, RecaptionError, UsageError, WeightsUnreachableError
 from recaption.scenes.renderer import render
 from train.checkpoint import step_folder
 from train.checkpoint.step_folder import EMA_FILE, MODEL_FILE
@@ -499,3 +499,44 @@ def test_unreachable_pretrained_weights_are_refused_with_a_remedy(tmp_path, monk
         load(f"diffusers:{tmp_path}")
     with pytest.raises(UsageError, match="has no config of a model"):
         load(f"diffusers:{tmp_path}#vae")
+
+
+CONFIGS = {
+    "list": [],
+    "unknown name": {"colour": 1},
+    "wrong type": {"width": "wide"},
+    "width of 10^10": {"width": 10**10},
+    "width of twice the size": {"width": 32},
+    "text for a number of channels": {"latent_channels": "16"},
+    "negative": {"blocks": -1},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_trained_compressor_with_a_config_that_lies_is_one_sentence(tmp_path, name):
+    model = Autoencoder("causal3d", width=16, latent_channels=16)
+    change = CONFIGS[name]
+    config = {**model.config, **change} if isinstance(change, dict) else change
+    step_folder.write(
+        str(tmp_path), step=1, config={"task": "compressor", "model": config}, state={}, keep_last=1,
+        tensors=step_folder.with_file_prefix(step_folder.MODEL_FILE, model.state_dict()),
+    )  # fmt: skip
+    with pytest.raises(CheckpointMismatchError) as refused:
+        load(str(tmp_path / "step-000001"))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 8, b"\x80\x04K\x01.", None, "config"])
+def test_a_damaged_folder_of_diffusers_is_one_sentence(tmp_path, damage):
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    if damage == "config":
+        (tmp_path / "config.json").write_text("[1, 2]")
+    elif damage is None:
+        weights.rename(weights.with_suffix(".bin"))
+    else:
+        weights.write_bytes(damage)
+    with pytest.raises(RecaptionError) as refused:
+        load(f"diffusers:{tmp_path}")
+    assert "\n" not in str(refused.value)

@@ -379,3 +379,27 @@ def main(folder: str, mode: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_written_again(tmp_path, caplog):
+    settings = TrainerSettings(**(vars(SETTINGS) | {"num_steps": 10}))
+    first = train(ToyTask(), settings, str(tmp_path), progress=False)
+    expected = step_folder.load_model(first.checkpoint)[1]
+    model = Path(first.checkpoint) / "model.safetensors"
+    os.truncate(model, model.stat().st_size - 7)
+    second = train(ToyTask(), settings, str(tmp_path), progress=False)
+    assert (second.resumed_from, second.steps, second.checkpoint) == (5, 10, first.checkpoint)
+    assert "step-000010.damaged" in caplog.text
+    again = step_folder.load_model(second.checkpoint)[1]
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000005", "step-000010", "step-000010.damaged",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_without_the_state_of_a_training_is_refused_in_one_sentence(tmp_path):
+    train(ToyTask(), TrainerSettings(**(vars(SETTINGS) | {"num_steps": 5})), str(tmp_path), progress=False)
+    state = tmp_path / "checkpoints" / "step-000005" / "state.json"
+    state.write_text(json.dumps({"step": 5, "num_bytes": {}}))
+    with pytest.raises(CheckpointMismatchError, match=r"state\.json lacks settings, skipped, .* move the folder away"):
+        train(ToyTask(), SETTINGS, str(tmp_path), progress=False)

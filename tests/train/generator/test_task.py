@@ -15,12 +15,14 @@ from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
+from tests.stand_ins.pretend_cuda import pretend_cuda
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings, sample_timesteps_and_noise
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
 from train.generator.settings import DitSettings
 from train.generator.task import DitTask
+from train.layers import attention
 from train.layers.segments import Segments
 from train.sampling import sampler as sampler_module
 from train.text.encoder import TextEncoder
@@ -411,3 +413,50 @@ def test_given_frames_come_clean_and_nothing_is_learned_on_them():
 def test_a_mix_of_conditions_that_makes_no_sense_is_refused():
     with pytest.raises(UsageError, match="middle=1"):
         make_task(conditions=("middle=1",))
+
+
+def varlen_checkpoint(folder, monkeypatch) -> None:
+    """Trained in bfloat16 with varlen attention, on pretended CUDA."""
+
+    def varlen(q_LHD, k_MHD, v_MHD, segments_q, segments_k):
+        assert q_LHD.dtype == torch.bfloat16
+        return attention._loop(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
+
+    monkeypatch.setattr(attention, "_varlen", varlen)
+    with pretend_cuda():
+        settings = DitSettings(**(vars(SETTINGS) | {"attention_backend": "varlen"}))
+        task = DitTask(make_source(), settings, PlanSettings(capacity=20), buckets=BUCKETS, device="cuda")
+        train(task, TrainerSettings(num_steps=2, precision="bf16"), str(folder), progress=False)
+
+
+def test_a_cpu_samples_and_resumes_what_a_gpu_trained_with_varlen_attention(tmp_path, monkeypatch):
+    varlen_checkpoint(tmp_path, monkeypatch)
+    size = Bucket(5, 16, 16, 8)
+    on_cpu = sampler_module.Sampler.from_checkpoint(str(tmp_path))
+    assert "attention_backend" not in on_cpu.model.config
+    assert on_cpu.sample(["a red field"], size=size, num_steps=2)[0].shape == (5, 16, 16, 3)
+    with pytest.raises(UsageError, match="needs a CUDA device and the tensors are on 'cpu'; use 'loop'"):
+        sampler_module.Sampler.from_checkpoint(str(tmp_path), attention_backend="varlen").sample(
+            ["a red field"], size=size, num_steps=2
+        )
+    resumed = train(make_task(), TrainerSettings(num_steps=3, device="cpu"), str(tmp_path), progress=False)
+    assert resumed.resumed_from == 2
+
+
+def test_a_gpu_samples_what_it_trained_in_bfloat16_or_by_flex_in_float32(tmp_path, monkeypatch):
+    varlen_checkpoint(tmp_path, monkeypatch)
+    backends = []
+    for name in ("_varlen", "_flex"):
+
+        def attend(q_LHD, *rest, name=name):
+            backends.append((name, q_LHD.dtype))
+            return attention._loop(q_LHD, *rest)
+
+        monkeypatch.setattr(attention, name, attend)
+    with pretend_cuda():
+        sampler = sampler_module.Sampler.from_checkpoint(str(tmp_path), device="cuda")
+        for precision in ("auto", "fp32"):
+            sampler.sample(["a red field"], size=Bucket(5, 16, 16, 8), num_steps=1, precision=precision)
+    assert set(backends) == {("_varlen", torch.bfloat16), ("_flex", torch.float32)}
+    with pytest.raises(UsageError, match="precision 'fp16' is unknown; there are: auto, fp32, bf16"):
+        sampler.sample(["a red field"], size=Bucket(5, 16, 16, 8), precision="fp16")

@@ -29,6 +29,21 @@ def test_sharded_state_is_a_shard_and_two_gathered_blocks():
     assert shard.state_bytes == -(-replica.state_bytes // 4) + 2 * 2 * 4 * (7 * 7 + 7)
 
 
+def test_a_replica_holds_autocast_copies_a_few_flat_gradients_and_the_frozen_networks(monkeypatch):
+    model = BlockTask().model
+    num_weights = sum(p.numel() for p in model.parameters())
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    alone = device_memory.estimate(model, has_ema=True)
+    assert (
+        device_memory.estimate(model, has_ema=True, precision="bf16").state_bytes == alone.state_bytes + 2 * num_weights
+    )
+    of_two = device_memory.estimate(model, has_ema=True, num_shards=2)
+    assert of_two.state_bytes == alone.state_bytes + 4 * num_trained
+    monkeypatch.setattr(device_memory, "MAX_FLAT_BYTES", 100)
+    assert device_memory.estimate(model, has_ema=True, num_shards=2).state_bytes == alone.state_bytes + 100
+    assert device_memory.estimate(model, has_ema=True, frozen_bytes=7).total_bytes == alone.total_bytes + 7
+
+
 def test_a_gpu_with_too_little_memory_is_refused_with_what_to_change(monkeypatch):
     monkeypatch.setattr(device_memory, "device_bytes", lambda device: 80 * 10**9)
     needed = device_memory.estimate(BlockTask().model, has_ema=True, activations_bytes=10**11)

@@ -20,6 +20,7 @@ from tests.stand_ins.block_task import (
     train_until_killed_in_save,
 )
 from tests.stand_ins.packed_task import train_packed, train_several_packed
+from tests.stand_ins.pretend_cuda import pretend_cuda
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
@@ -175,3 +176,23 @@ def test_a_model_is_sharded_by_setting_or_if_it_would_fill_the_device(monkeypatc
     assert not chosen("auto", without, state_bytes=90)
     with pytest.raises(UsageError, match="the x model has no `blocks`"):
         chosen("fsdp", without)
+
+
+def test_weights_that_lie_on_a_gpu_already_are_broadcast_too(monkeypatch):
+    """In the device group: gloo's group of the control messages takes CPU tensors only."""
+    groups = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Stop
+
+    monkeypatch.setattr(fsdp, "broadcast_module", lambda model, group: groups.append(group))
+    monkeypatch.setattr(fsdp, "init_device_mesh", stop)
+    for on_gpu in (False, True):
+        with pretend_cuda():
+            model = BlockTask().model.to("cuda" if on_gpu else "cpu")
+            with pytest.raises(Stop):
+                fsdp.shard(model, device=torch.device("cuda"), precision="fp32", group="gloo")
+    assert groups == ["gloo", None]

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+import train.sampling.denoise as module
+from tests.stand_ins.pretend_cuda import pretend_cuda
+from train.backbones.registry import build
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings
 from train.diffusion.rng import seeded_generator
+from train.diffusion.solvers import integrate, sampling_timesteps
+from train.layers import attention
+from train.layers.segments import Segments
 from train.sampling.denoise import DenoiseInput, denoise
 from train.sampling.windows import Window, overlapping_windows
 from train.text.encoder import TextEncoder
@@ -146,3 +152,72 @@ def test_windows_are_split_into_calls_of_at_most_the_limit_with_the_same_result(
     assert {call["lengths"] for call in model.calls} == {(6, 6, 6, 6)}
     assert {call["lengths"] for call in bounded.calls} == {(6, 6)}
     torch.testing.assert_close(at_once, in_calls)
+
+
+class WordTower:
+    """Two tokens per text."""
+
+    width = pooled_width = 4
+
+    def encode(self, texts):
+        return torch.ones(2 * len(texts), 4), torch.full((len(texts),), 2), torch.ones(len(texts), 4)
+
+
+SOLVER_STEPS = [
+    ("flow", "velocity", "euler", {}),
+    ("flow", "velocity", "heun", {"interval": (0.2, 0.9), "rescale": 0.5}),
+    ("flow", "x0", "dpmpp_2m", {"power": 2.0}),
+    ("scaled_linear", "epsilon", "dpmpp_2m", {}),
+    ("cosine", "v", "ddim", {}),
+    ("cosine", "v", "ancestral", {}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "prediction", "solver", "guidance"), SOLVER_STEPS)
+def test_solver_steps_on_a_gpu_copy_without_waiting_and_read_nothing_back(
+    monkeypatch, schedule, prediction, solver, guidance
+):
+    """In bfloat16 with guidance, registers, conditioning, and windows whose predictions are averaged."""
+    model = build(
+        "dit", token_width=WIDTH, text_width=4, pooled_width=4, width=24, depth=1, num_heads=2, num_registers=1
+    )
+    masks, dtypes = [], set()
+
+    def varlen(q_LHD, k_MHD, v_MHD, segments_q, segments_k):
+        dtypes.add(q_LHD.dtype)
+        masks.append((segments_q, segments_k))
+        return attention._loop(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
+
+    def recorded(*args, **kwargs):
+        with log.recording():
+            return integrate(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "_varlen", varlen)
+    monkeypatch.setattr(module, "integrate", recorded)
+    clean_LD = torch.zeros(10, WIDTH)
+    inputs = [
+        video("ab", 2),
+        video("c", 5, clean_LD=clean_LD, condition_mask_K=(True, *[False] * 4), windows=tuple(overlapping_windows(5, 3, 1))),
+    ]  # fmt: skip
+    with pretend_cuda() as log:
+        found = denoise(
+            model.to("cuda"), inputs, encoder=TextEncoder(WordTower(), spec="words", weights_hash="0"),
+            diffusion=DiffusionSettings(schedule=schedule, prediction=prediction, timesteps="uniform"), num_steps=3,
+            guidance=Guidance(scale=2.0, **guidance), solver=solver, max_pack_tokens=100, precision="bf16",
+        )  # fmt: skip
+        log.assert_clean()
+        assert log.num_copies
+        assert all(tokens_LD.device.type == "cuda" and tokens_LD.isfinite().all() for tokens_LD in found)
+    assert dtypes == {torch.bfloat16}
+    assert len({(id(queries), id(keys)) for queries, keys in masks}) <= 4, "of one and of two copies, made once each"
+
+
+def test_a_read_that_is_planted_into_a_solver_step_is_seen():
+    segments = Segments.from_lengths([3])
+    with pretend_cuda() as log:
+        noise_LD = torch.zeros(3, WIDTH, device="cuda")
+        times_KS = sampling_timesteps(4, segments, DiffusionSettings())
+        with log.recording():
+            integrate(lambda x_LD, t_S: x_LD * float(x_LD.sum()), noise_LD, segments.to("cuda"), times_KS)
+    assert sum(log.host_syncs.values()) == 4
+    assert not log.blocking_copies

@@ -13,8 +13,9 @@ from torch import nn
 import train.sampling.sampler as module
 from packing.buckets import Bucket
 from packing.grid import Grid
-from recaption.errors import UsageError
+from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.registry import build
+from train.checkpoint import step_folder
 from train.diffusion.process import DiffusionSettings
 from train.sampling.contact_sheet import contact_sheet_png, write
 from train.sampling.sampler import Sampler, sample
@@ -153,3 +154,23 @@ def test_write_puts_numbered_mp4s_and_the_sheet(tmp_path):
 def test_a_folder_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no checkpoint"):
         sample(str(tmp_path), ["red"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"backbone": []}, {"backbone": {"name": "dit", "width": 10**10}}, {"patch": 7}, {"buckets": ["x"]},
+     {"diffusion": {"a": 1}}, {"text_encoder": None}],
+)  # fmt: skip
+def test_a_checkpoint_whose_config_lies_is_one_sentence(tmp_path, sampler, change):
+    config = {
+        "task": "dit", "backbone": {"name": "dit", **sampler.model.config}, "patch": [1, 1, 1], "diffusion": {},
+        "text_encoder": {"spec": "captioner:tiny", "weights_hash": "0"}, "buckets": ["5f-16x24-8fps"], "conditions": [],
+        "compressor": {"spec": "patch", "config": {}},
+    }  # fmt: skip
+    step_folder.write(
+        str(tmp_path), step=1, config=config | change, state={}, keep_last=1,
+        tensors=step_folder.with_file_prefix(step_folder.MODEL_FILE, sampler.model.state_dict()),
+    )  # fmt: skip
+    with pytest.raises(CheckpointMismatchError) as refused:
+        Sampler.from_checkpoint(str(tmp_path / "step-000001"))
+    assert "\n" not in str(refused.value)

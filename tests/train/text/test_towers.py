@@ -10,6 +10,7 @@ import torch
 from small_text_encoders import write_clip, write_t5
 
 from recaption.errors import CheckpointMismatchError, UsageError, WeightsUnreachableError
+from tests.stand_ins.pretend_cuda import pretend_cuda
 from train.text import encoder as text_encoder
 from train.text.towers import load_tower, parse
 
@@ -83,3 +84,36 @@ def test_specs_are_split_only_before_a_tower_kind():
     assert parse("t5:/models/a+b+clip:ViT-L-14/openai") == [("t5", "/models/a+b"), ("clip", "ViT-L-14/openai")]
     with pytest.raises(UsageError, match="twice"):
         parse("t5:a+t5:a")
+
+
+@pytest.mark.parametrize("kind", ["t5", "clip", "captioner"])
+def test_an_encoder_is_its_files_whatever_the_device(tmp_path, kind):
+    """Encoded or sampled on a CPU, trained on a GPU, and the other way round."""
+    spec = {"t5": write_t5, "clip": write_clip}[kind](tmp_path) if kind != "captioner" else "captioner:tiny"
+    on_cpu = text_encoder.load(spec).weights_hash
+    with pretend_cuda():
+        on_gpu = text_encoder.load(spec, device="cuda", weights_hash=on_cpu)
+        dtypes = {parameter.dtype for parameter in on_gpu.tower.model.parameters()} if kind == "t5" else None
+    assert on_gpu.weights_hash == on_cpu
+    assert dtypes == ({torch.bfloat16} if kind == "t5" else None)
+    assert text_encoder.load(spec, weights_hash=on_gpu.weights_hash).weights_hash == on_cpu
+
+
+def test_an_encoder_in_several_files_is_the_one_in_a_single_file(tmp_path):
+    whole = load_tower(write_t5(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "sharded")
+    (tmp_path / "sharded" / "model.safetensors").unlink()
+    whole.model.save_pretrained(tmp_path / "sharded", max_shard_size="3KB")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
+    assert load_tower(f"t5:{tmp_path / 'sharded'}").weights_hash == whole.weights_hash
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xff" * 8, b"\x80\x04K\x01.", "truncated"], ids=["empty", "2^63", "pickle", "cut"]
+)
+def test_damaged_weights_of_a_t5_are_refused_in_one_sentence(tmp_path, damage):
+    spec = write_t5(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-3] if damage == "truncated" else damage)
+    with pytest.raises(WeightsUnreachableError, match=r"t5:.*: the weights are not complete on this machine"):
+        load_tower(spec)

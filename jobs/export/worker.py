@@ -1,0 +1,113 @@
+"""Worker of the export: writes the clips of a part with their texts, then the table that commits the part."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.cluster import attempts
+from jobs.export.clip_files import ExportClip, ExportedClip, described, sidecar
+from jobs.export.clip_video import ClipVideo, SourceVideos, clip_video
+from jobs.export.layouts import layout_of
+from jobs.export.settings import ExportSettings
+from packing.shards.samples import Entry
+from packing.shards.write import write_shard
+from recaption.errors import VideoError
+from recaption.records import schema_of, shard_schema
+from recaption.run_folder import RunFolder
+from recaption.video_io.frames import DecodeLimits
+
+EXPORTED_SCHEMA = shard_schema(ExportedClip)
+
+
+class ExportWorker:
+    """Writes one part per call. One per actor."""
+
+    def __init__(self, out_uri: str, settings: ExportSettings, decode: DecodeLimits) -> None:
+        self.out = RunFolder(out_uri)
+        self.settings = settings
+        self.layout = layout_of(settings.layout)
+        self.decode = decode
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        clips = [ExportClip(**row) for row in part["clips"]]
+        with SourceVideos(self.decode) as sources:
+            if self.layout.in_tars:
+                entries = self._entries(sources, clips)
+                report = write_shard(self.out, part["name"], entries, plan_hash=part["plan_hash"], record=ExportedClip)
+                written = report.num_samples
+            else:
+                rows = list(self._written_rows(sources, clips))
+                written = sum(row["status"] == "ok" for row in rows)
+                table = pa.Table.from_pylist(rows, schema=EXPORTED_SCHEMA)
+                self.out.write_table(f"{part['name']}.parquet", table, {"plan_hash": part["plan_hash"]})
+        return {"name": part["name"], "clips": written, "failed": len(clips) - written}
+
+    # --- clips as files -----------------------------------------------------------------------------------------------
+
+    def _written_rows(self, sources: SourceVideos, clips: list[ExportClip]) -> Iterator[dict[str, Any]]:
+        """Write the files of each clip; the rows of all, failed ones too."""
+        for clip in clips:
+            row = _BLANK | described(clip)
+            try:
+                attempts.begin(clip.clip_id)
+                row |= self._write_clip(sources, clip, row)
+            except VideoError as error:
+                yield row | {"status": "failed", "reason": error.reason, "detail": error.detail}
+                continue
+            yield row | {"status": "ok", "reason": None, "detail": ""}
+        attempts.begin()
+
+    def _write_clip(self, sources: SourceVideos, clip: ExportClip, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the clip's video if it is not there, and its sidecars; the columns that are known now."""
+        name = self.layout.clip_path(clip.clip_id)
+        if self.out.exists(name):  # complete, and of the same settings: a killed export left it
+            mp4 = self.out.read_bytes(name)
+            video = _read_back(mp4, clip)
+        else:
+            video = clip_video(sources, clip, crf=self.settings.quality, fit=self.settings.fit)
+            mp4 = video.mp4
+            self.out.write_bytes(name, mp4)
+        columns = _columns(video) | {"file": name, "num_bytes": len(mp4)}
+        for extension in self.layout.sidecars:
+            self.out.write_bytes(self.layout.sidecar_path(clip.clip_id, extension), sidecar(extension, row | columns))
+        return columns
+
+    # --- clips in tars ------------------------------------------------------------------------------------------------
+
+    def _entries(self, sources: SourceVideos, clips: list[ExportClip]) -> Iterator[Entry]:
+        for clip in clips:
+            row = _BLANK | described(clip)
+            try:
+                attempts.begin(clip.clip_id)
+                video = clip_video(sources, clip, crf=self.settings.quality, fit=self.settings.fit)
+            except VideoError as error:
+                yield Entry(key=clip.clip_id, fields=row, reason=error.reason, detail=error.detail)
+                continue
+            row |= _columns(video)
+            members = {"mp4": video.mp4, "txt": sidecar("txt", row), "json": sidecar("json", row)}
+            yield Entry(key=clip.clip_id, members=members, fields=row)
+        attempts.begin()
+
+
+_BLANK: dict[str, Any] = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema_of(ExportedClip)}
+
+
+def _columns(video: ClipVideo) -> dict[str, Any]:
+    return {
+        "cut": video.cut,
+        "width_px": video.width_px,
+        "height_px": video.height_px,
+        "num_video_bytes": len(video.mp4),
+        "sha256": hashlib.sha256(video.mp4).hexdigest(),
+    }
+
+
+def _read_back(mp4: bytes, clip: ExportClip) -> ClipVideo:
+    """A clip that is there already: copied where its bytes are those of the video."""
+    if hashlib.sha256(mp4).hexdigest()[:16] == clip.clip_id.partition("-")[0]:
+        return ClipVideo(mp4, "copied", clip.source_width_px, clip.source_height_px)
+    return ClipVideo(mp4, "encoded", clip.width_px, clip.height_px)

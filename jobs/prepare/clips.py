@@ -1,0 +1,167 @@
+"""Clips of one video with their scores, fingerprints and previews, in memory that its length does not change.
+
+    video, rows = prepare_video("film.mp4", settings, scorers)
+
+One decode finds the shots while its small frames are kept; from them come the clips. Of a video whose frames take more than
+`max_kept_bytes` none are kept, and a second decode brings them clip by clip. The rows are the same either way.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jobs.cluster import attempts
+from jobs.recipe.stage_settings import PrepareSettings
+from recaption.decoding.messages import limit_text
+from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
+from recaption.errors import VideoError
+from recaption.quality.model_scorers import ModelScorers
+from recaption.quality.scores import score_clip
+from recaption.records import Clip, ClipPreview, ClipScores, Video
+from recaption.shots.clips import cut_to_clips
+from recaption.shots.scan import scan_shots
+from recaption.video_io.frame_blocks import FrameBlocks
+from recaption.video_io.frames import Frames
+from recaption.video_io.opened_video import OpenedVideo, failed_video, open_video
+
+JPEG_QUALITY = 82
+NO_SCORERS = ModelScorers()
+
+
+class ClipRows(NamedTuple):
+    """One clip in the tables of its part."""
+
+    clip: Clip
+    scores: ClipScores
+    fingerprint: ClipFingerprint
+    preview: ClipPreview
+    plugin_rows: list[tuple[str, dict[str, Any]]]
+    """(plug-in, row of its table of scores)."""
+
+
+class ClipPass:
+    """Second decode: the frames of one clip at a time."""
+
+    def __init__(self, clips: list[Clip], rows_of: Any, max_kept_bytes: int) -> None:
+        self.clips, self.rows_of, self.max_kept_bytes = clips, rows_of, max_kept_bytes
+        self.rows: list[ClipRows] = []
+
+    def begin(self, sizes: dict[str, tuple[int, int, int]], pts_seconds: np.ndarray, seconds: float) -> None:
+        self.frames = {name: FrameBlocks() for name in sizes}
+        self.rows = []
+
+    def add(self, stream: str, numbers: np.ndarray, pixels_THWC: np.ndarray) -> None:
+        self.frames[stream].add(numbers, pixels_THWC)
+        while stream == "small" and (clip := self._next_clip()) is not None and numbers[-1] >= clip.end_frame - 1:
+            attempts.progress()
+            self.rows.append(self.rows_of(clip, self.frames))
+            for blocks in self.frames.values():
+                blocks.forget_before(clip.end_frame)
+        num_bytes = sum(blocks.num_bytes for blocks in self.frames.values())
+        if num_bytes > self.max_kept_bytes:
+            limit = limit_text("max_kept_bytes", self.max_kept_bytes)
+            raise VideoError("too_large", f"a single clip takes more than {limit}; shorter: --prepare.max-clip-seconds")
+
+    def _next_clip(self) -> Clip | None:
+        return self.clips[len(self.rows)] if len(self.rows) < len(self.clips) else None
+
+
+def prepare_video(
+    uri: str, settings: PrepareSettings, scorers: ModelScorers = NO_SCORERS
+) -> tuple[Video, list[ClipRows]]:
+    """One input as a record, failed or not, and its clips."""
+    try:
+        with open_video(uri, limits=settings.decode) as opened:
+            return _prepare_opened(opened, settings, scorers)
+    except VideoError as error:
+        return failed_video(uri, error), []
+
+
+def _prepare_opened(
+    opened: OpenedVideo, settings: PrepareSettings, scorers: ModelScorers
+) -> tuple[Video, list[ClipRows]]:
+    found = scan_shots(opened, settings.shots, progress=attempts.progress)
+    video, pts_seconds, kept = found.video, found.pts_seconds, found.kept
+    if video.status != "ok":
+        return video, []
+    clips = clips_of(video, pts_seconds, found.shots, settings)
+
+    def rows_of(clip: Clip, frames: dict[str, FrameBlocks]) -> ClipRows:
+        return _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+
+    if kept is not None:
+        rows = []
+        for clip in clips:
+            attempts.progress()
+            rows.append(rows_of(clip, kept))
+        return video, rows
+    second = ClipPass(clips, rows_of, settings.decode.max_kept_bytes)
+    again, _ = opened.scan_into(second)
+    return (video, second.rows) if again.status == "ok" else (again, [])
+
+
+def clips_of(
+    video: Video, pts_seconds: np.ndarray, shots: list[tuple[int, int]], settings: PrepareSettings
+) -> list[Clip]:
+    """The clips into which the shots of a video are cut."""
+    end_of_video = float(pts_seconds[0] + video.duration_seconds)
+    spans = cut_to_clips(
+        shots, pts_seconds, end_of_video, min_seconds=settings.min_clip_seconds, max_seconds=settings.max_clip_seconds
+    )
+    clips = []
+    for shot_index, start, end in spans:
+        start_seconds = float(pts_seconds[start])
+        end_seconds = float(pts_seconds[end]) if end < len(pts_seconds) else end_of_video
+        clip = Clip(
+            clip_id=f"{video.video_id}-{start:07d}-{end:07d}",
+            video_id=video.video_id,
+            uri=video.uri,
+            shot_index=shot_index,
+            start_frame=start,
+            end_frame=end,
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
+            width_px=video.width_px,
+            height_px=video.height_px,
+            fps=(end - start) / max(end_seconds - start_seconds, 1e-9),
+        )
+        clips.append(clip)
+    return clips
+
+
+def _rows_of(
+    clip: Clip,
+    video: Video,
+    pts_seconds: np.ndarray,
+    frames: dict[str, FrameBlocks],
+    settings: PrepareSettings,
+    scorers: ModelScorers,
+) -> ClipRows:
+    """Scores, fingerprint and preview of one clip."""
+    small, detail = (_window(frames[name], clip, pts_seconds) for name in ("small", "detail"))
+    size_px = (video.height_px, video.width_px)
+    scores = score_clip(clip.clip_id, small, detail, settings.scores, source_size_px=size_px)
+    scores = scorers.add(scores, detail.pixels_THWC)
+    fingerprint = fingerprint_clip(clip, small, bytes_per_second=video.num_bytes / max(video.duration_seconds, 1e-9))
+    plugin_rows = [(plugin.name, plugin.score(clip.clip_id, detail.pixels_THWC)) for plugin in scorers.plugins]
+    return ClipRows(clip, scores, fingerprint, _preview(clip.clip_id, detail, small, settings.preview_px), plugin_rows)
+
+
+def _window(blocks: FrameBlocks, clip: Clip, pts_seconds: np.ndarray) -> Frames:
+    pixels_THWC, numbers = blocks.window(clip.start_frame, clip.end_frame)
+    return Frames(pixels_THWC, pts_seconds[numbers], numbers)
+
+
+def _preview(clip_id: str, detail: Frames, small: Frames, short_side_px: int) -> ClipPreview:
+    frames = detail.pixels_THWC if len(detail.pixels_THWC) else small.pixels_THWC
+    middle: np.ndarray = frames[len(frames) // 2]
+    image = Image.fromarray(middle)
+    scale = min(1.0, short_side_px / min(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    encoded = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return ClipPreview(clip_id=clip_id, jpeg=encoded.getvalue())
