@@ -16,6 +16,7 @@ Every table is read anew at each call, and is an Arrow table with `as_arrow=True
 from __future__ import annotations
 
 import base64
+import dataclasses
 import difflib
 import html
 import io
@@ -37,13 +38,14 @@ from recaption.captions.sets import (
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
+from recaption.inputs.open_input import InputState
 from recaption.ledger.ledger import Ledger, build_ledger, read_clips
 from recaption.ledger.verdicts import read_verdicts
 from recaption.quality.filters import PLUGIN_PREFIX, VERDICT_COLUMN, FilterThresholds, drop_reasons
 from recaption.records import Caption, Clip, ClipScores, Sample, Video, schema_of, to_table
 from recaption.run_folder import RunFolder
-from recaption.video_io.frames import Frames
-from recaption.video_io.reader import read_frames
+from recaption.video_io.frames import DecodeLimits, Frames
+from recaption.video_io.opened_video import open_video
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,17 +68,16 @@ def open_run(uri: str) -> Run:
     folder = RunFolder(uri)
     if not folder.exists(RUN_YAML):
         raise UsageError(f"{uri} is not a run folder: it has no {RUN_YAML} (`recaption prepare --out {uri}` makes one)")
-    return Run(folder, _thresholds(folder))
+    recipe = (folder.read_yaml(RUN_YAML) or {}).get("recipe") or {}
+    thresholds = FilterThresholds(**_known(recipe.get("filters"), FilterThresholds))
+    return Run(folder, thresholds, DecodeLimits(**_known((recipe.get("prepare") or {}).get("decode"), DecodeLimits)))
 
 
-def _thresholds(folder: RunFolder) -> FilterThresholds:
-    """The filters of run.yaml; thresholds that it does not have are the defaults."""
-    values = ((folder.read_yaml(RUN_YAML) or {}).get("recipe") or {}).get("filters") or {}
-    known = FilterThresholds.__dataclass_fields__
-    chosen: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known
-    }
-    return FilterThresholds(**chosen)
+def _known(values: dict[str, Any] | None, settings: type) -> dict[str, Any]:
+    """Those of `values` (of run.yaml) that these settings have; the others are their defaults."""
+    names = {field.name for field in dataclasses.fields(settings)}
+    known = {name: value for name, value in (values or {}).items() if name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Run:
     folder: RunFolder
     thresholds: FilterThresholds
     """Of the filters that decide the states of clips; run.yaml's, unless `with_filters` changed them."""
+    decode: DecodeLimits
+    """Run.yaml's."""
 
     def __repr__(self) -> str:
         sums = self.summary()
@@ -106,7 +109,7 @@ class Run:
         for name in thresholds:
             if name not in known:
                 raise UsageError(f"there is no threshold {name!r}; there are {', '.join(known)}")
-        return Run(self.folder, self.thresholds.changed(thresholds))
+        return dataclasses.replace(self, thresholds=self.thresholds.changed(thresholds))
 
     @property
     def caption_sets(self) -> list[str]:
@@ -204,13 +207,14 @@ class Run:
 
         Raises:
             UsageError: no such clip.
-            VideoError: the source is gone or cannot be decoded.
+            VideoError: the source is gone, cannot be decoded, or has other bytes than when it was prepared.
         """
         clip = self._clip(clip_id)
         start, end = clip["start_frame"], clip["end_frame"]
         count = end - start if num_frames is None else max(1, min(num_frames, end - start))
         indices = [start + (2 * i + 1) * (end - start) // (2 * count) for i in range(count)]
-        return read_frames(clip["uri"], indices, short_side_px=short_side_px)
+        with open_video(clip["uri"], expected=self._state_of(clip["uri"]), limits=self.decode) as video:
+            return video.read_frames(indices, short_side_px=short_side_px)
 
     def show(self, clip_id: str) -> ClipView:
         """The clip with its captions, state and scores: plays in a notebook, text elsewhere.
@@ -250,6 +254,16 @@ class Run:
         near = difflib.get_close_matches(str(clip_id), known[:10_000], 3, 0.5) or known[:3]
         there = f"{len(known)} clips, such as {', '.join(near)}" if known else "no clips yet"
         raise UsageError(f"{self.folder.uri} has no clip {clip_id!r}; it has {there}")
+
+    def _state_of(self, uri: str) -> InputState | None:
+        """What `prepare` recorded of an input."""
+        names = [*InputState.__dataclass_fields__]
+        for part in self.folder.list("videos/part-*.parquet"):
+            table = self.folder.read_columns(part, ["uri", *names])
+            row = pc.index(table["uri"], uri).as_py()
+            if row >= 0:
+                return InputState(**table.select(names).slice(row, 1).to_pylist()[0])
+        return None
 
     def _preview(self, clip_id: str) -> bytes:
         for name in self.folder.list("previews/part-*.parquet"):

@@ -19,7 +19,7 @@ def has_scores_of(run: RunFolder, number: int, plugins: Sequence[Plugin]) -> boo
     for plugin in plugins:
         name = part_name(f"scores/{plugin.name}", number)
         expected = {"recipe_hash": plugin.hash, "bytes_hash": bytes_hash}
-        if not run.exists(name) or not expected.items() <= run.table_metadata(name).items():
+        if not expected.items() <= _metadata(run, name).items():
             return False
     return True
 
@@ -32,8 +32,16 @@ def write_scores(
     for plugin in plugins:
         name = part_name(f"scores/{plugin.name}", number)
         rows: dict[str, dict[str, Any]] = {}
-        if run.exists(name) and run.table_metadata(name).get("recipe_hash") == plugin.hash:
+        if _metadata(run, name).get("recipe_hash") == plugin.hash:
             rows = {row["clip_id"]: row for row in run.read_table(name).to_pylist()}
         rows |= {row["clip_id"]: row for one in prepared for owner, row in one.plugin_rows if owner == plugin.name}
         table = pa.Table.from_pylist([rows[clip_id] for clip_id in clip_ids], schema=plugin.schema)
         run.write_table(name, table, {"recipe_hash": plugin.hash, "bytes_hash": bytes_hash})
+
+
+def _metadata(run: RunFolder, name: str) -> dict[str, str]:
+    """Metadata of a table; {} if it is missing or damaged."""
+    try:
+        return run.table_metadata(name)
+    except (FileNotFoundError, pa.ArrowException):
+        return {}

@@ -55,7 +55,8 @@ def prepare(
     run = RunFolder(out)
     check_same_recipe(run, recipe)
     plugins = find_plugins(recipe.prepare.scores.plugins, recipe.prepare.scores.num_model_frames)
-    check_plugin_thresholds(recipe.filters, [*(c for plugin in plugins for c in plugin.columns), *stored_scores(run)])
+    if recipe.filters.plugin_names:
+        check_plugin_thresholds(recipe.filters, [*stored_scores(run), *(c for one in plugins for c in one.columns)])
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
     if videos:

@@ -103,7 +103,7 @@ def _remove_all(run: RunFolder, recipe: Recipe, targets: Targets, *, progress: b
     for name in run.list("captions/*/repeated.parquet"):  # its rows quote a text of one of their clips
         run.write_table(name, REPEATED_SCHEMA.empty_table())  # without the hashes that say it is up to date
         find_repeated_captions(run, recipe.caption.repeats, name.split("/")[1])
-    files = remove_quotations(run, targets.texts)
+    files = remove_quotations(run, targets.texts, targets.video_ids)
     if run.exists("plan.json"):
         run.remove("plan.json")
         files.append("plan.json")

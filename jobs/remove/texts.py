@@ -57,9 +57,15 @@ def _remove_from_part(run: RunFolder, name: str, gone: set[str]) -> int:
     return len(texts) - len(kept)
 
 
-def remove_quotations(run: RunFolder, texts: Collection[str]) -> list[str]:
-    """Remove the report, and the samples and evaluations whose prompts are one of these texts; returns what went."""
-    gone = [name for name in run.list("report/*") if not name.endswith("timings.json")]
+def remove_quotations(run: RunFolder, texts: Collection[str], video_ids: Collection[str]) -> list[str]:
+    """Remove the report, the samples and evaluations whose prompts are one of these texts, and files named after a video.
+
+    Returns:
+        Names of the files and folders that went.
+    """
+    named = [str(path).removeprefix(run.root.rstrip("/") + "/") for path in run.fs.find(run.root)]
+    gone = [name for name in named if any(video_id in name for video_id in video_ids)]
+    gone += [name for name in run.list("report/*") if not name.endswith("timings.json")]
     gone += [posixpath.dirname(name) for name in run.list("samples/*/samples.json") if _quotes(run, name, texts)]
     for name in run.list("train/*/evaluation.json"):
         if _quotes(run, name, texts):

@@ -13,6 +13,7 @@ clips, a score is the column `plugin.<score>`, which filters, what-if and report
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import re
@@ -173,10 +174,12 @@ def read_plugin_scores(run: RunFolder) -> list[pa.Table]:
 
 
 def stored_scores(run: RunFolder) -> list[str]:
-    """Names of the scores in the tables of plug-ins, by the first part of each."""
-    first = {name.rpartition("/")[0]: name for name in reversed(run.list(SCORE_PARTS))}
-    names = (name for part in first.values() for name in run.read_table(part).column_names)
-    return sorted({*names} - {"clip_id"})
+    """Names of the scores in the tables of plug-ins; damaged ones have none."""
+    names: set[str] = set()
+    for part in run.list(SCORE_PARTS):
+        with contextlib.suppress(pa.ArrowException):
+            names |= {*run.read_table(part).column_names}
+    return sorted(names - {"clip_id"})
 
 
 def check_plugin_thresholds(thresholds: FilterThresholds, there: Collection[str]) -> None:

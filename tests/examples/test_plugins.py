@@ -14,6 +14,7 @@ from jobs.recipe.flags import changed
 from jobs.recipe.presets import quickstart
 from jobs.report.page import write_report
 from jobs.report.what_if import what_if
+from jobs.verify.repair import repair_run
 from jobs.verify.verify import verify_run
 from recaption import open_run
 from recaption.captioners import registry
@@ -149,6 +150,15 @@ def test_a_scorer_that_fails_costs_scores_and_no_video(run, videos, recipe, monk
     assert summary["clips"]["kept"] == 4
     assert any("ZeroDivisionError: no light" in warning for warning in summary["warnings"])
     assert open_run(run.uri).scores().brightness.isna().all()
+
+
+def test_damaged_scores_are_found_and_made_again(run, recipe):
+    before = open_run(run.uri).scores()
+    run.write_bytes("scores/brightness/part-00000.parquet", b"damaged")
+    problems = verify_run(run, with_plugin(recipe), num_pairs=0)["problems"]
+    assert [(p["kind"], p["where"]) for p in problems] == [("part_unreadable", "scores/brightness/part-00000.parquet")]
+    assert repair_run(run, with_plugin(recipe), InProcess(), num_pairs=0)["problems"] == []
+    assert open_run(run.uri).scores().equals(before)
 
 
 def test_its_captioner_writes_a_caption_set(run, recipe):

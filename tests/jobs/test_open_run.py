@@ -1,5 +1,6 @@
 """`open_run`: tables of a run with states joined in, on local disk and elsewhere; frames and pictures of clips."""
 
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
+from jobs.prepare.prepare import prepare
 from recaption import open_run
-from recaption.errors import UsageError
+from recaption.errors import UsageError, VideoError
 from recaption.ledger.ledger import build_ledger
 from recaption.run_folder import RunFolder
 
@@ -72,6 +74,15 @@ def test_frames_are_those_of_the_clip(run):
     assert np.array_equal(frames.pixels_THWC[2], read_frames(clip.uri, [clip.start_frame + 2]).pixels_THWC[0])
     few = run.frames(clip.clip_id, num_frames=4, short_side_px=32)
     assert few.pixels_THWC.shape[:2] == (4, 32)
+
+
+def test_frames_of_other_bytes_are_an_error(scene_videos, small_recipe, in_process, tmp_path):
+    shutil.copy(scene_videos / "scene-01.mp4", tmp_path / "a.mp4")
+    prepare([str(tmp_path / "a.mp4")], str(tmp_path / "run"), small_recipe, in_process)
+    shutil.copy(scene_videos / "scene-02.mp4", tmp_path / "a.mp4")
+    run = open_run(str(tmp_path / "run"))
+    with pytest.raises(VideoError, match="source_changed"):
+        run.frames(run.clips().clip_id[0])
 
 
 def test_show_plays_in_a_notebook_and_escapes_texts(run):

@@ -15,6 +15,7 @@ from jobs.recipe.run_inputs import write_recipe
 from jobs.remove.remove import remove
 from jobs.report.page import write_report
 from jobs.shard import shard
+from jobs.verify.repair import repair_run
 from jobs.verify.verify import verify_run
 from recaption import open_run
 from recaption.errors import UsageError
@@ -212,6 +213,14 @@ def test_shards_stay_current_where_they_have_what_is_planned(run_copy, small_rec
     assert verify_run(run_copy, small_recipe, num_pairs=0)["problems"] == [] or fresh["computed_parts"]
 
 
+def test_repair_leaves_an_unfinished_removal_to_the_command(run_copy, small_recipe, in_process):
+    run_copy.write_bytes(UNFINISHED, b"{}")
+    run_copy.write_bytes("verdicts/part-00000.parquet", b"damaged")
+    summary = repair_run(run_copy, small_recipe, in_process, num_pairs=0)
+    assert {p["kind"] for p in summary["problems"]} == {"removal_unfinished", "part_unreadable"}
+    assert summary["refused"]["verdicts/part-00000.parquet"] == "no stage writes this file"
+
+
 def test_unknown_names_are_one_sentence(run_copy, small_recipe, tmp_path, command):
     with pytest.raises(UsageError, match=r"1 of 1 entries are not in .*'nobody\.mp4'"):
         remove(run_copy, small_recipe, listed(tmp_path, "nobody.mp4"))
@@ -278,11 +287,13 @@ def test_reports_samples_and_evaluations_that_quote_it_go(run_copy, small_recipe
     run_copy.write_bytes("samples/main-000010/samples.json", json.dumps({"prompts": ["a cat", quote]}).encode())
     run_copy.write_bytes("samples/main-000010/000.mp4", b"generated")
     run_copy.write_bytes("samples/other/samples.json", json.dumps({"prompts": ["a cat"]}).encode())
+    run_copy.write_bytes(f"exported/{first_video[0]}-0000000-0000017.mp4", b"a copy")
     run_copy.write_bytes("train/main/metrics.jsonl", b"{}")
     run_copy.write_bytes("train/main/evaluation.json", json.dumps({"prompts": [quote]}).encode())
     summary = remove(run_copy, small_recipe, listed(tmp_path, first_video[0]))
     assert traces(run_copy, first_video[0], {}, ids, uris, texts) == {}
     assert not run_copy.exists("samples/main-000010")
+    assert run_copy.list("exported/*") == []
     assert run_copy.exists("samples/other/samples.json")
     assert run_copy.exists("train/main/metrics.jsonl")
     assert "models that were trained before have seen it: main" in summary["warnings"][-1]
