@@ -36,6 +36,7 @@ class ExportWorker:
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         clips = [ExportClip(**row) for row in part["clips"]]
+<<<<<<< HEAD
         states = {uri: InputState(**state) for uri, state in part["sources"].items()}
         self.videos.forget_failures()
         if self.layout.in_tars:
@@ -47,6 +48,18 @@ class ExportWorker:
             written = sum(row["status"] == "ok" for row in rows)
             table = pa.Table.from_pylist(rows, schema=EXPORTED_SCHEMA)
             self.out.write_table(f"{part['name']}.parquet", table, {"plan_hash": part["plan_hash"]})
+=======
+        with OpenVideos(self.decode) as sources:
+            if self.layout.in_tars:
+                entries = self._entries(sources, clips)
+                report = write_shard(self.out, part["name"], entries, plan_hash=part["plan_hash"], record=ExportedClip)
+                written = report.num_samples
+            else:
+                rows = list(self._written_rows(sources, clips))
+                written = sum(row["status"] == "ok" for row in rows)
+                table = pa.Table.from_pylist(rows, schema=EXPORTED_SCHEMA)
+                self.out.write_table(f"{part['name']}.parquet", table, {"plan_hash": part["plan_hash"]})
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         return {"name": part["name"], "clips": written, "failed": len(clips) - written}
 
     def _clip_video(self, clip: ExportClip, states: dict[str, InputState]) -> ClipVideo:
@@ -55,7 +68,11 @@ class ExportWorker:
 
     # --- clips as files -----------------------------------------------------------------------------------------------
 
+<<<<<<< HEAD
     def _written_rows(self, clips: list[ExportClip], states: dict[str, InputState]) -> Iterator[dict[str, Any]]:
+=======
+    def _written_rows(self, sources: OpenVideos, clips: list[ExportClip]) -> Iterator[dict[str, Any]]:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         """Write the files of each clip; the rows of all, failed ones too."""
         for clip in clips:
             row = _BLANK | described(clip)
@@ -68,7 +85,11 @@ class ExportWorker:
             yield row | {"status": "ok", "reason": None, "detail": ""}
         attempts.begin()
 
+<<<<<<< HEAD
     def _write_clip(self, clip: ExportClip, states: dict[str, InputState], row: dict[str, Any]) -> dict[str, Any]:
+=======
+    def _write_clip(self, sources: OpenVideos, clip: ExportClip, row: dict[str, Any]) -> dict[str, Any]:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         """Write the clip's video if it is not there, and its sidecars; the columns that are known now."""
         name = self.layout.clip_path(clip.clip_id)
         if self.out.exists(name):  # complete, and of the same settings: a killed export left it
@@ -85,7 +106,11 @@ class ExportWorker:
 
     # --- clips in tars ------------------------------------------------------------------------------------------------
 
+<<<<<<< HEAD
     def _entries(self, clips: list[ExportClip], states: dict[str, InputState]) -> Iterator[Entry]:
+=======
+    def _entries(self, sources: OpenVideos, clips: list[ExportClip]) -> Iterator[Entry]:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         for clip in clips:
             row = _BLANK | described(clip)
             try:

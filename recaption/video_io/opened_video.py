@@ -132,6 +132,7 @@ class OpenedVideo:
         )
         return self._read(request).pixels_THWC
 
+<<<<<<< HEAD
     def cut(self, start_frame: int, end_frame: int) -> tuple[bytes, str]:
         """(an mp4 with the packets of frames [start_frame, end_frame) as they are stored, "") or (b"", why there is none).
 
@@ -144,6 +145,18 @@ class OpenedVideo:
         response.raise_for_error(self.uri)
         self.input.check_unchanged()
         return bytes(response.payload), response.header["obstacle"]
+=======
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            VideoError: source_changed.
+        """
+        self.input.file.seek(0)
+        payload = self.input.file.read()
+        self.input.check_unchanged()
+        return payload
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
 
     def _read(self, request: ReadRequest | ClipRequest) -> Frames:
         frames = decode(self.input.file, self.uri, self.limits, request)
