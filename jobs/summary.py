@@ -105,9 +105,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "sample": (("videos", "{videos:first}"), ("contact sheet", "{contact_sheet}")),
     "export": (
         ("clips", "{clips[exported]:,} of {clips[total]:,}, {seconds[exported]:.0f} seconds, {bytes:GB}"),
-        ("copied, encoded", "{copied:,} byte for byte, {encoded:,} encoded"),
+        ("copied", "{copied:,} whole files, {cut:,} cut at keyframes, {encoded:,} encoded"),
         ("to export", "{clips[to_export]:,} of {clips[total]:,}, {seconds[to_export]:.0f} seconds"),
-        ("estimate", "{estimated_bytes:GB}, up to {copied_at_most:,} clips copied and the others encoded"),
+        ("estimate", "{estimated_bytes:GB}, if {copied_at_most:,} clips are copied and the others encoded"),
         ("dropped", "{clips[dropped]}"),
         ("failed", "{clips[failed]}"),
         ("no caption", "{clips[waiting][caption]:,}"),

@@ -234,13 +234,7 @@ class Cluster:
                 for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
-                    self.num_deaths += row["was_retried"]
-                    if self.check_folder is not None:
-                        self.check_folder()
-                    if row["error"]:
-                        error = json.loads(row["error"])
-                        if error["kind"] not in (PartError.__name__, PartFaultError.__name__):
-                            raise user_facing_error(title, **error)
+                    if error := self._error_of(title, row):
                         is_fault = is_fault or error["kind"] == PartFaultError.__name__
                         failed_parts.append(f"part {row['index']}: {error['text']}")
                         if len(failed_parts) >= MAX_FAILED_PARTS_WITHOUT_SUCCESS and not stage.num_parts:
@@ -257,6 +251,16 @@ class Cluster:
             raise (WorkerFaultError if is_fault else WorkerError)(
                 f"{title}: {done}, {len(failed_parts)} failed: {'; '.join(failed_parts[:3])}"
             )
+
+    def _error_of(self, title: str, row: dict[str, Any]) -> dict[str, str] | None:
+        """The error of a part that failed after retries, None if it is done; errors that end the stage are raised."""
+        self.num_deaths += row["was_retried"]
+        if self.check_folder is not None:
+            self.check_folder()
+        error: dict[str, str] | None = json.loads(row["error"] or "null")
+        if error and error["kind"] not in (PartError.__name__, PartFaultError.__name__):
+            raise user_facing_error(title, **error)
+        return error
 
     def run_once(self, function: Callable[..., Any], *arguments: Any, device: str = "cpu") -> Any:
         """Run one function as a remote task and return its result (training and sampling with `--address`)."""

@@ -18,15 +18,14 @@ MAX_LISTED = 10
 def card(layout: Layout, dataset: ExportedDataset) -> str:
     """The whole README.md; without dates, so that the same export has the same bytes."""
     totals = dataset.totals()
-    encoded = totals["clips"] - totals["copied"]
     lines = [
         "# Captioned video clips",
         "",
         f"{totals['clips']:,} clips, {totals['seconds']:,.1f} seconds, {totals['bytes']:,} bytes of video. Made by "
         f"`recaption export --to {layout.name}`, for {layout.trainers}.",
         "",
-        f"{totals['copied']:,} clips are whole source files, byte for byte; {encoded:,} were encoded "
-        "(H.264, 4:2:0, without audio).",
+        f"{totals['copied']:,} clips are whole source files, byte for byte; {totals['cut']:,} were cut out at keyframes, "
+        f"without audio; {totals['encoded']:,} were encoded (H.264, 4:2:0, without audio).",
         "",
         "## Loading",
         "",

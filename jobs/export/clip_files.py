@@ -32,7 +32,9 @@ class ExportClip:
     fps: str
     """A fraction: `30000/1001`."""
     may_copy: bool
-    """The clip is its whole video, in a codec of `COPIED_CODECS`, without rotation."""
+    """Other readers see the video as it was captioned (`clips.is_read_as_stored`), and nothing is to be changed."""
+    is_whole: bool
+    """The clip is its whole video."""
     source_bytes: int
     """Of the whole video."""
     caption: str
@@ -55,7 +57,7 @@ class ExportClip:
 
     def estimated_bytes(self, crf: int) -> int:
         """Of the mp4: exact where the video is copied, else an estimate that may be wrong by a factor of three."""
-        if self.may_copy:
+        if self.may_copy and self.is_whole:
             return self.source_bytes
         per_pixel = BYTES_PER_PIXEL * 2 ** ((BYTES_PER_PIXEL_CRF - crf) / CRF_PER_HALVING)
         return round(self.num_frames * self.width_px * self.height_px * per_pixel)
@@ -77,7 +79,7 @@ class ExportedClip:
     sha256: str
     """Of the mp4."""
     cut: str
-    """`copied` byte for byte or `encoded`."""
+    """`copied` byte for byte, `cut` (the packets of the source) or `encoded`."""
     num_frames: int
     width_px: int
     height_px: int

@@ -1,7 +1,12 @@
-"""The mp4 of one exported clip: the whole video byte for byte, its frames encoded, or its frames fitted to a model.
+"""The mp4 of one exported clip: the whole file, its packets, its frames encoded, or its frames fitted to a model.
 
-    with SourceVideos(limits) as sources:
+<<<<<<< HEAD
+    with open_video(clip.uri) as opened:
+        video = clip_video(opened, clip, crf=12, fit=False)
+=======
+    with OpenVideos(limits) as sources:                   # a remote video is fetched once for its clips
         video = clip_video(sources, clip, crf=12, fit=False)
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         video.mp4, video.cut                                   # b"...", "encoded"
 
 Frames are decoded in the child process and encoded here, with one thread and no dates: the same clip gives the same bytes.
@@ -9,24 +14,34 @@ Frames are decoded in the child process and encoded here, with one thread and no
 
 from __future__ import annotations
 
-import contextlib
+<<<<<<< HEAD
+import hashlib
+=======
+import os
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
 
 import numpy as np
-from recaption.inputs.local_files import file_id, local_copy
 
 from jobs.export.clip_files import ExportClip
-from recaption.errors import VideoError
-from recaption.video_io.frames import DecodeLimits
-from recaption.video_io.reader import read_clip, read_frames
+<<<<<<< HEAD
+from recaption.decoding.messages import ReadRequest
+from recaption.errors import PASSING_REASONS, VideoError
+from recaption.video_io.client import file_in_memory
+from recaption.video_io.opened_video import OpenedVideo, decode
+=======
+from recaption.inputs.open_input import InputState
+from recaption.video_io.opened_video import OpenedVideo, OpenVideos
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
 from recaption.video_io.writer import encode_video
 
 MAX_BLOCK_BYTES = 256 << 20
 """Frames of a native clip are read in blocks of at most so much: 10 s of 2160p are 7 GB."""
 QUICKTIME_BRAND = b"qt  "
+FREE_BOX_OF_ENCODED_BYTES = 8
+"""The empty box that FFmpeg writes before the data in any case."""
 
 
 @dataclass(frozen=True)
@@ -35,66 +50,60 @@ class ClipVideo:
 
     mp4: bytes
     cut: str
-    """`copied` or `encoded`."""
+    """`copied`, `cut` or `encoded`."""
     width_px: int
     height_px: int
 
-
-class SourceVideos:
-    """Holds the last source video open: the clips of a video come one after another, and a remote one is fetched once."""
-
-    def __init__(self, limits: DecodeLimits) -> None:
-        self.limits = limits
-        self._uri, self._path = "", ""
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> SourceVideos:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._uri = ""
-        self._stack.close()
-
-    def path(self, uri: str, video_id: str) -> str:
-        """Local path of a video whose bytes are those that `prepare` hashed.
-
-        Raises:
-            VideoError: unreadable, or source_changed.
-        """
-        if uri != self._uri:
-            self.close()
-            self._path = self._stack.enter_context(local_copy(uri))
-            found, _ = file_id(self._path)
-            if found != video_id:
-                self.close()
-                raise VideoError("source_changed", "its bytes are not those that were prepared", uri=uri)
-            self._uri = uri
-        return self._path
+<<<<<<< HEAD
+    @classmethod
+    def of(cls, mp4: bytes, clip: ExportClip) -> ClipVideo:
+        """What the clip's bytes say of how they were made, so that a resumed export says the same."""
+        if clip.clip_id.startswith(hashlib.sha256(mp4).hexdigest()[:16]):
+            return cls(mp4, "copied", clip.source_width_px, clip.source_height_px)
+        if clip.may_copy and has_reserved_space(mp4):
+            return cls(mp4, "cut", clip.source_width_px, clip.source_height_px)
+        return cls(mp4, "encoded", clip.width_px, clip.height_px)
 
 
-def clip_video(sources: SourceVideos, clip: ExportClip, *, crf: int, fit: bool) -> ClipVideo:
+def clip_video(opened: OpenedVideo, clip: ExportClip, *, crf: int, fit: bool) -> ClipVideo:
+=======
+
+def clip_video(sources: OpenVideos, clip: ExportClip, *, crf: int, fit: bool) -> ClipVideo:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
     """The clip as an mp4.
 
     Raises:
-        VideoError: the source cannot be used.
+        VideoError: the source cannot be used, or has other bytes than `prepare` hashed.
     """
-    path = sources.path(clip.uri, clip.clip_id.partition("-")[0])
+<<<<<<< HEAD
+    mp4 = b""
     if clip.may_copy:
-        with open(path, "rb") as file:
-            start = file.read(12)
-            if is_mp4(start):
-                return ClipVideo(start + file.read(), "copied", clip.source_width_px, clip.source_height_px)
-    if fit:
-        frames = iter(_fitted_frames(path, clip, sources.limits))
-    else:
-        frames = _native_frames(path, clip, sources.limits)
+        mp4 = (_whole_mp4(opened) if clip.is_whole else b"") or _cut_mp4(opened, clip)
+    if not mp4:
+        frames = iter(_fitted_frames(opened, clip)) if fit else _native_frames(opened, clip)
+        mp4 = encode_video(frames, fps=Fraction(clip.fps), crf=crf)
+    return ClipVideo.of(mp4, clip)
+
+
+def _whole_mp4(opened: OpenedVideo) -> bytes:
+    """The bytes of the source; none where it is in another container."""
+    file = opened.input.file
+    file.seek(0)
+    start = file.read(12)
+    if not is_mp4(start):
+        return b""
+    mp4 = start + file.read()
+    opened.input.check_unchanged()
+    return mp4
+=======
+    source = sources.open(clip.uri, InputState(video_id=clip.clip_id.partition("-")[0]))
+    if clip.may_copy and is_mp4(os.pread(source.input.file.fileno(), 12, 0)):
+        payload = source.read_bytes()
+        return ClipVideo(payload, "copied", clip.source_width_px, clip.source_height_px)
+    frames = iter(_fitted_frames(source, clip)) if fit else _native_frames(source, clip)
     mp4 = encode_video(frames, fps=Fraction(clip.fps), crf=crf)
     return ClipVideo(mp4, "encoded", clip.width_px, clip.height_px)
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
 
 
 def is_mp4(start: bytes) -> bool:
@@ -102,9 +111,52 @@ def is_mp4(start: bytes) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] != QUICKTIME_BRAND
 
 
-def _fitted_frames(path: str, clip: ExportClip, limits: DecodeLimits) -> np.ndarray:
-    return read_clip(
-        path,
+<<<<<<< HEAD
+def _cut_mp4(opened: OpenedVideo, clip: ExportClip) -> bytes:
+    """The clip's packets in an mp4, if they decode alone to the very frames of the clip; else none."""
+    mp4, _ = opened.cut(clip.start_frame, clip.end_frame)
+    if not mp4:
+        return b""
+    with file_in_memory(mp4) as file:
+        try:
+            for start, end in _blocks(clip, 0, clip.num_frames):
+                alone = decode(file, clip.uri, opened.limits, ReadRequest(indices=[*range(start, end)]))
+                there = opened.read_frames(range(clip.start_frame + start, clip.start_frame + end))
+                if not np.array_equal(alone.pixels_THWC, there.pixels_THWC):
+                    return b""
+        except VideoError as error:
+            if error.reason in PASSING_REASONS:
+                raise
+            return b""
+    return mp4
+
+
+def has_reserved_space(mp4: bytes) -> bool:
+    """Whether there is free space behind the index, as in an mp4 that was cut (recaption/decoding/lossless_cut.py)."""
+    position = 0
+    while position + 8 <= len(mp4):
+        num_bytes, name = int.from_bytes(mp4[position : position + 4], "big"), mp4[position + 4 : position + 8]
+        if name == b"free":
+            return num_bytes > FREE_BOX_OF_ENCODED_BYTES
+        if name not in (b"ftyp", b"moov") or num_bytes < 8:
+            return False
+        position += num_bytes
+    return False
+
+
+def _blocks(clip: ExportClip, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Half-open spans of frames that take at most `MAX_BLOCK_BYTES`."""
+    size = max(1, MAX_BLOCK_BYTES // (clip.source_height_px * clip.source_width_px * 3))
+    for start in range(first, last, size):
+        yield start, min(start + size, last)
+
+
+def _fitted_frames(opened: OpenedVideo, clip: ExportClip) -> np.ndarray:
+    return opened.read_clip(
+=======
+def _fitted_frames(source: OpenedVideo, clip: ExportClip) -> np.ndarray:
+    return source.read_clip(
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         clip.start_seconds,
         num_frames=clip.num_frames,
         fps=float(Fraction(clip.fps)),
@@ -112,15 +164,21 @@ def _fitted_frames(path: str, clip: ExportClip, limits: DecodeLimits) -> np.ndar
         width_px=clip.width_px,
         start_frame=clip.start_frame,
         end_frame=clip.end_frame,
-        limits=limits,
     )
 
 
-def _native_frames(path: str, clip: ExportClip, limits: DecodeLimits) -> Iterator[np.ndarray]:
+<<<<<<< HEAD
+def _native_frames(opened: OpenedVideo, clip: ExportClip) -> Iterator[np.ndarray]:
+    """Every frame of the clip; of odd sizes without the last row or column, which 4:2:0 colour cannot hold."""
+    for start, end in _blocks(clip, clip.start_frame, clip.end_frame):
+        for frame_HWC in opened.read_frames(range(start, end)).pixels_THWC:
+=======
+def _native_frames(source: OpenedVideo, clip: ExportClip) -> Iterator[np.ndarray]:
     """Every frame of the clip; of odd sizes without the last row or column, which 4:2:0 colour cannot hold."""
     frame_bytes = clip.source_height_px * clip.source_width_px * 3
     block = max(1, MAX_BLOCK_BYTES // frame_bytes)
     for start in range(clip.start_frame, clip.end_frame, block):
         indices = range(start, min(start + block, clip.end_frame))
-        for frame_HWC in read_frames(path, indices, limits=limits).pixels_THWC:
+        for frame_HWC in source.read_frames(indices).pixels_THWC:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
             yield frame_HWC[: clip.height_px, : clip.width_px]

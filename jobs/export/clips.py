@@ -30,12 +30,12 @@ from recaption.captions.text import CAPTION_KINDS
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
 from recaption.ledger.ledger import read_clips
-from recaption.quality.filters import drop_reasons
+from recaption.quality.filters import HDR_TRANSFERS, drop_reasons
 from recaption.records import Caption, Clip, ClipScores, Video, from_table, schema_of
 from recaption.run_folder import RunFolder
 
 COPIED_CODECS = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4"})
-"""Codecs of a whole mp4 that is exported byte for byte: those that the trainers' decoders read."""
+"""Codecs of clips that are exported as they are stored: those that the trainers' decoders read in an mp4."""
 VARIABLE_RATE = 0.002
 """A clip whose frames per second differ from its video's by more than this fraction gets its own average rate."""
 
@@ -141,6 +141,20 @@ def _size(clip: Clip, video: Video, settings: ExportSettings, model: VideoModel,
     return "no_bucket" if size is None else _Size(num_frames, *size, Fraction(model.fps))
 
 
+def is_read_as_stored(video: Video) -> bool:
+    """Whether other readers see the picture that was captioned: a codec they know, and nothing that decoding puts right.
+
+    Rotated, anamorphic, interlaced, transparent, HDR and damaged videos are read as people see them, and are encoded so.
+    """
+    is_plain = not (video.rotation_degrees or video.is_interlaced or video.has_alpha or video.truncated_seconds)
+    return (
+        is_plain
+        and video.sample_aspect == "1:1"
+        and video.transfer not in HDR_TRANSFERS
+        and video.codec in COPIED_CODECS
+    )
+
+
 def native_fps(clip: Clip, video: Video) -> Fraction:
     """The exact rate of the video, or the average over the clip where frames are not evenly spaced."""
     rate = Fraction(video.fps_num, video.fps_den) if video.fps_num else Fraction(0)
@@ -158,7 +172,7 @@ def _export_clip(
     kind = next((kind for kind in settings.kinds if kind in found), None)
     if kind is None:
         return None
-    is_whole = clip.start_frame == 0 and clip.end_frame == video.num_frames and not video.rotation_degrees
+    is_whole = clip.start_frame == 0 and clip.end_frame == video.num_frames
     return ExportClip(
         clip_id=clip.clip_id,
         uri=clip.uri,
@@ -172,7 +186,8 @@ def _export_clip(
         width_px=size.width_px,
         height_px=size.height_px,
         fps=str(size.fps),
-        may_copy=settings.cut == "auto" and not settings.fit and is_whole and video.codec in COPIED_CODECS,
+        may_copy=settings.cut == "auto" and not settings.fit and is_read_as_stored(video),
+        is_whole=is_whole,
         source_bytes=video.num_bytes,
         caption=found[kind],
         captions=found,

@@ -35,9 +35,9 @@ class Export(OnRun):
     area_px: int = 0
     """Another area, height x width, than the model's."""
     cut: str = "auto"
-    """auto: a clip that is a whole mp4 is copied; encode: every clip is encoded."""
+    """auto: without encoding where keyframes allow; encode: every clip is encoded."""
     quality: int = 12
-    """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 a third of the bytes."""
+    """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 half the bytes."""
     licence: str = ""
     """Licence of the clips for the card, as the Hub names it: cc-by-4.0."""
     local_paths: bool = False
@@ -63,5 +63,9 @@ class Export(OnRun):
             licence=self.licence,
             local_paths=self.local_paths,
         )
-        with self.cluster() as cluster:
-            return export(open_run(self.run)[0], self.settings, settings, self.out, cluster, dry_run=self.dry_run)
+        run = open_run(self.run)[0]
+        if self.dry_run:
+            with self.cluster() as cluster:
+                return export(run, self.settings, settings, self.out, cluster, dry_run=True)
+        with self.working_on(self.out) as cluster:
+            return export(run, self.settings, settings, self.out, cluster)

@@ -103,5 +103,5 @@ class ExportedDataset:
             "clips": len(self.clips),
             "seconds": sum(clip.seconds for clip in self.clips),
             "bytes": sum(clip.num_video_bytes for clip in self.clips),
-            "copied": sum(clip.cut == "copied" for clip in self.clips),
+            **{how: sum(clip.cut == how for clip in self.clips) for how in ("copied", "cut", "encoded")},
         }

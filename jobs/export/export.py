@@ -26,8 +26,10 @@ from jobs.export.layouts import Layout, layout_of
 from jobs.export.settings import ExportSettings
 from jobs.export.video_models import VideoModel, video_model
 from jobs.export.worker import EXPORTED_SCHEMA, ExportWorker
+from jobs.recipe.run_inputs import source_is_back, source_states
 from jobs.recipe.settings import Recipe
 from recaption.errors import UsageError
+from recaption.inputs.open_input import InputState
 from recaption.records import from_table
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -57,8 +59,15 @@ def export(
     check_folder(folder, settings)
     parts = _parts(planned.clips, recipe, settings, layout)
     hashes = {part["name"]: part["plan_hash"] for part in parts}
-    committed = committed_parts(folder, layout, hashes)
-    missing = [part for part in parts if part["name"] not in committed]
+    states = source_states(run, {clip.uri: clip.clip_id.partition("-")[0] for clip in planned.clips})
+    uris = {clip.clip_id: clip.uri for clip in planned.clips}
+    committed = committed_parts(
+        folder,
+        layout,
+        hashes,
+        is_worth_a_try=lambda clip_id, reason: reason == "fetch_failed" or source_is_back(uris[clip_id], states),
+    )
+    missing = [part | {"sources": _sources(part, states)} for part in parts if part["name"] not in committed]
     worker = {"out_uri": folder.uri, "settings": settings, "decode": recipe.prepare.decode}
     for _ in cluster.run_parts(ExportWorker, worker, missing, title="export", unit="clips"):
         pass
@@ -106,6 +115,11 @@ def _parts(clips: list[ExportClip], recipe: Recipe, settings: ExportSettings, la
     return parts
 
 
+def _sources(part: dict[str, Any], states: dict[str, InputState]) -> dict[str, dict[str, Any]]:
+    """Uri -> what `prepare` recorded of it. Not part of the plan: a file that was copied elsewhere and back is the same."""
+    return {uri: dataclasses.asdict(states[uri]) for uri in {row["uri"] for row in part["clips"]}}
+
+
 def _write_lists(
     folder: RunFolder, layout: Layout, model: VideoModel, settings: ExportSettings, table: pa.Table
 ) -> list[str]:
@@ -139,7 +153,7 @@ def _account(planned: PlannedClips, table: pa.Table) -> dict[str, Any]:
         failed[row["reason"]] += 1
         seconds["failed"] += clip.source_seconds
         failures.append({"uri": clip.uri, "clip_id": clip.clip_id, "reason": row["reason"], "detail": row["detail"]})
-    copied = pc.sum(pc.equal(ok["cut"], "copied")).as_py() or 0
+    made = Counter(ok["cut"].to_pylist())
     return {
         "clips": {
             "total": planned.total,
@@ -150,8 +164,7 @@ def _account(planned: PlannedClips, table: pa.Table) -> dict[str, Any]:
         },
         "seconds": {name: round(value, 6) for name, value in sorted(seconds.items())},
         "bytes": pc.sum(ok["num_video_bytes"]).as_py() or 0,
-        "copied": copied,
-        "encoded": ok.num_rows - copied,
+        **{how: made[how] for how in ("copied", "cut", "encoded")},
         "failures": failures,
     }
 
@@ -163,7 +176,6 @@ def _estimate(planned: PlannedClips, settings: ExportSettings) -> dict[str, Any]
             f"nothing to export: of {planned.total} clips, dropped {_sorted(planned.dropped)}, waiting "
             f"{_sorted(planned.waiting)}"
         )
-    copied = sum(clip.may_copy for clip in planned.clips)
     return {
         "layout": settings.layout,
         "captions": planned.caption_set,
@@ -176,8 +188,8 @@ def _estimate(planned: PlannedClips, settings: ExportSettings) -> dict[str, Any]
         },
         "seconds": {"total": planned.seconds["total"], "to_export": sum(clip.seconds for clip in planned.clips)},
         "estimated_bytes": sum(clip.estimated_bytes(settings.quality) for clip in planned.clips),
-        "copied_at_most": copied,
-        "encoded_at_least": len(planned.clips) - copied,
+        "copied_at_most": sum(clip.may_copy and clip.is_whole for clip in planned.clips),
+        "cut_or_copied_at_most": sum(clip.may_copy for clip in planned.clips),
     }
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from jobs.export.layouts import Layout
 from jobs.export.settings import ExportSettings
 from packing.shards.index import is_committed
-from recaption.errors import UsageError
+from recaption.errors import PASSING_REASONS, UsageError
+from recaption.folder_lock import RUN_LOCK
 from recaption.run_folder import RunFolder
 
 STATE = ".recaption/export.yaml"
 """Settings of the export; written before the first clip."""
-RETRIED_REASONS = frozenset({"source_changed", "fetch_failed"})
-"""Failures of clips that may be gone the next time."""
 
 
 def check_folder(folder: RunFolder, settings: ExportSettings) -> None:
@@ -34,13 +33,20 @@ def check_folder(folder: RunFolder, settings: ExportSettings) -> None:
         folder.remove_temporary_files()
         if before == state:
             return
-    elif folder.exists("") and folder.fs.ls(folder.root):
+    elif folder.exists("") and any(
+        not str(name).endswith(RUN_LOCK) for name in folder.fs.ls(folder.root, detail=False)
+    ):
         raise UsageError(f"{folder.uri} is not empty and holds no export: use a new --out")
     folder.write_yaml(STATE, state)
 
 
-def committed_parts(folder: RunFolder, layout: Layout, hashes: Mapping[str, str]) -> set[str]:
+def committed_parts(
+    folder: RunFolder, layout: Layout, hashes: Mapping[str, str], *, is_worth_a_try: Callable[[str, str], bool]
+) -> set[str]:
     """Names of the parts that are complete, made from this plan, and without failures that are worth another try.
+
+    Args:
+        is_worth_a_try: of a clip that failed for a reason of `PASSING_REASONS`: (clip id, reason) -> whether it may be over.
 
     Clips whose files are not as long as they were written are removed: those that are left are taken as complete.
     """
@@ -50,25 +56,29 @@ def committed_parts(folder: RunFolder, layout: Layout, hashes: Mapping[str, str]
             if row["file"] in sizes and sizes[row["file"]] != row["num_video_bytes"]:
                 folder.remove(row["file"])
                 del sizes[row["file"]]
-    return {name for name, key in hashes.items() if _is_done(folder, layout, name, key, sizes)}
+    return {
+        name
+        for name, key in hashes.items()
+        if _is_whole(folder, layout, name, key, sizes) and not _has_clips_worth_a_try(folder, name, is_worth_a_try)
+    }
 
 
-def _is_done(folder: RunFolder, layout: Layout, name: str, key: str, sizes: dict[str, int]) -> bool:
+def _is_whole(folder: RunFolder, layout: Layout, name: str, key: str, sizes: dict[str, int]) -> bool:
     if layout.in_tars:
-        if not is_committed(folder, name, key):
-            return False
-    elif not folder.exists(f"{name}.parquet") or folder.table_metadata(f"{name}.parquet")["plan_hash"] != key:
+        return is_committed(folder, name, key)
+    if not folder.exists(f"{name}.parquet") or folder.table_metadata(f"{name}.parquet")["plan_hash"] != key:
         return False
-    columns = ["clip_id", "file", "num_video_bytes", "status", "reason"]
-    for row in folder.read_columns(f"{name}.parquet", columns).to_pylist():
-        if row["status"] != "ok":
-            if row["reason"] in RETRIED_REASONS:
-                return False
-        elif not layout.in_tars:
+    for row in folder.read_columns(f"{name}.parquet", ["clip_id", "file", "num_video_bytes", "status"]).to_pylist():
+        if row["status"] == "ok":
             sidecars = [layout.sidecar_path(row["clip_id"], extension) for extension in layout.sidecars]
             if sizes.get(row["file"]) != row["num_video_bytes"] or any(one not in sizes for one in sidecars):
                 return False
     return True
+
+
+def _has_clips_worth_a_try(folder: RunFolder, name: str, is_worth_a_try: Callable[[str, str], bool]) -> bool:
+    rows = folder.read_columns(f"{name}.parquet", ["clip_id", "reason"]).to_pylist()
+    return any(row["reason"] in PASSING_REASONS and is_worth_a_try(row["clip_id"], row["reason"]) for row in rows)
 
 
 def remove_stale(folder: RunFolder, layout: Layout, hashes: Mapping[str, str], clip_ids: set[str]) -> int:

@@ -121,7 +121,7 @@ dataset = webdataset.WebDataset("{root}/shards/000000.tar").to_tuple("mp4", "txt
             folder="shards",
             in_tars=True,
             files={".nv-meta/dataset.yaml": trainer_configs.energon_dataset},
-            usage="""energon prepare --non-interactive --split-ratio 1,0,0 --dataset-yaml-name dataset.yaml {root}""",
+            usage="""energon prepare --non-interactive --split-ratio 1,0,0 {root}""",
         ),
         Layout(
             name="fastvideo",

@@ -31,7 +31,7 @@ class ExportSettings:
     max_frames: int = 0
     area_px: int = 0
     cut: str = "auto"
-    """`auto`: a clip that is a whole mp4 keeps its bytes; `encode`: every clip is encoded."""
+    """`auto`: clips are copied or cut as they are stored where that is possible; `encode`: every clip is encoded."""
     quality: int = 12
     """CRF of x264 where a clip is encoded."""
     licence: str = ""

@@ -10,15 +10,17 @@ import pyarrow as pa
 
 from jobs.cluster import attempts
 from jobs.export.clip_files import ExportClip, ExportedClip, described, sidecar
-from jobs.export.clip_video import ClipVideo, SourceVideos, clip_video
+from jobs.export.clip_video import ClipVideo, clip_video
 from jobs.export.layouts import layout_of
 from jobs.export.settings import ExportSettings
 from packing.shards.samples import Entry
 from packing.shards.write import write_shard
 from recaption.errors import VideoError
+from recaption.inputs.open_input import InputState
 from recaption.records import schema_of, shard_schema
 from recaption.run_folder import RunFolder
 from recaption.video_io.frames import DecodeLimits
+from recaption.video_io.opened_video import OpenVideos
 
 EXPORTED_SCHEMA = shard_schema(ExportedClip)
 
@@ -30,11 +32,24 @@ class ExportWorker:
         self.out = RunFolder(out_uri)
         self.settings = settings
         self.layout = layout_of(settings.layout)
-        self.decode = decode
+        self.videos = OpenVideos(decode)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         clips = [ExportClip(**row) for row in part["clips"]]
-        with SourceVideos(self.decode) as sources:
+<<<<<<< HEAD
+        states = {uri: InputState(**state) for uri, state in part["sources"].items()}
+        self.videos.forget_failures()
+        if self.layout.in_tars:
+            entries = self._entries(clips, states)
+            report = write_shard(self.out, part["name"], entries, plan_hash=part["plan_hash"], record=ExportedClip)
+            written = report.num_samples
+        else:
+            rows = list(self._written_rows(clips, states))
+            written = sum(row["status"] == "ok" for row in rows)
+            table = pa.Table.from_pylist(rows, schema=EXPORTED_SCHEMA)
+            self.out.write_table(f"{part['name']}.parquet", table, {"plan_hash": part["plan_hash"]})
+=======
+        with OpenVideos(self.decode) as sources:
             if self.layout.in_tars:
                 entries = self._entries(sources, clips)
                 report = write_shard(self.out, part["name"], entries, plan_hash=part["plan_hash"], record=ExportedClip)
@@ -44,31 +59,44 @@ class ExportWorker:
                 written = sum(row["status"] == "ok" for row in rows)
                 table = pa.Table.from_pylist(rows, schema=EXPORTED_SCHEMA)
                 self.out.write_table(f"{part['name']}.parquet", table, {"plan_hash": part["plan_hash"]})
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         return {"name": part["name"], "clips": written, "failed": len(clips) - written}
+
+    def _clip_video(self, clip: ExportClip, states: dict[str, InputState]) -> ClipVideo:
+        opened = self.videos.open(clip.uri, states[clip.uri])
+        return clip_video(opened, clip, crf=self.settings.quality, fit=self.settings.fit)
 
     # --- clips as files -----------------------------------------------------------------------------------------------
 
-    def _written_rows(self, sources: SourceVideos, clips: list[ExportClip]) -> Iterator[dict[str, Any]]:
+<<<<<<< HEAD
+    def _written_rows(self, clips: list[ExportClip], states: dict[str, InputState]) -> Iterator[dict[str, Any]]:
+=======
+    def _written_rows(self, sources: OpenVideos, clips: list[ExportClip]) -> Iterator[dict[str, Any]]:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         """Write the files of each clip; the rows of all, failed ones too."""
         for clip in clips:
             row = _BLANK | described(clip)
             try:
                 attempts.begin(clip.clip_id)
-                row |= self._write_clip(sources, clip, row)
+                row |= self._write_clip(clip, states, row)
             except VideoError as error:
                 yield row | {"status": "failed", "reason": error.reason, "detail": error.detail}
                 continue
             yield row | {"status": "ok", "reason": None, "detail": ""}
         attempts.begin()
 
-    def _write_clip(self, sources: SourceVideos, clip: ExportClip, row: dict[str, Any]) -> dict[str, Any]:
+<<<<<<< HEAD
+    def _write_clip(self, clip: ExportClip, states: dict[str, InputState], row: dict[str, Any]) -> dict[str, Any]:
+=======
+    def _write_clip(self, sources: OpenVideos, clip: ExportClip, row: dict[str, Any]) -> dict[str, Any]:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         """Write the clip's video if it is not there, and its sidecars; the columns that are known now."""
         name = self.layout.clip_path(clip.clip_id)
         if self.out.exists(name):  # complete, and of the same settings: a killed export left it
             mp4 = self.out.read_bytes(name)
-            video = _read_back(mp4, clip)
+            video = ClipVideo.of(mp4, clip)
         else:
-            video = clip_video(sources, clip, crf=self.settings.quality, fit=self.settings.fit)
+            video = self._clip_video(clip, states)
             mp4 = video.mp4
             self.out.write_bytes(name, mp4)
         columns = _columns(video) | {"file": name, "num_bytes": len(mp4)}
@@ -78,12 +106,16 @@ class ExportWorker:
 
     # --- clips in tars ------------------------------------------------------------------------------------------------
 
-    def _entries(self, sources: SourceVideos, clips: list[ExportClip]) -> Iterator[Entry]:
+<<<<<<< HEAD
+    def _entries(self, clips: list[ExportClip], states: dict[str, InputState]) -> Iterator[Entry]:
+=======
+    def _entries(self, sources: OpenVideos, clips: list[ExportClip]) -> Iterator[Entry]:
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
         for clip in clips:
             row = _BLANK | described(clip)
             try:
                 attempts.begin(clip.clip_id)
-                video = clip_video(sources, clip, crf=self.settings.quality, fit=self.settings.fit)
+                video = self._clip_video(clip, states)
             except VideoError as error:
                 yield Entry(key=clip.clip_id, fields=row, reason=error.reason, detail=error.detail)
                 continue
@@ -104,10 +136,3 @@ def _columns(video: ClipVideo) -> dict[str, Any]:
         "num_video_bytes": len(video.mp4),
         "sha256": hashlib.sha256(video.mp4).hexdigest(),
     }
-
-
-def _read_back(mp4: bytes, clip: ExportClip) -> ClipVideo:
-    """A clip that is there already: copied where its bytes are those of the video."""
-    if hashlib.sha256(mp4).hexdigest()[:16] == clip.clip_id.partition("-")[0]:
-        return ClipVideo(mp4, "copied", clip.source_width_px, clip.source_height_px)
-    return ClipVideo(mp4, "encoded", clip.width_px, clip.height_px)

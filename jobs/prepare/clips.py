@@ -52,6 +52,7 @@ class ClipPass:
 
     def begin(self, sizes: dict[str, tuple[int, int, int]], pts_seconds: np.ndarray, seconds: float) -> None:
         self.frames = {name: FrameBlocks() for name in sizes}
+        self.block_bytes = dict.fromkeys(sizes, 0)
         self.rows = []
 
     def add(self, stream: str, numbers: np.ndarray, pixels_THWC: np.ndarray) -> None:
@@ -61,8 +62,11 @@ class ClipPass:
             self.rows.append(self.rows_of(clip, self.frames))
             for blocks in self.frames.values():
                 blocks.forget_before(clip.end_frame)
+        self.block_bytes[stream] = max(self.block_bytes[stream], pixels_THWC.nbytes)
         num_bytes = sum(blocks.num_bytes for blocks in self.frames.values())
-        if num_bytes > self.max_kept_bytes:
+        if num_bytes > self.max_kept_bytes + sum(
+            self.block_bytes.values()
+        ):  # a block may hold frames of other clips too
             limit = limit_text("max_kept_bytes", self.max_kept_bytes)
             raise VideoError("too_large", f"a single clip takes more than {limit}; shorter: --prepare.max-clip-seconds")
 

@@ -1,4 +1,4 @@
-"""Request handlers of the decoder child: probe, scan, read, clip. They do not use PyAV themselves.
+"""Request handlers of the decoder child: probe, scan, read, clip, cut. They do not use PyAV themselves.
 
 A response is a "length" message (sizes, and seconds for the parent's timeout), blocks of frames in ascending order, and
 "done" with presentation times; the worker turns an exception into "error". Frames are sent in blocks as they are
@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recaption.decoding import timestamps
-from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest, limit_text
+from recaption.decoding.damage.trim import check_against_index
+from recaption.decoding.lossless_cut import lossless_cut
+from recaption.decoding.messages import (
+    ClipRequest,
+    CutRequest,
+    ProbeRequest,
+    ReadRequest,
+    Request,
+    ScanRequest,
+    limit_text,
+)
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
 from recaption.decoding.picture.streams import transfer_name
-from recaption.decoding.trim import check_against_index
 from recaption.errors import VideoError
 
 if TYPE_CHECKING:
@@ -154,6 +163,10 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
     times = first.with_ticks(ticks)
     video.cache_times(times)
     _fill_video_fields(video, times, last_duration, facts)
+    limit = video.limits["max_video_seconds"]
+    if video.video_fields["duration_seconds"] > limit + 1:  # the last frame, or the only one, claims to last for days
+        detail = f"{video.video_fields['duration_seconds']:.1f} s of video, more than "
+        raise VideoError("too_large", detail + limit_text("max_video_seconds", limit))
     pts = times.pts_seconds
     send({"kind": "done", "video": video.video_fields, "detail": detail_indices, "count": len(pts)}, pts.data)
 
@@ -275,9 +288,19 @@ def _send_frames(
     send(done | {"count": len(indices)}, np.ascontiguousarray(seconds[indices]).data)
 
 
+def cut(video: VideoFile, request: CutRequest, send: Send) -> None:
+    """The packets of a span as the bytes of an mp4; or why they cannot be had."""
+    announce_first_pass(video, send)
+    found = lossless_cut(video, request.start_frame, request.end_frame)
+    if found.mp4:
+        send({"kind": "bytes"}, found.mp4)
+    send({"kind": "done", "count": 0, "obstacle": found.obstacle})
+
+
 HANDLERS: dict[type[Request], Callable[[VideoFile, Any, Send], None]] = {
     ProbeRequest: probe,
     ScanRequest: scan,
     ReadRequest: read,
     ClipRequest: clip,
+    CutRequest: cut,
 }

@@ -68,12 +68,22 @@ class ClipRequest:
     """Half-open: frames from outside [start_frame, end_frame) are never returned."""
 
 
-Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutRequest:
+    """A span of frames as it is stored: its packets in an mp4 of their own (lossless_cut.py)."""
+
+    start_frame: int
+    end_frame: int
+    """Half-open."""
+
+
+Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest | CutRequest
 REQUESTS: dict[str, type[Request]] = {
     "probe": ProbeRequest,
     "scan": ScanRequest,
     "read": ReadRequest,
     "clip": ClipRequest,
+    "cut": CutRequest,
 }
 """`op` of a request's header -> its class."""
 

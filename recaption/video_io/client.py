@@ -85,6 +85,8 @@ class DecodeResponse:
         """Of the sink: filled by the time the next message comes."""
         self.buffers: dict[str, FrameBuffer] = {}
         self.pts_seconds = np.zeros(0)
+        self.payload = bytearray()
+        """Of a cut: the mp4."""
         self.header = decoder_process.exchange(
             encode_request(request) | {"limits": dataclasses.asdict(limits)},
             file if isinstance(file, int) else file.fileno(),
@@ -98,6 +100,10 @@ class DecodeResponse:
         if header["kind"] == "length" and not num_bytes:
             self._begin(header)
             return memoryview(b"")
+        if header["kind"] == "bytes":
+            self._check_payload(num_bytes)
+            self.payload = bytearray(num_bytes)
+            return memoryview(self.payload)
         if header["kind"] == "length":
             self.block = None  # of a decoder that was killed
             self.pts_seconds = np.empty(num_bytes // 8, np.float64)
@@ -131,6 +137,15 @@ class DecodeResponse:
         if self.max_bytes is not None and num_bytes > self.max_bytes:
             frames = ", ".join(f"{num_frames[name]:,} of {size[2]}x{size[1]}" for name, size in self.sizes.items())
             detail = f"decoded frames ({frames}) take {num_bytes / 1e9:.1f} GB, more than "
+            raise VideoError("too_large", detail + limit_text("max_kept_bytes", self.max_bytes))
+
+    def _check_payload(self, num_bytes: int) -> None:
+        """
+        Raises:
+            VideoError: too_large, where a cut has more bytes than may be kept.
+        """
+        if self.max_bytes is not None and num_bytes > self.max_bytes:
+            detail = f"the cut has {num_bytes / 1e9:.1f} GB, more than "
             raise VideoError("too_large", detail + limit_text("max_kept_bytes", self.max_bytes))
 
     def _memory_for(self, stream: str, count: int, numbers: list[int]) -> memoryview:

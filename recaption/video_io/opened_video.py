@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from recaption.decoding.messages import ClipRequest, ProbeRequest, ReadRequest, Request, ScanRequest
+from recaption.decoding.messages import ClipRequest, CutRequest, ProbeRequest, ReadRequest, Request, ScanRequest
 from recaption.errors import UsageError, VideoError
 from recaption.inputs.open_input import InputState, OpenedInput, local_state, open_input
 from recaption.records import Video
@@ -131,6 +131,32 @@ class OpenedVideo:
             end_frame=int(end_frame),
         )
         return self._read(request).pixels_THWC
+
+<<<<<<< HEAD
+    def cut(self, start_frame: int, end_frame: int) -> tuple[bytes, str]:
+        """(an mp4 with the packets of frames [start_frame, end_frame) as they are stored, "") or (b"", why there is none).
+
+        Raises:
+            VideoError: the file cannot be used, does not have these frames, or has other bytes than expected.
+        """
+        response = DecodeResponse(
+            self.input.file, self.limits, CutRequest(start_frame=int(start_frame), end_frame=int(end_frame))
+        )
+        response.raise_for_error(self.uri)
+        self.input.check_unchanged()
+        return bytes(response.payload), response.header["obstacle"]
+=======
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            VideoError: source_changed.
+        """
+        self.input.file.seek(0)
+        payload = self.input.file.read()
+        self.input.check_unchanged()
+        return payload
+>>>>>>> 842dbe49fb7ce22f4907dab17dcce6b0f4e35b72
 
     def _read(self, request: ReadRequest | ClipRequest) -> Frames:
         frames = decode(self.input.file, self.uri, self.limits, request)

@@ -40,6 +40,7 @@ STABLE = {  # `Stable: the commands` of the design
     "train compressor": "--run --name",
     "train dit": "--run --name --init-from",
     "sample": "--checkpoint --prompt",
+    "export": "--run --to --out",
     "report": "--run",
     "verify": "--run",
     "doctor": "",

@@ -8,12 +8,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.export import worker
 from jobs.export.layouts import LAYOUTS
 from recaption.errors import UsageError
+from recaption.folder_lock import FolderLock
 from recaption.run_folder import RunFolder
+from recaption.video_io.opened_video import OpenedVideo
 from recaption.video_io.reader import probe, read_frames
 
 NUM_CLIPS = 8
@@ -92,13 +95,15 @@ def test_captions_that_failed_a_gate_are_dropped_as_bad_caption(exported, export
     assert counts["exported"] + counts["dropped"]["bad_caption"] == NUM_CLIPS
 
 
-def test_a_whole_mp4_is_copied_byte_for_byte_and_other_clips_are_encoded(exported, export_run, tmp_path):
+def test_a_whole_mp4_is_copied_byte_for_byte_and_clips_between_keyframes_are_cut(exported, export_run, tmp_path):
     summary = exported(tmp_path / "out", "folder")
-    assert (summary["copied"], summary["encoded"]) == (5, 3)
+    assert (summary["copied"], summary["cut"], summary["encoded"]) == (5, 3, 0)
     for clip_id, row in rows_of(tmp_path / "out").items():
         source, file = Path(source_of(export_run, clip_id)), tmp_path / "out" / row["file"]
-        assert row["cut"] == ("encoded" if source.stem in ("two-shots", "other") else "copied"), source
+        assert row["cut"] == ("cut" if source.stem in ("two-shots", "other") else "copied"), source
         assert (file.read_bytes() == source.read_bytes()) == (row["cut"] == "copied")
+        there = read_frames(str(source), range(row["start_frame"], row["end_frame"])).pixels_THWC
+        assert np.array_equal(read_frames(str(file), None).pixels_THWC, there), source
         assert row["num_video_bytes"] == file.stat().st_size
 
 
@@ -116,6 +121,16 @@ def test_encoded_clips_have_the_frames_rate_and_size_of_their_source(exported, e
         assert (written.fps_num, written.fps_den) == (video.fps_num, video.fps_den)
         back = read_frames(str(tmp_path / "out" / row["file"]), None).pixels_THWC
         assert abs(back.astype(int) - frames[:, :height_px, :width_px]).mean() < 4
+
+
+def test_a_cut_that_does_not_decode_to_the_same_frames_is_encoded_instead(exported, tmp_path, monkeypatch):
+    def cuts_the_wrong_frames(self, start_frame, end_frame):
+        return real(self, 0, 45) if start_frame == 45 else (b"not an mp4", "")
+
+    real = OpenedVideo.cut
+    monkeypatch.setattr(OpenedVideo, "cut", cuts_the_wrong_frames)
+    summary = exported(tmp_path / "out", "folder")
+    assert (summary["copied"], summary["cut"], summary["encoded"]) == (5, 0, 3)
 
 
 def test_fitted_clips_have_the_rate_length_and_size_of_the_model(exported, tmp_path):
@@ -151,11 +166,11 @@ def test_killed_and_run_again_gives_the_same_bytes_and_writes_no_clip_twice(expo
     made: list[str] = []
     real = worker.clip_video
 
-    def dies_at_the_fifth(sources, clip, **arguments):
+    def dies_at_the_fifth(opened, clip, **arguments):
         if len(made) == 5:
             raise KeyboardInterrupt
         made.append(clip.clip_id)
-        return real(sources, clip, **arguments)
+        return real(opened, clip, **arguments)
 
     monkeypatch.setattr(worker, "clip_video", dies_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
@@ -275,8 +290,8 @@ def test_dry_run_counts_and_estimates_and_writes_nothing(exported, tmp_path):
     assert not (tmp_path / "out").exists()
     assert summary["clips"]["to_export"] == NUM_CLIPS
     real = exported(tmp_path / "out", "folder")
-    # that the webm is none is known once its first bytes are read
-    assert (summary["copied_at_most"], summary["encoded_at_least"]) == (real["copied"] + 1, real["encoded"] - 1)
+    # that the webm is no mp4 is known once its first bytes are read, where its keyframes are once it is demuxed
+    assert (summary["copied_at_most"], summary["cut_or_copied_at_most"]) == (real["copied"] + 1, NUM_CLIPS)
     assert real["bytes"] / 10 < summary["estimated_bytes"] < real["bytes"] * 10
 
 
@@ -345,3 +360,13 @@ def test_help_names_every_layout():
     from jobs.recipe.fields import docs_of
 
     assert set(LAYOUTS) <= set(docs_of(Export)["to"].replace(",", "").replace(".", "").split())
+
+
+def test_two_exports_into_one_folder_at_a_time_are_refused(command, export_run, tmp_path):
+    out = RunFolder(str(tmp_path / "out"))
+    with FolderLock(out, "recaption export"):
+        code, _, err = command("export", "--run", export_run.uri, "--to", "folder", "--out", out.uri)
+    assert code == 2
+    assert "works on it" in err
+    assert command("export", "--run", export_run.uri, "--to", "folder", "--out", out.uri)[0] == 0
+    assert not out.exists("run.lock")

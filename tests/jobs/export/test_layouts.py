@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tarfile
 import tomllib
 from pathlib import Path
@@ -184,6 +187,51 @@ def test_webdataset_package_loads_the_tars(exports):
     found = list(webdataset.WebDataset(urls, shardshuffle=False).decode().to_tuple("__key__", "txt", "json"))
     assert [(key, text) for key, text, _ in found] == [(row["clip_id"], row["caption"]) for row in rows]
     assert all(metadata["source"] for _, _, metadata in found)
+
+
+def test_energon_prepares_and_reads_the_tars(exports, tmp_path):
+    """With the dataset.yaml of the export, without a question; needs the extra `energon-test`."""
+    pytest.importorskip("megatron.energon")
+    folder, rows = exports("energon")
+    place = tmp_path / "copy"
+    shutil.copytree(folder, place)
+    flags = ("--non-interactive", "--split-ratio", "1,0,0", "--num-workers", "1", "--no-progress")
+    _energon("prepare", *flags, str(place))
+    done = subprocess.run(
+        [sys.executable, "-c", ENERGON_LOADER, str(place)], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(map(tuple, found)) == [(row["clip_id"], row["caption"], row["num_video_bytes"]) for row in rows]
+
+
+ENERGON_LOADER = """
+import json, sys
+from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, basic_sample_keys, get_savable_loader
+from megatron.energon import get_val_dataset, stateless
+
+@stateless
+def cook(sample):
+    return dict(**basic_sample_keys(sample), caption=json.loads(sample["json"])["caption"], num_bytes=len(sample["mp4"]))
+
+class Encoder(DefaultTaskEncoder):
+    cookers = [Cooker(cook)]
+    decoder = None
+
+    def batch(self, samples):
+        return samples
+
+workers = WorkerConfig(rank=0, world_size=1, num_workers=0)
+dataset = get_val_dataset(sys.argv[1], split_part="train", worker_config=workers, batch_size=1, task_encoder=Encoder())
+found = [s for batch in get_savable_loader(dataset) for s in batch]
+print(json.dumps([[s["__key__"].rpartition("/")[2], s["caption"], s["num_bytes"]] for s in found]))
+"""
+
+
+def _energon(*arguments: str) -> None:
+    command = "import sys; from megatron.energon.cli.main import main; sys.argv[0] = 'energon'; main()"
+    done = subprocess.run([sys.executable, "-c", command, *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
