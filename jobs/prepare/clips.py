@@ -39,6 +39,8 @@ class ClipRows(NamedTuple):
     scores: ClipScores
     fingerprint: ClipFingerprint
     preview: ClipPreview
+    plugin_rows: list[tuple[str, dict[str, Any]]]
+    """(plug-in, row of its table of scores)."""
 
 
 class ClipPass:
@@ -50,6 +52,7 @@ class ClipPass:
 
     def begin(self, sizes: dict[str, tuple[int, int, int]], pts_seconds: np.ndarray, seconds: float) -> None:
         self.frames = {name: FrameBlocks() for name in sizes}
+        self.block_bytes = dict.fromkeys(sizes, 0)
         self.rows = []
 
     def add(self, stream: str, numbers: np.ndarray, pixels_THWC: np.ndarray) -> None:
@@ -59,8 +62,11 @@ class ClipPass:
             self.rows.append(self.rows_of(clip, self.frames))
             for blocks in self.frames.values():
                 blocks.forget_before(clip.end_frame)
+        self.block_bytes[stream] = max(self.block_bytes[stream], pixels_THWC.nbytes)
         num_bytes = sum(blocks.num_bytes for blocks in self.frames.values())
-        if num_bytes > self.max_kept_bytes:
+        if num_bytes > self.max_kept_bytes + sum(
+            self.block_bytes.values()
+        ):  # a block may hold frames of other clips too
             limit = limit_text("max_kept_bytes", self.max_kept_bytes)
             raise VideoError("too_large", f"a single clip takes more than {limit}; shorter: --prepare.max-clip-seconds")
 
@@ -145,7 +151,8 @@ def _rows_of(
     scores = score_clip(clip.clip_id, small, detail, settings.scores, source_size_px=size_px)
     scores = scorers.add(scores, detail.pixels_THWC)
     fingerprint = fingerprint_clip(clip, small, bytes_per_second=video.num_bytes / max(video.duration_seconds, 1e-9))
-    return ClipRows(clip, scores, fingerprint, _preview(clip.clip_id, detail, small, settings.preview_px))
+    plugin_rows = [(plugin.name, plugin.score(clip.clip_id, detail.pixels_THWC)) for plugin in scorers.plugins]
+    return ClipRows(clip, scores, fingerprint, _preview(clip.clip_id, detail, small, settings.preview_px), plugin_rows)
 
 
 def _window(blocks: FrameBlocks, clip: Clip, pts_seconds: np.ndarray) -> Frames:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recaption.decoding import timestamps
+from recaption.decoding.damage.trim import check_against_index
 from recaption.decoding.lossless_cut import lossless_cut
 from recaption.decoding.messages import (
     ClipRequest,
@@ -29,7 +30,6 @@ from recaption.decoding.orientation import center_crop, size_to_cover, size_with
 from recaption.decoding.packet_index import FrameTimes, PacketIndex
 from recaption.decoding.picture.scaler import is_transparent
 from recaption.decoding.picture.streams import transfer_name
-from recaption.decoding.trim import check_against_index
 from recaption.errors import VideoError
 
 if TYPE_CHECKING:
@@ -163,6 +163,10 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
     times = first.with_ticks(ticks)
     video.cache_times(times)
     _fill_video_fields(video, times, last_duration, facts)
+    limit = video.limits["max_video_seconds"]
+    if video.video_fields["duration_seconds"] > limit + 1:  # the last frame, or the only one, claims to last for days
+        detail = f"{video.video_fields['duration_seconds']:.1f} s of video, more than "
+        raise VideoError("too_large", detail + limit_text("max_video_seconds", limit))
     pts = times.pts_seconds
     send({"kind": "done", "video": video.video_fields, "detail": detail_indices, "count": len(pts)}, pts.data)
 

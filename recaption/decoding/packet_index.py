@@ -18,10 +18,12 @@ import av
 import numpy as np
 
 from recaption.decoding import timestamps
-from recaption.decoding.checked_decoder import error_text
+from recaption.decoding.damage import matroska
+from recaption.decoding.damage.checked_decoder import error_text
+from recaption.decoding.damage.trim import Cut, Damage
+from recaption.decoding.libav_log import ERROR_LOG
 from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
-from recaption.decoding.trim import Cut, Damage
 from recaption.errors import VideoError
 
 
@@ -190,6 +192,9 @@ def read_packets(
             if first_name == "mov" and packet.is_corrupt:
                 damage = Damage(f"the file ends inside packet {num_packets}", num_stored)
                 break
+            if damage is None and (line := matroska.broken_structure(ERROR_LOG.lines)):
+                detail = f"the container is broken after packet {num_packets}: {line}"
+                damage = Damage(detail, max(0, num_stored - 1), last_dts if line.startswith("0x00 ") else None)
             if packet.pts is not None and packet.is_keyframe:
                 keyframes.append(Keyframe(packet.pts, packet.pts if packet.dts is None else packet.dts, num_stored))
             num_stored += 1

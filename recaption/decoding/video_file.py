@@ -22,8 +22,9 @@ import av
 import numpy as np
 from av.stream import Discard
 
-from recaption.decoding import matroska, orientation, trim, webp
-from recaption.decoding.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
+from recaption.decoding import orientation, webp
+from recaption.decoding.damage import matroska, trim
+from recaption.decoding.damage.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.decoding.messages import limit_text
 from recaption.decoding.orientation import Orientation
@@ -169,6 +170,7 @@ class VideoFile:
     def _read_index(self, cut: trim.Cut | None) -> PacketIndex:
         with self.opened() as (container, stream):
             packets = container.demux(stream)
+            ERROR_LOG.lines.clear()  # what probing read is read once more
             index = read_packets(
                 packets if cut is None else trim.limit_packets(packets, cut.num_packets),
                 format_name=container.format.name,
@@ -215,9 +217,9 @@ class VideoFile:
             raise VideoError("too_large", detail)
 
     def _index_to_trim(self, cut: trim.Cut | None) -> PacketIndex:
-        ERROR_LOG.lines.clear()
         index = self._read_index(cut)
-        self._check_index(index)
+        if index.damage is None:
+            self._check_index(index)
         self.seconds_passed += index.seconds
         self.on_first_pass(self.seconds_passed)
         return index

@@ -26,6 +26,11 @@ from recaption.video_io.frames import Frames
 THUMBNAILS_PER_SECOND = 4.0
 FRAMES_PER_THUMBNAIL = 8
 """Moments averaged into one thumbnail, with triangular weights over two sampling steps."""
+MAX_THUMBNAILS = 16_384
+"""Of one clip: its first 68 minutes. Two frames ten hours apart are a clip of 144,000 thumbnails, and comparing two such
+clips would cost the square of that."""
+CHUNK_THUMBNAILS = 1024
+"""Thumbnails computed at a time: 13 MB."""
 LUMA_PX = 16
 CHROMA_PX = 8
 LUMA_VALUES = LUMA_PX * LUMA_PX
@@ -111,7 +116,7 @@ def thumbnails_from_bytes(pictures: bytes) -> np.ndarray:
 def _displayed_frames(times: np.ndarray, seconds: float) -> np.ndarray:
     """(N, M): index of the frame displayed at each of the M moments of each thumbnail; moments outside the clip are
     clamped to its first or last frame."""
-    num_thumbnails = max(1, round(seconds * THUMBNAILS_PER_SECOND))
+    num_thumbnails = min(max(1, round(seconds * THUMBNAILS_PER_SECOND)), MAX_THUMBNAILS)
     centres = (np.arange(num_thumbnails) + 0.5) / THUMBNAILS_PER_SECOND
     moments = (
         np.arange(FRAMES_PER_THUMBNAIL) + 0.5
@@ -125,8 +130,12 @@ def _mean_over_time(frames_TP: np.ndarray, index_NM: np.ndarray) -> np.ndarray:
     moments = (np.arange(FRAMES_PER_THUMBNAIL) + 0.5) / FRAMES_PER_THUMBNAIL * 2 - 1
     weights = 1.0 - np.abs(moments)
     weights /= weights.sum()
-    mean_NP = np.einsum("m,nmp->np", weights.astype(np.float32), frames_TP[index_NM])
-    return np.clip(np.rint(mean_NP), 0, 255).astype(np.uint8)
+    thumbnails_NP = np.empty((len(index_NM), frames_TP.shape[1]), np.uint8)
+    for start in range(0, len(index_NM), CHUNK_THUMBNAILS):
+        chunk = slice(start, start + CHUNK_THUMBNAILS)
+        mean_NP = np.einsum("m,nmp->np", weights.astype(np.float32), frames_TP[index_NM[chunk]])
+        thumbnails_NP[chunk] = np.clip(np.rint(mean_NP), 0, 255)
+    return thumbnails_NP
 
 
 def _thumbnail(frame_HWC: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from recaption.inputs.names import HTTP, protocol_of, remote_filesystem
 NUM_TRIES = 3
 BACKOFF_SECONDS = 1.0
 """Before the second try, four times as much before the third."""
-RESERVE_BYTES = 1 << 30
+RESERVE_BYTES = 256 << 20
 """A download leaves so much of the disk free: all workers of a machine share it."""
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 """What storage backends raise for 404, 403 and names that no file has."""

@@ -9,6 +9,7 @@ nor a proof: its clips are in the shards. Remote sources are compared where clip
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from recaption.errors import VideoError
@@ -17,6 +18,8 @@ from recaption.ledger.problems import Problem, read_tables_or_problems
 from recaption.records import Video, schema_of
 from recaption.run_folder import RunFolder
 
+NUM_THREADS = 16
+"""A stat takes a millisecond on a network file system."""
 Track = Callable[[Sequence[dict[str, Any]]], Iterable[dict[str, Any]]]
 COLUMNS = ("uri", "status", *InputState.__dataclass_fields__)
 
@@ -28,12 +31,16 @@ def check_sources(run: RunFolder, *, track: Track = iter) -> list[Problem]:
         track: wraps the rows of sources that have to be hashed, for a progress bar.
     """
     suspects: list[dict[str, Any]] = []
-    for name in run.list("videos/part-*.parquet"):
-        tables, _ = read_tables_or_problems(run, [name], schema_of(Video), COLUMNS)  # `verify` reports unreadable parts
-        for row in (row for table in tables.values() for row in table.to_pylist()):
-            now = local_state(row["uri"]) if row["status"] == "ok" else None
-            if now is not None and not now.has_same_stat(state_in(row)):
-                suspects.append({**row, "part": name})
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        for name in run.list("videos/part-*.parquet"):
+            tables, _ = read_tables_or_problems(
+                run, [name], schema_of(Video), COLUMNS
+            )  # `verify` reports unreadable ones
+            rows = [row for table in tables.values() for row in table.to_pylist() if row["status"] == "ok"]
+            states = threads.map(local_state, [row["uri"] for row in rows])
+            for row, now in zip(rows, states, strict=True):
+                if now is not None and not now.has_same_stat(state_in(row)):
+                    suspects.append({**row, "part": name})
     problems = []
     for row in track(suspects):
         try:

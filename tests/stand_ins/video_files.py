@@ -36,6 +36,7 @@ def write_frames(
     pixel_format: str,
     source_format: str = "rgb24",
     options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
     gop_size: int = 12,
     setup: Callable[[Any], None] = lambda context: None,
 ) -> Path:
@@ -45,7 +46,7 @@ def write_frames(
         source_format: of the arrays, as `av.VideoFrame.from_ndarray` takes them.
         setup: called with the codec context before it is opened.
     """
-    with av.open(str(path), "w") as output:
+    with av.open(str(path), "w", options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=Fraction(25))
         first = av.VideoFrame.from_ndarray(frames[0], format=source_format)
         stream.height, stream.width, stream.pix_fmt = first.height, first.width, pixel_format

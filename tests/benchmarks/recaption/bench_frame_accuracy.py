@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ffmpeg_oracle import difference, ffmpeg_thumbnails, thumbnails
+from ffmpeg_oracle import difference, ffmpeg_thumbnails, is_hdr, thumbnails
 from tqdm import tqdm
 
 from recaption.video_io.frames import DecodeLimits
@@ -45,10 +45,10 @@ def check(path: Path, limits: DecodeLimits, seed: int = 0) -> Outcome:
     again = read_frames(path, chosen, short_side_px=side, limits=limits)
     if not np.array_equal(again.pixels_THWC, small_THWC[chosen]):
         return Outcome("WRONG", "frames read by index differ from those of the scan")
-    reference = ffmpeg_thumbnails(path)
+    reference = ffmpeg_thumbnails(path, scanned.video)
     if not len(reference.thumbnails_NHWC):
         return Outcome("no reference", reference.error)
-    wrong = difference(thumbnails(small_THWC), reference.thumbnails_NHWC)
+    wrong = difference(thumbnails(small_THWC), reference.thumbnails_NHWC, hdr=is_hdr(scanned.video))
     if wrong and reference.error:
         return Outcome("no reference", f"{wrong}; ffmpeg reports: {reference.error}")
     return Outcome("WRONG", wrong) if wrong else Outcome("same")

@@ -37,10 +37,11 @@ from pathlib import Path
 
 import numpy as np
 from bench_frame_accuracy import NUM_RANDOM_READS, SMALL_PX, Outcome, files_in, print_outcomes
-from ffmpeg_oracle import FfmpegRun, difference, ffmpeg_thumbnails, thumbnails
+from ffmpeg_oracle import DEINTERLACE, FfmpegRun, decoder_for, difference, ffmpeg_thumbnails, is_hdr, thumbnails
 from mutation_seeds import render_seeds
 from tqdm import tqdm
 
+from recaption.records import Video
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.reader import read_frames, scan
 
@@ -132,18 +133,34 @@ def is_in_order(frames: tuple[bytes, ...], of_whole: tuple[bytes, ...]) -> bool:
     return all(frame in rest for frame in frames)
 
 
-def ffmpeg_or_timeout(path: Path) -> FfmpegRun:
+def ffmpeg_or_timeout(path: Path, video: Video) -> FfmpegRun:
     try:
-        return ffmpeg_thumbnails(path)
+        return ffmpeg_thumbnails(path, video)
     except subprocess.TimeoutExpired as error:
         return FfmpegRun(np.zeros((0, 16, 16, 3), np.uint8), str(error))
 
 
-def decoded_by_ffmpeg(path: Path, limits: DecodeLimits) -> np.ndarray:
-    """The small frames of what ffmpeg decodes, passed on uncompressed in their own pixel format; empty where it fails."""
+def decoded_by_ffmpeg(path: Path, video: Video, limits: DecodeLimits) -> np.ndarray:
+    """The small frames of what ffmpeg decodes, passed on uncompressed in their own pixel format; empty where it fails.
+
+    HDR needs its tags, which uncompressed video does not carry: its thumbnails alone are compared.
+    """
     copy = path.with_name("decoded.nut")
-    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-y", "-threads", "1", "-i", str(path), "-map", "0:v:0"]
-    command += ["-fps_mode", "passthrough", "-c:v", "rawvideo", "-f", "nut", str(copy)]
+    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-y", "-threads", "1", *decoder_for(video), "-i", str(path)]
+    command += [
+        "-an",
+        "-sn",
+        "-dn",
+        "-vf",
+        DEINTERLACE if video.is_interlaced else "null",
+        "-fps_mode",
+        "passthrough",
+        "-c:v",
+        "rawvideo",
+        "-f",
+        "nut",
+        str(copy),
+    ]
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(command, timeout=300, check=False)
         return scan(copy, small_px=SMALL_PX, limits=limits).small.pixels_THWC
@@ -162,12 +179,14 @@ def judged(path: Path, seed: Seed, limits: DecodeLimits, number: int, is_trimmed
         return Outcome("WRONG", "frames read by index differ from those of the scan")
     if is_in_order(hashes_of(small_THWC), seed.frame_hashes):
         return Outcome("undamaged")
-    reference = ffmpeg_or_timeout(path)
+    reference = ffmpeg_or_timeout(path, scanned.video)
     expected_NHWC = reference.thumbnails_NHWC[: len(small_THWC)] if is_trimmed else reference.thumbnails_NHWC
-    wrong = difference(thumbnails(small_THWC), expected_NHWC)
+    wrong = difference(thumbnails(small_THWC), expected_NHWC, hdr=is_hdr(scanned.video))
     if not wrong:
         return Outcome("same")
-    if np.array_equal(small_THWC, decoded_by_ffmpeg(path, limits)[: len(small_THWC) if is_trimmed else None]):
+    if np.array_equal(
+        small_THWC, decoded_by_ffmpeg(path, scanned.video, limits)[: len(small_THWC) if is_trimmed else None]
+    ):
         return Outcome("exact")
     return Outcome(
         "unproven" if reference.error else "WRONG", f"{wrong}; ffmpeg reports: {reference.error or 'nothing'}"

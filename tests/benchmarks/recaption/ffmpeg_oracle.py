@@ -1,7 +1,7 @@
 """Reference frames from the `ffmpeg` program, as thumbnails of 16x16, and their comparison with ours.
 
-reference = ffmpeg_thumbnails(path).thumbnails_NHWC   # (N, 16, 16, 3) uint8 RGB, every frame that ffmpeg decodes
-difference(thumbnails(ours), reference)               # "" where count and every frame agree, else what differs
+reference = ffmpeg_thumbnails(path, video).thumbnails_NHWC   # (N, 16, 16, 3) uint8 RGB, every frame that ffmpeg decodes
+difference(thumbnails(ours), reference)                      # "" where count and every frame agree, else what differs
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from recaption.records import Video
+
 SIDE_PX = 16
 MAX_MEAN_DIFFERENCE = 8.0
 """Levels (0..255), mean over one frame. Two scalers and two colour conversions differ by up to 2 on real footage and
 by 4.2 on a test pattern of hard edges, the same in every frame."""
+MAX_MEAN_DIFFERENCE_HDR = 16.0
+"""Two ways to show HDR as SDR differ more: 12 on saturated bars."""
 MAX_ABOVE_MEDIAN = 4.0
 """Levels by which the difference of one frame may exceed the median of its file."""
 NEIGHBOUR_OFFSETS = (-2, -1, 1, 2)
@@ -31,10 +35,40 @@ class FfmpegRun:
     """Last line that ffmpeg printed as an error, "" where there is none."""
 
 
-def ffmpeg_thumbnails(path: Path, *, timeout_seconds: float = 300.0) -> FfmpegRun:
-    """All frames of the first video stream as displayed: rotation and edit lists applied, none repeated or lost."""
-    command = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", "-i", str(path), "-map", "0:v:0"]
-    command += ["-vf", f"scale={SIDE_PX}:{SIDE_PX}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"]
+DEINTERLACE = "yadif=mode=send_frame:deint=interlaced"
+ON_WHITE = "format=rgba,split[a][b];[a]lutrgb=r=255:g=255:b=255:a=255[c];[c][b]overlay=format=gbrp"
+TO_SDR = (
+    "zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=tonemap=mobius:desat=0,"
+    "zscale=t=bt709:m=bt709:r=tv,format=yuv444p"
+)
+
+
+def is_hdr(video: Video) -> bool:
+    return video.transfer in ("smpte2084", "arib-std-b67")
+
+
+def filters_for(video: Video) -> str:
+    """The filters that show a video as people see it; the size does not matter for thumbnails."""
+    filters = [DEINTERLACE] if video.is_interlaced else []
+    if is_hdr(video):
+        filters.append(TO_SDR)
+    if video.has_alpha:
+        filters.append(ON_WHITE)
+    return ",".join(filters or ["null"])
+
+
+def decoder_for(video: Video) -> list[str]:
+    """FFmpeg's own decoders of VP8 and VP9 drop the alpha."""
+    decoders = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+    return ["-c:v", decoders[video.codec]] if video.has_alpha and video.codec in decoders else []
+
+
+def ffmpeg_thumbnails(path: Path, video: Video, *, timeout_seconds: float = 300.0) -> FfmpegRun:
+    """All frames of the stream that ffmpeg chooses, as displayed: rotation and edit lists applied, none repeated or lost."""
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", *decoder_for(video), "-i", str(path)]
+    command += ["-an", "-sn", "-dn"]
+    scale = f"scale={SIDE_PX}:{SIDE_PX}:flags=area+accurate_rnd+full_chroma_int,format=rgb24"
+    command += ["-vf", f"{filters_for(video)},{scale}"]
     command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-"]
     done = subprocess.run(command, capture_output=True, timeout=timeout_seconds, check=False)
     num_bytes = SIDE_PX * SIDE_PX * 3
@@ -50,7 +84,7 @@ def thumbnails(pixels_THWC: np.ndarray) -> np.ndarray:
     return np.stack([cv2.resize(np.ascontiguousarray(f), size, interpolation=cv2.INTER_AREA) for f in pixels_THWC])
 
 
-def difference(ours_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> str:
+def difference(ours_NHWC: np.ndarray, reference_NHWC: np.ndarray, *, hdr: bool = False) -> str:
     """How two decodes of one file differ, in words; "" where they have the same frames.
 
     Brightness may follow another curve (full or limited range, HDR): one gain and offset per file is fitted first.
@@ -63,7 +97,8 @@ def difference(ours_NHWC: np.ndarray, reference_NHWC: np.ndarray) -> str:
         gain, offset = np.polyfit(ours.ravel(), reference.ravel(), 1)
         ours = gain * ours + offset
     own_N = np.abs(ours - reference).mean(axis=(1, 2, 3))
-    if len(own_N) and own_N.max() > min(MAX_MEAN_DIFFERENCE, MAX_ABOVE_MEDIAN + float(np.median(own_N))):
+    most = MAX_MEAN_DIFFERENCE_HDR if hdr else MAX_MEAN_DIFFERENCE
+    if len(own_N) and own_N.max() > min(most, MAX_ABOVE_MEDIAN + float(np.median(own_N))):
         return f"frame {int(own_N.argmax())} differs by {own_N.max():.1f} levels"
     for step in NEIGHBOUR_OFFSETS:
         here = slice(max(0, -step), len(ours) - max(0, step))

@@ -114,7 +114,7 @@ def test_a_touched_file_is_hashed_once_and_keeps_its_rows(videos, run, recipe, i
     prepare([str(videos)], run.uri, recipe, in_process)
     clips = rows(run, "clips/*")
     os.utime(videos / "b.mp4", ns=(1, 1))
-    monkeypatch.setattr("jobs.prepare.worker.scan", None)  # nothing is decoded
+    monkeypatch.setattr("jobs.prepare.worker.prepare_video", None)  # nothing is decoded
     assert prepare([str(videos)], run.uri, recipe, in_process)["computed_parts"] == 1
     assert rows(run, "clips/*") == clips
     assert [row["mtime_ns"] for row in rows(run, "videos/*")][1] == 1

@@ -5,16 +5,19 @@ import subprocess
 import sys
 
 import pytest
+from video_files import write_frames
 
 from jobs.cluster import attempts
 from jobs.cluster.attempts import Attempt, PartState
 from jobs.prepare.prepare import BUDGET_AFTER_INPUTS, prepare
 from jobs.prepare.worker import PrepareWorker
 from jobs.recipe.presets import quickstart
+from jobs.recipe.run_inputs import kept_clips
 from jobs.recipe.settings import Recipe, from_dict, stage_hashes, to_dict
 from jobs.recipe.stage_settings import PrepareSettings
 from recaption.errors import ErrorBudgetError, UsageError
 from recaption.ledger.ledger import read_clips
+from recaption.ledger.verify import verify
 from recaption.quality.scores import ScoreSettings
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import SIMPLE, render
@@ -189,3 +192,65 @@ def test_the_worker_needs_no_torch():
     """A process that prepares starts in half a second without torch, and in three with it."""
     code = f"import sys; sys.path[:0] = {sys.path!r}; import jobs.prepare.worker; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.fixture(scope="module")
+def one_cut_one_hdr(tmp_path_factory):
+    """A whole video of 4 s, the same one cut off, and a PQ video."""
+    folder = tmp_path_factory.mktemp("three")
+    frames = render(3, num_frames=100, height_px=96, width_px=128, fps=25, **SIMPLE).frames_THWC
+    options = {"codec": "libx264", "pixel_format": "yuv420p", "container_options": {"movflags": "faststart"}}
+    whole = write_frames(folder / "whole.mp4", frames, **options)
+    payload = whole.read_bytes()
+    (folder / "cut.mp4").write_bytes(payload[: len(payload) * 2 // 3])
+
+    def tag(context):
+        context.color_trc, context.color_primaries, context.colorspace = 16, 9, 9
+
+    write_frames(folder / "pq.mkv", frames[:50], codec="ffv1", pixel_format="yuv444p16le", gop_size=1, setup=tag)
+    return folder
+
+
+def test_the_ledger_accounts_for_the_seconds_behind_damage(one_cut_one_hdr, tmp_path):
+    run = RunFolder(str(tmp_path / "run"))
+    trimming = recipe(decode={"on_damage": "trim"})
+    assert stage_hashes(trimming)["prepare"] != stage_hashes(recipe())["prepare"]
+    assert stage_hashes(recipe(decode={"max_wall_seconds": 7.0})) == stage_hashes(recipe())
+    refused = prepare([str(one_cut_one_hdr)], str(tmp_path / "refused"), recipe(), Loop())
+    assert [row["reason"] for row in refused["failures"]] == ["truncated"]
+    summary = prepare([str(one_cut_one_hdr)], run.uri, trimming, Loop())
+    assert (summary["videos"]["failed"], summary["failures"]) == (0, [])
+    (trimmed,) = summary["trimmed"]
+    assert trimmed["uri"].endswith("cut.mp4")
+    assert trimmed["duration_seconds"] + trimmed["truncated_seconds"] == pytest.approx(4.0, abs=0.05)
+    assert trimmed["duration_seconds"] > 1
+    seconds = summary["seconds"]
+    assert seconds["truncated"] == pytest.approx(trimmed["truncated_seconds"])
+    assert seconds["failed"] == pytest.approx(seconds["truncated"])
+    assert seconds["total"] == pytest.approx(4.0 + 4.0 + 2.0, abs=0.05)
+    assert seconds["total"] == pytest.approx(seconds["kept"] + seconds["dropped"] + seconds["failed"])
+    assert verify(run, trimming.filters) == []
+    with pytest.raises(UsageError):  # another recipe
+        prepare([], run.uri, recipe(), Loop())
+
+
+def test_clips_are_dropped_for_what_their_video_is(one_cut_one_hdr, tmp_path):
+    document = to_dict(recipe())
+    document["filters"] |= {"drop_hdr": True}
+    without_hdr = from_dict(document)
+    summary = prepare(
+        [str(one_cut_one_hdr / "pq.mkv"), str(one_cut_one_hdr / "whole.mp4")],
+        str(tmp_path / "run"),
+        without_hdr,
+        Loop(),
+    )
+    run = RunFolder(str(tmp_path / "run"))
+    assert set(summary["clips"]["dropped"]) <= {"hdr", "duplicate"}
+    assert summary["clips"]["dropped"]["hdr"] >= 1
+    kept = [clip for clips in kept_clips(run, without_hdr).values() for clip in clips]
+    assert {clip.uri.rpartition("/")[2] for clip in kept} == {"whole.mp4"}
+    assert {clip.uri.rpartition("/")[2] for clips in kept_clips(run, recipe()).values() for clip in clips} == {
+        "pq.mkv",
+        "whole.mp4",
+    }
+    assert verify(run, without_hdr.filters) == []

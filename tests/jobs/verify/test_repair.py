@@ -256,3 +256,17 @@ def test_shards_of_other_thresholds_are_refused(run_copy, small_recipe, in_proce
     assert {problem["kind"] for problem in summary["problems"]} == {"dropped_clip_in_shard"}
     assert "run `recaption shard`" in next(iter(summary["refused"].values()))
     assert tree(run_copy) == before
+
+
+def test_a_source_that_changed_does_not_hold_up_other_repairs(scene_videos, small_recipe, in_process, tmp_path):
+    run, videos = RunFolder(str(tmp_path / "run")), tmp_path / "videos"
+    move_sources(run, small_recipe, in_process, videos, sorted(scene_videos.glob("*.mp4"))[:5])
+    before = tree(run)
+    shutil.copyfile(scene_videos / "scene-09.mp4", videos / "scene-04.mp4")
+    one_of(run, "previews/*").unlink()  # of scenes 0 to 3
+    one_of(run, "captions/main/*").unlink()
+    run.remove("index.parquet")
+    summary = repair_run(run, small_recipe, in_process, num_pairs=0)
+    assert {problem["kind"] for problem in summary["problems"]} == {"source_changed"}
+    assert "recaption prepare" in " ".join(summary["refused"].values())
+    assert tree(run) == before

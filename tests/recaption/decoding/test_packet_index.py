@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from recaption.decoding.damage.trim import Damage
 from recaption.decoding.orientation import Orientation
 from recaption.decoding.packet_index import FrameTimes, Keyframe, PacketIndex, is_hidden, read_packets
-from recaption.decoding.trim import Damage
 from recaption.errors import VideoError
 
 

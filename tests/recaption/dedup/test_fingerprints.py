@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
 
 from recaption.dedup.fingerprints import (
     LUMA_VALUES,
+    MAX_THUMBNAILS,
     NO_HASH,
     THUMBNAIL_VALUES,
     ClipFingerprint,
@@ -97,3 +100,13 @@ def test_cropped_copy_has_nearly_the_hash_of_that_crop_of_the_original(scene):
 
 def test_one_frame_gives_one_thumbnail(scene):
     assert fingerprint_of(scene[:1]).num_samples == 1
+
+
+def test_two_frames_ten_hours_apart_have_a_fingerprint_of_bounded_size(scene):
+    tracemalloc.start()
+    fingerprint = fingerprint_of(scene[:2], fps=1 / 18_000)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fingerprint.seconds == 36_000.0
+    assert fingerprint.num_samples == MAX_THUMBNAILS
+    assert peak_bytes < 150e6

@@ -162,7 +162,7 @@ def test_a_complete_run_adds_up_and_verifies(run: RunFolder) -> None:
     assert summary["clips"]["total"] == 7
     assert summary["clips"]["kept"] == summary["clips"]["in_shard"] == 4
     assert summary["clips"]["dropped"] == {"blurry": 1, "duplicate": 2}
-    assert summary["seconds"] == {"total": 11.5, "kept": 4.0, "dropped": 3.0, "failed": 4.5}
+    assert summary["seconds"] == {"total": 11.5, "kept": 4.0, "dropped": 3.0, "failed": 4.5, "truncated": 0.0}
     assert summary["failures"] == [{"uri": "cut.mp4", "reason": "truncated", "detail": "-"}]
     json.dumps(summary)
 
@@ -174,6 +174,7 @@ def test_an_empty_run_folder_has_an_empty_ledger(tmp_path: Path) -> None:
         "kept": 0.0,
         "dropped": 0.0,
         "failed": 0.0,
+        "truncated": 0.0,
     }
     assert verify(empty, THRESHOLDS) == []
 
@@ -215,7 +216,7 @@ def test_bad_captions_missing_buckets_and_failed_transcodes_each_have_a_state(ru
     assert summary["clips"]["dropped"] == {"bad_caption": 1, "blurry": 1, "duplicate": 2, "no_bucket": 1}
     assert summary["clips"]["failed"] == {"decode_timeout": 1}
     assert summary["clips"]["kept"] + 5 + 1 == summary["clips"]["total"]
-    assert summary["seconds"] == {"total": 11.5, "kept": 1.0, "dropped": 5.0, "failed": 5.5}
+    assert summary["seconds"] == {"total": 11.5, "kept": 1.0, "dropped": 5.0, "failed": 5.5, "truncated": 0.0}
     assert [failure["clip_id"] for failure in summary["clip_failures"]] == [failed]
     assert verify(run, THRESHOLDS) == []
 

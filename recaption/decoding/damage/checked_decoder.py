@@ -21,6 +21,11 @@ from recaption.errors import VideoError
 CODECS_WITHOUT_CHECKSUMS = frozenset({"vp8", "ffv1"})
 """Where data end inside a frame these decoders output uninitialised memory, and report it, if at all, only when decoding
 in slices. Each packet is therefore decoded twice (with 2 threads and with 1): a difference is damage."""
+CODECS_WITHOUT_ZEROS = frozenset({"h264", "hevc"})
+"""Their data never have three zero bytes in a row (emulation prevention: H.264, 7.4.1; HEVC, 7.4.2), and HEVC's decoder
+takes a hole of zeros for a picture. Only where units have a length before them: between start codes zeros are padding."""
+MIN_HOLE_BYTES = 64
+"""Zero bytes in a row that intact packets do not have."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these codecs drop the alpha that WebM stores beside each frame."""
 
@@ -36,6 +41,8 @@ class CheckedDecoder:
         self.stream, self.codec, self.limits = stream, codec, limits
         self.may_start_mid_gop = may_start_mid_gop
         self.num_decoded = 0
+        has_lengths = bytes(stream.codec_context.extradata or b"").startswith(b"\1")
+        self.finds_holes = has_lengths and codec in CODECS_WITHOUT_ZEROS
         self.second_decoder: Any = None
         """For codecs without checksums; opened once the first is."""
         self.alpha_decoder: Any = None
@@ -91,6 +98,9 @@ class CheckedDecoder:
 
     def _decode(self, packet: Any) -> list[Any]:
         context = self.stream.codec_context
+        if self.finds_holes and packet is not None and find_hole(packet) >= 0:
+            reason = "truncated" if self.num_decoded else "unreadable"
+            raise VideoError(reason, f"a packet after frame {self.num_decoded} has a hole of zeros")
         frames: list[Any] = context.decode(None) if packet is None else packet.decode()
         if self.second_decoder is None and self.codec in CODECS_WITHOUT_CHECKSUMS:
             self.second_decoder = _open_decoder(context.name, context)
@@ -110,6 +120,11 @@ class CheckedDecoder:
 
 
 _END = object()
+
+
+def find_hole(packet: Any) -> int:
+    """Where a run of `MIN_HOLE_BYTES` zero bytes starts in a packet; -1 where there is none."""
+    return bytes(packet).find(bytes(MIN_HOLE_BYTES))
 
 
 def check_size(height_px: int, width_px: int, max_pixels: int) -> None:

@@ -1,8 +1,9 @@
-"""The size that a Matroska or WebM file says it has (RFC 8794 and 9559)."""
+"""The size that a Matroska or WebM file says it has, and breaks in its structure (RFC 8794 and 9559)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 HEADER_BYTES = 4096
@@ -23,6 +24,14 @@ def is_cut_off(file: Any, num_bytes: int) -> bool:
             return False
         position += size
     return False
+
+
+def broken_structure(log: Iterable[str]) -> str:
+    """libav's first message that it lost its place and skipped to the next cluster; "" where there is none.
+
+    The frames between are gone, and nothing else tells: those that follow may start with a keyframe.
+    """
+    return next((line for line in log if "invalid as first byte of an EBML number" in line), "")
 
 
 def _read_size(head: bytes, position: int) -> tuple[int, int, bool]:

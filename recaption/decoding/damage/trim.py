@@ -5,7 +5,8 @@ all), so a report says nothing about the frames before it. A file is trimmed onl
 
 - it ends early: an MP4 all of whose samples from one on lie behind the end, a Matroska file that is shorter than its
   header says and ends inside a cluster, or a file of another format whose last packet, and no other, is reported;
-- it has a hole: the damage that is reported is in or behind a packet with a run of zero bytes.
+- it has a hole: the damage that is reported is in or behind a packet with a run of zero bytes, or Matroska's structure
+  breaks off at one.
 
 All packets before are then whole. Kept are the frames displayed before the first lost packet would be decoded: it cannot
 be displayed earlier, as its pts is not before its dts. They are decoded once more from the start and count only if nothing
@@ -20,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from recaption.decoding.damage.checked_decoder import MIN_HOLE_BYTES, find_hole
 from recaption.decoding.libav_log import ERROR_LOG
 from recaption.errors import VideoError
 
-MIN_HOLE_BYTES = 64
-"""Zero bytes in a row that intact packets do not have; where a codec pads with zeros, less than possible is kept."""
 MAX_ROUNDS = 3
 """Decodes from the start until nothing is reported."""
 
@@ -73,15 +73,12 @@ class PacketWatch:
         self.suspect: _Place | None = None
         """The packet whose decoding logged the first error."""
         self.hole: _Place | None = None
-        """The first packet that may have lost bytes to a hole."""
-        self.is_at_end = False
+        """The first packet that may have lost bytes to a hole. Where a codec pads with zeros, less than possible is kept."""
 
     def __call__(self, packets: Iterator[Any]) -> Iterator[Any]:
         for packet in packets:
             self._note_errors()
-            if packet is None or not packet.size:
-                self.is_at_end = True
-            else:
+            if packet is not None and packet.size:
                 self.before_last, self.last = self.last, _Place(1 + self.last.position if self.last else 0, packet.dts)
                 self._find_hole(packet)
             yield packet
@@ -89,7 +86,7 @@ class PacketWatch:
 
     def _find_hole(self, packet: Any) -> None:
         if self.hole is None:
-            start = bytes(packet).find(bytes(MIN_HOLE_BYTES))
+            start = find_hole(packet)
             if start >= 0:  # a hole that starts in the first bytes may have started in the packet before
                 self.hole = self.last if start >= MIN_HOLE_BYTES else self.before_last or self.last
 
