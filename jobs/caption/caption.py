@@ -171,7 +171,7 @@ def _errors(summary: dict[str, Any]) -> Iterator[str]:
     """What makes the stage end with exit code 1: work that is open, or that came to nothing."""
     num_bad, num_open = sum(summary["bad"].values()), summary["open"]
     if num_open:
-        yield f"{num_open} clips got no answer; the same command asks again"
+        yield f"{num_open} clip{'s' * (num_open > 1)} got no answer; the same command asks again"
     if not summary["captions"] and num_bad:
         reasons = summary["faults"] or summary["bad"]
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())

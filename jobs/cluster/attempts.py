@@ -115,7 +115,7 @@ class PartState:
             return reason, f"its worker failed {deaths} times: {self.error}"
         if self.was_out_of_memory:
             return "decode_memory", f"its worker process was killed {deaths} times, the last time to free memory"
-        return "unreadable", f"its worker process died {deaths} times on it"
+        return "unreadable", f"its worker process died {deaths} times on it: it crashed, or was killed"
 
 
 class Attempt:

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from jobs.cluster.attempts import INPUT_TIMEOUT_SECONDS, PartError, PartFaultError
 from jobs.cluster.kv_store import KVStore
-from jobs.cluster.pools import actor_results, dataset_results, part_dataset
+from jobs.cluster.pools import actor_results, dataset_results, declared_memory, num_that_fit, part_dataset
 from jobs.cluster.rank import TrainingRank
 from jobs.cluster.session_folder import SessionFolder
 from jobs.cluster.throughput import Throughput
@@ -175,16 +175,20 @@ class Cluster:
             raise UsageError(f"device {device!r}: no node of this Ray cluster has a GPU; use cpu or auto")
         return int(has_gpus)
 
-    def _results(self, runner: dict[str, Any], blocks: Sequence[dict[str, Any]], num_gpus: int) -> Any:
+    def _results(
+        self, runner: dict[str, Any], blocks: Sequence[dict[str, Any]], num_gpus: int, memory_bytes: int
+    ) -> Any:
         """Context manager of an iterator over the results of `PartRunner(**runner)`, in order of completion.
 
-        On a cluster there are as many actors as fit, and more as soon as nodes join; on one machine, one per core.
+        On a cluster there are as many actors as fit, and more as soon as nodes join; on one machine, one per core, or as
+        many as its memory holds.
         """
         limit = self.num_workers or (len(blocks) if self.address else self.local_workers())
         limit = max(1, min(limit, len(blocks)))
         if self.address or num_gpus:
-            return dataset_results(part_dataset(runner, blocks, limit, num_gpus))
-        return actor_results(runner, blocks, limit)
+            return dataset_results(part_dataset(runner, blocks, limit, num_gpus, declared_memory(memory_bytes)))
+        memory_bytes = declared_memory(memory_bytes)
+        return actor_results(runner, blocks, min(limit, num_that_fit(memory_bytes)), memory_bytes)
 
     def run_parts(
         self,
@@ -195,6 +199,7 @@ class Cluster:
         title: str,
         device: str = "cpu",
         unit: str = "parts",
+        memory_bytes: int = 0,
     ) -> Iterator[dict[str, Any]]:
         """Run `worker(**settings)` on each part in a pool of actors; yield the summaries in order of completion.
 
@@ -204,6 +209,7 @@ class Cluster:
                 `attempts.begin`: one that kills the worker, raises or never ends then becomes a failed row.
             device: device of the actors: `cpu`, `cuda`, or `auto` for GPUs where the cluster has any.
             unit: key of the summaries that counts the work done, for `throughput`.
+            memory_bytes: what one actor needs, so that Ray starts no more of them than a node holds; 0 = not declared.
 
         Raises:
             WorkerError: a worker failed outside of its inputs (storage, its own start), or a part failed although its
@@ -230,7 +236,7 @@ class Cluster:
         is_fault = False
         started = time.perf_counter()
         try:
-            with bar, self._results(runner, blocks, num_gpus) as rows:
+            with bar, self._results(runner, blocks, num_gpus, memory_bytes) as rows:
                 for row in rows:
                     stage.wall_seconds = time.perf_counter() - started
                     bar.update(1)
@@ -353,8 +359,11 @@ def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
     """Ray's C++ side writes a line at its start, and a stack trace where a signal comes before its start is over."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,24 @@ UNLIMITED = {"max_restarts": -1, "max_task_retries": -1}
 """Actors and their parts restart without limit; jobs/cluster/attempts.py limits the deaths per input."""
 
 
-def part_dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, num_gpus: int) -> Any:
+def declared_memory(memory_bytes: int) -> int:
+    """What an actor declares to Ray: never more than a node has, or Ray would wait for ever for a larger one."""
+    import ray
+
+    largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return int(min(memory_bytes, largest))
+
+
+def num_that_fit(memory_bytes: int) -> int:
+    """How many such actors the cluster holds now; at least one."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("memory", 0) // memory_bytes)) if memory_bytes else sys.maxsize
+
+
+def part_dataset(
+    runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, num_gpus: int, memory_bytes: int
+) -> Any:
     """A lazy Ray Data pipeline over the blocks; not started yet."""
     import ray.data
 
@@ -34,13 +52,14 @@ def part_dataset(runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=limit),
             num_cpus=1,
             num_gpus=num_gpus or None,
+            memory=memory_bytes or None,
             **UNLIMITED,
         )
 
 
 @contextlib.contextmanager
 def actor_results(
-    runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int
+    runner: dict[str, Any], blocks: Sequence[dict[str, Any]], limit: int, memory_bytes: int
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Results of `limit` plain actors; each gets its next block when it is ready.
 
@@ -49,7 +68,7 @@ def actor_results(
     """
     import ray
 
-    actor_class = ray.remote(num_cpus=1, **UNLIMITED)(PartRunner)
+    actor_class = ray.remote(num_cpus=1, memory=memory_bytes or None, **UNLIMITED)(PartRunner)
     busy = {actor.__ray_ready__.remote(): actor for actor in (actor_class.remote(**runner) for _ in range(limit))}
 
     def rows() -> Iterator[dict[str, Any]]:
