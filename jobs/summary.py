@@ -111,7 +111,6 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("dropped", "{clips[dropped]}"),
         ("failed", "{clips[failed]}"),
         ("no caption", "{clips[waiting][caption]:,}"),
-        ("trimmed", "{seconds[trimmed]:.0f} seconds"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("files", "{files}"),
         ("how to load it", "{export}/README.md"),

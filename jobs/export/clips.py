@@ -23,6 +23,7 @@ from jobs.export.settings import ExportSettings
 from jobs.export.video_models import VideoModel
 from jobs.recipe.settings import Recipe
 from packing.buckets import num_frames_in
+from packing.shards.plan import check_key
 from recaption.captions.mixture import captions_for_sample
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import caption_set_pattern, caption_sets, default_caption_set, mark_repeated_captions
@@ -79,11 +80,16 @@ def plan_clips(
     reasons = drop_reasons(table, recipe.filters, read_pairs(run))
     planned = PlannedClips(caption_set=set_name, total=table.num_rows)
     clips, scores = from_table(table, Clip), from_table(table, ClipScores)
+    seen: set[str] = set()
     for clip, clip_scores, reason in zip(clips, scores, reasons, strict=True):
         planned.seconds["total"] += clip.duration_seconds
+        if reason is None and clip.clip_id in seen:  # without the filter of duplicates: one name, one file
+            reason = "duplicate"
         if reason is not None:
             planned.drop(clip, reason)
             continue
+        check_key(clip.clip_id)
+        seen.add(clip.clip_id)
         size = _size(clip, videos[clip.uri], settings, model, layout)
         if isinstance(size, str):
             planned.drop(clip, size)

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.caption.caption import caption
 from jobs.export import worker
 from jobs.export.layouts import LAYOUTS
+from jobs.prepare.prepare import prepare
 from recaption.errors import UsageError
 from recaption.folder_lock import FolderLock
 from recaption.run_folder import RunFolder
@@ -283,6 +285,20 @@ def test_a_source_that_is_gone_is_a_failed_row(exported, export_run, export_vide
     assert sum(summary["clips"]["failed"].values()) == 1
     seconds = summary["seconds"]
     assert seconds["total"] == pytest.approx(seconds["exported"] + seconds["failed"], abs=1e-5)
+
+
+def test_the_same_video_twice_is_exported_once(
+    exported, export_run, export_recipe, in_process, export_videos, tmp_path
+):
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copyfile(export_videos / "whole-0.mp4", tmp_path / name)
+    filters = dataclasses.replace(export_recipe.filters, drop_duplicates=False)
+    recipe = dataclasses.replace(export_recipe, filters=filters)
+    run = RunFolder(str(tmp_path / "run"))
+    prepare([str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")], run.uri, recipe, in_process)
+    caption(run, recipe, "main", in_process)
+    counts = exported(tmp_path / "out", "folder", run=run, recipe=recipe)["clips"]
+    assert (counts["total"], counts["exported"], counts["dropped"]) == (2, 1, {"duplicate": 1})
 
 
 def test_dry_run_counts_and_estimates_and_writes_nothing(exported, tmp_path):
