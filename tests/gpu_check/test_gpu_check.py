@@ -23,6 +23,12 @@ NOT_ON_THE_GPU_MACHINE = (
     "rensa",
     "ftfy",
 )
+IMPORTED_WITHOUT_THEM = (
+    "train.generator.task", "train.captioner.task", "train.compressors.task", "train.compressors.pretrained",
+    "train.sampling.sampler", "packing.loader.loader", "recaption.captioners.registry",
+    *(f"recaption.captioners.backends.{name}" for name in ("vlm", "git", "mplug2_model", "frozenbilm_model")),
+    "recaption.captioners.videococa.captioner",
+)  # fmt: skip
 WITHOUT_THEM = f"""
 import sys
 class Missing:
@@ -30,9 +36,12 @@ class Missing:
         if name.split(".")[0] in {NOT_ON_THE_GPU_MACHINE!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
-import runpy
+sys.path.insert(0, {str(RUN.parents[2])!r})
+import importlib, runpy
+for module in {IMPORTED_WITHOUT_THEM!r}:
+    importlib.import_module(module)
 sys.argv = sys.argv[1:]
-sys.path[0] = {str(RUN.parent)!r}
+sys.path[1] = {str(RUN.parent)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
