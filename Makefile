@@ -6,7 +6,7 @@ RUN = demo/run
 TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check bench bench-footage clean
+.PHONY: demo test check bench bench-footage gpu-check gpu-check-wheels clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,12 @@ bench: $(VENV)/.installed
 	for bench in train/bench_attention recaption/bench_generate packing/bench_plan recaption/bench_shots \
 		jobs/bench_verify jobs/bench_flat jobs/bench_ray; do \
 		echo "== $$bench"; $(BIN)/python tests/benchmarks/$$bench.py || exit 1; done
+
+gpu-check:  ## the GPU paths on this machine's GPU, as one table; needs no installation of this project (docs/gpu_check.md)
+	$(PYTHON) tests/gpu_check/run.py $(ARGS)
+
+gpu-check-wheels:  ## packages that the GPU machine may lack, as wheels that travel with the checkout
+	$(PYTHON) tests/gpu_check/carried.py
 
 bench-footage: $(VENV)/.installed  ## what needs real videos: make bench-footage VIDEOS=folder
 	for bench in "recaption/bench_frame_accuracy $(VIDEOS)" "recaption/bench_mutations $(VIDEOS)" \

@@ -122,6 +122,8 @@ class FirstPass:
     run: str | None = None
     out: str | None = None
     what_if: tuple[str, ...] = ()
+    verdicts: str | None = None
+    remove: str | None = None
 
 
 def first_pass(verb: str, arguments: Sequence[str]) -> FirstPass:
@@ -166,7 +168,8 @@ def default_command(verb: str, first: FirstPass) -> Common:
 
 def _recipe_for(verb: str, first: FirstPass) -> Recipe:
     """The recipe whose settings are the defaults of the flags."""
-    run_uri = first.out if verb == "prepare" and first.what_if else first.run  # what-if reads a run folder's clips
+    of_a_run = first.what_if or first.verdicts or first.remove  # forms of `prepare` that read a run folder's clips
+    run_uri = first.out if verb == "prepare" and of_a_run else first.run
     if first.recipe or not run_uri or verb == "run" or first.help or first.help_all:
         return recipes.load_recipe(first.recipe or "quickstart")
     if verb.startswith("train ") and not RunFolder(run_uri).exists(RUN_YAML):

@@ -22,20 +22,10 @@ from recaption.errors import UsageError
 MAIN_FILTERS = (
     "min_seconds min_motion min_sharpness min_luma max_luma max_text_area max_static_text max_duplicate_similarity"
 )
-
-
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
-
-
 SAMPLING = "num_steps guidance num_frames height_px width_px"
-
-
 GUIDANCE = "guidance_interval guidance_rescale guidance_power"
-
-
 MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
-
-
 TRAINER = (
     "lr warmup_steps schedule weight_decay ema_decay accumulation precision compile device seed checkpoint_every "
     "validate_every"
@@ -80,6 +70,7 @@ class Prepare(Common):
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
     shown = (
         under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
+        + under("prepare", "scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw")
     )
@@ -91,14 +82,26 @@ class Prepare(Common):
     """quickstart, small, base, or the path of a run.yaml."""
     what_if: tuple[str, ...] = ()
     """Only show how many clips other thresholds would drop: motion=0.02,text_area=0.1,max_luma=off."""
+    verdicts: str | None = None
+    """Take in what people decided: a .csv, .parquet or .jsonl with clip_id and verdict (keep, reject, none)."""
+    remove: str | None = None
+    """Take videos out again, down to the last byte: a file of uris, video ids or clip ids, one a line, or a table."""
     settings: Settings = field(default_factory=recipes.quickstart)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.prepare.prepare import prepare
+        from jobs.remove.remove import decide
         from jobs.report.what_if import what_if
 
+        alone = {"--what-if": self.what_if, "--verdicts": self.verdicts, "--remove": self.remove}
+        given = [flag for flag, value in alone.items() if value]
+        if given and (len(given) > 1 or self.videos):
+            raise UsageError(f"{' and '.join([*given, '--videos'][:2])} exclude each other: give one of them")
         if self.what_if:
             return what_if(open_run(self.out)[0], self.settings, self.what_if)
+        if self.verdicts or self.remove:
+            run = open_run(self.out)[0]
+            return decide(run, self.settings, verdicts=self.verdicts, takedown=self.remove, progress=self.progress)
         if not self.videos:
             raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
         with self.working_on(self.out) as cluster:

@@ -43,6 +43,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "prepare": (
         *LEDGER,
+        ("verdicts", "{verdicts}; {new_verdicts:,} new"),
+        ("removed", "{removed[videos]:,} videos, {removed[clips]:,} clips, {removed[samples]:,} samples of shards"),
         ("left out", "{left_out_files:,} files that accompany videos"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("not scored", "{absent_scores}"),
@@ -109,7 +111,6 @@ ROWS: dict[str, tuple[Row, ...]] = {
         ("dropped", "{clips[dropped]}"),
         ("failed", "{clips[failed]}"),
         ("no caption", "{clips[waiting][caption]:,}"),
-        ("trimmed", "{seconds[trimmed]:.0f} seconds"),
         ("parts", "{computed_parts:,} computed, {skipped_parts:,} were there"),
         ("files", "{files}"),
         ("how to load it", "{export}/README.md"),

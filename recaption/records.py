@@ -60,9 +60,9 @@ class Video:
     """Length of what lies behind the first damage and is left out, as far as it is known (`on_damage = trim`); not part of
     `duration_seconds`."""
     status: str = "ok"
-    """`ok` or `failed`."""
+    """`ok`, `failed` or, where its bytes are those of a video that was taken out of the run, `removed`."""
     reason: str | None = None
-    """One of `errors.FAILURE_REASONS` where status is `failed`."""
+    """One of `errors.FAILURE_REASONS` where status is `failed`; `removed` where it is that."""
     detail: str = ""
 
 

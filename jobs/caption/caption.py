@@ -20,7 +20,7 @@ from typing import Any
 from jobs.caption.open_captions import NUM_OPEN
 from jobs.caption.repeated import find_repeated_captions
 from jobs.caption.semantic import find_semantic
-from jobs.caption.worker import PASSING_SOURCES, REFUSED_TEXTS, CaptionWorker, check_specs
+from jobs.caption.worker import NAMES_HASH, PASSING_SOURCES, REFUSED_TEXTS, CaptionWorker, check_specs, names_hash
 from jobs.cluster.cluster import Cluster
 from jobs.recipe.part_names import part_name
 from jobs.recipe.run_inputs import check_still_there, kept_clips, source_is_back, source_states, write_recipe
@@ -65,8 +65,7 @@ def caption(
             "sources": {c.uri: dataclasses.asdict(states[c.uri]) for c in clips},
         }
         for number, clips in kept.items()
-        if (only is None or number in only)
-        and not _is_done(run, part_name(folder, number), stage_hash, _clips_hash(clips), states)
+        if (only is None or number in only) and not _is_done(run, part_name(folder, number), stage_hash, clips, states)
     ]
     settings = {
         "run_uri": run.uri,
@@ -100,7 +99,7 @@ def _clips_hash(clips: list[Clip]) -> str:
     return recipe_hash([clip.clip_id for clip in clips])
 
 
-def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str, states: dict[str, InputState]) -> bool:
+def _is_done(run: RunFolder, name: str, stage_hash: str, clips: list[Clip], states: dict[str, InputState]) -> bool:
     """Whether a part is as it would be written now; not where a source can be had again, or a caption is open."""
     if not run.exists(name):
         return False
@@ -110,7 +109,8 @@ def _is_done(run: RunFolder, name: str, stage_hash: str, clips_hash: str, states
     passing = json.loads(metadata.get(PASSING_SOURCES, "{}"))
     if any(reason == "fetch_failed" or source_is_back(uri, states) for uri, reason in passing.items()):
         return False
-    return metadata.get("recipe_hash") == stage_hash and metadata.get("clips_hash") == clips_hash
+    now = {"recipe_hash": stage_hash, "clips_hash": _clips_hash(clips), NAMES_HASH: names_hash(clips)}
+    return now.items() <= metadata.items()
 
 
 def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _errors(summary: dict[str, Any]) -> Iterator[str]:
     """What makes the stage end with exit code 1: work that is open, or that came to nothing."""
     num_bad, num_open = sum(summary["bad"].values()), summary["open"]
     if num_open:
-        yield f"{num_open} clips got no answer; the same command asks again"
+        yield f"{num_open} clip{'s' * (num_open > 1)} got no answer; the same command asks again"
     if not summary["captions"] and num_bad:
         reasons = summary["faults"] or summary["bad"]
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())

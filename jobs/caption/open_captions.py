@@ -23,8 +23,8 @@ def open_warnings(run: RunFolder) -> list[str]:
     """One sentence for each caption set that has open captions."""
     counts = {set_name: sum(num_open(run, set_name).values()) for set_name in caption_sets(run)}
     return [
-        f"{count} clips of caption set {set_name} got no answer; `recaption caption --set {set_name}` with the same "
-        "settings, or verify --repair, asks again"
+        f"{count} clip{'s' * (count > 1)} of caption set {set_name} got no answer; `recaption caption --set {set_name}` "
+        "with the same settings, or verify --repair, asks again"
         for set_name, count in counts.items()
         if count
     ]

@@ -20,18 +20,26 @@ from recaption.captioners.interface import CaptionBatch, Captioner
 from recaption.captioners.registry import check_spec
 from recaption.captions.text import PASSING_FAULTS, normalize_text
 from recaption.errors import PASSING_REASONS, UsageError, VideoError
-from recaption.inputs.open_input import InputState
+from recaption.inputs.names import local_path
+from recaption.inputs.open_input import InputState, local_state
 from recaption.inputs.sidecars import Sidecar, find_sidecar
 from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
-from recaption.run_folder import RunFolder
+from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io.frames import DecodeLimits
 from recaption.video_io.opened_video import OpenVideos
 
 RETRY_TEMPERATURE = 0.7
+NAMES_HASH = "names_hash"
+"""Metadata of a part: hash of the names of its videos; of inputs with equal bytes another may give the name now."""
 PASSING_SOURCES, REFUSED_TEXTS = "passing_sources", "refused_texts"
 """Metadata of a part: uri -> reason of sources to try again; uri -> why the text beside the video is not used."""
 Sums = dict[str, float]
 """Counts and score sums over the clips of a part, stored in its metadata."""
+
+
+def names_hash(clips: Sequence[Clip]) -> str:
+    """Hash of the names of the videos of these clips."""
+    return recipe_hash(sorted({clip.uri for clip in clips}))
 
 
 def check_specs(settings: CaptionSettings) -> None:
@@ -94,6 +102,9 @@ class CaptionWorker:
         self.videos.forget_failures()
         existing, embeddings, sums = self._read_existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
+        for clip in (clip for clip in clips if clip.clip_id in existing and self._is_in_reach(name, clip.uri)):
+            captions = [row for row in existing[clip.clip_id] if row.source == "model"]
+            existing[clip.clip_id] = [*self._original_rows(clip), *captions]
         self.encoder_cache.open(part["part"])
         for batch in attempts.batches(new, self.settings.batch_size, lambda clip: clip.clip_id):
             new_rows, new_embeddings = self._caption_batch(batch, sums)
@@ -107,6 +118,7 @@ class CaptionWorker:
             "recipe_hash": self.stage_hash,
             "clips_hash": part["clips_hash"],
             **{key: repr(value) for key, value in sums.items()},
+            NAMES_HASH: names_hash(clips),
             NUM_OPEN: str(len({row.clip_id for row in rows if row.fault in PASSING_FAULTS})),
             **self._source_metadata(name, clips, existing),
         }
@@ -127,6 +139,7 @@ class CaptionWorker:
         """What later runs have to know of the sources: those to try again, and side texts that were refused."""
         reasons = {clip.uri: row.reason for clip in clips for row in rows.get(clip.clip_id, []) if row.is_main}
         passing = {uri: reason for uri, reason in reasons.items() if reason in PASSING_REASONS}
+        passing |= {uri: "fetch_failed" for uri, found in self.sidecars.items() if found.may_pass}
         before = json.loads(self.run.table_metadata(name).get(REFUSED_TEXTS, "{}")) if self.run.exists(name) else {}
         refused = {uri: why for uri, why in before.items() if uri in reasons and uri not in self.sidecars}
         refused |= {uri: found.refusal for uri, found in self.sidecars.items() if found.refusal}
@@ -173,9 +186,8 @@ class CaptionWorker:
                 views += self._views(clip)
             except VideoError as error:
                 failed = error.reason
-            if failed not in PASSING_REASONS and (original := self._original(clip)):
-                text = Caption(text=normalize_text(original), source="original", kind="")
-                rows.append(self._for_clip(self.gates.apply_to_original(text), clip))
+            if failed not in PASSING_REASONS:
+                rows += self._original_rows(clip)
             if failed is not None:
                 rows.append(self._for_clip(Caption(reason=failed), clip))
         if not views:
@@ -195,11 +207,22 @@ class CaptionWorker:
         halves_BD = main.clip_embeddings_BD[whole].astype("<f2")
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
-    def _original(self, clip: Clip) -> str:
-        """The text beside the clip's video; read once per video. After `_views`: the video is the one that was prepared."""
+    def _original_rows(self, clip: Clip) -> list[Caption]:
+        """The text beside the clip's video, if any; read once per video. Only of a video that is the one prepared."""
         if clip.uri not in self.sidecars:
             self.sidecars[clip.uri] = find_sidecar(clip.uri)
-        return self.sidecars[clip.uri].text
+        if not (text := self.sidecars[clip.uri].text):
+            return []
+        original = Caption(text=normalize_text(text), source="original", kind="")
+        return [self._for_clip(self.gates.apply_to_original(original), clip)]
+
+    def _is_in_reach(self, name: str, uri: str) -> bool:
+        """Whether the text beside a video that has captions is read again: the video may have another name now, or a text
+        that could not be fetched. Of one that is gone or has other bytes, what was read stays."""
+        if local_path(uri) is None:
+            return uri in json.loads(self.run.table_metadata(name).get(PASSING_SOURCES, "{}"))
+        now, state = local_state(uri), self.states.get(uri)
+        return now is not None and state is not None and state.has_same_stat(now)
 
     def _views(self, clip: Clip) -> list[CaptionInput]:
         if cached := self.encoder_cache.views(clip):

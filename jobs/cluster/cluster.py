@@ -359,8 +359,11 @@ def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
     """Ray's C++ side writes a line at its start, and a stack trace where a signal comes before its start is over."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)

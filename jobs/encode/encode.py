@@ -77,9 +77,13 @@ def planned_latents(run: RunFolder, recipe: Recipe, compressor: str) -> list[tup
     planned = []
     for shard in sorted(set(run.read_table("index.parquet")["shard"].to_pylist())):
         tar_sha256 = run.table_metadata(shard.removesuffix(".tar") + ".parquet")["tar_sha256"]
-        key = recipe_hash([stage_hashes(recipe)["encode"], compressor, tar_sha256])
-        planned.append((shard, latent_shard_name(compressor, shard), key))
+        planned.append((shard, latent_shard_name(compressor, shard), latents_key(recipe, compressor, tar_sha256)))
     return planned
+
+
+def latents_key(recipe: Recipe, compressor: str, tar_sha256: str) -> str:
+    """Hash of the inputs of the latents of one shard."""
+    return recipe_hash([stage_hashes(recipe)["encode"], compressor, tar_sha256])
 
 
 def _check_strides(compressor: Any, recipe: Recipe) -> None:

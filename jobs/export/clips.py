@@ -23,6 +23,7 @@ from jobs.export.settings import ExportSettings
 from jobs.export.video_models import VideoModel
 from jobs.recipe.settings import Recipe
 from packing.buckets import num_frames_in
+from packing.shards.plan import check_key
 from recaption.captions.mixture import captions_for_sample
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import caption_set_pattern, caption_sets, default_caption_set, mark_repeated_captions
@@ -30,7 +31,8 @@ from recaption.captions.text import CAPTION_KINDS
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
 from recaption.ledger.ledger import read_clips
-from recaption.quality.filters import HDR_TRANSFERS, drop_reasons
+from recaption.quality.filters import HDR_TRANSFERS, drop_reasons, plugin_scores
+from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Caption, Clip, ClipScores, Video, from_table, schema_of
 from recaption.run_folder import RunFolder
 
@@ -76,14 +78,20 @@ def plan_clips(
         raise UsageError(f"{run.uri} has {missing}: run `recaption caption --run {run.uri}` first")
     captions = _captions(run, recipe, set_name)
     videos = {row.uri: row for row in from_table(run.read_tables("videos/part-*.parquet", schema_of(Video)), Video)}
+    check_plugin_thresholds(recipe.filters, plugin_scores(table))
     reasons = drop_reasons(table, recipe.filters, read_pairs(run))
     planned = PlannedClips(caption_set=set_name, total=table.num_rows)
     clips, scores = from_table(table, Clip), from_table(table, ClipScores)
+    seen: set[str] = set()
     for clip, clip_scores, reason in zip(clips, scores, reasons, strict=True):
         planned.seconds["total"] += clip.duration_seconds
+        if reason is None and clip.clip_id in seen:  # without the filter of duplicates: one name, one file
+            reason = "duplicate"
         if reason is not None:
             planned.drop(clip, reason)
             continue
+        check_key(clip.clip_id)
+        seen.add(clip.clip_id)
         size = _size(clip, videos[clip.uri], settings, model, layout)
         if isinstance(size, str):
             planned.drop(clip, size)

@@ -47,12 +47,11 @@ class ExportSettings:
             raise UsageError(f"--cut {self.cut!r}: there are {', '.join(CUTS)}")
         if not 0 <= self.quality <= 51:
             raise UsageError(f"--quality {self.quality}: the CRF of x264 is from 0 (lossless) to 51")
-        sized = [flag for flag, value in self._sizes().items() if value]
         if self.cut == "encode" and self.fit:
             raise UsageError("--cut has no effect with --fit, which encodes every clip: leave it out")
-        for flag in sized:
-            if getattr(self, flag) < 0:
-                raise UsageError(f"--{flag.replace('_', '-')} {getattr(self, flag)} must be positive")
+        for name, value in self._sizes().items():
+            if value < 0:
+                raise UsageError(f"--{name.replace('_', '-')} {value} must be positive")
 
     def _sizes(self) -> dict[str, int]:
         return {"fps": self.fps, "max_frames": self.max_frames, "area_px": self.area_px}

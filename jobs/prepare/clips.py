@@ -39,6 +39,8 @@ class ClipRows(NamedTuple):
     scores: ClipScores
     fingerprint: ClipFingerprint
     preview: ClipPreview
+    plugin_rows: list[tuple[str, dict[str, Any]]]
+    """(plug-in, row of its table of scores)."""
 
 
 class ClipPass:
@@ -149,7 +151,8 @@ def _rows_of(
     scores = score_clip(clip.clip_id, small, detail, settings.scores, source_size_px=size_px)
     scores = scorers.add(scores, detail.pixels_THWC)
     fingerprint = fingerprint_clip(clip, small, bytes_per_second=video.num_bytes / max(video.duration_seconds, 1e-9))
-    return ClipRows(clip, scores, fingerprint, _preview(clip.clip_id, detail, small, settings.preview_px))
+    plugin_rows = [(plugin.name, plugin.score(clip.clip_id, detail.pixels_THWC)) for plugin in scorers.plugins]
+    return ClipRows(clip, scores, fingerprint, _preview(clip.clip_id, detail, small, settings.preview_px), plugin_rows)
 
 
 def _window(blocks: FrameBlocks, clip: Clip, pts_seconds: np.ndarray) -> Frames:

@@ -31,6 +31,8 @@ class PreparedVideo:
     """Columns of `CLIPS_SCHEMA`."""
     fingerprints: list[ClipFingerprint] = field(default_factory=list)
     previews: list[ClipPreview] = field(default_factory=list)
+    plugin_rows: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """(plug-in, row of its table of scores), of clips that were scored now."""
 
 
 @dataclass

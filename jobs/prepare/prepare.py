@@ -14,6 +14,7 @@ from jobs.cluster.cluster import Cluster
 from jobs.prepare.changes import find_changes, forget_refusals
 from jobs.prepare.copies import choose_names, follow_renames
 from jobs.prepare.duplicates import find_perceptual
+from jobs.prepare.plugin_scores import has_scores_of
 from jobs.prepare.worker import PrepareWorker
 from jobs.recipe.part_names import part_name
 from jobs.recipe.run_inputs import (
@@ -30,6 +31,7 @@ from recaption.errors import ErrorBudgetError, StorageError
 from recaption.inputs.paths import FoundInputs, find_inputs
 from recaption.ledger.ledger import build_ledger
 from recaption.quality.model_scorers import unavailable_scorers
+from recaption.quality.plugins import Plugin, check_plugin_thresholds, find_plugins, stored_scores
 from recaption.run_folder import RunFolder, recipe_hash
 
 WORKER_BYTES = 512 << 20
@@ -54,20 +56,25 @@ def prepare(
     found = find_inputs(videos) if videos else FoundInputs()
     run = RunFolder(out)
     check_same_recipe(run, recipe)
+    plugins = find_plugins(recipe.prepare.scores.plugins, recipe.prepare.scores.num_model_frames)
+    if recipe.filters.plugin_names:
+        check_plugin_thresholds(recipe.filters, [*stored_scores(run), *(c for one in plugins for c in one.columns)])
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
     if videos:
         forget_refusals(run, found.all_names())
         follow_renames(run, found.uris)
     planned = plan_inputs(run, found.all_names(), recipe.prepare.part_size, found.refused)
-    parts, absent_scores = _open_parts(run, recipe, planned, stage_hash, only)
+    parts, absent_scores = _open_parts(run, recipe, planned, stage_hash, plugins, only)
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     memory_bytes = WORKER_BYTES + recipe.prepare.decode.max_kept_bytes
     num_done = num_failed = 0
+    plugin_failures: dict[str, str] = {}
     for result in cluster.run_parts(
         PrepareWorker, settings, parts, title="prepare", unit="clips", memory_bytes=memory_bytes
     ):
         absent_scores |= result["absent_scores"]
+        plugin_failures |= result["plugin_failures"]
         num_done, num_failed = num_done + result["videos"], num_failed + result["failed"]
         if num_done >= BUDGET_AFTER_INPUTS:
             _check_error_budget(num_done, num_failed, recipe.prepare.max_failed_share)
@@ -85,12 +92,18 @@ def prepare(
         "skipped_parts": len(planned) - len(parts),
         **({"left_out_files": found.num_companions} if found.companions else {}),
         "absent_scores": absent_scores,
+        **({"warnings": [f"scorer {name} {why}" for name, why in plugin_failures.items()]} if plugin_failures else {}),
         "throughput": cluster.throughput(),
     }
 
 
 def _open_parts(
-    run: RunFolder, recipe: Recipe, planned: dict[int, list[str]], stage_hash: str, only: Collection[int] | None
+    run: RunFolder,
+    recipe: Recipe,
+    planned: dict[int, list[str]],
+    stage_hash: str,
+    plugins: Sequence[Plugin],
+    only: Collection[int] | None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """(parts that have to be computed, whole or some inputs of them; scores missing from the others -> why)."""
     refused = {row["uri"]: row["refusal"] for row in read_inputs(run) if row["refusal"]}
@@ -100,6 +113,7 @@ def _open_parts(
     for number, uris in sorted(planned.items()):
         changes = find_changes(run, number, uris, stage_hash)
         lacks_scores = changes is not None and not changes.absent_scores.keys() <= unavailable_here.keys()
+        lacks_scores |= changes is not None and not has_scores_of(run, number, plugins)
         if changes is not None and changes.is_finished and not lacks_scores:
             absent_scores |= changes.absent_scores
         elif only is None or number in only:

@@ -10,12 +10,14 @@ import pyarrow as pa
 from jobs.cluster import attempts
 from jobs.prepare.clips import prepare_video
 from jobs.prepare.earlier_part import EarlierPart, PreparedVideo
+from jobs.prepare.plugin_scores import write_scores
 from jobs.recipe.part_names import part_name
 from jobs.recipe.stage_settings import PrepareSettings
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.errors import VideoError
 from recaption.inputs.paths import REFUSED
 from recaption.ledger.ledger import CLIPS_SCHEMA
+from recaption.ledger.removed import read_removed
 from recaption.quality.model_scorers import load_scorers
 from recaption.records import Clip, ClipPreview, ClipScores, Video, to_table
 from recaption.run_folder import RunFolder, recipe_hash
@@ -30,6 +32,7 @@ class PrepareWorker:
         self.settings = settings
         self.stage_hash = stage_hash
         self.scorers = load_scorers(settings.scores)
+        self.removed = read_removed(self.run)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         """
@@ -56,15 +59,19 @@ class PrepareWorker:
         videos = [one.video for one in prepared]
         counts = {"videos": len(videos), "failed": sum(v.status == "failed" for v in videos)}
         counts["clips"] = sum(len(one.clips) for one in prepared)
-        return {"part": number, **counts, "absent_scores": self.scorers.unavailable}
+        failures = {plugin.name: plugin.failures for plugin in self.scorers.plugins if plugin.failures}
+        return {"part": number, **counts, "absent_scores": self.scorers.unavailable, "plugin_failures": failures}
 
     def _prepare(self, uri: str) -> PreparedVideo:
         video, rows = prepare_video(uri, self.settings, self.scorers)
+        video = self.removed.unless_removed(video)
+        rows = rows if video.status == "ok" else []
         return PreparedVideo(
             video,
             [{**_columns(row.clip), **_columns(row.scores)} for row in rows],
             [row.fingerprint for row in rows],
             [row.preview for row in rows],
+            [plugin_row for row in rows for plugin_row in row.plugin_rows],
         )
 
     def _write(self, number: int, prepared: list[PreparedVideo], inputs_hash: str) -> None:
@@ -78,6 +85,7 @@ class PrepareWorker:
             "clips": pa.Table.from_pylist([row for one in prepared for row in one.clips], schema=CLIPS_SCHEMA),
             "videos": to_table([one.video for one in prepared], Video),
         }
+        write_scores(self.run, number, self.scorers.plugins, prepared, metadata["bytes_hash"])
         for folder, table in tables.items():
             self.run.write_table(part_name(folder, number), table, metadata)
 

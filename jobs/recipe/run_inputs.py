@@ -18,8 +18,9 @@ from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, StorageError, UsageError, VideoError
 from recaption.inputs.open_input import InputState, local_state, open_input
 from recaption.inputs.paths import REFUSED
-from recaption.ledger.ledger import CLIPS_SCHEMA, read_video_flags
-from recaption.quality.filters import drop_reasons, with_video_flags
+from recaption.ledger.ledger import CLIPS_SCHEMA, with_decisions
+from recaption.quality.filters import drop_reasons, plugin_scores
+from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
@@ -182,6 +183,7 @@ def kept_clips(run: RunFolder, recipe: Recipe, *, before_captions: bool = False)
     if not tables:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
     filters = dataclasses.replace(recipe.filters, max_semantic_similarity=None) if before_captions else recipe.filters
-    clips = with_video_flags(pa.concat_tables(tables.values()), read_video_flags(run))
+    clips = with_decisions(run, pa.concat_tables(tables.values()))
+    check_plugin_thresholds(filters, plugin_scores(clips))
     reasons = iter(drop_reasons(clips, filters, read_pairs(run)))
     return {part: [clip for clip in from_table(table, Clip) if next(reasons) is None] for part, table in tables.items()}

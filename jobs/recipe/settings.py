@@ -174,9 +174,9 @@ NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder
 """Settings that change how a stage runs but not its outputs: left out of the hashes."""
 HASHED_ALWAYS = ("on_damage",)
 """Settings of a group of `NOT_HASHED` that change outputs all the same."""
-HASHED_SEPARATELY = ("duplicates", "repeats", "text")
-"""Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet and RUN/text/, which store hashes of their own; no clip,
-caption or latent depends on them."""
+HASHED_SEPARATELY = ("duplicates", "repeats", "text", "plugins")
+"""Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet, RUN/text/ and RUN/scores/, which store hashes of their own;
+no clip, caption or latent depends on them."""
 
 
 def stage_hashes(recipe: Recipe) -> dict[str, str]:

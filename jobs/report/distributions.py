@@ -17,7 +17,7 @@ from jobs.report.charts import Group, Marker, Segment, histogram, number, stacke
 from jobs.report.gallery import SCORES
 from jobs.report.tables import RunTables
 from recaption.captions.words import count_words
-from recaption.quality.filters import FilterThresholds
+from recaption.quality.filters import PLUGIN_PREFIX, FilterThresholds, plugin_scores
 
 MAX_BARS = 8
 SCORE_TITLES = {
@@ -62,7 +62,7 @@ def _limits(thresholds: FilterThresholds, name: str) -> list[Marker]:
     """Markers for the thresholds `min_<name>` and `max_<name>` that exist and are on."""
     markers = []
     for side in ("min", "max"):
-        value = getattr(thresholds, f"{side}_{name}", None)
+        value = thresholds.value_of(f"{side}_{name}")
         if value is not None:
             markers.append(Marker(float(value), f"{side}_{name} = {number(float(value))}"))
     return markers
@@ -126,11 +126,13 @@ def _bars(tables: RunTables, labels: Sequence[str]) -> list[tuple[str, Markup, i
 def score_charts(tables: RunTables) -> list[dict[str, Any]]:
     """Histograms of the scores, with markers for the thresholds that are on."""
     charts = []
-    for name in SCORES:
-        values = tables.clips[name].to_pylist()
+    own = [PLUGIN_PREFIX + name for name in plugin_scores(tables.clips)]
+    for column in [*SCORES, *own]:
+        values = tables.clips[column].to_pylist()
         if all(value is None for value in values):
             continue
-        title, unit = SCORE_TITLES[name]
+        name = column.removeprefix(PLUGIN_PREFIX)
+        title, unit = SCORE_TITLES.get(column, (name.replace("_", " ").capitalize(), ""))
         markers = _limits(tables.thresholds, name)
         svg = histogram(_groups(tables, values), label=title, markers=markers, logarithmic=name == "sharpness")
         note = f"{unit}; {_range_text(values)}" if unit else _range_text(values)

@@ -28,6 +28,7 @@ from packing.shards.read import read_sample
 from recaption.captions.sets import caption_set_pattern, main_captions
 from recaption.errors import VideoError
 from recaption.ledger.ledger import ClipState
+from recaption.quality.filters import PLUGIN_PREFIX, plugin_scores
 from recaption.records import conform
 from recaption.run_folder import RunFolder
 from recaption.video_io.reader import decode_bytes
@@ -180,6 +181,7 @@ def _card(
         fields=[(name.replace("_", " "), fields[name]) for name in FIELDS if fields.get(name)],
         scores=[
             *[(s.replace("_", " "), number(row[s]), s == cause) for s in SCORES if row.get(s) is not None],
+            *_plugin_scores(tables, row),
             *(
                 [("text–clip match", number(caption["clip_score"]), False)]
                 if caption.get("clip_score") is not None
@@ -192,6 +194,18 @@ def _card(
         poster=media.add(posters[clip_id], "jpg") if clip_id in posters else "",
         unplayable=unplayable,
     )
+
+
+def _plugin_scores(tables: RunTables, row: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """(name, value, True if it is outside of its thresholds) of the scores of plug-ins."""
+    found = []
+    for name in plugin_scores(tables.clips):
+        value = row[PLUGIN_PREFIX + name]
+        if value is not None:
+            low, high = tables.thresholds.value_of(f"min_{name}"), tables.thresholds.value_of(f"max_{name}")
+            is_outside = (low is not None and value < low) or (high is not None and value > high)
+            found.append((name.replace("_", " "), number(value), is_outside))
+    return found
 
 
 def _by_window(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:

@@ -120,8 +120,13 @@ def _tiles(
     """(name, value, details)."""
     sums = tables.ledger.summary()
     videos, clips, seconds = sums["videos"], sums["clips"], sums["seconds"]
+    taken = f", {number(videos['removed'])} removed" if "removed" in videos else ""
     tiles = [
-        ("Videos", number(videos["total"]), f"{number(videos['ok'])} readable, {number(videos['failed'])} failed"),
+        (
+            "Videos",
+            number(videos["total"]),
+            f"{number(videos['ok'])} readable, {number(videos['failed'])} failed{taken}",
+        ),
         ("Footage", duration(seconds["total"]), f"{duration(seconds['kept'])} kept"),
         (
             "Clips",
@@ -158,18 +163,21 @@ def _funnel(tables: RunTables) -> list[dict[str, Any]]:
     by_step: dict[str, list[ClipState]] = defaultdict(list)
     for clip in clips:
         by_step[_lost_in(tables, clip)].append(clip)
-    failed = [v for v in videos if v.status == "failed"]
-    total = math.fsum(v.duration_seconds + v.truncated_seconds for v in videos)
-    unread = [(v.reason, "failed", v.duration_seconds) for v in failed]
+    unread = [(v.reason, "failed", v.duration_seconds) for v in videos if v.status == "failed"]
+    removed = [("removed", "dropped", v.duration_seconds) for v in videos if v.status == "removed"]
+    removed += [("removed", "dropped", seconds) for seconds in tables.ledger.removed["duration_seconds"].to_pylist()]
+    num_videos = len(videos) + tables.ledger.removed.num_rows
+    num_read = num_videos - len(unread) - len(removed)
     unread += [("truncated", "failed", v.truncated_seconds) for v in videos if v.truncated_seconds]
+    total = math.fsum([*(v.duration_seconds for v in videos if v.status == "ok"), *(x[2] for x in unread + removed)])
     losses = [
-        ("Read", "videos", len(videos) - len(failed), _lost(unread)),
+        ("Read", "videos", num_read, _lost([*unread, *removed])),
         ("Kept by the filters", "clips", 0, _lost_clips(by_step["filters"])),
         ("Captioned", "clips", 0, _lost_clips(by_step["caption"])),
         ("In shards", "clips", 0, _lost_clips(by_step["shard"])),
     ]
     rows: list[dict[str, Any]] = [
-        {"title": "Input", "count": len(videos), "unit": "videos", "seconds": total, "lost": []}
+        {"title": "Input", "count": num_videos, "unit": "videos", "seconds": total, "lost": []}
     ]
     left, num_left = total, len(clips)
     for title, unit, count, lost in losses:

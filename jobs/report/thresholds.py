@@ -26,7 +26,15 @@ from packing.buckets import FRAME_TOLERANCE, BucketTable, assign_bucket
 from packing.grid import Grid
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.ledger.ledger import read_clips
-from recaption.quality.filters import FILTERS, FilterThresholds, drop_reasons, score_column
+from recaption.quality.filters import (
+    FILTERS,
+    PLUGIN_PREFIX,
+    VERDICT_COLUMN,
+    FilterThresholds,
+    drop_reasons,
+    plugin_scores,
+    score_column,
+)
 from recaption.quality.threshold_analysis import (
     Evaluate,
     FunnelStep,
@@ -44,8 +52,10 @@ Link = Callable[[bytes], str]
 """Bytes of a JPEG -> URL for the `src` attribute."""
 
 
-def fields_of(reason: str) -> list[str]:
+def fields_of(reason: str, thresholds: FilterThresholds) -> list[str]:
     """Names of the thresholds that can drop a clip for this reason."""
+    if reason == "plugin":
+        return thresholds.plugin_names
     if reason == "duplicate":
         return ["drop_duplicates", "max_duplicate_similarity", "max_semantic_similarity"]
     filters = [one for one in FILTERS if one.reason == reason]
@@ -68,11 +78,10 @@ class ScoredClips:
 
     def steps(self, thresholds: FilterThresholds) -> list[FunnelStep]:
         weights = {"seconds": self.seconds, "tokens": self.tokens}
-        return filter_funnel(
-            self.evaluate(thresholds),
-            weights,
-            extra_reasons=() if self.evaluate is self.filters_only else ("no_bucket",),
-        )
+        extra_reasons = [] if self.evaluate is self.filters_only else ["no_bucket"]
+        extra_reasons += ["plugin"] if plugin_scores(self.clips) else []
+        extra_reasons += ["rejected"] if VERDICT_COLUMN in self.clips.column_names else []
+        return filter_funnel(self.evaluate(thresholds), weights, extra_reasons=extra_reasons)
 
 
 def load_scores(run: RunFolder, recipe: Recipe | None) -> ScoredClips:
@@ -126,7 +135,7 @@ def threshold_text(value: float | bool | None) -> str:
 
 def setting_text(reason: str, thresholds: FilterThresholds) -> str:
     """The thresholds of a drop reason as text; those that are off only if all are."""
-    values = {name: threshold_text(getattr(thresholds, name)) for name in fields_of(reason)}
+    values = {name: threshold_text(thresholds.value_of(name)) for name in fields_of(reason, thresholds)}
     shown = {name: text for name, text in values.items() if text != "off"} or dict([*values.items()][:1])
     return ", ".join(f"{name} = {text}" for name, text in shown.items())
 
@@ -166,7 +175,7 @@ def title_of(score: str) -> tuple[str, str]:
     """(title, unit) of a score."""
     if score == "seconds":
         return "Clip length", "s"
-    return SCORE_TITLES.get(score, (score.replace("_", " ").capitalize(), ""))
+    return SCORE_TITLES.get(score, (score.removeprefix(PLUGIN_PREFIX).replace("_", " ").capitalize(), ""))
 
 
 def threshold_figure(

@@ -30,7 +30,7 @@ from jobs.report.thresholds import (
     threshold_text,
 )
 from recaption.errors import UsageError
-from recaption.quality.filters import FilterThresholds
+from recaption.quality.filters import FilterThresholds, plugin_scores
 from recaption.quality.threshold_analysis import (
     ThresholdColumn,
     changed_thresholds,
@@ -53,15 +53,16 @@ def what_if(run: RunFolder, recipe: Recipe, change_texts: Sequence[str]) -> dict
     Raises:
         UsageError: no clips, no such score, or a score that no clip has.
     """
-    before, after = recipe.filters, parse_threshold_changes(change_texts, recipe.filters)
     scored = load_scores(run, recipe)
+    before = recipe.filters
+    after = parse_threshold_changes(change_texts, before, plugin_scores(scored.clips))
     if not scored.clips.num_rows:
         raise UsageError(f"{run.uri} holds no clips yet: run `recaption prepare --videos ... --out {run.uri}` first")
     fields = changed_thresholds(before, after)
     columns = threshold_columns(scored.clips, after, scored.filters_only)
     _check_computed(change_texts, run, columns, scored)
     summary: dict[str, Any] = {
-        "changes": {f: {"before": getattr(before, f), "after": getattr(after, f)} for f in fields},
+        "changes": {f: {"before": before.value_of(f), "after": after.value_of(f)} for f in fields},
         **_totals(scored, before, after),
         "thresholds": {f: _one_change(scored, before, after, f, columns.get(f)) for f in fields},
         "waterfall": _waterfall(scored, before, after),
@@ -84,7 +85,7 @@ def _check_computed(
 
 
 def _current_threshold(before: FilterThresholds, field: str) -> tuple[float, ...]:
-    value = getattr(before, field)
+    value = before.value_of(field)
     return () if value is None else (float(value),)
 
 
@@ -122,18 +123,14 @@ def _one_change(
     scored: ScoredClips, before: FilterThresholds, after: FilterThresholds, field: str, column: ThresholdColumn | None
 ) -> dict[str, Any]:
     """Effect of one change alone, and the clips next to its threshold."""
-    alone = parse_threshold_changes([f"{field}={_flag_value(getattr(after, field))}"], before)
+    alone = before.changed({field: after.value_of(field)})
     cost = _compared(scored, _kept(scored, before), _kept(scored, alone))
     if column is None:
         return {"alone": cost, "just_kept": [], "just_dropped": []}
     # For a filter that is switched off, show the clips next to its old threshold.
-    threshold = column.threshold if column.threshold is not None else getattr(before, field)
+    threshold = column.threshold if column.threshold is not None else before.value_of(field)
     inside, outside = picture_rows(scored, clips_near_threshold(column, at=threshold, count=NUM_PICTURES))
     return {"alone": cost, "at": threshold, "just_kept": inside, "just_dropped": outside}
-
-
-def _flag_value(value: float | bool | None) -> str:
-    return "off" if value is None or value is False else "on" if value is True else repr(value)
 
 
 def _waterfall(scored: ScoredClips, before: FilterThresholds, after: FilterThresholds) -> list[dict[str, Any]]:
@@ -243,7 +240,7 @@ def _page(
 ) -> str:
     figures, others = [], []
     for field, column in columns.items():
-        old, new = getattr(before, field), getattr(after, field)
+        old, new = before.value_of(field), after.value_of(field)
         markers = [Marker(old, f"now {number(old)}", "was")] if old is not None and old != new else []
         markers += [Marker(new, f"{field} = {number(new)}")] if new is not None else []
         figure = threshold_figure(column, markers, extra_thresholds=_current_threshold(before, field))
@@ -271,7 +268,7 @@ def _page(
         tiles=_tiles(summary),
         figures=figures,
         others=others,
-        rows=_page_rows(summary),
+        rows=_page_rows(summary, before, after),
         not_computed=summary["not_computed"],
         command=f"recaption prepare --out RUN --what-if {shlex.quote(','.join(change_texts))}",
     )
@@ -293,7 +290,7 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _page_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _page_rows(summary: dict[str, Any], before: FilterThresholds, after: FilterThresholds) -> list[dict[str, Any]]:
     rows = []
     total = summary["total"]["clips"]
     for i, row in enumerate(summary["waterfall"]):
@@ -303,6 +300,7 @@ def _page_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
             out |= {f"{key}_{state}": row[state][key] for key in ("clips", "seconds", "tokens")}
             name = f"{out['reason']}, {state}"
             out[f"bar_{state}"] = step_bar(name, left, left_before, total=total, height_px=10)
-        out["is_changed"] = any(field in summary["changes"] for field in fields_of(row["reason"]))
+        fields = [*fields_of(row["reason"], before), *fields_of(row["reason"], after)]
+        out["is_changed"] = any(field in summary["changes"] for field in fields)
         rows.append(out)
     return rows

@@ -63,7 +63,7 @@ def find_scope(job: RepairJob, problems: list[Problem], num_pairs: int | None) -
         folder, _, rest = name.partition("/")
         if problem.kind == "temporary_file":
             scope.temporary.append(problem.where)
-        elif problem.kind == "recipe_mixed" and folder not in ("shards", "latents"):
+        elif problem.kind == "recipe_mixed" and folder not in ("shards", "latents", "scores"):
             _add_parts_of_other_recipes(job, name, scope)
         elif name == INPUTS and row:
             listed = job.run.read_table(INPUTS).to_pylist()
@@ -72,7 +72,7 @@ def find_scope(job: RepairJob, problems: list[Problem], num_pairs: int | None) -
             scope.inputs_damaged = True
         elif folder == "duplicates" or name.endswith("/repeated.parquet"):
             scope.pair_tables.add(name)
-        elif folder in FILES_OF_PARTS:
+        elif folder in (*FILES_OF_PARTS, "scores"):
             scope.parts.add(part_number(name))
         elif problem.kind == "captions_shuffled":
             scope.captions[rest] |= _shuffled_parts(job, rest, num_pairs)

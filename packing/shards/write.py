@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def write_shard(
     """
     tar, rows = _build_tar(f"{name}.tar", entries, record, payload)
     samples = [row for row in rows if row["status"] == "ok"]
-    _verify_tar(f"{name}.tar", tar, samples, payload)
+    verify_tar(f"{name}.tar", tar, samples, payload)
     run.remove(f"{name}.parquet")  # from here on the old shard, if any, is no longer committed
     if samples:
         run.write_bytes(f"{name}.tar", tar)
@@ -139,7 +140,13 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
     return sink.getvalue(), rows
 
 
-def _verify_tar(name: str, tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
+def end_of_tar(num_bytes: int) -> bytes:
+    """What follows the members of a tar, as `tarfile` writes it: two blocks of zeros, then zeros up to a whole record."""
+    end = num_bytes + 2 * tarfile.BLOCKSIZE
+    return bytes(-(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - num_bytes)
+
+
+def verify_tar(name: str, tar: bytes, samples: Sequence[dict[str, Any]], payload: str) -> None:
     """Read the bytes again as `recaption verify` does: every sample at its offset, complete, and nothing else."""
     extensions = LATENT_MEMBERS if payload == "npy" else SHARD_MEMBERS
     for problem in check_tar_file(io.BytesIO(tar), name, samples, extensions=extensions, payload=payload):

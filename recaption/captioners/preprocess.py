@@ -76,6 +76,12 @@ class FramePreprocessor:
         return np.asarray(image.resize(fitted, resample).crop((left, top, left + size, top + size)))
 
 
+def upload(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 pixels on the device, to be normalised there: a quarter of the bytes, from pinned memory, without waiting."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @cache
 def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     """The values as a tensor, copied to the device once and without waiting for it."""

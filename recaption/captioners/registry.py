@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from recaption.captioners.interface import Captioner
@@ -56,9 +59,31 @@ BACKENDS = {
     ),
     "path": Backend("path of a checkpoint", "folder", "videococa.checkpoint:open_videococa"),
 }
+PLUGINS = "recaption.captioners"
+"""Entry points of own captioners: `NAME = "package.module:factory"` makes the SPECs NAME and NAME:ANYTHING. The factory is
+called as those of `BACKENDS`: `factory(rest, *, device, dtype, **options)`; its attribute `options` names those it takes."""
 SPEC_FORMATS = " | ".join(backend.spec_format for backend in BACKENDS.values())
 """SPEC syntaxes that `load_captioner` accepts, for error messages."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@cache
+def plugins() -> dict[str, EntryPoint]:
+    """Name -> entry point of the installed captioners of others; names of our own backends are ours."""
+    return {point.name: point for point in entry_points(group=PLUGINS) if point.name not in BACKENDS}
+
+
+def _backend(kind: str) -> tuple[Backend, Callable[..., Captioner] | None]:
+    """(the backend, its factory if that of a plug-in)."""
+    if kind in BACKENDS:
+        return BACKENDS[kind], None
+    try:
+        factory = plugins()[kind].load()
+    except Exception as error:
+        raise UsageError(
+            f"the captioner plug-in {kind!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return Backend(f"{kind}[:...]", "", plugins()[kind].value, frozenset(getattr(factory, "options", ()))), factory
 
 
 def check_spec(spec: str) -> None:
@@ -69,7 +94,7 @@ def check_spec(spec: str) -> None:
         WeightsUnreachableError: a weights file that does not exist.
     """
     kind, rest = _split(spec)
-    backend = BACKENDS[kind]
+    backend, _ = _backend(kind)
     if backend.location == "url":
         from recaption.chat_endpoint.endpoint import split_spec
 
@@ -90,7 +115,7 @@ def check_spec(spec: str) -> None:
 
 def is_remote(spec: str) -> bool:
     """Whether the captioner's model runs behind an HTTP endpoint, so that it needs no GPU here."""
-    return BACKENDS[_split(spec)[0]].location == "url"
+    return _backend(_split(spec)[0])[0].location == "url"
 
 
 def load_captioner(
@@ -119,13 +144,14 @@ def load_captioner(
     """
     check_spec(spec)
     kind, rest = _split(spec)
-    backend = BACKENDS[kind]
+    backend, factory = _backend(kind)
     options = {"prompt": prompt, "num_frames": num_frames, "endpoint": endpoint}
     for name in ("prompt", "num_frames"):
         if options[name] and name not in backend.options:
             raise UsageError(f"captioner {spec!r} takes no {name.replace('_', '-')}")
-    module, _, function = backend.factory.partition(":")
-    factory = getattr(import_module(f"recaption.captioners.{module}"), function)
+    if factory is None:
+        module, _, function = backend.factory.partition(":")
+        factory = getattr(import_module(f"recaption.captioners.{module}"), function)
     supported = {name: options[name] for name in sorted(backend.options)}
     captioner: Captioner = factory(rest, device=device, dtype=dtype, **supported)
     if not scorer:
@@ -146,7 +172,10 @@ def _split(spec: str) -> tuple[str, str]:
         return kind, rest
     if os.path.isdir(spec):
         return "path", spec
-    raise UsageError(f"there is no captioner {spec!r}; available: {SPEC_FORMATS}")
+    if kind in plugins():
+        return kind, rest
+    formats = " | ".join([SPEC_FORMATS, *plugins()])
+    raise UsageError(f"there is no captioner {spec!r}; available: {formats}")
 
 
 PRECISIONS = ("auto", "fp32", "bf16")

@@ -1,7 +1,7 @@
 """Phrases around a caption that describe no clip: "The video shows", "Here is a caption:", "Let me know if".
 
-LEADING.match("In this video, we see a dog.").end()         # 22: what follows is the caption
-CLOSING.search("A dog runs. Let me know if you need more!") # from "Let me know" to the end
+leading().match("In this video, we see a dog.").end()         # 22: what follows is the caption
+closing().search("A dog runs. Let me know if you need more!") # from "Let me know" to the end
 
 One table per place, one row per kind of phrase and language. Only the medium itself is boilerplate: "A flat clip shows",
 "The drone footage shows" and "A black and white photo of" describe the style of the clip.
@@ -10,6 +10,7 @@ One table per place, one row per kind of phrase and language. Only the medium it
 from __future__ import annotations
 
 import re
+from functools import cache
 
 _MEDIUM_NOUN = r"video|clip|footage|image|photo|photograph|picture|visual"
 _MEDIUM = (
@@ -51,6 +52,7 @@ _LEADING_BY_LANGUAGE = {
     | (?:my|the|this)\s+(?:\w+\s+)?{_TEXT_NOUN}(?:\s+(?:of|for)\s+(?:the|this)\s+{_MEDIUM})?\s+(?:is
         |would\ be)\s*(?:as\ follows)?\s*:\s*
     | (?:let\ me|i['’]ll|i\ will|i\ would)\s+(?:describe|caption|summari[sz]e)\s+[^:.\n]{{0,60}}[:.]\s*
+    | these\s+are\s+\d+\s+frames\s+of\s+one\s+video\s+clip[^.\n]{{0,20}}\.\s*
     | (?:please\s+)?(?:describe|caption)\s+(?:this|the|these)\s+{_MEDIUM}[^:.\n]{{0,40}}[:.]\s*""",
     # "Caption:", "Video description -", "Final answer:"
     "en label": rf"""
@@ -64,7 +66,7 @@ _LEADING_BY_LANGUAGE = {
     # "In this video, we see", "In the frames you provided, there is", "Throughout the clip,"
     "en place": rf"""
       (?:in|throughout|across|over|during|from|within)\s+(?:(?:the|this|these|all|each|of)\s+)+{_MEDIUM}\s*,\s*
-        (?:it\s+(?:appears|seems)\s+that\s+)?(?:{_SEES}\s+|there\s+(?:is|are)\s+)?
+        (?:it\s+(?:appears|seems)\s+that\s+)?(?:{_SEES}\s+|there(?:\s+(?:is|are)|['’]s)\s+)?
     | (?:in|throughout|across|over|during|from|within)\s+(?:(?:the|this|these|all|each
         |of)\s+)+{_MEDIUM}\s+(?:{_SEES}|there\s+(?:is|are))\s+
     | as\s+(?:seen|shown|depicted|can\s+be\s+seen)\s+in\s+(?:(?:the|this|these)\s+)+{_MEDIUM}\s*,\s*
@@ -75,7 +77,7 @@ _LEADING_BY_LANGUAGE = {
     # "The video shows", "These frames depict", "The sequence of images appears to show", "This is a video of"
     "en medium": rf"""
       (?:the|this|these|each|both|all\ (?:of\ )?(?:the|these))\s+{_MEDIUM}\s+
-        (?:{_SHOWS}|(?:begins|starts|opens)\s+with|(?:is|are)\s+(?:about|of|showing
+        (?:{_SHOWS}|(?:begins|starts|opens)\s+(?:with|by\s+showing)|(?:is|are)\s+(?:about|of|showing
         |depicting))\b\s*(?:that\s+)?(?::\s*)?
         (?:(?:a|the)\s+(?:scene|moment|situation)\s+(?:where|in\s+which|of)\s+)?
     | (?:this|it)\s+(?:is|appears\ to\ be|seems\ to\ be)\s+(?:an?|the)\s+(?:short\s+
@@ -195,11 +197,14 @@ _LEADING_BY_LANGUAGE = {
     | (?:ten\s+)?(?:film|klip|wideo)\s+(?:pokazuje|przedstawia|ukazuje)\s+
     | на\s+(?:цьому\s+)?відео\s+(?:показано|зображено|видно)\s*,?\s*""",
 }
-LEADING = re.compile(
-    r"\s*(?:" + "|".join(f"(?:{pattern})" for pattern in _LEADING_BY_LANGUAGE.values()) + ")",
-    re.IGNORECASE | re.VERBOSE,
-)
-"""Matches one phrase at the start of a text; several may follow each other."""
+
+
+@cache  # compiled with the first caption: a tenth of a second, which `--help` need not wait for
+def leading() -> re.Pattern[str]:
+    """Matches one phrase at the start of a text; several may follow each other."""
+    phrases = "|".join(f"(?:{pattern})" for pattern in _LEADING_BY_LANGUAGE.values())
+    return re.compile(rf"\s*(?:{phrases})", re.IGNORECASE | re.VERBOSE)
+
 
 _CLOSING_BY_LANGUAGE = {
     # "Let me know if you need anything else!", "I hope this helps.", "Feel free to ask."
@@ -265,10 +270,11 @@ _CLOSING_BY_LANGUAGE = {
         |jeśli\s+(?:potrzebujesz|masz)|laat\s+(?:het\s+)?(?:me|mij)\s+weten|ik\s+hoop\s+dat\s+dit|หวังว่า
         |หากคุณ(?:ต้องการ|มี)|ถ้าคุณต้องการ|แจ้งให้(?:ฉัน|ผม)ทราบ)""",
 }
-CLOSING = re.compile(
-    r"(?:(?<=[.!?…।۔)\]\"”])\s+|(?<=[。！？」』）])\s*)(?:[-–—*(\[]+\s*)?(?:"
-    + "|".join(f"(?:{pattern})" for pattern in _CLOSING_BY_LANGUAGE.values())
-    + ").*",
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
-)
-"""Matches from the first closing phrase, at the start of a sentence, to the end of the text."""
+
+
+@cache
+def closing() -> re.Pattern[str]:
+    """Matches from the first closing phrase, at the start of a sentence, to the end of the text."""
+    phrases = "|".join(f"(?:{pattern})" for pattern in _CLOSING_BY_LANGUAGE.values())
+    start = r"(?:(?<=[.!?…।۔)\]\"”])\s+|(?<=[。！？」』）])\s*)(?:[-–—*(\[]+\s*)?"
+    return re.compile(rf"{start}(?:{phrases}).*", re.IGNORECASE | re.VERBOSE | re.DOTALL)

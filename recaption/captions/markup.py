@@ -78,6 +78,7 @@ _MARKER = re.compile(
     r"|</?(?:s|pad|sot|eot|bos|eos|unk|sep|cls|mask|eod|eoa|eoc|bot|sop|eop|grounding|ref|box|quad|obj|patch)>"
     r"|<(?:unused|extra_id_|extra_|reserved_|special_|loc|seg|unk|0x)[\w-]*>|<\w+:[^<>\n]{0,60}>"  # <unused12>, <lora:x:1>
     r"|<</?SYS>>|\[/?(?:INST|SYS|CLS|SEP|PAD|UNK|MASK|BOS|EOS|gMASK|sMASK|IMG|VIDEO|IMAGE|AVAILABLE_TOOLS|TOOL_CALLS)\w*\]"
+    r"|</?(?:human|user|assistant|system|model)>|\[\|[^\[\]\n]{0,40}\|\]"  # [|assistant|]
     r"|\[/?[A-Z]+_(?:START|END|TOKEN|CONTENT|PROMPT|RESULTS)\w*\]",
     re.IGNORECASE,
 )
@@ -142,18 +143,31 @@ _FRAME_LABEL = (
     r"|fotograma|imagen|escena|imagem|cena|quadro|immagine|scena|plan|bild|szene|кадр|сцена|изображение|フレーム|画像|シーン|場面"
     r"|프레임|이미지|장면|图|图片|帧|画面|镜头|场景|视频)"
 )
-FRAME_NUMBER = re.compile(
+_FRAME_NUMBER = re.compile(
     rf"(?:\A|\n|[.!?;,:。！？；，、]\s*|\s[-–—*]\s+)[\s>*#_\[(【-]*(?:{_FRAME_LABEL}\s*#?\s*(\d{{1,3}}|[A-D一二三四五六七八九十])"
     r"(?:\s*[-–~]\s*\d{1,3})?|第\s*([\d一二三四五六七八九十]{1,3})\s*(?:帧|幀|张图?片?|張|幅|个画面|幕|镜头|フレーム|コマ|枚)"
     r"|프레임\s*(\d+))[\])】]?\s*(?:\([^()\n]{0,20}\)\s*)?(?:\*\*|__)?\s*[:：.)–—-]",
     re.IGNORECASE,
 )
 """The number of a frame, shot or suggestion before a text about it: "Frame 2:", "**Image 3** -", "第二帧："."""
-TIMESTAMP = re.compile(
+_TIMESTAMP = re.compile(
     r"(?:\A|\n|[.!?;。！？]\s+)[\s>*#_-]*[\[(<]?(\d{1,2}:\d{2}(?::\d{2})?(?:[.,]\d{1,3})?|\d{1,3}(?:\.\d+)?\s?s(?:ec(?:onds)?)?)"
     r"(?:\s*(?:-->|-|–|—|to|~)\s*\d{1,3}(?::\d{2}){0,2}(?:[.,]\d{1,3})?\s?(?:s|sec|seconds)?)?[\])>]?(?:\*\*|__)?\s*[:：\])–—-]?(?=\s|\S)(?<=[:：\])>–—-])"
 )
 """A time before the text about it: "[00:02] ...", "0:00-0:04: ..."."""
+_ORDINAL_FRAME = re.compile(
+    r"\b(first|second|third|fourth|fifth|sixth|seventh|eighth|next|last|final)\s+(?:frame|image|photo|picture|shot)\b",
+    re.IGNORECASE,
+)
+_SUGGESTIONS = re.compile(
+    r"\A\W*(?:sure\W+|certainly\W+|of course\W+)?(?:here are|below are|i (?:have|can offer))\s+(?:\w+\s+){0,3}?"
+    r"(?:\d+|two|three|four|five|some|several|few|possible|different|alternative|potential)\s+(?:\w+\s+){0,3}?"
+    r"(?:captions|options|descriptions|suggestions|versions|alternatives|ideas|variations)\b",
+    re.IGNORECASE,
+)
+"""The opening of several captions to choose from."""
+_SEVERAL, _SEVERAL_ORDINALS = 2, 3
+"""From so many numbered frames, times or suggestions on, or frames named by their place, a text is a list of them."""
 _HEADING = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(.*?)[ \t#]*$", re.MULTILINE)
 _RULE = re.compile(r"^[ \t]*(?:[-*_=][ \t]*){3,}$", re.MULTILINE)
 _BOLD_LABEL = re.compile(
@@ -214,6 +228,15 @@ def is_unfinished_reasoning(text: str) -> bool:
     return (is_open and not _MARKER.sub("", text[: opened[-1].start()]).strip()) or (
         is_open and bool(closed) and not text[closed[-1].end() : opened[-1].start()].strip()
     )
+
+
+def is_list(text: str) -> bool:
+    """Whether the text describes frames one by one, or offers several captions."""
+    numbers = {next(filter(None, found.groups())) for found in _FRAME_NUMBER.finditer(text)}
+    times = {found.group(1) for found in _TIMESTAMP.finditer(text)}
+    ordinals = {found.group(1).lower() for found in _ORDINAL_FRAME.finditer(text)}
+    is_numbered = len(numbers) >= _SEVERAL or len(times) >= _SEVERAL
+    return is_numbered or len(ordinals) >= _SEVERAL_ORDINALS or bool(_SUGGESTIONS.match(text))
 
 
 def _without_reasoning(text: str) -> str:
@@ -353,13 +376,13 @@ def _without_headings(text: str) -> str:
     """Headings are dropped where other text is left; a heading alone loses its signs only."""
     rest = _HEADING.sub("", text)
     if rest.strip():
-        return _HEADING.sub(lambda found: found.group(1) if FRAME_NUMBER.match(found.group(1) + ":") else "", text)
+        return _HEADING.sub(lambda found: found.group(1) if _FRAME_NUMBER.match(found.group(1) + ":") else "", text)
     return _HEADING.sub(r"\1", text)
 
 
 def _drop_label(found: re.Match[str]) -> str:
     label = found.group(2).strip()
-    is_frame = bool(FRAME_NUMBER.match(label + ":")) or bool(TIMESTAMP.match(label + ":")) or label[:1].isdigit()
+    is_frame = bool(_FRAME_NUMBER.match(label + ":")) or bool(_TIMESTAMP.match(label + ":")) or label[:1].isdigit()
     if is_frame:
         return f"{_BULLET_SIGN}{label}: "
     if len(label.split()) > MAX_LABEL_WORDS:

@@ -12,6 +12,7 @@ request.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 _MEDIA = (
     r"(?:videos?|clips?|images?|pictures?|photos?|frames?|footage|files?|attachments?|links?|visuals?|media|content|"
@@ -95,7 +96,8 @@ _BY_LANGUAGE = {
         |null|nil|nan|undefined|not\s+applicable|not\s+available|unknown|\[?error\]?(?:\s*[:!\]].*
         |\s+(?:processing|generating|loading|occurred|code|\d).*)?
         |(?:an?\s+)?(?:internal\s+)?(?:server\s+)?error\s+(?:occurred|while)\b.*|content\s+(?:filter|policy
-        |warning).*|todo|tbd|placeholder|(?:processing|loading|generating)\b[^.]{{0,20}}(?:\.{{3}}|…)
+        |warning).*|todo|tbd|placeholder|(?:insert|your)\s+(?:\w+\s+)?(?:caption|description|text)(?:\s+here)?
+        |(?:processing|loading|generating)\b[^.]{{0,20}}(?:\.{{3}}|…)
         |(?:\d{{3}}\s+)?(?:internal|bad|service|gateway|request)\s+(?:server\s+)?(?:error|gateway|unavailable|timeout
         |timed\s+out).*)\s*[.!]?\s*(?:\]|\))?\s*\Z""",
     "zh": r"""
@@ -293,12 +295,14 @@ _BY_LANGUAGE = {
     | (?:samahani|pole\s+sana|siwezi)\b | (?:paumanhin|pasensya|ikinalulungkot|hindi\s+ko\s+(?:maaaring|kaya
         |makita))\b""",
 }
-_REFUSAL = re.compile(
-    _SENTENCE_START + "(?:" + "|".join(f"(?:{pattern})" for pattern in _BY_LANGUAGE.values()) + ")",
-    re.IGNORECASE | re.VERBOSE,
-)
+
+
+@cache  # compiled with the first caption: a fifth of a second, which `--help` need not wait for
+def _pattern() -> re.Pattern[str]:
+    phrases = "|".join(f"(?:{pattern})" for pattern in _BY_LANGUAGE.values())
+    return re.compile(rf"{_SENTENCE_START}(?:{phrases})", re.IGNORECASE | re.VERBOSE)
 
 
 def is_refusal(text: str) -> bool:
     """Whether a sentence of the text refuses; text inside a clip or speech may hold the same words in quotation marks."""
-    return bool(_REFUSAL.search(text))
+    return bool(_pattern().search(text))

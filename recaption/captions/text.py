@@ -18,15 +18,8 @@ from collections.abc import Sequence
 
 import regex
 
-from recaption.captions.boilerplate import CLOSING, LEADING
-from recaption.captions.markup import (
-    FRAME_NUMBER,
-    LEFT_OVER,
-    MAX_CHARACTERS,
-    TIMESTAMP,
-    is_unfinished_reasoning,
-    unwrap,
-)
+from recaption.captions.boilerplate import closing, leading
+from recaption.captions.markup import LEFT_OVER, MAX_CHARACTERS, is_list, is_unfinished_reasoning, unwrap
 from recaption.captions.refusals import is_refusal
 from recaption.captions.words import is_grapheme, tokenize_words
 from recaption.records import CaptionFields
@@ -84,8 +77,6 @@ _THINKING_ALOUD = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """Thoughts without tags around them, in place of a caption."""
-_SEVERAL = 2
-"""From so many numbered frames, times or suggestions on a text is a list of them."""
 
 
 def reason_of(fault: str | None) -> str | None:
@@ -129,13 +120,15 @@ def strip_boilerplate(text: str) -> tuple[str, str]:
     """The caption without leading and closing boilerplate, and that boilerplate.
 
     "The video shows a dog." gives ("A dog.", "The video shows"); the second is "" where there is none, or where less than
-    `MIN_WORDS` words would be left. Refusals stay as they are.
+    `MIN_WORDS` words would be left. Refusals and lists stay as they are.
     """
     start = _caption_start(text)
-    closing = CLOSING.search(text, start)
-    end = closing.start() if closing else len(text)
+    end_phrases = closing().search(text, start)
+    if not start and not end_phrases:
+        return text, ""
+    end = end_phrases.start() if end_phrases else len(text)
     rest = normalize_text(text[start:end])
-    if (not start and not closing) or len(tokenize_words(rest)) < MIN_WORDS or is_refusal(text):
+    if len(tokenize_words(rest)) < MIN_WORDS or is_refusal(text) or is_list(text):
         return text, ""
     phrases = [text[:start].strip(" ,;:，：、-–—"), text[end:].strip()]
     is_upper = bool(start) and text[:1].isupper()
@@ -146,7 +139,7 @@ def _caption_start(text: str) -> int:
     """Index behind the leading phrases."""
     start = 0
     for _ in range(MAX_LEADING_PHRASES):
-        match = LEADING.match(text, start)
+        match = leading().match(text, start)
         if not match or match.end() == start:
             break
         start = match.end()
@@ -162,6 +155,8 @@ def find_fault(text: str, *, ended: bool = True, kind: str = "descriptive") -> s
     """
     if is_unfinished_reasoning(text) or _THINKING_ALOUD.match(text):
         return "reasoning"
+    if len(text) > MAX_CHARACTERS:
+        return "over_long"
     words = tokenize_words(text)
     if len(words) < (1 if kind in FIELD_KINDS else MIN_WORDS):
         return "empty"
@@ -180,14 +175,7 @@ def find_fault(text: str, *, ended: bool = True, kind: str = "descriptive") -> s
         return "looping"
     if not ended:
         return "truncated"
-    return "over_long" if len(text) > MAX_CHARACTERS else None
-
-
-def is_list(text: str) -> bool:
-    """Whether the text describes frames one by one, or offers several captions."""
-    numbers = {next(filter(None, found.groups())) for found in FRAME_NUMBER.finditer(text)}
-    times = {found.group(1) for found in TIMESTAMP.finditer(text)}
-    return len(numbers) >= _SEVERAL or len(times) >= _SEVERAL
+    return None
 
 
 def is_repetitive(words: Sequence[str]) -> bool:

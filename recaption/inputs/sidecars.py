@@ -30,10 +30,16 @@ class Sidecar:
     text: str = ""
     refusal: str = ""
     """Why a text that is there is not used, with its name; "" where there is none, or it is used."""
+    may_pass: bool = False
+    """The refusal says nothing about the text: its storage did not answer."""
 
 
 class _RefusedError(Exception):
     """There is a text, and it is not used."""
+
+    def __init__(self, why: str, *, may_pass: bool = False) -> None:
+        super().__init__(why)
+        self.may_pass = may_pass
 
 
 def find_sidecar(uri: str) -> Sidecar:
@@ -44,7 +50,7 @@ def find_sidecar(uri: str) -> Sidecar:
         try:
             data = _read_remote(uri, name) if path is None else _read_local(os.path.dirname(path), name)
         except _RefusedError as error:
-            return Sidecar(refusal=f"{_printable(name)}: {error}")
+            return Sidecar(refusal=f"{_printable(name)}: {error}", may_pass=error.may_pass)
         if data is not None:
             text = decode_text(data)
             return Sidecar(refusal=f"{_printable(name)}: is no text") if text is None else Sidecar(text=text.strip())
@@ -138,9 +144,9 @@ def _read_remote(uri: str, name: str) -> bytes | None:
     except VideoError as error:
         if error.reason == "unreadable":  # 404
             return None
-        raise _RefusedError(error.detail) from None
+        raise _RefusedError(error.detail, may_pass=True) from None
     except Exception as error:  # storage backends have no common exception
-        raise _RefusedError(f"{type(error).__name__}: {error}") from None
+        raise _RefusedError(f"{type(error).__name__}: {error}", may_pass=True) from None
 
 
 def _read_http(uri: str) -> bytes | None:

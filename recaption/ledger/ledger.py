@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,12 +32,10 @@ from recaption.captions.sets import (
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
-from recaption.quality.filters import (
-    VIDEO_FLAG_SOURCES,
-    FilterThresholds,
-    evaluate_filters,
-    with_video_flags,
-)
+from recaption.ledger.removed import REMOVED_SCHEMA, read_removed
+from recaption.ledger.verdicts import add_verdicts, read_verdicts
+from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, evaluate_filters, with_video_flags
+from recaption.quality.plugins import add_plugin_scores, read_plugin_scores
 from recaption.records import Clip, ClipScores, Video, conform, from_table, schema_of, shard_schema
 from recaption.run_folder import RunFolder
 
@@ -87,6 +85,8 @@ class Ledger:
     """Columns of `ClipState`, in the order of `read_clips`."""
     num_waiting_inputs: int = 0
     """Inputs that `prepare` has listed but not processed yet."""
+    removed: pa.Table = field(default_factory=REMOVED_SCHEMA.empty_table)
+    """Inputs that were taken out: columns of `REMOVED_SCHEMA`. One that was listed again is not in `video_table`."""
 
     @cached_property
     def videos(self) -> tuple[Video, ...]:
@@ -99,11 +99,15 @@ class Ledger:
     def summary(self) -> dict[str, Any]:
         """The numbers that `--json` prints, JSON-simple.
 
-        videos.total = ok + failed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
+        videos.total = ok + failed + removed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
         seconds.total = kept + dropped + failed, where failed includes failed videos, and what is trimmed off
-        damaged ones (`truncated`), as far as it is known.
+        damaged ones (`truncated`), as far as it is known, and dropped includes removed ones.
         """
-        failed = self.video_table.filter(pc.equal(self.video_table["status"], "failed"))
+        videos = self.video_table
+        failed, removed = (videos.filter(pc.equal(videos["status"], status)) for status in ("failed", "removed"))
+        removed_seconds = [*self.removed["duration_seconds"].to_numpy(), *removed["duration_seconds"].to_numpy()]
+        num_removed = removed.num_rows + self.removed.num_rows
+        removed_clips = int(self.removed["num_clips"].to_numpy().sum())
         states = self.clip_table["state"].to_numpy(zero_copy_only=False)
         reasons = self.clip_table["reason"].to_numpy(zero_copy_only=False)
         seconds = self.clip_table["seconds"].to_numpy()
@@ -115,23 +119,24 @@ class Ledger:
         failed_clips = self.clip_table.filter(pc.equal(self.clip_table["state"], "failed"))
         return {
             "videos": {
-                "total": self.video_table.num_rows,
-                "ok": self.video_table.num_rows - failed.num_rows,
+                "total": videos.num_rows + self.removed.num_rows,
+                "ok": videos.num_rows - failed.num_rows - removed.num_rows,
                 "failed": failed.num_rows,
                 "waiting": self.num_waiting_inputs,
+                **({"removed": num_removed} if num_removed else {}),
             },
             "clips": {
-                "total": self.clip_table.num_rows,
+                "total": self.clip_table.num_rows + removed_clips,
                 "kept": len(seconds_of["in_shard"]) + len(seconds_of["waiting"]),
-                "dropped": _count_reasons(count, "dropped"),
+                "dropped": _count_reasons(count, "dropped") | ({"removed": removed_clips} if removed_clips else {}),
                 "failed": _count_reasons(count, "failed"),
                 "in_shard": len(seconds_of["in_shard"]),
                 "waiting": _count_reasons(count, "waiting"),
             },
             "seconds": {
-                "total": math.fsum([*durations, *truncated]),
+                "total": math.fsum([*durations, *self.removed["duration_seconds"].to_numpy(), *truncated]),
                 "kept": math.fsum([*seconds_of["in_shard"], *seconds_of["waiting"]]),
-                "dropped": math.fsum(seconds_of["dropped"]),
+                "dropped": math.fsum([*seconds_of["dropped"], *removed_seconds]),
                 "failed": math.fsum([*seconds_of["failed"], *failed["duration_seconds"].to_numpy(), *truncated]),
                 "truncated": math.fsum(truncated),
             },
@@ -157,7 +162,9 @@ def build_ledger(run: RunFolder, thresholds: FilterThresholds, set_name: str | N
     shards = run.read_tables("shards/*/*.parquet", SHARD_STATE_SCHEMA)
     rejected = run.read_table(REJECTED_CLIPS) if run.exists(REJECTED_CLIPS) else REJECTED_SCHEMA.empty_table()
     states = clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
-    return Ledger(video_table=videos, clip_table=states, num_waiting_inputs=_num_waiting_inputs(run, videos))
+    num_waiting, removed = _num_waiting_inputs(run, videos), read_removed(run)
+    videos = removed.without_remembered(videos)
+    return Ledger(video_table=videos, clip_table=states, num_waiting_inputs=num_waiting, removed=removed.table)
 
 
 def committed_clips(run: RunFolder) -> list[str]:
@@ -167,13 +174,14 @@ def committed_clips(run: RunFolder) -> list[str]:
 
 
 def read_clips(run: RunFolder) -> pa.Table:
-    """Spans, scores and `filters.VIDEO_FLAGS` of all clips; row i belongs to `Ledger.clips[i]`."""
-    return with_video_flags(run.read_parts(committed_clips(run), CLIPS_SCHEMA), read_video_flags(run))
+    """Spans and scores of all clips, and what else the filters read; row i belongs to `Ledger.clips[i]`."""
+    return with_decisions(run, run.read_parts(committed_clips(run), CLIPS_SCHEMA))
 
 
-def read_video_flags(run: RunFolder) -> pa.Table:
-    """The columns of all videos that filters judge."""
-    return run.read_tables("videos/part-*.parquet", VIDEO_FLAGS_SCHEMA)
+def with_decisions(run: RunFolder, clips: pa.Table) -> pa.Table:
+    """Clips with what the filters read beside their own columns: flags of the videos, verdicts, scores of plug-ins."""
+    clips = with_video_flags(clips, run.read_tables("videos/part-*.parquet", VIDEO_FLAGS_SCHEMA))
+    return add_verdicts(add_plugin_scores(clips, read_plugin_scores(run)), read_verdicts(run))
 
 
 def concat(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:

@@ -56,6 +56,7 @@ PROBLEM_KINDS = (
     "index_differs",
     "statistics_differ",
     "text_part_differs",
+    "removal_unfinished",
 )
 """Kinds of problems that `recaption verify` reports. Closed list: tests and reports read it."""
 

@@ -47,6 +47,7 @@ from recaption.ledger.ledger import (
 )
 from recaption.ledger.lost_files import INDEX, find_lost_files
 from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
+from recaption.ledger.removed import REMOVED, REMOVED_SCHEMA, check_unfinished_removal
 from recaption.ledger.table_checks import (
     check_captions,
     check_coverage,
@@ -55,7 +56,9 @@ from recaption.ledger.table_checks import (
     find_duplicates,
 )
 from recaption.ledger.tar_checks import LATENT_MEMBERS, SHARD_MEMBERS, check_tar
+from recaption.ledger.verdicts import VERDICT_PARTS, VERDICT_SCHEMA, add_verdicts, last_verdicts
 from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, with_video_flags
+from recaption.quality.plugins import SCORE_PARTS, add_plugin_scores, read_plugin_scores
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, conform, schema_of
 from recaption.run_folder import RunFolder
 
@@ -98,7 +101,7 @@ def verify(
     Args:
         has_perceptual_pairs: whether the recipe searches for perceptual duplicates.
     """
-    opened = _OpenedTables(list(check_temporary_files(run)))
+    opened = _OpenedTables([*check_temporary_files(run), *check_unfinished_removal(run)])
     _read(run, opened)
     for stage in ("shards", "index", "latents", "latents index"):
         opened.problems += _check_shard_names(run, opened.tables.get(stage, {}))
@@ -112,7 +115,8 @@ def verify(
         opened.problems += check_statistics(run)
     opened.problems += check_encoded_texts(run)
     _check_tables(run, opened)
-    if opened.has("videos", "clips", "duplicates", "shards", "rejected", "index"):
+    judged = ("videos", "clips", "duplicates", "verdicts", *_plugin_folders(run))
+    if opened.has(*judged, "shards", "rejected", "index"):
         set_name = set_name or default_caption_set(run)
         if set_name is None or opened.has(f"captions/{set_name}", f"repeated/{set_name}"):
             opened.problems += _check_states(run, thresholds, set_name, opened)
@@ -135,7 +139,10 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
         "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status", "shard")),
         "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ("shard",)),
+        "verdicts": (VERDICT_PARTS, VERDICT_SCHEMA, None),
+        "removed": (REMOVED, REMOVED_SCHEMA, ()),
     }
+    stages |= {name: (f"{name}/part-*.parquet", CLIP_ID_SCHEMA, None) for name in _plugin_folders(run)}
     for name in caption_sets(run):
         stages[f"captions/{name}"] = (caption_set_pattern(name), CAPTION_STATE_SCHEMA, None)
         embeddings = f"embeddings/{name}/part-*.parquet"
@@ -147,8 +154,13 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         opened.problems += unreadable
         if not unreadable:
             opened.tables[stage] = tables
-            if not stage.startswith(("latents", "duplicates", "repeated")):
+            if not stage.startswith(("latents", "duplicates", "repeated", "verdicts", "removed")):
                 opened.problems += check_recipe_hashes(run, tables)
+
+
+def _plugin_folders(run: RunFolder) -> list[str]:
+    """Folders of the scores of plug-ins."""
+    return sorted({name.rpartition("/")[0] for name in run.list(SCORE_PARTS)})
 
 
 def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
@@ -312,6 +324,9 @@ def _check_states(
     """Check the states of the ledger against the contents of shards and index."""
     videos = concat(opened.tables["videos"].values(), VIDEO_FLAGS_SCHEMA)
     clips = with_video_flags(concat(opened.tables["clips"].values(), CLIPS_SCHEMA), videos)
+    clips = add_verdicts(
+        add_plugin_scores(clips, read_plugin_scores(run)), last_verdicts(opened.tables["verdicts"].values())
+    )
     shards = concat(opened.tables["shards"].values(), SHARD_STATE_SCHEMA)
     rejected = concat(opened.tables["rejected"].values(), REJECTED_SCHEMA)
     captions_by_part = opened.tables.get(f"captions/{set_name}", {})
@@ -338,6 +353,8 @@ def _check_states(
         where = f"{row['shard'].removesuffix('.tar')}.parquet:{row['clip_id']}"
         reason = reasons[row["clip_id"]]
         detail = f"the filters drop this clip ({reason}); were thresholds changed after sharding?"
+        if reason == "rejected":
+            detail = "somebody rejected this clip after sharding: run `recaption shard`"
         yield Problem(kind="dropped_clip_in_shard", where=where, detail=detail)
     if not run.exists(INDEX):
         return

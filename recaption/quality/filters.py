@@ -5,13 +5,24 @@ drop_reasons(clips_table, FilterThresholds(min_motion=0.01))     # [None, "low_m
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recaption.dedup.near_duplicates import select_duplicates
+from recaption.errors import UsageError
+
+PLUGIN_PREFIX = "plugin."
+"""Of the column of a plug-in's score in a table of clips: `plugin.brightness`."""
+VERDICT_COLUMN = "verdict"
+"""What a person decided on a clip, in a table of clips that has been joined with the verdicts: `keep`, `reject` or null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +89,54 @@ class FilterThresholds:
     """Minimum fraction of a clip that better duplicates must cover, together, for it to be dropped."""
     max_clips_per_caption: int | None = 100
     """A caption shared by more clips of different footage than this is marked bad for all of them (repeated.py)."""
+    min_plugin_scores: tuple[str, ...] = ()
+    """SCORE=NUMBER each: minima of the scores of own scorers (prepare.scores.plugins)."""
+    max_plugin_scores: tuple[str, ...] = ()
+    """SCORE=NUMBER each: maxima of the scores of own scorers."""
+
+    def __post_init__(self) -> None:
+        for name in PLUGIN_FIELDS.values():
+            _numbers_by_score(name, getattr(self, name))
+
+    def value_of(self, name: str) -> Any:
+        """The threshold of this name: of a field, or of a plug-in's score with `min_` or `max_` before it; None = off."""
+        if name in self.__dataclass_fields__:
+            return getattr(self, name)
+        group = PLUGIN_FIELDS[name[:4]]
+        return _numbers_by_score(group, getattr(self, group)).get(name[4:])
+
+    def changed(self, changes: Mapping[str, Any]) -> FilterThresholds:
+        """A copy with other thresholds, by the names that `value_of` takes."""
+        fields = {name: value for name, value in changes.items() if name in self.__dataclass_fields__}
+        for side, group in PLUGIN_FIELDS.items():
+            numbers = _numbers_by_score(group, getattr(self, group))
+            numbers |= {name[4:]: value for name, value in changes.items() if name[:4] == side and name not in fields}
+            if numbers.keys() & {name[4:] for name in changes.keys() - fields.keys()}:
+                fields[group] = tuple(f"{score}={value!r}" for score, value in numbers.items() if value is not None)
+        return dataclasses.replace(self, **fields)
+
+    @property
+    def plugin_names(self) -> list[str]:
+        """Names of the thresholds of plug-ins that are set, for `value_of`."""
+        sides = PLUGIN_FIELDS.items()
+        return [side + score for side, group in sides for score in _numbers_by_score(group, getattr(self, group))]
+
+
+PLUGIN_FIELDS = {"min_": "min_plugin_scores", "max_": "max_plugin_scores"}
+
+
+def _numbers_by_score(field: str, texts: tuple[str, ...] | None) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for text in texts or ():
+        match = re.fullmatch(r"\s*([a-z][a-z0-9_]*)\s*=\s*(\S+)\s*", text)
+        try:
+            value = float(match[2]) if match else math.nan
+        except ValueError:
+            value = math.nan
+        if match is None or not math.isfinite(value):
+            raise UsageError(f"filters.{field} {text!r}: it takes SCORE=NUMBER, such as brightness=0.5")
+        numbers[match[1]] = value
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +148,15 @@ class Filter:
     score: str
     """Column of `ClipScores` or of `VIDEO_FLAGS`, or `seconds`."""
     min_field: str | None = None
-    """Field of `FilterThresholds`: a clip below it is dropped."""
+    """Name of a threshold (`FilterThresholds.value_of`): a clip below it is dropped."""
     max_field: str | None = None
-    """Field of `FilterThresholds`: a clip above it is dropped."""
+    """Name of a threshold: a clip above it is dropped."""
     flag_field: str | None = None
-    """Field of `FilterThresholds`: where it is on, a clip whose score is not 0 is dropped."""
+    """Name of a threshold: where it is on, a clip whose score is not 0 is dropped."""
 
     @property
     def fields(self) -> list[str]:
-        """Fields of `FilterThresholds` that apply it."""
+        """Names of the thresholds that apply it."""
         return [name for name in (self.min_field, self.max_field, self.flag_field) if name]
 
 
@@ -130,6 +189,17 @@ HDR_TRANSFERS = ("arib-std-b67", "smpte2084")
 """HLG and PQ."""
 TOLERANCE = {"seconds": 1e-6}
 """Times are sums of frame durations: a clip cut at exactly one second must not be dropped by rounding."""
+
+
+def plugin_scores(clips: pa.Table) -> list[str]:
+    """Names of the plug-ins' scores that a table of clips has been joined with."""
+    return [name.removeprefix(PLUGIN_PREFIX) for name in clips.column_names if name.startswith(PLUGIN_PREFIX)]
+
+
+def filters_of(clips: pa.Table) -> list[Filter]:
+    """`FILTERS`, and one on each plug-in's score of a table of clips."""
+    names = plugin_scores(clips)
+    return [*FILTERS, *(Filter("plugin", PLUGIN_PREFIX + s, min_field=f"min_{s}", max_field=f"max_{s}") for s in names)]
 
 
 def with_video_flags(clips: pa.Table, videos: pa.Table) -> pa.Table:
@@ -165,9 +235,9 @@ def violates(values: np.ndarray, clip_filter: Filter, thresholds: FilterThreshol
     """(N,) bool: clips that this filter drops. A score that was not computed (NaN) drops nothing."""
     tolerance = TOLERANCE.get(clip_filter.score, 0.0)
     is_violation = np.zeros(len(values), bool)
-    if clip_filter.min_field and (minimum := getattr(thresholds, clip_filter.min_field)) is not None:
+    if clip_filter.min_field and (minimum := thresholds.value_of(clip_filter.min_field)) is not None:
         is_violation |= values < minimum - tolerance
-    if clip_filter.max_field and (maximum := getattr(thresholds, clip_filter.max_field)) is not None:
+    if clip_filter.max_field and (maximum := thresholds.value_of(clip_filter.max_field)) is not None:
         is_violation |= values > maximum + tolerance
     if clip_filter.flag_field and getattr(thresholds, clip_filter.flag_field):
         is_violation |= values > 0
@@ -187,8 +257,12 @@ class FilterResults:
 def drop_reasons(clips: pa.Table, thresholds: FilterThresholds, pairs: pa.Table | None = None) -> list[str | None]:
     """The first reason of `errors.DROP_REASONS` that applies to each clip; None for a clip that is kept.
 
+    What a person decided stands above thresholds: a clip with the verdict `keep` is dropped only as a duplicate, one with
+    `reject` is dropped in any case.
+
     Args:
-        clips: columns of `Clip`, `ClipScores` and `VIDEO_FLAGS`; of clips with the same id the first row is the original.
+        clips: columns of `Clip`, `ClipScores` and `VIDEO_FLAGS`, and those of plug-ins and verdicts that they have been
+            joined with; of clips with the same id the first row is the original.
         pairs: near-duplicate pairs, from `near_duplicates.read_pairs`.
     """
     return evaluate_filters(clips, thresholds, pairs).reasons
@@ -197,9 +271,13 @@ def drop_reasons(clips: pa.Table, thresholds: FilterThresholds, pairs: pa.Table 
 def evaluate_filters(clips: pa.Table, thresholds: FilterThresholds, pairs: pa.Table | None = None) -> FilterResults:
     """`drop_reasons`, and for each duplicate the clip that is kept instead."""
     reasons: list[str | None] = [None] * clips.num_rows
-    for clip_filter in FILTERS:
+    for clip_filter in filters_of(clips):
         for row in np.flatnonzero(violates(score_column(clips, clip_filter.score), clip_filter, thresholds)):
             reasons[row] = reasons[row] or clip_filter.reason
+    if VERDICT_COLUMN in clips.column_names:
+        for i, verdict in enumerate(clips[VERDICT_COLUMN].to_pylist()):
+            if verdict:
+                reasons[i] = None if verdict == "keep" else reasons[i] or "rejected"
     clip_ids: list[str] = clips["clip_id"].to_pylist()
     duplicate_of: list[str | None] = [None] * clips.num_rows
     if thresholds.drop_duplicates:

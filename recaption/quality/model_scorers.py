@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from recaption.errors import UsageError
+from recaption.quality.plugins import Plugin, find_plugins
 from recaption.records import ClipScores
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class ModelScorers:
     unavailable: dict[str, str] = dataclasses.field(default_factory=dict)
     """Name of a scorer -> reason."""
     max_frames: int = 8
+    plugins: Sequence[Plugin] = ()
+    """Own scorers, open; their scores are tables of their own."""
 
     def add(self, scores: ClipScores, frames_THWC: np.ndarray) -> ClipScores:
         """Return `scores` with the scores of the models filled in; unchanged where there are no frames."""
@@ -67,10 +70,10 @@ class ModelScorers:
 
 
 def load_scorers(settings: ScoreSettings) -> ModelScorers:
-    """Load all of `settings.models`; those that are missing are listed with the reason.
+    """Load all of `settings.models`, and own scorers; those of the models that are missing are listed with the reason.
 
     Raises:
-        UsageError: unknown name of a scorer.
+        UsageError: unknown name of a scorer, or an own one that does not start.
     """
     loaded: list[Scorer] = []
     unavailable: dict[str, str] = {}
@@ -79,7 +82,10 @@ def load_scorers(settings: ScoreSettings) -> ModelScorers:
             loaded.append(_scorer_class(name)(settings))
         except ScorerUnavailableError as reason:
             unavailable[name] = str(reason)
-    return ModelScorers(loaded, unavailable, settings.num_model_frames)
+    plugins = find_plugins(settings.plugins, settings.num_model_frames)
+    for plugin in plugins:
+        plugin.open()
+    return ModelScorers(loaded, unavailable, settings.num_model_frames, plugins)
 
 
 def unavailable_scorers(settings: ScoreSettings) -> dict[str, str]:

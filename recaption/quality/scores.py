@@ -32,6 +32,9 @@ class ScoreSettings:
     models: tuple[str, ...] = ()
     """Model scorers by name: `nsfw`, `ocr` (extra `recaption[scores]`), `aesthetic` (needs weight files). One that is
     unavailable leaves its columns empty and is reported."""
+    plugins: tuple[str, ...] = ()
+    """Own scorers by the names of their entry points (docs/plugins.md). Their scores are tables of their own: one that is
+    added later scores the clips that are there."""
     num_model_frames: int = 8
     """Frames per clip that model scorers see, spread evenly."""
     aesthetic_weights: str = ""

@@ -24,7 +24,18 @@ import numpy as np
 import pyarrow as pa
 
 from recaption.errors import DROP_REASONS, UsageError
-from recaption.quality.filters import FILTERS, TOLERANCE, Filter, FilterThresholds, score_column, violates
+from recaption.quality.filters import (
+    FILTERS,
+    PLUGIN_FIELDS,
+    PLUGIN_PREFIX,
+    TOLERANCE,
+    VERDICT_COLUMN,
+    Filter,
+    FilterThresholds,
+    filters_of,
+    score_column,
+    violates,
+)
 
 NUM_POINTS = 160
 """Points of a curve; more would not be visible in a chart of the report."""
@@ -33,10 +44,10 @@ NUM_POINTS = 160
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def _thresholds_by_score() -> dict[str, list[tuple[Filter, str]]]:
-    """Score -> (filter, name of the threshold) pairs, in the order of `FILTERS`."""
+def _thresholds_by_score(filters: Sequence[Filter] = FILTERS) -> dict[str, list[tuple[Filter, str]]]:
+    """Score -> (filter, name of the threshold) pairs, in the order of the filters."""
     by_score: dict[str, list[tuple[Filter, str]]] = {}
-    for clip_filter in FILTERS:
+    for clip_filter in filters:
         by_score.setdefault(clip_filter.score, []).extend((clip_filter, name) for name in clip_filter.fields)
     return by_score
 
@@ -45,36 +56,42 @@ CAPTION_THRESHOLD = "max_clips_per_caption"
 """Applies to captions, which do not exist yet when clips are filtered."""
 
 
-def parse_threshold_changes(texts: Sequence[str], thresholds: FilterThresholds) -> FilterThresholds:
+def parse_threshold_changes(
+    texts: Sequence[str], thresholds: FilterThresholds, plugin_scores: Sequence[str] = ()
+) -> FilterThresholds:
     """Parse `NAME=VALUE` texts and return `thresholds` with these changes.
 
     A text may hold several, separated by commas. NAME is a score (`motion`) or the name of a threshold, required for a
-    score that has a minimum and a maximum (`min_luma`, `max_luma`); VALUE is a number or `off`.
+    score that has a minimum and a maximum (`min_luma`, `max_luma`), as those of plug-ins have; VALUE is a number or `off`.
 
     Raises:
         UsageError: unknown score, not a number, or a score with two thresholds; the message lists what is available.
     """
     changes: dict[str, Any] = {}
     for text in ",".join(texts).split(","):
-        match = re.fullmatch(r"\s*([A-Za-z_-]+)\s*=\s*(\S+)\s*", text)
+        match = re.fullmatch(r"\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(\S+)\s*", text)
         if match is None:
             raise UsageError(f"--what-if {text.strip()!r}: expected NAME=NUMBER or NAME=off, such as motion=0.02")
-        name = _threshold_name(match[1].replace("-", "_"))
+        name = _threshold_name(match[1].replace("-", "_"), plugin_scores)
         if name in changes:
             raise UsageError(f"--what-if names {name} twice")
         changes[name] = _parse_value(name, match[2])
-    return dataclasses.replace(thresholds, **changes)
+    return thresholds.changed(changes)
 
 
-def _threshold_name(name: str) -> str:
+def _threshold_name(name: str, plugin_scores: Sequence[str]) -> str:
     """Resolve the name of a score or of a threshold to the name of the threshold."""
     by_score = _thresholds_by_score()
+    by_score |= {s: [(FILTERS[0], f"min_{s}"), (FILTERS[0], f"max_{s}")] for s in plugin_scores}
     if name == CAPTION_THRESHOLD:
         raise UsageError(f"--what-if {name}: applies to captions, which exist only for clips that the filters keep")
-    if name in {field.name for field in dataclasses.fields(FilterThresholds)}:
+    if name in {field.name for field in dataclasses.fields(FilterThresholds)} - {*PLUGIN_FIELDS.values()}:
+        return name
+    if name[:4] in PLUGIN_FIELDS and name[4:] in plugin_scores:
         return name
     if name not in by_score:
         listed = {field for pairs in by_score.values() for _, field in pairs} | {CAPTION_THRESHOLD}
+        listed |= {*PLUGIN_FIELDS.values()}
         others = [field.name for field in dataclasses.fields(FilterThresholds) if field.name not in listed]
         raise UsageError(f"--what-if {name}: unknown score; available: {', '.join([*by_score, *others])}")
     fields = [field for _, field in by_score[name]]
@@ -85,7 +102,7 @@ def _threshold_name(name: str) -> str:
 
 def _parse_value(name: str, text: str) -> float | bool | None:
     """A number, on/off for a switch, or None for `off`."""
-    hint = typing.get_type_hints(FilterThresholds)[name]
+    hint = typing.get_type_hints(FilterThresholds).get(name, float | None)
     if hint is bool:
         if text not in ("on", "off"):
             raise UsageError(f"--what-if {name}={text}: expected on or off")
@@ -103,13 +120,16 @@ def _parse_value(name: str, text: str) -> float | bool | None:
 
 def changed_thresholds(before: FilterThresholds, after: FilterThresholds) -> list[str]:
     """Names of the thresholds that differ, in the order of the fields of `FilterThresholds`."""
-    names = [field.name for field in dataclasses.fields(before)]
-    return [name for name in names if getattr(before, name) != getattr(after, name)]
+    names = [field.name for field in dataclasses.fields(before) if field.name not in PLUGIN_FIELDS.values()]
+    names += dict.fromkeys([*before.plugin_names, *after.plugin_names])
+    return [name for name in names if before.value_of(name) != after.value_of(name)]
 
 
 def missing_scores(clips: pa.Table) -> list[str]:
     """Scores that have a filter but were computed for no clip; a threshold on one of them drops nothing."""
-    return [score for score in _thresholds_by_score() if clips.num_rows and np.isnan(score_column(clips, score)).all()]
+    by_score = _thresholds_by_score(filters_of(clips))
+    missing = [score for score in by_score if clips.num_rows and np.isnan(score_column(clips, score)).all()]
+    return [score.removeprefix(PLUGIN_PREFIX) for score in missing]
 
 
 # --- filter funnel ----------------------------------------------------------------------------------------------------
@@ -180,20 +200,22 @@ class ThresholdColumn:
     @property
     def threshold(self) -> float | None:
         """The current value; None = off."""
-        value: float | None = getattr(self.thresholds, self.field)
+        value: float | None = self.thresholds.value_of(self.field)
         return value
 
     def is_violation(self, at: float | None) -> np.ndarray:
         """(N,) bool: clips that a threshold of `at` drops."""
-        change: dict[str, Any] = {self.field: at}
-        return violates(self.values, self.clip_filter, dataclasses.replace(self.thresholds, **change))
+        return violates(self.values, self.clip_filter, self.thresholds.changed({self.field: at}))
 
 
 def threshold_columns(clips: pa.Table, thresholds: FilterThresholds, evaluate: Evaluate) -> dict[str, ThresholdColumn]:
-    """Name of a threshold -> its column, in the order of `FILTERS`; switches are left out, and thresholds whose score no
+    """Name of a threshold -> its column, in the order of the filters; switches are left out, and thresholds whose score no
     clip has."""
-    by_score = _thresholds_by_score()
+    by_score = _thresholds_by_score(filters_of(clips))
     scores = {score: score_column(clips, score) for score in by_score}
+    if VERDICT_COLUMN in clips.column_names:  # no threshold drops what a person keeps, as if it had no score
+        is_kept = np.array([verdict == "keep" for verdict in clips[VERDICT_COLUMN].to_pylist()], bool)
+        scores = {score: np.where(is_kept, np.nan, values) for score, values in scores.items()}
     single: list[tuple[str, Filter]] = []
     switches: list[Filter] = []
     for score, fields in by_score.items():
@@ -209,7 +231,7 @@ def threshold_columns(clips: pa.Table, thresholds: FilterThresholds, evaluate: E
     num_violations = np.sum([*is_violation.values(), *switched], axis=0, dtype=np.int32)
     # Duplicates are searched among all clips, whether or not another filter drops them.
     all_off: dict[str, Any] = dict.fromkeys(field for fields in by_score.values() for _, field in fields)
-    is_original = np.fromiter((r is None for r in evaluate(dataclasses.replace(thresholds, **all_off))), bool)
+    is_original = np.fromiter((r is None for r in evaluate(thresholds.changed(all_off))), bool)
     return {
         field: ThresholdColumn(
             field=field,

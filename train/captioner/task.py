@@ -208,6 +208,13 @@ class CaptionerTask:
         )
         return batches.stream(start_step, num_workers=self.settings.num_workers)
 
+    def compiled_modules(self) -> list[nn.Module]:
+        """The transformer layers of all towers: the loss never calls the model itself, but `encode_clips` and its kin."""
+        from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
+
+        layers = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+        return [module for module in self.model.modules() if isinstance(module, layers)]
+
     def prepared(self, batch: Mapping[str, Any], *, step: int, seed: int) -> dict[str, Any]:
         """The batch with its micro-batches: which texts each of them uses is found out before it is moved."""
         return with_micro_batches(batch, self.settings.micro_batch)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from packing.loader.holdout import held_out_videos, video_of
 from packing.shards.read import read_sample
 from recaption.errors import UsageError
 from recaption.records import Sample, from_table
@@ -15,6 +16,8 @@ from recaption.run_folder import RunFolder
 from recaption.scenes.splits import held_out_scene, sized_scene
 from recaption.video_io.reader import decode_bytes
 from train.compressors.settings import CompressorSettings
+
+HELD_OUT_SHARE = 0.05
 
 
 class ClipSource(Protocol):
@@ -49,7 +52,7 @@ class SceneClips:
 
 
 class ShardClips:
-    """Clips of a run's shards that are long and large enough; about one in twenty is held out.
+    """Clips of a run's shards that are long and large enough; the videos of about one in twenty are held out.
 
     Raises:
         UsageError: the run has no index, or no clip is large enough.
@@ -73,9 +76,15 @@ class ShardClips:
             )
         self.run = run
         large_enough.sort(key=lambda sample: hashlib.sha256(sample.clip_id.encode()).digest())
-        self.num_held_out = min(settings.num_validation_scenes, max(1, len(large_enough) // 20))
-        self.held_out = large_enough[: self.num_held_out]
-        self.training = large_enough[self.num_held_out :] or large_enough  # a single clip is both
+        videos = held_out_videos([video_of(sample.clip_id) for sample in large_enough], HELD_OUT_SHARE)
+        held_out = [sample for sample in large_enough if video_of(sample.clip_id) in videos]
+        if held_out:
+            self.training = [sample for sample in large_enough if video_of(sample.clip_id) not in videos]
+        else:  # too few videos: clips of the same ones, and a single clip is both
+            held_out = large_enough[: max(1, len(large_enough) // 20)]
+            self.training = large_enough[len(held_out) :] or large_enough
+        self.held_out = held_out[: settings.num_validation_scenes]
+        self.num_held_out = len(self.held_out)
         self.num_training = len(self.training)
         self._cached = lru_cache(_num_cached(settings, max(large_enough, key=_num_bytes)))(self._read)
 

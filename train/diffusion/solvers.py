@@ -7,9 +7,15 @@ Shape suffixes: L tokens of a pack, S samples of a pack, D numbers per token, K 
 
     euler      flow                  one model call a step, first order
     heun       flow                  two model calls a step, second order
-    dpmpp_2m   every schedule        one model call a step, second order (DPM-Solver++, arXiv 2211.01095)
+    dpmpp_2m   every schedule        one model call a step, second order in the log-SNR (DPM-Solver++, arXiv 2211.01095);
+                                     on linear and scaled_linear first order in the number of steps, see below
     ddim       diffusion schedules   one model call a step, first order (arXiv 2010.02502; on flow it is `euler`)
     ancestral  diffusion schedules   DDPM's: new noise at every step (arXiv 2006.11239)
+
+dpmpp_2m is of second order where all steps in log-SNR shrink with their number: between two noise levels on every schedule,
+and down to the clean sample on flow and cosine. Near t = 0 of linear and scaled_linear, sigma^2 is proportional to t, so the
+last even steps make it 1/2, 2/3, ... of what it was however many there are, and the error of a whole sampling shrinks like
+1 / steps, as with diffusers' `final_sigmas_type` zero. At 40 steps of scaled_linear it is 0.6 of ddim's (test_solvers.py).
 """
 
 from __future__ import annotations

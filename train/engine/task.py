@@ -62,6 +62,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class HasCompiledModules(Protocol):
+    """A task whose loss does not call its model as a whole, so that `compile` has to know what it does call."""
+
+    def compiled_modules(self) -> list[nn.Module]:
+        """Modules whose `forward` the loss runs; repeated layers rather than all at once, so that they compile once."""
+        ...
+
+
+@runtime_checkable
 class HasPreparation(Protocol):
     """A task whose batches need more than was read: random numbers, indices, masks."""
 

@@ -44,7 +44,15 @@ from train.engine.optimizer import apply_step, build_optimizer, lr_at, set_lr
 from train.engine.resume import check_resumable, newest_path
 from train.engine.settings import TrainerSettings
 from train.engine.stopwatch import StepTimer
-from train.engine.task import HasActivationEstimate, HasFrozenNetworks, HasPreparation, HasSamples, HasState, Task
+from train.engine.task import (
+    HasActivationEstimate,
+    HasCompiledModules,
+    HasFrozenNetworks,
+    HasPreparation,
+    HasSamples,
+    HasState,
+    Task,
+)
 from train.engine.train_state import TrainState
 from train.parallel import device_memory, fsdp, process_group
 from train.parallel.collectives import broadcast_module, sum_gradients, sum_over_ranks
@@ -127,8 +135,14 @@ class _Loop:
         self.timer = StepTimer()
         self.log: MetricsLog | None = None
         if settings.compile:
-            for module in fsdp.blocks_of(self.model) or [self.model]:
+            for module in self._compiled_modules():
                 module.compile()
+
+    def _compiled_modules(self) -> list[nn.Module]:
+        """What `compile` compiles: the task's own choice, a model's layers, or the whole model."""
+        if isinstance(self.task, HasCompiledModules):
+            return self.task.compiled_modules()
+        return list(fsdp.blocks_of(self.model) or [self.model])
 
     def _setup_model(self) -> bool:
         """Move the model to the device, sharded or as a replica; returns whether it is sharded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
 from train.diffusion.frame_conditioning import parse_conditions
@@ -47,8 +48,11 @@ class DitSettings:
     """`sample`: every clip counts the same; `token`: every token does; `tokens^0.5`: between the two."""
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     """Noise schedule, prediction type, timestep distribution and loss weighting."""
+    holdout_share: float = 0.02
+    """Share of the videos that are never trained on, by the hash of their ids; the validation loss is computed on them. A
+    set of fewer than 1 / share videos is trained on whole, and validated on packs of the training; 0 = every set."""
     validation_packs: int = 2
-    """Packs of the first epoch on which the validation loss is computed, with fixed noise."""
+    """Packs on which the validation losses are computed, with fixed noise: of held-out videos, and of the training."""
     sample_prompts: tuple[str, ...] = ()
     """Sampled at each validation, for TensorBoard."""
 
@@ -60,5 +64,6 @@ class DitSettings:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a fraction from 0 to 1")
         if self.validation_packs < 0:
             raise UsageError(f"validation_packs = {self.validation_packs} is negative")
+        held_out_videos((), self.holdout_share)
         norm_power(self.loss_norm)
         self.diffusion.check()

@@ -11,6 +11,7 @@ Every clip of a pack has its own timestep, noise, timestep shift, caption dropou
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import nn
 
 from packing.buckets import Bucket, bucket_name, parse_bucket
 from packing.grid import Grid, token_shape_of_latent
+from packing.loader.holdout import split_source
 from packing.loader.loader import PackLoader
 from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
@@ -42,6 +44,7 @@ from train.sampling.sampler import Sampler
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
+logger = logging.getLogger(__name__)
 NUM_VALIDATION_TIMESTEPS = 4
 """Timesteps per validation clip: with a single one the loss is mostly noise."""
 
@@ -84,6 +87,7 @@ class DitTask:
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
         self.source: SampleSource = run
+        self.training, self.held_out = split_source(self.source, settings.holdout_share)
         self.buckets = list(buckets) or _buckets_of(self.source)
         self.encoder = encoder or text_encoder.load(settings.text_encoder, device=device)
         self.compressor = loaded_compressor or compressors.load(compressor)
@@ -100,7 +104,7 @@ class DitTask:
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
-        self._validation: list[DitBatch] | None = None
+        self._validation: dict[str, list[DitBatch]] = {}
 
     def _build_model(self, seed: int) -> nn.Module:
         """The backbone with newly initialised weights."""
@@ -136,6 +140,7 @@ class DitTask:
             "blend": dataclasses.asdict(settings.blend) if has_blend else None,
             "loss_norm": settings.loss_norm,
             "plan": dataclasses.asdict(self.plan),
+            "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
         }
 
@@ -158,7 +163,7 @@ class DitTask:
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[DitBatch]:
         """Packs of one rank, from `start_step` on, without end."""
         loader = PackLoader(
-            self.source, settings=self.plan, grid=self.grid, rank=rank, num_ranks=num_ranks, start_step=start_step
+            self.training, settings=self.plan, grid=self.grid, rank=rank, num_ranks=num_ranks, start_step=start_step
         )
         if self._restored is not None:
             loader.load_state_dict(self._restored)
@@ -175,7 +180,7 @@ class DitTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CheckpointMismatchError where the samples or the plan have changed since."""
-        loader = PackLoader(self.source, settings=self.plan, grid=self.grid, prefetch=0)
+        loader = PackLoader(self.training, settings=self.plan, grid=self.grid, prefetch=0)
         try:
             loader.load_state_dict(state)
         except UsageError as error:
@@ -224,8 +229,22 @@ class DitTask:
         return sum(parameter.nbytes for network in networks for parameter in network.parameters())
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """`validation_loss` on fixed packs of the training set."""
-        return self.validation_loss(model, self._validation_batches()) if self.settings.validation_packs else {}
+        """`validation_loss` on fixed packs of the held-out videos, and `training_loss`, the same on packs of the training.
+
+        Where no video is held out, `validation_loss` on packs of the training, with a warning.
+        """
+        if not self.settings.validation_packs:
+            return {}
+        if self.held_out is None:
+            if not self._validation:
+                logger.warning(
+                    "no video is held out (holdout_share = %s of so few videos): val/loss is of packs that are trained on",
+                    self.settings.holdout_share,
+                )
+            return self.validation_loss(model, self._validation_batches("training", self.training))
+        held_out = self.validation_loss(model, self._validation_batches("held out", self.held_out))
+        trained = self.validation_loss(model, self._validation_batches("training", self.training))
+        return held_out | {"training_loss": trained["loss"]}
 
     @torch.no_grad()
     def validation_loss(self, model: nn.Module, batches: Iterable[DitBatch]) -> dict[str, float]:
@@ -249,12 +268,13 @@ class DitTask:
         losses = {name: value / total_weight for name, value in sums.items()}
         return losses | {"prompt_gain": losses["loss_without_prompt"] / losses["loss"] - 1}
 
-    def _validation_batches(self) -> list[DitBatch]:
-        if self._validation is None:
-            loader = PackLoader(self.source, settings=self.plan, grid=self.grid, prefetch=0)
+    def _validation_batches(self, name: str, source: SampleSource) -> list[DitBatch]:
+        """The first packs of a source, read once."""
+        if name not in self._validation:
+            loader = PackLoader(source, settings=self.plan, grid=self.grid, prefetch=0)
             packs = zip(range(min(self.settings.validation_packs, loader.num_packs_per_epoch)), loader)
-            self._validation = [DitBatch.from_packed(batch, self.encoder) for _, batch in packs]
-        return self._validation
+            self._validation[name] = [DitBatch.from_packed(batch, self.encoder) for _, batch in packs]
+        return self._validation[name]
 
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """Videos of `sample_prompts` at the most frequent size, with their frame rate."""

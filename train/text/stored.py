@@ -43,8 +43,6 @@ def encode_part(
     Raises:
         UsageError: an encoding overflows `dtype`.
     """
-    from safetensors.torch import save
-
     encoded = [tower.encode(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
     tensors = {
         "tokens": torch.cat([text_MC.float().cpu() for text_MC, _, _ in encoded]).to(TEXT_DTYPES[dtype]),
@@ -53,11 +51,35 @@ def encode_part(
     }
     if not (tensors["tokens"].isfinite().all() and tensors["pooled"].isfinite().all()):
         raise UsageError(f"the text encoder's output overflows {dtype}; use --encode.text.dtype bfloat16")
+    return _packed(tensors, metadata | {"weights_hash": tower.weights_hash, "dtype": dtype})
+
+
+def _packed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Bytes of a part; its sha256 is added to the metadata."""
+    from safetensors.torch import save
+
     plain = save(tensors)
     data = memoryview(plain)[8 + int.from_bytes(plain[:8], "little") :]
-    header = metadata | {"weights_hash": tower.weights_hash, "dtype": dtype, "sha256": hashlib.sha256(data).hexdigest()}
+    header = metadata | {"sha256": hashlib.sha256(data).hexdigest()}
     # a single entry: safetensors writes several in an order that differs between processes
     return save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+
+
+def without_texts(payload: bytes, is_kept: Sequence[bool], metadata: dict[str, str]) -> bytes:
+    """The bytes of a part without some of its texts, nothing encoded again.
+
+    Args:
+        payload: of the part's .safetensors file.
+        is_kept: one per text.
+        metadata: of the new file, without sha256.
+    """
+    from safetensors.torch import load
+
+    tensors = load(payload)
+    kept_S = torch.tensor(list(is_kept), dtype=torch.bool)
+    kept_M = kept_S.repeat_interleave(tensors["lengths"])
+    rows = {"tokens": kept_M, "pooled": kept_S, "lengths": kept_S}
+    return _packed({name: tensors[name][chosen].contiguous() for name, chosen in rows.items()}, metadata)
 
 
 @dataclass(frozen=True)

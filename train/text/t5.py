@@ -36,7 +36,7 @@ class T5Encoder:
         except WeightsUnreachableError:
             raise
         except Exception as error:  # transformers, safetensors and pickle share no base exception
-            raise hub.loading_error(what, error, remedy) from error
+            raise hub.unreachable_error(what, error, remedy) from error
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.device = device
         self.width = self.pooled_width = int(config.d_model)

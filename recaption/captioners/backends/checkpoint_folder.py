@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from recaption import hub
-from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captioners.preprocess import FramePreprocessor, uniform_frame_indices, upload
 from recaption.errors import CheckpointMismatchError, UsageError
 
 SPECIAL_TOKENS = {"start": "[CLS]", "end": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
@@ -78,9 +78,14 @@ def openai_clip_preprocessor(frame_px: int) -> FramePreprocessor:
     return FramePreprocessor(frame_px=frame_px, fit="crop", mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def stack_clips(clips: Sequence[np.ndarray], preprocessor: FramePreprocessor, num_frames: int) -> Tensor:
-    """Preprocess clips to one tensor (B, T, 3, H, W) of exactly `num_frames` each; short clips repeat frames."""
-    return torch.stack([preprocessor.to_tensor(clip, num_frames=num_frames, repeat=True) for clip in clips])
+def stack_clips(
+    clips: Sequence[np.ndarray], preprocessor: FramePreprocessor, num_frames: int, device: torch.device | None = None
+) -> Tensor:
+    """Clips as one tensor (B, T, 3, H, W) of exactly `num_frames` each, on `device`; short clips repeat frames."""
+    frames = [
+        preprocessor.resize_frames(clip, uniform_frame_indices(len(clip), num_frames, repeat=True)) for clip in clips
+    ]
+    return preprocessor.normalise(upload(np.stack(frames), device or torch.device("cpu")))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class FrozenBiLMCaptioner(BaseCaptioner):
 
     def generate(self, batch: ClipBatch) -> GenerationOutput:
         weight = self.model.prefix.weight
-        pixels = stack_clips(batch.clips, self._framing, self.num_frames).to(weight.device, weight.dtype)
+        pixels = stack_clips(batch.clips, self._framing, self.num_frames, weight.device).to(weight.dtype)
         max_tokens = batch.decoding.max_tokens
         lengths = [length for length in self.lengths if length <= max_tokens] or [max_tokens]
         uniforms_RU = batch.sample_uniforms(NUM_ITERATIONS * lengths[-1])

@@ -50,7 +50,7 @@ class MPlug2Captioner(BaseCaptioner):
         from transformers import DynamicCache, EncoderDecoderCache
 
         weight = self.model.visn_emb_norm.weight
-        pixels = stack_clips(batch.clips, self._framing, self.num_frames).to(weight.device, weight.dtype)
+        pixels = stack_clips(batch.clips, self._framing, self.num_frames, weight.device).to(weight.dtype)
         with torch.inference_mode():
             frames_BLD = self.model.encode_video(pixels)
         prompt_BM = torch.tensor([self._prompt_ids] * len(batch.clips), device=weight.device)

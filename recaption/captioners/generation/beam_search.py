@@ -39,7 +39,9 @@ def beam_search(
         log_normalizer_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
         # each beam can end in two ways (end, pad): among the 3K best of a clip at least K are live, and no row has more
         best = logits_RV.topk(min(3 * num_beams, logits_RV.shape[1]), dim=-1)
-        logprobs, candidates = (best.values - log_normalizer_R1).tolist(), best.indices.tolist()
+        # one transfer per step, which waits for the device: token ids are exact in float64
+        packed = torch.stack([(best.values - log_normalizer_R1).double(), best.indices.double()]).tolist()
+        logprobs, candidates = packed[0], [[int(token) for token in row] for row in packed[1]]
         rows: list[int] = []
         tokens: list[int] = []
         unfinished: list[int] = []

@@ -98,17 +98,24 @@ def _greedy_or_sample(
     ended = [False] * num_captions
     caption_of_row = list(range(num_captions))
     next_input = torch.tensor([prompt_ids], device=decoder.device).expand(num_captions, -1)
+    uniform_RM = None
+    if uniforms_RM is not None:  # uploaded once
+        uniform_RM = torch.as_tensor(
+            uniforms_RM[:num_captions, :max_tokens], dtype=torch.float32, device=decoder.device
+        )
     for index in range(max_tokens):
         logits_RV = decoder.step(next_input)
         log_normalizer_R = logits_RV.logsumexp(dim=-1)
-        if uniforms_RM is not None:
-            uniform_R = torch.as_tensor(uniforms_RM[caption_of_row, index], dtype=torch.float32, device=decoder.device)
-            chosen_R = sample_tokens(logits_RV, uniform_R, decoding)
+        if uniform_RM is not None:
+            chosen_R = sample_tokens(logits_RV, uniform_RM[:, index], decoding)
         else:
             chosen_R = logits_RV.argmax(dim=-1)
         chosen_logprob_R = logits_RV.gather(1, chosen_R[:, None])[:, 0] - log_normalizer_R
-        for row, (token, logprob) in enumerate(zip(chosen_R.tolist(), chosen_logprob_R.tolist(), strict=True)):
-            caption = caption_of_row[row]
+        # one transfer per step, which waits for the device: token ids are exact in float64
+        for row, (token_id, logprob) in enumerate(
+            torch.stack([chosen_R.double(), chosen_logprob_R.double()], 1).tolist()
+        ):
+            caption, token = caption_of_row[row], int(token_id)
             if not ended[caption]:
                 tokens[caption].append(token)
                 logprobs[caption].append(logprob)
@@ -122,6 +129,7 @@ def _greedy_or_sample(
         if len(caption_of_row) - len(rows) >= max(1.0, COMPACT_FRACTION * len(caption_of_row)):
             decoder.select_rows(rows, clips)
             next_input = next_input[rows]
+            uniform_RM = None if uniform_RM is None else uniform_RM[rows]
             caption_of_row = [caption_of_row[row] for row in rows]
     return [
         GeneratedTokens(tokens=tuple(row_tokens), logprobs=tuple(row_logprobs), ended=row_ended, kv_cache_LKPD=cache)

@@ -17,7 +17,7 @@ from torch import Tensor
 from recaption.captioners.base import BaseCaptioner, ClipBatch, GeneratedText, GenerationOutput, hash_frames
 from recaption.captioners.generation.generate import generate
 from recaption.captioners.interface import EncodedClip, TextTower
-from recaption.captioners.preprocess import FramePreprocessor
+from recaption.captioners.preprocess import FramePreprocessor, uniform_frame_indices, upload
 from recaption.captioners.videococa.caption_embeddings import embed_from_kv_cache
 from recaption.captioners.videococa.model import ClipEmbedding, VideoCoCa
 from recaption.captioners.videococa.out_of_domain import TrainingAnchors
@@ -205,18 +205,20 @@ class CocaCaptioner(BaseCaptioner):
         """Embeddings of a batch; clips with few frames repeat some if the clip encoder needs that."""
         repeat = self.model.clip_encoder.repeats_frames
         parts: dict[int, ClipEmbedding] = {}
-        frames: dict[int, Tensor] = {}
+        frames: dict[int, np.ndarray] = {}
         for row, clip in enumerate(clips):
             if isinstance(clip, EncodedClip):
                 parts[row] = ClipEmbedding(
-                    pooled_BD=torch.from_numpy(clip.pooled_D).to(self._device, self._dtype),
+                    pooled_BD=torch.from_numpy(clip.pooled_D).to(self._device),
                     tokens_BND=torch.from_numpy(clip.tokens_ND).to(self._device, self._dtype),
                 )
             else:
-                frames[row] = self.preprocessor.to_tensor(clip, num_frames=self.num_frames, repeat=repeat)
+                indices = uniform_frame_indices(len(clip), self.num_frames, repeat=repeat)
+                frames[row] = self.preprocessor.resize_frames(clip, indices)
         for count in sorted({len(clip) for clip in frames.values()}):
             rows = [row for row, clip in frames.items() if len(clip) == count]
-            pixels_BTCHW = torch.stack([frames[row] for row in rows]).to(self._device, self._dtype)
+            pixels_BTHWC = upload(np.stack([frames[row] for row in rows]), self._device)
+            pixels_BTCHW = self.preprocessor.normalise(pixels_BTHWC).to(self._dtype)
             encoded = self.model.encode_clips(pixels_BTCHW)
             for index, row in enumerate(rows):
                 parts[row] = ClipEmbedding(pooled_BD=encoded.pooled_BD[index], tokens_BND=encoded.tokens_BND[index])

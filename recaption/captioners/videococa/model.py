@@ -100,7 +100,8 @@ class VideoCoCa(nn.Module):
         if not pixels_BTCHW.shape[1]:
             raise UsageError("a clip without frames cannot be encoded")
         pooled_BD, tokens_BND = self.clip_encoder(self.coca.visual, pixels_BTCHW)
-        return ClipEmbedding(pooled_BD=F.normalize(pooled_BD, dim=-1), tokens_BND=tokens_BND)
+        # in float32: a unit vector rounded to bf16 is 0.2 % too long or short, and so would be its clip scores
+        return ClipEmbedding(pooled_BD=F.normalize(pooled_BD.float(), dim=-1), tokens_BND=tokens_BND)
 
     def encode_texts(self, tokens_SM: Tensor, *, longest: int | None = None) -> TextEmbedding:
         """Token features and CLS embedding of the unimodal text tower, for padded token ids.

@@ -74,14 +74,11 @@ class PacketWatch:
         """The packet whose decoding logged the first error."""
         self.hole: _Place | None = None
         """The first packet that may have lost bytes to a hole. Where a codec pads with zeros, less than possible is kept."""
-        self.is_at_end = False
 
     def __call__(self, packets: Iterator[Any]) -> Iterator[Any]:
         for packet in packets:
             self._note_errors()
-            if packet is None or not packet.size:
-                self.is_at_end = True
-            else:
+            if packet is not None and packet.size:
                 self.before_last, self.last = self.last, _Place(1 + self.last.position if self.last else 0, packet.dts)
                 self._find_hole(packet)
             yield packet

@@ -185,7 +185,8 @@ def main() -> None:
             outcome.differing = [path for path in names if not CLOCKS.search(path)]
             total += outcome.hits
             row = {"command": name, "undisturbed_seconds": round(busy), "starts": outcome.starts, **outcome.hits}
-            row |= {"differing": outcome.differing[:5], "leftover": outcome.leftover, "not_up": outcome.missed}
+            leftover = [" ".join(line.split()[:3]) for line in outcome.leftover]
+            row |= {"differing": outcome.differing[:5], "leftover": leftover, "not_up": outcome.missed}
             print(json.dumps(row), flush=True)
         restore(end, run)
     print(json.dumps({"kills": total.total(), **total}), flush=True)

@@ -184,7 +184,7 @@ def test_one_invalid_response_leaves_one_clip_open_and_the_next_run_asks_for_it_
         script.replies, script.requests = [describe_pictures], []
         again = caption(run, settings, "main", in_process)
     assert (summary["captions"], summary["open"], summary["bad"], summary["faults"]) == (2, 1, {}, {})
-    assert summary["errors"] == ["1 clips got no answer; the same command asks again"]
+    assert summary["errors"] == ["1 clip got no answer; the same command asks again"]
     assert exit_code("caption", summary) == 1
     assert (states["waiting"], states["dropped"]) == ({"caption": 1, "shard": 2}, {})
     assert sum(len(one.clips) for one in sharded) <= 2
@@ -261,7 +261,7 @@ def test_repair_asks_again_for_open_captions_and_puts_their_clips_into_the_shard
         whole = planned_shards(run, settings, "main")[0]
     assert before["ok"]
     assert before["clips"]["waiting"] == {"caption": 1}
-    assert before["warnings"][0].startswith("1 clips of caption set main got no answer; ")
+    assert before["warnings"][0].startswith("1 clip of caption set main got no answer; ")
     assert healed["repaired"] == ["captions/main/part-00000.parquet"]
     assert (healed["ok"], healed["refused"], healed["clips"]["waiting"]) == (True, {}, {})
     assert "warnings" not in healed

@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from jobs.caption.caption import caption
 from jobs.export import worker
 from jobs.export.layouts import LAYOUTS
+from jobs.prepare.prepare import prepare
 from recaption.errors import UsageError
 from recaption.folder_lock import FolderLock
+from recaption.ledger.verdicts import VERDICT_SCHEMA
 from recaption.run_folder import RunFolder
 from recaption.video_io.opened_video import OpenedVideo
 from recaption.video_io.reader import probe, read_frames
@@ -237,6 +241,21 @@ def test_clips_that_are_dropped_later_leave_the_folder(exported, export_recipe, 
     assert {path.stem for path in (tmp_path / "out/clips").iterdir()} == set(rows_of(tmp_path / "out"))
 
 
+def test_a_clip_that_somebody_rejects_leaves_the_folder(exported, export_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(export_run.root, copy)
+    run = RunFolder(str(copy))
+    exported(tmp_path / "out", "folder", run=run)
+    victim = sorted(rows_of(tmp_path / "out"))[2]
+    row = {"clip_id": victim, "verdict": "reject", "reason": "", "by": "", "time": None}
+    run.write_table("verdicts/part-00000.parquet", pa.Table.from_pylist([row], schema=VERDICT_SCHEMA))
+    counts = exported(tmp_path / "out", "folder", run=run)["clips"]
+    assert (counts["exported"], counts["dropped"]) == (NUM_CLIPS - 1, {"rejected": 1})
+    left = {path.name for path in (tmp_path / "out").rglob("*") if victim in path.name}
+    assert not left
+    assert victim not in (tmp_path / "out/musubi-tuner-8fps.jsonl").read_text()
+
+
 def test_a_clip_file_that_was_cut_off_is_written_again(exported, whole_tree):
     folder, whole = whole_tree
     victim = next((folder / "clips").glob("*.mp4"))
@@ -283,6 +302,20 @@ def test_a_source_that_is_gone_is_a_failed_row(exported, export_run, export_vide
     assert sum(summary["clips"]["failed"].values()) == 1
     seconds = summary["seconds"]
     assert seconds["total"] == pytest.approx(seconds["exported"] + seconds["failed"], abs=1e-5)
+
+
+def test_the_same_video_twice_is_exported_once(
+    exported, export_run, export_recipe, in_process, export_videos, tmp_path
+):
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copyfile(export_videos / "whole-0.mp4", tmp_path / name)
+    filters = dataclasses.replace(export_recipe.filters, drop_duplicates=False)
+    recipe = dataclasses.replace(export_recipe, filters=filters)
+    run = RunFolder(str(tmp_path / "run"))
+    prepare([str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")], run.uri, recipe, in_process)
+    caption(run, recipe, "main", in_process)
+    counts = exported(tmp_path / "out", "folder", run=run, recipe=recipe)["clips"]
+    assert (counts["total"], counts["exported"], counts["dropped"]) == (2, 1, {"duplicate": 1})
 
 
 def test_dry_run_counts_and_estimates_and_writes_nothing(exported, tmp_path):

@@ -192,6 +192,20 @@ def test_of_equal_bytes_the_one_with_a_text_is_kept(scene_files, tmp_path, run, 
     assert tree(run) == before
 
 
+def test_a_copy_with_a_text_that_comes_later_brings_the_text(videos, run, recipe, in_process, monkeypatch):
+    all_stages(videos, run, recipe, in_process)
+    before = [row for row in rows(run, "captions/main/*") if row["source"] == "model"]
+    shutil.copy(videos / "a.mp4", videos / "z.mp4")
+    (videos / "z.txt").write_text("A red circle moves to the left.")
+    monkeypatch.setattr("jobs.caption.worker.sample_windows", None)  # nothing is captioned again
+    all_stages(videos, run, recipe, in_process)
+    assert in_shards(run, recipe) == ["b.mp4", "c.mp4", "z.mp4"]
+    captions = rows(run, "captions/main/*")
+    assert [row for row in captions if row["source"] == "model"] == before
+    assert [row["text"] for row in captions if row["source"] == "original"] == ["A red circle moves to the left."]
+    assert [stage["computed_parts"] for stage in all_stages(videos, run, recipe, in_process)] == [0, 0, 0]
+
+
 def test_a_name_that_is_gone_does_not_win_over_one_that_exists(videos, run, recipe, in_process):
     shutil.copy(videos / "a.mp4", videos / "copy of a.mp4")
     all_stages(videos, run, recipe, in_process)
@@ -304,6 +318,26 @@ def test_what_cannot_be_fetched_is_tried_by_the_next_run_and_nothing_else_is(
     fs.broken.clear()
     assert shard(run, recipe, "two", in_process)["samples"] == 3
     assert prepare([path], run.uri, recipe, in_process)["computed_parts"] == 0
+
+
+def test_a_text_that_could_not_be_fetched_is_read_by_the_next_run(
+    remote, run, recipe, in_process, scene_files, monkeypatch
+):
+    fs, name, _ = remote
+    fs.pipe({f"{name}/a.mp4": scene_files[0].read_bytes(), f"{name}/a.txt": b"A red circle moves to the left."})
+    prepare([f"memory:/{name}"], run.uri, recipe, in_process)
+
+    def broken(*_, **__):
+        raise OSError("503 Slow Down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recaption.inputs.sidecars.remote_filesystem", broken)
+        assert "503" in caption(run, recipe, "main", in_process)["refused_texts"][0]
+    assert caption(run, recipe, "main", in_process)["refused_texts"] == []
+    assert [row["text"] for row in rows(run, "captions/main/*") if row["source"] == "original"] == [
+        "A red circle moves to the left."
+    ]
+    assert caption(run, recipe, "main", in_process)["computed_parts"] == 0
 
 
 def test_repair_tries_again_what_could_not_be_fetched(remote, run, recipe, in_process, scene_files):

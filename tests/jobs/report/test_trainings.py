@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -43,3 +44,14 @@ def test_of_many_steps_an_even_selection_is_shown(tmp_path):
     steps = [shown["step"] for shown in read_training(run, "train/dit/metrics.jsonl", Media(run))["samples"]]
     assert len(steps) == MAX_SAMPLED_STEPS
     assert (steps[0], steps[-1]) == (1, 20)
+
+
+def test_both_losses_of_a_validation_are_drawn(tmp_path):
+    run = RunFolder(str(tmp_path))
+    lines = [
+        {"step": step, "loss": 1 / step, "val/loss": 2 / step, "val/training_loss": 1.5 / step} for step in (1, 2, 3)
+    ]
+    run.write_bytes("train/main/metrics.jsonl", "".join(json.dumps(one) + "\n" for one in lines).encode())
+    (chart,) = read_training(run, "train/main/metrics.jsonl", None)["charts"]
+    labels = [label for label, _ in chart["legend"]]
+    assert labels[-2:] == ["validation", "validation's measure on the training's own packs"]

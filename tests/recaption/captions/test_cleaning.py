@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from recaption.captions.text import FAULTS, find_fault, normalize_text, strip_boilerplate
@@ -59,6 +61,8 @@ WRAPPED = [
     f"[INST] Describe the video. [/INST] {DOG}",
     f"### Assistant: {DOG}",
     f"<image> {DOG}",
+    f"[|assistant|]{DOG}[|endofturn|]",
+    f"<bot>: {DOG}",
     f"<|vision_start|><|video_pad|><|vision_end|>{DOG}",
     f"<fake_token_around_image>{DOG}<row_1_col_1>",
     f"<CustomModel_v3_end_of_answer>{DOG}<|any new marker|>",
@@ -118,6 +122,9 @@ WRAPPED = [
     "The series of video frames appears to show a dog runs on the beach.",
     "In the video frames, a dog runs on the beach.",
     "In these 8 frames, we see a dog runs on the beach.",
+    "In the video, there's a dog runs on the beach.",
+    "The clip starts by showing a dog runs on the beach.",
+    f"**Video Caption:** *{DOG}*",
     "The scene shows a dog runs on the beach.",
     "The video clip captures a dog runs on the beach.",
     "The provided frames show a dog runs on the beach.",
@@ -275,6 +282,9 @@ def test_refusals_in_the_common_languages_are_refused(text):
         ("[00:00] a dog sits. [00:02] it runs away.", "list"),
         ("0:00-0:02: a dog sits.\n0:02-0:04: it runs away.", "list"),
         ("Option 1: A dog runs.\nOption 2: A dog plays.", "list"),
+        ("Here are three captions for the video:\n1. A dog runs.\n2. A dog plays.", "list"),
+        ("The first image shows a dog. The second image shows it run. The third image shows the sea.", "list"),
+        ("[Insert caption here]", "refusal"),
         ("A dog addCriterion runs on the beach.", "glitch"),
         ('{"subject": "a dog", "action": "runs", "tags": ["dog", "beach"]}', "markup"),
         ('```json\n{"subject": "a dog", "action": "runs"', "markup"),
@@ -387,14 +397,11 @@ def test_good_captions_of_any_language_pass_unchanged(text):
     assert clean(text) == (text, None)
 
 
-def test_a_huge_answer_is_judged_in_no_time():
-    for text in (
-        "*" * 300_000,
-        "{" * 300_000,
-        "<" * 300_000,
-        "_a" * 100_000,
-        "# " * 9_000,
-        "A dog. " * 50_000,
-        "[0:0" * 4_000,
-    ):
-        assert clean(text)[1] is not None
+@pytest.mark.parametrize(
+    "piece", ["*", "{", "<", "_a", "# ", "A dog. ", "[0:0", "```", "<think>", "[a](", "**a: ", "\n- a"]
+)
+def test_a_huge_answer_is_judged_without_quadratic_work(piece):
+    started = time.process_time()
+    for num_characters in (15_000, 100_000):  # below and above the length at which nothing is looked for
+        assert clean(piece * (num_characters // len(piece)))[1] is not None
+    assert time.process_time() - started < 5  # 0.1 s on an idle core

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import islice
 
@@ -47,6 +48,33 @@ def same(first: dict, second: dict) -> bool:
         torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else first[key] == second[key]
         for key in first
     )
+
+
+def test_compile_compiles_what_the_loss_calls(tmp_path, monkeypatch):
+    called = {}
+
+    def compiled(module, *_, **__):
+        """As torch's own: `__call__` runs the compiled function in place of `_call_impl`."""
+        called[module] = 0
+
+        def run(*args, **kwargs):
+            called[module] += 1
+            return module._call_impl(*args, **kwargs)
+
+        module._compiled_call_impl = run
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    task = CaptionerTask(dataclasses.replace(SMALL, batch_size=2))
+    train(task, dataclasses.replace(SHORT_RUN, num_steps=1, checkpoint_every=1, compile=True), str(tmp_path))
+    assert len(called) >= 3  # of the vision tower, the text tower and the decoder
+    assert min(called.values()) >= 1
+    called.clear()
+    tiny = CaptionerTask(CaptionerSettings(init_from="tiny", batch_size=2, num_workers=0))
+    for module in tiny.compiled_modules():
+        module.compile()
+    tiny.loss(tiny.prepared(next(tiny.batches(0, 0, 1)), step=0, seed=0), step=0, seed=0)
+    assert len(called) >= 3
+    assert min(called.values()) >= 1
 
 
 def test_a_batch_depends_on_its_number_alone():

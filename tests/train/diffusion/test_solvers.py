@@ -54,6 +54,19 @@ def exact(diffusion, x, start, end):
     return a1 * MEAN + math.sqrt((a1**2 * STD**2 + s1**2) / (a0**2 * STD**2 + s0**2)) * (x - a0 * MEAN)
 
 
+SCALED = DiffusionSettings(schedule="scaled_linear", prediction="epsilon")
+
+
+def test_dpmpp_2m_is_of_second_order_between_noise_levels_and_of_first_down_to_clean_on_scaled_linear():
+    """As the table of solvers says: near 0 the steps in log-SNR do not shrink with their number."""
+    for end, order in ((0.1, 2), (0.0, 1)):
+        coarse, fine = (error_after(n, SCALED, "dpmpp_2m", end=end) for n in (80, 160))
+        assert order - 0.2 < math.log2(coarse / fine) < order + 0.3
+    assert error_after(40, SCALED, "dpmpp_2m", end=0.0) < 0.7 * error_after(40, SCALED, "ddim", end=0.0)
+    coarse, fine = (error_after(n, FLOW, "dpmpp_2m", end=0.0) for n in (160, 320))
+    assert math.log2(coarse / fine) > 1.7
+
+
 def error_after(num_steps, diffusion, solver, start=0.9, end=0.1):
     segments = Segments.from_lengths([2, 3])
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from packing.buckets import Bucket
+from packing.loader.loader import PackLoader
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
@@ -460,3 +461,32 @@ def test_a_gpu_samples_what_it_trained_in_bfloat16_or_by_flex_in_float32(tmp_pat
     assert set(backends) == {("_varlen", torch.bfloat16), ("_flex", torch.float32)}
     with pytest.raises(UsageError, match="precision 'fp16' is unknown; there are: auto, fp32, bf16"):
         sampler.sample(["a red field"], size=Bucket(5, 16, 16, 8), precision="fp16")
+
+
+def test_held_out_videos_are_never_trained_on_and_both_losses_are_logged(tmp_path, caplog):
+    source = make_source(40)
+    source.clip_ids = [f"{index // 2:016x}-0000000-{index % 2 + 5:07d}" for index in range(40)]
+    task = make_task(source, holdout_share=0.2)
+    held_out = set(task.held_out.clip_ids)
+    assert 2 <= len(held_out) <= 16
+    num_packs = PackLoader(task.training, settings=task.plan, grid=task.grid).num_packs_per_epoch
+    seen = {clip for ids in clips_of(task.batches(0, 0, 1), 2 * num_packs) for clip in ids}
+    assert seen == set(source.clip_ids) - held_out
+    settings = TrainerSettings(num_steps=2, device="cpu", log_every=1)
+    result = train(task, settings, str(tmp_path), progress=False)
+    validated = {clip for batch in task._validation["held out"] for clip in batch.clip_ids}
+    assert validated <= held_out
+    assert validated
+    assert {"loss", "prompt_gain", "training_loss"} <= set(result.validation)
+    assert result.validation["loss"] != result.validation["training_loss"]
+    assert "no video is held out" not in caplog.text
+    with pytest.raises(CheckpointMismatchError, match="held_out_clips"):
+        train(make_task(source, holdout_share=0.0), settings, str(tmp_path), progress=False)
+
+
+def test_a_small_set_is_validated_on_its_training_packs_and_says_so(tmp_path, caplog):
+    task = make_task()
+    result = train(task, TrainerSettings(num_steps=1, device="cpu"), str(tmp_path), progress=False)
+    assert task.held_out is None
+    assert "training_loss" not in result.validation
+    assert "val/loss is of packs that are trained on" in caplog.text

@@ -342,3 +342,27 @@ def test_greedy_equals_open_clip_full_forward_at_full_size():
     assert [caption.tokens for caption in got] == [tokens for tokens, _ in expected]
     assert len({caption.tokens for caption in got}) == 3
     assert len(set(got[0].tokens)) > 5
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        DecodingSettings(max_tokens=8),
+        DecodingSettings(max_tokens=8, temperature=0.7, num_samples=2),
+        DecodingSettings(max_tokens=8, num_beams=3),
+    ],
+)
+def test_one_transfer_per_step_comes_back_from_the_device(decoding, monkeypatch):
+    coca = small_coca()
+    images_BND = image_tokens(coca, 4)
+    uniforms_RM = np.random.default_rng(0).random((8, 8))
+    steps, transfers = [], []
+    step = CachedDecoder.step
+    monkeypatch.setattr(CachedDecoder, "step", lambda *given: steps.append(1) or step(*given))
+    for name in ("tolist", "item", "cpu", "numpy"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *given, real=real: transfers.append(1) or real(*given))
+    with torch.inference_mode():
+        generate(coca, images_BND, special=SPECIAL, decoding=decoding, uniforms_RM=uniforms_RM)
+    assert len(steps) >= 3
+    assert len(transfers) == len(steps)

@@ -247,3 +247,28 @@ def test_open_clip_weights_open_in_every_design_and_keep_their_mask(monkeypatch,
     assert make().coca.text.correct_cls_mask is True
     with pytest.raises(UsageError, match="attentional"):
         load_captioner(f"open_clip:coca_small/{path}@median")
+
+
+def test_clip_embeddings_have_unit_length_in_bf16_too():
+    clips = [np.random.default_rng(seed).integers(0, 256, (8, 40, 56, 3), np.uint8) for seed in range(6)]
+    exact, coarse = load_captioner("tiny"), load_captioner("tiny", dtype=torch.bfloat16)
+    for embeddings_BD in (coarse.embed_clips(clips), coarse.embed_clips(coarse.encode(clips))):
+        assert embeddings_BD.dtype == np.float32
+        assert np.abs(np.linalg.norm(embeddings_BD, axis=1) - 1).max() < 1e-6
+    texts = ["A red circle moves left.", "A blue square."]
+    assert np.abs(coarse.score(clips, texts) - exact.score(clips, texts)).max() < 0.02
+
+
+def test_frames_are_uploaded_as_bytes_and_normalised_on_the_device(monkeypatch):
+    from recaption.captioners.videococa import captioner as captioner_module
+
+    uploaded = []
+    upload = captioner_module.upload
+    monkeypatch.setattr(captioner_module, "upload", lambda *given: uploaded.append(given[0]) or upload(*given))
+    tiny = load_captioner("tiny")
+    clips = [np.random.default_rng(seed).integers(0, 256, (9, 40, 56, 3), np.uint8) for seed in range(3)]
+    pixels_BTCHW = torch.stack([tiny.preprocessor.to_tensor(c, num_frames=tiny.num_frames, repeat=True) for c in clips])
+    with torch.inference_mode():
+        expected = tiny.model.encode_clips(pixels_BTCHW).pooled_BD.numpy()
+    assert np.array_equal(tiny.embed_clips(clips), expected)
+    assert [(pixels.dtype, len(pixels)) for pixels in uploaded] == [(np.uint8, 3)]

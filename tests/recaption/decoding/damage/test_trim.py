@@ -91,11 +91,13 @@ def test_a_file_that_ends_early_is_kept_up_to_its_end(whole, pixels, tmp_path: P
     assert clip.shape == (5, 48, 64, 3)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "hevc.mkv"])
-def test_a_hole_of_zeros_ends_a_file(whole, pixels, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "num_zeros"), [("h264.mp4", 400), ("h264.mkv", 400), ("hevc.mkv", 400), ("vp9.webm", 1500)]
+)
+def test_a_hole_of_zeros_ends_a_file(whole, pixels, tmp_path: Path, name: str, num_zeros: int) -> None:
     payload = bytearray(whole[name].read_bytes())
     start = len(payload) // 2
-    payload[start : start + 400] = bytes(400)
+    payload[start : start + num_zeros] = bytes(num_zeros)
     path = tmp_path / name
     path.write_bytes(payload)
     assert probe(path).reason == "truncated"
