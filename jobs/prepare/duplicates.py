@@ -65,6 +65,7 @@ def find_perceptual(run: RunFolder, settings: DuplicateSettings, *, progress: bo
         max_hash_distance=settings.max_hash_distance,
         max_candidates_per_hash=settings.max_candidates_per_hash,
     )
+    found = found[_rank_among_better(found) < settings.max_comparisons_per_clip]
     bar = tqdm(total=len(found), desc="near copies", unit="pair", file=sys.stderr, disable=not progress)
     tables = [PAIRS_SCHEMA.empty_table()]
     num_full_copies = np.zeros(len(clips.clip_id), np.int64)

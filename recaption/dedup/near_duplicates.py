@@ -87,6 +87,9 @@ class DuplicateSettings:
     max_matches_per_clip: int = 8
     """A clip that this many better clips cover nearly entirely is compared with no more of them: a film that was uploaded
     many times costs 8 comparisons a copy, not `max_candidates_per_hash`."""
+    max_comparisons_per_clip: int = 64
+    """A clip is compared with at most so many better clips, the best first: thousands of clips that all look alike, as of
+    one camera for ten hours, would otherwise cost their square."""
     min_similarity: float = 0.6
     """Pairs below it are not stored."""
     min_semantic_similarity: float = 0.9

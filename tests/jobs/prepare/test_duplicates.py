@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.caption.semantic import find_semantic
+from jobs.prepare import duplicates
 from jobs.prepare.duplicates import find_perceptual
 from jobs.recipe.presets import load_recipe
 from jobs.recipe.run_inputs import kept_clips
@@ -121,6 +122,20 @@ def test_a_clip_with_many_copies_needs_few_comparisons_per_copy(tmp_path, finger
     assert {c.clip_id for c in ledger.clips if c.duplicate_of} == {
         c.clip_id for c in build_ledger(run, FilterThresholds()).clips if c.duplicate_of
     }
+
+
+def test_clips_that_all_look_alike_cost_a_bounded_number_of_comparisons(tmp_path, fingerprints, monkeypatch):
+    """Ten hours of one camera: where no clip covers another entirely, `max_matches_per_clip` ends nothing."""
+    alike = [dataclasses.replace(fingerprints[1], clip_id=f"{i:016x}-0000000-0000024") for i in range(40)]
+    run = write_run(tmp_path / "run", alike)
+    compared = []
+    matched = duplicates._matched
+    monkeypatch.setattr(duplicates, "_matched", lambda *args: compared.append(len(args[2])) or matched(*args))
+    settings = dataclasses.replace(SETTINGS, max_matches_per_clip=1000, max_comparisons_per_clip=3)
+    find_perceptual(run, settings, progress=False)
+    assert sum(compared) == 1 + 2 + 3 * 37
+    ledger = build_ledger(run, FilterThresholds())
+    assert ledger.summary()["clips"]["dropped"] == {"duplicate": 39}
 
 
 def test_a_run_without_clips_has_no_pairs(tmp_path):
