@@ -31,7 +31,8 @@ from recaption.captions.text import CAPTION_KINDS
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
 from recaption.ledger.ledger import read_clips
-from recaption.quality.filters import HDR_TRANSFERS, drop_reasons
+from recaption.quality.filters import HDR_TRANSFERS, drop_reasons, plugin_scores
+from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Caption, Clip, ClipScores, Video, from_table, schema_of
 from recaption.run_folder import RunFolder
 
@@ -77,6 +78,7 @@ def plan_clips(
         raise UsageError(f"{run.uri} has {missing}: run `recaption caption --run {run.uri}` first")
     captions = _captions(run, recipe, set_name)
     videos = {row.uri: row for row in from_table(run.read_tables("videos/part-*.parquet", schema_of(Video)), Video)}
+    check_plugin_thresholds(recipe.filters, plugin_scores(table))
     reasons = drop_reasons(table, recipe.filters, read_pairs(run))
     planned = PlannedClips(caption_set=set_name, total=table.num_rows)
     clips, scores = from_table(table, Clip), from_table(table, ClipScores)

@@ -120,7 +120,7 @@ def _tiles(
     """(name, value, details)."""
     sums = tables.ledger.summary()
     videos, clips, seconds = sums["videos"], sums["clips"], sums["seconds"]
-    taken = f", {number(videos['removed'])} removed" if videos["removed"] else ""
+    taken = f", {number(videos['removed'])} removed" if "removed" in videos else ""
     tiles = [
         (
             "Videos",

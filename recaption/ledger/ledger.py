@@ -106,6 +106,7 @@ class Ledger:
         videos = self.video_table
         failed, removed = (videos.filter(pc.equal(videos["status"], status)) for status in ("failed", "removed"))
         removed_seconds = [*self.removed["duration_seconds"].to_numpy(), *removed["duration_seconds"].to_numpy()]
+        num_removed = removed.num_rows + self.removed.num_rows
         removed_clips = int(self.removed["num_clips"].to_numpy().sum())
         states = self.clip_table["state"].to_numpy(zero_copy_only=False)
         reasons = self.clip_table["reason"].to_numpy(zero_copy_only=False)
@@ -121,8 +122,8 @@ class Ledger:
                 "total": videos.num_rows + self.removed.num_rows,
                 "ok": videos.num_rows - failed.num_rows - removed.num_rows,
                 "failed": failed.num_rows,
-                "removed": removed.num_rows + self.removed.num_rows,
                 "waiting": self.num_waiting_inputs,
+                **({"removed": num_removed} if num_removed else {}),
             },
             "clips": {
                 "total": self.clip_table.num_rows + removed_clips,

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs.caption.caption import caption
@@ -17,6 +18,7 @@ from jobs.export.layouts import LAYOUTS
 from jobs.prepare.prepare import prepare
 from recaption.errors import UsageError
 from recaption.folder_lock import FolderLock
+from recaption.ledger.verdicts import VERDICT_SCHEMA
 from recaption.run_folder import RunFolder
 from recaption.video_io.opened_video import OpenedVideo
 from recaption.video_io.reader import probe, read_frames
@@ -237,6 +239,21 @@ def test_clips_that_are_dropped_later_leave_the_folder(exported, export_recipe, 
     assert summary["clips"]["exported"] == 6
     assert summary["removed_files"] >= 4
     assert {path.stem for path in (tmp_path / "out/clips").iterdir()} == set(rows_of(tmp_path / "out"))
+
+
+def test_a_clip_that_somebody_rejects_leaves_the_folder(exported, export_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(export_run.root, copy)
+    run = RunFolder(str(copy))
+    exported(tmp_path / "out", "folder", run=run)
+    victim = sorted(rows_of(tmp_path / "out"))[2]
+    row = {"clip_id": victim, "verdict": "reject", "reason": "", "by": "", "time": None}
+    run.write_table("verdicts/part-00000.parquet", pa.Table.from_pylist([row], schema=VERDICT_SCHEMA))
+    counts = exported(tmp_path / "out", "folder", run=run)["clips"]
+    assert (counts["exported"], counts["dropped"]) == (NUM_CLIPS - 1, {"rejected": 1})
+    left = {path.name for path in (tmp_path / "out").rglob("*") if victim in path.name}
+    assert not left
+    assert victim not in (tmp_path / "out/musubi-tuner-8fps.jsonl").read_text()
 
 
 def test_a_clip_file_that_was_cut_off_is_written_again(exported, whole_tree):
