@@ -103,7 +103,7 @@ def test_replaced_renamed_and_new_files_are_followed(videos, run, recipe, in_pro
     assert after["z.mp4"] == before["a.mp4"]
     assert after["b.mp4"] != before["b.mp4"]
     assert before["b.mp4"] not in {row["clip_id"][:16] for row in rows(run, "index.parquet")}
-    assert summary["videos"] == {"total": 4, "ok": 4, "failed": 0, "waiting": 0}
+    assert {"total": 4, "ok": 4, "failed": 0}.items() <= summary["videos"].items()
     assert captioned["captions"] == sharded["samples"] == 4
     assert verify_run(run, recipe)["problems"] == []
     again = all_stages(videos, run, recipe, in_process)
@@ -419,7 +419,7 @@ def test_what_is_refused_is_a_failed_row_until_it_can_be_read(
         ]
     monkeypatch.setattr("recaption.inputs.folders.os.scandir", scandir)
     summary = prepare([str(videos)], run.uri, recipe, in_process)
-    assert summary["videos"] == {"total": 4, "ok": 4, "failed": 0, "waiting": 0}
+    assert {"total": 4, "ok": 4, "failed": 0}.items() <= summary["videos"].items()
     assert verify_run(run, recipe)["problems"] == []
 
 
