@@ -389,6 +389,7 @@ def text_part(run: RunFolder, encoded: bytes) -> None:
 
 
 DAMAGE = {
+    "removal_unfinished": lambda run: run.write_bytes("verdicts/unfinished-removal.json", b"{}"),
     "temporary_file": lambda run: Path(run.path("clips/part-00000.parquet.0a1b2c3d.tmp")).touch(),
     "part_unreadable: cut": lambda run: run.write_bytes(
         "clips/part-00000.parquet", run.read_bytes("clips/part-00000.parquet")[:-100]
