@@ -19,6 +19,7 @@ from recaption.dedup.near_duplicates import PAIRS_SCHEMA
 from recaption.ledger.latent_statistics import STATISTICS_KEY, ChannelStatistics, merge_shard_statistics
 from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, build_ledger
 from recaption.ledger.problems import PROBLEM_KINDS
+from recaption.ledger.removed import UNFINISHED
 from recaption.ledger.verify import LATENT_SAMPLE_SCHEMA, verify
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, from_table, schema_of, to_table
@@ -389,7 +390,7 @@ def text_part(run: RunFolder, encoded: bytes) -> None:
 
 
 DAMAGE = {
-    "removal_unfinished": lambda run: run.write_bytes("verdicts/unfinished-removal.json", b"{}"),
+    "removal_unfinished": lambda run: run.write_bytes(UNFINISHED, b""),
     "temporary_file": lambda run: Path(run.path("clips/part-00000.parquet.0a1b2c3d.tmp")).touch(),
     "part_unreadable: cut": lambda run: run.write_bytes(
         "clips/part-00000.parquet", run.read_bytes("clips/part-00000.parquet")[:-100]
