@@ -72,7 +72,7 @@ class Prepare(Common):
         under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
         + under("prepare", "scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds duplicates.perceptual")
-        + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw")
+        + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw min_plugin_scores")
     )
     videos: tuple[str, ...] = ()
     """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
