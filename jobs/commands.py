@@ -71,8 +71,10 @@ class Prepare(Common):
     shown = (
         under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
         + under("prepare", "scores.plugins")
-        + under("prepare", "decode.max_wall_seconds decode.max_video_seconds duplicates.perceptual")
+        + under("prepare", "decode.max_wall_seconds decode.max_video_seconds decode.max_input_bytes")
+        + under("prepare", "decode.max_fetch_seconds decode.on_damage duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw min_plugin_scores")
+        + under("filters", "drop_hdr drop_interlaced drop_transparent")
     )
     videos: tuple[str, ...] = ()
     """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
@@ -260,7 +262,7 @@ class DitTraining(Training):
     model: ClassVar[str] = "dit"
     shown = (
         under("train_dit.dit", "width depth num_heads patch text_encoder conditions blend.weights caption_dropout")
-        + under("train_dit.dit", "diffusion.schedule diffusion.prediction")
+        + under("train_dit.dit", "diffusion.schedule diffusion.prediction holdout_share attention_backend")
         + under("train_dit.trainer", f"{TRAINER} parallel activation_checkpointing")
         + under("plan", f"capacity {MIXTURE_RULES}")
         + under("train_dit.evaluation", "num_prompts held_out")
