@@ -262,7 +262,7 @@ class DitTraining(Training):
     model: ClassVar[str] = "dit"
     shown = (
         under("train_dit.dit", "width depth num_heads patch text_encoder conditions blend.weights caption_dropout")
-        + under("train_dit.dit", "diffusion.schedule diffusion.prediction holdout_share attention_backend")
+        + under("train_dit.dit", "diffusion.schedule diffusion.prediction holdout_share")
         + under("train_dit.trainer", f"{TRAINER} parallel activation_checkpointing")
         + under("plan", f"capacity {MIXTURE_RULES}")
         + under("train_dit.evaluation", "num_prompts held_out")
