@@ -45,6 +45,8 @@ def trainer(model: str, *more: str) -> list[str]:
 TINY_CAPTIONER = ("captioner.batch-size=4", "captioner.num-frames=4", "captioner.frame-px=48",
                   "captioner.vision-width=32", "captioner.vision-layers=1", "captioner.width=32",
                   "captioner.text-layers=1", "captioner.decoder-layers=1")  # fmt: skip
+TINY_COMPRESSOR = ("compressor.width=16", "compressor.num-frames=9", "compressor.height-px=48",
+                   "compressor.width-px=48")  # fmt: skip
 TINY_DIT = ("dit.width=64", "dit.depth=2", "dit.num-heads=2")
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "prepare": (["prepare", "--videos", "VIDEOS", "--out", "RUN", "--prepare.part-size", "1",
@@ -55,7 +57,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "encode text": (["encode", "--run", "RUN", "--encode.text.encoder", "captioner:tiny"], ("worker", "driver")),
     "plan": (["plan", "--run", "RUN", "--ranks", "2", "--capacity", "1024"], ("driver",)),
     "train dit": (trainer("dit", *TINY_DIT), ("driver", "driver")),
-    "train compressor": ([*trainer("compressor"), "--name", "c"], ("driver", "decoder")),
+    "train compressor": ([*trainer("compressor", *TINY_COMPRESSOR), "--name", "c"], ("driver", "decoder")),
     "train captioner": (
         [*trainer("captioner", *TINY_CAPTIONER), "--name", "k", "--captions", "main"], ("driver", "decoder", "driver")
     ),
