@@ -119,8 +119,9 @@ def test_a_second_caption_set_leaves_the_first_alone(finished_run, capsys):
         "--num-workers",
         "2",
     )
-    assert code == 0
-    assert sum(summary["bad"].values()) > 0  # five tokens do not complete a sentence, so captions fail the gate
+    assert code == 1  # five tokens do not complete a sentence: every caption fails the gate, which is said
+    assert summary["captions"] == 0 < sum(summary["bad"].values())
+    assert summary["errors"]
     assert digests(finished_run, "captions/main/*.parquet") == before
 
 

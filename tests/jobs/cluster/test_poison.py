@@ -12,6 +12,7 @@ from jobs.cluster.worker_errors import WorkerError
 from recaption.errors import VideoError
 
 NUM_ROWS = 44
+DIED = "its worker process died 3 times on it: it crashed, or was killed"
 PARTS = [{"rows": list(range(first, first + 4))} for first in range(0, NUM_ROWS, 4)]
 
 
@@ -74,7 +75,7 @@ def rows_of(cluster, ways):
 def test_a_pool_of_one_survives_the_death_of_its_only_worker(one_worker):
     rows = rows_of(one_worker, {"13": "exits"})
     assert [n for n, _, _ in rows] == list(range(NUM_ROWS))
-    assert [row for row in rows if row[1] != "ok"] == [[13, "unreadable", "its worker process died 3 times on it"]]
+    assert [row for row in rows if row[1] != "ok"] == [[13, "unreadable", DIED]]
     assert one_worker.throughput()["units"] == NUM_ROWS
 
 
@@ -95,8 +96,8 @@ def test_44_of_44_rows_come_out(local_ray):
     rows = rows_of(cluster, {"6": "exits", "13": "segfaults", "26": "raises", "40": "sleeps"})
     assert [n for n, _, _ in rows] == list(range(NUM_ROWS))
     assert [row for row in rows if row[1] != "ok"] == [
-        [6, "unreadable", "its worker process died 3 times on it"],
-        [13, "unreadable", "its worker process died 3 times on it"],
+        [6, "unreadable", DIED],
+        [13, "unreadable", DIED],
         [26, "unreadable", "its worker failed 3 times: ZeroDivisionError: no such frame rate"],
         [40, "decode_timeout", "its worker made no progress for 3 s"],
     ]
