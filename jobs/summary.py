@@ -13,6 +13,8 @@ from typing import Any
 import rich.console
 import rich.text
 
+from recaption.errors import FAILURE_REASONS
+
 MAX_LISTED, MAX_WARNINGS, MAX_WORDS = 3, 2, 8
 """Failures or problems, warnings, and entries of a dictionary or list that are shown."""
 
@@ -157,7 +159,16 @@ def exit_code(verb: str, summary: dict[str, Any]) -> int:
     """0 all good, 1 finished but some inputs failed, 3 `verify` found damage."""
     if verb == "verify":
         return 0 if summary["ok"] else 3
-    return 1 if summary.get("failures") or summary.get("videos_failed") or errors_of(summary) else 0
+    has_failed = summary.get("failures") or summary.get("videos_failed") or _has_failed_clips(summary)
+    return 1 if has_failed or errors_of(summary) else 0
+
+
+def _has_failed_clips(summary: dict[str, Any]) -> bool:
+    """Whether a stage could not read or write clips: their reasons are among those that it counts."""
+    stages = (summary, *summary.get("stages", {}).values())
+    return any(
+        reason in FAILURE_REASONS for one in stages for key in ("bad", "rejected") for reason in one.get(key, {})
+    )
 
 
 def errors_of(summary: dict[str, Any]) -> list[str]:

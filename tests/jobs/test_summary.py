@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.commands import VERBS
-from jobs.summary import ROWS, print_summary
+from jobs.summary import ROWS, exit_code, print_summary
 
 LEDGER = {
     "videos": {"total": 2000, "ok": 1900, "failed": 100},
@@ -59,3 +59,10 @@ def test_problems_are_listed_with_where_the_rest_is(count, capsys):
     assert ("problems" in out) == (count > 0)
     assert ("more; all of them: --json" in out) == (count > 3)
     assert ("nothing lost or damaged  yes" in out) == (count == 0)
+
+
+def test_a_stage_with_clips_that_failed_ends_with_1():
+    assert exit_code("shard", {"rejected": {"no_bucket": 2}}) == 0
+    assert exit_code("shard", {"rejected": {"no_bucket": 2, "source_changed": 1}}) == 1
+    assert exit_code("caption", {"bad": {"bad_caption": 3}}) == 0
+    assert exit_code("run", {"stages": {"caption": {"bad": {"fetch_failed": 1}}}}) == 1
