@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
+from recaption.decoding.damage.used_buffers import CODECS_WITH_HOLES, UsedBuffers
 from recaption.decoding.libav_log import CODECS_THAT_HIDE_DAMAGE, ERROR_LOG, is_out_of_memory, undecoded_fraction
 from recaption.decoding.messages import limit_text
 from recaption.errors import VideoError
@@ -44,6 +45,7 @@ class CheckedDecoder:
         self.stream, self.codec, self.limits = stream, codec, limits
         self.may_start_mid_gop = may_start_mid_gop
         self.num_decoded = 0
+        self.used_buffers = UsedBuffers()
         has_lengths = bytes(stream.codec_context.extradata or b"").startswith(b"\1")
         self.max_zeros = MAX_ZEROS.get(codec) if has_lengths or codec not in CODECS_WITH_START_CODES else None
         self.second_decoder: Any = None
@@ -88,6 +90,8 @@ class CheckedDecoder:
                 self._check(frame)
                 self.num_decoded += 1
                 yield frame
+                if self.codec in CODECS_WITH_HOLES:
+                    self.used_buffers.blank(frame)
         if failure and not self.num_decoded:
             raise VideoError("unreadable", f"no frame decodes: {failure}")
 
