@@ -164,6 +164,7 @@ print(video.status, video.num_frames, len(rows), peak_bytes("self"), peak_bytes(
 
 @NEEDS_FFMPEG
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("hours", "fps", "max_bytes"), [(1, 60, 500e6), (10, 30, 700e6)])
 def test_hours_of_video_are_prepared_in_constant_memory(hours, fps, max_bytes, tmp_path):
     """Few optical flows, or scoring would take most of an hour; they do not change the memory."""
