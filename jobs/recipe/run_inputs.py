@@ -18,7 +18,7 @@ from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, StorageError, UsageError, VideoError
 from recaption.inputs.open_input import InputState, local_state, open_input
 from recaption.inputs.paths import REFUSED
-from recaption.ledger.ledger import CLIPS_SCHEMA, with_decisions
+from recaption.ledger.ledger import CLIPS_SCHEMA, INPUTS_SCHEMA, with_decisions
 from recaption.quality.filters import drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Clip, from_table
@@ -26,8 +26,9 @@ from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
 INPUTS = "inputs.parquet"
-INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64()), ("refusal", pa.string())])
-"""`refusal`: why what is named cannot be an input (a folder that may not be read, an empty entry of a list); else ""."""
+LISTED_INPUTS_SCHEMA = INPUTS_SCHEMA.append(pa.field("refusal", pa.string()))
+"""What is written; the ledger counts by the other columns. `refusal`: why what is named cannot be an input (a folder that
+may not be read, an empty entry of a list); else ""."""
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
 
 
@@ -105,14 +106,14 @@ def plan_inputs(
 
 
 def read_inputs(run: RunFolder) -> list[dict[str, Any]]:
-    """Rows of the list of inputs (columns of `INPUTS_SCHEMA`), in order; [] where there is none yet."""
+    """Rows of the list of inputs (columns of `LISTED_INPUTS_SCHEMA`), in order; [] where there is none yet."""
     rows = run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
     return [{"uri": row["uri"], "part": row["part"], "refusal": row.get("refusal") or ""} for row in rows]
 
 
 def write_inputs(run: RunFolder, rows: list[dict[str, Any]]) -> None:
     """Replace the list of inputs."""
-    run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=INPUTS_SCHEMA))
+    run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=LISTED_INPUTS_SCHEMA))
 
 
 def parts_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
