@@ -22,7 +22,11 @@ from recaption.run_folder import RunFolder
 STEP = re.compile(r"step-(\d+)")
 FIRST_MEASURES = ("cider_d", "bleu_4", "rouge_l", "retrieval/text", "accuracy/mean")
 """Captioner metrics that are drawn first, of some thirty."""
-LOSS_LABELS = {"val/loss": "validation", "val/training_loss": "validation's measure on the training's own packs"}
+LOSS_LINES = {
+    "val/loss": ("validation", "second"),
+    "val/training_loss": ("validation's measure on the training's own packs", "third"),
+}
+"""Label and colour."""
 MAX_MEASURES = 5
 MAX_SAMPLED_STEPS = 6
 MAX_SAMPLES_PER_STEP = 8
@@ -42,11 +46,7 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
     last = losses[1][-max(len(losses[1]) // 20, 1) :]
     lines = [Series("each logged step", "faint", *losses), Series("mean", "accent", losses[0], smooth(losses[1]))]
     others = sorted({key for row in rows for key in row if key.startswith("val/")})
-    lines += [
-        Series(LOSS_LABELS.get(key, key), "second" if key == "val/loss" else "accent", *_series(rows, key))
-        for key in others
-        if key.endswith("loss")
-    ]
+    lines += [_loss_line(rows, key) for key in others if key.endswith("loss")]
     legend = [(one.label, one.style) for one in lines]
     charts = [{"title": "Loss", "note": "by step", "svg": line(lines, label="Loss"), "legend": legend}]
     measures = sorted(others, key=lambda key: (key.removeprefix("val/") not in FIRST_MEASURES, key))
@@ -79,6 +79,11 @@ def read_training(run: RunFolder, name: str, media: Media) -> dict[str, Any]:
         "named": named,
         "samples": _samples(run, posixpath.dirname(name), media),
     }
+
+
+def _loss_line(rows: Sequence[dict[str, Any]], key: str) -> Series:
+    label, style = LOSS_LINES.get(key, (key, "accent"))
+    return Series(label, style, *_series(rows, key))
 
 
 def _samples(run: RunFolder, folder: str, media: Media) -> list[dict[str, Any]]:

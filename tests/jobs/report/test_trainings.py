@@ -55,3 +55,4 @@ def test_both_losses_of_a_validation_are_drawn(tmp_path):
     (chart,) = read_training(run, "train/main/metrics.jsonl", None)["charts"]
     labels = [label for label, _ in chart["legend"]]
     assert labels[-2:] == ["validation", "validation's measure on the training's own packs"]
+    assert len({style for _, style in chart["legend"]}) == len(labels), "two lines of one colour"
