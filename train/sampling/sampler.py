@@ -32,6 +32,7 @@ from packing.buckets import Bucket, parse_bucket
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
+from train.checkpoint.trained_part import with_base
 from train.checkpoint.weights import build_model
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
@@ -176,7 +177,7 @@ class Sampler:
             raise CheckpointMismatchError(
                 f"{path} has a config that describes no sampler ({type(error).__name__}: {error})"
             ) from error
-        model = build_model(building, backbone, weights, path)
+        model = build_model(building, backbone, with_base(config, weights, path), path)
         return cls(
             model,
             encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
