@@ -33,6 +33,7 @@ from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
+from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings
@@ -96,7 +97,7 @@ class DitTask:
         self._check_latents(compressor)
         self.model = self._build_model(seed)
         self._check_backbone()
-        self.objective = DiffusionObjective(settings)
+        self.objective = objective_of(settings)
         self.config = self._checkpoint_config(compressor)
         if settings.init_from:
             self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
@@ -121,6 +122,7 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                scalars=student_scalars(settings),
             )
 
     def _check_backbone(self) -> None:
@@ -152,6 +154,7 @@ class DitTask:
             "plan": dataclasses.asdict(self.plan),
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
+            "distilled": distilled_config(settings),
         }
 
     def _check_latents(self, compressor: str) -> None:
@@ -301,11 +304,17 @@ class DitTask:
             diffusion=self.settings.diffusion,
             buckets=self.buckets,
             conditions=self.settings.conditions,
+            distilled=self.config["distilled"],
             device=next(model.parameters()).device,
         )
         precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
         videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def objective_of(settings: DitSettings) -> DiffusionObjective:
+    """The objective of a training with these settings."""
+    return distillation_objective(settings) if settings.distill.stage else DiffusionObjective(settings)
 
 
 def _is_on_gpu(network: nn.Module) -> bool:
