@@ -76,6 +76,13 @@ class DitSettings:
     caption_dropout: float = 0.1
     """Fraction of clips trained with the null caption, for classifier-free guidance."""
     distill: DistillSettings = field(default_factory=DistillSettings)
+    stage: str = ""
+    """Super-resolution stage of a cascade in pixel space: `ssr` (spatial) or `tsr` (temporal), trained on pairs made from
+    the clips themselves; sampled after its base by `recaption sample --checkpoint BASE STAGE...`. Empty: a base."""
+    stage_ratio: int = 2
+    """Pixels per low-resolution pixel along each axis, or frames per low-resolution frame, of the stage."""
+    max_hint_level: float = 1.0
+    """Noise conditioning augmentation: the low-resolution clip is noised at a level up to this, from 0 to 1."""
     conditions: tuple[str, ...] = ()
     """KIND=FRACTION of clips that are trained with conditioning frames, for prompts with images and videos: none, first,
     prefix, suffix, both_ends, keyframes, random (diffusion/frame_conditioning.py). Empty: text and edit prompts only."""
@@ -104,4 +111,10 @@ class DitSettings:
         held_out_videos((), self.holdout_share)
         norm_power(self.loss_norm)
         self.diffusion.check()
+        if self.stage not in ("", "ssr", "tsr"):
+            raise UsageError(f"unknown stage {self.stage!r}: choose ssr or tsr, or leave it out for a base")
+        if self.stage and self.distill.stage:
+            raise UsageError("a super-resolution stage cannot be distilled yet: distil the base")
+        if not 2 <= self.stage_ratio <= 8 or not 0 <= self.max_hint_level <= 1:
+            raise UsageError(f"{self.stage_ratio = } must be from 2 to 8 and {self.max_hint_level = } from 0 to 1")
         self.distill.check(init_from=self.init_from, prediction=self.diffusion.prediction)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from packing.grid import Shape3, positions
 from train.backbones.interface import PackedInputs
-from train.diffusion.guidance import Guidance
+from train.diffusion.guidance import Guidance, dynamic_threshold
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
+from train.diffusion.parameterization import prediction_target, to_x0_and_noise
 from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_noise
 from train.diffusion.rng import seeded_generator
 from train.diffusion.solvers import integrate, sampling_timesteps
@@ -82,6 +83,7 @@ def denoise(
     solver: str,
     max_pack_tokens: int,
     precision: str = "fp32",
+    value_range: tuple[float, float] | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
     """Clean tokens of every input.
@@ -89,10 +91,17 @@ def denoise(
     Args:
         precision: of the model calls, `fp32` or `bf16` (autocast); what the solver computes stays float32.
         max_pack_tokens: limit of one model call; applies to the windows of one input only, callers pack inputs.
+        value_range: bounds of the values of clean tokens, for the dynamic threshold.
         on_step: called after each solver step, for a progress bar.
     """
-    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision)
+    guidance.check_values(value_range)
+    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision, diffusion)
     times_KS = _times(inputs, num_steps, diffusion)
+
+    def after_step() -> None:
+        pack.step += 1
+        on_step()
+
     x_LD = integrate(
         pack.predict,
         pack.initial(diffusion, times_KS[0]),
@@ -101,7 +110,7 @@ def denoise(
         diffusion=diffusion,
         solver=solver,
         noise_of=lambda number: pack.noise("step", number),
-        on_step=on_step,
+        on_step=after_step,
     )
     return list(pack.with_conditioning(x_LD).split([one.num_tokens for one in inputs]))
 
@@ -126,8 +135,10 @@ class _PackedInputs:
         guidance: Guidance,
         max_pack_tokens: int,
         precision: str,
+        diffusion: DiffusionSettings,
     ) -> None:
         self.model, self.inputs, self.guidance, self.precision = model, inputs, guidance, precision
+        self.diffusion, self.step = diffusion, 0
         self.device = next(model.parameters()).device
         self.segments = Segments.from_lengths([one.num_tokens for one in inputs], self.device)
         self.clean_LD, self.condition_mask_L, self.hint_LD = self._clean(), self._condition_mask(), self._hint()
@@ -186,12 +197,27 @@ class _PackedInputs:
         return torch.where(self.condition_mask_L[:, None], self.clean_LD, x_LD)
 
     def predict(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """The guided prediction, averaged over windows; 0 for conditioning tokens, which are put back anyway.
+        """The guided prediction under the dynamic threshold, averaged over windows.
 
         Args:
             timestep_S: on the CPU: whether guidance applies is decided without waiting for the device.
         """
         x_LD = self.with_conditioning(x_LD)
+        prediction_LD = self._averaged(x_LD, timestep_S)
+        if not self.guidance.dynamic_threshold:
+            return prediction_LD
+        alpha_S, sigma_S = self.diffusion.alpha_sigma(timestep_S)
+        alpha_L1, sigma_L1 = (
+            copied(scale_S.to(x_LD.dtype), x_LD.device)[self.segments.segment_ids_L, None]
+            for scale_S in (alpha_S, sigma_S)
+        )
+        kind = self.diffusion.prediction
+        clean_LD, _ = to_x0_and_noise(kind, prediction_LD, x_LD, alpha_L1, sigma_L1)
+        clean_LD = dynamic_threshold(clean_LD, self.segments, self.guidance.dynamic_threshold)
+        return prediction_target(kind, clean_LD, (x_LD - alpha_L1 * clean_LD) / sigma_L1, alpha_L1, sigma_L1)
+
+    def _averaged(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+        """The guided prediction, averaged over windows."""
         if not self.is_averaged:
             (call,) = self.calls
             return self._predict(call, x_LD, timestep_S)
@@ -207,7 +233,7 @@ class _PackedInputs:
         timestep_V = timestep_S[call.input_V]
         hint_LD = None if self.hint_LD is None else self.hint_LD[call.index_L]
         mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
-        copies = 1 if self.is_student or bool((self.guidance.scales(timestep_V) == 1).all()) else 2
+        copies = 1 if self.is_student or bool((self.guidance.scales(timestep_V, self.step) == 1).all()) else 2
         scalars = dict(call.scalars)
         if self.is_student:
             scalars[GUIDANCE] = torch.full_like(timestep_V, self.guidance.scale)
@@ -218,7 +244,7 @@ class _PackedInputs:
         if copies == 1:
             return prediction_LD
         conditional_LD, unconditional_LD = prediction_LD.chunk(2)
-        return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments)
+        return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments, self.step)
 
 
 class _ModelCall:

@@ -29,6 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from packing.buckets import Bucket, parse_bucket
+from packing.grid import Shape3
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
@@ -45,7 +46,9 @@ from train.sampling.conditioning_frames import text_to_video
 from train.sampling.denoise import denoise
 from train.sampling.request import LatentTokenizer, Request, SampledVideo, SamplingState, number_repeats, pack_requests
 from train.sampling.sizes import nearest_size
+from train.sampling.stage import Stage
 from train.sampling.student import DEFAULT_NUM_STEPS, Student
+from train.sampling.windows import Window, overlapping_windows
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
@@ -137,6 +140,11 @@ def sample(
 class Sampler:
     """A trained transformer with its text encoder and compressor."""
 
+    student: Student | None = None
+    """What it was distilled to."""
+    stage: Stage | None = None
+    """Of a cascade; None: a base, or a model of its own."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -148,6 +156,7 @@ class Sampler:
         buckets: Sequence[Bucket],
         conditions: Sequence[str] = (),
         distilled: dict[str, Any] | None = None,
+        stage: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
         name: str = "this model",
     ) -> None:
@@ -163,7 +172,8 @@ class Sampler:
         self.tokenizer = LatentTokenizer(self.compressor, patch, self.device)
         self.grid = self.tokenizer.grid
         self.buckets, self.conditions, self.name = tuple(buckets), tuple(conditions), name
-        self.student = Student.of(distilled)
+        self.student, self.stage = Student.of(distilled), Stage.of(stage)
+        self.value_range: tuple[float, float] | None = getattr(self.compressor, "value_range", None)
 
     @classmethod
     def from_checkpoint(
@@ -198,9 +208,21 @@ class Sampler:
             buckets=buckets,
             conditions=conditions,
             distilled=config.get("distilled"),
+            stage=config.get("stage"),
             device=device,
             name=path,
         )
+
+    def resolved(self, settings: SolverSettings) -> SolverSettings:
+        """The settings as this model is sampled with; raises UsageError where they do not fit it."""
+        settings = settings.resolved(self.diffusion, self.device, self.student)
+        Guidance.of(settings.guidance).check_values(self.value_range)
+        return settings
+
+    def windows_of(self, token_shape: Shape3) -> tuple[Window, ...]:
+        """Overlapping windows of a video that is longer than those of the training; none for a shorter one."""
+        length, overlap = self._window_size(0, 0)
+        return tuple(overlapping_windows(token_shape[0], length, overlap)) if token_shape[0] > length else ()
 
     def num_steps(self, requested: int) -> int:
         """Steps of the solver; `requested` 0: the default, or those that a distilled model was trained for."""
@@ -295,7 +317,9 @@ class Sampler:
         for request in requests:
             for mode in (request.conditioning.mode, *(("loop",) if request.loop_frames else ())):
                 check_trained_for(mode, self.conditions, self.name)
-        settings = (settings or SolverSettings()).resolved(self.diffusion, self.device, self.student)
+        if self.stage is not None:
+            raise UsageError(f"{self.name} is a {self.stage.kind} stage of a cascade: name its base before it")
+        settings = self.resolved(settings or SolverSettings())
         window_length, overlap = self._window_size(window_frames, overlap_frames)
         is_autoregressive = is_trained_for("extend", self.conditions)
         states = [
@@ -331,6 +355,7 @@ class Sampler:
             solver=settings.solver,
             max_pack_tokens=settings.max_pack_tokens,
             precision=settings.precision,
+            value_range=self.value_range,
             on_step=on_step,
         )
         for state, one, tokens_LD in zip(states, inputs, tokens, strict=True):
