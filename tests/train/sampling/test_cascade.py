@@ -1,4 +1,4 @@
-"""A cascade in pixel space: hints, stages that train on pairs from the clips themselves, and samplers that fit each other."""
+"""A cascade in pixel space: hints, stages trained on pairs from the clips themselves, samplers that fit each other."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_at_level_1_the_low_resolution_clip_has_no_influence(trained):
             [Request(text=text, conditioning=text_to_video(5, 16, 16))], SolverSettings(num_steps=1, guidance=1.0)
         )
     torch.testing.assert_close(seen[0].hint_LD, seen[1].hint_LD, atol=1e-4, rtol=0)
-    assert float(seen[0].scalars["level"]) == pytest.approx(1)
+    assert float(seen[0].scalars["level"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_dynamic_threshold_bounds_what_a_pixel_model_predicts(trained):
@@ -185,7 +185,7 @@ def test_stages_that_do_not_fit_are_refused_in_one_sentence(trained, monkeypatch
         Cascade(samplers(trained, "base", "ssr"))
     with pytest.raises(UsageError, match="enlarges pixels, and patch-24 encodes latents"):
         make_task("patch:24", stage="ssr")
-    with pytest.raises(UsageError, match="see|sees whole clips"):
+    with pytest.raises(UsageError, match="a super-resolution stage sees whole clips"):
         make_task(SSR, stage="ssr", plan={"token_keep_rate": ("0.5",)})
     with pytest.raises(UsageError, match="clips of 4 frames are not 2k"):
         Stage(kind="tsr", ratio=2).check_shape((4, 8, 8))
