@@ -335,15 +335,15 @@ class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "window_frames", "overlap_frames",
-             "conditioning_pixels", "expander", "examples")  # fmt: skip
+    shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "seconds", "long", "window_frames",
+             "overlap_frames", "conditioning_pixels", "expander", "examples")  # fmt: skip
     checkpoint: str
     """A step folder, or RUN/train/NAME for its newest step."""
     prompt: tuple[str, ...] = ()
     """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None
     """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
-    video, mode, seed, num_frames, height_px, width_px, new_frames, strength, at_seconds)."""
+    video, mode, seed, num_frames, seconds, height_px, width_px, new_frames, strength, at_seconds)."""
     media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None
     """Folder of the mp4s and the contact sheet; default: RUN/samples/NAME-STEP of the checkpoint's run, else ./samples."""

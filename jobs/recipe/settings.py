@@ -51,6 +51,11 @@ class SampleSettings:
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""
+    seconds: float = 0.0
+    """Length in seconds instead, to the frame; of a --story the length of the film, a shot about as long as in training."""
+    long: str = "windows"
+    """Videos longer than a window: `windows`, one after the other, or `keyframes` over the whole length first, then those
+    between them, which do not drift (needs a model trained with the condition keyframes)."""
     height_px: int = 0
     """Height; 0: as in training."""
     width_px: int = 0

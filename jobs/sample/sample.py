@@ -73,10 +73,7 @@ def sample_requests(
     expanded = _expanded(prompts, path, settings, is_shown=progress)
     sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
     media = [ConditioningMedia.read(request, sampler) for request in requests]
-    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
-        raise UsageError(
-            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
-        )
+    _check_effects(media, settings, sampler)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
     folder = out or _gallery_folder(path)
@@ -114,6 +111,20 @@ def sample_requests(
     }
 
 
+def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings, sampler: Sampler) -> None:
+    """Raises UsageError where a setting has no effect on any of the videos."""
+    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
+        raise UsageError(
+            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
+        )
+    max_frames = sampler.window_frames(settings.window_frames)
+    if settings.long != "windows" and all(one.conditioning.num_frames <= max_frames for one in media):
+        raise UsageError(
+            f"long = {settings.long} has no effect on videos that fit into one window of {max_frames} frames; leave it out, "
+            "or ask for longer ones with --seconds"
+        )
+
+
 def _sample(
     sampler: Sampler,
     requests: Sequence[SampleRequest],
@@ -127,7 +138,13 @@ def _sample(
     from train.sampling.request import Request
 
     model_requests = [
-        Request(text=prompt.text, conditioning=one.conditioning, seed=request.seed, loop_frames=one.loop_frames)
+        Request(
+            text=prompt.text,
+            conditioning=one.conditioning,
+            seed=request.seed,
+            loop_frames=one.loop_frames,
+            long=settings.long,
+        )
         for request, one, prompt in zip(requests, media, expanded, strict=True)
     ]
     return sampler.sample_requests(
@@ -175,8 +192,9 @@ def _description(
     sampler: Sampler,
 ) -> dict[str, Any]:
     """Everything that the videos depend on; media fields only if a request has media."""
-    sizes = [one.conditioning.frames_THWC.shape[:3] for one in media]
-    frames, heights, widths = zip(*sizes)
+    sizes = [one.conditioning.frames_THWC.shape[1:3] for one in media]
+    heights, widths = zip(*sizes)
+    frames = [one.conditioning.end or one.conditioning.num_frames for one in media]
     description: dict[str, Any] = {
         "checkpoint": checkpoint,
         "prompts": [request.prompt for request in requests],
@@ -252,7 +270,7 @@ def _non_default(settings: SampleSettings) -> dict[str, Any]:
     defaults = SampleSettings()
     names = (
         *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power"),
-        *("window_frames", "overlap_frames", "conditioning_pixels"),
+        *("window_frames", "overlap_frames", "conditioning_pixels", "long"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}
 
