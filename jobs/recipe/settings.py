@@ -68,6 +68,9 @@ class SampleSettings:
     """Overlap of consecutive windows; 0: about a third of a window."""
     conditioning_pixels: str = "decoded"
     """Conditioning frames in the output: `decoded` from their latents, like the generated ones, or `original` pixels."""
+    captioner: str = ""
+    """SPEC of the captioner that reads the shots of a film back (default: tiny; `none`: they are not read), and that
+    captions the video of an --invert edit without --source-prompt."""
     prompts: tuple[str, ...] = ()
     """Prompts that `recaption run` samples at its end; default: captions of the shards."""
     expander: str = "embedded"

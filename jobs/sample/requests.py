@@ -49,6 +49,28 @@ class MediaFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilmFlags:
+    """What a film is sampled from, instead of prompts."""
+
+    script: str | None = None
+    """A film: a .jsonl file with a shot per line (prompt, seconds or frames, transition, subject, seed)."""
+    story: str | None = None
+    """A film from one text, with shots planned by the expander's language model, or by templates without one."""
+
+    def is_given(self, prompts: Sequence[str], prompts_file: str | None, media: MediaFlags) -> bool:
+        """Raises UsageError where both are given, or other flags say what to sample too."""
+        if self == FilmFlags():
+            return False
+        if self.script is not None and self.story is not None:
+            raise UsageError("a film is sampled from a script or from a story: pass one of --script and --story")
+        if prompts or prompts_file or media != MediaFlags():
+            raise UsageError(
+                "a film has its prompts in its script or story: leave out prompts, images, videos and modes"
+            )
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRequest:
     """One video to generate; also a line of a .jsonl prompts file."""
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
+from jobs.sample.expansion import expanded_prompts, run_of
 from jobs.sample.requests import SampleRequest, requests_from_flags
 from recaption.errors import UsageError
-from recaption.prompts.examples import read_examples
-from recaption.prompts.expand import ExpandedPrompt, expand
-from recaption.prompts.style import Example
+from recaption.prompts.expand import ExpandedPrompt
 from recaption.run_folder import RunFolder, recipe_hash
 
 if TYPE_CHECKING:
@@ -69,14 +67,14 @@ def sample_requests(
 
     path = find(checkpoint).path
     prompts = [request.prompt for request in requests]
-    solver = _solver_settings(settings)
-    expanded = _expanded(prompts, path, settings, is_shown=progress)
+    solver = solver_settings(settings)
+    expanded = expanded_prompts(prompts, path, settings, is_shown=progress)
     sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
     media = [ConditioningMedia.read(request, sampler) for request in requests]
     _check_effects(media, settings, sampler)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
-    folder = out or _gallery_folder(path)
+    folder = out or gallery_folder(path)
     description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
     listing = Path(folder) / SAMPLES_JSON
     existing = json.loads(listing.read_text()) if listing.exists() else {}
@@ -157,7 +155,8 @@ def _sample(
     )
 
 
-def _solver_settings(settings: SampleSettings) -> SolverSettings:
+def solver_settings(settings: SampleSettings) -> SolverSettings:
+    """Raises UsageError where a setting of the guidance is invalid."""
     from train.diffusion.guidance import Guidance
     from train.sampling.sampler import SolverSettings
 
@@ -171,16 +170,6 @@ def _solver_settings(settings: SampleSettings) -> SolverSettings:
     return SolverSettings(
         num_steps=settings.num_steps, guidance=guidance, solver=settings.solver, precision=settings.precision
     )
-
-
-def _expanded(prompts: Sequence[str], path: str, settings: SampleSettings, *, is_shown: bool) -> list[ExpandedPrompt]:
-    expanded = expand(prompts, _examples(path, settings), settings.expander)
-    for one in expanded if is_shown else ():
-        if one.text != one.prompt:
-            print(f"prompt: {one.prompt}\nexpanded by {one.expander}: {one.text}", file=sys.stderr)
-        if one.note:
-            print(f"note: {one.note}", file=sys.stderr)
-    return expanded
 
 
 def _description(
@@ -216,7 +205,7 @@ def _description(
             }
             for request, one in zip(requests, media)
         ]
-    return description | _non_default(settings)
+    return description | non_default(settings)
 
 
 def _one_or_all(values: Sequence[int]) -> int | list[int]:
@@ -255,17 +244,7 @@ def sample_run(run: RunFolder, training: str, recipe: Recipe, *, progress: bool 
     return sample_videos(run.path("train", training), prompts, settings, progress=progress)
 
 
-def _examples(checkpoint_path: str, settings: SampleSettings) -> list[Example]:
-    """Style examples for the expander: captions of `settings.examples`, or of the run folder of the checkpoint."""
-    if settings.expander == "none":
-        return []
-    if settings.examples:
-        return read_examples(open_run(settings.examples)[0])
-    run_root = _run_of(checkpoint_path)
-    return read_examples(RunFolder(str(run_root))) if run_root else []
-
-
-def _non_default(settings: SampleSettings) -> dict[str, Any]:
+def non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
@@ -282,17 +261,10 @@ def _captions(run: RunFolder, count: int = 2) -> list[str]:
     return list(dict.fromkeys(texts))[:count]
 
 
-def _gallery_folder(checkpoint_path: str) -> str:
+def gallery_folder(checkpoint_path: str) -> str:
     """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500."""
     path = Path(checkpoint_path).resolve()
-    run_root = _run_of(checkpoint_path)
+    run_root = run_of(checkpoint_path)
     return str(
         run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
     )
-
-
-def _run_of(checkpoint_path: str) -> Path | None:
-    """RUN of RUN/train/NAME/checkpoints/step-000500; None elsewhere."""
-    path = Path(checkpoint_path).resolve()
-    is_inside = path.parent.name == "checkpoints" and path.parents[2].name == "train"
-    return path.parents[3] if is_inside else None

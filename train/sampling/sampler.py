@@ -302,17 +302,15 @@ class Sampler:
             overlap=overlap,
             is_autoregressive=is_trained_for("extend", self.conditions),
         )
-        with tqdm(desc="sample", unit="step", disable=not progress) as bar:
-            bar.total = sum(take.num_later_windows for take in takes) * settings.num_steps
-            is_first = True
-            while waiting := [take for take in takes if take.next_requests()]:
-                states = {take: [state_of(one, take.repetition) for one in take.next_requests()] for take in waiting}
-                every = [state for of_take in states.values() for state in of_take]
-                bar.total += is_first * sum(state.num_windows for state in every) * settings.num_steps
-                self._sample_states(every, settings, bar)
+        states = _states(takes, state_of)
+        num_windows = sum(take.num_later_windows for take in takes)
+        num_windows += sum(state.num_windows for of_take in states.values() for state in of_take)
+        with tqdm(total=num_windows * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
+            while states:
+                self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)
                 for take, of_take in states.items():
                     take.commit([state.result(original_pixels=conditioning_pixels == "original") for state in of_take])
-                is_first = False
+                states = _states(takes, state_of)
         return [take.result() for take in takes]
 
     def _take(self, request: Request, repetition: int, window_frames: int) -> SingleTake | KeyFrameTake:
@@ -367,6 +365,17 @@ class Sampler:
                 f"frames: at most {unit * (length - 2)}"
             )
         return length, overlap
+
+
+def _states(
+    takes: Sequence[SingleTake | KeyFrameTake], state_of: Callable[[Request, int], SamplingState]
+) -> dict[SingleTake | KeyFrameTake, list[SamplingState]]:
+    """The states of what can be sampled now, of the takes that are not complete."""
+    return {
+        take: [state_of(one, take.repetition) for one in requests]
+        for take in takes
+        if (requests := take.next_requests())
+    }
 
 
 def _load_compressor(saved: dict[str, Any], path: str, device: str) -> Compressor:

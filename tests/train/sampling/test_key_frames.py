@@ -7,66 +7,23 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from packing.buckets import Bucket
 from packing.grid import Grid
 from recaption.errors import UsageError
-from train.backbones.registry import build
-from train.compressors.registry import load
-from train.diffusion.frame_conditioning import DEFAULT_CONDITIONS
-from train.diffusion.process import DiffusionSettings
+from tests.stand_ins.small_samplers import small_sampler
 from train.sampling.conditioning_frames import image_to_video, loop, text_to_video
 from train.sampling.key_frames import KeyFramePlan
 from train.sampling.request import Request
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import SolverSettings
 from train.sampling.sizes import supported_length
-from train.text.encoder import TextEncoder
 
 QUICK = SolverSettings(num_steps=2, guidance=1.0)
 
 
 def grid_of(stride, patch_frames=1):
     return Grid(frame_stride=stride, spatial_stride=8, patch=(patch_frames, 1, 1))
-
-
-class LetterTower:
-    """One token per text, a number from its letters."""
-
-    width, pooled_width = 4, 4
-
-    def encode(self, texts):
-        numbers = torch.tensor([[float(sum(map(ord, text)) % 7)] * 4 for text in texts])
-        return numbers, torch.ones(len(texts), dtype=torch.int64), numbers
-
-
-def make_sampler(stride, *, conditions=DEFAULT_CONDITIONS, window_frames=5, patch=(1, 1, 1)):
-    torch.manual_seed(0)
-    compressor = load("patch:64,frame-stride=1" if stride == 1 else "patch:24")
-    model = build(
-        "dit",
-        token_width=compressor.num_channels * patch[0],
-        text_width=4,
-        pooled_width=4,
-        width=24,
-        depth=1,
-        num_heads=2,
-    )
-    for parameter in model.parameters():
-        if not parameter.detach().any():
-            nn.init.normal_(parameter, std=0.2)
-    return Sampler(
-        model,
-        encoder=TextEncoder(LetterTower(), spec="letters", weights_hash="0"),
-        compressor=compressor,
-        patch=patch,
-        diffusion=DiffusionSettings(),
-        buckets=(Bucket(window_frames, 16, 24, 8),),
-        conditions=conditions,
-    )
 
 
 def take(num_frames, grid, **changes):
@@ -120,7 +77,7 @@ def test_a_plan_covers_every_frame_in_windows_that_fit_and_have_frames_to_sample
 
 @pytest.mark.parametrize("num_frames", [6, 9, 14, 30])
 def test_a_take_has_exactly_its_frames_and_its_key_frames_keep_their_pixels(num_frames):
-    sampler = make_sampler(1)
+    sampler = small_sampler(1)
     plan = KeyFramePlan.of(num_frames, 5, sampler.grid)
     (sampled,) = sampler.sample_requests([take(num_frames, sampler.grid)], QUICK)
     key_frames = take(plan.num_key_frames, sampler.grid, long="windows")
@@ -134,7 +91,7 @@ def test_a_take_has_exactly_its_frames_and_its_key_frames_keep_their_pixels(num_
 
 
 def test_a_take_is_the_same_alone_and_among_others_and_its_windows_have_noise_of_their_own():
-    sampler = make_sampler(1)
+    sampler = small_sampler(1)
     asked = [take(17, sampler.grid), take(9, sampler.grid, text="blue"), take(17, sampler.grid), take(4, sampler.grid)]
     together = sampler.sample_requests(asked, QUICK)
     assert [len(one.video_THWC) for one in together] == [17, 9, 17, 4]
@@ -150,7 +107,7 @@ def test_a_take_is_the_same_alone_and_among_others_and_its_windows_have_noise_of
 
 
 def test_with_a_frame_stride_of_4_the_key_frames_keep_their_pixels_too():
-    sampler = make_sampler(4, window_frames=17)
+    sampler = small_sampler(4, window_frames=17)
     plan = KeyFramePlan.of(60, 17, sampler.grid)
     (sampled,) = sampler.sample_requests([take(60, sampler.grid)], QUICK)
     (alone,) = sampler.sample_requests([take(plan.num_key_frames, sampler.grid, long="windows")], QUICK)
@@ -159,7 +116,7 @@ def test_with_a_frame_stride_of_4_the_key_frames_keep_their_pixels_too():
 
 
 def test_a_take_of_an_image_starts_with_the_image():
-    sampler = make_sampler(1)
+    sampler = small_sampler(1)
     image = np.full((16, 24, 3), (200, 40, 40), np.uint8)
     request = Request(text="it moves", conditioning=image_to_video(image, 12, sampler.grid), long="keyframes")
     (sampled,) = sampler.sample_requests([request], QUICK)
@@ -169,11 +126,11 @@ def test_a_take_of_an_image_starts_with_the_image():
 
 
 def test_errors_are_one_sentence_each():
-    sampler = make_sampler(1)
+    sampler = small_sampler(1)
     looped = loop(np.zeros((9, 16, 24, 3), np.uint8), 4, 2, sampler.grid)
     for made, changes, message in (
         (
-            make_sampler(1, conditions=("none=0.5", "prefix=0.5")),
+            small_sampler(1, conditions=("none=0.5", "prefix=0.5")),
             {},
             "not trained for long keyframes prompts .* none=0.7 keyframes=0.3",
         ),
@@ -184,7 +141,7 @@ def test_errors_are_one_sentence_each():
         ),
         (sampler, {"long": "other"}, "long = other in mode text"),
         (
-            make_sampler(1, patch=(2, 1, 1), window_frames=6),
+            small_sampler(1, patch=(2, 1, 1), window_frames=6),
             {},
             "span 2 latent frames, so a single key frame fills none",
         ),
