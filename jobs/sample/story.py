@@ -157,7 +157,7 @@ class _StoryJob:
             "fps": sampler.fps,
             "height_px": self.film.size.height_px,
             "width_px": self.film.size.width_px,
-            "num_steps": settings.num_steps,
+            "num_steps": sampler.num_steps(settings.num_steps),
             "guidance": settings.guidance,
             **non_default(settings),
         }
