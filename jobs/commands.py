@@ -16,7 +16,7 @@ from jobs.recipe import presets as recipes
 from jobs.recipe.flags import Common, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
-from jobs.sample.requests import MediaFlags, requests_from_flags
+from jobs.sample.requests import FilmFlags, MediaFlags, requests_from_flags
 from recaption.errors import UsageError
 
 MAIN_FILTERS = (
@@ -24,6 +24,7 @@ MAIN_FILTERS = (
 )
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 SAMPLING = "num_steps guidance num_frames height_px width_px"
+WINDOWS = "seconds long window_frames overlap_frames conditioning_pixels"
 GUIDANCE = "guidance_interval guidance_rescale guidance_power"
 MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
 TRAINER = (
@@ -337,15 +338,15 @@ class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "window_frames", "overlap_frames",
-             "conditioning_pixels", "expander", "examples")  # fmt: skip
+    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} expander examples captioner".split())
     checkpoint: tuple[str, ...]
     """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()
     """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None
     """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
-    video, mode, seed, num_frames, height_px, width_px, new_frames, strength, at_seconds)."""
+    video, mode, seed, num_frames, seconds, height_px, width_px, new_frames, strength, at_seconds)."""
+    film: Annotated[FilmFlags, tyro.conf.arg(name="")] = field(default_factory=FilmFlags)
     media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None
     """Folder of the mp4s and the contact sheet; default: RUN/samples/NAME-STEP of the checkpoint's run, else ./samples."""
@@ -354,10 +355,14 @@ class Sample(Common):
     settings: Annotated[SampleSettings, tyro.conf.arg(name="")] = field(default_factory=SampleSettings)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.sample.sample import sample_requests
+        from jobs.sample import sample, story
 
+        if self.film.is_given(self.prompt, self.prompts_file, self.media):
+            return story.sample_story(
+                self.checkpoint, self.film, self.settings, self.out, self.device, progress=self.progress
+            )
         requests = requests_from_flags(self.prompt, self.settings, media=self.media, prompts_file=self.prompts_file)
-        return sample_requests(
+        return sample.sample_requests(
             self.checkpoint, requests, self.settings, out=self.out, device=self.device, progress=self.progress
         )
 

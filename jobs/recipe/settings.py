@@ -59,6 +59,11 @@ class SampleSettings:
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""
+    seconds: float = 0.0
+    """Length in seconds instead, to the frame; of a --story the length of the film, a shot about as long as in training."""
+    long: str = "windows"
+    """Videos longer than a window: `windows`, one after the other, or `keyframes` over the whole length first, then those
+    between them, which do not drift (needs a model trained with the condition keyframes)."""
     height_px: int = 0
     """Height; 0: as in training."""
     width_px: int = 0
@@ -71,6 +76,9 @@ class SampleSettings:
     """Overlap of consecutive windows; 0: about a third of a window."""
     conditioning_pixels: str = "decoded"
     """Conditioning frames in the output: `decoded` from their latents, like the generated ones, or `original` pixels."""
+    captioner: str = ""
+    """SPEC of the captioner that reads the shots of a film back (default: tiny; `none`: they are not read), and that
+    captions the video of an --invert edit without --source-prompt."""
     prompts: tuple[str, ...] = ()
     """Prompts that `recaption run` samples at its end; default: captions of the shards."""
     expander: str = "embedded"

@@ -44,6 +44,7 @@ from train.diffusion.solvers import choose_solver
 from train.parallel.process_group import choose_precision
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.denoise import denoise
+from train.sampling.key_frames import KeyFrameTake, SingleTake
 from train.sampling.request import LatentTokenizer, Request, SampledVideo, SamplingState, number_repeats, pack_requests
 from train.sampling.sizes import nearest_size
 from train.sampling.stage import Stage
@@ -232,10 +233,22 @@ class Sampler:
     def fps(self) -> int:
         return self.buckets[0].fps
 
+    def frames_of(self, seconds: float) -> int:
+        """Frames in so many seconds, at least one."""
+        return max(1, round(seconds * self.fps))
+
     @property
     def max_trained_frames(self) -> int:
         """Frames of the longest bucket it was trained on; longer videos are sampled in windows."""
         return max(bucket.num_frames for bucket in self.buckets)
+
+    def window_frames(self, requested_frames: int = 0) -> int:
+        """Frames of the longest video that is sampled at once.
+
+        Args:
+            requested_frames: 0: those of the longest trained video.
+        """
+        return 1 + (self._window_size(requested_frames, 0)[0] * self.grid.patch[0] - 1) * self.grid.frame_stride
 
     @property
     def overlap_frames(self) -> int:
@@ -321,24 +334,42 @@ class Sampler:
             raise UsageError(f"{self.name} is a {self.stage.kind} stage of a cascade: name its base before it")
         settings = self.resolved(settings or SolverSettings())
         window_length, overlap = self._window_size(window_frames, overlap_frames)
-        is_autoregressive = is_trained_for("extend", self.conditions)
-        states = [
-            SamplingState(
-                request,
-                repetition,
-                self.tokenizer,
-                window_length=window_length,
-                overlap=overlap,
-                is_autoregressive=is_autoregressive,
-            )
-            for request, repetition in number_repeats(requests)
-        ]
-        num_steps = sum(state.num_windows for state in states) * settings.num_steps
-        with tqdm(total=num_steps, desc="sample", unit="step", disable=not progress) as bar:
-            while waiting := [state for state in states if state.next_input() is not None]:
-                for pack in pack_requests(waiting, settings.max_pack_tokens):
-                    self._sample_pack(pack, settings, functools.partial(bar.update, len(pack)))
-        return [state.result(original_pixels=conditioning_pixels == "original") for state in states]
+        max_frames = self.window_frames(window_frames)
+        takes = [self._take(request, repetition, max_frames) for request, repetition in number_repeats(requests)]
+        state_of = functools.partial(
+            SamplingState,
+            tokenizer=self.tokenizer,
+            window_length=window_length,
+            overlap=overlap,
+            is_autoregressive=is_trained_for("extend", self.conditions),
+        )
+        states = _states(takes, state_of)
+        num_windows = sum(take.num_later_windows for take in takes)
+        num_windows += sum(state.num_windows for of_take in states.values() for state in of_take)
+        with tqdm(total=num_windows * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
+            while states:
+                self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)
+                for take, of_take in states.items():
+                    take.commit([state.result(original_pixels=conditioning_pixels == "original") for state in of_take])
+                states = _states(takes, state_of)
+        return [take.result() for take in takes]
+
+    def _take(self, request: Request, repetition: int, window_frames: int) -> SingleTake | KeyFrameTake:
+        """By key frames where the request asks for it and does not fit into one window.
+
+        Raises:
+            UsageError: key frames for a model or in a mode that cannot have them.
+        """
+        if request.long == "windows" or request.conditioning.num_frames <= window_frames:
+            return SingleTake(request, repetition)
+        check_trained_for("long keyframes", self.conditions, self.name)
+        return KeyFrameTake(request, repetition, window_frames, self.grid)
+
+    def _sample_states(self, states: Sequence[SamplingState], settings: SolverSettings, bar: tqdm) -> None:
+        """Sample the windows of each state, packed with those of the others."""
+        while waiting := [state for state in states if state.next_input() is not None]:
+            for pack in pack_requests(waiting, settings.max_pack_tokens):
+                self._sample_pack(pack, settings, functools.partial(bar.update, len(pack)))
 
     def _sample_pack(
         self, states: Sequence[SamplingState], settings: SolverSettings, on_step: Callable[[], object]
@@ -376,6 +407,17 @@ class Sampler:
                 f"frames: at most {unit * (length - 2)}"
             )
         return length, overlap
+
+
+def _states(
+    takes: Sequence[SingleTake | KeyFrameTake], state_of: Callable[[Request, int], SamplingState]
+) -> dict[SingleTake | KeyFrameTake, list[SamplingState]]:
+    """The states of what can be sampled now, of the takes that are not complete."""
+    return {
+        take: [state_of(one, take.repetition) for one in requests]
+        for take in takes
+        if (requests := take.next_requests())
+    }
 
 
 def _load_compressor(saved: dict[str, Any], path: str, device: str) -> Compressor:
