@@ -47,9 +47,9 @@ RECIPE_DIT: Mapping[str, Any] = {
     "width": 192,
     "depth": 6,
     "num_heads": 4,
-    "patch": (2, 2, 2),
+    "patch": (2, 1, 1),
     "absolute_positions": True,
-    "diffusion": {"timestep_mean": 0.5},
+    "diffusion": {"timestep_mean": 0.0},
 }
 """Settings of `recaption train dit` that every arm has unless it says otherwise."""
 RECIPE_TRAINER: Mapping[str, Any] = {

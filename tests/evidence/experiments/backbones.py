@@ -18,7 +18,7 @@ NEW = {
 EXPERIMENT = Experiment(
     question="Which backbone learns most from the same tokens, and from the same CPU time, at equal parameters?",
     source="U-ViT 2209.12152, MDTv2 2303.14389, DiffiT 2312.02139, Imagen Video 2210.02303: each better than its baseline",
-    world=World(sizes=(Bucket(5, 64, 64, 8), Bucket(5, 48, 80, 8)), held_out_sizes=(Bucket(5, 80, 48, 8),)),
+    world=World(sizes=(Bucket(5, 32, 32, 8), Bucket(5, 32, 48, 8)), held_out_sizes=(Bucket(5, 48, 32, 8),)),
     arms=(Arm("dit"), *(Arm(name, dit=settings) for name, settings in NEW.items())),
     claims=tuple(
         claim

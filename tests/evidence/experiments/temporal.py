@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.evidence.experiment import Arm, Claim, Experiment
 
-SHARED = {"patch": (1, 2, 2)}
+SHARED = {"patch": (1, 1, 1)}
 """A token of one latent frame: an image is a video of one token frame."""
 
 EXPERIMENT = Experiment(
