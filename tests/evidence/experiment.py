@@ -70,7 +70,7 @@ class Arm:
     about: str = ""
     """What it is, for the page, where its name does not say it."""
     dit: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `DitSettings` that differ from RECIPE_DIT; `diffusion` by its own fields."""
+    """Fields of `DitSettings` that differ from RECIPE_DIT; nested settings (`diffusion`) by their own fields."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrainerSettings` that differ from RECIPE_TRAINER and the experiment's steps."""
     plan: Mapping[str, Any] = field(default_factory=dict)

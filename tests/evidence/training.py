@@ -10,6 +10,7 @@ writing checkpoints), without validation. They are part of a checkpoint: steps t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -27,7 +28,6 @@ from packing.plan.settings import PlanSettings
 from tests.evidence.experiment import CAPACITY_TOKENS, RECIPE_DIT, RECIPE_TRAINER, Arm, Experiment
 from tests.evidence.world import Scenes
 from train.checkpoint import step_folder
-from train.diffusion.process import DiffusionSettings
 from train.engine.metrics import read_lines
 from train.engine.settings import TrainerSettings
 from train.engine.task import LossParts
@@ -195,10 +195,12 @@ class ArmRun:
         )
 
     def dit_settings(self) -> DitSettings:
-        changed = {**RECIPE_DIT, **self.arm.dit}
-        diffusion = DiffusionSettings(**{**RECIPE_DIT["diffusion"], **self.arm.dit.get("diffusion", {})})
         start = self.prerequisites[self.arm.start_from].checkpoint if self.arm.start_from else ""
-        return DitSettings(**{**changed, "diffusion": diffusion, "holdout_share": 0.0, "init_from": start})
+        settings = DitSettings(**{**RECIPE_DIT, **self.arm.dit, "holdout_share": 0.0, "init_from": start})
+        nested = {name: given for name, given in vars(settings).items() if isinstance(given, Mapping)}
+        recipe = {name: {**RECIPE_DIT.get(name, {}), **given} for name, given in nested.items()}
+        made = {name: dataclasses.replace(getattr(DitSettings(), name), **given) for name, given in recipe.items()}
+        return dataclasses.replace(settings, **made)
 
     def trainer_settings(self, num_steps: int) -> TrainerSettings:
         settings = {**RECIPE_TRAINER, "num_steps": num_steps, **self.arm.trainer, "seed": self.seed, "device": "cpu"}
