@@ -13,7 +13,7 @@ import tyro
 
 from jobs.export.command import Export
 from jobs.recipe import presets as recipes
-from jobs.recipe.flags import Common, OnRun, Settings, changed, under
+from jobs.recipe.flags import Common, OfVideos, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
 from jobs.sample.requests import FilmFlags, MediaFlags, requests_from_flags
@@ -34,7 +34,7 @@ TRAINER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Common):
+class Run(OfVideos):
     """Run the whole pipeline: raw videos to a trained, sampled model and a report page."""
 
     example: ClassVar[str] = "recaption run --videos clips/ --out runs/a --recipe quickstart"
@@ -47,8 +47,6 @@ class Run(Common):
         + under("train_dit", "dit.width dit.depth dit.text_encoder trainer.num_steps trainer.lr trainer.device")
         + under("sample", "num_steps guidance prompts")
     )
-    videos: tuple[str, ...]
-    """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
     out: str
     """The run folder: a local path or a fsspec URI."""
     recipe: str = "quickstart"
@@ -61,16 +59,20 @@ class Run(Common):
         from jobs.run import run
 
         with self.working_on(self.out) as cluster:
-            return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after)
+            lists: dict[str, Any] = {"columns": self.columns, "video_root": self.video_root}
+            return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after, **lists)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Common):
+class Prepare(OfVideos):
     """Probe the videos, find shots, cut clips, score them."""
 
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
     shown = (
-        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
+        under(
+            "prepare",
+            "min_clip_seconds max_clip_seconds cut_spans part_size max_failed_share shots.detector scores.models",
+        )
         + under("prepare", "scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds decode.max_input_bytes")
         + under("prepare", "decode.max_fetch_seconds decode.on_damage duplicates.perceptual")
@@ -78,7 +80,7 @@ class Prepare(Common):
         + under("filters", "drop_hdr drop_interlaced drop_transparent")
     )
     videos: tuple[str, ...] = ()
-    """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
+    """Files, folders, globs, tars, URIs, lists (.txt, CSV, TSV, JSON, JSON Lines, Parquet, Arrow)."""
     out: str
     """The run folder: a local path or a fsspec URI."""
     recipe: str = "quickstart"
@@ -108,7 +110,8 @@ class Prepare(Common):
         if not self.videos:
             raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
         with self.working_on(self.out) as cluster:
-            return prepare(self.videos, self.out, self.settings, cluster)
+            lists: dict[str, Any] = {"columns": self.columns, "video_root": self.video_root}
+            return prepare(self.videos, self.out, self.settings, cluster, **lists)
 
 
 @dataclass(frozen=True, kw_only=True)

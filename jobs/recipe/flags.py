@@ -66,6 +66,18 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfVideos(Common):
+    """Flags of the commands that read videos."""
+
+    videos: tuple[str, ...]
+    """Files, folders, globs, tars, URIs, lists (.txt, CSV, TSV, JSON, JSON Lines, Parquet, Arrow)."""
+    columns: tuple[str, ...] = ()
+    """Columns of lists whose names are not known: video=clip caption=text start=from end=to (docs/inputs.md)."""
+    video_root: str = ""
+    """Folder or URI in which names of lists are looked up, before that of the list."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnRun(Common):
     """Flags of the commands on an existing run folder; defaults come from its run.yaml."""
 
