@@ -8,6 +8,7 @@ One decode finds the shots while its small frames are kept; from them come the c
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jobs.recipe.stage_settings import PrepareSettings
 from recaption.decoding.messages import limit_text
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
+from recaption.quality.loudness import sound_scores
 from recaption.quality.model_scorers import ModelScorers
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video
@@ -95,7 +97,10 @@ def _prepare_opened(
     clips = clips_of(video, pts_seconds, found.shots, settings)
 
     def rows_of(clip: Clip, frames: dict[str, FrameBlocks]) -> ClipRows:
-        return _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+        row = _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+        loudness_lufs, silence_fraction = sound_scores(opened.sound, clip.start_seconds, clip.end_seconds)
+        scores = dataclasses.replace(row.scores, loudness_lufs=loudness_lufs, silence_fraction=silence_fraction)
+        return row._replace(scores=scores)
 
     if kept is not None:
         rows = []
