@@ -77,7 +77,7 @@ class Prepare(OfVideos):
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds decode.max_input_bytes")
         + under("prepare", "decode.max_fetch_seconds decode.on_damage duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw min_plugin_scores")
-        + under("filters", "drop_hdr drop_interlaced drop_transparent")
+        + under("filters", "drop_hdr drop_interlaced drop_transparent max_silence_fraction")
     )
     videos: tuple[str, ...] = ()
     """Files, folders, globs, tars, URIs, lists (.txt, CSV, TSV, JSON, JSON Lines, Parquet, Arrow)."""
@@ -148,7 +148,7 @@ class Shard(OnRun):
     shown = (
         under("shard.buckets", "fps num_frames max_areas_px size_multiple_px max_crop_fraction codec crf")
         + under("shard.buckets", "max_samples_per_shard max_shard_bytes")
-        + ("filters.max_clips_per_caption", *STRIDES)
+        + ("shard.audio", "filters.max_clips_per_caption", *STRIDES)
     )
     captions: str = "main"
     """The caption set of the shards."""

@@ -6,6 +6,7 @@ Nothing here imports torch: a worker that needs none starts in half a second, no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from packing.buckets import BucketTable
 from recaption.captions.repeated import RepeatedCaptionSettings
@@ -95,6 +96,9 @@ class ShardSettings:
     """Captioned clips -> WebDataset shards."""
 
     buckets: BucketTable = field(default_factory=BucketTable)
+    audio: Literal["keep", "drop"] = "keep"
+    """Whether clips keep their audio streams: packets are copied, or encoded as AAC where an mp4 could not hold them exactly
+    (docs/audio.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
