@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from jobs.sample.conditioning_media import ConditioningMedia
     from train.sampling.cascade import Cascade
     from train.sampling.request import SampledVideo
-    from train.sampling.sampler import Sampler, SolverSettings
-
+    from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 
 SAMPLES_JSON = "samples.json"
 
@@ -171,7 +171,7 @@ def _sample(
 def solver_settings(settings: SampleSettings) -> SolverSettings:
     """Raises UsageError where a setting of the guidance is invalid."""
     from train.diffusion.guidance import Guidance
-    from train.sampling.sampler import SolverSettings
+    from train.sampling.solver_settings import SolverSettings
 
     guidance = Guidance(
         scale=settings.guidance,

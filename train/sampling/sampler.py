@@ -17,10 +17,8 @@ conditioned on the latents of the original pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,57 +38,21 @@ from train.compressors.interface import Compressor
 from train.diffusion.frame_conditioning import check_trained_for, is_trained_for
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings
-from train.diffusion.solvers import choose_solver
-from train.parallel.process_group import choose_precision
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.denoise import denoise
 from train.sampling.key_frames import KeyFrameTake, SingleTake
 from train.sampling.request import LatentTokenizer, Request, SampledVideo, SamplingState, number_repeats, pack_requests
 from train.sampling.sizes import nearest_size
+from train.sampling.solver_settings import SolverSettings
 from train.sampling.stage import Stage
 from train.sampling.student import DEFAULT_NUM_STEPS, Student
 from train.sampling.windows import Window, overlapping_windows
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
-MAX_PACK_TOKENS = 32_768
-"""Tokens of one model call, with and without guidance's second copy: bounds memory."""
 CONDITIONING_PIXELS = ("decoded", "original")
 MIN_WINDOW_LENGTH = 3
 """Token frames: known ones on both sides and one between."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SolverSettings:
-    """Solver, number of steps, and guidance."""
-
-    num_steps: int = 0
-    """0: 30, or those that a distilled model was trained for."""
-    guidance: float | Guidance = 4.0
-    """A scale, or `Guidance` with all settings: 1 = none (one model call instead of two), higher = closer to the prompt and
-    less diverse."""
-    solver: str = "auto"
-    """`auto`, or a solver of `train.diffusion.solvers` that supports the schedule the model was trained on."""
-    precision: str = "auto"
-    """Of the model calls: `fp32` or `bf16` (autocast); auto: bf16 on a GPU, fp32 on a CPU, whatever the training had."""
-
-    def resolved(
-        self, diffusion: DiffusionSettings, device: torch.device, student: Student | None = None
-    ) -> SolverSettings:
-        """With `Guidance` for a scale, and what `auto` stands for; raises UsageError where they do not fit the model."""
-        guidance = Guidance.of(self.guidance)
-        guidance.check()
-        solver, num_steps = choose_solver(self.solver, diffusion), self.num_steps or DEFAULT_NUM_STEPS
-        if student is not None:
-            solver, num_steps = student.solver(self.solver, diffusion), student.num_steps_for(self.num_steps)
-            student.check(guidance)
-        precision = choose_precision(self.precision, device)
-        return dataclasses.replace(self, guidance=guidance, solver=solver, precision=precision, num_steps=num_steps)
-
-    @property
-    def max_pack_tokens(self) -> int:
-        """Tokens of one copy of a pack."""
-        return MAX_PACK_TOKENS // (1 if Guidance.of(self.guidance).scale == 1 else 2)
 
 
 def sample(

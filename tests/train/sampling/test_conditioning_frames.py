@@ -20,7 +20,8 @@ from train.diffusion.frame_conditioning import DEFAULT_CONDITIONS
 from train.diffusion.process import DiffusionSettings
 from train.sampling import conditioning_frames as conditioning
 from train.sampling.request import LatentTokenizer, Request
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 from train.text.encoder import TextEncoder
 
 GRID = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
