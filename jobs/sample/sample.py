@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from train.sampling.cascade import Cascade
     from train.sampling.request import SampledVideo
     from train.sampling.sampler import Sampler
-from train.sampling.solver_settings import SolverSettings
+    from train.sampling.solver_settings import SolverSettings
 
 SAMPLES_JSON = "samples.json"
 
