@@ -29,13 +29,14 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train.backbones.registry import build
+from train.checkpoint.trained_part import FrozenBase
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.init_weights import load_init_weights
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
-from train.generator.settings import DitSettings
+from train.generator.settings import DitSettings, backbone_settings
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
 from train.text import encoder as text_encoder
@@ -98,8 +99,7 @@ class DitTask:
         self._check_backbone()
         self.objective = DiffusionObjective(settings)
         self.config = self._checkpoint_config(compressor)
-        if settings.init_from:
-            self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
+        self.base = self._initialise_from(settings.init_from)
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
@@ -121,7 +121,25 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                **backbone_settings(settings),
             )
+
+    def _initialise_from(self, path: str) -> FrozenBase | None:
+        """Take initial weights from a checkpoint, if one is named; returns it if it is a base that stays frozen."""
+        is_over_base = hasattr(self.model, "base_config") and self.settings.temporal.freeze_base
+        if is_over_base and not path:
+            raise UsageError(
+                f"backbone {self.settings.backbone!r} adds temporal layers to an image model: name its checkpoint with "
+                "--init-from (one trained with --plan.max-latent-frames 1)"
+            )
+        if not path:
+            return None
+        self.config["init_from"], base = load_init_weights(path, self.model, self.config)
+        if not is_over_base:
+            return None
+        self.model.base.requires_grad_(False)  # type: ignore[union-attr]
+        self.config["base"] = base.config
+        return base
 
     def _check_backbone(self) -> None:
         """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
@@ -152,6 +170,7 @@ class DitTask:
             "plan": dataclasses.asdict(self.plan),
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
+            "base": None,
         }
 
     def _check_latents(self, compressor: str) -> None:

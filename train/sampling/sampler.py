@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from packing.buckets import Bucket, parse_bucket
 from recaption.errors import CheckpointMismatchError, UsageError
+from train.backbones.bases import weights_over_base
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.trained_part import with_base
 from train.checkpoint.weights import build_model
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
@@ -156,13 +156,14 @@ class Sampler:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto"
+        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto", base: str = ""
     ) -> Sampler:
         """A sampler with the (EMA) weights of a checkpoint; raises as `sample`.
 
         Args:
             attention_backend: of the model calls here; `auto` is the fastest that runs on the device. It need not be the
                 training's.
+            base: for temporal layers: checkpoint of another image model of the same architecture to put them over.
         """
         config, weights = checkpoint.load_model(path, ema=ema, task="dit")
         try:
@@ -177,7 +178,7 @@ class Sampler:
             raise CheckpointMismatchError(
                 f"{path} has a config that describes no sampler ({type(error).__name__}: {error})"
             ) from error
-        model = build_model(building, backbone, with_base(config, weights, path), path)
+        model = build_model(building, backbone, weights_over_base(config, weights, path, other_base=base), path)
         return cls(
             model,
             encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
