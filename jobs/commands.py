@@ -24,7 +24,7 @@ MAIN_FILTERS = (
 )
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 SAMPLING = "num_steps guidance num_frames height_px width_px"
-GUIDANCE = "guidance_interval guidance_rescale guidance_power"
+GUIDANCE = "guidance_interval guidance_rescale guidance_power guidance_context"
 MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
 TRAINER = (
     "lr warmup_steps schedule weight_decay ema_decay accumulation precision compile device seed checkpoint_every "
@@ -336,7 +336,7 @@ class Sample(Common):
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
     shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "window_frames", "overlap_frames",
-             "conditioning_pixels", "expander", "examples")  # fmt: skip
+             "conditioning_pixels", "base", "expander", "examples")  # fmt: skip
     checkpoint: str
     """A step folder, or RUN/train/NAME for its newest step."""
     prompt: tuple[str, ...] = ()

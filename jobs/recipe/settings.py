@@ -48,6 +48,10 @@ class SampleSettings:
     """CFG rescale factor (0: off): rescales guided predictions to the standard deviation of unguided ones; try 0.7."""
     guidance_power: float = 0.0
     """Power of the power-cosine guidance schedule, which rises from 1 at pure noise (4 in MDT); 0: constant guidance."""
+    guidance_context: float = 1.0
+    """Context guidance scale: above 1, closer to the conditioning frames (1.5 to 2 in Video LDM's rollouts); 1: none."""
+    base: str = ""
+    """Checkpoint of another image model of the same architecture, to put temporal layers over; empty: their own."""
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""

@@ -71,7 +71,7 @@ def sample_requests(
     prompts = [request.prompt for request in requests]
     solver = _solver_settings(settings)
     expanded = _expanded(prompts, path, settings, is_shown=progress)
-    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
+    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)), base=settings.base)
     media = [ConditioningMedia.read(request, sampler) for request in requests]
     if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
         raise UsageError(
@@ -79,7 +79,7 @@ def sample_requests(
         )
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
-    folder = out or _gallery_folder(path)
+    folder = out or _gallery_folder(path, settings.base)
     description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
     listing = Path(folder) / SAMPLES_JSON
     existing = json.loads(listing.read_text()) if listing.exists() else {}
@@ -149,6 +149,7 @@ def _solver_settings(settings: SampleSettings) -> SolverSettings:
         interval=settings.guidance_interval,
         rescale=settings.guidance_rescale,
         power=settings.guidance_power,
+        context=settings.guidance_context,
     )
     guidance.check()
     return SolverSettings(
@@ -251,7 +252,7 @@ def _non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
-        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power"),
+        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power", "guidance_context", "base"),
         *("window_frames", "overlap_frames", "conditioning_pixels"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}
@@ -264,13 +265,17 @@ def _captions(run: RunFolder, count: int = 2) -> list[str]:
     return list(dict.fromkeys(texts))[:count]
 
 
-def _gallery_folder(checkpoint_path: str) -> str:
-    """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500."""
+def _gallery_folder(checkpoint_path: str, base: str) -> str:
+    """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500.
+
+    Args:
+        base: another image model under its temporal layers; its name is part of the folder's.
+    """
     path = Path(checkpoint_path).resolve()
     run_root = _run_of(checkpoint_path)
-    return str(
-        run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
-    )
+    over = f"-over-{Path(base).resolve().name}" if base else ""
+    folder = run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
+    return f"{folder}{over}"
 
 
 def _run_of(checkpoint_path: str) -> Path | None:

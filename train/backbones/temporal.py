@@ -175,7 +175,9 @@ class TemporalDit(nn.Module):
         lengths are not known here, and short."""
         width, layers = self.config["width"], self.config["layers"]
         linear, _ = layer_flops_coefficients(width)
-        matrices = 3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)  # of width x width: out, cross-attention's q and out
+        matrices = (
+            3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
+        )  # of width x width: out, cross-attention's q and out
         per_token = linear + (4 + 2 * matrices) * width**2  # 4: cross-attention of the image model
         per_text_token = 8 * width**2
         forward = per_token * sum(num_tokens) + per_text_token * sum(num_text_tokens)
@@ -186,7 +188,9 @@ class TemporalDit(nn.Module):
     ) -> int:
         is_frozen = not any(parameter.requires_grad for parameter in self.base.parameters())
         per_token = SAVED_OVER_FROZEN if is_frozen else ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH
-        of_base = self.base.activation_bytes(num_tokens, num_text_tokens, precision=precision, checkpointed=checkpointed)
+        of_base = self.base.activation_bytes(
+            num_tokens, num_text_tokens, precision=precision, checkpointed=checkpointed
+        )
         return of_base + activation_bytes(
             num_tokens=sum(num_tokens),
             width=self.config["width"],

@@ -78,7 +78,7 @@ class SolverSettings:
     @property
     def max_pack_tokens(self) -> int:
         """Tokens of one copy of a pack."""
-        return MAX_PACK_TOKENS // (1 if Guidance.of(self.guidance).scale == 1 else 2)
+        return MAX_PACK_TOKENS // Guidance.of(self.guidance).num_copies(has_context=True)
 
 
 def sample(
@@ -294,6 +294,9 @@ class Sampler:
             )
             for request, repetition in number_repeats(requests)
         ]
+        guidance = Guidance.of(settings.guidance)
+        if guidance.context != 1 and not any(state.has_context for state in states):
+            raise UsageError("context guidance has no effect on videos without conditioning frames: leave it out")
         num_steps = sum(state.num_windows for state in states) * settings.num_steps
         with tqdm(total=num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while waiting := [state for state in states if state.next_input() is not None]:
