@@ -34,8 +34,8 @@ from train.generator.settings import DitSettings
 class SampleSettings:
     """Checkpoint + prompt -> video."""
 
-    num_steps: int = 30
-    """Steps from noise to video."""
+    num_steps: int = 0
+    """Steps from noise to video; 0: 30, or those that a distilled model was trained for."""
     solver: str = "auto"
     """euler, heun or dpmpp_2m for flow models; dpmpp_2m, ddim or ancestral for other noise schedules; auto: the first."""
     precision: str = "auto"

@@ -186,7 +186,7 @@ def _description(
         "height_px": _one_or_all(heights),
         "width_px": _one_or_all(widths),
         "fps": sampler.fps,
-        "num_steps": settings.num_steps,
+        "num_steps": sampler.num_steps(settings.num_steps),
         "guidance": settings.guidance,
         "seed": _one_or_all([request.seed for request in requests]),
     }

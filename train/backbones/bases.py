@@ -1,4 +1,4 @@
-"""The frozen image model under temporal layers: its config, its weights, and another one of the same architecture in its place.
+"""The frozen image model under temporal layers: its config, its weights, and another one in its place.
 
 weights = weights_over_base(config, weights, "RUN/train/video")                                 # the one it was trained over
 weights = weights_over_base(config, weights, "RUN/train/video", other_base="RUN/train/other")   # another one

@@ -4,13 +4,14 @@
     load_weights(model.base, image_weights, "images"); model.base.requires_grad_(False)
     prediction_LD = model(inputs)                          # at first that of the image model for every frame, to the bit
 
-The image model gets every frame as an image of its own, at frame position 0. After each of its blocks a temporal layer mixes
-the tokens of one place over the frames: z + (1 - alpha) r(z), alpha = sigmoid(m) learned per layer. The last layer of r starts
-at zero: bit-equal to the image model at first, with a gradient from the first step on, and alpha = 1 removes the layer. A clip
-of one frame has nothing to mix: it goes the way of the image model.
+The image model gets every frame as an image of its own, at frame position 0. After each of its blocks a temporal layer
+mixes the tokens of one place over the frames: z + (1 - alpha) r(z), alpha = sigmoid(m) learned per layer. The last layer of
+r starts at zero: bit-equal to the image model at first, with a gradient from the first step on, and alpha = 1 removes the
+layer. A clip of one frame has nothing to mix: it goes the way of the image model.
 
-Conditioning frames enter through the temporal layers alone, as cat[m z_0, m] with m their mask; the image model sees them noised
-like all others. After "Align your Latents" (arXiv 2304.08818), whose layers are alpha z + (1 - alpha) z': the same family.
+Conditioning frames enter through the temporal layers alone, as cat[m z_0, m] with m their mask; the image model sees them
+noised like all others. After "Align your Latents" (arXiv 2304.08818), whose layers are alpha z + (1 - alpha) z': the same
+family.
 
 Shape suffixes: L tokens of a pack, S samples of a pack, F frames of all samples, M text tokens, D width, C context width.
 """

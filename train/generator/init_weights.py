@@ -1,6 +1,6 @@
 """Initial weights from a checkpoint of the same transformer, for example one trained on images only.
 
-    provenance, base = load_init_weights("RUN/train/images", model, config)         # {"step": 2000, "weights": "0f3c..."}
+    load_init_weights("RUN/train/images", model, config).config          # {"step": 2000, "weights": "0f3c..."}
 
 An image is a clip of one frame, at frame position 0, where the rotation of RoPE is the identity. So a video model
 initialised from an image model gives the same images, bit for bit. Missing weights of positions, of a hint or of scalars
@@ -9,6 +9,7 @@ start so that they change nothing; anything else missing is an error.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,17 +28,37 @@ OPTIONAL_WEIGHTS = {
     "hint_width": "x_embedder.hint_embedder.",
     "scalars": "t_embedder.scalar_embedders.",
 }
-"""Settings of a backbone that add weights, and their names: the new ones change nothing until they are trained."""
+"""Settings of a backbone that add weights, and part of their names: the new ones change nothing until they are trained."""
 
 
-def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> tuple[dict[str, Any], FrozenBase]:
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Where a model's initial weights came from."""
+
+    step: int
+    base: FrozenBase
+    """The checkpoint, or the one that it is over itself."""
+    names: frozenset[str]
+    """Weights of the model that it has; the others are new."""
+    weights_hash: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For the config of the new training."""
+        return {"step": self.step, "weights": self.weights_hash}
+
+    def freeze_base(self, model: nn.Module) -> None:
+        """No gradients for the weights of the image model that are not new."""
+        for name, parameter in model.named_parameters():
+            if name in self.names and name.startswith(model.base_prefix):  # type: ignore[arg-type]
+                parameter.requires_grad_(False)
+
+
+def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> InitialWeights:
     """Load the (EMA) weights of the checkpoint at `path` into `model`, or under its temporal layers.
 
     Args:
         config: checkpoint config of the new training.
-
-    Returns:
-        Step and weights hash of the checkpoint, for the config of the new training, and the checkpoint as a base of it.
 
     Raises:
         UsageError: no checkpoint there.
@@ -46,20 +67,17 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> tu
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
     weights = weights_over_base(saved, weights, found.path)
-    digest = weights_hash(weights)
-    ours = checkpoint.as_json(config)
+    digest, ours, prefix = weights_hash(weights), checkpoint.as_json(config), ""
+    network: Any = model
     of_base = config_of_base(ours)
     if of_base is not None and saved["backbone"]["name"] == of_base["backbone"]["name"]:
-        network, prefix = model.base, str(model.base_prefix)
-        _check_same_model(weights_meaning(saved), weights_meaning(of_base), found.path)
-    else:
-        network, prefix = model, ""
-        weights = _with_optional(saved, ours, model, weights, found.path)
-    load_weights(network, weights, found.path)  # type: ignore[type-var]
+        network, ours, prefix = model.base, of_base, str(model.base_prefix)
+    load_weights(network, _with_optional(saved, ours, network, weights, found.path), found.path)
     base = FrozenBase(spec=found.path, weights_hash=digest, prefix=prefix)
     if not prefix and saved.get("base"):  # temporal layers over a base that lies elsewhere
         base = FrozenBase(**saved["base"])
-    return {"step": found.step, "weights": digest}, base
+    names = frozenset(prefix + name for name in weights)
+    return InitialWeights(step=found.step, base=base, names=names, weights_hash=digest)
 
 
 def _with_optional(
@@ -70,18 +88,14 @@ def _with_optional(
     added = [name for name in OPTIONAL_WEIGHTS if ours.get(f"backbone {name}") and not theirs.get(f"backbone {name}")]
     for name in added:
         theirs[f"backbone {name}"] = ours[f"backbone {name}"]
-    _check_same_model(theirs, ours, path)
-    weights = dict(weights)
-    for name, own in model.state_dict().items():
-        if any(name.startswith(OPTIONAL_WEIGHTS[setting]) for setting in added):
-            # positions are learned sooner from weights that are not zero; hints and scalars start with a zero layer anyway
-            weights[name] = torch.zeros_like(own) if name.startswith(OPTIONAL_WEIGHTS["absolute_positions"]) else own
-    return weights
-
-
-def _check_same_model(theirs: dict[str, Any], ours: dict[str, Any], path: str) -> None:
     differing = differences(theirs, ours)
     if differing:
         raise CheckpointMismatchError(
             f"init_from {path} is another model ({'; '.join(differing[:3])}): train with its settings, or from scratch"
         )
+    weights = dict(weights)
+    for name, own in model.state_dict().items():
+        if any(OPTIONAL_WEIGHTS[setting] in name for setting in added):
+            # positions are learned sooner from weights that are not zero; hints and scalars start with a zero layer anyway
+            weights[name] = torch.zeros_like(own) if OPTIONAL_WEIGHTS["absolute_positions"] in name else own
+    return weights

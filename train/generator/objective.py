@@ -107,7 +107,10 @@ class DiffusionObjective:
     ) -> tuple[Tensor, Tensor]:
         """The loss at this noise; conditioning tokens enter clean and are excluded from it."""
         noised = add_noise(batch.tokens_LD, noise, batch.segments, self.settings.diffusion)
-        prediction_LD = model(batch.inputs(noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L))
+        inputs = batch.inputs(
+            noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L, scalars=self.validation_scalars(batch)
+        )
+        prediction_LD = model(inputs)
         return diffusion_loss(
             prediction_LD,
             noised.target_LD,
@@ -116,6 +119,10 @@ class DiffusionObjective:
             weight_S=noised.weight_S,
             loss_mask_L=None if condition_mask_L is None else ~condition_mask_L,
         )
+
+    def validation_scalars(self, batch: DitBatch) -> dict[str, Tensor]:
+        """Further inputs of the model at which the loss of a validation is taken, (S,) each."""
+        return {}
 
     def flops(self, model: nn.Module, batch: DitBatch) -> float:
         flops: float = model.flops(batch.segments.lengths, batch.text.segments.lengths)  # type: ignore[operator]

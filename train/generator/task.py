@@ -34,6 +34,7 @@ from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
+from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings, backbone_settings
@@ -97,7 +98,7 @@ class DitTask:
         self._check_latents(compressor)
         self.model = self._build_model(seed)
         self._check_backbone()
-        self.objective = DiffusionObjective(settings)
+        self.objective = objective_of(settings)
         self.config = self._checkpoint_config(compressor)
         self.base = self._initialise_from(settings.init_from)
         self._loader: PackLoader | None = None
@@ -121,6 +122,7 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                scalars=student_scalars(settings),
                 **backbone_settings(settings),
             )
 
@@ -134,12 +136,13 @@ class DitTask:
             )
         if not path:
             return None
-        self.config["init_from"], base = load_init_weights(path, self.model, self.config)
+        initial = load_init_weights(path, self.model, self.config)
+        self.config["init_from"] = initial.config
         if not is_over_base:
             return None
-        self.model.base.requires_grad_(False)  # type: ignore[union-attr]
-        self.config["base"] = base.config
-        return base
+        initial.freeze_base(self.model)
+        self.config["base"] = initial.base.config
+        return initial.base
 
     def _check_backbone(self) -> None:
         """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
@@ -170,6 +173,7 @@ class DitTask:
             "plan": dataclasses.asdict(self.plan),
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
+            "distilled": distilled_config(settings),
             "base": None,
         }
 
@@ -320,11 +324,17 @@ class DitTask:
             diffusion=self.settings.diffusion,
             buckets=self.buckets,
             conditions=self.settings.conditions,
+            distilled=self.config["distilled"],
             device=next(model.parameters()).device,
         )
         precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
         videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def objective_of(settings: DitSettings) -> DiffusionObjective:
+    """The objective of a training with these settings."""
+    return distillation_objective(settings) if settings.distill.stage else DiffusionObjective(settings)
 
 
 def _is_on_gpu(network: nn.Module) -> bool:

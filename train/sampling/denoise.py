@@ -15,8 +15,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from train.diffusion.solvers import integrate, sampling_timesteps
 from train.layers.layouts import LayoutKey, Layouts
 from train.layers.segments import Segments
 from train.parallel.transfer import copied
+from train.sampling.student import GUIDANCE
 from train.sampling.windows import Window, blend_weights
 from train.text.encoder import TextEncoder
 
@@ -52,6 +53,10 @@ class DenoiseInput:
     """Time to start from: 1 = pure noise, below = `clean_LD` noised to that time."""
     windows: tuple[Window, ...] = ()
     """Overlapping windows of token frames; empty: the model gets the whole input."""
+    hint_LD: Tensor | None = None
+    """Noised tokens of the low-resolution video, for a super-resolution model."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that the model takes, without the guidance scale of a student."""
 
     @property
     def tokens_per_frame(self) -> int:
@@ -128,7 +133,8 @@ class _PackedInputs:
         self.diffusion = diffusion
         self.device = next(model.parameters()).device
         self.segments = Segments.from_lengths([one.num_tokens for one in inputs], self.device)
-        self.clean_LD, self.condition_mask_L = self._clean(), self._condition_mask()
+        self.clean_LD, self.condition_mask_L, self.hint_LD = self._clean(), self._condition_mask(), self._hint()
+        self.is_student = GUIDANCE in model.config.get("scalars", ())  # type: ignore[operator, union-attr]
         windows = [(index, window) for index, one in enumerate(inputs) for window in one.model_windows]
         self.calls = [
             _ModelCall(inputs, of_call, encoder, self.device, model.layout_keys)  # type: ignore[arg-type]
@@ -151,6 +157,10 @@ class _PackedInputs:
             for one in self.inputs
         ]
         return copied(torch.cat(masks), self.device)
+
+    def _hint(self) -> Tensor | None:
+        hints = [one.hint_LD for one in self.inputs if one.hint_LD is not None]
+        return copied(torch.cat([hint.cpu() for hint in hints]), self.device) if hints else None
 
     def initial(self, timestep_S: Tensor) -> Tensor:
         """Pure noise; for inputs of strength below 1, `clean_LD` noised to `timestep_S`."""
@@ -212,10 +222,14 @@ class _PackedInputs:
             noised_LD: with the conditioning tokens noised too; None where there are none.
         """
         timestep_V = timestep_S[call.input_V]
+        hint_LD = None if self.hint_LD is None else self.hint_LD[call.index_L]
         mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
-        has_text_guidance = bool((self.guidance.scales(timestep_V) != 1).any())
+        has_text_guidance = not self.is_student and bool((self.guidance.scales(timestep_V) != 1).any())
         has_context_guidance = mask_L is not None and self.guidance.context != 1
-        inputs = call.inputs(x_LD, noised_LD, timestep_V, mask_L)
+        scalars = dict(call.scalars)
+        if self.is_student:
+            scalars[GUIDANCE] = torch.full_like(timestep_V, self.guidance.scale)
+        inputs = call.inputs(x_LD, noised_LD, timestep_V, mask_L, hint_LD=hint_LD, scalars=scalars)
         copies = 1 + has_text_guidance + has_context_guidance
         num_windows = len(call.segments)
         inputs = inputs.repeated(copies, [False] * num_windows + [has_text_guidance] * num_windows * (copies - 1))
@@ -266,12 +280,23 @@ class _ModelCall:
         self.position_L3, self.segments = copied(position_L3, device), segments.to(device)
         layouts = Layouts(segments, position_L3).built(layout_keys)
         self.layouts = layouts.to(device, self.segments, self.position_L3)
+        self.scalars = {
+            name: torch.tensor([inputs[number].scalars[name] for number, _ in windows]) for name in inputs[0].scalars
+        }
+        """On the CPU too."""
         self.input_V = torch.tensor([number for number, _ in windows])
         """On the CPU, where the timesteps are."""
         self.text = encoder.encode([inputs[number].text for number, _ in windows]).to(device)
 
     def inputs(
-        self, x_LD: Tensor, noised_LD: Tensor | None, timestep_V: Tensor, condition_mask_L: Tensor | None
+        self,
+        x_LD: Tensor,
+        noised_LD: Tensor | None,
+        timestep_V: Tensor,
+        condition_mask_L: Tensor | None,
+        *,
+        hint_LD: Tensor | None,
+        scalars: Mapping[str, Tensor],
     ) -> PackedInputs:
         """Of one model call with the texts."""
         return PackedInputs(
@@ -282,6 +307,8 @@ class _ModelCall:
             text=self.text,
             condition_mask_L=condition_mask_L,
             noised_LD=noised_LD,
+            hint_LD=hint_LD,
+            scalars={name: copied(value_V, self.device) for name, value_V in scalars.items()},
             token_shapes=self.token_shapes,
             layouts=self.layouts,
         )

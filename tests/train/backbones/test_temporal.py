@@ -1,4 +1,4 @@
-"""Temporal layers over a frozen image transformer: the image model at first, for single frames, and at alpha = 1, to the bit."""
+"""Temporal layers over a frozen image transformer: at first, for images and at alpha = 1 the image model, to the bit."""
 
 from __future__ import annotations
 
