@@ -56,6 +56,10 @@ class SampleSettings:
     """Percentile of dynamic thresholding (99.5 in Imagen), for models in pixel space; 0: off."""
     hint_snr: float = 5.0
     """Signal-to-noise ratio of the low-resolution clip that a stage of a cascade gets; Imagen Video: 3 or 5."""
+    guidance_context: float = 1.0
+    """Context guidance scale: above 1, closer to the conditioning frames (1.5 to 2 in Video LDM's rollouts); 1: none."""
+    base: str = ""
+    """Checkpoint of another image model of the same architecture, to put temporal layers over; empty: their own."""
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""
