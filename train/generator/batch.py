@@ -16,8 +16,24 @@ from train.diffusion.process import TimestepsAndNoise
 from train.layers.layouts import Layouts
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
+from train.layers.token_mask import TokenMask
 from train.parallel.transfer import copied
 from train.text.encoder import EncodedText, TextEncoder
+
+
+@dataclass(frozen=True)
+class MaskedPass:
+    """The second pass of a masked model (masked_objective.py), in one pack with the first: every sample twice."""
+
+    noise: TimestepsAndNoise
+    """Of the second pass alone, at the noise levels of the first."""
+    mask: TokenMask
+    """Of both passes; nothing is masked in the first."""
+    text: TextSelection
+    """Of both passes, the same."""
+
+    def to(self, device: torch.device | str) -> MaskedPass:
+        return MaskedPass(self.noise.to(device), self.mask.to(device), self.text.to(device))
 
 
 @dataclass(frozen=True)
@@ -29,11 +45,18 @@ class BatchDraws:
     """bool (L): conditioning tokens; None without frame conditioning."""
     text: TextSelection
     """Each sample's caption, or the null caption where it is dropped."""
+    dropped_S: list[bool]
+    """Samples whose caption is dropped."""
+    masked: MaskedPass | None = None
 
     def to(self, device: torch.device | str) -> BatchDraws:
         mask_L = self.condition_mask_L
-        return BatchDraws(
-            self.noise.to(device), None if mask_L is None else copied(mask_L, device), self.text.to(device)
+        return dataclasses.replace(
+            self,
+            noise=self.noise.to(device),
+            condition_mask_L=None if mask_L is None else copied(mask_L, device),
+            text=self.text.to(device),
+            masked=None if self.masked is None else self.masked.to(device),
         )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
+from train.backbones.mdt import MdtSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
+
+OWN_SETTINGS = ("mdt",)
+"""Backbones with settings of their own: fields of `DitSettings`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,9 @@ class DitSettings:
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. Empty: from scratch."""
     backbone: str = "dit"
+    """`dit` or `mdt`, see docs/backbones.md."""
+    mdt: MdtSettings = field(default_factory=MdtSettings)
+    """Of backbone `mdt`."""
     width: int = 192
     """Channels per token."""
     depth: int = 6
@@ -64,6 +73,25 @@ class DitSettings:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a fraction from 0 to 1")
         if self.validation_packs < 0:
             raise UsageError(f"validation_packs = {self.validation_packs} is negative")
+        self.backbone_settings()
         held_out_videos((), self.holdout_share)
         norm_power(self.loss_norm)
         self.diffusion.check()
+
+    def backbone_settings(self) -> dict[str, Any]:
+        """Settings of the chosen backbone alone, by name.
+
+        Raises:
+            UsageError: one is invalid, or settings of a backbone that is not chosen are set.
+        """
+        own: dict[str, Any] = {}
+        for name in OWN_SETTINGS:
+            settings = getattr(self, name)
+            if name == self.backbone:
+                settings.check()
+                own = dataclasses.asdict(settings)
+            elif settings != type(settings)():
+                raise UsageError(
+                    f"settings of backbone {name!r} have no effect with backbone {self.backbone!r}: {settings}"
+                )
+        return own

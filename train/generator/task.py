@@ -34,6 +34,7 @@ from train.compressors.interface import Compressor
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.init_weights import load_init_weights
+from train.generator.masked_objective import MaskedDiffusionObjective
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings
 from train.layers.attention import choose_backend
@@ -79,7 +80,8 @@ class DitTask:
             UsageError: no latents, latents of another compressor, or invalid settings.
         """
         settings.check()
-        choose_backend(settings.attention_backend, device, torch.bfloat16)
+        has_bias = bool(settings.backbone_settings().get("relative_bias"))
+        choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
         self.settings, self.plan = settings, plan
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
@@ -96,7 +98,7 @@ class DitTask:
         self._check_latents(compressor)
         self.model = self._build_model(seed)
         self._check_backbone()
-        self.objective = DiffusionObjective(settings)
+        self.objective = objective_of(settings)
         self.config = self._checkpoint_config(compressor)
         if settings.init_from:
             self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
@@ -121,6 +123,7 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                **settings.backbone_settings(),
             )
 
     def _check_backbone(self) -> None:
@@ -306,6 +309,12 @@ class DitTask:
         precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
         videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def objective_of(settings: DitSettings) -> DiffusionObjective:
+    """The objective of a training with these settings."""
+    is_masked = settings.backbone == "mdt" and settings.mdt.mask_ratio
+    return MaskedDiffusionObjective(settings) if is_masked else DiffusionObjective(settings)
 
 
 def _is_on_gpu(network: nn.Module) -> bool:
