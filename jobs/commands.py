@@ -270,11 +270,13 @@ class DitTraining(Training):
     takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
     init_from: str | None = None
     """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch."""
+    stage: str | None = None
+    """Stage of a cascade in pixel space: ssr (spatial) or tsr (temporal super-resolution); default: its base."""
     eval: bool = False
     """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
 
     def resolved(self) -> Recipe:
-        return changed(self.settings, "train_dit.dit", init_from=self.init_from)
+        return changed(self.settings, "train_dit.dit", init_from=self.init_from, stage=self.stage)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.train.train import evaluate_model
@@ -337,8 +339,8 @@ class Sample(Common):
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
     shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "window_frames", "overlap_frames",
              "conditioning_pixels", "expander", "examples")  # fmt: skip
-    checkpoint: str
-    """A step folder, or RUN/train/NAME for its newest step."""
+    checkpoint: tuple[str, ...]
+    """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()
     """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None

@@ -34,8 +34,8 @@ from train.generator.settings import DitSettings
 class SampleSettings:
     """Checkpoint + prompt -> video."""
 
-    num_steps: int = 30
-    """Steps from noise to video."""
+    num_steps: int = 0
+    """Steps from noise to video; 0: 30, or those that a distilled model was trained for."""
     solver: str = "auto"
     """euler, heun or dpmpp_2m for flow models; dpmpp_2m, ddim or ancestral for other noise schedules; auto: the first."""
     precision: str = "auto"
@@ -48,6 +48,14 @@ class SampleSettings:
     """CFG rescale factor (0: off): rescales guided predictions to the standard deviation of unguided ones; try 0.7."""
     guidance_power: float = 0.0
     """Power of the power-cosine guidance schedule, which rises from 1 at pure noise (4 in MDT); 0: constant guidance."""
+    guidance_oscillation_steps: int = 0
+    """Steps at full guidance before it alternates with `guidance_oscillation_scale` (Imagen Video: 15 and 1); 0: off."""
+    guidance_oscillation_scale: float = 1.0
+    """The lower scale of oscillating guidance."""
+    dynamic_threshold: float = 0.0
+    """Percentile of dynamic thresholding (99.5 in Imagen), for models in pixel space; 0: off."""
+    hint_snr: float = 5.0
+    """Signal-to-noise ratio of the low-resolution clip that a stage of a cascade gets; Imagen Video: 3 or 5."""
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""

@@ -23,6 +23,7 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 if TYPE_CHECKING:
     from jobs.sample.conditioning_media import ConditioningMedia
+    from train.sampling.cascade import Cascade
     from train.sampling.request import SampledVideo
     from train.sampling.sampler import Sampler, SolverSettings
 
@@ -46,7 +47,7 @@ def sample_videos(
 
 
 def sample_requests(
-    checkpoint: str,
+    checkpoint: str | Sequence[str],
     requests: Sequence[SampleRequest],
     settings: SampleSettings,
     *,
@@ -56,6 +57,9 @@ def sample_requests(
 ) -> dict[str, Any]:
     """Sample one video per request; write the videos, a contact sheet and samples.json with all settings.
 
+    Args:
+        checkpoint: of the model; or of the base of a cascade and then of its super-resolution stages, in their order.
+
     Raises:
         UsageError: no such checkpoint or expander, a size off the model's grid, unreadable files, or a mode that the model
             was not trained for.
@@ -64,27 +68,27 @@ def sample_requests(
     from jobs.sample.conditioning_media import ConditioningMedia
     from train.checkpoint.step_folder import find
     from train.parallel.process_group import choose_device
+    from train.sampling.cascade import Cascade
     from train.sampling.contact_sheet import write
     from train.sampling.sampler import Sampler
 
-    path = find(checkpoint).path
+    path, *stages = (find(one).path for one in ((checkpoint,) if isinstance(checkpoint, str) else checkpoint))
     prompts = [request.prompt for request in requests]
     solver = _solver_settings(settings)
     expanded = _expanded(prompts, path, settings, is_shown=progress)
-    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
+    device = str(choose_device(device))
+    cascade = Cascade([Sampler.from_checkpoint(one, device=device) for one in (path, *stages)], snr=settings.hint_snr)
+    sampler = cascade.base
     media = [ConditioningMedia.read(request, sampler) for request in requests]
-    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
-        raise UsageError(
-            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
-        )
+    _check_conditioning_pixels(settings, media)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
     folder = out or _gallery_folder(path)
     description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
-    listing = Path(folder) / SAMPLES_JSON
-    existing = json.loads(listing.read_text()) if listing.exists() else {}
+    description |= {"stages": [os.path.relpath(stage, folder) for stage in stages]} if stages else {}
+    listing, existing = _existing(folder)
     if existing.get("hash") != recipe_hash(description):
-        sampled = _sample(sampler, requests, media, expanded, solver, settings, progress=progress)
+        sampled = _sample(cascade, requests, media, expanded, solver, settings, progress=progress)
         files = write(
             [one.video_THWC for one in sampled],
             folder,
@@ -114,8 +118,21 @@ def sample_requests(
     }
 
 
+def _check_conditioning_pixels(settings: SampleSettings, media: Sequence[ConditioningMedia]) -> None:
+    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
+        raise UsageError(
+            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
+        )
+
+
+def _existing(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The listing of a folder of samples, and what is in it."""
+    listing = Path(folder) / SAMPLES_JSON
+    return listing, json.loads(listing.read_text()) if listing.exists() else {}
+
+
 def _sample(
-    sampler: Sampler,
+    cascade: Cascade,
     requests: Sequence[SampleRequest],
     media: Sequence[ConditioningMedia],
     expanded: Sequence[ExpandedPrompt],
@@ -130,7 +147,7 @@ def _sample(
         Request(text=prompt.text, conditioning=one.conditioning, seed=request.seed, loop_frames=one.loop_frames)
         for request, one, prompt in zip(requests, media, expanded, strict=True)
     ]
-    return sampler.sample_requests(
+    return cascade.sample_requests(
         model_requests,
         solver,
         window_frames=settings.window_frames,
@@ -149,6 +166,9 @@ def _solver_settings(settings: SampleSettings) -> SolverSettings:
         interval=settings.guidance_interval,
         rescale=settings.guidance_rescale,
         power=settings.guidance_power,
+        oscillation_steps=settings.guidance_oscillation_steps,
+        oscillation_scale=settings.guidance_oscillation_scale,
+        dynamic_threshold=settings.dynamic_threshold,
     )
     guidance.check()
     return SolverSettings(
@@ -185,7 +205,7 @@ def _description(
         "height_px": _one_or_all(heights),
         "width_px": _one_or_all(widths),
         "fps": sampler.fps,
-        "num_steps": settings.num_steps,
+        "num_steps": sampler.num_steps(settings.num_steps),
         "guidance": settings.guidance,
         "seed": _one_or_all([request.seed for request in requests]),
     }
@@ -252,6 +272,7 @@ def _non_default(settings: SampleSettings) -> dict[str, Any]:
     defaults = SampleSettings()
     names = (
         *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power"),
+        *("guidance_oscillation_steps", "guidance_oscillation_scale", "dynamic_threshold", "hint_snr"),
         *("window_frames", "overlap_frames", "conditioning_pixels"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}

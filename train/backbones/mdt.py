@@ -143,7 +143,6 @@ class Mdt(nn.Module):
             "cross_attention": cross_attention,
         }
         self.layout_keys: tuple[LayoutKey, ...] = ()
-        self.half_depth = (depth - decoder_depth) // 2
         self.x_embedder = TokenEmbedder(
             token_width, width, absolute_positions=absolute_positions, hint_width=hint_width
         )
@@ -186,6 +185,12 @@ class Mdt(nn.Module):
             nn.init.normal_(self.mask_token_D, std=0.02)
         for layer in (self.final_adaLN_modulation[1], self.final_linear):
             nn.init.zeros_(layer.weight)
+
+    @property
+    def half_depth(self) -> int:
+        """Blocks of each half of the encoder."""
+        half: int = (self.config["depth"] - self.config["decoder_depth"]) // 2
+        return half
 
     @property
     def side_block(self) -> nn.Module | None:

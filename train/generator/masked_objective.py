@@ -1,6 +1,6 @@
 """Objective of MDT: the diffusion loss of a whole pass, plus that of a pass whose encoder sees some of the tokens only.
 
-    objective = MaskedDiffusionObjective(settings)
+    objective = MaskedDiffusionObjective(DiffusionObjective(settings))
     draws = objective.draws(batch, seed=0)                       # draws.masked: noise and masked tokens of the second pass
     loss_sum, weight = objective.loss(model, batch, draws)       # of both passes, over the weight of one
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from train.diffusion.process import TimestepsAndNoise, add_noise
 from train.diffusion.rng import seeded_generator
 from train.generator.batch import BatchDraws, DitBatch, MaskedPass
-from train.generator.objective import DiffusionObjective, sample_draws, timesteps_and_noise
+from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
 from train.layers.token_mask import TokenMask
@@ -32,8 +32,19 @@ from train.layers.token_mask import TokenMask
 class MaskedDiffusionObjective(DiffusionObjective):
     """Loss of a whole and of a masked pass. Conditioning tokens are never masked; token dropping comes before."""
 
+    def __init__(self, unmasked: DiffusionObjective) -> None:
+        """
+        Args:
+            unmasked: objective of the whole pass; what it gives the model besides, a hint for example, both passes get.
+        """
+        super().__init__(unmasked.settings)
+        self.unmasked = unmasked
+
+    def validation_inputs(self, batch: DitBatch) -> dict[str, Any]:
+        return self.unmasked.validation_inputs(batch)
+
     def draws(self, batch: DitBatch, *, seed: int) -> BatchDraws:
-        draws = sample_draws(batch, self.settings, seed=seed)
+        draws = self.unmasked.draws(batch, seed=seed)
         key = (seed, batch.epoch)
         smallest, largest = self.settings.mdt.mask_ratio
         is_masked_L = sample_mask(
@@ -56,7 +67,8 @@ class MaskedDiffusionObjective(DiffusionObjective):
             add_noise(batch.tokens_LD, noise, batch.segments, settings.diffusion)
             for noise in (draws.noise, masked.noise)
         ]
-        inputs = [batch.inputs(noised.x_LD, draws.noise.timestep_S, None, mask_L) for noised in passes]
+        further: dict[str, Any] = {"scalars": draws.scalars, "hint_LD": draws.hint_LD}
+        inputs = [batch.inputs(noised.x_LD, draws.noise.timestep_S, None, mask_L, **further) for noised in passes]
         both = inputs[0].repeated(2, masked.text)
         both = both.replace(tokens_LD=torch.cat([one.tokens_LD for one in inputs]), token_mask=masked.mask)
         predictions = model(both).split(batch.segments.num_tokens)

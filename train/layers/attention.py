@@ -101,11 +101,9 @@ def packed_attention(
     segments_q, segments_k = Segments.of(segments_q), Segments.of(segments_k)
     _check_lengths(q_LHD, k_MHD, segments_q, segments_k)
     backend = choose_backend(backend, q_LHD.device, q_LHD.dtype, has_bias=bias is not None)
-    if backend == "varlen":
-        return _varlen(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
-    if backend == "flex":
-        return _flex(q_LHD, k_MHD, v_MHD, segments_q, segments_k, bias=bias)
-    return _loop(q_LHD, k_MHD, v_MHD, segments_q, segments_k, bias=bias)
+    attend = {"varlen": _varlen, "flex": _flex, "loop": _loop}[backend]
+    with_bias = {} if bias is None else {"bias": bias}
+    return attend(q_LHD, k_MHD, v_MHD, segments_q, segments_k, **with_bias)
 
 
 def _check_lengths(q_LHD: Tensor, k_MHD: Tensor, segments_q: Segments, segments_k: Segments) -> None:

@@ -73,9 +73,12 @@ class LatentTokenizer:
 
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """frames_THWC uint8 -> tokens_LD on the CPU."""
+        return patchify(self.encode_latent(frames_THWC).cpu().contiguous(), self.grid.patch)
+
+    def encode_latent(self, frames_THWC: np.ndarray) -> Tensor:
+        """frames_THWC uint8 -> float32 latent (C, t, h, w), on the device."""
         frames = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
-        latents_BCTHW = self.compressor.encode(to_pixels(frames)[None])
-        return patchify(latents_BCTHW[0].float().cpu().contiguous(), self.grid.patch)
+        return self.compressor.encode(to_pixels(frames)[None])[0].float()
 
     def decode(self, tokens_LD: Tensor, token_shape: tuple[int, int, int]) -> np.ndarray:
         """tokens_LD -> frames_THWC uint8."""

@@ -29,6 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from packing.buckets import Bucket, parse_bucket
+from packing.grid import Shape3
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
@@ -45,6 +46,9 @@ from train.sampling.conditioning_frames import text_to_video
 from train.sampling.denoise import denoise
 from train.sampling.request import LatentTokenizer, Request, SampledVideo, SamplingState, number_repeats, pack_requests
 from train.sampling.sizes import nearest_size
+from train.sampling.stage import Stage
+from train.sampling.student import DEFAULT_NUM_STEPS, Student
+from train.sampling.windows import Window, overlapping_windows
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
@@ -59,7 +63,8 @@ MIN_WINDOW_LENGTH = 3
 class SolverSettings:
     """Solver, number of steps, and guidance."""
 
-    num_steps: int = 40
+    num_steps: int = 0
+    """0: 30, or those that a distilled model was trained for."""
     guidance: float | Guidance = 4.0
     """A scale, or `Guidance` with all settings: 1 = none (one model call instead of two), higher = closer to the prompt and
     less diverse."""
@@ -68,12 +73,18 @@ class SolverSettings:
     precision: str = "auto"
     """Of the model calls: `fp32` or `bf16` (autocast); auto: bf16 on a GPU, fp32 on a CPU, whatever the training had."""
 
-    def resolved(self, diffusion: DiffusionSettings, device: torch.device) -> SolverSettings:
+    def resolved(
+        self, diffusion: DiffusionSettings, device: torch.device, student: Student | None = None
+    ) -> SolverSettings:
         """With `Guidance` for a scale, and what `auto` stands for; raises UsageError where they do not fit the model."""
         guidance = Guidance.of(self.guidance)
         guidance.check()
-        solver, precision = choose_solver(self.solver, diffusion), choose_precision(self.precision, device)
-        return dataclasses.replace(self, guidance=guidance, solver=solver, precision=precision)
+        solver, num_steps = choose_solver(self.solver, diffusion), self.num_steps or DEFAULT_NUM_STEPS
+        if student is not None:
+            solver, num_steps = student.solver(self.solver, diffusion), student.num_steps_for(self.num_steps)
+            student.check(guidance)
+        precision = choose_precision(self.precision, device)
+        return dataclasses.replace(self, guidance=guidance, solver=solver, precision=precision, num_steps=num_steps)
 
     @property
     def max_pack_tokens(self) -> int:
@@ -88,7 +99,7 @@ def sample(
     num_frames: int | None = None,
     height_px: int | None = None,
     width_px: int | None = None,
-    num_steps: int = 40,
+    num_steps: int = 0,
     guidance: float | Guidance = 4.0,
     solver: str = "auto",
     precision: str = "auto",
@@ -101,7 +112,8 @@ def sample(
     Args:
         checkpoint_path: a step folder, or a training's folder (its newest step).
         num_frames, height_px, width_px: default: the most frequent size of the training.
-        num_steps: of the solver; `heun` calls the model twice a step.
+        num_steps: of the solver; 0: 30, or those that a distilled model was trained for. `heun` calls the model twice a
+            step.
         guidance: a scale, or `Guidance` with all settings: 1 = none (one model call instead of two), higher = closer to
             the prompt and less diverse.
         solver: `auto`, or a solver of `train.diffusion.solvers` that supports the schedule the model was trained on.
@@ -128,6 +140,11 @@ def sample(
 class Sampler:
     """A trained transformer with its text encoder and compressor."""
 
+    student: Student | None = None
+    """What it was distilled to."""
+    stage: Stage | None = None
+    """Of a cascade; None: a base, or a model of its own."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -138,6 +155,8 @@ class Sampler:
         diffusion: DiffusionSettings,
         buckets: Sequence[Bucket],
         conditions: Sequence[str] = (),
+        distilled: dict[str, Any] | None = None,
+        stage: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
         name: str = "this model",
     ) -> None:
@@ -153,6 +172,8 @@ class Sampler:
         self.tokenizer = LatentTokenizer(self.compressor, patch, self.device)
         self.grid = self.tokenizer.grid
         self.buckets, self.conditions, self.name = tuple(buckets), tuple(conditions), name
+        self.student, self.stage = Student.of(distilled), Stage.of(stage)
+        self.value_range: tuple[float, float] | None = getattr(self.compressor, "value_range", None)
 
     @classmethod
     def from_checkpoint(
@@ -186,9 +207,26 @@ class Sampler:
             diffusion=diffusion,
             buckets=buckets,
             conditions=conditions,
+            distilled=config.get("distilled"),
+            stage=config.get("stage"),
             device=device,
             name=path,
         )
+
+    def resolved(self, settings: SolverSettings) -> SolverSettings:
+        """The settings as this model is sampled with; raises UsageError where they do not fit it."""
+        settings = settings.resolved(self.diffusion, self.device, self.student)
+        Guidance.of(settings.guidance).check_values(self.value_range)
+        return settings
+
+    def windows_of(self, token_shape: Shape3) -> tuple[Window, ...]:
+        """Overlapping windows of a video that is longer than those of the training; none for a shorter one."""
+        length, overlap = self._window_size(0, 0)
+        return tuple(overlapping_windows(token_shape[0], length, overlap)) if token_shape[0] > length else ()
+
+    def num_steps(self, requested: int) -> int:
+        """Steps of the solver; `requested` 0: the default, or those that a distilled model was trained for."""
+        return self.student.num_steps_for(requested) if self.student else requested or DEFAULT_NUM_STEPS
 
     @property
     def fps(self) -> int:
@@ -236,7 +274,7 @@ class Sampler:
         prompts: Sequence[str],
         *,
         size: Bucket,
-        num_steps: int = 40,
+        num_steps: int = 0,
         guidance: float | Guidance = 4.0,
         solver: str = "auto",
         precision: str = "auto",
@@ -279,7 +317,9 @@ class Sampler:
         for request in requests:
             for mode in (request.conditioning.mode, *(("loop",) if request.loop_frames else ())):
                 check_trained_for(mode, self.conditions, self.name)
-        settings = (settings or SolverSettings()).resolved(self.diffusion, self.device)
+        if self.stage is not None:
+            raise UsageError(f"{self.name} is a {self.stage.kind} stage of a cascade: name its base before it")
+        settings = self.resolved(settings or SolverSettings())
         window_length, overlap = self._window_size(window_frames, overlap_frames)
         is_autoregressive = is_trained_for("extend", self.conditions)
         states = [
@@ -315,6 +355,7 @@ class Sampler:
             solver=settings.solver,
             max_pack_tokens=settings.max_pack_tokens,
             precision=settings.precision,
+            value_range=self.value_range,
             on_step=on_step,
         )
         for state, one, tokens_LD in zip(states, inputs, tokens, strict=True):
