@@ -22,6 +22,7 @@ from recaption.errors import UsageError
 MAIN_FILTERS = (
     "min_seconds min_motion min_sharpness min_luma max_luma max_text_area max_static_text max_duplicate_similarity"
 )
+BACKEND = "prepare.decode.backend"
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 SAMPLING = "num_steps guidance num_frames height_px width_px"
 GUIDANCE = "guidance_interval guidance_rescale guidance_power"
@@ -115,11 +116,14 @@ class CaptionVerb(OnRun):
     """Caption the kept clips into a caption set."""
 
     example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
-    shown = under(
-        "caption",
-        "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision device",
-        "min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
-        "endpoint.concurrency endpoint.timeout_seconds",
+    shown = (
+        *under(
+            "caption",
+            "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision",
+            "device min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
+            "endpoint.concurrency endpoint.timeout_seconds",
+        ),
+        BACKEND,
     )
     captioner: str | None = None
     """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
@@ -144,7 +148,7 @@ class Shard(OnRun):
     shown = (
         under("shard.buckets", "fps num_frames max_areas_px size_multiple_px max_crop_fraction codec crf")
         + under("shard.buckets", "max_samples_per_shard max_shard_bytes")
-        + ("filters.max_clips_per_caption", *STRIDES)
+        + ("filters.max_clips_per_caption", BACKEND, *STRIDES)
     )
     captions: str = "main"
     """The caption set of the shards."""

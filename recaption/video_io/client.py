@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from recaption.decoding.messages import ClipRequest, Request, encode_request, limit_text
+from recaption.decoding.messages import ClipRequest, ReadRequest, Request, encode_request, limit_text
 from recaption.errors import VideoError
-from recaption.video_io import process as decoder_process
+from recaption.video_io.fallbacks import exchange_frames
 from recaption.video_io.frames import DecodeLimits, Frames
 
 
@@ -87,12 +87,13 @@ class DecodeResponse:
         self.pts_seconds = np.zeros(0)
         self.payload = bytearray()
         """Of a cut: the mp4."""
-        self.header = decoder_process.exchange(
+        if not isinstance(request, ReadRequest | ClipRequest):  # PyAV alone tells what is whole
+            limits = dataclasses.replace(limits, backend="av")
+        self.header = exchange_frames(
             encode_request(request) | {"limits": dataclasses.asdict(limits)},
             file if isinstance(file, int) else file.fileno(),
-            receive=self._receive,
-            wall_seconds=limits.max_wall_seconds,
-            seconds_per_video_second=limits.seconds_per_video_second,
+            limits,
+            self._receive,
         )
         self._deliver_block()
 
