@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from table import NOT_HERE, RIGHT, WRONG, Check, Row, worst_error
 from torch import nn
 
-from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
-from train.backbones.flops import transformer_flops
+from train.backbones.interface import PackedInputs
 from train.layers.segments import Segments
 from train.parallel.device_memory import AUTOCAST_BYTES, WEIGHT_BYTES
 from train.parallel.fsdp import apply_activation_checkpointing
+from train.text.encoder import EncodedText
 
 TOKEN_WIDTH, HEAD_WIDTH = 64, 64
 MAX_ERROR = 0.05
@@ -39,7 +38,7 @@ def _row(check: Check, name: str, is_compiled: bool = False, is_checkpointed: bo
     model = _model(check)
     inputs = _inputs(check)
     with torch.no_grad():
-        expected = model(**inputs)
+        expected = model(inputs)
     check.free()
     if is_checkpointed:
         apply_activation_checkpointing(model, name="dit")
@@ -51,7 +50,7 @@ def _row(check: Check, name: str, is_compiled: bool = False, is_checkpointed: bo
     def forward_and_backward() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast(check.device.type, torch.bfloat16):
-            prediction_LD = model(**inputs)
+            prediction_LD = model(inputs)
         prediction_LD.square().mean().backward()
         predictions[:] = [prediction_LD.detach()]
 
@@ -62,11 +61,10 @@ def _row(check: Check, name: str, is_compiled: bool = False, is_checkpointed: bo
     seconds = check.seconds(forward_and_backward)
     worst = worst_error(predictions[0], expected, size.lengths)
     is_finite = all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-    flops = transformer_flops(size.lengths, _text_lengths(check), width=size.width, depth=size.depth) / seconds
-    activations = activation_bytes(
-        width=size.width, depth=size.depth, capacity=sum(size.lengths), precision="bf16",
-        activation_checkpointing=is_checkpointed,
-    )  # fmt: skip
+    flops = model.flops(size.lengths, _text_lengths(check)) / seconds
+    activations = model.activation_bytes(
+        size.lengths, _text_lengths(check), precision="bf16", checkpointed=is_checkpointed
+    )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return Row(
         check=name,
@@ -98,7 +96,7 @@ def _text_lengths(check: Check) -> list[int]:
     return [check.size.text_tokens] * len(check.size.lengths)
 
 
-def _inputs(check: Check) -> dict[str, Any]:
+def _inputs(check: Check) -> PackedInputs:
     size = check.size
     segments = Segments.from_lengths(size.lengths, check.device)
     text_segments = Segments.from_lengths(_text_lengths(check), check.device)
@@ -108,12 +106,12 @@ def _inputs(check: Check) -> dict[str, Any]:
         return torch.randn(*shape, generator=generator).to(check.device)
 
     position_L3 = torch.cat([torch.arange(n)[:, None] // torch.tensor([64, 8, 1]) % 64 for n in size.lengths])
-    return {
-        "tokens_LD": draw(segments.num_tokens, TOKEN_WIDTH),
-        "position_L3": position_L3.to(check.device),
-        "cu_seqlens": segments,
-        "timestep_S": torch.linspace(0.1, 0.9, len(size.lengths)).to(check.device),
-        "text_MC": draw(text_segments.num_tokens, size.text_width),
-        "cu_text": text_segments,
-        "pooled_SC": draw(len(size.lengths), size.text_width),
-    }
+    return PackedInputs(
+        tokens_LD=draw(segments.num_tokens, TOKEN_WIDTH),
+        position_L3=position_L3.to(check.device),
+        segments=segments,
+        timestep_S=torch.linspace(0.1, 0.9, len(size.lengths)).to(check.device),
+        text=EncodedText(
+            draw(text_segments.num_tokens, size.text_width), text_segments, draw(len(size.lengths), size.text_width)
+        ),
+    )

@@ -1,9 +1,9 @@
-"""Estimate of the GPU memory that training a DiT takes: weights, gradients, optimizer, EMA, activations.
+"""Estimate of the GPU memory that training a backbone takes: weights, gradients, optimizer, EMA, activations.
 
     training_memory(width=1152, depth=28, capacity=16384, num_ranks=8).activations_bytes / 1e9
 
-Parameters are counted on the model itself; activations are a measured number of bytes per token, width and block. Text
-tokens, the compressor, the text encoder and fragmentation are not included.
+Parameters are counted on the model itself; activations are asked of it: a measured number of bytes per token, width
+and block. The compressor, the text encoder and fragmentation are not included.
 """
 
 from __future__ import annotations
@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from recaption.errors import UsageError
-from train.backbones.dit import Dit
 from train.parallel.device_memory import AUTOCAST_BYTES, EMA_BYTES, TRAINED_BYTES, WEIGHT_BYTES
 
 STATE_BYTES_PER_PARAMETER = WEIGHT_BYTES + TRAINED_BYTES + EMA_BYTES
-ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 100.4, "bf16": 52.4}
-"""Of one block, saved for backward by what runs on a GPU: flash or flex attention, torch's RMSNorm, CUDA's autocast.
-test_activation_memory.py counts it again on fake CUDA tensors. The residual stream stays float32, also under autocast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +38,14 @@ def training_memory(
     width: int,
     depth: int,
     capacity: int,
+    backbone: str = "dit",
     num_ranks: int = 1,
     precision: str = "bf16",
     token_width: int = 64,
     text_width: int = 4096,
     activation_checkpointing: bool = False,
 ) -> TrainingMemory:
-    """Estimate `TrainingMemory` of a DiT with heads of 64.
+    """Estimate `TrainingMemory` of a backbone with heads of 64.
 
     Args:
         token_width: latent channels x patch volume.
@@ -58,42 +55,41 @@ def training_memory(
     Raises:
         UsageError: a width that is not a multiple of 64.
     """
+    from train.backbones.registry import build
+
     if width % 64 or depth < 1:
         raise UsageError(f"a transformer of {width = } and {depth = }: the width must be a multiple of 64")
     with torch.device("meta"):
-        model = Dit(
+        model = build(
+            backbone,
             token_width=token_width,
             text_width=text_width,
             pooled_width=text_width,
             width=width,
-            depth=1,
+            depth=depth,
             num_heads=width // 64,
         )
-    per_block = sum(parameter.numel() for parameter in model.blocks.parameters())
-    num_parameters = sum(parameter.numel() for parameter in model.parameters()) + (depth - 1) * per_block
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     state = num_parameters * STATE_BYTES_PER_PARAMETER
     return TrainingMemory(
         num_parameters=num_parameters,
         model_state_bytes=state,
         sharded_state_bytes=-(-state // num_ranks),
-        activations_bytes=activation_bytes(
-            width=width,
-            depth=depth,
-            capacity=capacity,
-            precision=precision,
-            activation_checkpointing=activation_checkpointing,
+        activations_bytes=model.activation_bytes(
+            [capacity], [0], precision=precision, checkpointed=activation_checkpointing
         ),
         weight_copies_bytes=AUTOCAST_BYTES * num_parameters if precision == "bf16" else 0,
     )
 
 
 def activation_bytes(
-    *, width: int, depth: int, capacity: int, precision: str, activation_checkpointing: bool = False
+    *, num_tokens: int, width: int, depth: int, bytes_per_token_and_width: float, checkpointed: bool
 ) -> int:
-    """Activations of the blocks saved for backward, for one full pack.
+    """Activations of equal blocks saved for backward.
 
     Args:
-        activation_checkpointing: every block saves its float32 input, and one block at a time everything.
+        bytes_per_token_and_width: what one block saves.
+        checkpointed: every block saves its float32 input, and one block at a time everything.
     """
-    per_block = ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision] * capacity * width
-    return int(per_block + 4 * capacity * width * depth if activation_checkpointing else per_block * depth)
+    per_block = bytes_per_token_and_width * num_tokens * width
+    return int(per_block + 4 * num_tokens * width * depth if checkpointed else per_block * depth)

@@ -1,6 +1,6 @@
 """FLOPs of a transformer over a pack, for MFU.
 
-    flops = transformer_flops([720, 64], [24, 11], width=1152, depth=28)      # of a pack, forward and backward
+    flops = backbone.flops([720, 64], [24, 11])           # of a pack, forward and backward
     flops / seconds / peak_flops(device)                                      # MFU, arXiv 2204.02311 appendix B
 
 Model FLOPs: one forward and one backward (twice the forward); recomputation by activation checkpointing is not counted.
@@ -18,12 +18,9 @@ FORWARD_AND_BACKWARD = 3.0
 """In units of the forward: the backward takes two multiplications for each one."""
 
 
-def transformer_flops(num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, width: int, depth: int) -> float:
-    """Forward and backward FLOPs of the blocks over one pack: self-attention, cross-attention, an MLP of 4 x width.
-
-    Embeddings and adaLN are not counted: under 2 % at usual lengths.
-    """
+def transformer_flops(num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, width: int) -> float:
+    """Forward and backward FLOPs of one block over a pack: self-attention, cross-attention, an MLP of 4 x width."""
     tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
     cross = 4.0 * width * width * (tokens + text) + 4.0 * width * tokens * text
     forward = sample_flops(tokens, width=width) + cross
-    return float(FORWARD_AND_BACKWARD * depth * forward.sum())
+    return float(FORWARD_AND_BACKWARD * forward.sum())

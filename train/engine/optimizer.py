@@ -10,9 +10,11 @@ The trainer calls these in this order, then `EMA.update` (ema.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from recaption.errors import UsageError
 
@@ -93,6 +95,12 @@ def adam_state(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[st
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def total_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Global gradient norm, over all ranks if the gradients are sharded."""
+    norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def apply_step(optimizer: torch.optim.AdamW, *, skip: Tensor) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from train.checkpoint.trained_part import FrozenBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +119,24 @@ class HasActivationEstimate(Protocol):
 
 @runtime_checkable
 class HasFrozenNetworks(Protocol):
-    """A task with networks that are not trained: a text encoder, a compressor for samples."""
+    """A task with networks besides its model that are not trained: a teacher, a text encoder, a compressor for samples."""
+
+    def frozen_networks(self) -> Sequence[nn.Module]:
+        """Networks that every step needs. The engine places them on the device before the first step, sharded like the
+        model, in eval mode and without gradients."""
+        ...
 
     def frozen_bytes(self) -> int:
-        """Bytes that they take on the device."""
+        """Bytes on the device of those that the task places itself."""
         ...
+
+
+@runtime_checkable
+class HasFrozenBase(Protocol):
+    """A task that trains a part of its model: `requires_grad` is off for the weights of a base that it was built from.
+
+    Its checkpoints hold the trained part alone, and the id and hash of the base in `config["base"]`, so that a resume or a
+    sampling from another base is refused. None: the whole model is trained and saved.
+    """
+
+    base: FrozenBase | None

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from recaption.errors import ErrorBudgetError, RecaptionError, UsageError
@@ -40,13 +39,14 @@ from train.engine.batch_numbers import StepBatches
 from train.engine.device_peak import peak_flops
 from train.engine.ema import EMA
 from train.engine.metrics import LogWindow, MetricsLog
-from train.engine.optimizer import apply_step, build_optimizer, lr_at, set_lr
+from train.engine.optimizer import apply_step, build_optimizer, lr_at, set_lr, total_norm
 from train.engine.resume import check_resumable, newest_path
 from train.engine.settings import TrainerSettings
 from train.engine.stopwatch import StepTimer
 from train.engine.task import (
     HasActivationEstimate,
     HasCompiledModules,
+    HasFrozenBase,
     HasFrozenNetworks,
     HasPreparation,
     HasSamples,
@@ -121,7 +121,8 @@ class _Loop:
         )
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = EMA(self.model, settings.ema_decay) if settings.ema_decay else None
-        self.tensors = TrainState(self.model, self.optimizer, self.ema)
+        has_base = isinstance(task, HasFrozenBase) and task.base is not None
+        self.tensors = TrainState(self.model, self.optimizer, self.ema, has_frozen_base=has_base)
         self.checkpointer = AsyncCheckpointer(
             self.checkpoints,
             keep_last=settings.keep_checkpoints,
@@ -160,6 +161,11 @@ class _Loop:
             activations = self.task.activation_bytes(
                 settings.precision, activation_checkpointing=settings.activation_checkpointing
             )
+        placed: tuple[nn.Module, ...] = ()
+        frozen_bytes = 0
+        if isinstance(self.task, HasFrozenNetworks):
+            placed, frozen_bytes = tuple(self.task.frozen_networks()), self.task.frozen_bytes()
+            frozen_bytes += device_memory.frozen_bytes(placed, num_shards=num_ranks if is_sharded else 1)
         needed = device_memory.estimate(
             self.model,
             num_shards=num_ranks,
@@ -168,7 +174,7 @@ class _Loop:
             has_ema=has_ema,
             precision=settings.precision,
             activations_bytes=activations,
-            frozen_bytes=self.task.frozen_bytes() if isinstance(self.task, HasFrozenNetworks) else 0,
+            frozen_bytes=frozen_bytes,
         )
         device_memory.check_fits(needed, self.device, num_ranks=process_group.num_local_ranks())
         if settings.activation_checkpointing:
@@ -178,6 +184,9 @@ class _Loop:
         else:
             self.model.to(self.device)
             broadcast_module(self.model)
+        fsdp.place_frozen(
+            placed, self.device, is_sharded=is_sharded, precision=settings.precision, group=self.control.group
+        )
         return is_sharded
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -294,7 +303,7 @@ class _Loop:
             sum_gradients(self.parameters)
         loss_sum, weight = sum_over_ranks(sums)[:2]
 
-        grad_norm = _total_norm([p.grad for p in self.parameters]) / weight.float()
+        grad_norm = total_norm([p.grad for p in self.parameters]) / weight.float()
         is_finite = torch.isfinite(grad_norm) & torch.isfinite(loss_sum)
         scale = 1.0 / weight.float()
         if settings.max_grad_norm:
@@ -408,12 +417,6 @@ class _Loop:
         self.checkpointer.close()
         if self.log is not None:
             self.log.close()
-
-
-def _total_norm(gradients: list[Tensor | None]) -> Tensor:
-    """Global gradient norm, over all ranks if the gradients are sharded."""
-    norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _seed_everything(seed: int, global_number: int) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from packing.grid import Shape3
 from packing.loader.batch import PackedBatch
+from train.backbones.interface import PackedInputs
 from train.diffusion.process import TimestepsAndNoise
+from train.layers.layouts import Layouts
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
 from train.parallel.transfer import copied
@@ -26,11 +29,25 @@ class BatchDraws:
     """bool (L): conditioning tokens; None without frame conditioning."""
     text: TextSelection
     """Each sample's caption, or the null caption where it is dropped."""
+    without_text: TextSelection | None = None
+    """The null caption for all of them, where the objective needs it."""
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs of the model, a number per sample (S,) each."""
+    times: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further timesteps per sample (S,), that the steps of a teacher go through."""
+    hint_LD: Tensor | None = None
+    """Noised tokens of the low-resolution video of a super-resolution stage."""
 
     def to(self, device: torch.device | str) -> BatchDraws:
-        mask_L = self.condition_mask_L
+        mask_L, hint_LD = self.condition_mask_L, self.hint_LD
         return BatchDraws(
-            self.noise.to(device), None if mask_L is None else copied(mask_L, device), self.text.to(device)
+            self.noise.to(device),
+            None if mask_L is None else copied(mask_L, device),
+            self.text.to(device),
+            None if self.without_text is None else self.without_text.to(device),
+            {name: copied(value_S, device) for name, value_S in self.scalars.items()},
+            {name: copied(value_S, device) for name, value_S in self.times.items()},
+            None if hint_LD is None else copied(hint_LD, device),
         )
 
 
@@ -51,16 +68,19 @@ class DitBatch:
     epoch: int
     capacity: int
     """Tokens of a full pack."""
+    layouts: Layouts
     draws: BatchDraws | None = None
     """Noise, conditioning and dropped captions of a training step; validation draws its own."""
 
     @classmethod
     def from_packed(cls, batch: PackedBatch, encoder: TextEncoder) -> DitBatch:
         """Encode the captions and strip the padding: packs need not have one length."""
+        segments, position_L3 = Segments.from_lengths(batch.lengths), batch.position_L3[: batch.num_tokens]
         return cls(
             tokens_LD=batch.tokens_LD[: batch.num_tokens],
-            position_L3=batch.position_L3[: batch.num_tokens],
-            segments=Segments.from_lengths(batch.lengths),
+            position_L3=position_L3,
+            segments=segments,
+            layouts=Layouts(segments, position_L3),
             text=encoder.encode(batch.captions),
             token_shapes=batch.token_shapes,
             first_frames=tuple(frame // batch.patch[0] for frame in batch.first_frames),
@@ -71,11 +91,40 @@ class DitBatch:
 
     def to(self, device: torch.device | str) -> DitBatch:
         """The one place where a batch is moved: pinned and non-blocking, with all that a step needs."""
+        segments, position_L3 = self.segments.to(device), copied(self.position_L3, device)
         return dataclasses.replace(
             self,
             tokens_LD=copied(self.tokens_LD, device),
-            position_L3=copied(self.position_L3, device),
-            segments=self.segments.to(device),
+            position_L3=position_L3,
+            segments=segments,
+            layouts=self.layouts.to(device, segments, position_L3),
             text=self.text.to(device),
             draws=None if self.draws is None else self.draws.to(device),
+        )
+
+    def inputs(
+        self,
+        x_LD: Tensor,
+        timestep_S: Tensor,
+        drop_text_S: Sequence[bool] | TextSelection | None,
+        condition_mask_L: Tensor | None = None,
+        *,
+        scalars: Mapping[str, Tensor] | None = None,
+        hint_LD: Tensor | None = None,
+    ) -> PackedInputs:
+        """What a backbone gets of the batch at these noised tokens; the conditioning tokens clean."""
+        if condition_mask_L is not None:
+            x_LD = torch.where(condition_mask_L[:, None], self.tokens_LD, x_LD)
+        return PackedInputs(
+            tokens_LD=x_LD,
+            position_L3=self.position_L3,
+            segments=self.segments,
+            timestep_S=timestep_S,
+            text=self.text,
+            drop_text_S=drop_text_S,
+            condition_mask_L=condition_mask_L,
+            hint_LD=hint_LD,
+            scalars=scalars or {},
+            token_shapes=self.token_shapes,
+            layouts=self.layouts,
         )

@@ -3,8 +3,8 @@
     provenance = load_init_weights("RUN/train/images", model, config)         # {"step": 2000, "weights": "0f3c..."}
 
 An image is a clip of one frame, at frame position 0, where the rotation of RoPE is the identity. So a video model
-initialised from an image model gives the same images, bit for bit. Missing `pos_embedder.*` weights are initialised to
-zero; anything else missing is an error.
+initialised from an image model gives the same images, bit for bit. Missing weights of positions, of a hint or of scalars
+start so that they change nothing; anything else missing is an error.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from torch import nn
 from recaption.errors import CheckpointMismatchError
 from recaption.weights import weights_hash
 from train.checkpoint import step_folder as checkpoint
+from train.checkpoint.trained_part import with_base
 from train.checkpoint.weights import load_weights
 
-OPTIONAL_WEIGHTS = "absolute_positions"
-"""Setting of a backbone that adds weights which change nothing while they are zero."""
+OPTIONAL_WEIGHTS = {
+    "absolute_positions": "x_embedder.pos_embedder.",
+    "hint_width": "x_embedder.hint_embedder.",
+    "scalars": "t_embedder.scalar_embedders.",
+}
+"""Settings of a backbone that add weights, and their names: the new ones change nothing until they are trained."""
 DIFFUSION_KEYS = ("schedule", "prediction", "zero_terminal_snr")
 """Diffusion settings that define what the model predicts; the distribution of trained noise levels may differ."""
 
@@ -40,11 +45,11 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> di
     """
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
+    weights = with_base(saved, weights, found.path)
     theirs, ours = _weights_meaning(saved), _weights_meaning(checkpoint.as_json(config))
-    optional = f"backbone {OPTIONAL_WEIGHTS}"
-    is_adding = bool(ours[optional]) and not theirs.get(optional)
-    if is_adding:
-        theirs[optional] = ours[optional]
+    added = [name for name in OPTIONAL_WEIGHTS if ours.get(f"backbone {name}") and not theirs.get(f"backbone {name}")]
+    for name in added:
+        theirs[f"backbone {name}"] = ours[f"backbone {name}"]
     differing = [
         f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here"
         for name in sorted(theirs.keys() | ours.keys())
@@ -55,10 +60,10 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> di
             f"init_from {found.path} is another model ({'; '.join(differing[:3])}): "
             "train with its settings, or from scratch"
         )
-    if is_adding:
-        weights |= {
-            name: torch.zeros_like(own) for name, own in model.state_dict().items() if name.startswith("pos_embedder.")
-        }
+    for name, own in model.state_dict().items():
+        if any(name.startswith(OPTIONAL_WEIGHTS[setting]) for setting in added):
+            # positions are learned sooner from weights that are not zero; hints and scalars start with a zero layer anyway
+            weights[name] = torch.zeros_like(own) if name.startswith(OPTIONAL_WEIGHTS["absolute_positions"]) else own
     load_weights(model, weights, found.path)
     return {"step": found.step, "weights": weights_hash(weights)}
 

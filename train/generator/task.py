@@ -28,19 +28,20 @@ from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
-from train.backbones.activation_memory import activation_bytes
-from train.backbones.flops import transformer_flops
 from train.backbones.registry import build
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
-from train.diffusion.process import add_noise
+from train.diffusion.noise_augmentation import LEVEL
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
+from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
-from train.generator.objective import objective, sample_draws, timesteps_and_noise
+from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings
+from train.generator.super_resolution import SuperResolution, stage_of
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
+from train.sampling.stage import Stage
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
@@ -97,7 +98,10 @@ class DitTask:
             patch=settings.patch,
         )
         self._check_latents(compressor)
+        self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
+        self._check_backbone()
+        self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
         if settings.init_from:
             self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
@@ -111,9 +115,10 @@ class DitTask:
         settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            token_width = self.compressor.num_channels * math.prod(settings.patch)
             return build(
                 settings.backbone,
-                token_width=self.compressor.num_channels * math.prod(settings.patch),
+                token_width=token_width,
                 text_width=self.encoder.width,
                 pooled_width=self.encoder.pooled_width,
                 width=settings.width,
@@ -122,7 +127,22 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                hint_width=token_width if self.stage else 0,
+                scalars=(LEVEL,) if self.stage else student_scalars(settings),
             )
+
+    def _check_backbone(self) -> None:
+        """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
+        if self.stage and self.plan.token_keep_rate:
+            raise UsageError("a super-resolution stage sees whole clips: leave plan.token-keep-rate out")
+        wanted = {
+            "token dropping": bool(self.plan.token_keep_rate),
+            "conditioning frames": bool(self.settings.conditions),
+        }
+        reasons: dict[str, str] = self.model.unsupported  # type: ignore[assignment]
+        for feature, reason in reasons.items():
+            if wanted.get(feature):
+                raise UsageError(f"backbone {self.settings.backbone!r} has no {feature}: {reason}")
 
     def _checkpoint_config(self, compressor: str) -> dict[str, Any]:
         """What a checkpoint records: enough to sample from it, and to refuse a resume with other settings."""
@@ -142,6 +162,8 @@ class DitTask:
             "plan": dataclasses.asdict(self.plan),
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
+            "distilled": distilled_config(settings),
+            "stage": None if self.stage is None else self.stage.config,
         }
 
     def _check_latents(self, compressor: str) -> None:
@@ -191,34 +213,36 @@ class DitTask:
         """The batch with its noise, conditioning tokens, dropped captions and register rows, ready to be moved."""
         if self.settings.num_registers:
             batch.segments.with_prefix_tokens(self.settings.num_registers)  # kept in the segments, and moved with them
-        return dataclasses.replace(batch, draws=sample_draws(batch, self.settings, seed=seed))
+        batch.layouts.built(self.model.layout_keys)  # type: ignore[arg-type]
+        return dataclasses.replace(batch, draws=self.objective.draws(batch, seed=seed))
 
     def loss(self, batch: DitBatch, *, step: int, seed: int) -> LossParts:
         """Loss sum and weight of one pack."""
         draws = (batch if batch.draws else self.prepared(batch, step=step, seed=seed)).draws
         assert draws is not None
-        noised = add_noise(batch.tokens_LD, draws.noise, batch.segments, self.settings.diffusion)
-        timestep_S, mask_L = draws.noise.timestep_S, draws.condition_mask_L
-        loss_sum, weight = objective(self.model, batch, noised, timestep_S, draws.text, self.settings, mask_L)
-        width, depth, num_registers = self.settings.width, self.settings.depth, self.settings.num_registers
-        lengths = [length + num_registers for length in batch.segments.lengths]
+        loss_sum, weight = self.objective.loss(self.model, batch, draws)
         return LossParts(
             loss_sum=loss_sum,
             weight=weight,
             num_tokens=batch.segments.num_tokens,
             capacity_tokens=batch.capacity,
-            flops=transformer_flops(lengths, batch.text.segments.lengths, width=width, depth=depth),
+            flops=self.objective.flops(self.model, batch),
         )
 
     def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
-        """Activations of one full pack of the shortest samples, which have the most register tokens."""
-        settings = self.settings
+        """Activations of one full pack of the shortest samples, which have the most registers and texts."""
         shortest = min(
-            math.prod(token_shape_of_latent(shape, settings.patch)) for shape in set(self.source.latent_shapes)
+            math.prod(token_shape_of_latent(shape, self.settings.patch)) for shape in set(self.source.latent_shapes)
         )
-        num_tokens = self.plan.capacity + settings.num_registers * (self.plan.capacity // shortest)
-        size = {"width": settings.width, "depth": settings.depth, "capacity": num_tokens}
-        return activation_bytes(**size, precision=precision, activation_checkpointing=activation_checkpointing)
+        num_samples = max(1, self.plan.capacity // shortest)
+        lengths = [shortest] * (num_samples - 1) + [self.plan.capacity - shortest * (num_samples - 1)]
+        return self.objective.activation_bytes(
+            self.model, lengths, [0] * num_samples, precision=precision, checkpointed=activation_checkpointing
+        )
+
+    def frozen_networks(self) -> Sequence[nn.Module]:
+        """Those of the objective."""
+        return self.objective.frozen_networks()
 
     def frozen_bytes(self) -> int:
         """Of the text encoder, if it lies on a GPU, and of the compressor, which joins it at the first sampling."""
@@ -256,13 +280,13 @@ class DitTask:
         total_weight = 0.0
         device = next(model.parameters()).device
         for batch in batches:
+            batch.layouts.built(self.model.layout_keys)  # type: ignore[arg-type]
             batch = batch.to(device)
             for number in range(NUM_VALIDATION_TIMESTEPS):
-                draws = timesteps_and_noise(batch, self.settings, key=("validation", number))
-                noised = add_noise(batch.tokens_LD, draws, batch.segments, self.settings.diffusion)
+                noise = timesteps_and_noise(batch, self.settings, key=("validation", number))
                 for name, drop in (("loss", False), ("loss_without_prompt", True)):
                     drop_text_S = [drop] * len(batch.segments)
-                    loss_sum, weight = objective(model, batch, noised, draws.timestep_S, drop_text_S, self.settings)
+                    loss_sum, weight = self.objective.loss_at(model, batch, noise, drop_text_S)
                     sums[name] += float(loss_sum)
                 total_weight += float(weight)
         losses = {name: value / total_weight for name, value in sums.items()}
@@ -279,7 +303,7 @@ class DitTask:
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """Videos of `sample_prompts` at the most frequent size, with their frame rate."""
         prompts = self.settings.sample_prompts
-        if not prompts:
+        if not prompts or self.stage is not None:  # a stage enlarges what its base samples
             return {}
         sampler = Sampler(
             model,
@@ -289,11 +313,19 @@ class DitTask:
             diffusion=self.settings.diffusion,
             buckets=self.buckets,
             conditions=self.settings.conditions,
+            distilled=self.config["distilled"],
             device=next(model.parameters()).device,
         )
         precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
         videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjective:
+    """The objective of a training with these settings."""
+    if settings.distill.stage:
+        return distillation_objective(settings)
+    return DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
 
 
 def _is_on_gpu(network: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,3 +59,20 @@ class CrossAttention(nn.Module):
         q_LHD = self.q_norm(q_LHD).to(v_MHD.dtype)
         k_MHD = self.k_norm(k_MHD).to(v_MHD.dtype)
         return self.out(self.attend(q_LHD, k_MHD, v_MHD, segments, text_segments).flatten(1))
+
+
+def compile_around_attention(block: nn.Module, *args: Any, dynamic: bool | None = True, **kwargs: Any) -> None:
+    """Compile a block of a backbone so that packs of other lengths do not recompile it.
+
+    All sizes are dynamic, and attention stays outside of the graph: it loops over samples or is a kernel of its own.
+    Wrappers of activation checkpointing or FSDP around `forward` stay outside too: torch.compile cannot trace them.
+    """
+    for module in block.modules():
+        if hasattr(module, "attend"):
+            module.attend = outside_compile(module.attend)
+    forward: Any = block.forward
+    if isinstance(forward, functools.partial):  # torch.utils.checkpoint around the block's forward
+        inner = torch.compile(forward.args[0], *args, dynamic=dynamic, **kwargs)
+        block.forward = functools.partial(forward.func, inner, **forward.keywords)  # type: ignore[method-assign]
+    else:
+        block.forward = torch.compile(forward, *args, dynamic=dynamic, **kwargs)  # type: ignore[method-assign]

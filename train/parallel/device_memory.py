@@ -12,6 +12,7 @@ bound: allocator fragmentation comes on top.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,14 @@ def estimate(
         is_sharded=is_sharded,
         activation_checkpointing=activation_checkpointing,
         frozen_bytes=frozen_bytes,
+    )
+
+
+def frozen_bytes(networks: Iterable[nn.Module], *, num_shards: int = 1) -> int:
+    """Bytes of networks that are not trained; those with `blocks` are spread over `num_shards` ranks."""
+    return sum(
+        -(-sum(parameter.nbytes for parameter in network.parameters()) // (num_shards if blocks_of(network) else 1))
+        for network in networks
     )
 
 

@@ -10,7 +10,7 @@ divisor of a step (its summed loss weights) is known only after its last batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -96,6 +96,23 @@ def shard(model: nn.Module, *, device: torch.device, precision: str, group: dist
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
         unit.set_reduce_scatter_unused_params(True, recurse=False)
+
+
+def place_frozen(
+    networks: Iterable[nn.Module],
+    device: torch.device,
+    *,
+    is_sharded: bool,
+    precision: str,
+    group: dist.ProcessGroup | None,
+) -> None:
+    """Networks that are not trained on the device, in eval mode, without gradients; with `blocks`, sharded on demand."""
+    for network in networks:
+        network.requires_grad_(False).eval()
+        if is_sharded and blocks_of(network):
+            shard(network, device=device, precision=precision, group=group)
+        else:
+            network.to(device)
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Tensor:

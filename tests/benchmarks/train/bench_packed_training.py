@@ -40,10 +40,12 @@ from bench_plan import random_lengths
 
 from packing.plan.steps import plan_packs
 from train.backbones.dit import Dit
+from train.backbones.interface import PackedInputs
 from train.layers.adaln import NORM_EPS
 from train.layers.embeddings import timestep_embedding
 from train.layers.rope import apply_rotary_emb, rotary_cos_sin
 from train.layers.segments import Segments
+from train.text.encoder import EncodedText
 
 CAPACITY, MAX_TOKENS, BATCH, PACKS, POOL = 4096, 2048, 8, 5, 200
 TOKEN_WIDTH, TEXT_WIDTH, TEXT_TOKENS = 64, 64, 8
@@ -87,13 +89,17 @@ def positions(length: int) -> Tensor:
 def pack_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
     """Sum of squared errors of a pack, through the model's own forward."""
     out_LD = model(
-        torch.cat([sample.tokens_LD for sample in samples]),
-        torch.cat([positions(sample.length) for sample in samples]),
-        Segments.from_lengths([sample.length for sample in samples]),
-        torch.tensor([sample.timestep for sample in samples]),
-        torch.cat([sample.text_MC for sample in samples]),
-        Segments.from_lengths([TEXT_TOKENS] * len(samples)),
-        torch.stack([sample.text_MC[0] for sample in samples]),
+        PackedInputs(
+            tokens_LD=torch.cat([sample.tokens_LD for sample in samples]),
+            position_L3=torch.cat([positions(sample.length) for sample in samples]),
+            segments=Segments.from_lengths([sample.length for sample in samples]),
+            timestep_S=torch.tensor([sample.timestep for sample in samples]),
+            text=EncodedText(
+                torch.cat([sample.text_MC for sample in samples]),
+                Segments.from_lengths([TEXT_TOKENS] * len(samples)),
+                torch.stack([sample.text_MC[0] for sample in samples]),
+            ),
+        )
     )
     return (out_LD - torch.cat([sample.target_LD for sample in samples])).square().sum()
 
@@ -134,8 +140,8 @@ def batch_loss(model: Dit, samples: Sequence[Sample]) -> Tensor:
     mask = None if bool(is_real_BL.all()) else is_real_BL[:, None, None]
     text_BMC = torch.stack([sample.text_MC for sample in samples])
     timestep_B = torch.tensor([sample.timestep for sample in samples])
-    condition_BD = model.t_embedder(timestep_embedding(timestep_B)) + model.pooled_embedder(text_BMC[:, 0])
-    text_BMD, rotary = model.text_embedder(text_BMC), rotary_cos_sin(positions(longest), model.head_width)
+    condition_BD = model.t_embedder.mlp(timestep_embedding(timestep_B)) + model.text_embedder.pooled(text_BMC[:, 0])
+    text_BMD, rotary = model.text_embedder.tokens(text_BMC), rotary_cos_sin(positions(longest), model.head_width)
     x_BLD = model.x_embedder(tokens_BLD)
     for block in model.blocks:
         x_BLD = batch_block(block, x_BLD, rotary, condition_BD, text_BMD, mask)

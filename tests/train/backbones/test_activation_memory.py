@@ -7,13 +7,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recaption.errors import UsageError
-from train.backbones.activation_memory import ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH, training_memory
-from train.backbones.dit import SIZES, Dit
+from train.backbones.activation_memory import training_memory
+from train.backbones.dit import ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH, SIZES, Dit
+from train.backbones.interface import PackedInputs
 from train.layers import attention
 from train.layers.qk_norm import QKNorm
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
 from train.parallel.device_memory import AUTOCAST_BYTES
+from train.text.encoder import EncodedText
 
 
 class FlashAttention(torch.autograd.Function):
@@ -56,10 +58,12 @@ def saved_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -
             torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
             torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"),
         ):
-            model(
-                torch.zeros(num_tokens, 8), torch.zeros(num_tokens, 3, dtype=torch.int64), segments, torch.zeros(2),
-                torch.zeros(8, 32), text_segments, torch.zeros(2, 32), drop_text_S=text,
+            inputs = PackedInputs(
+                tokens_LD=torch.zeros(num_tokens, 8), position_L3=torch.zeros(num_tokens, 3, dtype=torch.int64),
+                segments=segments, timestep_S=torch.zeros(2), drop_text_S=text,
+                text=EncodedText(torch.zeros(8, 32), text_segments, torch.zeros(2, 32)),
             )  # fmt: skip
+            model(inputs)
             weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
             return sum(one.untyped_storage().nbytes() for key, one in saved.items() if key not in weights)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 
 import pytest
 import torch
 from torch import nn
 
 from recaption.errors import UsageError
+from tests.stand_ins.packed_inputs import TEXT_LENGTHS, each_alone, gradients, grid_positions, make_backbone
+from tests.stand_ins.packed_inputs import make_inputs as make_pack
 from train.backbones.dit import SIZES
 from train.backbones.registry import build
 from train.layers.adaln import NORM_EPS, gated_residual, modulated_layer_norm
@@ -17,63 +21,9 @@ from train.layers.qk_norm import QKNorm
 from train.layers.rope import apply_rotary_emb, rotary_axis_dims, rotary_cos_sin
 from train.layers.segments import Segments
 from train.parallel import fsdp as sharding
+from train.text.encoder import EncodedText
 
-TOKEN_WIDTH, TEXT_WIDTH, POOLED_WIDTH = 6, 10, 7
-GRIDS = ((2, 3, 2), (1, 1, 5), (3, 2, 4))
-TEXT_LENGTHS = (3, 1, 4)
-
-
-def make_dit(seed: int = 0, **changes: object) -> nn.Module:
-    """A small DiT whose zero-initialised layers are filled: at initialisation all outputs would be equal."""
-    torch.manual_seed(seed)
-    config = {"token_width": TOKEN_WIDTH, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH}
-    dit = build("dit", **(config | {"width": 24, "depth": 2, "num_heads": 2} | changes))
-    for parameter in dit.parameters():
-        if not parameter.detach().any():
-            nn.init.normal_(parameter, std=0.2)
-    return dit
-
-
-def grid_positions(grid: tuple[int, int, int]) -> torch.Tensor:
-    return torch.cartesian_prod(*(torch.arange(n) for n in grid)).reshape(-1, 3)
-
-
-def make_pack(seed: int = 1) -> dict[str, object]:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = [f * h * w for f, h, w in GRIDS]
-    return {
-        "tokens_LD": torch.randn(sum(lengths), TOKEN_WIDTH, generator=generator),
-        "position_L3": torch.cat([grid_positions(grid) for grid in GRIDS]),
-        "cu_seqlens": Segments.from_lengths(lengths),
-        "timestep_S": torch.tensor([0.1, 0.5, 0.93]),
-        "text_MC": torch.randn(sum(TEXT_LENGTHS), TEXT_WIDTH, generator=generator),
-        "cu_text": Segments.from_lengths(TEXT_LENGTHS),
-        "pooled_SC": torch.randn(3, POOLED_WIDTH, generator=generator),
-    }
-
-
-def sample_of(pack: dict, s: int) -> dict[str, object]:
-    """Sample s of a pack as a pack of its own."""
-    tokens, text = ([0, *seg.cu_seqlens.tolist()[1:]] for seg in (pack["cu_seqlens"], pack["cu_text"]))
-    of_tokens, of_text = slice(tokens[s], tokens[s + 1]), slice(text[s], text[s + 1])
-    return {
-        "tokens_LD": pack["tokens_LD"][of_tokens],
-        "position_L3": pack["position_L3"][of_tokens],
-        "cu_seqlens": Segments.from_lengths([tokens[s + 1] - tokens[s]]),
-        "timestep_S": pack["timestep_S"][s : s + 1],
-        "text_MC": pack["text_MC"][of_text],
-        "cu_text": Segments.from_lengths([text[s + 1] - text[s]]),
-        "pooled_SC": pack["pooled_SC"][s : s + 1],
-    }
-
-
-def gradients(dit: nn.Module, velocity_LD: torch.Tensor) -> dict[str, torch.Tensor]:
-    weights = torch.randn(velocity_LD.shape, generator=torch.Generator().manual_seed(5))
-    dit.zero_grad()
-    (velocity_LD * weights).sum().backward()
-    return {name: p.grad.clone() for name, p in dit.named_parameters() if p.grad is not None}
-
-
+make_dit = functools.partial(make_backbone, "dit")
 VARIANTS = {
     "plain": {},
     "registers": {"num_registers": 3},
@@ -91,8 +41,8 @@ def checkpointed(dit: nn.Module) -> nn.Module:
 def test_packed_forward_equals_each_samples_own_forward(changes):
     dit, pack = make_dit(**changes), make_pack()
     drop = [False, True, False]
-    packed = dit(**pack, drop_text_S=drop)
-    alone = torch.cat([dit(**sample_of(pack, s), drop_text_S=[drop[s]]) for s in range(3)])
+    packed = dit(pack.replace(drop_text_S=drop))
+    alone = each_alone(dit, pack.replace(drop_text_S=drop))
     assert packed.abs().mean() > 0.05, "nothing to compare"
     assert (packed - alone).abs().max() / alone.abs().max() < 1e-5
 
@@ -102,8 +52,8 @@ def test_packed_forward_equals_each_samples_own_forward(changes):
 def test_packed_gradients_equal_the_sum_of_each_samples_own(changes, is_checkpointed):
     dit, pack = make_dit(**changes), make_pack()
     drop = [False, True, False]
-    alone = gradients(dit, torch.cat([dit(**sample_of(pack, s), drop_text_S=[drop[s]]) for s in range(3)]))
-    packed = gradients(dit, (checkpointed(dit) if is_checkpointed else dit)(**pack, drop_text_S=drop))
+    alone = gradients(dit, each_alone(dit, pack.replace(drop_text_S=drop)))
+    packed = gradients(dit, (checkpointed(dit) if is_checkpointed else dit)(pack.replace(drop_text_S=drop)))
     assert packed.keys() == alone.keys() == dict(dit.named_parameters()).keys()
     for name, gradient in packed.items():
         assert (gradient - alone[name]).abs().max() <= 1e-5 * alone[name].abs().max(), name
@@ -112,15 +62,15 @@ def test_packed_gradients_equal_the_sum_of_each_samples_own(changes, is_checkpoi
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_activation_checkpointing_gives_exactly_the_same_gradients(changes):
     dit, pack = make_dit(**changes), make_pack()
-    expected = gradients(dit, dit(**pack))
-    again = gradients(dit, checkpointed(dit)(**pack))
+    expected = gradients(dit, dit(pack))
+    again = gradients(dit, checkpointed(dit)(pack))
     assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
 def test_attention_that_leaks_between_samples_is_detected():
     """The comparison above can fail: with attention over the whole pack it does by far."""
     dit, pack = make_dit(), make_pack()
-    alone = torch.cat([dit(**sample_of(pack, s)) for s in range(3)])
+    alone = each_alone(dit, pack)
 
     def leaking(q, k, v, segments_q, segments_k):
         """Attention over the whole pack; timesteps and texts stay per sample."""
@@ -129,29 +79,29 @@ def test_attention_that_leaks_between_samples_is_detected():
 
     for block in dit.blocks:
         block.attention.attend = leaking
-    assert (dit(**pack) - alone).abs().max() > 1e-2
+    assert (dit(pack) - alone).abs().max() > 1e-2
 
 
 def test_the_text_of_another_sample_is_detected_too():
     dit, pack = make_dit(), make_pack()
-    swapped = pack | {"text_MC": pack["text_MC"].flip(0)}
-    assert (dit(**pack) - dit(**swapped)).abs().max() > 1e-2
+    swapped = pack.replace(text=dataclasses.replace(pack.text, text_MC=pack.text.text_MC.flip(0)))
+    assert (dit(pack) - dit(swapped)).abs().max() > 1e-2
 
 
 def test_at_initialisation_the_output_is_zero_and_every_block_the_identity():
     torch.manual_seed(0)
     dit = build("dit", token_width=6, text_width=10, pooled_width=7, width=24, depth=2, num_heads=2)
     pack = make_pack()
-    assert torch.count_nonzero(dit(**pack)) == 0
-    x = torch.randn(pack["cu_seqlens"].num_tokens, 24)
+    assert torch.count_nonzero(dit(pack)) == 0
+    x = torch.randn(pack.segments.num_tokens, 24)
     for block in dit.blocks:
         out = block(
             x,
-            rotary_cos_sin(pack["position_L3"], 12),
-            pack["cu_seqlens"],
+            rotary_cos_sin(pack.position_L3, 12),
+            pack.segments,
             torch.randn(3, 24),
             torch.randn(sum(TEXT_LENGTHS), 24),
-            pack["cu_text"],
+            pack.text.segments,
         )
         assert torch.equal(out, x)
 
@@ -160,26 +110,28 @@ def test_every_parameter_gets_a_gradient_with_and_without_dropped_captions():
     """DDP waits for all of them."""
     dit, pack = make_dit(), make_pack()
     for drop in ([False] * 3, [True] * 3):
-        got = gradients(dit, dit(**pack, drop_text_S=drop))
+        got = gradients(dit, dit(pack.replace(drop_text_S=drop)))
         assert got.keys() == dict(dit.named_parameters()).keys()
 
 
 def test_dropped_captions_give_the_null_caption_whatever_the_text():
     dit, pack = make_dit(), make_pack()
-    other = pack | {"text_MC": pack["text_MC"] + 1, "pooled_SC": pack["pooled_SC"] - 1}
+    other = pack.replace(text=EncodedText(pack.text.text_MC + 1, pack.text.segments, pack.text.pooled_SC - 1))
     everything = [True] * 3
-    assert torch.equal(dit(**pack, drop_text_S=everything), dit(**other, drop_text_S=everything))
-    assert not torch.equal(dit(**pack), dit(**other))
-    no_text = pack | {"text_MC": pack["text_MC"][:0], "cu_text": Segments.from_lengths([0, 0, 0])}
-    assert torch.equal(dit(**no_text), dit(**pack, drop_text_S=everything))
+    assert torch.equal(dit(pack.replace(drop_text_S=everything)), dit(other.replace(drop_text_S=everything)))
+    assert not torch.equal(dit(pack), dit(other))
+    no_text = pack.replace(
+        text=EncodedText(pack.text.text_MC[:0], Segments.from_lengths([0, 0, 0]), pack.text.pooled_SC)
+    )
+    assert torch.equal(dit(no_text), dit(pack.replace(drop_text_S=everything)))
 
 
 def test_timestep_and_prompt_act_on_their_own_sample_only():
     dit, pack = make_dit(), make_pack()
-    base = dit(**pack)
-    later = dit(**(pack | {"timestep_S": torch.tensor([0.1, 0.6, 0.93])}))
+    base = dit(pack)
+    later = dit(pack.replace(timestep_S=torch.tensor([0.1, 0.6, 0.93])))
     moved = (base - later).abs().amax(-1) > 1e-6
-    assert moved.tolist() == (pack["cu_seqlens"].segment_ids_L == 1).tolist()
+    assert moved.tolist() == (pack.segments.segment_ids_L == 1).tolist()
 
 
 def test_adaln_functions_equal_the_plain_gather_and_pass_gradcheck():
@@ -243,13 +195,13 @@ def test_registers_lengthen_the_sequences_of_the_blocks_only():
     dit, pack = make_dit(num_registers=3), make_pack()
     seen = []
     hook = dit.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[2].lengths))
-    out = dit(**pack)
+    out = dit(pack)
     hook.remove()
-    assert seen == [tuple(length + 3 for length in pack["cu_seqlens"].lengths)]
-    assert out.shape == pack["tokens_LD"].shape
+    assert seen == [tuple(length + 3 for length in pack.segments.lengths)]
+    assert out.shape == pack.tokens_LD.shape
     with torch.no_grad():
         dit.register_embedding_RD[1] += 1
-    assert not torch.allclose(dit(**pack), out), "tokens attend to their registers"
+    assert not torch.allclose(dit(pack), out), "tokens attend to their registers"
     with pytest.raises(UsageError, match="num_registers = -1"):
         make_dit(num_registers=-1)
 
@@ -337,23 +289,23 @@ def test_rope_depends_on_distances_only_and_supports_any_head_width():
 
 def test_with_absolute_positions_the_output_depends_on_them_and_without_on_distances_only():
     pack = make_pack()
-    moved = pack | {"position_L3": pack["position_L3"] + torch.tensor([1, 2, 3])}
+    moved = pack.replace(position_L3=pack.position_L3 + torch.tensor([1, 2, 3]))
     without, absolute = make_dit(), make_dit(absolute_positions=True)
-    torch.testing.assert_close(without(**pack), without(**moved), atol=1e-4, rtol=1e-4)
-    assert (absolute(**pack) - absolute(**moved)).abs().max() > 1e-2
+    torch.testing.assert_close(without(pack), without(moved), atol=1e-4, rtol=1e-4)
+    assert (absolute(pack) - absolute(moved)).abs().max() > 1e-2
     again = build("dit", **absolute.config)
     again.load_state_dict(absolute.state_dict())
-    assert torch.equal(absolute(**pack), again(**pack))
-    own = torch.cat([absolute(**sample_of(pack, s)) for s in range(len(GRIDS))])
-    torch.testing.assert_close(absolute(**pack), own, atol=1e-5, rtol=1e-5)
-    gradients(absolute, absolute(**pack))
+    assert torch.equal(absolute(pack), again(pack))
+    own = each_alone(absolute, pack)
+    torch.testing.assert_close(absolute(pack), own, atol=1e-5, rtol=1e-5)
+    gradients(absolute, absolute(pack))
 
 
 def test_autocast_keeps_the_output_float32_and_near_the_exact_one():
     dit, pack = make_dit(), make_pack()
-    exact = dit(**pack)
+    exact = dit(pack)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = dit(**pack)
+        rounded = dit(pack)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
     gradients(dit, rounded)
@@ -365,7 +317,7 @@ def test_config_rebuilds_the_same_backbone(changes):
     again = build("dit", **dit.config)
     again.load_state_dict(dit.state_dict())
     pack = make_pack()
-    assert torch.equal(dit(**pack), again(**pack))
+    assert torch.equal(dit(pack), again(pack))
 
 
 def test_invalid_settings_are_refused():
@@ -376,7 +328,7 @@ def test_invalid_settings_are_refused():
         build("dit", **sizes, width=8, depth=1, num_heads=2)
     with pytest.raises(UsageError, match="unknown backbone 'unet': choose one of dit"):
         build("unet")
-    with pytest.raises(UsageError, match="cannot be built"):
+    with pytest.raises(UsageError, match="backbone 'dit' has no dropout: leave it out"):
         build("dit", **sizes, width=24, depth=1, num_heads=2, dropout=0.5)
     for size in SIZES.values():
         assert sum(rotary_axis_dims(size["width"] // size["num_heads"])) == size["width"] // size["num_heads"]
@@ -384,7 +336,7 @@ def test_invalid_settings_are_refused():
 
 def test_conditioning_tokens_are_marked_by_an_embedding():
     dit, pack = make_dit(), make_pack()
-    condition_mask_L = torch.arange(len(pack["tokens_LD"])) % 3 == 0
-    plain = dit(**pack)
-    assert (plain - dit(**pack, condition_mask_L=condition_mask_L)).abs().max() > 1e-2
-    assert torch.equal(dit(**pack, condition_mask_L=torch.zeros_like(condition_mask_L)), plain)
+    condition_mask_L = torch.arange(len(pack.tokens_LD)) % 3 == 0
+    plain = dit(pack)
+    assert (plain - dit(pack.replace(condition_mask_L=condition_mask_L))).abs().max() > 1e-2
+    assert torch.equal(dit(pack.replace(condition_mask_L=torch.zeros_like(condition_mask_L))), plain)

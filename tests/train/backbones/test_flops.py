@@ -22,7 +22,7 @@ def test_flops_of_a_pack_are_what_torch_counts_in_the_blocks():
             torch.randn(64, width, requires_grad=True), rotary, Segments.from_lengths(lengths), torch.randn(2, width),
             torch.randn(8, width, requires_grad=True), Segments.from_lengths(text_lengths),
         ).sum().backward()  # fmt: skip
-    expected = flops.transformer_flops(lengths, text_lengths, width=width, depth=1)
+    expected = flops.transformer_flops(lengths, text_lengths, width=width)
     adaln = 3 * 2 * 2 * width * 6 * width
     # torch does not count the CPU's fused attention: two products of L x L x width each, of self- and cross-attention.
     attention = 3 * 2 * 2 * width * sum(length * (length + text) for length, text in zip(lengths, text_lengths))

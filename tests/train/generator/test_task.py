@@ -281,13 +281,12 @@ def test_a_video_model_initialised_from_an_image_model_gives_bit_equal_images(tm
     video = make_task(init_from=init_from, absolute_positions=True, diffusion=DiffusionSettings(shift_tokens=9))
     assert video.config["init_from"]["step"] == 2
     image = next(images.batches(0, 0, 1))
-    inputs = (image.tokens_LD, image.position_L3, image.segments, torch.rand(len(image.segments)))
-    text = (image.text.text_MC, image.text.segments, image.text.pooled_SC)
-    assert trained(*inputs, *text).abs().max() > 0
-    assert torch.equal(video.model(*inputs, *text), trained(*inputs, *text))
+    inputs = image.inputs(image.tokens_LD, torch.rand(len(image.segments)), None)
+    assert trained(inputs).abs().max() > 0
+    assert torch.equal(video.model(inputs), trained(inputs))
     clip = next(batch for batch in video.batches(0, 0, 1) if max(shape[0] for shape in batch.token_shapes) > 1)
     video.loss(clip, step=0, seed=0).loss_sum.backward()
-    assert video.model.pos_embedder.weight.grad.abs().max() > 0, "weights that start at zero are trained"
+    assert video.model.x_embedder.pos_embedder.weight.grad.abs().max() > 0, "weights that start at zero are trained"
     video.model.zero_grad()
     first = train(video, trainer, str(tmp_path / "video"), progress=False)
     assert first.steps == 2
@@ -354,7 +353,7 @@ def test_blank_captions_train_the_null_caption():
     batch = next(task.batches(0, 0, 1))
     assert batch.text.segments.num_tokens == 0
     task.loss(batch, step=0, seed=0).loss_sum.backward()
-    assert task.model.null_text_embedding_MC.grad.abs().sum() > 0
+    assert task.model.text_embedder.null_text_embedding_MC.grad.abs().sum() > 0
 
 
 def test_sample_prompts_give_videos_for_tensorboard():
@@ -401,7 +400,7 @@ def test_given_frames_come_clean_and_nothing_is_learned_on_them():
         source = MemorySource([latent], ["clip-0"], ["a red field"])
         task = make_task(source, conditions=("first=1",))
         batch = next(task.batches(0, 0, 1))
-        hook = task.model.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        hook = task.model.register_forward_pre_hook(lambda module, args: inputs.append(args[0].tokens_LD))
         losses.append(task.loss(batch, step=0, seed=0))
         hook.remove()
         assert (inputs[-1][:4] == first).all()

@@ -20,7 +20,8 @@ from train.diffusion.frame_conditioning import DEFAULT_CONDITIONS
 from train.diffusion.process import DiffusionSettings
 from train.sampling import conditioning_frames as conditioning
 from train.sampling.request import LatentTokenizer, Request
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 from train.text.encoder import TextEncoder
 
 GRID = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
@@ -46,16 +47,17 @@ class LinearInTime(nn.Module):
     def __init__(self, patch=(1, 1, 1)) -> None:
         super().__init__()
         self.tokenizer = LatentTokenizer(load("patch:24"), patch, torch.device("cpu"))
-        self.config = {"token_width": 24 * patch[0]}
+        self.config, self.layout_keys = {"token_width": 24 * patch[0]}, ()
         self.weight = nn.Parameter(torch.zeros(1))
         self.lengths_seen: list[int] = []
         """Token frames of each sample of each call."""
 
-    def forward(self, x_LD, position_L3, segments, timestep_S, *_, condition_mask_L=None, **__):
+    def forward(self, inputs):
         velocity = []
-        mask_L = torch.zeros(len(x_LD), dtype=torch.bool) if condition_mask_L is None else condition_mask_L
-        parts = [part.split(list(segments.lengths)) for part in (x_LD, position_L3, mask_L)]
-        for x, position, mask, t in zip(*parts, timestep_S):
+        mask_L = inputs.condition_mask_L
+        mask_L = torch.zeros(len(inputs.tokens_LD), dtype=torch.bool) if mask_L is None else mask_L
+        parts = [part.split(list(inputs.segments.lengths)) for part in (inputs.tokens_LD, inputs.position_L3, mask_L)]
+        for x, position, mask, t in zip(*parts, inputs.timestep_S):
             shape = tuple((position.amax(0) + 1).tolist())
             self.lengths_seen.append(shape[0])
             velocity.append((x - self.clean(x, shape, mask.reshape(shape[0], -1).all(1))) / t)
@@ -146,7 +148,7 @@ def test_conditioning_tokens_reach_the_model_clean_with_every_solver(solver):
     sampler = make_sampler(diffusion=diffusion if solver in ("ddim", "ancestral") else None)
     clean = sampler.tokenizer.encode(image[None])
     sampler.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(args[0][kwargs["condition_mask_L"]]), with_kwargs=True
+        lambda module, args: seen.append(args[0].tokens_LD[args[0].condition_mask_L])
     )
     sampled = sample(
         sampler, conditioning.image_to_video(image, 17, GRID), settings=SolverSettings(num_steps=2, solver=solver)
@@ -253,7 +255,9 @@ def test_a_long_video_to_extend_is_reproduced_although_windows_contain_its_end_o
 def test_without_frame_conditioning_long_videos_are_averaged_windows_in_bounded_packs(monkeypatch):
     sampler = make_sampler(conditions=())
     lengths = []
-    sampler.model.register_forward_pre_hook(lambda module, args: lengths.append((len(args[0]), max(args[2].lengths))))
+    sampler.model.register_forward_pre_hook(
+        lambda module, args: lengths.append((len(args[0].tokens_LD), max(args[0].segments.lengths)))
+    )
     requested = conditioning.text_to_video(65, HEIGHT_PX, WIDTH_PX)
     whole = sample(sampler, requested).video_THWC
     assert whole.shape[0] == 65

@@ -37,27 +37,23 @@ class TowardsConstant(nn.Module):
 
     def __init__(self, per_frame: float = 0.0) -> None:
         super().__init__()
-        self.config = {"token_width": WIDTH}
+        self.config, self.layout_keys = {"token_width": WIDTH}, ()
         self.per_frame = per_frame
         self.weight = nn.Parameter(torch.zeros(1))
         self.calls: list[dict] = []
 
-    def forward(
-        self,
-        x_LD,
-        position_L3,
-        segments,
-        timestep_S,
-        text_MC,
-        cu_text,
-        pooled_SC,
-        *,
-        drop_text_S,
-        condition_mask_L=None,
-    ):
-        self.calls.append({"x": x_LD, "lengths": segments.lengths, "t": timestep_S, "mask": condition_mask_L})
-        value_S = torch.where(torch.tensor(drop_text_S), -1.0, pooled_SC[:, 0])
-        value_L = value_S[segments.segment_ids_L] + self.per_frame * position_L3[:, 0]
+    def forward(self, inputs):
+        segments = inputs.segments
+        self.calls.append(
+            {
+                "x": inputs.tokens_LD,
+                "lengths": segments.lengths,
+                "t": inputs.timestep_S,
+                "mask": inputs.condition_mask_L,
+            }
+        )
+        value_S = torch.where(torch.tensor(inputs.drop_text_S), -1.0, inputs.text.pooled_SC[:, 0])
+        value_L = value_S[segments.segment_ids_L] + self.per_frame * inputs.position_L3[:, 0]
         return value_L[:, None].expand(-1, WIDTH)
 
 

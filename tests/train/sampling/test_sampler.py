@@ -100,16 +100,16 @@ def test_seeds_are_repeatable_and_a_repeated_prompt_gives_another_video(sampler)
 
 def test_guidance_1_calls_the_model_once_without_the_null_caption(sampler):
     lengths = []
-    hook = sampler.model.register_forward_pre_hook(lambda m, args: lengths.append(len(args[0])))
+    hook = sampler.model.register_forward_pre_hook(lambda m, args: lengths.append(len(args[0].tokens_LD)))
     sample_videos(sampler, ["red"], guidance=1.0)
     sample_videos(sampler, ["red"], guidance=3.0, solver="heun")
     hook.remove()
     assert lengths == [12] * 3 + [24] * 6
     with torch.no_grad():
         before = sample_videos(sampler, ["red"], guidance=1.0)
-        sampler.model.null_pooled_embedding_C += 5
+        sampler.model.text_embedder.null_pooled_embedding_C += 5
         assert np.array_equal(before[0], sample_videos(sampler, ["red"], guidance=1.0)[0])
-        sampler.model.null_pooled_embedding_C -= 5
+        sampler.model.text_embedder.null_pooled_embedding_C -= 5
 
 
 def test_sizes_off_the_grid_are_refused_with_the_nearest_one(sampler):

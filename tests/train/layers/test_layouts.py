@@ -1,0 +1,77 @@
+"""Layouts of a pack: permutations with segments, the same for any sizes, dropped tokens included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.stand_ins.packed_inputs import grid_positions
+from train.layers.layouts import Layouts
+from train.layers.segments import Segments
+
+KEYS = [("frames",), ("places",), ("windows", 2, 3), ("windows", 2, 2, 1, 1)]
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
+
+
+def group_of(key, position):
+    """What tokens of one sample that attend to each other have in common, by hand."""
+    frame, row, column = position
+    if key == ("frames",):
+        return (frame,)
+    if key == ("places",):
+        return (row, column)
+    height, width, top, left = (*key[1:], 0, 0)[:4]
+    return (frame, (row + top) // height, (column + left) // width)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(shapes, min_size=1, max_size=4), st.sampled_from(KEYS), st.integers(0, 2**16))
+def test_a_layout_groups_tokens_and_its_inverse_puts_them_back(grids, key, seed):
+    generator = torch.Generator().manual_seed(seed)
+    positions = [grid_positions(grid) for grid in grids]
+    kept = [position[torch.rand(len(position), generator=generator) < 0.8] for position in positions]
+    segments, position_L3 = Segments.from_lengths([len(one) for one in kept]), torch.cat(kept)
+    layout = Layouts(segments, position_L3)[key]
+    x_LD = torch.arange(len(position_L3) * 2.0).reshape(-1, 2)
+    assert torch.equal(layout.scatter(layout.gather(x_LD)), x_LD)
+    assert sum(layout.segments.lengths) == len(x_LD)
+    samples, places = layout.gather(segments.segment_ids_L), layout.gather(position_L3)
+    groups = [
+        {(int(s), group_of(key, p)) for s, p in zip(in_group_s, in_group_p.tolist())}
+        for in_group_s, in_group_p in zip(samples.split(layout.segments.lengths), places.split(layout.segments.lengths))
+    ]
+    assert all(len(group) == 1 for group in groups), "one group per segment"
+    assert len(set().union(*groups)) == len(groups), "one segment per group"
+    for in_group in layout.gather(torch.arange(len(x_LD))).split(layout.segments.lengths):
+        assert in_group.tolist() == sorted(in_group.tolist()), "in the order of the pack"
+
+
+def test_frames_need_no_permutation_and_windows_at_the_rim_are_smaller():
+    layouts = Layouts(Segments.from_lengths([30]), grid_positions((2, 3, 5)))
+    assert layouts[("frames",)].index_L is None
+    assert layouts[("frames",)].segments.lengths == (15, 15)
+    assert layouts[("places",)].segments.lengths == (2,) * 15
+    assert layouts[("windows", 2, 2)].segments.lengths == (4, 4, 2, 2, 2, 1) * 2
+
+
+def test_a_layout_is_built_once_and_moved_and_repeated_with_the_batch():
+    segments, position_L3 = (
+        Segments.from_lengths([12, 4]),
+        torch.cat([grid_positions((3, 2, 2)), grid_positions((1, 2, 2))]),
+    )
+    layouts = Layouts(segments, position_L3).built(KEYS)
+    assert layouts[("places",)] is layouts[("places",)]
+    moved = layouts.to("cpu", segments, position_L3)
+    assert moved._layouts.keys() == set(KEYS)
+    twice = layouts.repeated(2)
+    fresh = Layouts(segments.repeated(2), position_L3.repeat(2, 1))
+    for key in KEYS:
+        assert twice[key].segments.lengths == fresh[key].segments.lengths
+        x_LD = torch.randn(32, 3)
+        assert torch.equal(twice[key].gather(x_LD), fresh[key].gather(x_LD))
+    with pytest.raises(ValueError, match="names no layout"):
+        layouts[("spirals",)]
+    with pytest.raises(ValueError, match="windows of 0 x 2"):
+        layouts[("windows", 0, 2)]
