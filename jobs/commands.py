@@ -270,11 +270,13 @@ class DitTraining(Training):
     takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
     init_from: str | None = None
     """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch."""
+    backbone: str | None = None
+    """Architecture of the transformer, one of docs/backbones.md; default: dit."""
     eval: bool = False
     """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
 
     def resolved(self) -> Recipe:
-        return changed(self.settings, "train_dit.dit", init_from=self.init_from)
+        return changed(self.settings, "train_dit.dit", init_from=self.init_from, backbone=self.backbone)
 
     def __call__(self) -> dict[str, Any]:
         from jobs.train.train import evaluate_model
@@ -284,6 +286,7 @@ class DitTraining(Training):
         training_flags = {
             "--steps": self.steps is not None,
             "--init-from": self.init_from is not None,
+            "--backbone": self.backbone is not None,
             "--no-resume": not self.resume,
             "--num-workers": self.num_workers,
             "--use-gpu": self.use_gpu,

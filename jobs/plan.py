@@ -166,6 +166,7 @@ def _memory(recipe: Recipe, depth: int, num_ranks: int) -> dict[str, int]:
 
     return dataclasses.asdict(
         training_memory(
+            backbone=recipe.train_dit.dit.backbone,
             width=recipe.plan.cost_model_width,
             depth=depth,
             capacity=recipe.plan.capacity,

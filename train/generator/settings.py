@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
+from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
 
+OWN_SETTINGS = ("uvit",)
+"""Backbones with settings of their own: fields of `DitSettings`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DitSettings:
-    """Model, text encoder and objective of `recaption train dit`; `train.backbones.dit.SIZES` has the usual model sizes."""
+    """Model, text encoder and objective of `recaption train dit`; `SIZES` of a backbone's module has the usual sizes."""
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. Empty: from scratch."""
     backbone: str = "dit"
+    """Architecture of the transformer, one of docs/backbones.md."""
+    uvit: UvitSettings = field(default_factory=UvitSettings)
+    """Of backbone `uvit`."""
     width: int = 192
     """Channels per token."""
     depth: int = 6
@@ -64,6 +73,25 @@ class DitSettings:
             raise UsageError(f"caption_dropout = {self.caption_dropout} must be a fraction from 0 to 1")
         if self.validation_packs < 0:
             raise UsageError(f"validation_packs = {self.validation_packs} is negative")
+        self.backbone_settings()
         held_out_videos((), self.holdout_share)
         norm_power(self.loss_norm)
         self.diffusion.check()
+
+    def backbone_settings(self) -> dict[str, Any]:
+        """Settings of the chosen backbone alone, by name.
+
+        Raises:
+            UsageError: one is invalid, or settings of a backbone that is not chosen are set.
+        """
+        own: dict[str, Any] = {}
+        for name in OWN_SETTINGS:
+            settings = getattr(self, name)
+            if name == self.backbone:
+                settings.check()
+                own = dataclasses.asdict(settings)
+            elif settings != type(settings)():
+                raise UsageError(
+                    f"settings of backbone {name!r} have no effect with backbone {self.backbone!r}: {settings}"
+                )
+        return own

@@ -41,6 +41,8 @@ from train.sampling.sampler import Sampler
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
+CAPTIONS_MEASURED = 8
+"""Captions whose tokens are counted for the estimate of memory; text takes part in the blocks of some backbones."""
 logger = logging.getLogger(__name__)
 NUM_VALIDATION_TIMESTEPS = 4
 """Timesteps per validation clip: with a single one the loss is mostly noise."""
@@ -121,6 +123,8 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                patch=settings.patch,
+                **settings.backbone_settings(),
             )
 
     def _check_backbone(self) -> None:
@@ -218,14 +222,17 @@ class DitTask:
         )
 
     def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
-        """Activations of one full pack of the shortest samples, which have the most registers and texts."""
+        """Activations of one full pack of the shortest samples, which have the most registers and texts, at the longest of
+        a few captions."""
         shortest = min(
             math.prod(token_shape_of_latent(shape, self.settings.patch)) for shape in set(self.source.latent_shapes)
         )
         num_samples = max(1, self.plan.capacity // shortest)
         lengths = [shortest] * (num_samples - 1) + [self.plan.capacity - shortest * (num_samples - 1)]
+        captions = [self.source.caption(index, 0) for index in range(min(CAPTIONS_MEASURED, len(self.source.clip_ids)))]
+        text_lengths = [self.encoder.encode(captions).segments.max_length] * num_samples
         return self.objective.activation_bytes(
-            self.model, lengths, [0] * num_samples, precision=precision, checkpointed=activation_checkpointing
+            self.model, lengths, text_lengths, precision=precision, checkpointed=activation_checkpointing
         )
 
     def frozen_networks(self) -> Sequence[nn.Module]:

@@ -24,20 +24,28 @@ def outside_compile(attend: Attend) -> Attend:
 
 
 class SelfAttention(nn.Module):
-    """Self-attention within each sample: QK-norm, then RoPE."""
+    """Self-attention within each sample: QK-norm, then RoPE, each where the model has it."""
 
-    def __init__(self, width: int, num_heads: int, attend: Attend) -> None:
+    def __init__(
+        self, width: int, num_heads: int, attend: Attend, *, qkv_bias: bool = True, qk_norm: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads, self.attend = num_heads, attend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = QKNorm(width // num_heads, eps=1e-6)
-        self.k_norm = QKNorm(width // num_heads, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.q_norm = QKNorm(width // num_heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = QKNorm(width // num_heads, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_LD: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
+    def forward(self, x_LD: Tensor, rotary: tuple[Tensor, Tensor] | None, segments: Segments) -> Tensor:
+        """
+        Args:
+            rotary: of `rotary_cos_sin`; None: no RoPE.
+        """
         q_LHD, k_LHD, v_LHD = self.qkv(x_LD).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        q_LHD = apply_rotary_emb(self.q_norm(q_LHD), rotary).to(v_LHD.dtype)
-        k_LHD = apply_rotary_emb(self.k_norm(k_LHD), rotary).to(v_LHD.dtype)
+        q_LHD, k_LHD = self.q_norm(q_LHD), self.k_norm(k_LHD)
+        if rotary is not None:
+            q_LHD, k_LHD = apply_rotary_emb(q_LHD, rotary), apply_rotary_emb(k_LHD, rotary)
+        q_LHD, k_LHD = q_LHD.to(v_LHD.dtype), k_LHD.to(v_LHD.dtype)
         return self.out(self.attend(q_LHD, k_LHD, v_LHD, segments, segments).flatten(1))
 
 

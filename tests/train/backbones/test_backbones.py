@@ -27,6 +27,9 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "dit": ("dit", {}),
     "dit, registers and positions": ("dit", {"num_registers": 2, "absolute_positions": True}),
     "dit, hint and scalars": ("dit", {"hint_width": 4, "scalars": ("level", "fps")}),
+    "uvit": ("uvit", {}),
+    "uvit, registers and convolution": ("uvit", {"num_registers": 2, "conv": True, "patch": (1, 2, 1)}),
+    "uvit, hint and scalars, no skips": ("uvit", {"hint_width": 4, "scalars": ("level", "fps"), "skips": False}),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 

@@ -12,6 +12,7 @@ from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
+from train.backbones.uvit import UvitSettings
 from train.captioner.task import CaptionerSettings, CaptionerTask
 from train.compressors.loss import CompressorLossSettings
 from train.compressors.settings import CompressorSettings
@@ -78,6 +79,9 @@ DIT = {
         "absolute_positions": True, "sample_prompts": ("a red circle",),
     },
     "flex": {"attention_backend": "flex", "num_registers": 1},
+    "uvit": {
+        "backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5"), "uvit": UvitSettings(conv=True),
+    },
 }  # fmt: skip
 
 
