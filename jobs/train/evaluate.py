@@ -102,7 +102,7 @@ def evaluate_training(
         "captioner": f"{captioner.name}@{captioner.weights_hash}",
         "size": bucket_name(size),
         "precision": precision,
-        "num_steps": sampling.num_steps,
+        "num_steps": sampler.num_steps(sampling.num_steps),
         "guidance": sampling.guidance,
         "settings": dataclasses.asdict(settings),
         **_document(evaluation, samples),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,11 +29,25 @@ class BatchDraws:
     """bool (L): conditioning tokens; None without frame conditioning."""
     text: TextSelection
     """Each sample's caption, or the null caption where it is dropped."""
+    without_text: TextSelection | None = None
+    """The null caption for all of them, where the objective needs it."""
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs of the model, a number per sample (S,) each."""
+    times: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further timesteps per sample (S,), that the steps of a teacher go through."""
+    hint_LD: Tensor | None = None
+    """Noised tokens of the low-resolution video of a super-resolution stage."""
 
     def to(self, device: torch.device | str) -> BatchDraws:
-        mask_L = self.condition_mask_L
+        mask_L, hint_LD = self.condition_mask_L, self.hint_LD
         return BatchDraws(
-            self.noise.to(device), None if mask_L is None else copied(mask_L, device), self.text.to(device)
+            self.noise.to(device),
+            None if mask_L is None else copied(mask_L, device),
+            self.text.to(device),
+            None if self.without_text is None else self.without_text.to(device),
+            {name: copied(value_S, device) for name, value_S in self.scalars.items()},
+            {name: copied(value_S, device) for name, value_S in self.times.items()},
+            None if hint_LD is None else copied(hint_LD, device),
         )
 
 
@@ -94,6 +108,9 @@ class DitBatch:
         timestep_S: Tensor,
         drop_text_S: Sequence[bool] | TextSelection | None,
         condition_mask_L: Tensor | None = None,
+        *,
+        scalars: Mapping[str, Tensor] | None = None,
+        hint_LD: Tensor | None = None,
     ) -> PackedInputs:
         """What a backbone gets of the batch at these noised tokens; the conditioning tokens clean."""
         if condition_mask_L is not None:
@@ -106,6 +123,8 @@ class DitBatch:
             text=self.text,
             drop_text_S=drop_text_S,
             condition_mask_L=condition_mask_L,
+            hint_LD=hint_LD,
+            scalars=scalars or {},
             token_shapes=self.token_shapes,
             layouts=self.layouts,
         )

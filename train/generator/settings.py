@@ -19,6 +19,42 @@ OWN_SETTINGS = ("uvit",)
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """Progressive distillation: the teacher is `init_from`, and the student starts as it."""
+
+    stage: str = ""
+    """`guidance`: one call for both of classifier-free guidance, at any scale of `guidance`; then `halve`: one step for two
+    of the teacher, to `num_steps`. Empty: no distillation."""
+    num_steps: int = 8
+    """Sampling steps of the student of `halve`; its teacher takes twice as many."""
+    guidance: tuple[float, float] = (1.0, 6.0)
+    """Lowest and highest guidance scale that the student learns."""
+
+    def check(self, *, init_from: str, prediction: str) -> None:
+        """Raises UsageError where a setting is invalid.
+
+        Args:
+            prediction: type of the model's prediction.
+        """
+        if not self.stage:
+            return
+        if self.stage not in ("guidance", "halve"):
+            raise UsageError(f"unknown distill stage {self.stage!r}: choose guidance or halve")
+        if not init_from:
+            raise UsageError("distillation starts from its teacher: name its checkpoint with --init-from")
+        if self.num_steps < 1:
+            raise UsageError(f"distill num_steps = {self.num_steps} must be at least 1")
+        low, high = self.guidance
+        if not 1 <= low <= high:
+            raise UsageError(f"distill guidance {low} to {high}: pass two scales with 1 <= low <= high")
+        if prediction == "epsilon":
+            raise UsageError(
+                "a model that predicts epsilon cannot take large steps (at pure noise it says nothing of the sample): "
+                "distil one with prediction v, x0 or velocity"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DitSettings:
     """Model, text encoder and objective of `recaption train dit`; `SIZES` of a backbone's module has the usual sizes."""
 
@@ -48,6 +84,14 @@ class DitSettings:
     """`captioner:SPEC`, `t5:ID`, `clip:MODEL/TAG`, or several joined by +."""
     caption_dropout: float = 0.1
     """Fraction of clips trained with the null caption, for classifier-free guidance."""
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    stage: str = ""
+    """Super-resolution stage of a cascade in pixel space: `ssr` (spatial) or `tsr` (temporal), trained on pairs made from
+    the clips themselves; sampled after its base by `recaption sample --checkpoint BASE STAGE...`. Empty: a base."""
+    stage_ratio: int = 2
+    """Pixels per low-resolution pixel along each axis, or frames per low-resolution frame, of the stage."""
+    max_hint_level: float = 1.0
+    """Noise conditioning augmentation: the low-resolution clip is noised at a level up to this, from 0 to 1."""
     conditions: tuple[str, ...] = ()
     """KIND=FRACTION of clips that are trained with conditioning frames, for prompts with images and videos: none, first,
     prefix, suffix, both_ends, keyframes, random (diffusion/frame_conditioning.py). Empty: text and edit prompts only."""
@@ -77,6 +121,13 @@ class DitSettings:
         held_out_videos((), self.holdout_share)
         norm_power(self.loss_norm)
         self.diffusion.check()
+        if self.stage not in ("", "ssr", "tsr"):
+            raise UsageError(f"unknown stage {self.stage!r}: choose ssr or tsr, or leave it out for a base")
+        if self.stage and self.distill.stage:
+            raise UsageError("a super-resolution stage cannot be distilled yet: distil the base")
+        if not 2 <= self.stage_ratio <= 8 or not 0 <= self.max_hint_level <= 1:
+            raise UsageError(f"{self.stage_ratio = } must be from 2 to 8 and {self.max_hint_level = } from 0 to 1")
+        self.distill.check(init_from=self.init_from, prediction=self.diffusion.prediction)
 
     def backbone_settings(self) -> dict[str, Any]:
         """Settings of the chosen backbone alone, by name.

@@ -31,13 +31,17 @@ from recaption.run_folder import RunFolder
 from train.backbones.registry import build
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
+from train.diffusion.noise_augmentation import LEVEL
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
+from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings
+from train.generator.super_resolution import SuperResolution, stage_of
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
+from train.sampling.stage import Stage
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
@@ -96,9 +100,10 @@ class DitTask:
             patch=settings.patch,
         )
         self._check_latents(compressor)
+        self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
         self._check_backbone()
-        self.objective = DiffusionObjective(settings)
+        self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
         if settings.init_from:
             self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
@@ -112,9 +117,10 @@ class DitTask:
         settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            token_width = self.compressor.num_channels * math.prod(settings.patch)
             return build(
                 settings.backbone,
-                token_width=self.compressor.num_channels * math.prod(settings.patch),
+                token_width=token_width,
                 text_width=self.encoder.width,
                 pooled_width=self.encoder.pooled_width,
                 width=settings.width,
@@ -123,12 +129,16 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
+                hint_width=token_width if self.stage else 0,
+                scalars=(LEVEL,) if self.stage else student_scalars(settings),
                 patch=settings.patch,
                 **settings.backbone_settings(),
             )
 
     def _check_backbone(self) -> None:
         """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
+        if self.stage and self.plan.token_keep_rate:
+            raise UsageError("a super-resolution stage sees whole clips: leave plan.token-keep-rate out")
         wanted = {
             "token dropping": bool(self.plan.token_keep_rate),
             "conditioning frames": bool(self.settings.conditions),
@@ -156,6 +166,8 @@ class DitTask:
             "plan": dataclasses.asdict(self.plan),
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
+            "distilled": distilled_config(settings),
+            "stage": None if self.stage is None else self.stage.config,
         }
 
     def _check_latents(self, compressor: str) -> None:
@@ -298,7 +310,7 @@ class DitTask:
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """Videos of `sample_prompts` at the most frequent size, with their frame rate."""
         prompts = self.settings.sample_prompts
-        if not prompts:
+        if not prompts or self.stage is not None:  # a stage enlarges what its base samples
             return {}
         sampler = Sampler(
             model,
@@ -308,11 +320,19 @@ class DitTask:
             diffusion=self.settings.diffusion,
             buckets=self.buckets,
             conditions=self.settings.conditions,
+            distilled=self.config["distilled"],
             device=next(model.parameters()).device,
         )
         precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
         videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjective:
+    """The objective of a training with these settings."""
+    if settings.distill.stage:
+        return distillation_objective(settings)
+    return DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
 
 
 def _is_on_gpu(network: nn.Module) -> bool:

@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from packing.grid import Shape3, positions
 from train.backbones.interface import PackedInputs
-from train.diffusion.guidance import Guidance
+from train.diffusion.guidance import Guidance, dynamic_threshold
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
+from train.diffusion.parameterization import prediction_target, to_x0_and_noise
 from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_noise
 from train.diffusion.rng import seeded_generator
 from train.diffusion.solvers import integrate, sampling_timesteps
 from train.layers.layouts import LayoutKey, Layouts
 from train.layers.segments import Segments
 from train.parallel.transfer import copied
+from train.sampling.student import GUIDANCE
 from train.sampling.windows import Window, blend_weights
 from train.text.encoder import TextEncoder
 
@@ -51,6 +53,10 @@ class DenoiseInput:
     """Time to start from: 1 = pure noise, below = `clean_LD` noised to that time."""
     windows: tuple[Window, ...] = ()
     """Overlapping windows of token frames; empty: the model gets the whole input."""
+    hint_LD: Tensor | None = None
+    """Noised tokens of the low-resolution video, for a super-resolution model."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that the model takes, without the guidance scale of a student."""
 
     @property
     def tokens_per_frame(self) -> int:
@@ -77,6 +83,7 @@ def denoise(
     solver: str,
     max_pack_tokens: int,
     precision: str = "fp32",
+    value_range: tuple[float, float] | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
     """Clean tokens of every input.
@@ -84,10 +91,17 @@ def denoise(
     Args:
         precision: of the model calls, `fp32` or `bf16` (autocast); what the solver computes stays float32.
         max_pack_tokens: limit of one model call; applies to the windows of one input only, callers pack inputs.
+        value_range: bounds of the values of clean tokens, for the dynamic threshold.
         on_step: called after each solver step, for a progress bar.
     """
-    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision)
+    guidance.check_values(value_range)
+    pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision, diffusion)
     times_KS = _times(inputs, num_steps, diffusion)
+
+    def after_step() -> None:
+        pack.step += 1
+        on_step()
+
     x_LD = integrate(
         pack.predict,
         pack.initial(diffusion, times_KS[0]),
@@ -96,7 +110,7 @@ def denoise(
         diffusion=diffusion,
         solver=solver,
         noise_of=lambda number: pack.noise("step", number),
-        on_step=on_step,
+        on_step=after_step,
     )
     return list(pack.with_conditioning(x_LD).split([one.num_tokens for one in inputs]))
 
@@ -121,11 +135,14 @@ class _PackedInputs:
         guidance: Guidance,
         max_pack_tokens: int,
         precision: str,
+        diffusion: DiffusionSettings,
     ) -> None:
         self.model, self.inputs, self.guidance, self.precision = model, inputs, guidance, precision
+        self.diffusion, self.step = diffusion, 0
         self.device = next(model.parameters()).device
         self.segments = Segments.from_lengths([one.num_tokens for one in inputs], self.device)
-        self.clean_LD, self.condition_mask_L = self._clean(), self._condition_mask()
+        self.clean_LD, self.condition_mask_L, self.hint_LD = self._clean(), self._condition_mask(), self._hint()
+        self.is_student = GUIDANCE in model.config.get("scalars", ())  # type: ignore[operator, union-attr]
         windows = [(index, window) for index, one in enumerate(inputs) for window in one.model_windows]
         self.calls = [
             _ModelCall(inputs, of_call, encoder, self.device, model.layout_keys)  # type: ignore[arg-type]
@@ -148,6 +165,10 @@ class _PackedInputs:
             for one in self.inputs
         ]
         return copied(torch.cat(masks), self.device)
+
+    def _hint(self) -> Tensor | None:
+        hints = [one.hint_LD for one in self.inputs if one.hint_LD is not None]
+        return copied(torch.cat([hint.cpu() for hint in hints]), self.device) if hints else None
 
     def initial(self, diffusion: DiffusionSettings, timestep_S: Tensor) -> Tensor:
         """Pure noise; for inputs of strength below 1, `clean_LD` noised to `timestep_S`."""
@@ -176,12 +197,27 @@ class _PackedInputs:
         return torch.where(self.condition_mask_L[:, None], self.clean_LD, x_LD)
 
     def predict(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """The guided prediction, averaged over windows; 0 for conditioning tokens, which are put back anyway.
+        """The guided prediction under the dynamic threshold, averaged over windows.
 
         Args:
             timestep_S: on the CPU: whether guidance applies is decided without waiting for the device.
         """
         x_LD = self.with_conditioning(x_LD)
+        prediction_LD = self._averaged(x_LD, timestep_S)
+        if not self.guidance.dynamic_threshold:
+            return prediction_LD
+        alpha_S, sigma_S = self.diffusion.alpha_sigma(timestep_S)
+        alpha_L1, sigma_L1 = (
+            copied(scale_S.to(x_LD.dtype), x_LD.device)[self.segments.segment_ids_L, None]
+            for scale_S in (alpha_S, sigma_S)
+        )
+        kind = self.diffusion.prediction
+        clean_LD, _ = to_x0_and_noise(kind, prediction_LD, x_LD, alpha_L1, sigma_L1)
+        clean_LD = dynamic_threshold(clean_LD, self.segments, self.guidance.dynamic_threshold)
+        return prediction_target(kind, clean_LD, (x_LD - alpha_L1 * clean_LD) / sigma_L1, alpha_L1, sigma_L1)
+
+    def _averaged(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+        """The guided prediction, averaged over windows."""
         if not self.is_averaged:
             (call,) = self.calls
             return self._predict(call, x_LD, timestep_S)
@@ -195,14 +231,20 @@ class _PackedInputs:
     def _predict(self, call: _ModelCall, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
         """The guided prediction for the windows of one call."""
         timestep_V = timestep_S[call.input_V]
+        hint_LD = None if self.hint_LD is None else self.hint_LD[call.index_L]
         mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
-        copies = 1 if bool((self.guidance.scales(timestep_V) == 1).all()) else 2
+        copies = 1 if self.is_student or bool((self.guidance.scales(timestep_V, self.step) == 1).all()) else 2
+        scalars = dict(call.scalars)
+        if self.is_student:
+            scalars[GUIDANCE] = torch.full_like(timestep_V, self.guidance.scale)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            prediction_LD = call.predict(self.model, x_LD, timestep_V, mask_L, copies=copies)
+            prediction_LD = call.predict(
+                self.model, x_LD, timestep_V, mask_L, copies=copies, hint_LD=hint_LD, scalars=scalars
+            )
         if copies == 1:
             return prediction_LD
         conditional_LD, unconditional_LD = prediction_LD.chunk(2)
-        return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments)
+        return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments, self.step)
 
 
 class _ModelCall:
@@ -240,12 +282,24 @@ class _ModelCall:
         self.position_L3, self.segments = copied(position_L3, device), segments.to(device)
         layouts = Layouts(segments, position_L3).built(layout_keys)
         self.layouts = layouts.to(device, self.segments, self.position_L3)
+        self.scalars = {
+            name: torch.tensor([inputs[number].scalars[name] for number, _ in windows]) for name in inputs[0].scalars
+        }
+        """On the CPU too."""
         self.input_V = torch.tensor([number for number, _ in windows])
         """On the CPU, where the timesteps are."""
         self.text = encoder.encode([inputs[number].text for number, _ in windows]).to(device)
 
     def predict(
-        self, model: nn.Module, x_LD: Tensor, timestep_V: Tensor, condition_mask_L: Tensor | None, *, copies: int
+        self,
+        model: nn.Module,
+        x_LD: Tensor,
+        timestep_V: Tensor,
+        condition_mask_L: Tensor | None,
+        *,
+        copies: int,
+        hint_LD: Tensor | None,
+        scalars: Mapping[str, Tensor],
     ) -> Tensor:
         """Model output with the texts and, in a second copy, with the null caption; 0 for conditioning tokens."""
         num_windows = len(self.segments)
@@ -256,6 +310,8 @@ class _ModelCall:
             timestep_S=copied(timestep_V, self.device),
             text=self.text,
             condition_mask_L=condition_mask_L,
+            hint_LD=hint_LD,
+            scalars={name: copied(value_V, self.device) for name, value_V in scalars.items()},
             token_shapes=self.token_shapes,
             layouts=self.layouts,
         )

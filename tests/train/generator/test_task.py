@@ -17,8 +17,8 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
-from train.diffusion.guidance import Guidance
 from train.backbones.uvit import Uvit, UvitSettings
+from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings, sample_timesteps_and_noise
 from train.engine.settings import TrainerSettings
 from train.engine.trainer import train
