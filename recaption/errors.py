@@ -17,6 +17,7 @@ FAILURE_REASONS = (
     "too_large",
     "source_changed",
     "fetch_failed",
+    "bad_span",
     "write_failed",
 )
 """Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""

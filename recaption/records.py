@@ -59,6 +59,12 @@ class Video:
     truncated_seconds: float = 0.0
     """Length of what lies behind the first damage and is left out, as far as it is known (`on_damage = trim`); not part of
     `duration_seconds`."""
+    list_hash: str = ""
+    """Hash of what lists say of it: spans, texts, metadata (RUN/spans); "" where none does."""
+    is_cut_by_list: bool = False
+    """Its clips are the spans that lists name: they may overlap, and need not cover it."""
+    outside_seconds: float = 0.0
+    """Length of what no such span covers; part of `duration_seconds`."""
     has_audio: bool = False
     """There is sound within the time of the video, be it silent. Of several streams the default one with the most channels
     counts, here and below."""
@@ -78,7 +84,8 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A span of one video with no cut inside it. The clips of a video cover it exactly: seconds add up."""
+    """A span of one video: with no cut inside it, or as a list names it. The clips of a video cover it exactly, unless they
+    are those of a list."""
 
     clip_id: str
     """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: it is the WebDataset key, which ends at the first dot."""

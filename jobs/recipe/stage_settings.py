@@ -27,6 +27,8 @@ class PrepareSettings:
     """Shots are cut so that no clip is shorter, unless the shot itself is."""
     max_clip_seconds: float = 10.0
     """Longer shots are cut into clips of at most this length."""
+    cut_spans: bool = False
+    """Cut the spans that lists name where shots change, and to `max_clip_seconds`; else a span is one clip."""
     preview_px: int = 240
     """Short side of the preview image of each clip in the report."""
     max_failed_share: float = 1.0
