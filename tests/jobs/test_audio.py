@@ -82,8 +82,8 @@ def samples(run):
     return {row.clip_id: row for row in from_table(run.read_table("index.parquet"), Sample)}
 
 
-def without_audio(recipe):
-    return dataclasses.replace(recipe, shard=dataclasses.replace(recipe.shard, audio="drop"))
+def without_audio(recipe, audio="drop"):
+    return dataclasses.replace(recipe, shard=dataclasses.replace(recipe.shard, audio=audio))
 
 
 def test_clips_know_how_loud_and_how_silent_they_are(clips):
@@ -149,6 +149,8 @@ def test_without_audio_only_shards_with_sound_are_written_again(run, recipe, vid
     for clip_id, sha256 in before.items():
         assert after[clip_id].sha256 == sha256
     assert shard(copy, without_audio(recipe), "main", in_process)["computed_parts"] == 0
+    shard(copy, without_audio(recipe, "encode"), "main", in_process)
+    assert {row.audio for row in samples(copy).values()} == {"", "aac from aac", "aac from pcm_s16le"}
 
 
 def test_a_run_without_sound_has_the_same_plan_with_and_without_audio(recipe, in_process, tmp_path, videos):
@@ -178,7 +180,8 @@ def test_exports_have_sound_in_sync_however_they_are_cut(run, recipe, clips, in_
             times = VIDEOS[name][1]
             shown = decode_bytes(mp4).pts_seconds
             assert np.allclose(shown - shown[0], times, atol=0.002)
-            assert row["audio"] == ("aac from pcm_s16le" if name == "pcm.mkv" else "aac")
+            source = "pcm_s16le" if name == "pcm.mkv" else "aac"
+            assert row["audio"] == ("aac" if (source, cut) == ("aac", "auto") else f"aac from {source}")
 
 
 def test_a_resumed_export_says_the_same_of_its_audio(run, recipe, in_process, tmp_path):

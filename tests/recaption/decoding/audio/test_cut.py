@@ -171,6 +171,9 @@ def test_messages_carry_tracks_and_refuse_what_no_child_writes():
     assert from_message(header, payload) == audio
     with pytest.raises(VideoError, match="described 4"):
         from_message(header, payload + b"e")
+    adts, adts_payload = to_message(ClipAudio((AudioTrack("aac", 48_000, "stereo", (Packet(0, 1024, b"\xff\xf1."),)),)))
+    with pytest.raises(VideoError, match="ADTS"):
+        from_message(adts, adts_payload)
     for name, value in (("codec", "h264"), ("layout", "7.1"), ("rate_hz", 10)):
         forged = {**header, "tracks": [header["tracks"][0] | {name: value}]}
         with pytest.raises(VideoError, match="cannot be"):
