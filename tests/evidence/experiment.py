@@ -134,7 +134,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     readings: tuple[Reading, ...] = (PromptFollowing(), ClipLoss())
     world: World = field(default_factory=World)
-    steps: int = 4000
+    steps: int = 4500
     equal_parameters: float | None = None
     """Arms may differ by this fraction in their number of weights."""
     seeds: tuple[int, ...] = SEEDS

@@ -34,7 +34,7 @@ from tests.evidence.experiment import (
 )
 from tests.evidence.results import Results, claims_as_json, series_as_json, thinned
 from tests.evidence.training import ArmRun
-from tests.evidence.world import Scenes
+from tests.evidence.world import Scenes, write_json
 
 READINGS = "readings.json"
 SETTINGS = "settings.json"
@@ -101,9 +101,7 @@ class ExperimentRun:
             "curve": thinned(run.curve()),
             "readings": readings,
         }
-        partial = run.folder / f"{READINGS}.partial"
-        partial.write_text(json.dumps(found))
-        partial.rename(run.folder / READINGS)
+        write_json(run.folder / READINGS, found)
 
     def check_parameters(self) -> None:
         """Raises UsageError where arms that are to have as many weights have not."""
@@ -234,21 +232,24 @@ def _check_settings(run: ArmRun) -> None:
         "world": run.experiment.world.key(),
         "recipe": [RECIPE_DIT, RECIPE_TRAINER, CAPACITY_TOKENS],
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = run.folder / SETTINGS
     if path.exists() and json.loads(path.read_text())["digest"] != digest:
         raise UsageError(
             f"{run.folder} holds a training of {_title(run)} with other settings: remove the folder, or choose another --out"
         )
     run.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"digest": digest} | settings, default=str))
+    write_json(path, {"digest": digest} | settings)
 
 
 def _arm_as_json(arm: Arm) -> dict[str, Any]:
-    fields = {
-        f.name: getattr(arm, f.name) for f in dataclasses.fields(arm) if f.name not in ("train", "readings", "name")
+    """What is set; functions by their names."""
+    fields = {f.name: getattr(arm, f.name) for f in dataclasses.fields(arm) if f.name not in ("readings", "name")}
+    return {
+        name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+        for name, value in fields.items()
+        if value
     }
-    return {name: value for name, value in fields.items() if value}
 
 
 def _title(run: ArmRun) -> str:

@@ -13,7 +13,7 @@ EXPERIMENT = Experiment(
     arms=(
         Arm("images", "first frames only", dit=SHARED, plan={"max_latent_frames": ("1",)}, readings=()),
         Arm("everything", "all weights of the image model", dit=SHARED, start_from="images"),
-        Arm("from_scratch", "videos only, twice the steps", dit=SHARED, trainer={"num_steps": 8000}),
+        Arm("from_scratch", "videos only, twice the steps", dit=SHARED, trainer={"num_steps": 9000}),
         Arm(
             "temporal_layers",
             "the image model frozen",
