@@ -25,7 +25,7 @@ from tests.evidence.world import HELD_OUT_SIZE
 from train.evaluation.frechet import frechet_distance
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.request import Request
-from train.sampling.sampler import SolverSettings
+from train.sampling.solver_settings import SolverSettings
 
 if TYPE_CHECKING:
     from tests.evidence.training import ArmRun

@@ -95,7 +95,8 @@ class DiffusionObjective:
         return sample_draws(batch, self.settings, seed=seed)
 
     def loss(self, model: nn.Module, batch: DitBatch, draws: BatchDraws) -> tuple[Tensor, Tensor]:
-        return self.loss_at(model, batch, draws.noise, draws.text, draws.condition_mask_L)
+        further = {"scalars": draws.scalars, "hint_LD": draws.hint_LD}
+        return self._loss(model, batch, draws.noise, draws.text, draws.condition_mask_L, further)
 
     def loss_at(
         self,
@@ -105,11 +106,21 @@ class DiffusionObjective:
         drop_text_S: Sequence[bool] | TextSelection | None,
         condition_mask_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss at this noise; conditioning tokens enter clean and are excluded from it."""
+        """The loss of a validation at this noise."""
+        return self._loss(model, batch, noise, drop_text_S, condition_mask_L, self.validation_inputs(batch))
+
+    def _loss(
+        self,
+        model: nn.Module,
+        batch: DitBatch,
+        noise: TimestepsAndNoise,
+        drop_text_S: Sequence[bool] | TextSelection | None,
+        condition_mask_L: Tensor | None,
+        further_inputs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Conditioning tokens enter clean and are excluded from the loss."""
         noised = add_noise(batch.tokens_LD, noise, batch.segments, self.settings.diffusion)
-        inputs = batch.inputs(
-            noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L, scalars=self.validation_scalars(batch)
-        )
+        inputs = batch.inputs(noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L, **further_inputs)
         prediction_LD = model(inputs)
         return diffusion_loss(
             prediction_LD,
@@ -120,8 +131,8 @@ class DiffusionObjective:
             loss_mask_L=None if condition_mask_L is None else ~condition_mask_L,
         )
 
-    def validation_scalars(self, batch: DitBatch) -> dict[str, Tensor]:
-        """Further inputs of the model at which the loss of a validation is taken, (S,) each."""
+    def validation_inputs(self, batch: DitBatch) -> dict[str, Any]:
+        """Further arguments of `DitBatch.inputs` at which the loss of a validation is taken."""
         return {}
 
     def flops(self, model: nn.Module, batch: DitBatch) -> float:
