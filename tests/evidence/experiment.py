@@ -75,6 +75,8 @@ class Arm:
     """Fields of `TrainerSettings` that differ from RECIPE_TRAINER and the experiment's steps."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `PlanSettings`: token dropping, temporal crops, capacity."""
+    compressor: str = ""
+    """In place of the world's: the same scenes, encoded by another one."""
     source: Callable[[ArmRun], SampleSource] | None = None
     """In place of the world's training clips: other captions, say."""
     cpu_minutes: float = 0.0
