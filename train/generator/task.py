@@ -37,6 +37,7 @@ from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
+from train.generator.masked_objective import MaskedDiffusionObjective
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings, backbone_settings
 from train.generator.super_resolution import SuperResolution, stage_of
@@ -84,7 +85,8 @@ class DitTask:
             UsageError: no latents, latents of another compressor, or invalid settings.
         """
         settings.check()
-        choose_backend(settings.attention_backend, device, torch.bfloat16)
+        has_bias = bool(backbone_settings(settings).get("relative_bias"))
+        choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
         self.settings, self.plan = settings, plan
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
@@ -345,7 +347,9 @@ def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjecti
     """The objective of a training with these settings."""
     if settings.distill.stage:
         return distillation_objective(settings)
-    return DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
+    objective = DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
+    is_masked = settings.backbone == "mdt" and bool(settings.mdt.mask_ratio)
+    return MaskedDiffusionObjective(objective) if is_masked else objective
 
 
 def _is_on_gpu(network: nn.Module) -> bool:
