@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,11 +101,8 @@ class Arm:
         backbone = self.dit.get("backbone", "dit")
         if backbone not in BACKBONES:
             return f"the backbone {backbone}"
-        for kind, names in ((DitSettings, self.dit), (TrainerSettings, self.trainer), (PlanSettings, self.plan)):
-            unknown = set(names) - {f.name for f in dataclasses.fields(kind)}
-            if unknown:
-                return f"the setting {sorted(unknown)[0]} of {kind.__name__}"
-        return ""
+        given = ((DitSettings(), self.dit), (TrainerSettings(), self.trainer), (PlanSettings(capacity=1), self.plan))
+        return next((f"the setting {name}" for settings, names in given for name in _unknown(settings, names)), "")
 
     @property
     def prerequisites(self) -> tuple[str, ...]:
@@ -177,6 +174,15 @@ class Experiment:
         """Arms that can be trained, those before the arms that start from them."""
         missing = self.missing()
         return tuple(arm for arm in self.arms if arm.name not in missing)
+
+
+def _unknown(settings: Any, given: Mapping[str, Any]) -> Iterator[str]:
+    """Names that the dataclass does not have, nested ones with their path."""
+    for name, value in given.items():
+        if not hasattr(settings, name):
+            yield f"{name} of {type(settings).__name__}"
+        elif isinstance(value, Mapping):
+            yield from _unknown(getattr(settings, name), value)
 
 
 def experiment_names() -> list[str]:
