@@ -11,11 +11,12 @@ from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_wei
 from recaption.errors import UsageError
 from train.backbones.mdt import MdtSettings
 from train.backbones.temporal import TemporalSettings
+from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
 
-SETTINGS_OF_BACKBONES = {"temporal": ("temporal", "temporal-unet"), "mdt": ("mdt",)}
+SETTINGS_OF_BACKBONES = {"temporal": ("temporal", "temporal-unet"), "mdt": ("mdt",), "uvit": ("uvit",)}
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
 
 
@@ -57,16 +58,17 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DitSettings:
-    """Model, text encoder and objective of `recaption train dit`; `train.backbones.dit.SIZES` has the usual model sizes."""
+    """Model, text encoder and objective of `recaption train dit`; `SIZES` of a backbone's module has the usual sizes."""
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`, `mdt`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with temporal layers; see
+    """`dit`, `uvit`, `mdt`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with temporal layers; see
     docs/backbones.md."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
+    uvit: UvitSettings = field(default_factory=UvitSettings)
     width: int = 192
     """Channels per token."""
     depth: int = 6

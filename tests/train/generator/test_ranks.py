@@ -34,6 +34,7 @@ LEARNED = {
         "loss_norm": "token",
     },
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
+    "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
 }
 
 
