@@ -20,6 +20,7 @@ TEXT_LENGTHS = (3, 1, 4)
 SIZES: dict[str, dict[str, object]] = {
     "dit": {"width": 24, "depth": 2, "num_heads": 2},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
+    "diffit": {"width": 24, "depth": 2, "num_heads": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""
 

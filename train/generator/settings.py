@@ -9,12 +9,13 @@ from typing import Any
 from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
+from train.backbones.diffit import DiffitSettings
 from train.backbones.mdt import MdtSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
 
-OWN_SETTINGS = ("mdt",)
+OWN_SETTINGS = ("mdt", "diffit")
 """Backbones with settings of their own: fields of `DitSettings`."""
 
 
@@ -62,9 +63,11 @@ class DitSettings:
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. Empty: from scratch."""
     backbone: str = "dit"
-    """`dit` or `mdt`, see docs/backbones.md."""
+    """`dit`, `mdt` or `diffit`, see docs/backbones.md."""
     mdt: MdtSettings = field(default_factory=MdtSettings)
     """Of backbone `mdt`."""
+    diffit: DiffitSettings = field(default_factory=DiffitSettings)
+    """Of backbone `diffit`."""
     width: int = 192
     """Channels per token."""
     depth: int = 6

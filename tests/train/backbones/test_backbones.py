@@ -30,6 +30,12 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "mdt": ("mdt", {}),
     "mdt, positions and bias": ("mdt", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
     "mdt, no masking, hint and scalars": ("mdt", {"mask_ratio": (), "hint_width": 4, "scalars": ("level", "fps")}),
+    "diffit": ("diffit", {}),
+    "diffit, positions and bias": ("diffit", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
+    "diffit, time in the bias, hint and scalars": (
+        "diffit",
+        {"time_in": "bias", "relative_bias": (2, 2, 3), "hint_width": 4, "scalars": ("level", "fps")},
+    ),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 

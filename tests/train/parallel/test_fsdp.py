@@ -22,14 +22,16 @@ from tests.stand_ins.block_task import (
 from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from tests.stand_ins.ranks import exit_codes, start_ranks
+from train.backbones.diffit import DiffitSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.registry import BACKBONES
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
 from train.parallel import fsdp
 
-OTHER_BACKBONES = {
-    "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")}
+OTHER_BACKBONES: dict[str, dict[str, object]] = {
+    "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
+    "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
 }
 """Backbones beside `dit`, with settings that use all of their parts."""
 CLOCKS = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
