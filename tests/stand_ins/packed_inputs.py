@@ -19,6 +19,7 @@ GRIDS: tuple[Shape3, ...] = ((2, 3, 2), (1, 1, 5), (3, 2, 4))
 TEXT_LENGTHS = (3, 1, 4)
 SIZES: dict[str, dict[str, object]] = {
     "dit": {"width": 24, "depth": 2, "num_heads": 2},
+    "temporal": {"width": 24, "depth": 2, "num_heads": 2},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
     "diffit": {"width": 24, "depth": 2, "num_heads": 2},
 }
@@ -92,6 +93,7 @@ def samples_of(inputs: PackedInputs, order: Sequence[int]) -> PackedInputs:
         text=EncodedText(text.text_MC[of_text], Segments.from_lengths(text_lengths), text.pooled_SC[samples]),
         drop_text_S=None if drop is None else [drop[s] for s in order],
         condition_mask_L=chosen(inputs.condition_mask_L, of_tokens),
+        noised_LD=chosen(inputs.noised_LD, of_tokens),
         hint_LD=chosen(inputs.hint_LD, of_tokens),
         token_mask=_mask_of(inputs, of_tokens, order),
         scalars={name: value_S[samples] for name, value_S in inputs.scalars.items()},

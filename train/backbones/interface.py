@@ -43,6 +43,9 @@ class PackedInputs:
     training step has on the device already."""
     condition_mask_L: Tensor | None = None
     """bool: conditioning tokens."""
+    noised_LD: Tensor | None = None
+    """`tokens_LD` with the conditioning tokens noised like the others, for models that see the clean ones elsewhere and for
+    context guidance. None: the same as `tokens_LD`."""
     hint_LD: Tensor | None = None
     """Tokens of the low-resolution video of a super-resolution stage, on the grid of `tokens_LD`."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
@@ -64,6 +67,11 @@ class PackedInputs:
         timestep_L = self.timestep_S[self.segments.segment_ids_L]
         return timestep_L if self.condition_mask_L is None else timestep_L.masked_fill(self.condition_mask_L, 0)
 
+    @property
+    def all_noised_LD(self) -> Tensor:
+        """`noised_LD`, or `tokens_LD` where there is none."""
+        return self.tokens_LD if self.noised_LD is None else self.noised_LD
+
     def replace(self, **changes: Any) -> PackedInputs:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -80,6 +88,7 @@ class PackedInputs:
             text=self.text.to(device),
             drop_text_S=text.to(device) if isinstance(text, TextSelection) else text,
             condition_mask_L=None if self.condition_mask_L is None else copied(self.condition_mask_L, device),
+            noised_LD=None if self.noised_LD is None else copied(self.noised_LD, device),
             hint_LD=None if self.hint_LD is None else copied(self.hint_LD, device),
             scalars={name: copied(value_S, device) for name, value_S in self.scalars.items()},
             token_mask=None if self.token_mask is None else self.token_mask.to(device),
@@ -95,7 +104,7 @@ class PackedInputs:
         repeated_text = EncodedText(
             self.text.text_MC.repeat(times, 1), self.text.segments.repeated(times), self.text.pooled_SC.repeat(times, 1)
         )
-        mask_L, hint_LD = self.condition_mask_L, self.hint_LD
+        mask_L, noised_LD, hint_LD = self.condition_mask_L, self.noised_LD, self.hint_LD
         return self.replace(
             tokens_LD=self.tokens_LD.repeat(times, 1),
             position_L3=self.position_L3.repeat(times, 1),
@@ -104,6 +113,7 @@ class PackedInputs:
             text=repeated_text,
             drop_text_S=drop_text_S,
             condition_mask_L=None if mask_L is None else mask_L.repeat(times),
+            noised_LD=None if noised_LD is None else noised_LD.repeat(times, 1),
             hint_LD=None if hint_LD is None else hint_LD.repeat(times, 1),
             scalars={name: value_S.repeat(times) for name, value_S in self.scalars.items()},
             token_mask=None,

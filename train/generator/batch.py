@@ -134,7 +134,9 @@ class DitBatch:
         hint_LD: Tensor | None = None,
     ) -> PackedInputs:
         """What a backbone gets of the batch at these noised tokens; the conditioning tokens clean."""
+        noised_LD = None
         if condition_mask_L is not None:
+            noised_LD = x_LD
             x_LD = torch.where(condition_mask_L[:, None], self.tokens_LD, x_LD)
         return PackedInputs(
             tokens_LD=x_LD,
@@ -144,6 +146,7 @@ class DitBatch:
             text=self.text,
             drop_text_S=drop_text_S,
             condition_mask_L=condition_mask_L,
+            noised_LD=noised_LD,
             hint_LD=hint_LD,
             scalars=scalars or {},
             token_shapes=self.token_shapes,

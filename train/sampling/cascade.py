@@ -29,7 +29,8 @@ from train.diffusion.rng import seeded_generator
 from train.layers.segments import Segments
 from train.sampling.denoise import DenoiseInput, denoise
 from train.sampling.request import Request, SampledVideo, number_repeats
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 from train.sampling.stage import DEFAULT_SNR
 
 

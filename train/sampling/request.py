@@ -39,11 +39,16 @@ class Request:
     seed: int = 0
     loop_frames: int = 0
     """Frames to sample after the video that lead back to its start: a loop from a text or an image."""
+    long: str = "windows"
+    """A video longer than a window is sampled window by window, or by `keyframes` (key_frames.py)."""
+    noise_words: tuple[str | int, ...] = ()
+    """Seed the noise beside the seed: parts of one video must not have equal noise."""
 
     def digest(self) -> str:
-        """Hash of everything but `loop_frames`: equal for repeats of a request."""
+        """Hash of everything but `loop_frames` and `long`: equal for repeats of a request."""
         conditioning = self.conditioning
-        digest = hashlib.sha256(repr((self.text, self.seed, conditioning.mode, conditioning.strength)).encode())
+        words = self.text, self.seed, *self.noise_words, conditioning.mode, conditioning.strength
+        digest = hashlib.sha256(repr(words).encode())
         for array in (conditioning.frames_THWC, conditioning.condition_mask_T):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -107,12 +112,18 @@ class SamplingState:
         """
         self.request, self.tokenizer, self.is_autoregressive = request, tokenizer, is_autoregressive
         self.window_length, self.overlap = window_length, overlap
-        self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition)
+        self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition, *request.noise_words)
         self.video = self._windowed(request.conditioning)
         self.windows = self._plan()
         self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)
         self._before_loop_THWC = request.conditioning.frames_THWC[:0]
         self._input: DenoiseInput | None = None
+
+    @property
+    def has_context(self) -> bool:
+        """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
+        is_chained = self.is_autoregressive and self.num_windows > 1
+        return is_chained or bool(self.request.conditioning.condition_mask_T.any())
 
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
         grid = self.tokenizer.grid

@@ -23,7 +23,8 @@ from train.generator.task import DitTask
 from train.sampling.cascade import Cascade
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.request import Request
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 from train.sampling.stage import Stage
 from train.text.encoder import TextEncoder
 
