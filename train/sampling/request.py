@@ -124,7 +124,7 @@ class SamplingState:
     @property
     def has_context(self) -> bool:
         """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
-        is_chained = self.is_autoregressive and self.num_windows > 1
+        is_chained = self.is_autoregressive and self.num_passes > 1
         return is_chained or bool(self.request.conditioning.condition_mask_T.any())
 
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
