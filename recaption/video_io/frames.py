@@ -33,6 +33,10 @@ class DecodeLimits:
     """Of a remote input, checked while it is downloaded: 10 hours of 1080p at 7 Mbit/s."""
     max_fetch_seconds: float = MAX_FETCH_SECONDS
     """Timeout of a download."""
+    max_host_connections: int = 8
+    """Downloads at a time from one HTTP host, over all processes of a machine."""
+    page_videos: bool = False
+    """Fetch the videos of web pages with yt-dlp (extra `recaption[yt-dlp]`). You answer for the right to use them."""
     on_damage: Literal["refuse", "trim"] = "refuse"
     """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
     that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""
