@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.evidence.experiment import Arm, Claim, Experiment
 
-DIFFIT = {"backbone": "diffit", "depth": 7}
+DIFFIT = {"backbone": "diffit", "depth": 5}
 
 EXPERIMENT = Experiment(
     question="Does time-dependent attention help more than time in the attention bias only?",
