@@ -199,6 +199,7 @@ def _export_clip(
         may_copy=settings.cut == "auto" and not settings.fit and is_read_as_stored(video),
         is_whole=is_whole and not has_unwanted_audio,
         audio_codec=video.audio_codec if keeps_audio else "",
+        may_copy_audio=settings.cut == "auto",
         source_bytes=video.num_bytes,
         caption=found[kind],
         captions=found,
