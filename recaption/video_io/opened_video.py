@@ -283,7 +283,12 @@ def open_video(
     """
     limits = limits or DecodeLimits()
     with open_input(
-        uri, expected=expected, max_bytes=limits.max_input_bytes, max_seconds=limits.max_fetch_seconds
+        uri,
+        expected=expected,
+        max_bytes=limits.max_input_bytes,
+        max_seconds=limits.max_fetch_seconds,
+        max_host_connections=limits.max_host_connections,
+        page_videos=limits.page_videos,
     ) as opened:
         yield OpenedVideo(opened, limits)
 
