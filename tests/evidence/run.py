@@ -120,7 +120,9 @@ class ExperimentRun:
         """The world's, or the same scenes by the arm's compressor; rendered at the first call."""
         world = self.experiment.world
         world = dataclasses.replace(world, compressor=arm.compressor or world.compressor)
-        return self._scenes.setdefault(world, world.scenes(self.out / "worlds"))
+        if world not in self._scenes:
+            self._scenes[world] = world.scenes(self.out / "worlds")
+        return self._scenes[world]
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
