@@ -167,9 +167,9 @@ def test_an_arm_of_equal_cost_gets_the_steps_that_its_minutes_take(tmp_path, fin
 
 
 def test_prompts_are_different_ones_about_triples_that_are_not_trained_on(tmp_path):
-    world = World(num_training=200, num_held_out=1, num_prompts=40)
+    world = World(num_training=60, num_held_out=1, num_prompts=20)
     scenes = world.scenes(tmp_path)
-    assert len(set(scenes.prompts())) == 40
+    assert len(set(scenes.prompts())) == 20
     asked, trained = ([fields_in(text) for text in texts] for texts in (scenes.prompts(), scenes.training().captions))
     assert not {(f.main_object, f.colour, f.background) for f in asked} & {
         (f.main_object, f.colour, f.background) for f in trained
