@@ -34,9 +34,10 @@ What is found here is an order (this is better than that, at this size), never t
     python -m tests.evidence backbones --seeds 1       # one seed: several processes can share an experiment
 
 One thread; killed at any moment, the same command goes on where it was (the trainings' own checkpoints, about 100 MB of
-state for each arm and seed). Trainings take turns: every arm of a seed before the next seed. After each, the JSON file, the plot and the contact sheet in
-`tests/evidence/results/` and this page are written anew. An experiment is a file of some 30 lines in
-`tests/evidence/experiments/`: arms (settings of `recaption train dit`, or a function that trains), readings, claims.
+state for each arm and seed). Trainings take turns: every arm of a seed before the next seed. After each, the JSON file,
+the plot and the contact sheet in `tests/evidence/results/` and this page are written anew. An experiment is a file of some
+30 lines in `tests/evidence/experiments/`: arms (settings of `recaption train dit`, or a function that trains), readings,
+claims.
 
 ## Rules
 

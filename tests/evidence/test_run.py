@@ -10,7 +10,9 @@ import pytest
 
 from packing.buckets import Bucket
 from packing.grid import Grid
-from recaption.errors import UsageError
+from recaption.errors import FolderInUseError, UsageError
+from recaption.folder_lock import FolderLock
+from recaption.run_folder import RunFolder
 from recaption.scenes.captions import fields_in
 from recaption.scenes.splits import HELD_OUT_PAIRS
 from tests.evidence import page
@@ -135,6 +137,14 @@ def test_state_of_other_settings_is_refused_and_a_finished_experiment_trains_not
     assert again == []
     with pytest.raises(UsageError, match="with other settings: remove the folder"):
         run_experiment(micro(steps=3), out=out / "state", results=out / "results", say=again.append)
+
+
+def test_two_processes_do_not_train_one_arm_at_once(finished, tmp_path):
+    out, _ = finished
+    folder = tmp_path / "micro" / "seed-0" / "plain"
+    (tmp_path / "worlds").symlink_to(out / "state" / "worlds")
+    with FolderLock(RunFolder(str(folder)), "another run"), pytest.raises(FolderInUseError, match="another run"):
+        run_experiment(micro(), out=tmp_path, results=tmp_path, say=lambda line: None)
 
 
 def test_arms_of_unequal_size_or_missing_features_are_named(tmp_path, finished):
