@@ -21,9 +21,10 @@ from recaption.run_folder import RunFolder, recipe_hash
 
 if TYPE_CHECKING:
     from jobs.sample.conditioning_media import ConditioningMedia
+    from train.sampling.cascade import Cascade
     from train.sampling.request import SampledVideo
-    from train.sampling.sampler import Sampler, SolverSettings
-
+    from train.sampling.sampler import Sampler
+    from train.sampling.solver_settings import SolverSettings
 
 SAMPLES_JSON = "samples.json"
 
@@ -44,7 +45,7 @@ def sample_videos(
 
 
 def sample_requests(
-    checkpoint: str,
+    checkpoint: str | Sequence[str],
     requests: Sequence[SampleRequest],
     settings: SampleSettings,
     *,
@@ -53,6 +54,9 @@ def sample_requests(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Sample one video per request; write the videos, a contact sheet and samples.json with all settings.
+
+    Args:
+        checkpoint: of the model; or of the base of a cascade and then of its super-resolution stages, in their order.
 
     Raises:
         UsageError: no such checkpoint or expander, a size off the model's grid, unreadable files, or a mode that the model
@@ -63,24 +67,24 @@ def sample_requests(
     from train.checkpoint.step_folder import find
     from train.parallel.process_group import choose_device
     from train.sampling.contact_sheet import write
-    from train.sampling.sampler import Sampler
 
-    path = find(checkpoint).path
+    path, *stages = (find(one).path for one in ((checkpoint,) if isinstance(checkpoint, str) else checkpoint))
     prompts = [request.prompt for request in requests]
     solver = solver_settings(settings)
     expanded = _expanded(requests, path, settings, is_shown=progress)
-    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
+    cascade = _cascade((path, *stages), settings, str(choose_device(device)))
+    sampler = cascade.base
     media = [ConditioningMedia.read(request, sampler) for request in requests]
     requests, media = with_source_prompts(requests, media, settings.captioner, device=str(choose_device(device)))
     _check_effects(media, settings, sampler)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
-    folder = out or gallery_folder(path)
+    folder = out or gallery_folder(path, settings.base)
     description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
-    listing = Path(folder) / SAMPLES_JSON
-    existing = json.loads(listing.read_text()) if listing.exists() else {}
+    description |= {"stages": [os.path.relpath(stage, folder) for stage in stages]} if stages else {}
+    listing, existing = _existing(folder)
     if existing.get("hash") != recipe_hash(description):
-        sampled = _sample(sampler, requests, media, expanded, solver, settings, progress=progress)
+        sampled = _sample(cascade, requests, media, expanded, solver, settings, progress=progress)
         files = write(
             [one.video_THWC for one in sampled],
             folder,
@@ -122,6 +126,15 @@ def _expanded(
     ]
 
 
+def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cascade:
+    """The models of the checkpoints: a base, over the image model of the settings if they name one, and its stages."""
+    from train.sampling.cascade import Cascade
+    from train.sampling.sampler import Sampler
+
+    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
+    return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
+
+
 def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings, sampler: Sampler) -> None:
     """Raises UsageError where a setting has no effect on any of the videos."""
     if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
@@ -136,8 +149,14 @@ def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings,
         )
 
 
+def _existing(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The listing of a folder of samples, and what is in it."""
+    listing = Path(folder) / SAMPLES_JSON
+    return listing, json.loads(listing.read_text()) if listing.exists() else {}
+
+
 def _sample(
-    sampler: Sampler,
+    cascade: Cascade,
     requests: Sequence[SampleRequest],
     media: Sequence[ConditioningMedia],
     expanded: Sequence[ExpandedPrompt],
@@ -158,7 +177,7 @@ def _sample(
         )
         for request, one, prompt in zip(requests, media, expanded, strict=True)
     ]
-    return sampler.sample_requests(
+    return cascade.sample_requests(
         model_requests,
         solver,
         window_frames=settings.window_frames,
@@ -171,13 +190,17 @@ def _sample(
 def solver_settings(settings: SampleSettings) -> SolverSettings:
     """Raises UsageError where a setting of the guidance is invalid."""
     from train.diffusion.guidance import Guidance
-    from train.sampling.sampler import SolverSettings
+    from train.sampling.solver_settings import SolverSettings
 
     guidance = Guidance(
         scale=settings.guidance,
         interval=settings.guidance_interval,
         rescale=settings.guidance_rescale,
         power=settings.guidance_power,
+        oscillation_steps=settings.guidance_oscillation_steps,
+        oscillation_scale=settings.guidance_oscillation_scale,
+        dynamic_threshold=settings.dynamic_threshold,
+        context=settings.guidance_context,
     )
     guidance.check()
     return SolverSettings(
@@ -261,7 +284,8 @@ def non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
-        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power"),
+        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power", "guidance_context", "base"),
+        *("guidance_oscillation_steps", "guidance_oscillation_scale", "dynamic_threshold", "hint_snr"),
         *("window_frames", "overlap_frames", "conditioning_pixels", "long"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}
@@ -274,10 +298,14 @@ def _captions(run: RunFolder, count: int = 2) -> list[str]:
     return list(dict.fromkeys(texts))[:count]
 
 
-def gallery_folder(checkpoint_path: str) -> str:
-    """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500."""
+def gallery_folder(checkpoint_path: str, base: str = "") -> str:
+    """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500.
+
+    Args:
+        base: another image model under its temporal layers; its name is part of the folder's.
+    """
     path = Path(checkpoint_path).resolve()
     run_root = run_of(checkpoint_path)
-    return str(
-        run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
-    )
+    over = f"-over-{Path(base).resolve().name}" if base else ""
+    folder = run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
+    return f"{folder}{over}"

@@ -43,7 +43,7 @@ DEFAULT_CAPTIONER = "tiny"
 
 
 def sample_story(
-    checkpoint: str,
+    checkpoint: str | Sequence[str],
     film: FilmFlags,
     settings: SampleSettings,
     out: str | None = None,
@@ -65,14 +65,17 @@ def sample_story(
 
     _check_settings(settings, has_script=film.script is not None)
     shots = read_script(film.script) if film.script is not None else ()
+    checkpoint, *stages = (checkpoint,) if isinstance(checkpoint, str) else checkpoint
+    if stages:
+        raise UsageError("a film is sampled from one model: pass a single --checkpoint")
     path = find(checkpoint).path
-    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
+    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)), base=settings.base)
     plan = _plan(shots, film.story, path, settings, sampler)
     plan = dataclasses.replace(plan, shots=_seeded(plan.shots, settings.seed))
     for note in plan.notes if progress else ():
         print(f"note: {note}", file=sys.stderr)
     expanded = expanded_prompts([shot.text for shot in plan.shots], path, settings, is_shown=progress)
-    folder = RunFolder(out or f"{gallery_folder(path)}-story")
+    folder = RunFolder(out or f"{gallery_folder(path, settings.base)}-story")
     job = _StoryJob(plan, expanded, settings, sampler, folder, path, progress=progress)
     folder.write_bytes("script.jsonl", write_script(plan.shots).encode())
     existing = json.loads(folder.read_bytes(STORY_JSON)) if folder.exists(STORY_JSON) else {}

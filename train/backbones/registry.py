@@ -13,7 +13,11 @@ from torch import nn
 
 from recaption.errors import UsageError
 
-BACKBONES = {"dit": "train.backbones.dit:Dit"}
+BACKBONES = {
+    "dit": "train.backbones.dit:Dit",
+    "mdt": "train.backbones.mdt:Mdt",
+    "temporal": "train.backbones.temporal:TemporalDit",
+}
 """Name -> module:class; a module is imported when its backbone is built."""
 
 

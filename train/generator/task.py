@@ -29,16 +29,21 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train.backbones.registry import build
+from train.checkpoint.trained_part import FrozenBase
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
+from train.diffusion.noise_augmentation import LEVEL
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
+from train.generator.masked_objective import MaskedDiffusionObjective
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
-from train.generator.settings import DitSettings
+from train.generator.settings import DitSettings, backbone_settings
+from train.generator.super_resolution import SuperResolution, stage_of
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
+from train.sampling.stage import Stage
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
@@ -80,7 +85,8 @@ class DitTask:
             UsageError: no latents, latents of another compressor, or invalid settings.
         """
         settings.check()
-        choose_backend(settings.attention_backend, device, torch.bfloat16)
+        has_bias = bool(backbone_settings(settings).get("relative_bias"))
+        choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
         self.settings, self.plan = settings, plan
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
@@ -95,12 +101,12 @@ class DitTask:
             patch=settings.patch,
         )
         self._check_latents(compressor)
+        self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
         self._check_backbone()
-        self.objective = objective_of(settings)
+        self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
-        if settings.init_from:
-            self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
+        self.base = self._initialise_from(settings.init_from)
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
@@ -111,9 +117,10 @@ class DitTask:
         settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            token_width = self.compressor.num_channels * math.prod(settings.patch)
             return build(
                 settings.backbone,
-                token_width=self.compressor.num_channels * math.prod(settings.patch),
+                token_width=token_width,
                 text_width=self.encoder.width,
                 pooled_width=self.encoder.pooled_width,
                 width=settings.width,
@@ -122,11 +129,33 @@ class DitTask:
                 attention_backend=settings.attention_backend,
                 num_registers=settings.num_registers,
                 absolute_positions=settings.absolute_positions,
-                scalars=student_scalars(settings),
+                hint_width=token_width if self.stage else 0,
+                scalars=(LEVEL,) if self.stage else student_scalars(settings),
+                **backbone_settings(settings),
             )
+
+    def _initialise_from(self, path: str) -> FrozenBase | None:
+        """Take initial weights from a checkpoint, if one is named; returns it if it is a base that stays frozen."""
+        is_over_base = hasattr(self.model, "base_config") and self.settings.temporal.freeze_base
+        if is_over_base and not path:
+            raise UsageError(
+                f"backbone {self.settings.backbone!r} adds temporal layers to an image model: name its checkpoint with "
+                "--init-from (one trained with --plan.max-latent-frames 1)"
+            )
+        if not path:
+            return None
+        initial = load_init_weights(path, self.model, self.config)
+        self.config["init_from"] = initial.config
+        if not is_over_base:
+            return None
+        initial.freeze_base(self.model)
+        self.config["base"] = initial.base.config
+        return initial.base
 
     def _check_backbone(self) -> None:
         """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
+        if self.stage and self.plan.token_keep_rate:
+            raise UsageError("a super-resolution stage sees whole clips: leave plan.token-keep-rate out")
         wanted = {
             "token dropping": bool(self.plan.token_keep_rate),
             "conditioning frames": bool(self.settings.conditions),
@@ -155,6 +184,8 @@ class DitTask:
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
             "distilled": distilled_config(settings),
+            "stage": None if self.stage is None else self.stage.config,
+            "base": None,
         }
 
     def _check_latents(self, compressor: str) -> None:
@@ -294,7 +325,7 @@ class DitTask:
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """Videos of `sample_prompts` at the most frequent size, with their frame rate."""
         prompts = self.settings.sample_prompts
-        if not prompts:
+        if not prompts or self.stage is not None:  # a stage enlarges what its base samples
             return {}
         sampler = Sampler(
             model,
@@ -312,9 +343,13 @@ class DitTask:
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
 
 
-def objective_of(settings: DitSettings) -> DiffusionObjective:
+def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjective:
     """The objective of a training with these settings."""
-    return distillation_objective(settings) if settings.distill.stage else DiffusionObjective(settings)
+    if settings.distill.stage:
+        return distillation_objective(settings)
+    objective = DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
+    is_masked = settings.backbone == "mdt" and bool(settings.mdt.mask_ratio)
+    return MaskedDiffusionObjective(objective) if is_masked else objective
 
 
 def _is_on_gpu(network: nn.Module) -> bool:

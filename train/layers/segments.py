@@ -105,6 +105,20 @@ class Segments:
         device = self.cu_seqlens.device
         return longer.to(device), copied(is_old.nonzero()[:, 0], device), copied(prefix_index, device)
 
+    def selected(self, samples: Sequence[int], sample_N: Tensor) -> tuple[Segments, Tensor]:
+        """Segments of some samples, in any order and with repeats, and the tokens of theirs in this pack.
+
+        Args:
+            samples: N samples; `sample_N` holds the same numbers on the device, so that nothing is copied.
+        """
+        lengths = tuple(self.lengths[sample] for sample in samples)
+        starts_N, length_N = self.cu_seqlens[:-1][sample_N], torch.diff(self.cu_seqlens)[sample_N]
+        cu_seqlens = torch.nn.functional.pad(length_N.cumsum(0), (1, 0)).to(torch.int32)
+        number_N = torch.arange(len(lengths), device=sample_N.device)
+        ids_L = torch.repeat_interleave(number_N, length_N, output_size=sum(lengths))
+        index_L = torch.arange(sum(lengths), device=sample_N.device) + (starts_N - cu_seqlens[:-1])[ids_L]
+        return Segments(lengths, cu_seqlens, ids_L), index_L
+
     def sum(self, values_LD: Tensor) -> Tensor:
         """Sum over the tokens of each sample: (L, D) -> (S, D).
 

@@ -78,9 +78,12 @@ class LatentTokenizer:
 
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """frames_THWC uint8 -> tokens_LD on the CPU."""
+        return patchify(self.encode_latent(frames_THWC).cpu().contiguous(), self.grid.patch)
+
+    def encode_latent(self, frames_THWC: np.ndarray) -> Tensor:
+        """frames_THWC uint8 -> float32 latent (C, t, h, w), on the device."""
         frames = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
-        latents_BCTHW = self.compressor.encode(to_pixels(frames)[None])
-        return patchify(latents_BCTHW[0].float().cpu().contiguous(), self.grid.patch)
+        return self.compressor.encode(to_pixels(frames)[None])[0].float()
 
     def decode(self, tokens_LD: Tensor, token_shape: tuple[int, int, int]) -> np.ndarray:
         """tokens_LD -> frames_THWC uint8."""
@@ -112,11 +115,21 @@ class SamplingState:
         self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition, *request.noise_words)
         self.video = self._windowed(request.conditioning)
         self.windows = self._plan()
+        self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)
         self.is_inverted = request.conditioning.source_text is not None
-        self.num_passes = (len(self.windows) + bool(request.loop_frames)) * (1 + self.is_inverted)
-        """Windows to sample; one that is inverted before counts twice."""
         self._before_loop_THWC = request.conditioning.frames_THWC[:0]
         self._input: DenoiseInput | None = None
+
+    @property
+    def num_passes(self) -> int:
+        """How often the solver runs: twice for a window that is inverted first."""
+        return self.num_windows * (1 + self.is_inverted)
+
+    @property
+    def has_context(self) -> bool:
+        """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
+        is_chained = self.is_autoregressive and self.num_windows > 1
+        return is_chained or bool(self.request.conditioning.condition_mask_T.any())
 
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
         grid = self.tokenizer.grid

@@ -40,7 +40,7 @@ def sampled(monkeypatch):
         return sample_requests(requests, *args, **more)
 
     small.sample_requests = recorded
-    monkeypatch.setattr(sampling.Sampler, "from_checkpoint", lambda path, device: small)
+    monkeypatch.setattr(sampling.Sampler, "from_checkpoint", lambda path, **_: small)
     monkeypatch.setattr(step_folder, "find", lambda path: SimpleNamespace(path=path))
     return texts
 
@@ -182,6 +182,8 @@ def test_wrong_use_is_one_sentence(sampled, tmp_path, capsys):
     ):
         with pytest.raises(UsageError, match=message):
             film(tmp_path, None, *more)
+    with pytest.raises(UsageError, match="a film is sampled from one model"):
+        parse("sample", ["--checkpoint", "base", "stage", "--story", "a dog runs"])()
     with pytest.raises(UsageError, match="in a script each line has its own"):
         film(tmp_path, LINES, "--seconds", "3")
     assert main(["sample", "--checkpoint", str(tmp_path), "--script", str(tmp_path / "gone.jsonl")]) == 2

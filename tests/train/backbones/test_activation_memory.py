@@ -36,7 +36,7 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     for name in ("_varlen", "_flex"):
-        monkeypatch.setattr(attention, name, lambda q, k, v, queries, keys: FlashAttention.apply(q, k, v))
+        monkeypatch.setattr(attention, name, lambda q, k, v, *_, **__: FlashAttention.apply(q, k, v))
 
 
 def saved_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -> int:

@@ -16,8 +16,8 @@ from tests.stand_ins.small_samplers import small_sampler
 from train.sampling.conditioning_frames import image_to_video, loop, text_to_video
 from train.sampling.key_frames import KeyFramePlan
 from train.sampling.request import Request
-from train.sampling.sampler import SolverSettings
 from train.sampling.sizes import supported_length
+from train.sampling.solver_settings import SolverSettings
 
 QUICK = SolverSettings(num_steps=2, guidance=1.0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recaption.errors import UsageError
 from tests.stand_ins.small_samplers import HEIGHT_PX, WIDTH_PX, small_sampler
-from train.sampling.sampler import SolverSettings
+from train.sampling.solver_settings import SolverSettings
 from train.sampling.story import CONNECTED, CROSS_FADE, Film, FilmShot, WindowSettings, transitions_of
 
 QUICK = SolverSettings(num_steps=2, guidance=1.0)
