@@ -114,6 +114,15 @@ def sample_requests(
     }
 
 
+def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cascade:
+    """The models of the checkpoints: a base, over the image model of the settings if they name one, and its stages."""
+    from train.sampling.cascade import Cascade
+    from train.sampling.sampler import Sampler
+
+    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
+    return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
+
+
 def _expanded(
     requests: Sequence[SampleRequest], path: str, settings: SampleSettings, *, is_shown: bool
 ) -> list[ExpandedPrompt]:
@@ -124,15 +133,6 @@ def _expanded(
         ExpandedPrompt(request.prompt, request.prompt, "none") if request.invert else one
         for request, one in zip(requests, expanded, strict=True)
     ]
-
-
-def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cascade:
-    """The models of the checkpoints: a base, over the image model of the settings if they name one, and its stages."""
-    from train.sampling.cascade import Cascade
-    from train.sampling.sampler import Sampler
-
-    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
-    return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
 
 
 def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings, sampler: Sampler) -> None:

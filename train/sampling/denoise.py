@@ -103,6 +103,11 @@ def denoise(
     guidance.check_values(value_range)
     pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision, diffusion)
     times_KS = _times(inputs, num_steps, diffusion)
+
+    def after_step() -> None:
+        pack.step += 1
+        on_step()
+
     if inputs[0].source_text is None:
         start_LD = pack.initial(times_KS[0])
     else:
@@ -118,11 +123,6 @@ def denoise(
             solver=solver,
             on_step=on_step,
         )
-
-    def after_step() -> None:
-        pack.step += 1
-        on_step()
-
     x_LD = integrate(
         pack.predict,
         start_LD,

@@ -315,7 +315,8 @@ class Sampler:
         has_context = any(state.has_context for state in of_first) or any(take.num_later_windows for take in takes)
         if Guidance.of(settings.guidance).context != 1 and not has_context:
             raise UsageError("context guidance has no effect on videos without conditioning frames: leave it out")
-        num_passes = sum(take.num_later_windows for take in takes) + sum(state.num_passes for state in of_first)
+        num_passes = sum(take.num_later_windows for take in takes)
+        num_passes += sum(state.num_passes for state in of_first)
         with tqdm(total=num_passes * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while states:
                 self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)
