@@ -17,6 +17,7 @@ BACKBONES = {
     "dit": "train.backbones.dit:Dit",
     "mdt": "train.backbones.mdt:Mdt",
     "diffit": "train.backbones.diffit:Diffit",
+    "diffit_pixels": "train.backbones.diffit_pixels:DiffitPixels",
     "temporal": "train.backbones.temporal:TemporalDit",
 }
 """Name -> module:class; a module is imported when its backbone is built."""

@@ -45,6 +45,15 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         "diffit",
         {"time_in": "bias", "relative_bias": (2, 2, 3), "hint_width": 4, "scalars": ("level", "fps")},
     ),
+    "diffit_pixels": ("diffit_pixels", {}),
+    "diffit_pixels, two cells, hint and scalars": (
+        "diffit_pixels",
+        {"depth": 2, "stages": 2, "window": 3, "hint_width": 4, "scalars": ("level", "fps")},
+    ),
+    "diffit_pixels, positions and bias": (
+        "diffit_pixels",
+        {"absolute_positions": True, "relative_bias": (1, 2, 2), "stages": 2},
+    ),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 

@@ -23,6 +23,7 @@ from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.backbones.diffit import DiffitSettings
+from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.registry import BACKBONES
 from train.engine.metrics import read_lines
@@ -32,6 +33,7 @@ from train.parallel import fsdp
 OTHER_BACKBONES: dict[str, dict[str, object]] = {
     "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
     "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
+    "diffit_pixels": {"depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
 }
 """Backbones beside `dit`, with settings that use all of their parts."""
 CLOCKS = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
