@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder, TokenEmbedder, check_heads
@@ -170,7 +171,9 @@ class Dit(nn.Module):
                 x_LD = x_LD.index_copy(0, token_index, after_block(number, x_LD[token_index]))
         return x_LD if token_index is None else x_LD[token_index]
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
         """Forward and backward of the blocks; embeddings and adaLN are not counted: under 2 % at usual lengths."""
         lengths = [length + self.config["num_registers"] for length in num_tokens]
         per_block = transformer_flops(lengths, num_text_tokens, width=self.config["width"])

@@ -139,8 +139,15 @@ class Backbone(Protocol):
         """(L, token_width) float32: the prediction for every token, in the type of `DiffusionSettings.prediction`. That of
         conditioning tokens is undefined."""
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
-        """Forward and backward FLOPs of one call for samples of these lengths; recomputation is not counted."""
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
+        """Forward and backward FLOPs of one call for samples of these lengths; recomputation is not counted.
+
+        Args:
+            token_shapes: as of `PackedInputs`, for those whose attention is within parts of a sample; empty: unknown, every
+                sample is counted as one frame.
+        """
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

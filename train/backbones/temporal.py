@@ -24,11 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packing.grid import layer_flops_coefficients
+from packing.grid import Shape3, layer_flops_coefficients
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
@@ -171,18 +172,21 @@ class TemporalDit(nn.Module):
 
         return frames.scatter(self.base(by_frame(inputs, frames), after_block=mixed))
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
-        """Forward and backward; as if attention within frames and along time cost nothing beside the layers' products: its
-        lengths are not known here, and short."""
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
+        """Forward and backward; attention is within frames and along time at one place."""
         width, layers = self.config["width"], self.config["layers"]
-        linear, _ = layer_flops_coefficients(width)
-        matrices = (
-            3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
-        )  # of width x width: out, cross-attention's q and out
+        linear, square = layer_flops_coefficients(width)
+        shapes = np.asarray(token_shapes or [(1, 1, length) for length in num_tokens], dtype=np.float64)
+        frames, places = shapes[:, 0], shapes[:, 1] * shapes[:, 2]
+        tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
+        # out, then of attention q, k, v and the projection
+        matrices = 3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
         per_token = linear + (4 + 2 * matrices) * width**2  # 4: cross-attention of the image model
-        per_text_token = 8 * width**2
-        forward = per_token * sum(num_tokens) + per_text_token * sum(num_text_tokens)
-        return FORWARD_AND_BACKWARD * len(self.temporal) * forward
+        within = square * (frames * places**2 + ("attention" in layers) * places * frames**2 + tokens * text)
+        forward = per_token * tokens + 8 * width**2 * text + within
+        return float(FORWARD_AND_BACKWARD * len(self.temporal) * forward.sum())
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

@@ -142,7 +142,8 @@ class DiffusionObjective:
         return {}
 
     def flops(self, model: nn.Module, batch: DitBatch) -> float:
-        flops: float = model.flops(batch.segments.lengths, batch.text.segments.lengths)  # type: ignore[operator]
+        lengths, text_lengths = batch.segments.lengths, batch.text.segments.lengths
+        flops: float = model.flops(lengths, text_lengths, batch.token_shapes)  # type: ignore[operator]
         return flops
 
     def activation_bytes(

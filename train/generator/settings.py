@@ -13,6 +13,7 @@ from train.backbones.diffit import DiffitSettings
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.temporal import TemporalSettings
+from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
@@ -22,6 +23,7 @@ SETTINGS_OF_BACKBONES = {
     "mdt": ("mdt",),
     "diffit": ("diffit",),
     "diffit_pixels": ("diffit_pixels",),
+    "uvit": ("uvit",),
 }
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
 
@@ -64,7 +66,7 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DitSettings:
-    """Model, text encoder and objective of `recaption train dit`; `train.backbones.dit.SIZES` has the usual model sizes."""
+    """Model, text encoder and objective of `recaption train dit`; `SIZES` of a backbone's module has the usual sizes."""
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
@@ -74,6 +76,7 @@ class DitSettings:
     images, with temporal layers."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
+    uvit: UvitSettings = field(default_factory=UvitSettings)
     diffit: DiffitSettings = field(default_factory=DiffitSettings)
     diffit_pixels: DiffitPixelsSettings = field(default_factory=DiffitPixelsSettings)
     width: int = 192

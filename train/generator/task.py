@@ -28,6 +28,7 @@ from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
+from train.backbones.flops import cost_model_width
 from train.backbones.registry import build
 from train.checkpoint.trained_part import FrozenBase
 from train.compressors import registry as compressors
@@ -47,6 +48,8 @@ from train.sampling.stage import Stage
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
+CAPTIONS_MEASURED = 8
+"""Captions whose tokens are counted for the estimate of memory; text takes part in the blocks of some backbones."""
 logger = logging.getLogger(__name__)
 NUM_VALIDATION_TIMESTEPS = 4
 """Timesteps per validation clip: with a single one the loss is mostly noise."""
@@ -87,7 +90,7 @@ class DitTask:
         settings.check()
         has_bias = bool(backbone_settings(settings).get("relative_bias"))
         choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
-        self.settings, self.plan = settings, plan
+        self.settings, self.plan = settings, plan  # the plan's costs are asked of the model, once it is built
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
         self.source: SampleSource = run
@@ -104,6 +107,7 @@ class DitTask:
         self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
         self._check_backbone()
+        self.plan = plan.with_cost_model_width(cost_model_width(self.model))
         self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
         self.base = self._initialise_from(settings.init_from)
@@ -131,6 +135,7 @@ class DitTask:
                 absolute_positions=settings.absolute_positions,
                 hint_width=token_width if self.stage else 0,
                 scalars=(LEVEL,) if self.stage else student_scalars(settings),
+                patch=settings.patch,
                 **backbone_settings(settings),
             )
 
@@ -252,14 +257,17 @@ class DitTask:
         )
 
     def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
-        """Activations of one full pack of the shortest samples, which have the most registers and texts."""
+        """Activations of one full pack of the shortest samples, which have the most registers and texts, at the longest of
+        a few captions."""
         shortest = min(
             math.prod(token_shape_of_latent(shape, self.settings.patch)) for shape in set(self.source.latent_shapes)
         )
         num_samples = max(1, self.plan.capacity // shortest)
         lengths = [shortest] * (num_samples - 1) + [self.plan.capacity - shortest * (num_samples - 1)]
+        captions = [self.source.caption(index, 0) for index in range(min(CAPTIONS_MEASURED, len(self.source.clip_ids)))]
+        text_lengths = [self.encoder.encode(captions).segments.max_length] * num_samples
         return self.objective.activation_bytes(
-            self.model, lengths, [0] * num_samples, precision=precision, checkpointed=activation_checkpointing
+            self.model, lengths, text_lengths, precision=precision, checkpointed=activation_checkpointing
         )
 
     def frozen_networks(self) -> Sequence[nn.Module]:

@@ -1,12 +1,12 @@
 """A pyramid of the grids of a pack, for U-shaped networks: convolutions, resampling and windows as gathers of tokens.
 
-    fine, coarse = grid_levels(((5, 18, 32), (1, 7, 9)), num_levels=2, window=8, device=device)
+    key = GridLevelsKey(num_levels=2, window=8)           # in a backbone's `layout_keys`
+    fine, coarse = inputs.layouts[key].levels
     x_LD = conv(x_LD, fine.around_L9)                     # PackedConv, 3 x 3 within each frame
     y_KD = down(x_LD, fine.down_K9)                       # stride 2: rows and columns 0, 2, 4, ...
     x_LD = y_KD[fine.parent_L]                            # nearest neighbour back to the fine grid
 
-An odd side keeps its last row: 7 x 9 becomes 4 x 5. Everything is made on the CPU from the token shapes, once per set of
-them, and copied without a wait.
+An odd side keeps its last row: 7 x 9 becomes 4 x 5. Like other layouts it is built once per batch, on the CPU.
 
 Shape suffixes: L tokens of a pack, K tokens of the next level, S segments, D width, G groups.
 """
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from packing.grid import Shape3
-from train.layers.layouts import Layout, Layouts
+from train.layers.layouts import Layout, layout_of
+from train.layers.packed_convolution import gather_neighbours
 from train.layers.relative_bias import PackedPositions
 from train.layers.segments import Segments
 from train.parallel.transfer import copied
@@ -54,7 +55,7 @@ class GridLevel:
         """In the order of `windows`."""
         return PackedPositions(self.windows.gather(self.position_L3), self.windows.segments)
 
-    def to(self, device: torch.device) -> GridLevel:
+    def to(self, device: torch.device | str) -> GridLevel:
         return GridLevel(
             self.segments.to(device),
             self.frames.to(device),
@@ -66,27 +67,71 @@ class GridLevel:
             self.places.to(device),
         )
 
+    def repeated(self, times: int, num_parents: int) -> GridLevel:
+        """
+        Args:
+            num_parents: tokens of the next level.
+        """
+        num_tokens = len(self.position_L3)
+
+        def of(index: Tensor, step: int) -> Tensor:
+            copies = [torch.where(index == step, times * step, index + copy * step) for copy in range(times)]
+            return torch.cat(copies)
+
+        return GridLevel(
+            self.segments.repeated(times),
+            self.frames.repeated(times),
+            self.position_L3.repeat(times, 1),
+            of(self.around_L9, num_tokens),
+            of(self.down_K9, num_tokens),
+            of(self.parent_L, num_parents),
+            self.windows.repeated(times),
+            self.places.repeated(times),
+        )
+
+
+@dataclass(frozen=True)
+class GridLevels:
+    """Levels of a pack from fine to coarse."""
+
+    levels: tuple[GridLevel, ...]
+
+    def to(self, device: torch.device | str) -> GridLevels:
+        return GridLevels(tuple(level.to(device) for level in self.levels))
+
+    def repeated(self, times: int) -> GridLevels:
+        """Of the same samples `times` times in one pack."""
+        numbers = [len(level.down_K9) for level in self.levels]
+        return GridLevels(tuple(level.repeated(times, n) for level, n in zip(self.levels, numbers, strict=True)))
+
+
+@dataclass(frozen=True)
+class GridLevelsKey:
+    """The key of a `GridLevels` in `Layouts`."""
+
+    num_levels: int
+    window: int
+    """Side of the windows in tokens."""
+
+    def build(self, segments: Segments, position_L3: Tensor) -> GridLevels:
+        """
+        Raises:
+            ValueError: a sample is not a whole grid in the order (frame, row, column).
+        """
+        parts = position_L3.split(list(segments.lengths))
+        shapes = [(int(t) + 1, int(h) + 1, int(w) + 1) for t, h, w in (part.amax(0).tolist() for part in parts)]
+        levels = [_level(shapes, self.window)]
+        if not torch.equal(levels[0].position_L3, position_L3):
+            raise ValueError(f"tokens of a pack are not the whole grids {shapes}: some were dropped, or moved")
+        while len(levels) < self.num_levels:
+            shapes = [coarser(shape) for shape in shapes]
+            levels.append(_level(shapes, self.window))
+        return GridLevels(tuple(levels))
+
 
 def coarser(shape: Shape3) -> Shape3:
     """Grid of the next level."""
     return shape[0], -(-shape[1] // 2), -(-shape[2] // 2)
-
-
-@functools.lru_cache(maxsize=8)
-def grid_levels(
-    shapes: tuple[Shape3, ...], *, num_levels: int, window: int, device: torch.device
-) -> tuple[GridLevel, ...]:
-    """Levels of a pack from fine to coarse; kept for packs of the same shapes.
-
-    Args:
-        shapes: tokens of each sample along (frames, rows, columns).
-        window: side of the windows in tokens.
-    """
-    levels = []
-    for _ in range(num_levels):
-        levels.append(_level(shapes, window).to(device))
-        shapes = tuple(coarser(shape) for shape in shapes)
-    return tuple(levels)
 
 
 def _level(shapes: Sequence[Shape3], window: int) -> GridLevel:
@@ -100,7 +145,6 @@ def _level(shapes: Sequence[Shape3], window: int) -> GridLevel:
         frames, rows, columns = coarser(shape)
         parents.append(start + (grid[:, 0] * rows + grid[:, 1] // 2) * columns + grid[:, 2] // 2)
         start += frames * rows * columns
-    layouts = Layouts(segments, position_L3)
     return GridLevel(
         segments=segments,
         frames=Segments.from_lengths([shape[1] * shape[2] for shape in shapes for _ in range(shape[0])]),
@@ -108,8 +152,8 @@ def _level(shapes: Sequence[Shape3], window: int) -> GridLevel:
         around_L9=around_L9,
         down_K9=around_L9[(position_L3[:, 1:] % 2 == 0).all(1)],
         parent_L=torch.cat(parents),
-        windows=layouts["windows", window, window],
-        places=layouts["places",],
+        windows=layout_of(segments, position_L3, ("windows", window, window)),
+        places=layout_of(segments, position_L3, ("places",)),
     )
 
 
@@ -138,7 +182,7 @@ class PackedConv(nn.Module):
         device_type = x_LD.device.type
         if torch.is_autocast_enabled(device_type):  # before the gather: a ninth of the numbers to cast
             x_LD = x_LD.to(torch.get_autocast_dtype(device_type))
-        return self.proj(torch.cat([x_LD, x_LD.new_zeros(1, x_LD.shape[1])])[index_K9].flatten(1))
+        return self.proj(gather_neighbours(x_LD, index_K9).flatten(1))
 
 
 class PackedGroupNorm(nn.Module):
