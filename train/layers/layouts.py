@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +27,25 @@ from torch import Tensor
 from train.layers.segments import Segments
 from train.parallel.transfer import copied
 
-LayoutKey = tuple[str | int, ...]
-"""("frames",), ("places",), ("windows", h, w) or ("windows", h, w, top, left)."""
+
+class BuiltLayout(Protocol):
+    """What `Layouts` keeps."""
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+    def repeated(self, times: int) -> Any:
+        """Of the same samples `times` times in one pack."""
+
+
+class LayoutBuilder(Protocol):
+    """A key that builds something else for its backbone, a pyramid of grids for example; hashable."""
+
+    def build(self, segments: Segments, position_L3: Tensor) -> BuiltLayout:
+        """On the CPU."""
+
+
+LayoutKey = tuple[str | int, ...] | LayoutBuilder
+"""("frames",), ("places",), ("windows", h, w), ("windows", h, w, top, left), or a builder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +70,16 @@ class Layout:
         index, inverse = (None if one is None else copied(one, device) for one in (self.index_L, self.inverse_L))
         return Layout(self.segments.to(device), index, inverse)
 
+    def repeated(self, times: int) -> Layout:
+        """Of the same samples `times` times in one pack."""
+
+        def of(index_L: Tensor | None) -> Tensor | None:
+            if index_L is None:
+                return None
+            return torch.cat([index_L + copy * len(index_L) for copy in range(times)])
+
+        return Layout(self.segments.repeated(times), of(self.index_L), of(self.inverse_L))
+
 
 class Layouts:
     """The layouts of one pack by key, each built once."""
@@ -63,14 +91,19 @@ class Layouts:
                 sync), so build those that a model needs (`built`) before the batch is moved.
         """
         self.segments, self.position_L3 = segments, position_L3
-        self._layouts: dict[LayoutKey, Layout] = {}
+        self._layouts: dict[LayoutKey, Any] = {}
         self._repeated: dict[int, Layouts] = {}
 
-    def __getitem__(self, key: LayoutKey) -> Layout:
-        """Raises ValueError where the key names no layout."""
+    def __getitem__(self, key: LayoutKey) -> Any:
+        """A `Layout`, or what the builder builds. Raises ValueError where the key names no layout."""
         if key not in self._layouts:
-            device = self.segments.cu_seqlens.device
-            self._layouts[key] = _layout(self.segments, self.position_L3.cpu(), key).to(device)
+            position_L3 = self.position_L3.cpu()
+            made = (
+                layout_of(self.segments, position_L3, key)
+                if isinstance(key, tuple)
+                else key.build(self.segments, position_L3)
+            )
+            self._layouts[key] = made.to(self.segments.cu_seqlens.device)
         return self._layouts[key]
 
     def built(self, keys: Iterable[LayoutKey]) -> Layouts:
@@ -91,21 +124,12 @@ class Layouts:
             return self
         if times not in self._repeated:
             again = Layouts(self.segments.repeated(times), self.position_L3.repeat(times, 1))
-            again._layouts = {key: _repeated(layout, times) for key, layout in self._layouts.items()}
+            again._layouts = {key: layout.repeated(times) for key, layout in self._layouts.items()}
             self._repeated[times] = again
         return self._repeated[times]
 
 
-def _repeated(layout: Layout, times: int) -> Layout:
-    def of(index_L: Tensor | None) -> Tensor | None:
-        if index_L is None:
-            return None
-        return torch.cat([index_L + copy * len(index_L) for copy in range(times)])
-
-    return Layout(layout.segments.repeated(times), of(layout.index_L), of(layout.inverse_L))
-
-
-def _layout(segments: Segments, position_L3: Tensor, key: LayoutKey) -> Layout:
+def layout_of(segments: Segments, position_L3: Tensor, key: tuple[str | int, ...]) -> Layout:
     """Tokens sorted by (sample, group) and, within a group, in the order of the pack."""
     number_L = segments.segment_ids_L.cpu()
     for axis_L in _groups(position_L3, key).unbind(1):  # one number per group, in lexicographic order
@@ -118,7 +142,7 @@ def _layout(segments: Segments, position_L3: Tensor, key: LayoutKey) -> Layout:
     return Layout(lengths, index_L, torch.argsort(index_L))
 
 
-def _groups(position_L3: Tensor, key: LayoutKey) -> Tensor:
+def _groups(position_L3: Tensor, key: tuple[str | int, ...]) -> Tensor:
     """(L, K) int64: tokens of one sample with equal rows are one group."""
     frame_L, row_L, column_L = position_L3.unbind(1)
     match key:

@@ -46,8 +46,15 @@ WIDTH, NUM_HEADS = 192, 3
 WIDTHS = {"token_width": 8, "text_width": 32, "pooled_width": 32, "width": WIDTH, "num_heads": NUM_HEADS}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in BACKBONES} | {
     "uvit, no skips": ("uvit", {"skips": False}),
+    "mdt, bias": ("mdt", {"relative_bias": (1, 8, 8)}),
+    "mdt, no masking": ("mdt", {"mask_ratio": ()}),
+    "diffit, bias": ("diffit", {"relative_bias": (1, 8, 8)}),
+    "diffit_pixels, one stage": ("diffit_pixels", {"stages": 1}),
+    "diffit_pixels": ("diffit_pixels", {"stages": 3, "window": 4}),
 }
 """Name of the case -> backbone and settings that change what it saves."""
+DEPTHS = {"mdt": (4, 6), "diffit_pixels": (1, 2)}
+"""Depths that are compared; 2 and 4 for the others."""
 
 
 def saved_bytes(variant: str, depth: int, num_frames: int, precision: str) -> int:
@@ -88,10 +95,14 @@ def saved_bytes(variant: str, depth: int, num_frames: int, precision: str) -> in
 
 def on_fake_device(one):
     """The record with its tensors on the fake device; real ones cannot be pinned here."""
+    if isinstance(one, torch.Tensor):
+        return one.to("cuda")
+    if isinstance(one, tuple):
+        return tuple(on_fake_device(value) for value in one)
+    if not dataclasses.is_dataclass(one):
+        return one
     values = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-    moved = {name: value.to("cuda") for name, value in values.items() if isinstance(value, torch.Tensor)}
-    moved |= {name: on_fake_device(value) for name, value in values.items() if isinstance(value, Segments)}
-    return dataclasses.replace(one, **moved)
+    return dataclasses.replace(one, **{name: on_fake_device(value) for name, value in values.items()})
 
 
 def stated_bytes(variant: str, depth: int, num_frames: int, precision: str) -> int:
@@ -103,8 +114,9 @@ def stated_bytes(variant: str, depth: int, num_frames: int, precision: str) -> i
 
 
 def of_tokens_and_blocks(count, variant: str, precision: str) -> int:
-    """What two more blocks take for twice the tokens: weights and what does not grow with the tokens fall out."""
-    one, two = (count(variant, 4, n, precision) - count(variant, 2, n, precision) for n in (2, 4))
+    """What deeper models take more for twice the tokens: weights and what does not grow with the tokens fall out."""
+    few, more = DEPTHS.get(VARIANTS[variant][0], (2, 4))
+    one, two = (count(variant, more, n, precision) - count(variant, few, n, precision) for n in (2, 4))
     return two - one
 
 
