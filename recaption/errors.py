@@ -35,6 +35,7 @@ DROP_REASONS = (
     "nsfw",
     "low_aesthetic",
     "low_quality",
+    "silent",
     "hdr",
     "interlaced",
     "transparent",

@@ -37,6 +37,10 @@ class ExportClip:
     """The clip is its whole video."""
     source_bytes: int
     """Of the whole video."""
+    audio_codec: str
+    """Of the video's best audio stream, where the clip keeps its audio; else ""."""
+    may_copy_audio: bool
+    """Whether its packets may be copied."""
     caption: str
     captions: dict[str, str]
     """Kind -> text, of all kinds that the clip has."""
@@ -82,6 +86,8 @@ class ExportedClip:
     """Of the mp4."""
     cut: str
     """`copied` byte for byte, `cut` (the packets of the source) or `encoded`."""
+    audio: str = ""
+    """Codecs of its audio tracks, as `records.Sample.audio`."""
     num_frames: int
     width_px: int
     height_px: int
@@ -149,6 +155,7 @@ def metadata_of(row: dict[str, Any] | ExportedClip) -> dict[str, Any]:
         "height_px": values["height_px"],
         "fps": round(float(Fraction(values["fps"])), 6),
         "seconds": round(values["seconds"], 6),
+        "audio": values["audio"],
         "scores": json.loads(values["scores"]),
     }
 

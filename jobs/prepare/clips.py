@@ -25,6 +25,7 @@ from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
 from recaption.inputs.lists.listed import ListedSpan
 from recaption.ledger.spans import list_hash, span_row
+from recaption.quality.loudness import sound_scores
 from recaption.quality.model_scorers import ModelScorers
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video
@@ -125,7 +126,10 @@ def _prepare_opened(
     video = dataclasses.replace(video, outside_seconds=cut.outside_seconds)
 
     def rows_of(clip: Clip, frames: dict[str, FrameBlocks]) -> ClipRows:
-        return _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+        row = _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+        loudness_lufs, silence_fraction = sound_scores(opened.sound, clip.start_seconds, clip.end_seconds)
+        scores = dataclasses.replace(row.scores, loudness_lufs=loudness_lufs, silence_fraction=silence_fraction)
+        return row._replace(scores=scores)
 
     if kept is not None:
         rows = []

@@ -20,6 +20,9 @@ from recaption.run_folder import RunFolder
 
 Settings = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's settings as flags: `--shard.buckets.fps 12`."""
+SAMPLING = "num_steps guidance num_frames height_px width_px"
+MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
+"""Settings that the short help of several commands lists."""
 
 
 @dataclass(frozen=True, kw_only=True)

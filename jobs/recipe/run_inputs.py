@@ -103,6 +103,15 @@ def source_states(run: RunFolder, video_ids: Mapping[str, str]) -> dict[str, Inp
     return states
 
 
+def videos_with_audio(run: RunFolder) -> set[str]:
+    """Ids of the videos that have sound."""
+    found: set[str] = set()
+    for name in run.list("videos/part-*.parquet"):
+        rows = run.read_columns(name, ["video_id", "has_audio"]).to_pylist()
+        found.update(row["video_id"] for row in rows if row["has_audio"])
+    return found
+
+
 def source_is_back(uri: str, states: Mapping[str, InputState]) -> bool:
     """Whether a local input that had other bytes has those again that `prepare` recorded."""
     state, now = states.get(uri), local_state(uri)

@@ -6,6 +6,7 @@ Nothing here imports torch: a worker that needs none starts in half a second, no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from packing.buckets import BucketTable
 from recaption.captions.repeated import RepeatedCaptionSettings
@@ -95,6 +96,9 @@ class ShardSettings:
     """Captioned clips -> WebDataset shards."""
 
     buckets: BucketTable = field(default_factory=BucketTable)
+    audio: Literal["keep", "encode", "drop"] = "keep"
+    """Audio streams of the clips: `keep` copies packets, and encodes as AAC what an mp4 does not hold exactly; `encode`
+    encodes all, so that no byte of a source is in a shard; `drop` leaves them out (docs/audio.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

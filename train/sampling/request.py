@@ -39,11 +39,16 @@ class Request:
     seed: int = 0
     loop_frames: int = 0
     """Frames to sample after the video that lead back to its start: a loop from a text or an image."""
+    long: str = "windows"
+    """A video longer than a window is sampled window by window, or by `keyframes` (key_frames.py)."""
+    noise_words: tuple[str | int, ...] = ()
+    """Seed the noise beside the seed: parts of one video must not have equal noise."""
 
     def digest(self) -> str:
-        """Hash of everything but `loop_frames`: equal for repeats of a request."""
+        """Hash of everything but `loop_frames` and `long`: equal for repeats of a request."""
         conditioning = self.conditioning
-        digest = hashlib.sha256(repr((self.text, self.seed, conditioning.mode, conditioning.strength)).encode())
+        words = self.text, self.seed, *self.noise_words, conditioning.mode, conditioning.strength
+        digest = hashlib.sha256(repr((*words, *filter(None, [conditioning.source_text]))).encode())
         for array in (conditioning.frames_THWC, conditioning.condition_mask_T):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -73,9 +78,12 @@ class LatentTokenizer:
 
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """frames_THWC uint8 -> tokens_LD on the CPU."""
+        return patchify(self.encode_latent(frames_THWC).cpu().contiguous(), self.grid.patch)
+
+    def encode_latent(self, frames_THWC: np.ndarray) -> Tensor:
+        """frames_THWC uint8 -> float32 latent (C, t, h, w), on the device."""
         frames = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
-        latents_BCTHW = self.compressor.encode(to_pixels(frames)[None])
-        return patchify(latents_BCTHW[0].float().cpu().contiguous(), self.grid.patch)
+        return self.compressor.encode(to_pixels(frames)[None])[0].float()
 
     def decode(self, tokens_LD: Tensor, token_shape: tuple[int, int, int]) -> np.ndarray:
         """tokens_LD -> frames_THWC uint8."""
@@ -104,12 +112,20 @@ class SamplingState:
         """
         self.request, self.tokenizer, self.is_autoregressive = request, tokenizer, is_autoregressive
         self.window_length, self.overlap = window_length, overlap
-        self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition)
+        self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition, *request.noise_words)
         self.video = self._windowed(request.conditioning)
         self.windows = self._plan()
-        self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)
+        self.is_inverted = request.conditioning.source_text is not None
+        self.num_passes = (len(self.windows) + bool(request.loop_frames)) * (1 + self.is_inverted)
+        """Windows to sample; one that is inverted before counts twice."""
         self._before_loop_THWC = request.conditioning.frames_THWC[:0]
         self._input: DenoiseInput | None = None
+
+    @property
+    def has_context(self) -> bool:
+        """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
+        is_chained = self.is_autoregressive and self.num_passes > 1
+        return is_chained or bool(self.request.conditioning.condition_mask_T.any())
 
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
         grid = self.tokenizer.grid
@@ -131,7 +147,7 @@ class SamplingState:
     def _input_of(self, window: Window) -> DenoiseInput:
         conditioning, tokenizer = self.video.conditioning, self.tokenizer
         frames_THWC, mask_K = self.video.window_inputs(window)
-        needs_clean = bool(mask_K.any()) or conditioning.strength < 1
+        needs_clean = bool(mask_K.any()) or conditioning.starts_from_frames
         windows = overlapping_windows(window.length, self.window_length, self.overlap)
         return DenoiseInput(
             text=self.request.text,
@@ -140,6 +156,7 @@ class SamplingState:
             clean_LD=tokenizer.encode(frames_THWC) if needs_clean else None,
             condition_mask_K=tuple(mask_K.tolist()) if mask_K.any() else (),
             strength=conditioning.strength,
+            source_text=conditioning.source_text,
             windows=tuple(windows) if window.length > self.window_length else (),
         )
 
