@@ -23,9 +23,10 @@ from recaption.errors import UsageError
 MAIN_FILTERS = (
     "min_seconds min_motion min_sharpness min_luma max_luma max_text_area max_static_text max_duplicate_similarity"
 )
+BACKEND = "prepare.decode.backend"
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 WINDOWS = "seconds long window_frames overlap_frames conditioning_pixels"
-GUIDANCE = "guidance_interval guidance_rescale guidance_power"
+GUIDANCE = "guidance_interval guidance_rescale guidance_power guidance_context"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +115,14 @@ class CaptionVerb(OnRun):
     """Caption the kept clips into a caption set."""
 
     example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
-    shown = under(
-        "caption",
-        "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision device",
-        "min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
-        "endpoint.concurrency endpoint.timeout_seconds",
+    shown = (
+        *under(
+            "caption",
+            "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision",
+            "device min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
+            "endpoint.concurrency endpoint.timeout_seconds",
+        ),
+        BACKEND,
     )
     captioner: str | None = None
     """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
@@ -143,7 +147,7 @@ class Shard(OnRun):
     shown = (
         under("shard.buckets", "fps num_frames max_areas_px size_multiple_px max_crop_fraction codec crf")
         + under("shard.buckets", "max_samples_per_shard max_shard_bytes")
-        + ("shard.audio", "filters.max_clips_per_caption", *STRIDES)
+        + ("shard.audio", "filters.max_clips_per_caption", BACKEND, *STRIDES)
     )
     captions: str = "main"
     """The caption set of the shards."""
@@ -224,7 +228,7 @@ class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} expander examples captioner".split())
+    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base expander examples captioner".split())
     checkpoint: tuple[str, ...]
     """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()

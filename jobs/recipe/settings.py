@@ -56,6 +56,10 @@ class SampleSettings:
     """Percentile of dynamic thresholding (99.5 in Imagen), for models in pixel space; 0: off."""
     hint_snr: float = 5.0
     """Signal-to-noise ratio of the low-resolution clip that a stage of a cascade gets; Imagen Video: 3 or 5."""
+    guidance_context: float = 1.0
+    """Context guidance scale: above 1, closer to the conditioning frames (1.5 to 2 in Video LDM's rollouts); 1: none."""
+    base: str = ""
+    """Checkpoint of another image model of the same architecture, to put temporal layers over; empty: their own."""
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""
@@ -191,6 +195,8 @@ NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder
 shard that it changes (`ShardClip.keeps_audio`): a run without sound is the same with and without it."""
 HASHED_ALWAYS = ("on_damage",)
 """Settings of a group of `NOT_HASHED` that change outputs all the same."""
+DECODED_BY_BACKEND = ("caption", "shard")
+"""Stages whose frames come from `prepare.decode.backend`, which rounds colours in its own way; those of `prepare` do not."""
 HASHED_SEPARATELY = ("duplicates", "repeats", "text", "plugins")
 """Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet, RUN/text/ and RUN/scores/, which store hashes of their own;
 no clip, caption or latent depends on them."""
@@ -199,7 +205,10 @@ no clip, caption or latent depends on them."""
 def stage_hashes(recipe: Recipe) -> dict[str, str]:
     """Hash of the settings that each stage's outputs depend on; filter thresholds are in none of them."""
     tree = to_dict(recipe)
-    return {stage: recipe_hash(_hashed_settings(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")}
+    hashed = {stage: _hashed_settings(tree[stage]) for stage in ("prepare", "caption", "shard", "encode")}
+    for stage in DECODED_BY_BACKEND:
+        hashed[stage]["decode_backend"] = recipe.prepare.decode.backend
+    return {stage: recipe_hash(settings) for stage, settings in hashed.items()}
 
 
 def _hashed_settings(value: Any) -> Any:

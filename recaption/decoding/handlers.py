@@ -8,7 +8,7 @@ decoded, so the child never holds more than a block and a few frames.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from recaption.decoding import timestamps
 from recaption.decoding.audio.requests import audio, send_levels
+from recaption.decoding.backends.interface import RefusalError
+from recaption.decoding.backends.pictures import backend_frames
 from recaption.decoding.damage.trim import check_against_index
 from recaption.decoding.lossless_cut import lossless_cut
 from recaption.decoding.messages import (
@@ -273,26 +275,44 @@ def _send_frames(
     scaled: tuple[int, int],
     cropped: tuple[int, int],
 ) -> None:
-    """Send each frame once, in ascending order; `order` maps the requested indices to positions among the sent frames."""
+    """Send each frame once, in ascending order; `order` maps the requested indices to positions among the sent frames.
+
+    What a backend refuses is sent again from the first frame on, by PyAV: a second "length" starts the response anew.
+    """
     unique, order = np.unique(indices, return_inverse=True)
     is_ascending = len(unique) == len(indices) and bool(np.all(order[1:] > order[:-1]))
     seconds = times.pts_seconds
     header = {"kind": "length", "seconds": float(seconds[-1] - seconds[0]) + video.seconds_passed}
-    send(header | {"streams": {"frames": [len(unique), *cropped]}})
-    scaler, blocks = video.scaler(times, *scaled), FrameBlockSender(send, "frames")
-    with contextlib.closing(video.frames_at(times, unique)) as frames:
-        for number, frame in enumerate(frames):
-            blocks.add(center_crop(scaler(frame), *cropped), int(unique[number]))
-            if blocks.is_full:
-                blocks.flush()
-    blocks.flush()
+    length = header | {"streams": {"frames": [len(unique), *cropped]}}
+    fallback: tuple[str, str] | None = None
+    if video.backend is not None:
+        try:
+            send(length)
+            _send_each(backend_frames(video, times, unique, scaled), unique, cropped, send)
+        except RefusalError as refusal:
+            fallback = (refusal.reason, refusal.detail)
+    if video.backend is None or fallback is not None:
+        send(length)
+        scaler = video.scaler(times, *scaled)
+        _send_each(map(scaler, video.frames_at(times, unique)), unique, cropped, send)
     done = {
         "kind": "done",
         "indices": indices.tolist(),
         "order": None if is_ascending else order.tolist(),
         "was_counted": video.was_counted,
+        "fallback": fallback,
     }
     send(done | {"count": len(indices)}, np.ascontiguousarray(seconds[indices]).data)
+
+
+def _send_each(pictures: Iterable[np.ndarray], numbers: np.ndarray, cropped: tuple[int, int], send: Send) -> None:
+    """Send the pictures with these frame numbers, cropped."""
+    blocks = FrameBlockSender(send, "frames")
+    for number, pixels_HWC in zip(numbers.tolist(), pictures, strict=True):
+        blocks.add(center_crop(pixels_HWC, *cropped), number)
+        if blocks.is_full:
+            blocks.flush()
+    blocks.flush()
 
 
 def cut(video: VideoFile, request: CutRequest, send: Send) -> None:

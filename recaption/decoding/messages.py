@@ -16,10 +16,12 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 LENGTHS = struct.Struct("<IQ")
 """Header bytes, payload bytes."""
+BackendName = Literal["av", "decord", "torchcodec"]
+"""Who decodes frames by number: PyAV, or one of recaption/decoding/backends in a child of its own."""
 MAX_HEADER_BYTES = 64 << 20
 """A longer header is not a message of this protocol: the two sides are out of step."""
 

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from recaption.decoding.messages import ClipRequest, Request, ScanRequest, encode_request, limit_text
+from recaption.decoding.messages import ClipRequest, ReadRequest, Request, ScanRequest, encode_request, limit_text
 from recaption.errors import VideoError
-from recaption.video_io import process as decoder_process
+from recaption.video_io.fallbacks import exchange_frames
 from recaption.video_io.frames import DecodeLimits, Frames
 
 
@@ -102,12 +102,10 @@ class DecodeResponse:
         self._deliver_block()
 
     def _exchange(self, request: Request, descriptor: int, limits: DecodeLimits) -> dict[str, Any]:
-        return decoder_process.exchange(
-            encode_request(request) | {"limits": dataclasses.asdict(limits)},
-            descriptor,
-            receive=self._receive,
-            wall_seconds=limits.max_wall_seconds,
-            seconds_per_video_second=limits.seconds_per_video_second,
+        if not isinstance(request, ReadRequest | ClipRequest):  # PyAV alone tells what is whole
+            limits = dataclasses.replace(limits, backend="av")
+        return exchange_frames(
+            encode_request(request) | {"limits": dataclasses.asdict(limits)}, descriptor, limits, self._receive
         )
 
     def _receive(self, header: dict[str, Any], num_bytes: int) -> memoryview:

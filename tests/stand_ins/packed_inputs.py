@@ -11,6 +11,7 @@ from packing.grid import Shape3
 from train.backbones.interface import PackedInputs
 from train.backbones.registry import build
 from train.layers.segments import Segments
+from train.layers.token_mask import TokenMask
 from train.text.encoder import EncodedText
 
 TOKEN_WIDTH, TEXT_WIDTH, POOLED_WIDTH = 6, 10, 7
@@ -19,8 +20,12 @@ TEXT_LENGTHS = (3, 1, 4)
 SIZES: dict[str, dict[str, object]] = {
     "dit": {"width": 24, "depth": 2, "num_heads": 2},
     "uvit": {"width": 24, "depth": 4, "num_heads": 2},
+    "temporal": {"width": 24, "depth": 2, "num_heads": 2},
+    "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""
+TRANSFORMERS = tuple(name for name, sizes in SIZES.items() if "width" in sizes)
+"""Backbones of any width, which know their own cost."""
 
 
 def make_backbone(name: str, seed: int = 0, **changes: object) -> nn.Module:
@@ -90,10 +95,20 @@ def samples_of(inputs: PackedInputs, order: Sequence[int]) -> PackedInputs:
         text=EncodedText(text.text_MC[of_text], Segments.from_lengths(text_lengths), text.pooled_SC[samples]),
         drop_text_S=None if drop is None else [drop[s] for s in order],
         condition_mask_L=chosen(inputs.condition_mask_L, of_tokens),
+        noised_LD=chosen(inputs.noised_LD, of_tokens),
         hint_LD=chosen(inputs.hint_LD, of_tokens),
+        token_mask=_mask_of(inputs, of_tokens, order),
         scalars={name: value_S[samples] for name, value_S in inputs.scalars.items()},
         token_shapes=tuple(inputs.token_shapes[s] for s in order),
     )
+
+
+def _mask_of(inputs: PackedInputs, of_tokens: torch.Tensor, order: Sequence[int]) -> TokenMask | None:
+    if inputs.token_mask is None:
+        return None
+    is_masked_L = torch.zeros(inputs.segments.num_tokens, dtype=torch.bool)
+    is_masked_L[inputs.token_mask.masked_index_N] = True
+    return TokenMask.of(is_masked_L[of_tokens], Segments.from_lengths([inputs.segments.lengths[s] for s in order]))
 
 
 def _index(segments: Segments, order: Sequence[int]) -> torch.Tensor:

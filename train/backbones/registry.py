@@ -16,6 +16,8 @@ from recaption.errors import UsageError
 BACKBONES = {
     "dit": "train.backbones.dit:Dit",
     "uvit": "train.backbones.uvit:Uvit",
+    "mdt": "train.backbones.mdt:Mdt",
+    "temporal": "train.backbones.temporal:TemporalDit",
 }
 """Name -> module:class; a module is imported when its backbone is built."""
 

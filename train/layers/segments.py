@@ -133,6 +133,20 @@ class Segments:
         lengths = tuple(own + others for own, others in zip(self.lengths, other.lengths))
         return Segments(lengths, self.cu_seqlens + other.cu_seqlens, ids), own_index, other_index
 
+    def selected(self, samples: Sequence[int], sample_N: Tensor) -> tuple[Segments, Tensor]:
+        """Segments of some samples, in any order and with repeats, and the tokens of theirs in this pack.
+
+        Args:
+            samples: N samples; `sample_N` holds the same numbers on the device, so that nothing is copied.
+        """
+        lengths = tuple(self.lengths[sample] for sample in samples)
+        starts_N, length_N = self.cu_seqlens[:-1][sample_N], torch.diff(self.cu_seqlens)[sample_N]
+        cu_seqlens = torch.nn.functional.pad(length_N.cumsum(0), (1, 0)).to(torch.int32)
+        number_N = torch.arange(len(lengths), device=sample_N.device)
+        ids_L = torch.repeat_interleave(number_N, length_N, output_size=sum(lengths))
+        index_L = torch.arange(sum(lengths), device=sample_N.device) + (starts_N - cu_seqlens[:-1])[ids_L]
+        return Segments(lengths, cu_seqlens, ids_L), index_L
+
     def sum(self, values_LD: Tensor) -> Tensor:
         """Sum over the tokens of each sample: (L, D) -> (S, D).
 

@@ -119,6 +119,12 @@ class SamplingState:
         self._before_loop_THWC = request.conditioning.frames_THWC[:0]
         self._input: DenoiseInput | None = None
 
+    @property
+    def has_context(self) -> bool:
+        """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
+        is_chained = self.is_autoregressive and self.num_windows > 1
+        return is_chained or bool(self.request.conditioning.condition_mask_T.any())
+
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
         grid = self.tokenizer.grid
         return WindowedVideo(conditioning, grid, window_length=self.window_length, overlap=self.overlap)

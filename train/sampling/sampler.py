@@ -29,9 +29,9 @@ from tqdm import tqdm
 from packing.buckets import Bucket, parse_bucket
 from packing.grid import Shape3
 from recaption.errors import CheckpointMismatchError, UsageError
+from train.backbones.bases import weights_over_base
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.trained_part import with_base
 from train.checkpoint.weights import build_model
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
@@ -140,13 +140,14 @@ class Sampler:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto"
+        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto", base: str = ""
     ) -> Sampler:
         """A sampler with the (EMA) weights of a checkpoint; raises as `sample`.
 
         Args:
             attention_backend: of the model calls here; `auto` is the fastest that runs on the device. It need not be the
                 training's.
+            base: for temporal layers: checkpoint of another image model of the same architecture to put them over.
         """
         config, weights = checkpoint.load_model(path, ema=ema, task="dit")
         try:
@@ -161,7 +162,7 @@ class Sampler:
             raise CheckpointMismatchError(
                 f"{path} has a config that describes no sampler ({type(error).__name__}: {error})"
             ) from error
-        model = build_model(building, backbone, with_base(config, weights, path), path)
+        model = build_model(building, backbone, weights_over_base(config, weights, path, other_base=base), path)
         return cls(
             model,
             encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
@@ -306,8 +307,12 @@ class Sampler:
             is_autoregressive=is_trained_for("extend", self.conditions),
         )
         states = _states(takes, state_of)
+        of_first = [state for of_take in states.values() for state in of_take]
+        has_context = any(state.has_context for state in of_first) or any(take.num_later_windows for take in takes)
+        if Guidance.of(settings.guidance).context != 1 and not has_context:
+            raise UsageError("context guidance has no effect on videos without conditioning frames: leave it out")
         num_windows = sum(take.num_later_windows for take in takes)
-        num_windows += sum(state.num_windows for of_take in states.values() for state in of_take)
+        num_windows += sum(state.num_windows for state in of_first)
         with tqdm(total=num_windows * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while states:
                 self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)

@@ -34,6 +34,7 @@ LEARNED = {
         "loss_norm": "token",
     },
     "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
+    "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
 }
 
 
@@ -56,7 +57,7 @@ def make_task(capacity: int, **changes) -> DitTask:
     names = [str(index) for index in range(11)]
     task = DitTask(
         MemorySource(latents, names, names),
-        DitSettings(width=24, depth=2, num_heads=2, caption_dropout=0.25, **changes),
+        DitSettings(**({"width": 24, "depth": 2, "num_heads": 2, "caption_dropout": 0.25} | changes)),
         PlanSettings(capacity=capacity),
         compressor="patch:4",
         buckets=BUCKETS,
