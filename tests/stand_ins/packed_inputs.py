@@ -19,9 +19,10 @@ GRIDS: tuple[Shape3, ...] = ((2, 3, 2), (1, 1, 5), (3, 2, 4))
 TEXT_LENGTHS = (3, 1, 4)
 SIZES: dict[str, dict[str, object]] = {
     "dit": {"width": 24, "depth": 2, "num_heads": 2},
-    "uvit": {"width": 24, "depth": 4, "num_heads": 2},
     "temporal": {"width": 24, "depth": 2, "num_heads": 2},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
+    "uvit": {"width": 24, "depth": 4, "num_heads": 2},
+    "diffit": {"width": 24, "depth": 2, "num_heads": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""
 TRANSFORMERS = tuple(name for name, sizes in SIZES.items() if "width" in sizes)

@@ -15,9 +15,10 @@ from recaption.errors import UsageError
 
 BACKBONES = {
     "dit": "train.backbones.dit:Dit",
-    "uvit": "train.backbones.uvit:Uvit",
     "mdt": "train.backbones.mdt:Mdt",
+    "diffit": "train.backbones.diffit:Diffit",
     "temporal": "train.backbones.temporal:TemporalDit",
+    "uvit": "train.backbones.uvit:Uvit",
 }
 """Name -> module:class; a module is imported when its backbone is built."""
 

@@ -28,6 +28,7 @@ from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
+from train.backbones.flops import cost_model_width
 from train.backbones.registry import build
 from train.checkpoint.trained_part import FrozenBase
 from train.compressors import registry as compressors
@@ -89,7 +90,7 @@ class DitTask:
         settings.check()
         has_bias = bool(backbone_settings(settings).get("relative_bias"))
         choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
-        self.settings, self.plan = settings, plan
+        self.settings, self.plan = settings, plan  # the plan's costs are asked of the model, once it is built
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
         self.source: SampleSource = run
@@ -106,6 +107,7 @@ class DitTask:
         self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
         self._check_backbone()
+        self.plan = plan.with_cost_model_width(cost_model_width(self.model))
         self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
         self.base = self._initialise_from(settings.init_from)

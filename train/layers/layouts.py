@@ -156,7 +156,9 @@ def _groups(position_L3: Tensor, key: LayoutKey) -> Tensor:
         case ("windows", int(height), int(width), int(top), int(left)):
             pass
         case _:
-            raise ValueError(f"{key} names no layout: use ('frames',), ('places'[, 'videos'],) or ('windows', h, w[, top, left])")
+            raise ValueError(
+                f"{key} names no layout: use ('frames',), ('places'[, 'videos'],) or ('windows', h, w[, top, left])"
+            )
     if height < 1 or width < 1:
         raise ValueError(f"windows of {height} x {width} tokens")
     return torch.stack([frame_L, (row_L + top) // height, (column_L + left) // width], dim=1)

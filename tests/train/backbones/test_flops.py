@@ -7,6 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.stand_ins.packed_inputs import TRANSFORMERS, make_backbone, make_inputs
+from train.backbones import flops
+from train.backbones.registry import build
 from train.engine.device_peak import peak_flops
 from train.layers import attention
 
@@ -43,3 +45,16 @@ def test_peak_flops_match_the_longest_device_name(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("width", [96, 192])
+def test_the_width_that_packs_are_balanced_by_is_that_of_the_model(width):
+    with torch.device("meta"):
+        model = build("dit", token_width=4, text_width=8, pooled_width=8, width=width, depth=3, num_heads=3)
+    assert flops.cost_model_width(model) == pytest.approx(width, rel=0.2), "cross-attention to an empty text adds 1 / 6"
+
+    class Linear:
+        def flops(self, num_tokens, num_text_tokens):
+            return 5.0 * sum(num_tokens)
+
+    assert flops.cost_model_width(Linear()) == flops.MAX_COST_MODEL_WIDTH

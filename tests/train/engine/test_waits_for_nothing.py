@@ -80,11 +80,11 @@ DIT = {
         "absolute_positions": True, "sample_prompts": ("a red circle",),
     },
     "flex": {"attention_backend": "flex", "num_registers": 1},
+    "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
+    "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
     "uvit": {
         "backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5"), "uvit": UvitSettings(conv=True),
     },
-    "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
-    "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
 }  # fmt: skip
 
 
