@@ -269,7 +269,8 @@ class DitTraining(Training):
     )
     takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
     init_from: str | None = None
-    """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch."""
+    """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch. With backbone
+    temporal the image model to freeze, with temporal-unet diffusers:ID#unet."""
     eval: bool = False
     """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
 

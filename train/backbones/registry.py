@@ -13,7 +13,11 @@ from torch import nn
 
 from recaption.errors import UsageError
 
-BACKBONES = {"dit": "train.backbones.dit:Dit", "temporal": "train.backbones.temporal:TemporalDit"}
+BACKBONES = {
+    "dit": "train.backbones.dit:Dit",
+    "temporal": "train.backbones.temporal:TemporalDit",
+    "temporal-unet": "train.backbones.dense:DenseBackbone",
+}
 """Name -> module:class; a module is imported when its backbone is built."""
 
 

@@ -32,7 +32,7 @@ from packing.grid import layer_flops_coefficients
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
-from train.backbones.embedders import TextEmbedder, TimestepEmbedder
+from train.backbones.embedders import TextEmbedder, TimestepEmbedder, check_heads
 from train.backbones.flops import FORWARD_AND_BACKWARD
 from train.backbones.interface import PackedInputs
 from train.layers.adaln import modulated_layer_norm
@@ -205,10 +205,23 @@ class TemporalMix(nn.Module):
     """z + (1 - alpha) r(z), r mixing tokens of one place over the frames (attention, convolution, or both), and the text."""
 
     def __init__(
-        self, width: int, num_heads: int, attend: Attend, *, layers: Sequence[str], context_width: int
+        self,
+        width: int,
+        num_heads: int,
+        attend: Attend,
+        *,
+        layers: Sequence[str],
+        context_width: int,
+        condition_width: int = 0,
     ) -> None:
+        """
+        Args:
+            condition_width: of noise level and text, where it is not `width`.
+        """
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.head_width = check_heads(width, num_heads)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition_width or width, 2 * width))
+        self.text_proj = nn.Linear(condition_width, width) if condition_width else None
         self.context_embedder = nn.Linear(context_width, width, bias=False)
         self.conv = TemporalConv(width) if "conv" in layers else None
         self.attention = SelfAttention(width, num_heads, attend) if "attention" in layers else None
@@ -248,6 +261,7 @@ class TemporalMix(nn.Module):
             h_LD = h_LD + places.scatter(self.conv(places.gather(h_LD), has_previous_L1))
         if self.attention is not None:
             h_LD = h_LD + places.scatter(self.attention(places.gather(h_LD), (cos_LF, sin_LF), places.segments))
+        text_MD = text_MD if self.text_proj is None else self.text_proj(text_MD)
         h_LD = h_LD + self.cross_attention(self.cross_norm(h_LD), segments, text_MD, text_segments)
         residual_LD = (1 - torch.sigmoid(self.mix_factor)) * self.out(F.gelu(h_LD, approximate="tanh")).float()
         return torch.where(is_alone_L1, x_LD, x_LD + residual_LD)

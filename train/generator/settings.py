@@ -59,9 +59,11 @@ class DitSettings:
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
-    which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
+    which gives the same images at first. With temporal layers the image model to freeze; `diffusers:ID#unet` for a U-Net.
+    Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with temporal layers."""
+    """`dit`; `temporal`: a frozen `dit` that was trained on images, with temporal layers; `temporal-unet`: a frozen U-Net of
+    diffusers with them. Both name the image model in `init_from`."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     width: int = 192
     """Channels per token."""
