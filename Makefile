@@ -6,7 +6,7 @@ RUN = demo/run
 TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check bench bench-footage gpu-check gpu-check-wheels clean
+.PHONY: demo test check bench bench-footage evidence gpu-check gpu-check-wheels clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ bench-footage: $(VENV)/.installed  ## what needs real videos: make bench-footage
 		"recaption/bench_isolation $(VIDEOS)" "recaption/bench_scores $(VIDEOS)" \
 		"recaption/bench_duplicates copies $(VIDEOS)" "jobs/bench_end_to_end --videos $(VIDEOS)"; do set -- $$bench; name=$$1; shift; \
 		echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py "$$@" || exit 1; done
+
+evidence: export OMP_NUM_THREADS = 1
+evidence: $(VENV)/.installed  ## a claim tested by training both sides (hours; resumes): make evidence NAME=backbones (docs/evidence.md)
+	$(BIN)/python -m tests.evidence $(NAME) $(ARGS)
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -13,27 +13,24 @@ import tyro
 
 from jobs.export.command import Export
 from jobs.recipe import presets as recipes
-from jobs.recipe.flags import Common, OnRun, Settings, changed, under
+from jobs.recipe.flags import MIXTURE_RULES, SAMPLING, Common, OfVideos, OnRun, Settings, changed, under
 from jobs.recipe.run_inputs import open_run
-from jobs.recipe.settings import Recipe, SampleSettings
-from jobs.sample.requests import MediaFlags, requests_from_flags
+from jobs.recipe.settings import SampleSettings
+from jobs.sample.requests import FilmFlags, MediaFlags, requests_from_flags
+from jobs.train.command import CaptionerTraining, CompressorTraining, DitTraining
 from recaption.errors import UsageError
 
 MAIN_FILTERS = (
     "min_seconds min_motion min_sharpness min_luma max_luma max_text_area max_static_text max_duplicate_similarity"
 )
+BACKEND = "prepare.decode.backend"
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
-SAMPLING = "num_steps guidance num_frames height_px width_px"
+WINDOWS = "seconds long window_frames overlap_frames conditioning_pixels"
 GUIDANCE = "guidance_interval guidance_rescale guidance_power guidance_context"
-MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
-TRAINER = (
-    "lr warmup_steps schedule weight_decay ema_decay accumulation precision compile device seed checkpoint_every "
-    "validate_every"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Common):
+class Run(OfVideos):
     """Run the whole pipeline: raw videos to a trained, sampled model and a report page."""
 
     example: ClassVar[str] = "recaption run --videos clips/ --out runs/a --recipe quickstart"
@@ -46,8 +43,6 @@ class Run(Common):
         + under("train_dit", "dit.width dit.depth dit.text_encoder trainer.num_steps trainer.lr trainer.device")
         + under("sample", "num_steps guidance prompts")
     )
-    videos: tuple[str, ...]
-    """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
     out: str
     """The run folder: a local path or a fsspec URI."""
     recipe: str = "quickstart"
@@ -60,24 +55,28 @@ class Run(Common):
         from jobs.run import run
 
         with self.working_on(self.out) as cluster:
-            return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after)
+            lists: dict[str, Any] = {"columns": self.columns, "video_root": self.video_root}
+            return run(self.videos, self.out, self.settings, cluster, stop_after=self.stop_after, **lists)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Common):
+class Prepare(OfVideos):
     """Probe the videos, find shots, cut clips, score them."""
 
     example: ClassVar[str] = "recaption prepare --videos clips/ more/*.mp4 --out runs/a"
     shown = (
-        under("prepare", "min_clip_seconds max_clip_seconds part_size max_failed_share shots.detector scores.models")
+        under(
+            "prepare",
+            "min_clip_seconds max_clip_seconds cut_spans part_size max_failed_share shots.detector scores.models",
+        )
         + under("prepare", "scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds decode.max_input_bytes")
         + under("prepare", "decode.max_fetch_seconds decode.on_damage duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw min_plugin_scores")
-        + under("filters", "drop_hdr drop_interlaced drop_transparent")
+        + under("filters", "drop_hdr drop_interlaced drop_transparent max_silence_fraction")
     )
     videos: tuple[str, ...] = ()
-    """Files, folders, globs, .txt/.parquet lists, fsspec URIs."""
+    """Files, folders, globs, tars, URIs, lists (.txt, CSV, TSV, JSON, JSON Lines, Parquet, Arrow)."""
     out: str
     """The run folder: a local path or a fsspec URI."""
     recipe: str = "quickstart"
@@ -107,7 +106,8 @@ class Prepare(Common):
         if not self.videos:
             raise UsageError("--videos is missing: files, folders, globs, lists or URIs of what to prepare")
         with self.working_on(self.out) as cluster:
-            return prepare(self.videos, self.out, self.settings, cluster)
+            lists: dict[str, Any] = {"columns": self.columns, "video_root": self.video_root}
+            return prepare(self.videos, self.out, self.settings, cluster, **lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +115,14 @@ class CaptionVerb(OnRun):
     """Caption the kept clips into a caption set."""
 
     example: ClassVar[str] = "recaption caption --run runs/a --captioner tiny --set main"
-    shown = under(
-        "caption",
-        "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision device",
-        "min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
-        "endpoint.concurrency endpoint.timeout_seconds",
+    shown = (
+        *under(
+            "caption",
+            "scorer prompt kinds window_seconds num_frames max_tokens num_beams num_samples seed batch_size precision",
+            "device min_clip_score min_score_margin text_encoder cache_encoder_tokens snap_seconds",
+            "endpoint.concurrency endpoint.timeout_seconds",
+        ),
+        BACKEND,
     )
     captioner: str | None = None
     """SPEC: tiny, open_clip:MODEL/PRETRAINED, git:, vlm:, frozenbilm: or mplug2: with an id or folder, http://HOST/v1#MODEL,
@@ -144,7 +147,7 @@ class Shard(OnRun):
     shown = (
         under("shard.buckets", "fps num_frames max_areas_px size_multiple_px max_crop_fraction codec crf")
         + under("shard.buckets", "max_samples_per_shard max_shard_bytes")
-        + ("filters.max_clips_per_caption", *STRIDES)
+        + ("shard.audio", "filters.max_clips_per_caption", BACKEND, *STRIDES)
     )
     captions: str = "main"
     """The caption set of the shards."""
@@ -221,130 +224,19 @@ class Plan(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Common):
-    """Flags of the three trainings; with --num-workers N on N ranks (Ray Train)."""
-
-    model: ClassVar[str]
-    run: str
-    """The run folder."""
-    name: str = "main"
-    """Name of this training run: RUN/train/NAME."""
-    recipe: str | None = None
-    """Recipe with the settings; default: the run folder's, or quickstart if it has none."""
-    steps: int | None = None
-    """Shorthand for the trainer's num-steps."""
-    resume: bool = True
-    """Resume from the newest checkpoint of this name."""
-    use_gpu: bool = False
-    """Require one GPU per rank; default: GPUs if there are any (the trainer's `device`)."""
-    settings: Settings = field(default_factory=recipes.quickstart)
-
-    def resolved(self) -> Recipe:
-        """The settings with the shorthand flags applied."""
-        return self.settings
-
-    def __call__(self) -> dict[str, Any]:
-        from jobs.train.train import train_model
-
-        with self.cluster() as cluster:
-            return train_model(
-                self.model, self.run, self.name, self.resolved(), cluster,
-                num_steps=self.steps, num_ranks=self.num_workers or 1, use_gpu=self.use_gpu, resume=self.resume,
-                progress=self.progress,
-            )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class DitTraining(Training):
-    """Train the diffusion transformer on the packs of a run folder."""
-
-    example: ClassVar[str] = "recaption train dit --run runs/a --name first"
-    model: ClassVar[str] = "dit"
-    shown = (
-        under("train_dit.dit", "width depth num_heads patch text_encoder conditions blend.weights caption_dropout")
-        + under("train_dit.dit", "diffusion.schedule diffusion.prediction holdout_share")
-        + under("train_dit.trainer", f"{TRAINER} parallel activation_checkpointing")
-        + under("plan", f"capacity {MIXTURE_RULES}")
-        + under("train_dit.evaluation", "num_prompts held_out")
-    )
-    takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
-    init_from: str | None = None
-    """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch. With backbone
-    temporal the image model to freeze, with temporal-unet diffusers:ID#unet."""
-    eval: bool = False
-    """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
-
-    def resolved(self) -> Recipe:
-        return changed(self.settings, "train_dit.dit", init_from=self.init_from)
-
-    def __call__(self) -> dict[str, Any]:
-        from jobs.train.train import evaluate_model
-
-        if not self.eval:
-            return super().__call__()
-        training_flags = {
-            "--steps": self.steps is not None,
-            "--init-from": self.init_from is not None,
-            "--no-resume": not self.resume,
-            "--num-workers": self.num_workers,
-            "--use-gpu": self.use_gpu,
-        }
-        for flag in (flag for flag, is_set in training_flags.items() if is_set):
-            raise UsageError(f"--eval does not train, so {flag} has no effect: leave it out")
-        with self.cluster() as cluster:
-            return evaluate_model(self.run, self.name, self.settings, cluster, progress=self.progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionerTraining(Training):
-    """Train a captioner on caption sets or on rendered scenes."""
-
-    example: ClassVar[str] = "recaption train captioner --run runs/a --captions main --init-from tiny --name mine"
-    model: ClassVar[str] = "captioner"
-    shown = (
-        under("train_captioner.captioner", "stages batch_size micro_batch num_frames frame_px design context_length")
-        + under("train_captioner.captioner", "caption_weight contrastive_weight")
-        + under("train_captioner.trainer", TRAINER)
-    )
-    takes = ("train_captioner", "filters", "prepare.decode", "caption.snap_seconds")
-    captions: tuple[str, ...] = ()
-    """Caption sets of the run folder to train on (SET, SET=KIND, `original`); none: rendered scenes."""
-    init_from: str | None = None
-    """SPEC of the captioner to initialise from; default: from scratch."""
-    trainable: str | None = None
-    """Trainable weights: full, lit or frozen."""
-
-    def resolved(self) -> Recipe:
-        recipe = changed(self.settings, "train_captioner", captions=self.captions)
-        return changed(recipe, "train_captioner.captioner", init_from=self.init_from, trainable=self.trainable)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressorTraining(Training):
-    """Train a compressor (video autoencoder) on shards or on rendered scenes."""
-
-    example: ClassVar[str] = "recaption train compressor --run runs/a --name vae --steps 300"
-    model: ClassVar[str] = "compressor"
-    shown = under(
-        "train_compressor.compressor", "kind bottleneck latent_channels width batch_size num_frames height_px width_px"
-    ) + under("train_compressor.trainer", f"num_steps {TRAINER}")
-    takes = ("train_compressor",)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = ("solver", "seed", *SAMPLING.split(), *GUIDANCE.split(), "window_frames", "overlap_frames",
-             "conditioning_pixels", "base", "expander", "examples")  # fmt: skip
-    checkpoint: str
-    """A step folder, or RUN/train/NAME for its newest step."""
+    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base expander examples captioner".split())
+    checkpoint: tuple[str, ...]
+    """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()
     """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None
     """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
-    video, mode, seed, num_frames, height_px, width_px, new_frames, strength, at_seconds)."""
+    video, mode, seed, num_frames, seconds, height_px, width_px, new_frames, strength, at_seconds)."""
+    film: Annotated[FilmFlags, tyro.conf.arg(name="")] = field(default_factory=FilmFlags)
     media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None
     """Folder of the mp4s and the contact sheet; default: RUN/samples/NAME-STEP of the checkpoint's run, else ./samples."""
@@ -353,10 +245,14 @@ class Sample(Common):
     settings: Annotated[SampleSettings, tyro.conf.arg(name="")] = field(default_factory=SampleSettings)
 
     def __call__(self) -> dict[str, Any]:
-        from jobs.sample.sample import sample_requests
+        from jobs.sample import sample, story
 
+        if self.film.is_given(self.prompt, self.prompts_file, self.media):
+            return story.sample_story(
+                self.checkpoint, self.film, self.settings, self.out, self.device, progress=self.progress
+            )
         requests = requests_from_flags(self.prompt, self.settings, media=self.media, prompts_file=self.prompts_file)
-        return sample_requests(
+        return sample.sample_requests(
             self.checkpoint, requests, self.settings, out=self.out, device=self.device, progress=self.progress
         )
 

@@ -28,9 +28,20 @@ STAGES = ("prepare", "caption", "shard", "encode", "plan", "train", "sample")
 
 
 def run(
-    videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, stop_after: str | None = None
+    videos: Sequence[str],
+    out: str,
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    columns: Sequence[str] = (),
+    video_root: str = "",
+    stop_after: str | None = None,
 ) -> dict[str, Any]:
     """Run all stages: raw videos to a trained, sampled model and a report page.
+
+    Args:
+        columns: as `prepare`.
+        video_root: as `prepare`.
 
     Raises:
         UsageError: as the stages, or an unknown `stop_after`.
@@ -41,7 +52,7 @@ def run(
         check_specs(recipe.caption)  # fail now rather than after hours of `prepare`
     folder = RunFolder(out)
     stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "prepare": lambda: prepare(videos, out, recipe, cluster),
+        "prepare": lambda: prepare(videos, out, recipe, cluster, columns=columns, video_root=video_root),
         "caption": lambda: caption(folder, recipe, CAPTION_SET, cluster),
         "shard": lambda: shard(folder, recipe, CAPTION_SET, cluster),
         "encode": lambda: encode(folder, recipe, cluster),

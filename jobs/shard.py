@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 
 from jobs.cluster import attempts
 from jobs.cluster.cluster import Cluster
-from jobs.recipe.run_inputs import check_still_there, kept_clips, source_is_back, source_states, write_recipe
+from jobs.recipe.run_inputs import (
+    check_still_there,
+    kept_clips,
+    source_is_back,
+    source_states,
+    videos_with_audio,
+    write_recipe,
+)
 from jobs.recipe.settings import Recipe, grid_of, stage_hashes
 from packing.buckets import Bucket, BucketTable
 from packing.grid import Grid
@@ -24,6 +31,7 @@ from packing.shards.samples import Entry, failed_entry, video_entry
 from packing.shards.write import write_shard
 from recaption.captions.repeated import read_repeated
 from recaption.captions.sets import REJECTED_CLIPS, caption_set_pattern, mark_repeated_captions
+from recaption.decoding.audio.tracks import NO_AUDIO
 from recaption.errors import FAILURE_REASONS, PASSING_REASONS, UsageError, VideoError
 from recaption.inputs.open_input import InputState
 from recaption.records import Caption, from_table, schema_of, to_table
@@ -99,6 +107,7 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
         else:
             other = (row.source, row.kind, row.window, row.start_seconds, row.end_seconds, row.text)
             others.setdefault(row.clip_id, []).append(other)
+    with_audio = videos_with_audio(run) if recipe.shard.audio == "keep" else set()
     return [
         ShardClip(
             clip_id=clip.clip_id,
@@ -112,6 +121,7 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
             caption=captions[clip.clip_id].text,
             num_caption_tokens=captions[clip.clip_id].num_tokens,
             other_texts=tuple(sorted(others.get(clip.clip_id, ()))),
+            keeps_audio=clip.video_id in with_audio,
         )
         for clips in kept_clips(run, recipe).values()
         for clip in clips
@@ -170,7 +180,8 @@ class ShardWorker:
         for clip in clips:
             try:
                 attempts.begin(clip.clip_id)
-                frames = self.videos.open(clip.uri, states[clip.uri]).read_clip(
+                opened = self.videos.open(clip.uri, states[clip.uri])
+                frames = opened.read_clip(
                     clip.start_seconds,
                     num_frames=bucket.num_frames,
                     fps=bucket.fps,
@@ -179,9 +190,12 @@ class ShardWorker:
                     start_frame=clip.start_frame,
                     end_frame=clip.end_frame,
                 )
+                seconds = (clip.start_seconds, clip.start_seconds + bucket.num_frames / bucket.fps)
+                audio = opened.read_audio(*seconds) if clip.keeps_audio else NO_AUDIO
             except VideoError as error:
                 yield failed_entry(clip, bucket, reason=error.reason, detail=error.detail)
                 continue
-            mp4 = encode_video(frames, fps=bucket.fps, codec=self.table.codec, crf=self.table.crf)
-            yield video_entry(clip, bucket, mp4, num_latent_tokens=num_tokens)
+            mp4 = encode_video(frames, fps=bucket.fps, codec=self.table.codec, crf=self.table.crf, audio=audio.tracks)
+            lost = f"audio lost: {'; '.join(audio.lost)}" if audio.lost else ""
+            yield video_entry(clip, bucket, mp4, num_latent_tokens=num_tokens, audio=audio.description, detail=lost)
         attempts.begin()

@@ -17,6 +17,7 @@ FAILURE_REASONS = (
     "too_large",
     "source_changed",
     "fetch_failed",
+    "bad_span",
     "write_failed",
 )
 """Why an input, or one clip of it, could not be used. Closed list: tests and reports read it."""
@@ -34,6 +35,7 @@ DROP_REASONS = (
     "nsfw",
     "low_aesthetic",
     "low_quality",
+    "silent",
     "hdr",
     "interlaced",
     "transparent",

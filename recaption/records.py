@@ -59,6 +59,22 @@ class Video:
     truncated_seconds: float = 0.0
     """Length of what lies behind the first damage and is left out, as far as it is known (`on_damage = trim`); not part of
     `duration_seconds`."""
+    list_hash: str = ""
+    """Hash of what lists say of it: spans, texts, metadata (RUN/spans); "" where none does."""
+    is_cut_by_list: bool = False
+    """Its clips are the spans that lists name: they may overlap, and need not cover it."""
+    outside_seconds: float = 0.0
+    """Length of what no such span covers; part of `duration_seconds`."""
+    has_audio: bool = False
+    """There is sound within the time of the video, be it silent. Of several streams the default one with the most channels
+    counts, here and below."""
+    audio_codec: str = ""
+    audio_channels: int = 0
+    audio_rate_hz: int = 0
+    """Samples per second."""
+    num_audio_streams: int = 0
+    audio_detail: str = ""
+    """What of the audio is damaged. It costs the audio of the clips that it lies in, never the video."""
     status: str = "ok"
     """`ok`, `failed` or, where its bytes are those of a video that was taken out of the run, `removed`."""
     reason: str | None = None
@@ -68,7 +84,8 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A span of one video with no cut inside it. The clips of a video cover it exactly: seconds add up."""
+    """A span of one video: with no cut inside it, or as a list names it. The clips of a video cover it exactly, unless they
+    are those of a list."""
 
     clip_id: str
     """`<video_id>-<start_frame:07d>-<end_frame:07d>`. No dots: it is the WebDataset key, which ends at the first dot."""
@@ -129,6 +146,11 @@ class ClipScores:
     """Mean over frames of a LAION-style aesthetic head, about 1 to 10 (scorer `aesthetic`)."""
     nsfw: float | None = None
     """Largest over frames of an NSFW classifier, 0..1 (scorer `nsfw`)."""
+    loudness_lufs: float | None = None
+    """Integrated loudness, in LUFS (ITU-R BS.1770-5); None without sound above -70 LUFS, or for less than 0.4 s."""
+    silence_fraction: float | None = None
+    """Fraction of the clip's hundredths of a second in which no channel is louder than -60 dB of full scale, 0..1; 1 without
+    audio."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +244,9 @@ class Sample:
     caption: str
     sha256: str
     """Of the .mp4 member's bytes."""
+    audio: str = ""
+    """Codecs of the audio tracks in the .mp4: `aac` where packets were copied, `aac from ac3` where they were encoded again;
+    "" = no audio."""
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:

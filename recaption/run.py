@@ -40,6 +40,7 @@ from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
 from recaption.inputs.open_input import InputState
 from recaption.ledger.ledger import Ledger, build_ledger, read_clips
+from recaption.ledger.spans import SPAN_PARTS, SPANS_SCHEMA
 from recaption.ledger.verdicts import read_verdicts
 from recaption.quality.filters import PLUGIN_PREFIX, VERDICT_COLUMN, FilterThresholds, drop_reasons
 from recaption.records import Caption, Clip, ClipScores, Sample, Video, schema_of, to_table
@@ -191,6 +192,10 @@ class Run:
             samples = self.folder.read_table(INDEX).select(samples.column_names).cast(samples.schema)
         clips = read_clips(self.folder)
         return _table(_joined(samples, clips, "clip_id", ["uri", "start_seconds", "end_seconds"]), as_arrow)
+
+    def spans(self, *, as_arrow: bool = False) -> pd.DataFrame | pa.Table:
+        """What lists say of the videos: one row per span, with its clips, texts, licence and metadata; failed ones too."""
+        return _table(self.folder.read_tables(SPAN_PARTS, SPANS_SCHEMA), as_arrow)
 
     def verdicts(self, *, as_arrow: bool = False) -> pd.DataFrame | pa.Table:
         """What people decided: one row per clip with a verdict."""

@@ -17,13 +17,14 @@ import json
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -216,6 +217,36 @@ class RunFolder:
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(encoded), sink, compression="zstd", write_page_checksum=True)
         self.write_bytes(name, sink.getvalue())
+
+    def write_batches(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        """As `write_table`, a row group per table: only the compressed file is in memory as a whole."""
+        sink = io.BytesIO()
+        with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+            for table in tables:
+                writer.write_table(table)
+        self.write_bytes(name, sink.getvalue())
+
+    def read_batches(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of one file, some thousands at a time."""
+        with (
+            self._storage_errors("read", name),
+            self.fs.open(self.path_inside(name), "rb") as file,
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+        ):
+            yield from parquet.iter_batches(8192, columns=None if columns is None else [*columns])
+
+    def read_rows_of(self, name: str, column: str, value: int) -> pa.Table:
+        """The rows in which an integer column, by which the file is sorted, has this value; others are hardly read."""
+        with (
+            self._storage_errors("read", name),
+            self.fs.open(self.path_inside(name), "rb", cache_type="none") as file,
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+        ):
+            index = parquet.schema_arrow.names.index(column)
+            bounds = [parquet.metadata.row_group(i).column(index).statistics for i in range(parquet.num_row_groups)]
+            groups = [i for i, one in enumerate(bounds) if one is None or one.min <= value <= one.max]
+            table = parquet.read_row_groups(groups)
+        return table.filter(pc.equal(table[column], value))
 
     def read_table(self, name: str) -> pa.Table:
         return pq.read_table(io.BytesIO(self.read_bytes(name)), page_checksum_verification=True)

@@ -22,7 +22,7 @@ from jobs.caption.repeated import find_repeated_captions
 from jobs.caption.semantic import find_semantic
 from jobs.caption.worker import NAMES_HASH, PASSING_SOURCES, REFUSED_TEXTS, CaptionWorker, check_specs, names_hash
 from jobs.cluster.cluster import Cluster
-from jobs.recipe.part_names import part_name
+from jobs.recipe.part_names import part_name, part_number
 from jobs.recipe.run_inputs import check_still_there, kept_clips, source_is_back, source_states, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.captioners.registry import is_remote
@@ -31,6 +31,7 @@ from recaption.captions.sets import caption_set_pattern, mark_repeated_captions
 from recaption.captions.text import PASSING_FAULTS
 from recaption.errors import UsageError
 from recaption.inputs.open_input import InputState
+from recaption.ledger.spans import TEXTS_HASH, texts_hash
 from recaption.records import Caption, Clip, conform, from_table, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -110,7 +111,7 @@ def _is_done(run: RunFolder, name: str, stage_hash: str, clips: list[Clip], stat
     if any(reason == "fetch_failed" or source_is_back(uri, states) for uri, reason in passing.items()):
         return False
     now = {"recipe_hash": stage_hash, "clips_hash": _clips_hash(clips), NAMES_HASH: names_hash(clips)}
-    return now.items() <= metadata.items()
+    return now.items() <= metadata.items() and texts_hash(run, part_number(name)) == metadata.get(TEXTS_HASH, "")
 
 
 def summarise(run: RunFolder, set_name: str, max_clips_per_caption: int | None) -> dict[str, Any]:

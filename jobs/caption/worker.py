@@ -23,6 +23,7 @@ from recaption.errors import PASSING_REASONS, UsageError, VideoError
 from recaption.inputs.names import local_path
 from recaption.inputs.open_input import InputState, local_state
 from recaption.inputs.sidecars import Sidecar, find_sidecar
+from recaption.ledger.spans import TEXTS_HASH, read_texts, texts_hash
 from recaption.records import Caption, Clip, ClipEmbedding, from_table, to_table
 from recaption.run_folder import RunFolder, recipe_hash
 from recaption.video_io.frames import DecodeLimits
@@ -83,6 +84,8 @@ class CaptionWorker:
         """By uri: what `prepare` recorded of the videos of the current part."""
         self.sidecars: dict[str, Sidecar] = {}
         """By uri, of the current part."""
+        self.listed_texts: dict[str, tuple[str, ...]] = {}
+        """By clip, of the current part: texts of lists, the first is the original caption."""
         self.answered: dict[tuple[str, str, int], Caption] = {}
         """By clip, kind and window: what an earlier run was told of clips that another of its questions left open."""
         self.stage_hash = stage_hash
@@ -99,10 +102,11 @@ class CaptionWorker:
         clips = [Clip(**row) for row in part["clips"]]
         self.states = {uri: InputState(**state) for uri, state in part.get("sources", {}).items()}
         self.sidecars = {}
+        self.listed_texts = read_texts(self.run, part["part"])
         self.videos.forget_failures()
         existing, embeddings, sums = self._read_existing(part["part"], {clip.clip_id for clip in clips})
         new = [clip for clip in clips if clip.clip_id not in existing]
-        for clip in (clip for clip in clips if clip.clip_id in existing and self._is_in_reach(name, clip.uri)):
+        for clip in (one for one in clips if one.clip_id in existing and self._may_have_another_text(name, one)):
             captions = [row for row in existing[clip.clip_id] if row.source == "model"]
             existing[clip.clip_id] = [*self._original_rows(clip), *captions]
         self.encoder_cache.open(part["part"])
@@ -119,6 +123,7 @@ class CaptionWorker:
             "clips_hash": part["clips_hash"],
             **{key: repr(value) for key, value in sums.items()},
             NAMES_HASH: names_hash(clips),
+            TEXTS_HASH: texts_hash(self.run, part["part"]),
             NUM_OPEN: str(len({row.clip_id for row in rows if row.fault in PASSING_FAULTS})),
             **self._source_metadata(name, clips, existing),
         }
@@ -208,13 +213,20 @@ class CaptionWorker:
         return rows, {views[i].clip.clip_id: row.tobytes() for i, row in zip(whole, halves_BD, strict=True)}
 
     def _original_rows(self, clip: Clip) -> list[Caption]:
-        """The text beside the clip's video, if any; read once per video. Only of a video that is the one prepared."""
+        """The text that lists have for the clip, else the one beside its video, if any; read once per video. Only of a video
+        that is the one prepared."""
+        if texts := self.listed_texts.get(clip.clip_id):
+            original = Caption(text=normalize_text(texts[0]), source="original", kind="")
+            return [self._for_clip(self.gates.apply_to_original(original), clip)]
         if clip.uri not in self.sidecars:
             self.sidecars[clip.uri] = find_sidecar(clip.uri)
         if not (text := self.sidecars[clip.uri].text):
             return []
         original = Caption(text=normalize_text(text), source="original", kind="")
         return [self._for_clip(self.gates.apply_to_original(original), clip)]
+
+    def _may_have_another_text(self, name: str, clip: Clip) -> bool:
+        return clip.clip_id in self.listed_texts or self._is_in_reach(name, clip.uri)
 
     def _is_in_reach(self, name: str, uri: str) -> bool:
         """Whether the text beside a video that has captions is read again: the video may have another name now, or a text

@@ -11,7 +11,7 @@ from recaption.video_io import process as decoder_process
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process, its decoder child and its finished children."""
+    """CPU seconds of this process, its decoder children and its finished children."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
     return (
@@ -19,11 +19,11 @@ def cpu_seconds() -> float:
         + own.ru_stime
         + reaped.ru_utime
         + reaped.ru_stime
-        + _live_process_cpu_seconds(decoder_process.child_pid())
+        + sum(map(_live_process_cpu_seconds, decoder_process.child_pids()))
     )
 
 
-def _live_process_cpu_seconds(pid: int | None) -> float:
+def _live_process_cpu_seconds(pid: int) -> float:
     """CPU seconds of a running child process; `getrusage` counts only children that have ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:

@@ -89,8 +89,9 @@ def latents_key(recipe: Recipe, compressor: str, tar_sha256: str) -> str:
 def _check_strides(compressor: Any, recipe: Recipe) -> None:
     expected = recipe.encode.frame_stride, recipe.encode.spatial_stride
     found = compressor.frame_stride, compressor.spatial_stride
-    if expected != found:
+    # clips of the recipe's strides fit finer ones too: the stages of a cascade differ in their strides
+    if expected[0] % found[0] or expected[1] % found[1]:
         raise UsageError(
-            f"compressor {compressor.name} has strides {found} (frames, pixels), the recipe counts tokens with "
+            f"compressor {compressor.name} has strides {found} (frames, pixels), the recipe cuts clips for "
             f"{expected}: set --encode.frame-stride and --encode.spatial-stride"
         )

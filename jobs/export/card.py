@@ -24,8 +24,8 @@ def card(layout: Layout, dataset: ExportedDataset) -> str:
         f"{totals['clips']:,} clips, {totals['seconds']:,.1f} seconds, {totals['bytes']:,} bytes of video. Made by "
         f"`recaption export --to {layout.name}`, for {layout.trainers}.",
         "",
-        f"{totals['copied']:,} clips are whole source files, byte for byte; {totals['cut']:,} were cut out at keyframes, "
-        f"without audio; {totals['encoded']:,} were encoded (H.264, 4:2:0, without audio).",
+        f"{totals['copied']:,} clips are whole source files, byte for byte; {totals['cut']:,} were cut out at keyframes; "
+        f"{totals['encoded']:,} were encoded (H.264, 4:2:0). {totals['with_audio']:,} have audio.",
         "",
         "## Loading",
         "",

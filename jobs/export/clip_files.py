@@ -37,6 +37,8 @@ class ExportClip:
     """The clip is its whole video."""
     source_bytes: int
     """Of the whole video."""
+    audio_codec: str
+    """Of the video's best audio stream, where the clip keeps its audio; else ""."""
     caption: str
     captions: dict[str, str]
     """Kind -> text, of all kinds that the clip has."""
@@ -80,6 +82,8 @@ class ExportedClip:
     """Of the mp4."""
     cut: str
     """`copied` byte for byte, `cut` (the packets of the source) or `encoded`."""
+    audio: str = ""
+    """Codecs of its audio tracks, as `records.Sample.audio`."""
     num_frames: int
     width_px: int
     height_px: int
@@ -143,6 +147,7 @@ def metadata_of(row: dict[str, Any] | ExportedClip) -> dict[str, Any]:
         "height_px": values["height_px"],
         "fps": round(float(Fraction(values["fps"])), 6),
         "seconds": round(values["seconds"], 6),
+        "audio": values["audio"],
         "scores": json.loads(values["scores"]),
     }
 

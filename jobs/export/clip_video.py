@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from jobs.export.clip_files import ExportClip
+from recaption.decoding.audio.tracks import NO_AUDIO, ClipAudio
 from recaption.decoding.messages import ReadRequest
 from recaption.errors import PASSING_REASONS, VideoError
 from recaption.video_io.client import file_in_memory
-from recaption.video_io.opened_video import OpenedVideo, decode
+from recaption.video_io.opened_video import CutVideo, OpenedVideo, decode
 from recaption.video_io.writer import encode_video
 
 MAX_BLOCK_BYTES = 256 << 20
@@ -39,6 +40,15 @@ class ClipVideo:
     """`copied`, `cut` or `encoded`."""
     width_px: int
     height_px: int
+    audio: str = ""
+    """As `records.Sample.audio`."""
+    lost_audio: tuple[str, ...] = ()
+    """Audio streams that are left out, and why."""
+
+    @property
+    def detail(self) -> str:
+        """What of the audio is lost, for the clip's row."""
+        return f"audio lost: {'; '.join(self.lost_audio)}" if self.lost_audio else ""
 
     @classmethod
     def of(cls, mp4: bytes, clip: ExportClip) -> ClipVideo:
@@ -56,13 +66,45 @@ def clip_video(opened: OpenedVideo, clip: ExportClip, *, crf: int, fit: bool) ->
     Raises:
         VideoError: the source cannot be used.
     """
-    mp4 = b""
     if clip.may_copy:
-        mp4 = (_whole_mp4(opened) if clip.is_whole else b"") or _cut_mp4(opened, clip)
-    if not mp4:
-        frames = iter(_fitted_frames(opened, clip)) if fit else _native_frames(opened, clip)
-        mp4 = encode_video(frames, fps=Fraction(clip.fps), crf=crf)
-    return ClipVideo.of(mp4, clip)
+        mp4 = _whole_mp4(opened) if clip.is_whole else b""
+        if mp4:
+            return replace(ClipVideo.of(mp4, clip), audio=clip.audio_codec)
+        cut = _cut_mp4(opened, clip)
+        if cut.mp4:
+            return replace(ClipVideo.of(cut.mp4, clip), audio=cut.audio, lost_audio=cut.lost)
+    frames = iter(_fitted_frames(opened, clip)) if fit else _native_frames(opened, clip)
+    audio = _audio(opened, clip)
+    times_seconds = None if fit or not audio.tracks else _uneven_times(opened, clip)
+    fps = Fraction(clip.fps)
+    mp4 = encode_video(frames, fps=fps, crf=crf, audio=audio.tracks, times_seconds=times_seconds)
+    return replace(ClipVideo.of(mp4, clip), audio=audio.description, lost_audio=audio.lost)
+
+
+def with_audio_columns(video: ClipVideo, opened: OpenedVideo, clip: ExportClip) -> ClipVideo:
+    """A clip that a killed export has written, with what its audio was made of: the same as then."""
+    if video.cut == "copied":
+        return replace(video, audio=clip.audio_codec)
+    audio = _audio(opened, clip)
+    return replace(video, audio=audio.description, lost_audio=audio.lost)
+
+
+def _audio(opened: OpenedVideo, clip: ExportClip) -> ClipAudio:
+    if not clip.audio_codec:
+        return NO_AUDIO
+    return opened.read_audio(clip.start_seconds, clip.start_seconds + clip.seconds)
+
+
+def _uneven_times(opened: OpenedVideo, clip: ExportClip) -> np.ndarray | None:
+    """When the frames of a native clip are shown; None where the even spacing of `clip.fps` is right to half a frame.
+
+    Without audio such frames are spaced evenly all the same, as trainers count them; with audio they would lose it.
+    """
+    seconds = opened.frame_seconds(clip.start_frame, clip.end_frame)
+    seconds -= seconds[0]
+    frame_seconds = float(1 / Fraction(clip.fps))
+    is_even = np.abs(seconds - np.arange(len(seconds)) * frame_seconds).max() <= frame_seconds / 2
+    return None if is_even else seconds
 
 
 def _whole_mp4(opened: OpenedVideo) -> bytes:
@@ -82,23 +124,25 @@ def is_mp4(start: bytes) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] != QUICKTIME_BRAND
 
 
-def _cut_mp4(opened: OpenedVideo, clip: ExportClip) -> bytes:
+def _cut_mp4(opened: OpenedVideo, clip: ExportClip) -> CutVideo:
     """The clip's packets in an mp4, if they decode alone to the very frames of the clip; else none."""
-    mp4, _ = opened.cut(clip.start_frame, clip.end_frame)
-    if not mp4:
-        return b""
-    with file_in_memory(mp4) as file:
+    audio_seconds = (clip.start_seconds, clip.end_seconds) if clip.audio_codec else None
+    cut = opened.cut(clip.start_frame, clip.end_frame, audio_seconds=audio_seconds)
+    if not cut.mp4:
+        return cut
+    nothing = CutVideo(b"", "its packets do not decode alone")
+    with file_in_memory(cut.mp4) as file:
         try:
             for start, end in _blocks(clip, 0, clip.num_frames):
                 alone = decode(file, clip.uri, opened.limits, ReadRequest(indices=[*range(start, end)]))
                 there = opened.read_frames(range(clip.start_frame + start, clip.start_frame + end))
                 if not np.array_equal(alone.pixels_THWC, there.pixels_THWC):
-                    return b""
+                    return nothing
         except VideoError as error:
             if error.reason in PASSING_REASONS:
                 raise
-            return b""
-    return mp4
+            return nothing
+    return cut
 
 
 def has_reserved_space(mp4: bytes) -> bool:

@@ -181,6 +181,8 @@ def _export_clip(
     if kind is None:
         return None
     is_whole = clip.start_frame == 0 and clip.end_frame == video.num_frames
+    keeps_audio = video.has_audio and settings.audio == "keep"
+    has_unwanted_audio = bool((video.num_audio_streams and not keeps_audio) or video.audio_detail)
     return ExportClip(
         clip_id=clip.clip_id,
         uri=clip.uri,
@@ -195,7 +197,8 @@ def _export_clip(
         height_px=size.height_px,
         fps=str(size.fps),
         may_copy=settings.cut == "auto" and not settings.fit and is_read_as_stored(video),
-        is_whole=is_whole,
+        is_whole=is_whole and not has_unwanted_audio,
+        audio_codec=video.audio_codec if keeps_audio else "",
         source_bytes=video.num_bytes,
         caption=found[kind],
         captions=found,

@@ -38,6 +38,8 @@ class Export(OnRun):
     """auto: without encoding where keyframes allow; encode: every clip is encoded."""
     quality: int = 12
     """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 half the bytes."""
+    audio: str = "keep"
+    """keep: clips have the audio of their span; drop: they are silent."""
     licence: str = ""
     """Licence of the clips for the card, as the Hub names it: cc-by-4.0."""
     local_paths: bool = False
@@ -60,6 +62,7 @@ class Export(OnRun):
             area_px=self.area_px,
             cut=self.cut,
             quality=self.quality,
+            audio=self.audio,
             licence=self.licence,
             local_paths=self.local_paths,
         )

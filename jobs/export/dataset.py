@@ -104,4 +104,5 @@ class ExportedDataset:
             "seconds": sum(clip.seconds for clip in self.clips),
             "bytes": sum(clip.num_video_bytes for clip in self.clips),
             **{how: sum(clip.cut == how for clip in self.clips) for how in ("copied", "cut", "encoded")},
+            "with_audio": sum(bool(clip.audio) for clip in self.clips),
         }

@@ -10,6 +10,7 @@ from recaption.errors import UsageError
 from recaption.run_folder import recipe_hash
 
 CUTS = ("auto", "encode")
+AUDIO = ("keep", "drop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class ExportSettings:
     """`auto`: clips are copied or cut as they are stored where that is possible; `encode`: every clip is encoded."""
     quality: int = 12
     """CRF of x264 where a clip is encoded."""
+    audio: str = "keep"
+    """Whether clips have their audio streams: `keep` or `drop`."""
     licence: str = ""
     local_paths: bool = False
 
@@ -45,6 +48,8 @@ class ExportSettings:
             raise UsageError(f"--kinds is empty: there are {', '.join(MIXTURE_KINDS)}")
         if self.cut not in CUTS:
             raise UsageError(f"--cut {self.cut!r}: there are {', '.join(CUTS)}")
+        if self.audio not in AUDIO:
+            raise UsageError(f"--audio {self.audio!r}: there are {', '.join(AUDIO)}")
         if not 0 <= self.quality <= 51:
             raise UsageError(f"--quality {self.quality}: the CRF of x264 is from 0 (lossless) to 51")
         if self.cut == "encode" and self.fit:
@@ -62,6 +67,8 @@ class ExportSettings:
         settings = {"layout": self.layout, "cut": self.cut, "quality": self.quality, "fit": self.fit}
         if self.fit:
             settings |= {"model": self.model, **self._sizes()}
+        if self.audio != "keep":
+            settings |= {"audio": self.audio}
         return recipe_hash(settings)
 
     def to_dict(self) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jobs.cluster import attempts
 from jobs.export.clip_files import ExportClip, ExportedClip, described, sidecar
-from jobs.export.clip_video import ClipVideo, clip_video
+from jobs.export.clip_video import ClipVideo, clip_video, with_audio_columns
 from jobs.export.layouts import layout_of
 from jobs.export.settings import ExportSettings
 from packing.shards.samples import Entry
@@ -65,7 +65,7 @@ class ExportWorker:
             except VideoError as error:
                 yield row | {"status": "failed", "reason": error.reason, "detail": error.detail}
                 continue
-            yield row | {"status": "ok", "reason": None, "detail": ""}
+            yield row | {"status": "ok", "reason": None}
         attempts.begin()
 
     def _write_clip(self, clip: ExportClip, states: dict[str, InputState], row: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +74,13 @@ class ExportWorker:
         if self.out.exists(name):  # complete, and of the same settings: a killed export left it
             mp4 = self.out.read_bytes(name)
             video = ClipVideo.of(mp4, clip)
+            if clip.audio_codec:
+                video = with_audio_columns(video, self.videos.open(clip.uri, states[clip.uri]), clip)
         else:
             video = self._clip_video(clip, states)
             mp4 = video.mp4
             self.out.write_bytes(name, mp4)
-        columns = _columns(video) | {"file": name, "num_bytes": len(mp4)}
+        columns = _columns(video) | {"file": name, "num_bytes": len(mp4), "detail": video.detail}
         for extension in self.layout.sidecars:
             self.out.write_bytes(self.layout.sidecar_path(clip.clip_id, extension), sidecar(extension, row | columns))
         return columns
@@ -96,7 +98,7 @@ class ExportWorker:
                 continue
             row |= _columns(video)
             members = {"mp4": video.mp4, "txt": sidecar("txt", row), "json": sidecar("json", row)}
-            yield Entry(key=clip.clip_id, members=members, fields=row)
+            yield Entry(key=clip.clip_id, members=members, fields=row, detail=video.detail)
         attempts.begin()
 
 
@@ -106,6 +108,7 @@ _BLANK: dict[str, Any] = {f.name: "" if pa.types.is_string(f.type) else 0 for f 
 def _columns(video: ClipVideo) -> dict[str, Any]:
     return {
         "cut": video.cut,
+        "audio": video.audio,
         "width_px": video.width_px,
         "height_px": video.height_px,
         "num_video_bytes": len(video.mp4),

@@ -1,6 +1,6 @@
 """What of a finished part has to be read again: inputs whose bytes changed, or that could not be fetched.
 
-    changes = find_changes(run, number, uris, stage_hash)
+    changes = find_changes(run, number, inputs, stage_hash)
     changes.uris                # [] : the part is as it would be computed now
 
 An input counts as changed where its stat (a remote one: its etag) is not the recorded one; the worker then hashes it, and
@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.recipe.inputs_table import iter_inputs, write_inputs
 from jobs.recipe.part_names import part_name
-from jobs.recipe.run_inputs import read_inputs, write_inputs
 from recaption.errors import PASSING_REASONS
 from recaption.inputs.download import current_etag
 from recaption.inputs.names import local_path
 from recaption.inputs.open_input import InputState, local_state
+from recaption.inputs.paths import FoundInputs
 from recaption.run_folder import RunFolder, recipe_hash
 
 NUM_THREADS = 16
 """Stats of network file systems and etags take milliseconds each."""
-COLUMNS = ("uri", "status", "reason", *InputState.__dataclass_fields__)
+COLUMNS = ("uri", "status", "reason", "list_hash", *InputState.__dataclass_fields__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +37,25 @@ class PartChanges:
 
     uris: list[str] = field(default_factory=list)
     """Inputs to be read again, those without a row included."""
+    relisted: list[str] = field(default_factory=list)
+    """Inputs of which lists say something else than they did."""
     is_other_list: bool = False
     """The part was made of other inputs, or in another order."""
     absent_scores: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_finished(self) -> bool:
-        return not self.uris and not self.is_other_list
+        return not self.uris and not self.relisted and not self.is_other_list
 
 
-def find_changes(run: RunFolder, number: int, uris: Sequence[str], stage_hash: str) -> PartChanges | None:
-    """What changed since a part was computed; None where nothing of it can be kept."""
+def find_changes(
+    run: RunFolder, number: int, inputs: Sequence[Mapping[str, Any]], stage_hash: str
+) -> PartChanges | None:
+    """What changed since a part was computed; None where nothing of it can be kept.
+
+    Args:
+        inputs: its rows of the list of inputs.
+    """
     name = part_name("videos", number)
     if not run.exists(name):
         return None
@@ -54,11 +63,16 @@ def find_changes(run: RunFolder, number: int, uris: Sequence[str], stage_hash: s
     if metadata.get("recipe_hash") != stage_hash:
         return None
     rows = {row["uri"]: row for row in run.read_columns(name, [*COLUMNS]).to_pylist()}
+    uris = [one["uri"] for one in inputs]
+    relisted = [
+        one["uri"] for one in inputs if one["uri"] in rows and rows[one["uri"]]["list_hash"] != one["list_hash"]
+    ]
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         changed = threads.map(_Etags().is_changed, [rows.get(uri) for uri in uris])
         return PartChanges(
             uris=[uri for uri, is_changed in zip(uris, changed, strict=True) if is_changed],
-            is_other_list=metadata.get("inputs_hash") != recipe_hash([*uris]),
+            relisted=relisted,
+            is_other_list=metadata.get("inputs_hash") != recipe_hash(uris),
             absent_scores=dict(json.loads(metadata.get("absent_scores", "{}"))),
         )
 
@@ -86,12 +100,13 @@ class _Etags:
         return bool(etag) and etag != before.etag
 
 
-def forget_refusals(run: RunFolder, named: Collection[str]) -> None:
+def forget_refusals(run: RunFolder, found: FoundInputs) -> None:
     """Take folders off the list of inputs that could not be read once, and can now, or are gone."""
-    rows = read_inputs(run)
-    kept = [row for row in rows if row["uri"] in named or not row["refusal"] or _is_unreadable_folder(row["uri"])]
-    if len(kept) < len(rows):
-        write_inputs(run, kept)
+    refused = {row["uri"] for row in iter_inputs(run) if row["refusal"]}
+    named = refused & {*found.uris, *found.refused}
+    gone = {uri for uri in refused - named if not _is_unreadable_folder(uri)}
+    if gone:
+        write_inputs(run, (row for row in iter_inputs(run) if row["uri"] not in gone))
 
 
 def _is_unreadable_folder(uri: str) -> bool:

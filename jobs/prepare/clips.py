@@ -1,6 +1,7 @@
 """Clips of one video with their scores, fingerprints and previews, in memory that its length does not change.
 
-    video, rows = prepare_video("film.mp4", settings, scorers)
+    found = prepare_video("film.mp4", settings, scorers)
+    found.video, found.rows, found.spans          # spans: what lists say of it, with the ids of the clips
 
 One decode finds the shots while its small frames are kept; from them come the clips. Of a video whose frames take more than
 `max_kept_bytes` none are kept, and a second decode brings them clip by clip. The rows are the same either way.
@@ -8,17 +9,23 @@ One decode finds the shots while its small frames are kept; from them come the c
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jobs.cluster import attempts
+from jobs.prepare.listed_clips import ListedClips, cut_listed, has_spans, make_clip
 from jobs.recipe.stage_settings import PrepareSettings
 from recaption.decoding.messages import limit_text
 from recaption.dedup.fingerprints import ClipFingerprint, fingerprint_clip
 from recaption.errors import VideoError
+from recaption.inputs.lists.listed import ListedSpan
+from recaption.ledger.spans import list_hash, span_row
+from recaption.quality.loudness import sound_scores
 from recaption.quality.model_scorers import ModelScorers
 from recaption.quality.scores import score_clip
 from recaption.records import Clip, ClipPreview, ClipScores, Video
@@ -47,7 +54,11 @@ class ClipPass:
     """Second decode: the frames of one clip at a time."""
 
     def __init__(self, clips: list[Clip], rows_of: Any, max_kept_bytes: int) -> None:
-        self.clips, self.rows_of, self.max_kept_bytes = clips, rows_of, max_kept_bytes
+        self.clips = sorted(clips, key=lambda clip: clip.end_frame)
+        self.rows_of, self.max_kept_bytes = rows_of, max_kept_bytes
+        starts = [clip.start_frame for clip in self.clips]
+        self.needed_from = [min(starts[i:]) for i in range(len(starts))]
+        """First frame that clip i or a later one needs: the clips of lists may overlap."""
         self.rows: list[ClipRows] = []
 
     def begin(self, sizes: dict[str, tuple[int, int, int]], pts_seconds: np.ndarray, seconds: float) -> None:
@@ -60,8 +71,8 @@ class ClipPass:
         while stream == "small" and (clip := self._next_clip()) is not None and numbers[-1] >= clip.end_frame - 1:
             attempts.progress()
             self.rows.append(self.rows_of(clip, self.frames))
-            for blocks in self.frames.values():
-                blocks.forget_before(clip.end_frame)
+        for blocks in self.frames.values():
+            blocks.forget_before(self.needed_from[len(self.rows)] if len(self.rows) < len(self.clips) else 1 << 62)
         self.block_bytes[stream] = max(self.block_bytes[stream], pixels_THWC.nbytes)
         num_bytes = sum(blocks.num_bytes for blocks in self.frames.values())
         if num_bytes > self.max_kept_bytes + sum(
@@ -74,67 +85,88 @@ class ClipPass:
         return self.clips[len(self.rows)] if len(self.rows) < len(self.clips) else None
 
 
+class FoundClips(NamedTuple):
+    """What one input is."""
+
+    video: Video
+    """Failed or not."""
+    rows: list[ClipRows] = []  # noqa: RUF012
+    spans: list[dict[str, Any]] = []  # noqa: RUF012
+    """Rows of `SPANS_SCHEMA`."""
+
+
 def prepare_video(
-    uri: str, settings: PrepareSettings, scorers: ModelScorers = NO_SCORERS
-) -> tuple[Video, list[ClipRows]]:
-    """One input as a record, failed or not, and its clips."""
+    uri: str,
+    settings: PrepareSettings,
+    scorers: ModelScorers = NO_SCORERS,
+    listed: Sequence[ListedSpan] = (),
+) -> FoundClips:
+    """One input as a record, failed or not, and its clips.
+
+    Args:
+        listed: what lists say of it.
+    """
     try:
         with open_video(uri, limits=settings.decode) as opened:
-            return _prepare_opened(opened, settings, scorers)
+            found = _prepare_opened(opened, settings, scorers, listed)
     except VideoError as error:
-        return failed_video(uri, error), []
+        found = FoundClips(failed_video(uri, error))
+    video = dataclasses.replace(found.video, list_hash=list_hash(listed), is_cut_by_list=has_spans(listed))
+    return found._replace(video=video)
 
 
 def _prepare_opened(
-    opened: OpenedVideo, settings: PrepareSettings, scorers: ModelScorers
-) -> tuple[Video, list[ClipRows]]:
+    opened: OpenedVideo, settings: PrepareSettings, scorers: ModelScorers, listed: Sequence[ListedSpan]
+) -> FoundClips:
     found = scan_shots(opened, settings.shots, progress=attempts.progress)
     video, pts_seconds, kept = found.video, found.pts_seconds, found.kept
     if video.status != "ok":
-        return video, []
-    clips = clips_of(video, pts_seconds, found.shots, settings)
+        return FoundClips(video)
+    cut = clips_of(video, pts_seconds, found.shots, settings, listed)
+    video = dataclasses.replace(video, outside_seconds=cut.outside_seconds)
 
     def rows_of(clip: Clip, frames: dict[str, FrameBlocks]) -> ClipRows:
-        return _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+        row = _rows_of(clip, video, pts_seconds, frames, settings, scorers)
+        loudness_lufs, silence_fraction = sound_scores(opened.sound, clip.start_seconds, clip.end_seconds)
+        scores = dataclasses.replace(row.scores, loudness_lufs=loudness_lufs, silence_fraction=silence_fraction)
+        return row._replace(scores=scores)
 
     if kept is not None:
         rows = []
-        for clip in clips:
+        for clip in cut.clips:
             attempts.progress()
             rows.append(rows_of(clip, kept))
-        return video, rows
-    second = ClipPass(clips, rows_of, settings.decode.max_kept_bytes)
+        return FoundClips(video, rows, cut.spans)
+    if not cut.clips:
+        return FoundClips(video, [], cut.spans)
+    second = ClipPass(cut.clips, rows_of, settings.decode.max_kept_bytes)
     again, _ = opened.scan_into(second)
-    return (video, second.rows) if again.status == "ok" else (again, [])
+    if again.status != "ok":
+        return FoundClips(again)
+    return FoundClips(video, sorted(second.rows, key=lambda row: row.clip.clip_id), cut.spans)
 
 
 def clips_of(
-    video: Video, pts_seconds: np.ndarray, shots: list[tuple[int, int]], settings: PrepareSettings
-) -> list[Clip]:
-    """The clips into which the shots of a video are cut."""
+    video: Video,
+    pts_seconds: np.ndarray,
+    shots: list[tuple[int, int]],
+    settings: PrepareSettings,
+    listed: Sequence[ListedSpan] = (),
+) -> ListedClips:
+    """The clips of a video: the spans that lists name, else its shots, cut to the length of clips."""
+    if has_spans(listed):
+        return cut_listed(video, pts_seconds, shots, settings, listed)
     end_of_video = float(pts_seconds[0] + video.duration_seconds)
     spans = cut_to_clips(
         shots, pts_seconds, end_of_video, min_seconds=settings.min_clip_seconds, max_seconds=settings.max_clip_seconds
     )
-    clips = []
-    for shot_index, start, end in spans:
-        start_seconds = float(pts_seconds[start])
-        end_seconds = float(pts_seconds[end]) if end < len(pts_seconds) else end_of_video
-        clip = Clip(
-            clip_id=f"{video.video_id}-{start:07d}-{end:07d}",
-            video_id=video.video_id,
-            uri=video.uri,
-            shot_index=shot_index,
-            start_frame=start,
-            end_frame=end,
-            start_seconds=start_seconds,
-            end_seconds=end_seconds,
-            width_px=video.width_px,
-            height_px=video.height_px,
-            fps=(end - start) / max(end_seconds - start_seconds, 1e-9),
-        )
-        clips.append(clip)
-    return clips
+    clips = [make_clip(video, pts_seconds, shot_index, start, end) for shot_index, start, end in spans]
+    ids = [clip.clip_id for clip in clips]
+    rows = [
+        span_row(one, video_id=video.video_id, clip_ids=ids, start_frame=0, end_frame=video.num_frames)
+        for one in listed
+    ]
+    return ListedClips(clips, rows)
 
 
 def _rows_of(

@@ -19,8 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.recipe.inputs_table import iter_inputs, parts_of, read_inputs, write_inputs
 from jobs.recipe.part_names import part_name, part_number
-from jobs.recipe.run_inputs import parts_of, read_inputs, write_inputs
 from recaption.errors import VideoError
 from recaption.inputs.companions import is_companion_folder
 from recaption.inputs.names import local_path
@@ -31,7 +31,7 @@ from recaption.run_folder import RunFolder, recipe_hash
 NUM_THREADS = 8
 """That hash new files which may be renamed ones."""
 STATE = [*InputState.__dataclass_fields__]
-PART_FOLDERS = ("previews", "fingerprints", "clips", "videos")
+PART_FOLDERS = ("previews", "fingerprints", "spans", "clips", "videos")
 
 
 def follow_renames(run: RunFolder, named: Collection[str]) -> dict[str, str]:
@@ -39,8 +39,8 @@ def follow_renames(run: RunFolder, named: Collection[str]) -> dict[str, str]:
 
     Only new files of the size of one that is gone are hashed.
     """
-    known = {row["uri"] for row in read_inputs(run)}
-    new = [uri for uri in sorted(named) if uri not in known and local_path(uri) is not None]
+    known, there = _unlisted(run), {row["uri"] for row in iter_inputs(run) if row["uri"] in named}
+    new = [uri for uri in sorted(named) if uri not in there and local_path(uri) is not None]
     gone: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for row in _videos(run) if new else ():
         if row["uri"] in known and _is_gone(row["uri"]):
@@ -61,7 +61,7 @@ def follow_renames(run: RunFolder, named: Collection[str]) -> dict[str, str]:
 
 def choose_names(run: RunFolder) -> dict[str, str]:
     """Let the best name of each video with several be that of its first row; returns old name -> new name of a row."""
-    known = {row["uri"] for row in read_inputs(run)}
+    known = _unlisted(run)
     num_names = Counter(row["video_id"] for row in _videos(run, ["uri", "video_id"]) if row["uri"] in known)
     copies: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _videos(run) if any(count > 1 for count in num_names.values()) else ():
@@ -76,6 +76,11 @@ def choose_names(run: RunFolder) -> dict[str, str]:
             states |= {row["uri"]: InputState(**{name: row[name] for name in STATE}) for row in (rows[0], best)}
     _apply(run, renamed, states)
     return renamed
+
+
+def _unlisted(run: RunFolder) -> set[str]:
+    """Inputs of which no list says anything: rows of others are not equal, whatever their bytes."""
+    return {row["uri"] for row in iter_inputs(run) if not row["list_hash"]}
 
 
 def _rank(uri: str) -> tuple[bool, bool, bool]:
@@ -118,6 +123,8 @@ def _apply(run: RunFolder, renamed: dict[str, str], states: dict[str, InputState
         inputs_hash = recipe_hash(after[number])
         for folder in PART_FOLDERS:
             file = part_name(folder, number)
+            if folder == "spans" and not run.exists(file):
+                continue
             table, metadata = run.read_table(file), run.table_metadata(file)
             if "uri" in table.column_names:
                 table = _renamed(table, renamed, states if folder == "videos" else {})

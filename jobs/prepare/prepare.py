@@ -16,23 +16,18 @@ from jobs.prepare.copies import choose_names, follow_renames
 from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.plugin_scores import has_scores_of
 from jobs.prepare.worker import PrepareWorker
+from jobs.recipe.input_plan import plan_inputs
+from jobs.recipe.inputs_table import INPUTS, iter_parts
 from jobs.recipe.part_names import part_name
-from jobs.recipe.run_inputs import (
-    INPUTS,
-    check_same_recipe,
-    check_still_there,
-    parts_of,
-    plan_inputs,
-    read_inputs,
-    write_recipe,
-)
+from jobs.recipe.run_inputs import check_same_recipe, check_still_there, write_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from recaption.errors import ErrorBudgetError, StorageError
-from recaption.inputs.paths import FoundInputs, find_inputs
+from recaption.inputs.lists.columns import parse_columns
+from recaption.inputs.paths import find_inputs
 from recaption.ledger.ledger import build_ledger
 from recaption.quality.model_scorers import unavailable_scorers
 from recaption.quality.plugins import Plugin, check_plugin_thresholds, find_plugins, stored_scores
-from recaption.run_folder import RunFolder, recipe_hash
+from recaption.run_folder import RunFolder
 
 WORKER_BYTES = 512 << 20
 """Of a worker and its decoder, beside the frames it keeps: 0.3 and 0.1 GB while 1080p is decoded."""
@@ -41,19 +36,27 @@ BUDGET_AFTER_INPUTS = 50
 
 
 def prepare(
-    videos: Sequence[str], out: str, recipe: Recipe, cluster: Cluster, *, only: Collection[int] | None = None
+    videos: Sequence[str],
+    out: str,
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    columns: Sequence[str] = (),
+    video_root: str = "",
+    only: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """Probe, cut and score all inputs that are not in the run folder yet.
 
     Args:
         videos: paths of inputs, in addition to those that the run folder lists already.
+        columns: ROLE=COLUMN of lists, where names are not recognised (`lists.columns`).
+        video_root: folder or URI in which relative names of lists are looked up first.
         only: parts that may be computed; default: all.
 
     Raises:
         UsageError: a path without files, or a folder of another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
-    found = find_inputs(videos) if videos else FoundInputs()
     run = RunFolder(out)
     check_same_recipe(run, recipe)
     plugins = find_plugins(recipe.prepare.scores.plugins, recipe.prepare.scores.num_model_frames)
@@ -61,11 +64,8 @@ def prepare(
         check_plugin_thresholds(recipe.filters, [*stored_scores(run), *(c for one in plugins for c in one.columns)])
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
-    if videos:
-        forget_refusals(run, found.all_names())
-        follow_renames(run, found.uris)
-    planned = plan_inputs(run, found.all_names(), recipe.prepare.part_size, found.refused)
-    parts, absent_scores = _open_parts(run, recipe, planned, stage_hash, plugins, only)
+    num_companions = _plan(run, recipe, videos, parse_columns(columns), video_root)
+    parts, num_parts, absent_scores = _open_parts(run, recipe, stage_hash, plugins, only)
     settings = {"run_uri": run.uri, "settings": recipe.prepare, "stage_hash": stage_hash}
     memory_bytes = WORKER_BYTES + recipe.prepare.decode.max_kept_bytes
     num_done = num_failed = 0
@@ -81,7 +81,7 @@ def prepare(
     if only is None:
         check_still_there(run, [INPUTS], "prepare")
         choose_names(run)
-    _check_rows(run, planned, [part["part"] for part in parts])
+    _check_rows(run, [part["part"] for part in parts], num_parts)
     if recipe.prepare.duplicates.perceptual:
         find_perceptual(run, recipe.prepare.duplicates, progress=cluster.progress)
     summary = build_ledger(run, recipe.filters).summary()
@@ -89,55 +89,63 @@ def prepare(
     return {
         **summary,
         "computed_parts": len(parts),
-        "skipped_parts": len(planned) - len(parts),
-        **({"left_out_files": found.num_companions} if found.companions else {}),
+        "skipped_parts": num_parts - len(parts),
+        **({"left_out_files": num_companions} if num_companions else {}),
         "absent_scores": absent_scores,
         **({"warnings": [f"scorer {name} {why}" for name, why in plugin_failures.items()]} if plugin_failures else {}),
         "throughput": cluster.throughput(),
     }
 
 
+def _plan(run: RunFolder, recipe: Recipe, videos: Sequence[str], columns: dict[str, str], video_root: str) -> int:
+    """Bring the list of inputs up to date; returns the number of files that are left out."""
+    if not videos:
+        return 0
+    with find_inputs(videos, columns=columns, video_root=video_root) as found:
+        forget_refusals(run, found)
+        follow_renames(run, found.uris)
+        plan_inputs(run, found, recipe.prepare.part_size)
+        return found.num_companions
+
+
 def _open_parts(
-    run: RunFolder,
-    recipe: Recipe,
-    planned: dict[int, list[str]],
-    stage_hash: str,
-    plugins: Sequence[Plugin],
-    only: Collection[int] | None,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(parts that have to be computed, whole or some inputs of them; scores missing from the others -> why)."""
-    refused = {row["uri"]: row["refusal"] for row in read_inputs(run) if row["refusal"]}
+    run: RunFolder, recipe: Recipe, stage_hash: str, plugins: Sequence[Plugin], only: Collection[int] | None
+) -> tuple[list[dict[str, Any]], int, dict[str, str]]:
+    """(parts that have to be computed, whole or some inputs of them; number of all; scores missing from others -> why)."""
     unavailable_here = unavailable_scorers(recipe.prepare.scores)
     parts: list[dict[str, Any]] = []
+    num_parts = 0
     absent_scores: dict[str, str] = {}
-    for number, uris in sorted(planned.items()):
-        changes = find_changes(run, number, uris, stage_hash)
+    for number, inputs in iter_parts(run):
+        num_parts += 1
+        changes = find_changes(run, number, inputs, stage_hash)
         lacks_scores = changes is not None and not changes.absent_scores.keys() <= unavailable_here.keys()
         lacks_scores |= changes is not None and not has_scores_of(run, number, plugins)
         if changes is not None and changes.is_finished and not lacks_scores:
             absent_scores |= changes.absent_scores
         elif only is None or number in only:
-            part = {"part": number, "uris": uris, "inputs_hash": recipe_hash(uris)}
-            part["refused"] = {uri: refused[uri] for uri in uris if uri in refused}
+            part: dict[str, Any] = {"part": number}
             if changes is not None and not lacks_scores:
-                part["changed"] = changes.uris
+                part |= {"changed": changes.uris, "relisted": changes.relisted}
             parts.append(part)
-    return parts, absent_scores
+    return parts, num_parts, absent_scores
 
 
-def _check_rows(run: RunFolder, planned: dict[int, list[str]], computed: Collection[int]) -> None:
+def _check_rows(run: RunFolder, computed: Collection[int], num_parts: int) -> None:
     """Every input of the parts that were computed has its row, and the list of inputs is still there.
 
     Raises:
         StorageError: rows are missing, because somebody removed the run folder or parts of it meanwhile.
     """
     check_still_there(run, [INPUTS, *(part_name("videos", number) for number in sorted(computed))], "prepare")
-    listed = parts_of(read_inputs(run))
-    for number in sorted(computed):
-        rows = run.read_columns(part_name("videos", number), ["uri"])["uri"].to_pylist()
-        if rows != listed.get(number):
-            raise StorageError(f"{run.path(part_name('videos', number))} has not one row for each of its inputs")
-    if sorted(map(len, listed.values())) != sorted(map(len, planned.values())):
+    wanted, num_listed = {*computed}, 0
+    for number, inputs in iter_parts(run):
+        num_listed += 1
+        if number in wanted:
+            rows = run.read_columns(part_name("videos", number), ["uri"])["uri"].to_pylist()
+            if rows != [one["uri"] for one in inputs]:
+                raise StorageError(f"{run.path(part_name('videos', number))} has not one row for each of its inputs")
+    if num_listed != num_parts:
         raise StorageError(f"{run.path(INPUTS)} lists other inputs than were planned: was it changed meanwhile?")
 
 

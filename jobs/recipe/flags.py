@@ -20,6 +20,9 @@ from recaption.run_folder import RunFolder
 
 Settings = Annotated[Recipe, tyro.conf.arg(name="")]
 """The recipe's settings as flags: `--shard.buckets.fps 12`."""
+SAMPLING = "num_steps guidance num_frames height_px width_px"
+MIXTURE_RULES = "sampling_weights max_latent_frames too_long token_keep_rate"
+"""Settings that the short help of several commands lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,18 @@ class Common:
     def __call__(self) -> dict[str, Any]:
         """Run the command; its summary, as `--json` prints it."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfVideos(Common):
+    """Flags of the commands that read videos."""
+
+    videos: tuple[str, ...]
+    """Files, folders, globs, tars, URIs, lists (.txt, CSV, TSV, JSON, JSON Lines, Parquet, Arrow)."""
+    columns: tuple[str, ...] = ()
+    """Columns of lists whose names are not known: video=clip caption=text start=from end=to (docs/inputs.md)."""
+    video_root: str = ""
+    """Folder or URI in which names of lists are looked up, before that of the list."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,10 @@
-"""Inputs of the stages in a run folder: run.yaml, the list of inputs with their parts, and the kept clips.
-
-An input is assigned to a part once: neither a killed run nor more videos later change the numbers of existing parts.
-"""
+"""Inputs of the stages in a run folder: run.yaml, the states of the sources, and the kept clips."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
@@ -17,18 +13,13 @@ from jobs.recipe.settings import Recipe, from_dict, stage_hashes, to_dict
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import RecipeMismatchError, StorageError, UsageError, VideoError
 from recaption.inputs.open_input import InputState, local_state, open_input
-from recaption.inputs.paths import REFUSED
-from recaption.ledger.ledger import CLIPS_SCHEMA, INPUTS_SCHEMA, with_decisions
+from recaption.ledger.ledger import CLIPS_SCHEMA, with_decisions
 from recaption.quality.filters import drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
-INPUTS = "inputs.parquet"
-LISTED_INPUTS_SCHEMA = INPUTS_SCHEMA.append(pa.field("refusal", pa.string()))
-"""What is written; the ledger counts by the other columns. `refusal`: why what is named cannot be an input (a folder that
-may not be read, an empty entry of a list); else ""."""
 VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
 
 
@@ -82,54 +73,6 @@ def check_same_recipe(run: RunFolder, recipe: Recipe, stage: str = "prepare") ->
         )
 
 
-def plan_inputs(
-    run: RunFolder, uris: Sequence[str], part_size: int, refused: Mapping[str, str] | None = None
-) -> dict[int, list[str]]:
-    """Part -> its inputs. Known inputs keep their part; new ones get new parts after the last.
-
-    Args:
-        uris: all that is named.
-        refused: those of them that cannot be inputs -> why.
-    """
-    refused, named = refused or {}, set(uris)
-    before = read_inputs(run)
-    rows = [row | {"refusal": refused.get(row["uri"], "")} if row["uri"] in named else row for row in before]
-    known = {row["uri"] for row in rows}
-    new = [uri for uri in uris if uri not in known]
-    first_part = 1 + max((row["part"] for row in rows), default=-1)
-    rows += [
-        {"uri": uri, "part": first_part + i // part_size, "refusal": refused.get(uri, "")} for i, uri in enumerate(new)
-    ]
-    if rows != before:
-        write_inputs(run, rows)
-    return parts_of(rows)
-
-
-def read_inputs(run: RunFolder) -> list[dict[str, Any]]:
-    """Rows of the list of inputs (columns of `LISTED_INPUTS_SCHEMA`), in order; [] where there is none yet."""
-    rows = run.read_table(INPUTS).to_pylist() if run.exists(INPUTS) else []
-    return [{"uri": row["uri"], "part": row["part"], "refusal": row.get("refusal") or ""} for row in rows]
-
-
-def write_inputs(run: RunFolder, rows: list[dict[str, Any]]) -> None:
-    """Replace the list of inputs."""
-    run.write_table(INPUTS, pa.Table.from_pylist(rows, schema=LISTED_INPUTS_SCHEMA))
-
-
-def parts_of(rows: Sequence[dict[str, Any]]) -> dict[int, list[str]]:
-    """Part -> its inputs, in order."""
-    parts: dict[int, list[str]] = {}
-    for row in rows:
-        parts.setdefault(row["part"], []).append(row["uri"])
-    return parts
-
-
-def refusals_in(videos: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """What is refused -> why, by rows of RUN/videos: to rebuild the list of inputs."""
-    refused = [row for row in videos if not row["video_id"] and row["detail"].startswith(REFUSED)]
-    return {row["uri"]: row["detail"].removeprefix(REFUSED) for row in refused}
-
-
 def check_still_there(run: RunFolder, names: Iterable[str], stage: str) -> None:
     """At the end of a stage: the files that it wrote exist.
 
@@ -158,6 +101,15 @@ def source_states(run: RunFolder, video_ids: Mapping[str, str]) -> dict[str, Inp
             if row.pop("status") == "ok" and (uri := row.pop("uri")) in wanted:
                 states[uri] = InputState(**row)
     return states
+
+
+def videos_with_audio(run: RunFolder) -> set[str]:
+    """Ids of the videos that have sound."""
+    found: set[str] = set()
+    for name in run.list("videos/part-*.parquet"):
+        rows = run.read_columns(name, ["video_id", "has_audio"]).to_pylist()
+        found.update(row["video_id"] for row in rows if row["has_audio"])
+    return found
 
 
 def source_is_back(uri: str, states: Mapping[str, InputState]) -> bool:

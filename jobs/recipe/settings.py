@@ -48,6 +48,14 @@ class SampleSettings:
     """CFG rescale factor (0: off): rescales guided predictions to the standard deviation of unguided ones; try 0.7."""
     guidance_power: float = 0.0
     """Power of the power-cosine guidance schedule, which rises from 1 at pure noise (4 in MDT); 0: constant guidance."""
+    guidance_oscillation_steps: int = 0
+    """Steps at full guidance before it alternates with `guidance_oscillation_scale` (Imagen Video: 15 and 1); 0: off."""
+    guidance_oscillation_scale: float = 1.0
+    """The lower scale of oscillating guidance."""
+    dynamic_threshold: float = 0.0
+    """Percentile of dynamic thresholding (99.5 in Imagen), for models in pixel space; 0: off."""
+    hint_snr: float = 5.0
+    """Signal-to-noise ratio of the low-resolution clip that a stage of a cascade gets; Imagen Video: 3 or 5."""
     guidance_context: float = 1.0
     """Context guidance scale: above 1, closer to the conditioning frames (1.5 to 2 in Video LDM's rollouts); 1: none."""
     base: str = ""
@@ -55,6 +63,11 @@ class SampleSettings:
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""
+    seconds: float = 0.0
+    """Length in seconds instead, to the frame; of a --story the length of the film, a shot about as long as in training."""
+    long: str = "windows"
+    """Videos longer than a window: `windows`, one after the other, or `keyframes` over the whole length first, then those
+    between them, which do not drift (needs a model trained with the condition keyframes)."""
     height_px: int = 0
     """Height; 0: as in training."""
     width_px: int = 0
@@ -67,6 +80,9 @@ class SampleSettings:
     """Overlap of consecutive windows; 0: about a third of a window."""
     conditioning_pixels: str = "decoded"
     """Conditioning frames in the output: `decoded` from their latents, like the generated ones, or `original` pixels."""
+    captioner: str = ""
+    """SPEC of the captioner that reads the shots of a film back (default: tiny; `none`: they are not read), and that
+    captions the video of an --invert edit without --source-prompt."""
     prompts: tuple[str, ...] = ()
     """Prompts that `recaption run` samples at its end; default: captions of the shards."""
     expander: str = "embedded"
@@ -174,10 +190,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens")
-"""Settings that change how a stage runs but not its outputs: left out of the hashes."""
+NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens", "audio")
+"""Settings that change how a stage runs but not its outputs: left out of the hashes. `audio` is part of the hash of each
+shard that it changes (`ShardClip.keeps_audio`): a run without sound is the same with and without it."""
 HASHED_ALWAYS = ("on_damage",)
 """Settings of a group of `NOT_HASHED` that change outputs all the same."""
+DECODED_BY_BACKEND = ("caption", "shard")
+"""Stages whose frames come from `prepare.decode.backend`, which rounds colours in its own way; those of `prepare` do not."""
 HASHED_SEPARATELY = ("duplicates", "repeats", "text", "plugins")
 """Settings of RUN/duplicates/, RUN/captions/*/repeated.parquet, RUN/text/ and RUN/scores/, which store hashes of their own;
 no clip, caption or latent depends on them."""
@@ -186,7 +205,10 @@ no clip, caption or latent depends on them."""
 def stage_hashes(recipe: Recipe) -> dict[str, str]:
     """Hash of the settings that each stage's outputs depend on; filter thresholds are in none of them."""
     tree = to_dict(recipe)
-    return {stage: recipe_hash(_hashed_settings(tree[stage])) for stage in ("prepare", "caption", "shard", "encode")}
+    hashed = {stage: _hashed_settings(tree[stage]) for stage in ("prepare", "caption", "shard", "encode")}
+    for stage in DECODED_BY_BACKEND:
+        hashed[stage]["decode_backend"] = recipe.prepare.decode.backend
+    return {stage: recipe_hash(settings) for stage, settings in hashed.items()}
 
 
 def _hashed_settings(value: Any) -> Any:

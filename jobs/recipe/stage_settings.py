@@ -6,6 +6,7 @@ Nothing here imports torch: a worker that needs none starts in half a second, no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from packing.buckets import BucketTable
 from recaption.captions.repeated import RepeatedCaptionSettings
@@ -26,6 +27,8 @@ class PrepareSettings:
     """Shots are cut so that no clip is shorter, unless the shot itself is."""
     max_clip_seconds: float = 10.0
     """Longer shots are cut into clips of at most this length."""
+    cut_spans: bool = False
+    """Cut the spans that lists name where shots change, and to `max_clip_seconds`; else a span is one clip."""
     preview_px: int = 240
     """Short side of the preview image of each clip in the report."""
     max_failed_share: float = 1.0
@@ -93,6 +96,9 @@ class ShardSettings:
     """Captioned clips -> WebDataset shards."""
 
     buckets: BucketTable = field(default_factory=BucketTable)
+    audio: Literal["keep", "drop"] = "keep"
+    """Whether clips keep their audio streams: packets are copied, or encoded as AAC where an mp4 could not hold them exactly
+    (docs/audio.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ import re
 
 import pyarrow.compute as pc
 
+from jobs.recipe.inputs_table import INPUTS, parts_of, read_inputs
 from jobs.recipe.part_names import part_name, part_number
-from jobs.recipe.run_inputs import INPUTS, parts_of, read_inputs
 from jobs.remove.targets import Targets
 from recaption.ledger.removed import REMOVED
 from recaption.run_folder import RunFolder, recipe_hash
 
 WITH_TAR = re.compile(r"(shards/[^/]+|latents/[^/]+/[^/]+)/\d+\.parquet")
 """Tables that belong to a tar (jobs/remove/tars.py)."""
-FOLDERS_OF_PARTS = ("previews", "fingerprints", "clips", "videos")
+FOLDERS_OF_PARTS = ("previews", "fingerprints", "spans", "clips", "videos")
 
 
 def remove_rows(run: RunFolder, targets: Targets) -> list[str]:

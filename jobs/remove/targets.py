@@ -23,14 +23,13 @@ from jobs.recipe.settings import Recipe
 from recaption.captions.sets import caption_sets
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
-from recaption.inputs.paths import URI_COLUMNS
 from recaption.ledger.ledger import build_ledger
 from recaption.ledger.removed import UNFINISHED, key_of, read_removed
 from recaption.run_folder import RunFolder
 
 VIDEO_ID = re.compile(r"[0-9a-f]{16}")
 CLIP_ID = re.compile(r"([0-9a-f]{16})-\d{7}-\d{7}")
-NAME_COLUMNS = ("clip_id", "video_id", *URI_COLUMNS)
+NAME_COLUMNS = ("clip_id", "video_id", "uri", "path", "url", "video", "file")
 """Columns of a table that names what to remove; all that are there are read."""
 ID_CHARACTERS = 16
 VIDEO_COLUMNS = ("uri", "video_id", "status", "duration_seconds", "truncated_seconds")

@@ -33,6 +33,8 @@ SCORE_TITLES = {
     "flicker": ("Flicker", "luma"),
     "aesthetic": ("Aesthetic", ""),
     "nsfw": ("NSFW", ""),
+    "loudness_lufs": ("Loudness", "LUFS"),
+    "silence_fraction": ("Silence", "fraction of the clip"),
 }
 
 

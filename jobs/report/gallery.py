@@ -43,11 +43,12 @@ SCORE_OF_REASON = {
     "nsfw": "nsfw",
     "low_aesthetic": "aesthetic",
     "low_quality": "blockiness",
+    "silent": "silence_fraction",
 }
 """Drop reason -> the (first) score that its filter uses."""
 SCORES = (
     *("motion", "sharpness", "luma", "text_area", "text_area_ocr", "static_text", "static_text_ocr", "letterbox"),
-    *("blockiness", "flicker", "aesthetic", "nsfw"),
+    *("blockiness", "flicker", "aesthetic", "nsfw", "loudness_lufs", "silence_fraction"),
 )
 FIELDS = ("main_object", "action", "surroundings", "background", "text", "style", "colour")
 MAX_SAMPLED_VIDEOS = 24
@@ -106,6 +107,8 @@ class Card:
     duplicate_of: str = ""
     """Clip id of the kept duplicate."""
     video: str = ""
+    audio: str = ""
+    """Of `video`, as `Sample.audio`."""
     poster: str = ""
     unplayable: str = ""
     """Error message if the clip's video cannot be read."""
@@ -191,6 +194,7 @@ def _card(
         shard=state.shard or "",
         duplicate_of=state.duplicate_of or "",
         video=video,
+        audio=tables.index[clip_id].audio if video else "",
         poster=media.add(posters[clip_id], "jpg") if clip_id in posters else "",
         unplayable=unplayable,
     )

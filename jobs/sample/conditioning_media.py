@@ -7,6 +7,7 @@ media.notes                                                 # what was cropped o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from recaption.video_io.reader import probe, read_clip, read_frames
 from train.sampling import conditioning_frames as conditioning
 from train.sampling.conditioning_frames import ConditioningFrames
 from train.sampling.sampler import Sampler
+from train.sampling.sizes import supported_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ def _timeline(
             media[0], DEFAULT_STRENGTH if request.strength is None else request.strength, grid
         )
     if request.mode == "inbetween":
-        return conditioning.keyframe_interpolation(media, _at_frames(request, len(media), size), size.num_frames, grid)
+        at_frames = _at_frames(request, len(media), size)
+        return _ended(conditioning.keyframe_interpolation(media, at_frames, size.num_frames, grid), request, sampler)
     if request.mode == "extend":
         return conditioning.extend(media[0], new_frames, grid)
     if request.mode == "extend-back":
@@ -87,13 +90,21 @@ def _timeline(
     if request.video:
         return conditioning.loop(media[0], new_frames, sampler.overlap_frames, grid)
     if request.image:
-        return conditioning.image_to_video(media[0], size.num_frames, grid)
-    return conditioning.text_to_video(size.num_frames, size.height_px, size.width_px)
+        return _ended(conditioning.image_to_video(media[0], size.num_frames, grid), request, sampler)
+    return _ended(conditioning.text_to_video(size.num_frames, size.height_px, size.width_px), request, sampler)
+
+
+def _ended(built: ConditioningFrames, request: SampleRequest, sampler: Sampler) -> ConditioningFrames:
+    """With exactly the frames of `request.seconds`: what the grid needs beyond them is sampled and dropped."""
+    if not request.seconds:
+        return built
+    return dataclasses.replace(built, end=sampler.frames_of(request.seconds))
 
 
 def _at_frames(request: SampleRequest, num_images: int, size: Bucket) -> list[int]:
     if not request.at_seconds:
-        return [round(i * (size.num_frames - 1) / (num_images - 1)) for i in range(num_images)]
+        num_frames = round(request.seconds * size.fps) or size.num_frames
+        return [round(i * (num_frames - 1) / (num_images - 1)) for i in range(num_images)]
     if len(request.at_seconds) != num_images:
         raise UsageError(f"at_seconds has {len(request.at_seconds)} times for {num_images} images")
     return [round(seconds * size.fps) for seconds in request.at_seconds]
@@ -111,7 +122,10 @@ def _size(request: SampleRequest, videos: Sequence[Video], sampler: Sampler) -> 
     height_px, width_px = request.height_px, request.width_px
     if videos and not (height_px and width_px):
         height_px, width_px = _size_in_shape(height_px, width_px, videos[0].height_px / videos[0].width_px, sampler)
-    return sampler.size(request.num_frames or None, height_px or None, width_px or None)
+    num_frames = request.num_frames
+    if request.seconds:
+        num_frames = supported_length(sampler.frames_of(request.seconds), sampler.grid)
+    return sampler.size(num_frames or None, height_px or None, width_px or None)
 
 
 def _size_in_shape(height_px: int, width_px: int, shape: float, sampler: Sampler) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,28 @@ class MediaFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilmFlags:
+    """What a film is sampled from, instead of prompts."""
+
+    script: str | None = None
+    """A film: a .jsonl file with a shot per line (prompt, seconds or frames, transition, subject, seed)."""
+    story: str | None = None
+    """A film from one text, with shots planned by the expander's language model, or by templates without one."""
+
+    def is_given(self, prompts: Sequence[str], prompts_file: str | None, media: MediaFlags) -> bool:
+        """Raises UsageError where both are given, or other flags say what to sample too."""
+        if self == FilmFlags():
+            return False
+        if self.script is not None and self.story is not None:
+            raise UsageError("a film is sampled from a script or from a story: pass one of --script and --story")
+        if prompts or prompts_file or media != MediaFlags():
+            raise UsageError(
+                "a film has its prompts in its script or story: leave out prompts, images, videos and modes"
+            )
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRequest:
     """One video to generate; also a line of a .jsonl prompts file."""
 
@@ -58,6 +81,7 @@ class SampleRequest:
     mode: str = ""
     seed: int = 0
     num_frames: int = 0
+    seconds: float = 0.0
     height_px: int = 0
     width_px: int = 0
     new_frames: int | None = None
@@ -91,10 +115,15 @@ class SampleRequest:
             ("strength", mode == "edit"),
             ("at_seconds", mode == "inbetween"),
             ("num_frames", has_length),
+            ("seconds", has_length and mode != "loop"),
         ):
             if getattr(self, name) not in (None, (), 0) and not has_effect:
                 instead = ": new_frames sets how many are added" if name == "num_frames" and mode != "edit" else ""
                 raise UsageError(f"{name} has no effect in mode {mode}{instead}; leave it out")
+        if self.seconds and (self.num_frames or not 0 < self.seconds < math.inf):
+            raise UsageError(
+                f"seconds = {self.seconds:g} must be above 0, and instead of num_frames = {self.num_frames}"
+            )
         return dataclasses.replace(self, mode=mode)
 
     def _infer_mode(self) -> str:
@@ -132,7 +161,7 @@ def requests_from_flags(
         UsageError: nothing to sample, both prompts and a prompts file, an unreadable file, or as `SampleRequest.resolved`.
     """
     media = media or MediaFlags()
-    sizes = {name: getattr(settings, name) for name in ("seed", "num_frames", "height_px", "width_px")}
+    sizes = {name: getattr(settings, name) for name in ("seed", "num_frames", "seconds", "height_px", "width_px")}
     if prompts_file:
         if prompts:
             raise UsageError("pass --prompt or --prompts-file, not both")
@@ -190,10 +219,12 @@ def _request_from_line(line: str, defaults: SampleRequest, folder: str) -> Sampl
         fields[name] = _value(name, value)
     for name in ("image", "video"):
         fields[name] = tuple(_relative_to(folder, uri) for uri in fields.get(name, ()))
-    changes: dict[str, Any] = {"num_frames": 0} | fields
+    changes: dict[str, Any] = {"num_frames": 0, "seconds": 0.0} | fields
     request = dataclasses.replace(defaults, **changes).resolved()
-    has_own_length = request.video or request.num_frames
-    return request if has_own_length else dataclasses.replace(request, num_frames=defaults.num_frames)
+    has_own_length = request.video or request.num_frames or request.seconds
+    if has_own_length:
+        return request
+    return dataclasses.replace(request, num_frames=defaults.num_frames, seconds=defaults.seconds)
 
 
 def _value(name: str, value: Any) -> Any:
@@ -205,7 +236,7 @@ def _value(name: str, value: Any) -> Any:
         expected, fits = "a path or a list of paths", isinstance(value, list) and all(isinstance(v, str) for v in value)
     elif name == "at_seconds":
         expected, fits = "a list of numbers", isinstance(value, list) and all(_is_number(v) for v in value)
-    elif name == "strength":
+    elif name in ("strength", "seconds"):
         expected, fits = "a number", _is_number(value)
     else:
         expected, fits = "a whole number", _is_number(value) and isinstance(value, int)

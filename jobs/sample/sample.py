@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.recipe.run_inputs import open_run
 from jobs.recipe.settings import Recipe, SampleSettings
+from jobs.sample.expansion import expanded_prompts, run_of
 from jobs.sample.requests import SampleRequest, requests_from_flags
 from recaption.errors import UsageError
-from recaption.prompts.examples import read_examples
-from recaption.prompts.expand import ExpandedPrompt, expand
-from recaption.prompts.style import Example
+from recaption.prompts.expand import ExpandedPrompt
 from recaption.run_folder import RunFolder, recipe_hash
 
 if TYPE_CHECKING:
     from jobs.sample.conditioning_media import ConditioningMedia
+    from train.sampling.cascade import Cascade
     from train.sampling.request import SampledVideo
-    from train.sampling.sampler import Sampler, SolverSettings
-
+    from train.sampling.sampler import Sampler
+    from train.sampling.solver_settings import SolverSettings
 
 SAMPLES_JSON = "samples.json"
 
@@ -46,7 +45,7 @@ def sample_videos(
 
 
 def sample_requests(
-    checkpoint: str,
+    checkpoint: str | Sequence[str],
     requests: Sequence[SampleRequest],
     settings: SampleSettings,
     *,
@@ -55,6 +54,9 @@ def sample_requests(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Sample one video per request; write the videos, a contact sheet and samples.json with all settings.
+
+    Args:
+        checkpoint: of the model; or of the base of a cascade and then of its super-resolution stages, in their order.
 
     Raises:
         UsageError: no such checkpoint or expander, a size off the model's grid, unreadable files, or a mode that the model
@@ -65,26 +67,23 @@ def sample_requests(
     from train.checkpoint.step_folder import find
     from train.parallel.process_group import choose_device
     from train.sampling.contact_sheet import write
-    from train.sampling.sampler import Sampler
 
-    path = find(checkpoint).path
+    path, *stages = (find(one).path for one in ((checkpoint,) if isinstance(checkpoint, str) else checkpoint))
     prompts = [request.prompt for request in requests]
-    solver = _solver_settings(settings)
-    expanded = _expanded(prompts, path, settings, is_shown=progress)
-    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)), base=settings.base)
+    solver = solver_settings(settings)
+    expanded = expanded_prompts(prompts, path, settings, is_shown=progress)
+    cascade = _cascade((path, *stages), settings, str(choose_device(device)))
+    sampler = cascade.base
     media = [ConditioningMedia.read(request, sampler) for request in requests]
-    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
-        raise UsageError(
-            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
-        )
+    _check_effects(media, settings, sampler)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
-    folder = out or _gallery_folder(path, settings.base)
+    folder = out or gallery_folder(path, settings.base)
     description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
-    listing = Path(folder) / SAMPLES_JSON
-    existing = json.loads(listing.read_text()) if listing.exists() else {}
+    description |= {"stages": [os.path.relpath(stage, folder) for stage in stages]} if stages else {}
+    listing, existing = _existing(folder)
     if existing.get("hash") != recipe_hash(description):
-        sampled = _sample(sampler, requests, media, expanded, solver, settings, progress=progress)
+        sampled = _sample(cascade, requests, media, expanded, solver, settings, progress=progress)
         files = write(
             [one.video_THWC for one in sampled],
             folder,
@@ -114,8 +113,37 @@ def sample_requests(
     }
 
 
+def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cascade:
+    """The models of the checkpoints: a base, over the image model of the settings if they name one, and its stages."""
+    from train.sampling.cascade import Cascade
+    from train.sampling.sampler import Sampler
+
+    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
+    return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
+
+
+def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings, sampler: Sampler) -> None:
+    """Raises UsageError where a setting has no effect on any of the videos."""
+    if settings.conditioning_pixels != "decoded" and not any(one.conditioning.condition_mask_T.any() for one in media):
+        raise UsageError(
+            f"conditioning_pixels = {settings.conditioning_pixels} has no effect without conditioning frames; leave it out"
+        )
+    max_frames = sampler.window_frames(settings.window_frames)
+    if settings.long != "windows" and all(one.conditioning.num_frames <= max_frames for one in media):
+        raise UsageError(
+            f"long = {settings.long} has no effect on videos that fit into one window of {max_frames} frames; leave it out, "
+            "or ask for longer ones with --seconds"
+        )
+
+
+def _existing(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The listing of a folder of samples, and what is in it."""
+    listing = Path(folder) / SAMPLES_JSON
+    return listing, json.loads(listing.read_text()) if listing.exists() else {}
+
+
 def _sample(
-    sampler: Sampler,
+    cascade: Cascade,
     requests: Sequence[SampleRequest],
     media: Sequence[ConditioningMedia],
     expanded: Sequence[ExpandedPrompt],
@@ -127,10 +155,16 @@ def _sample(
     from train.sampling.request import Request
 
     model_requests = [
-        Request(text=prompt.text, conditioning=one.conditioning, seed=request.seed, loop_frames=one.loop_frames)
+        Request(
+            text=prompt.text,
+            conditioning=one.conditioning,
+            seed=request.seed,
+            loop_frames=one.loop_frames,
+            long=settings.long,
+        )
         for request, one, prompt in zip(requests, media, expanded, strict=True)
     ]
-    return sampler.sample_requests(
+    return cascade.sample_requests(
         model_requests,
         solver,
         window_frames=settings.window_frames,
@@ -140,31 +174,25 @@ def _sample(
     )
 
 
-def _solver_settings(settings: SampleSettings) -> SolverSettings:
+def solver_settings(settings: SampleSettings) -> SolverSettings:
+    """Raises UsageError where a setting of the guidance is invalid."""
     from train.diffusion.guidance import Guidance
-    from train.sampling.sampler import SolverSettings
+    from train.sampling.solver_settings import SolverSettings
 
     guidance = Guidance(
         scale=settings.guidance,
         interval=settings.guidance_interval,
         rescale=settings.guidance_rescale,
         power=settings.guidance_power,
+        oscillation_steps=settings.guidance_oscillation_steps,
+        oscillation_scale=settings.guidance_oscillation_scale,
+        dynamic_threshold=settings.dynamic_threshold,
         context=settings.guidance_context,
     )
     guidance.check()
     return SolverSettings(
         num_steps=settings.num_steps, guidance=guidance, solver=settings.solver, precision=settings.precision
     )
-
-
-def _expanded(prompts: Sequence[str], path: str, settings: SampleSettings, *, is_shown: bool) -> list[ExpandedPrompt]:
-    expanded = expand(prompts, _examples(path, settings), settings.expander)
-    for one in expanded if is_shown else ():
-        if one.text != one.prompt:
-            print(f"prompt: {one.prompt}\nexpanded by {one.expander}: {one.text}", file=sys.stderr)
-        if one.note:
-            print(f"note: {one.note}", file=sys.stderr)
-    return expanded
 
 
 def _description(
@@ -176,8 +204,9 @@ def _description(
     sampler: Sampler,
 ) -> dict[str, Any]:
     """Everything that the videos depend on; media fields only if a request has media."""
-    sizes = [one.conditioning.frames_THWC.shape[:3] for one in media]
-    frames, heights, widths = zip(*sizes)
+    sizes = [one.conditioning.frames_THWC.shape[1:3] for one in media]
+    heights, widths = zip(*sizes)
+    frames = [one.conditioning.end or one.conditioning.num_frames for one in media]
     description: dict[str, Any] = {
         "checkpoint": checkpoint,
         "prompts": [request.prompt for request in requests],
@@ -199,7 +228,7 @@ def _description(
             }
             for request, one in zip(requests, media)
         ]
-    return description | _non_default(settings)
+    return description | non_default(settings)
 
 
 def _one_or_all(values: Sequence[int]) -> int | list[int]:
@@ -238,22 +267,13 @@ def sample_run(run: RunFolder, training: str, recipe: Recipe, *, progress: bool 
     return sample_videos(run.path("train", training), prompts, settings, progress=progress)
 
 
-def _examples(checkpoint_path: str, settings: SampleSettings) -> list[Example]:
-    """Style examples for the expander: captions of `settings.examples`, or of the run folder of the checkpoint."""
-    if settings.expander == "none":
-        return []
-    if settings.examples:
-        return read_examples(open_run(settings.examples)[0])
-    run_root = _run_of(checkpoint_path)
-    return read_examples(RunFolder(str(run_root))) if run_root else []
-
-
-def _non_default(settings: SampleSettings) -> dict[str, Any]:
+def non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
         *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power", "guidance_context", "base"),
-        *("window_frames", "overlap_frames", "conditioning_pixels"),
+        *("guidance_oscillation_steps", "guidance_oscillation_scale", "dynamic_threshold", "hint_snr"),
+        *("window_frames", "overlap_frames", "conditioning_pixels", "long"),
     )
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(defaults, name)}
 
@@ -265,21 +285,14 @@ def _captions(run: RunFolder, count: int = 2) -> list[str]:
     return list(dict.fromkeys(texts))[:count]
 
 
-def _gallery_folder(checkpoint_path: str, base: str) -> str:
+def gallery_folder(checkpoint_path: str, base: str = "") -> str:
     """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500.
 
     Args:
         base: another image model under its temporal layers; its name is part of the folder's.
     """
     path = Path(checkpoint_path).resolve()
-    run_root = _run_of(checkpoint_path)
+    run_root = run_of(checkpoint_path)
     over = f"-over-{Path(base).resolve().name}" if base else ""
     folder = run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
     return f"{folder}{over}"
-
-
-def _run_of(checkpoint_path: str) -> Path | None:
-    """RUN of RUN/train/NAME/checkpoints/step-000500; None elsewhere."""
-    path = Path(checkpoint_path).resolve()
-    is_inside = path.parent.name == "checkpoints" and path.parents[2].name == "train"
-    return path.parents[3] if is_inside else None

@@ -15,17 +15,19 @@ from jobs.recipe.settings import Recipe
 from recaption.captions.text import CAPTION_KINDS, normalize_text
 from recaption.errors import UsageError
 from recaption.inputs.sidecars import read_sidecar_caption
+from recaption.ledger.spans import SPAN_PARTS, texts_of
 from recaption.records import Caption, Clip, from_table
 from recaption.run_folder import RunFolder
 from train.captioner.run_clips import RunClip
 
 ORIGINAL = "original"
+TEXT_COLUMNS = ("clip_ids", "texts")
 
 
 def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list[RunClip]:
     """Every kept clip with at least one caption, in order; captions that failed a quality gate are left out.
 
-    The sidecar text of a video applies to each of its clips.
+    Original texts are those that lists have for a clip, else the sidecar text of its video.
 
     Raises:
         UsageError: no such caption set or kind, no clips, or no clip with a caption.
@@ -36,7 +38,7 @@ def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list
         name, _, kind = one.partition("=")
         if kind and kind not in CAPTION_KINDS:
             raise UsageError(f"--captions {one}: there is no kind {kind!r}; there are {', '.join(CAPTION_KINDS)}")
-        found = _originals(clips.values()) if name == ORIGINAL else _captions_of_set(run, name)
+        found = _originals(run, clips.values()) if name == ORIGINAL else _captions_of_set(run, name)
         for clip_id, caption_kind, text in found:
             texts_of_kind = texts.setdefault(clip_id, {}).setdefault(kind or caption_kind, [])
             if text not in texts_of_kind:
@@ -58,9 +60,16 @@ def captioned_clips(run: RunFolder, recipe: Recipe, sets: Sequence[str]) -> list
     return captioned
 
 
-def _originals(clips: Iterable[Clip]) -> Iterator[tuple[str, str, str]]:
+def _originals(run: RunFolder, clips: Iterable[Clip]) -> Iterator[tuple[str, str, str]]:
+    """All texts that lists have for a clip, else the one beside its video."""
     text_of_uri: dict[str, str] = {}
+    listed = texts_of(row for name in run.list(SPAN_PARTS) for row in run.read_columns(name, TEXT_COLUMNS).to_pylist())
     for clip in clips:
+        if clip.clip_id in listed:
+            yield from (
+                (clip.clip_id, "descriptive", text) for one in listed[clip.clip_id] if (text := normalize_text(one))
+            )
+            continue
         if clip.uri not in text_of_uri:
             text_of_uri[clip.uri] = normalize_text(read_sidecar_caption(clip.uri))
         if text_of_uri[clip.uri]:

@@ -26,8 +26,9 @@ from jobs.cluster.cluster import Cluster
 from jobs.encode.encode import encode, planned_latents
 from jobs.prepare.duplicates import find_perceptual
 from jobs.prepare.prepare import prepare
+from jobs.recipe.inputs_table import INPUTS, refusals_in, write_inputs
 from jobs.recipe.part_names import part_name, part_number
-from jobs.recipe.run_inputs import INPUTS, check_same_recipe, refusals_in, write_inputs
+from jobs.recipe.run_inputs import check_same_recipe
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.shard import planned_shards, shard
 from jobs.verify.open_captions import ask_again
@@ -43,6 +44,15 @@ from recaption.errors import UsageError
 from recaption.ledger.ledger import CLIPS_SCHEMA, SHARD_SCHEMA
 from recaption.ledger.lost_files import shard_sets
 from recaption.ledger.problems import Problem, read_tables_or_problems
+from recaption.ledger.spans import (
+    PARTS_PER_FILE,
+    SPANS_SCHEMA,
+    list_hash,
+    listed_from_spans,
+    listed_rows,
+    read_listed,
+    write_listed,
+)
 from recaption.records import Video, schema_of
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -132,6 +142,8 @@ def _repair_stages(job: RepairJob, scope: RepairScope) -> None:
         job.repaired.append(f"{name} (removed)")
     if scope.inputs_damaged:
         _rebuild_inputs(job)
+    for name in sorted(scope.listed):
+        _rebuild_listed(job, name)
     if scope.parts:
         _rebuild_parts(job, scope.parts)
     for name in sorted(scope.pair_tables):
@@ -165,9 +177,33 @@ def _rebuild_inputs(job: RepairJob) -> None:
         if uris is None or numbers != list(range(len(numbers))):
             job.refused[INPUTS] = "parts of RUN/videos are damaged too: run `recaption prepare` with the same --videos"
             return
-        rows += [{"uri": uri, "part": number, "refusal": refused.get(uri, "")} for uri in uris]
+        listed = read_listed(job.run, number)
+        rows += [
+            {
+                "uri": uri,
+                "part": number,
+                "refusal": refused.get(uri, ""),
+                "list_hash": list_hash(listed.get(uri, ())),
+            }
+            for uri in uris
+        ]
     write_inputs(job.run, rows)
     job.repaired.append(INPUTS)
+
+
+def _rebuild_listed(job: RepairJob, name: str) -> None:
+    """Rebuild what lists say of the videos of some parts from RUN/spans, which has every row of them."""
+    first = part_number(name) * PARTS_PER_FILE
+    rows: list[dict[str, Any]] = []
+    for number in range(first, first + PARTS_PER_FILE):
+        tables, unreadable = read_tables_or_problems(job.run, job.run.list(part_name("spans", number)), SPANS_SCHEMA)
+        if unreadable:
+            job.refused[name] = "parts of RUN/spans are damaged too: run `recaption prepare` with the same lists"
+            return
+        for table in tables.values():
+            rows += listed_rows(number, listed_from_spans(table.to_pylist()))
+    write_listed(job.run, name, rows)
+    job.repaired.append(name)
 
 
 def _inputs_of_part(run: RunFolder, number: int) -> list[str] | None:

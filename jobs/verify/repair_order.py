@@ -1,6 +1,7 @@
 """The order in which `verify --repair` heals a run folder: never from a stage that is not whole yet.
 
-inputs -> videos clips previews fingerprints -> perceptual pairs -> captions embeddings -> semantic pairs, repeated captions
+listed -> inputs -> videos clips previews fingerprints spans -> perceptual pairs -> captions embeddings
+       -> semantic pairs, repeated captions
        -> shards, their index and rejects -> latents and encoded texts
 
 stage_of(problem)                                   # "captions/main"
@@ -15,8 +16,8 @@ from recaption.captions.sets import REJECTED_CLIPS
 from recaption.dedup.near_duplicates import PERCEPTUAL_PAIRS, caption_set_of
 from recaption.ledger.problems import Problem
 
-FILES_OF_PARTS = ("videos", "clips", "previews", "fingerprints")
-"""Folders of the four files that `prepare` writes per part; each is a stage here, as later ones need some of them only."""
+FILES_OF_PARTS = ("videos", "clips", "previews", "fingerprints", "spans")
+"""Folders of the files that `prepare` writes per part; each is a stage here, as later ones need some of them only."""
 
 
 def stage_of(problem: Problem) -> str:
@@ -33,7 +34,7 @@ def stage_of(problem: Problem) -> str:
         return f"repeated/{name.split('/')[1]}"
     if folder in ("captions", "embeddings", "latents", "text"):
         return f"{folder}/{rest.partition('/')[0]}"
-    if folder in FILES_OF_PARTS:
+    if folder in (*FILES_OF_PARTS, "listed"):
         return folder
     return "shards" if folder == "shards" or name in ("index.parquet", REJECTED_CLIPS) or "/" not in name else name
 
@@ -42,12 +43,14 @@ def _is_made_from(stage: str, source: str, shard_sets: Set[str]) -> bool:
     """Whether `stage` reads what `source` wrote."""
     kind, _, set_name = stage.partition("/")
     source_kind, _, source_set = source.partition("/")
+    if kind == "inputs":
+        return source == "listed"
     if kind in FILES_OF_PARTS:
-        return source == "inputs"
+        return source in ("inputs", "listed")
     if kind == "perceptual":
         return source == "fingerprints"
     if kind in ("captions", "embeddings"):
-        return source in ("videos", "clips", "perceptual")
+        return source in ("videos", "clips", "spans", "perceptual")
     if kind == "semantic":
         return source in ("fingerprints", f"embeddings/{set_name}")
     if kind == "repeated":
@@ -72,7 +75,7 @@ def open_sources(stage: str, damaged: Iterable[str], shard_sets: Set[str], *, in
     """
     stages = {*damaged}
     stages |= {f"{kind}/{name}" for name in shard_sets for kind in ("captions", "embeddings", "semantic", "repeated")}
-    stages |= {"inputs", *FILES_OF_PARTS, "perceptual", "shards"}
+    stages |= {"inputs", "listed", *FILES_OF_PARTS, "perceptual", "shards"}
     found: set[str] = set()
     waiting = [stage]
     while waiting:

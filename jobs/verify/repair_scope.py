@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from jobs.cluster.cluster import Cluster
+from jobs.recipe.inputs_table import INPUTS
 from jobs.recipe.part_names import part_number
-from jobs.recipe.run_inputs import INPUTS
 from jobs.recipe.settings import Recipe, stage_hashes
 from jobs.verify.repair_order import FILES_OF_PARTS
 from jobs.verify.verify import find_problems
@@ -26,6 +26,8 @@ class RepairScope:
     parts: set[int] = field(default_factory=set)
     """Numbers of parts of `prepare`."""
     inputs_damaged: bool = False
+    listed: set[str] = field(default_factory=set)
+    """Files of what lists say."""
     captions: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Caption set -> numbers of parts."""
     shards: set[str] = field(default_factory=set)
@@ -70,6 +72,8 @@ def find_scope(job: RepairJob, problems: list[Problem], num_pairs: int | None) -
             scope.parts |= {one["part"] for one in listed if one["uri"] == row}
         elif name == INPUTS:
             scope.inputs_damaged = True
+        elif folder == "listed":
+            scope.listed.add(name)
         elif folder == "duplicates" or name.endswith("/repeated.parquet"):
             scope.pair_tables.add(name)
         elif folder in (*FILES_OF_PARTS, "scores"):

@@ -41,6 +41,8 @@ class ShardClip:
     caption: str
     num_caption_tokens: int = 0
     other_texts: tuple[OtherText, ...] = ()
+    keeps_audio: bool = False
+    """Whether its video has audio, which the sample is to have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +107,10 @@ def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
 
 def plan_hash(shard: PlannedShard, recipe: str) -> str:
     """Hash of the clips of a shard, their spans, captions, bucket and the recipe; paths do not count."""
-    clips = [(c.clip_id, c.start_seconds, c.end_seconds, c.caption, *c.other_texts) for c in shard.clips]
+    clips = [
+        (c.clip_id, c.start_seconds, c.end_seconds, c.caption, *c.other_texts, *(["audio"] if c.keeps_audio else []))
+        for c in shard.clips
+    ]
     return recipe_hash([shard.name, clips, recipe])
 
 

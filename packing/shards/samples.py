@@ -48,8 +48,15 @@ class Entry:
     """Of a latent, after rounding to its dtype."""
 
 
-def video_entry(clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_tokens: int) -> Entry:
-    """A transcoded clip as members .mp4 .json .txt. Without the path of the source: the bytes depend on content only."""
+def video_entry(
+    clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_tokens: int, audio: str = "", detail: str = ""
+) -> Entry:
+    """A transcoded clip as members .mp4 .json .txt. Without the path of the source: the bytes depend on content only.
+
+    Args:
+        audio: what audio is in the mp4, as `Sample.audio`.
+        detail: what of its audio is lost, for the row.
+    """
     description = {
         "clip_id": clip.clip_id,
         "caption": clip.caption,
@@ -61,8 +68,11 @@ def video_entry(clip: ShardClip, bucket: Bucket, mp4: bytes, *, num_latent_token
     if clip.other_texts:
         names = ("source", "kind", "window", "start_seconds", "end_seconds", "text")
         description["other_texts"] = [dict(zip(names, text, strict=True)) for text in clip.other_texts]
+    if audio:
+        description["audio"] = audio
     members = {"mp4": mp4, "json": _canonical_json(description), "txt": clip.caption.encode()}
-    return Entry(key=clip.clip_id, members=members, fields=_video_fields(clip, bucket, num_latent_tokens))
+    fields = _video_fields(clip, bucket, num_latent_tokens) | {"audio": audio}
+    return Entry(key=clip.clip_id, members=members, fields=fields, detail=detail)
 
 
 def failed_entry(clip: ShardClip, bucket: Bucket, *, reason: str, detail: str) -> Entry:

@@ -135,7 +135,7 @@ def _build_tar(shard: str, entries: Iterable[Entry], record: type, payload: str)
                 row
                 | {"offset_bytes": start, "num_bytes": writer.tarstream.offset - start}
                 | {"sha256": hashlib.sha256(payload_of(entry.members, payload)).hexdigest()}
-                | {"status": "ok", "reason": None, "detail": ""}
+                | {"status": "ok", "reason": None, "detail": entry.detail}
             )
     return sink.getvalue(), rows
 

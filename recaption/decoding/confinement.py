@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from recaption.decoding.seccomp import load_filter
 
@@ -104,16 +104,23 @@ LAYERS: dict[str, Callable[[], None]] = {
 """In this order: a namespace needs rights that the later ones take away."""
 
 
-def confine() -> dict[str, str]:
+LAYERS_BEFORE_THREADS = tuple(LAYERS)[:5]
+"""All but Landlock and seccomp: importing a library needs files, and its threads would keep a process in its namespace."""
+
+
+def confine(layers: Iterable[str] = tuple(LAYERS)) -> dict[str, str]:
     """Give up all that decoding does not need, for good. Call it after the last import, before the first thread.
+
+    Args:
+        layers: those to apply now, in this order.
 
     Returns:
         Layer -> "" where it holds, else why it is not available here.
     """
     problems = {}
-    for name, apply in LAYERS.items():
+    for name in layers:
         try:
-            apply()
+            LAYERS[name]()
             problems[name] = ""
         except (OSError, ValueError, KeyError, AttributeError) as error:
             problems[name] = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Request handlers of the decoder child: probe, scan, read, clip, cut. They do not use PyAV themselves.
+"""Request handlers of the decoder child: probe, scan, read, clip, cut, audio, times. They do not use PyAV themselves.
 
 A response is a "length" message (sizes, and seconds for the parent's timeout), blocks of frames in ascending order, and
 "done" with presentation times; the worker turns an exception into "error". Frames are sent in blocks as they are
@@ -8,22 +8,27 @@ decoded, so the child never holds more than a block and a few frames.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recaption.decoding import timestamps
+from recaption.decoding.audio.requests import audio, send_levels
+from recaption.decoding.backends.interface import RefusalError
+from recaption.decoding.backends.pictures import backend_frames
 from recaption.decoding.damage.trim import check_against_index
 from recaption.decoding.lossless_cut import lossless_cut
 from recaption.decoding.messages import (
+    AudioRequest,
     ClipRequest,
     CutRequest,
     ProbeRequest,
     ReadRequest,
     Request,
     ScanRequest,
+    TimesRequest,
     limit_text,
 )
 from recaption.decoding.orientation import center_crop, size_to_cover, size_with_short_side
@@ -118,10 +123,12 @@ def probe(video: VideoFile, request: ProbeRequest, send: Send) -> None:
 def scan(video: VideoFile, request: ScanRequest, send: Send) -> None:
     """Decode everything once: all frames at `small_px`, one per `detail_every_seconds` at `detail_px`."""
     sizes = {"small": request.small_px, "detail": request.detail_px}
-    _decode_all(video, send, sizes, request.detail_every_seconds)
+    _decode_all(video, send, sizes, request.detail_every_seconds, measures_audio=request.measures_audio)
 
 
-def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_every_seconds: float) -> None:
+def _decode_all(
+    video: VideoFile, send: Send, sizes: dict[str, int], detail_every_seconds: float, *, measures_audio: bool = False
+) -> None:
     announce_first_pass(video, send)
     index = video.packet_index()
     facts = _FrameFacts()
@@ -168,6 +175,8 @@ def _decode_all(video: VideoFile, send: Send, sizes: dict[str, int], detail_ever
         detail = f"{video.video_fields['duration_seconds']:.1f} s of video, more than "
         raise VideoError("too_large", detail + limit_text("max_video_seconds", limit))
     pts = times.pts_seconds
+    if measures_audio:
+        send_levels(video, float(pts[0]), send)
     send({"kind": "done", "video": video.video_fields, "detail": detail_indices, "count": len(pts)}, pts.data)
 
 
@@ -266,35 +275,64 @@ def _send_frames(
     scaled: tuple[int, int],
     cropped: tuple[int, int],
 ) -> None:
-    """Send each frame once, in ascending order; `order` maps the requested indices to positions among the sent frames."""
+    """Send each frame once, in ascending order; `order` maps the requested indices to positions among the sent frames.
+
+    What a backend refuses is sent again from the first frame on, by PyAV: a second "length" starts the response anew.
+    """
     unique, order = np.unique(indices, return_inverse=True)
     is_ascending = len(unique) == len(indices) and bool(np.all(order[1:] > order[:-1]))
     seconds = times.pts_seconds
     header = {"kind": "length", "seconds": float(seconds[-1] - seconds[0]) + video.seconds_passed}
-    send(header | {"streams": {"frames": [len(unique), *cropped]}})
-    scaler, blocks = video.scaler(times, *scaled), FrameBlockSender(send, "frames")
-    with contextlib.closing(video.frames_at(times, unique)) as frames:
-        for number, frame in enumerate(frames):
-            blocks.add(center_crop(scaler(frame), *cropped), int(unique[number]))
-            if blocks.is_full:
-                blocks.flush()
-    blocks.flush()
+    length = header | {"streams": {"frames": [len(unique), *cropped]}}
+    fallback: tuple[str, str] | None = None
+    if video.backend is not None:
+        try:
+            send(length)
+            _send_each(backend_frames(video, times, unique, scaled), unique, cropped, send)
+        except RefusalError as refusal:
+            fallback = (refusal.reason, refusal.detail)
+    if video.backend is None or fallback is not None:
+        send(length)
+        scaler = video.scaler(times, *scaled)
+        _send_each(map(scaler, video.frames_at(times, unique)), unique, cropped, send)
     done = {
         "kind": "done",
         "indices": indices.tolist(),
         "order": None if is_ascending else order.tolist(),
         "was_counted": video.was_counted,
+        "fallback": fallback,
     }
     send(done | {"count": len(indices)}, np.ascontiguousarray(seconds[indices]).data)
+
+
+def _send_each(pictures: Iterable[np.ndarray], numbers: np.ndarray, cropped: tuple[int, int], send: Send) -> None:
+    """Send the pictures with these frame numbers, cropped."""
+    blocks = FrameBlockSender(send, "frames")
+    for number, pixels_HWC in zip(numbers.tolist(), pictures, strict=True):
+        blocks.add(center_crop(pixels_HWC, *cropped), number)
+        if blocks.is_full:
+            blocks.flush()
+    blocks.flush()
 
 
 def cut(video: VideoFile, request: CutRequest, send: Send) -> None:
     """The packets of a span as the bytes of an mp4; or why they cannot be had."""
     announce_first_pass(video, send)
-    found = lossless_cut(video, request.start_frame, request.end_frame)
+    found = lossless_cut(video, request.start_frame, request.end_frame, audio_seconds=request.audio_seconds)
     if found.mp4:
         send({"kind": "bytes"}, found.mp4)
-    send({"kind": "done", "count": 0, "obstacle": found.obstacle})
+    done = {"kind": "done", "count": 0, "obstacle": found.obstacle}
+    send(done | {"audio": found.audio.description, "lost": list(found.audio.lost)})
+
+
+def times(video: VideoFile, request: TimesRequest, send: Send) -> None:
+    """When the frames of a span are shown."""
+    announce_first_pass(video, send)
+    seconds = video.times().pts_seconds
+    start, end = request.start_frame, request.end_frame
+    if not 0 <= start < end <= len(seconds):
+        raise VideoError("frame_mismatch", f"frames {start}:{end} were requested, the video has {len(seconds)} frames")
+    send({"kind": "done", "count": end - start}, np.ascontiguousarray(seconds[start:end]).data)
 
 
 HANDLERS: dict[type[Request], Callable[[VideoFile, Any, Send], None]] = {
@@ -303,4 +341,6 @@ HANDLERS: dict[type[Request], Callable[[VideoFile, Any, Send], None]] = {
     ReadRequest: read,
     ClipRequest: clip,
     CutRequest: cut,
+    AudioRequest: audio,
+    TimesRequest: times,
 }

@@ -1,4 +1,4 @@
-"""Cuts a span of frames out of a video without decoding it: its packets, in an mp4 of their own.
+"""Cuts a span of frames out of a video without decoding it: its packets, in an mp4 of their own, with its audio.
 
     found = lossless_cut(video, start_frame=48, end_frame=96)
     found.mp4          # bytes; empty where the span cannot be cut out, found.obstacle says why
@@ -11,12 +11,16 @@ need not be one that later frames do not look behind.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
 
+from recaption.decoding.audio.cut import cut_audio
+from recaption.decoding.audio.tracks import NO_AUDIO, AudioTrack, ClipAudio, TrackMuxer
 from recaption.decoding.packet_index import Keyframe, PacketIndex, is_hidden
 from recaption.decoding.video_file import VideoFile
 from recaption.errors import VideoError
@@ -32,10 +36,17 @@ class LosslessCut:
     mp4: bytes = b""
     obstacle: str = ""
     """Why there is no mp4."""
+    audio: ClipAudio = NO_AUDIO
+    """What of the sound is in it."""
 
 
-def lossless_cut(video: VideoFile, start_frame: int, end_frame: int) -> LosslessCut:
+def lossless_cut(
+    video: VideoFile, start_frame: int, end_frame: int, *, audio_seconds: Sequence[float] | None = None
+) -> LosslessCut:
     """Frames [start_frame, end_frame) as they are stored, if that is possible.
+
+    Args:
+        audio_seconds: start and end of the span, whose audio is wanted too.
 
     Raises:
         VideoError: the file cannot be used, or (frame_mismatch) it does not have these frames.
@@ -54,13 +65,15 @@ def lossless_cut(video: VideoFile, start_frame: int, end_frame: int) -> Lossless
     end = _keyframe_at(times.index, end_frame) if end_frame < len(times.ticks) else None
     if end is None and end_frame < len(times.ticks):
         return LosslessCut(obstacle=f"frame {end_frame} is no keyframe")
+    audio = cut_audio(video, *audio_seconds) if audio_seconds else NO_AUDIO
     with video.opened() as (container, stream):
         try:
             packets = _packets(container, stream, keyframe, end)
             shown = [p.pts for p in packets if not p.is_discard and not is_hidden(video.video_fields["codec"], p)]
             if sorted(shown) != times.ticks[start_frame:end_frame].tolist():
                 return LosslessCut(obstacle="frames outside of the span are stored between its keyframes")
-            return LosslessCut(mp4=_remuxed(stream, packets, int(times.ticks[start_frame])))
+            mp4 = _remuxed(stream, packets, int(times.ticks[start_frame]), audio.tracks)
+            return LosslessCut(mp4=mp4, audio=audio)
         except (av.error.FFmpegError, ValueError) as error:  # ValueError: no mp4 holds this codec
             if isinstance(error, MemoryError):
                 raise
@@ -87,17 +100,22 @@ def _packets(container: Any, stream: Any, start: Keyframe, end: Keyframe | None)
     return found
 
 
-def _remuxed(stream: Any, packets: list[Any], first_tick: int) -> bytes:
+def _remuxed(stream: Any, packets: list[Any], first_tick: int, tracks: Sequence[AudioTrack]) -> bytes:
     """An mp4 of these packets, without dates, whose first frame is shown at 0."""
     sink = io.BytesIO()
-    space = HEADER_BYTES + HEADER_BYTES_PER_PACKET * len(packets)
+    num_packets = len(packets) + sum(len(track.packets) for track in tracks)
+    space = HEADER_BYTES * (1 + len(tracks)) + HEADER_BYTES_PER_PACKET * num_packets
     options = {"fflags": "+bitexact", "moov_size": str(space)}
     with av.open(sink, "w", format="mp4", options=options) as output:
         copied = output.add_stream_from_template(stream, opaque=True)
+        audio = TrackMuxer(output, tracks)
         for packet in packets:
             pts, dts = packet.pts - first_tick, None if packet.dts is None else packet.dts - first_tick
+            if dts is not None:
+                audio.mux_before(Fraction(dts) * packet.time_base)
             packet.stream, packet.pts, packet.dts = copied, pts, dts
             output.mux(packet)
+        audio.mux_before(None)
     return sink.getvalue()
 
 

@@ -16,10 +16,12 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 LENGTHS = struct.Struct("<IQ")
 """Header bytes, payload bytes."""
+BackendName = Literal["av", "decord", "torchcodec"]
+"""Who decodes frames by number: PyAV, or one of recaption/decoding/backends in a child of its own."""
 MAX_HEADER_BYTES = 64 << 20
 """A longer header is not a message of this protocol: the two sides are out of step."""
 
@@ -38,6 +40,8 @@ class ScanRequest:
     detail_px: int
     """Short side of the stream `detail`: the first frame of every `detail_every_seconds`."""
     detail_every_seconds: float
+    measures_audio: bool = True
+    """Whether the sound is measured too (audio/levels.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +79,36 @@ class CutRequest:
     start_frame: int
     end_frame: int
     """Half-open."""
+    audio_seconds: Sequence[float] | None = None
+    """The same span in time: its audio is cut out too. None = without audio."""
 
 
-Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest | CutRequest
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AudioRequest:
+    """The audio of a span of time: packets that are ready to be written (audio/tracks.py)."""
+
+    start_seconds: float
+    end_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimesRequest:
+    """The presentation times of a span of frames."""
+
+    start_frame: int
+    end_frame: int
+    """Half-open."""
+
+
+Request = ProbeRequest | ScanRequest | ReadRequest | ClipRequest | CutRequest | AudioRequest | TimesRequest
 REQUESTS: dict[str, type[Request]] = {
     "probe": ProbeRequest,
     "scan": ScanRequest,
     "read": ReadRequest,
     "clip": ClipRequest,
     "cut": CutRequest,
+    "audio": AudioRequest,
+    "times": TimesRequest,
 }
 """`op` of a request's header -> its class."""
 

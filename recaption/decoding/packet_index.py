@@ -40,6 +40,8 @@ class FrameTimes:
     orientation: Orientation
     cut: Cut | None = None
     """Where a damaged file was trimmed: there are no frames behind it."""
+    obstacle: str = ""
+    """Why no other backend than PyAV may decode the file, by its first frame (backends/stream_checks.py)."""
 
     @classmethod
     def from_index(

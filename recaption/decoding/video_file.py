@@ -23,6 +23,8 @@ import numpy as np
 from av.stream import Discard
 
 from recaption.decoding import orientation, webp
+from recaption.decoding.backends.interface import Backend
+from recaption.decoding.backends.stream_checks import frame_obstacle
 from recaption.decoding.damage import matroska, trim
 from recaption.decoding.damage.checked_decoder import CODECS_WITHOUT_CHECKSUMS, CheckedDecoder, check_size, error_text
 from recaption.decoding.libav_log import ERROR_LOG
@@ -71,6 +73,8 @@ class VideoFile:
         """Seconds of video that were decoded only to find damage."""
         self.on_first_pass: Callable[[float], None] = lambda seconds: None
         """Called with `seconds_passed` before that grows."""
+        self.backend: Backend | None = None
+        """Decodes frames by number in PyAV's place (backends/), wherever it can."""
         self.file = file
         status = os.fstat(self.file.fileno())
         self.num_bytes = status.st_size
@@ -128,7 +132,7 @@ class VideoFile:
         width_px = streams.square_pixel_width(frame.width, self.sample_aspect)
         self._check_size(frame.height, width_px)
         times = FrameTimes.from_index(index, ticks, frame.height, width_px, self.orientation_of(frame))
-        return replace(times, cut=self.cut)
+        return replace(times, cut=self.cut, obstacle=frame_obstacle(frame))
 
     def scaler(self, times: FrameTimes, height_px: int, width_px: int) -> Scaler:
         """A scaler to `height_px` x `width_px` as displayed."""

@@ -1,9 +1,10 @@
 """Main loop of the decoder child: requests by socket on stdin, responses on its original stdout; it can be killed any time.
 
-    python -m recaption.decoding.worker      started by recaption/video_io/process.py, never by hand
+    python -m recaption.decoding.worker [decord|torchcodec]     started by recaption/video_io/process.py, never by hand
 
 No torch, no ray, no pyarrow: it must start in a fraction of a second and stay at ~80 MB. Everything is imported at start:
-then the process is confined (confinement.py) and can open nothing any more, modules included.
+then the process is confined (confinement.py) and can open nothing any more, modules included. With a backend (backends/) it
+is another process, larger and slower to start, whose memory the parent watches: torch alone maps more than the limit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pkgutil
 import resource
 import signal
 import socket
+import sys
 import threading
 import time
 from typing import Any, BinaryIO
@@ -23,7 +25,8 @@ from typing import Any, BinaryIO
 import av
 
 from recaption.decoding import webp
-from recaption.decoding.confinement import confine
+from recaption.decoding.backends.interface import Backend, RefusalError, load_backend
+from recaption.decoding.confinement import LAYERS, LAYERS_BEFORE_THREADS, confine
 from recaption.decoding.handlers import HANDLERS, Send
 from recaption.decoding.libav_log import ERROR_LOG, capture_errors, mapped_bytes
 from recaption.decoding.messages import LENGTHS, decode_request, limit_text, pack_header, unpack_lengths
@@ -33,10 +36,12 @@ from recaption.errors import VideoError
 ORPHAN_CHECK_SECONDS = 2.0
 """How often the child checks that its parent still lives."""
 UNUSED_MODULES = ("av.__main__", "av.datasets")
+NO_LIMIT_BYTES = 1 << 62
+"""Of memory, with a backend: the parent watches what is resident."""
 LAZY_MODULES = ("numpy.linalg", "numpy.fft", "numpy.ma", "numpy.lib.stride_tricks")
 
 
-def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
+def serve_request(header: dict[str, Any], file: BinaryIO, send: Send, backend: Backend | None = None) -> None:
     """Handle one request; every failure is sent as an "error" message with one of `FAILURE_REASONS`.
 
     Args:
@@ -44,6 +49,8 @@ def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
         file: the video, as the parent opened it.
     """
     limits = header["limits"]
+    if backend is not None:
+        limits = limits | {"max_memory_bytes": NO_LIMIT_BYTES}
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     video: VideoFile | None = None
     ERROR_LOG.lines.clear()
@@ -51,8 +58,10 @@ def serve_request(header: dict[str, Any], file: BinaryIO, send: Send) -> None:
         if mapped_bytes() > limits["max_memory_bytes"]:
             # RLIMIT_AS only refuses new memory: freed memory of earlier files might happen to suffice for a small one
             raise MemoryError
-        resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
+        if backend is None:
+            resource.setrlimit(resource.RLIMIT_AS, (limits["max_memory_bytes"], hard))
         video = VideoFile(file, limits)
+        video.backend = backend
         request = decode_request(header)
         HANDLERS[type(request)](video, request, send)
         return
@@ -119,7 +128,16 @@ def main() -> None:
     responses = os.dup(1)
     os.dup2(2, 1)  # a library that prints must not break the message stream
     requests = socket.socket(fileno=0)
+    name = sys.argv[1] if len(sys.argv) > 1 else "av"
+    # a backend may start threads when it is imported; a process with threads cannot leave its namespace
+    confinement = confine(LAYERS_BEFORE_THREADS) if name != "av" else {}
     import_everything()
+    backend: Backend | None = None
+    problem = ""
+    try:
+        backend = load_backend(name) if name != "av" else None
+    except (ImportError, RefusalError) as error:
+        problem = str(error)
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # the second damaged file must be logged too
     capture_errors()
@@ -131,14 +149,14 @@ def main() -> None:
                 part = part[os.write(responses, part) :]
 
     mapped_bytes()  # opens the file that it reads later
-    confinement = confine()
+    confinement |= confine([layer for layer in LAYERS if layer not in confinement])
     _exit_with_parent()
-    send({"kind": "ready", "confinement": confinement})
+    send({"kind": "ready", "confinement": confinement, "version": getattr(backend, "version", ""), "problem": problem})
     with contextlib.suppress(BrokenPipeError):
         while received := receive_request(requests):
             header, descriptor = received
             with open(descriptor, "rb") as file:
-                serve_request(header, file, send)
+                serve_request(header, file, send, backend)
 
 
 if __name__ == "__main__":

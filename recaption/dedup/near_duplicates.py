@@ -10,7 +10,8 @@ time, like every drop reason (filters.py).
 The rule. The best duplicate is kept: more pixels (dark bars do not count), then longer, then more bytes per second, then
 the smaller clip id. Clips are visited in this order; one is dropped if better clips that are kept cover at least a given
 fraction of it. Only kept clips count: if A is similar to B and B to C, but A not to C, then B is dropped and C is kept.
-A clip dropped by another filter causes no other clip to be dropped.
+A clip dropped by another filter causes no other clip to be dropped. Spans of one video that a list names and that overlap
+are no duplicates of each other.
 
 Uniform clips (black, white, one colour) get no hash and never match. Clips with little motion match only if nearly all of
 their possible overlap agrees: a still picture is a copy of itself, two moments of an empty street are not. Known false
@@ -132,6 +133,8 @@ def select_duplicates(
     for row in _pairs_above(pairs, max_duplicate_similarity, max_semantic_similarity):
         if row["clip_id_a"] not in candidates or row["clip_id_b"] not in candidates:
             continue
+        if _share_frames(row["clip_id_a"], row["clip_id_b"]):
+            continue
         for side, other in ("ab", "ba"):
             clip_id, start = row[f"clip_id_{side}"], row[f"start_seconds_{side}"]
             covered[clip_id].append(_CoveredSpan(row[f"clip_id_{other}"], start, start + row["overlap_seconds"]))
@@ -154,6 +157,14 @@ class _CoveredSpan:
     """clip_id of the other clip."""
     start: float
     end: float
+
+
+def _share_frames(a: str, b: str) -> bool:
+    """Whether two clips have frames of one video in common: a list named both spans, and both are wanted."""
+    (video_a, *frames_a), (video_b, *frames_b) = a.split("-"), b.split("-")
+    if video_a != video_b or len(frames_a) != 2 or len(frames_b) != 2:
+        return False
+    return int(frames_a[0]) < int(frames_b[1]) and int(frames_b[0]) < int(frames_a[1])
 
 
 def _pairs_above(pairs: pa.Table, perceptual: float | None, semantic: float | None) -> list[dict[str, Any]]:

@@ -5,20 +5,22 @@
 
 A folder means every file below it except those that accompany videos (companions.py), which are counted. What is named and
 cannot be an input, such as a folder that may not be read or an empty entry of a list, is `refused`: it becomes a failed row.
+What lists name is kept on disk (`FoundInputs.listed`), with their spans, captions and metadata.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from recaption.errors import UsageError
 from recaption.inputs.companions import is_companion, is_companion_folder, video_stems
 from recaption.inputs.folders import MAGIC, FolderFiles, match, walk
-from recaption.inputs.lists import LIST_EXTENSIONS, OTHER_TABLES, URI_COLUMNS, is_list, read_list
+from recaption.inputs.lists.read_list import LIST_EXTENSIONS, OTHER_TABLES, is_list, read_list
+from recaption.inputs.lists.store import RowStore
 from recaption.inputs.names import HTTP, check_protocol, local_path, protocol_of, remote_filesystem, uri_of_path
 
 REFUSED = "not an input: "
@@ -30,66 +32,97 @@ class FoundInputs:
     """The inputs that some paths mean."""
 
     uris: set[str] = field(default_factory=set)
+    """Of files, folders, globs and URIs."""
     refused: dict[str, str] = field(default_factory=dict)
     """What is named and cannot be an input -> why."""
     companions: set[str] = field(default_factory=set)
     """Files of folders and globs that are left out because they accompany videos."""
+    listed: RowStore | None = None
+    """What lists name, with what they say of it; None where there are no lists."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Role -> column of lists, where it was named."""
+    video_root: str = ""
 
     @property
     def num_companions(self) -> int:
         return len(self.companions)
 
     def all_names(self) -> list[str]:
-        """Inputs and what is refused, sorted: each becomes a row."""
-        return sorted(self.uris | self.refused.keys())
+        """Inputs and what is refused, sorted: each becomes a row. In memory, unlike `listed`."""
+        return sorted({*self.uris, *self.refused, *(self.listed.names() if self.listed else ())})
+
+    def __enter__(self) -> FoundInputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.listed is not None:
+            self.listed.close()
+
+    def add_list(self, uri: str) -> int:
+        """Take in the entries of a list; returns how many.
+
+        Raises:
+            UsageError: it cannot be read, is no list, or no column names the videos.
+        """
+        if self.listed is None:
+            self.listed = RowStore()
+        return self.listed.add(read_list(uri, self.columns, self.video_root))
 
 
 def expand_paths(paths: Iterable[str]) -> list[str]:
-    """Files, folders, globs, .txt/.parquet lists and URIs -> unique URIs, sorted; also of what will be a failed row.
+    """Files, folders, globs, lists and URIs -> unique URIs, sorted; also of what will be a failed row.
 
     Raises:
         UsageError: a path does not exist, or has no input file.
     """
-    return find_inputs(paths).all_names()
+    with find_inputs(paths) as found:
+        return found.all_names()
 
 
-def find_inputs(paths: Iterable[str]) -> FoundInputs:
-    """As `expand_paths`, with what was refused and what was left out.
+def find_inputs(paths: Iterable[str], *, columns: Mapping[str, str] | None = None, video_root: str = "") -> FoundInputs:
+    """As `expand_paths`, with what was refused, what was left out, and what lists say of their videos.
+
+    Args:
+        columns: role -> column of lists (`lists.columns.parse_columns`), where names are not recognised.
+        video_root: folder or URI in which relative names of lists are looked up first.
 
     Raises:
         UsageError: a path does not exist, or has no input file.
     """
-    found = FoundInputs()
+    found = FoundInputs(columns=columns or {}, video_root=video_root)
     for path in paths:
-        one = FoundInputs()
-        _expand_one(path, one)
-        if not one.all_names():
+        one = FoundInputs(columns=found.columns, video_root=video_root, listed=found.listed)
+        num_listed = _expand_one(path, one)
+        if not (one.uris or one.refused or num_listed):
             left_out = f", only {one.num_companions} files that accompany videos" if one.companions else ""
             raise UsageError(f"{path}: no video file there{left_out}")
         found.uris |= one.uris
         found.refused |= one.refused
         found.companions |= one.companions
-    if not found.all_names():
-        raise UsageError("no inputs: pass --videos with files, folders, globs or a .txt/.parquet list")
+        found.listed = one.listed
+    if not (found.uris or found.refused or found.listed):
+        raise UsageError(f"no inputs: pass --videos with files, folders, globs or lists ({', '.join(LIST_EXTENSIONS)})")
     found.companions -= found.uris
     found.refused = {name: why for name, why in found.refused.items() if name not in found.uris}
     return found
 
 
-def _expand_one(name: str, found: FoundInputs) -> None:
+def _expand_one(name: str, found: FoundInputs) -> int:
+    """Add what a path means; returns the number of entries of the list, if it is one."""
     path = _local_candidate(name)
     if path is None:
-        _expand_remote(name, found)
-    elif os.path.isdir(path):
+        return _expand_remote(name, found)
+    if os.path.isdir(path):
         _add_files(walk, path, found)
         if uri_of_path(path) in found.refused:
             raise UsageError(f"{name}: cannot be read: {found.refused[uri_of_path(path)]}")
     elif os.path.lexists(path):
-        _add_file_or_list(uri_of_path(path), found)
+        return _add_file_or_list(uri_of_path(path), found)
     elif MAGIC.search(path):
         _add_files(match, path, found)
     else:
         raise UsageError(f"{name}: no such file or folder")
+    return 0
 
 
 def _local_candidate(name: str) -> str | None:
@@ -112,30 +145,25 @@ def _add_files(search: Callable[[str, FolderFiles], None], path: str, found: Fou
     found.refused |= {uri_of_path(one): why for one, why in files.unreadable.items()}
 
 
-def _add_file_or_list(uri: str, found: FoundInputs) -> None:
+def _add_file_or_list(uri: str, found: FoundInputs) -> int:
     if uri.lower().endswith(OTHER_TABLES):
         raise UsageError(
-            f"{uri}: lists are read from {' and '.join(LIST_EXTENSIONS)} files (one input per line, or a column named one "
-            f"of {', '.join(URI_COLUMNS)}), not from {posixpath.splitext(uri)[1].lower()} files"
+            f"{uri}: lists are read from {', '.join(LIST_EXTENSIONS)} files, not from "
+            f"{posixpath.splitext(uri)[1].lower()} files"
         )
-    if not is_list(uri):
-        found.uris.add(uri)
-        return
-    for entry in read_list(uri):
-        if entry.refusal:
-            found.refused[entry.name] = entry.refusal
-        else:
-            found.uris.add(entry.name)
+    if is_list(uri):
+        return found.add_list(uri)
+    found.uris.add(uri)
+    return 0
 
 
 # --- remote -----------------------------------------------------------------------------------------------------------
 
 
-def _expand_remote(name: str, found: FoundInputs) -> None:
+def _expand_remote(name: str, found: FoundInputs) -> int:
     check_protocol(name)
     if protocol_of(name) in HTTP:  # has no folders; whether it is there is for its row to say
-        _add_file_or_list(name, found)
-        return
+        return _add_file_or_list(name, found)
     try:
         fs, root = remote_filesystem(name)
         if MAGIC.search(root) and not fs.exists(root):
@@ -146,11 +174,12 @@ def _expand_remote(name: str, found: FoundInputs) -> None:
         elif fs.isdir(root):
             _add_remote_files(fs, fs.find(root), found, root=root)
         else:
-            _add_file_or_list(fs.unstrip_protocol(root), found)
+            return _add_file_or_list(fs.unstrip_protocol(root), found)
     except UsageError:
         raise
     except Exception as error:  # storage backends have no common exception
         raise UsageError(f"{name}: cannot be listed: {type(error).__name__}: {error}") from error
+    return 0
 
 
 def _add_remote_files(fs: Any, paths: list[str], found: FoundInputs, *, root: str, wanted: str = "") -> None:

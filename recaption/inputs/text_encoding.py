@@ -90,6 +90,15 @@ def decode_text(data: bytes) -> str | None:
     return utf8
 
 
+def likely_encoding(head: bytes) -> str | None:
+    """The encoding of a text whose beginning this is, by Python's name; None where it is none."""
+    if decode_text(head) is None:
+        return None
+    if _decode_utf8(head) is not None:
+        return "utf-8"
+    return next((one for one in _ranked_encodings(head) if (text := _decode(head, one)) and _is_plausible(text)), None)
+
+
 def _ranked_encodings(data: bytes) -> list[str]:
     """Encodings that the text may have, the likeliest first."""
     import chardet

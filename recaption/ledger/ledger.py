@@ -32,7 +32,9 @@ from recaption.captions.sets import (
 )
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import DROP_REASONS
+from recaption.ledger.overlap import counted_seconds
 from recaption.ledger.removed import REMOVED_SCHEMA, read_removed
+from recaption.ledger.spans import span_counts
 from recaption.ledger.verdicts import add_verdicts, read_verdicts
 from recaption.quality.filters import VIDEO_FLAG_SOURCES, FilterThresholds, evaluate_filters, with_video_flags
 from recaption.quality.plugins import add_plugin_scores, read_plugin_scores
@@ -46,6 +48,8 @@ SHARD_STATE_SCHEMA = pa.schema([SHARD_SCHEMA.field(n) for n in ("clip_id", "shar
 INPUTS_SCHEMA = pa.schema([("uri", pa.string()), ("part", pa.int64())])
 VIDEO_FLAGS_SCHEMA = pa.schema([schema_of(Video).field(name) for name in VIDEO_FLAG_SOURCES])
 CLIP_STATES = ("in_shard", "waiting", "dropped", "failed")
+COUNTED_FIRST = {"in_shard": 0, "waiting": 1, "failed": 2, "dropped": 3}
+"""Of clips that overlap, the one with the smallest counts the seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +68,16 @@ class ClipState:
     duplicate_of: str | None = None
     """dropped as a duplicate: the clip that is kept instead."""
     seconds: float
+    counted_seconds: float
+    """Those that no other clip counts already: of clips that overlap, as lists may name them, each second counts once, for
+    one in a shard before one that waits, failed or was dropped."""
 
 
 STATES_SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("clip_id", "uri", "state", "reason", "shard", "duplicate_of")),
         pa.field("seconds", pa.float64()),
+        pa.field("counted_seconds", pa.float64()),
     ]
 )
 """Columns of `ClipState`."""
@@ -87,6 +95,8 @@ class Ledger:
     """Inputs that `prepare` has listed but not processed yet."""
     removed: pa.Table = field(default_factory=REMOVED_SCHEMA.empty_table)
     """Inputs that were taken out: columns of `REMOVED_SCHEMA`. One that was listed again is not in `video_table`."""
+    spans: dict[str, Any] = field(default_factory=dict)
+    """Spans that lists name: numbers by state and the failed ones, of `span_counts`."""
 
     @cached_property
     def videos(self) -> tuple[Video, ...]:
@@ -101,7 +111,8 @@ class Ledger:
 
         videos.total = ok + failed + removed. clips.total = kept + all of dropped + all of failed, kept = in_shard + waiting.
         seconds.total = kept + dropped + failed, where failed includes failed videos, and what is trimmed off
-        damaged ones (`truncated`), as far as it is known, and dropped includes removed ones.
+        damaged ones (`truncated`), as far as it is known, and dropped includes removed ones and those in no span of a list
+        (`outside`). Seconds of several clips of a list count once; `overlap` is what the clips have beyond that.
         """
         videos = self.video_table
         failed, removed = (videos.filter(pc.equal(videos["status"], status)) for status in ("failed", "removed"))
@@ -110,7 +121,9 @@ class Ledger:
         removed_clips = int(self.removed["num_clips"].to_numpy().sum())
         states = self.clip_table["state"].to_numpy(zero_copy_only=False)
         reasons = self.clip_table["reason"].to_numpy(zero_copy_only=False)
-        seconds = self.clip_table["seconds"].to_numpy()
+        seconds = self.clip_table["counted_seconds"].to_numpy()
+        overlap = math.fsum(self.clip_table["seconds"].to_numpy() - seconds)
+        outside = math.fsum(videos.filter(pc.equal(videos["status"], "ok"))["outside_seconds"].to_numpy())
         count = Counter(zip(states, reasons))
         seconds_of = {state: seconds[states == state] for state in CLIP_STATES}
         durations = self.video_table["duration_seconds"].to_numpy()
@@ -136,11 +149,14 @@ class Ledger:
             "seconds": {
                 "total": math.fsum([*durations, *self.removed["duration_seconds"].to_numpy(), *truncated]),
                 "kept": math.fsum([*seconds_of["in_shard"], *seconds_of["waiting"]]),
-                "dropped": math.fsum([*seconds_of["dropped"], *removed_seconds]),
+                "dropped": math.fsum([*seconds_of["dropped"], *removed_seconds, outside]),
                 "failed": math.fsum([*seconds_of["failed"], *failed["duration_seconds"].to_numpy(), *truncated]),
                 "truncated": math.fsum(truncated),
+                **({"outside": outside} if outside else {}),
+                **({"overlap": overlap} if overlap > 1e-9 else {}),
             },
-            "failures": failed.select(["uri", "reason", "detail"]).to_pylist(),
+            **({"spans": {name: self.spans[name] for name in ("total", "ok", "failed")}} if self.spans else {}),
+            "failures": failed.select(["uri", "reason", "detail"]).to_pylist() + self.spans.get("failures", []),
             "trimmed": trimmed.select(["uri", "duration_seconds", "truncated_seconds", "detail"]).to_pylist(),
             "clip_failures": failed_clips.select(["clip_id", "uri", "reason"]).to_pylist(),
         }
@@ -164,7 +180,13 @@ def build_ledger(run: RunFolder, thresholds: FilterThresholds, set_name: str | N
     states = clip_states(clips, thresholds, read_pairs(run), captions, shards, rejected)
     num_waiting, removed = _num_waiting_inputs(run, videos), read_removed(run)
     videos = removed.without_remembered(videos)
-    return Ledger(video_table=videos, clip_table=states, num_waiting_inputs=num_waiting, removed=removed.table)
+    return Ledger(
+        video_table=videos,
+        clip_table=states,
+        num_waiting_inputs=num_waiting,
+        removed=removed.table,
+        spans=span_counts(run),
+    )
 
 
 def committed_clips(run: RunFolder) -> list[str]:
@@ -245,7 +267,9 @@ def clip_states(
     state[is_in_shard], reason[is_in_shard] = "in_shard", None
     shard[~is_in_shard] = None
     seconds = pc.subtract(clips["end_seconds"], clips["start_seconds"])
-    columns = [ids, clips["uri"], state, reason, shard, verdicts.duplicate_of, seconds]
+    rank = np.array([COUNTED_FIRST[one] for one in state], np.int64)
+    counted = pa.array(counted_seconds(clips, rank))
+    columns = [ids, clips["uri"], state, reason, shard, verdicts.duplicate_of, seconds, counted]
     arrays = [pa.array(c, pa.string()) if isinstance(c, (np.ndarray, list)) else c for c in columns]
     return pa.table(arrays, schema=STATES_SCHEMA)
 

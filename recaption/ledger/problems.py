@@ -27,6 +27,8 @@ PROBLEM_KINDS = (
     "clip_id_wrong",
     "clip_without_video",
     "clips_do_not_tile",
+    "span_missing",
+    "span_without_clip",
     "seconds_do_not_add_up",
     "caption_without_clip",
     "caption_missing",

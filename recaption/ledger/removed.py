@@ -59,7 +59,7 @@ class Removed:
         """The row of an input; of one that was taken out, only how long it is, and what tells that the file is the same."""
         if not self.has_input(video.uri, video.video_id):
             return video
-        names = ("uri", "num_bytes", "mtime_ns", "ctime_ns", "inode", "etag", "duration_seconds")
+        names = ("uri", "num_bytes", "mtime_ns", "ctime_ns", "inode", "etag", "duration_seconds", "list_hash")
         same = {name: getattr(video, name) for name in names}
         return Video(video_id="", status="removed", reason="removed", **same)
 

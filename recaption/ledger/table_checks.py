@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recaption.ledger.overlap import union_seconds
 from recaption.ledger.problems import Problem
 from recaption.run_folder import RunFolder
 
@@ -66,7 +67,8 @@ def find_duplicates(tables: Mapping[str, pa.Table], column: str) -> Iterator[tup
 
 
 def check_coverage(videos_name: str, videos: pa.Table, clips_name: str, clips: pa.Table) -> Iterator[Problem]:
-    """Clips cover every frame and every second of every readable video exactly once, in one part of videos and clips."""
+    """Clips cover every frame and every second of every readable video exactly once, in one part of videos and clips; those
+    that lists name need not."""
     by_uri: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in clips.to_pylist():
         by_uri[row["uri"]].append(row)
@@ -88,6 +90,9 @@ def check_coverage(videos_name: str, videos: pa.Table, clips_name: str, clips: p
 
 
 def _check_video_coverage(where: str, video: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[Problem]:
+    if video.get("is_cut_by_list"):
+        yield from _check_listed_coverage(where, video, clips)
+        return
     edges = [0, *(clip["end_frame"] for clip in clips)]
     for edge, clip in zip(edges, clips):
         if clip["start_frame"] != edge:
@@ -101,6 +106,24 @@ def _check_video_coverage(where: str, video: dict[str, Any], clips: list[dict[st
     clip_seconds = math.fsum(clip["end_seconds"] - clip["start_seconds"] for clip in clips)
     if abs(clip_seconds - video["duration_seconds"]) > TOLERANCE_SECONDS:
         detail = f"clips have {clip_seconds:.4f} s, the video {video['duration_seconds']:.4f} s"
+        yield Problem(kind="seconds_do_not_add_up", where=where, detail=detail)
+
+
+def _check_listed_coverage(where: str, video: dict[str, Any], clips: list[dict[str, Any]]) -> Iterator[Problem]:
+    """Clips that lists name are in the video, each once; with what is outside of them they are as long as it."""
+    ids = [clip["clip_id"] for clip in clips]
+    if len(set(ids)) < len(ids):
+        yield Problem(kind="clips_do_not_tile", where=where, detail="one of its clips is there twice")
+    if any(not 0 <= clip["start_frame"] < clip["end_frame"] <= video["num_frames"] for clip in clips):
+        detail = f"one of its clips is not in its {video['num_frames']} frames"
+        yield Problem(kind="clips_do_not_tile", where=where, detail=detail)
+        return
+    inside = union_seconds((clip["start_seconds"], clip["end_seconds"]) for clip in clips)
+    outside = video["outside_seconds"]
+    if abs(inside + outside - video["duration_seconds"]) > TOLERANCE_SECONDS:
+        detail = (
+            f"clips have {inside:.4f} s, {outside:.4f} s are in none, the video has {video['duration_seconds']:.4f} s"
+        )
         yield Problem(kind="seconds_do_not_add_up", where=where, detail=detail)
 
 

@@ -48,6 +48,7 @@ from recaption.ledger.ledger import (
 from recaption.ledger.lost_files import INDEX, find_lost_files
 from recaption.ledger.problems import Problem, check_temporary_files, read_tables_or_problems
 from recaption.ledger.removed import REMOVED, REMOVED_SCHEMA, check_unfinished_removal
+from recaption.ledger.spans import LISTED_PARTS, LISTED_SCHEMA, SPAN_PARTS, SPANS_SCHEMA, check_spans
 from recaption.ledger.table_checks import (
     check_captions,
     check_coverage,
@@ -66,7 +67,10 @@ Track = Callable[[Sequence[str]], Iterable[str]]
 """Wraps the names of the tars that are read, for a progress bar."""
 WRITTEN_WITH_VIDEOS = ("previews", "fingerprints")
 """Further files of a part of `prepare` whose existence is checked; that of clips follows from their videos."""
-VIDEO_COLUMNS = ("uri", "num_frames", "duration_seconds", "status", *VIDEO_FLAG_SOURCES)
+VIDEO_COLUMNS = (
+    *("uri", "num_frames", "duration_seconds", "status", "list_hash", "is_cut_by_list", "outside_seconds"),
+    *VIDEO_FLAG_SOURCES,
+)
 SPAN_COLUMNS = ("clip_id", "video_id", "uri", "start_frame", "end_frame", "start_seconds", "end_seconds")
 CLIP_ID_SCHEMA = pa.schema([("clip_id", pa.string())])
 LATENT_SAMPLE_SCHEMA = pa.schema([*schema_of(Sample), *(f for f in LATENT_INDEX_SCHEMA if f.name != "shard")])
@@ -136,6 +140,8 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         "inputs": ("inputs.parquet", INPUTS_SCHEMA, None),
         "previews": ("previews/part-*.parquet", schema_of(ClipPreview), ()),
         "fingerprints": ("fingerprints/part-*.parquet", schema_of(ClipFingerprint), ()),
+        "spans": (SPAN_PARTS, SPANS_SCHEMA, ("uri", "clip_ids")),
+        "listed": (LISTED_PARTS, LISTED_SCHEMA, ("part", "uri")),
         "duplicates": ("duplicates/*.parquet", PAIRS_SCHEMA, None),
         "latents": ("latents/*/*/*.parquet", SHARD_SCHEMA, ("clip_id", "status", "shard")),
         "latents index": ("latents/*/index.parquet", LATENT_SAMPLE_SCHEMA, ("shard",)),
@@ -154,7 +160,7 @@ def _read(run: RunFolder, opened: _OpenedTables) -> None:
         opened.problems += unreadable
         if not unreadable:
             opened.tables[stage] = tables
-            if not stage.startswith(("latents", "duplicates", "repeated", "verdicts", "removed")):
+            if not stage.startswith(("latents", "duplicates", "repeated", "verdicts", "removed", "listed")):
                 opened.problems += check_recipe_hashes(run, tables)
 
 
@@ -170,6 +176,14 @@ def _check_tables(run: RunFolder, opened: _OpenedTables) -> None:
             clips_name = name.replace("videos/", "clips/", 1)
             clips = opened.tables["clips"].get(clips_name, CLIPS_SCHEMA.empty_table()).select(SPAN_COLUMNS)
             opened.problems += check_coverage(name, videos, clips_name, clips)
+            if opened.has("spans") and pc.any(pc.not_equal(videos["list_hash"], "")).as_py():
+                spans_name = name.replace("videos/", "spans/", 1)
+                if spans_name in opened.tables["spans"]:
+                    spans, clip_ids = opened.tables["spans"][spans_name], set(clips["clip_id"].to_pylist())
+                    opened.problems += check_spans(spans_name, spans, videos, clip_ids)
+                else:
+                    detail = f"missing, although {name}, which is written after it, has videos of lists"
+                    opened.problems.append(Problem(kind="part_missing", where=spans_name, detail=detail))
     if opened.has("videos", "inputs"):
         finished = run.exists(INDEX)
         inputs = concat(opened.tables["inputs"].values(), INPUTS_SCHEMA)

@@ -74,13 +74,25 @@ class CausalExpander:
 
     def _generate(self, prompt: str, examples: Sequence[Example], style: Style) -> str:
         """The first line of the output; "" where it was truncated or the prompt does not fit the context."""
-        import torch
-
-        ids = self._input_ids(prompt, examples)
+        ids = self._input_ids(messages_for(prompt, examples), plain_text_for(prompt, examples))
         max_tokens = _context_length(self.model.config) - ids.shape[1]
         if max_tokens < 1:
             return self._generate(prompt, examples[1:], style) if examples else ""
-        max_tokens = min(_max_tokens(style, prompt), max_tokens)
+        text, has_ended = self._continue(ids, min(_max_tokens(style, prompt), max_tokens))
+        line, _, rest = text.partition("\n")
+        return line.strip() if has_ended or rest else ""
+
+    def answer(self, messages: Sequence[dict[str, str]], max_tokens: int) -> str:
+        """The answer to chat messages; "" where it was truncated or they do not fit the context."""
+        ids = self._input_ids(messages, "\n\n".join(message["content"] for message in messages) + "\n\n")
+        max_tokens = min(max_tokens, _context_length(self.model.config) - ids.shape[1])
+        text, has_ended = self._continue(ids, max_tokens) if max_tokens > 0 else ("", False)
+        return text if has_ended else ""
+
+    def _continue(self, ids: Any, max_tokens: int) -> tuple[str, bool]:
+        """Greedy output, and whether it ended by itself."""
+        import torch
+
         end_id = self.tokenizer.eos_token_id
         with torch.inference_mode():
             output = self.model.generate(
@@ -93,17 +105,15 @@ class CausalExpander:
             )
         tokens = output[0, ids.shape[1] :]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        line, _, rest = text.partition("\n")
-        has_ended = len(tokens) < max_tokens or int(tokens[-1]) == end_id or bool(rest)
-        return line.strip() if has_ended else ""
+        return text, len(tokens) < max_tokens or int(tokens[-1]) == end_id
 
-    def _input_ids(self, prompt: str, examples: Sequence[Example]) -> Any:
+    def _input_ids(self, messages: Sequence[dict[str, str]], plain_text: str) -> Any:
+        """Of the messages; of the plain text where the model has no chat template."""
         if self.tokenizer.chat_template:
-            messages = messages_for(prompt, examples)
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
             encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
         else:
-            encoded = self.tokenizer(plain_text_for(prompt, examples), return_tensors="pt")
+            encoded = self.tokenizer(plain_text, return_tensors="pt")
         return encoded["input_ids"].to(self.device)
 
 
@@ -141,3 +151,15 @@ class EndpointExpander:
         ]
         answers = self.endpoint.complete(requests)
         return [answer.text if answer.ended and not answer.error else "" for answer in answers]
+
+    def answer(self, messages: Sequence[dict[str, str]], max_tokens: int) -> str:
+        """The answer to chat messages; "" where the request failed or the answer was truncated.
+
+        Raises:
+            UsageError: the endpoint goes down.
+        """
+        from recaption.chat_endpoint.messages import ChatRequest
+
+        request = ChatRequest(key=messages[-1]["content"], messages=messages, max_tokens=max_tokens)
+        (answered,) = self.endpoint.complete([request])
+        return answered.text if answered.ended and not answered.error else ""

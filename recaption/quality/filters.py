@@ -70,6 +70,8 @@ class FilterThresholds:
     max_flicker: float | None = None
     """Amplitude of luma, 0..1. Measured: median of 84 real clips 0.001, gunfire and explosions 0.01 to 0.03; luma that
     alternates between 0.45 and 0.55 has 0.05."""
+    max_silence_fraction: float | None = None
+    """0.95 drops clips that are silent or have no audio (those have 1). Silence is what is below -60 dB of full scale."""
     drop_hdr: bool = False
     """Drop clips of HLG and PQ videos; they are read as SDR."""
     drop_interlaced: bool = False
@@ -176,6 +178,7 @@ FILTERS = (
     Filter("low_aesthetic", "aesthetic", min_field="min_aesthetic"),
     Filter("low_quality", "blockiness", max_field="max_blockiness"),
     Filter("low_quality", "flicker", max_field="max_flicker"),
+    Filter("silent", "silence_fraction", max_field="max_silence_fraction"),
     Filter("hdr", "hdr", flag_field="drop_hdr"),
     Filter("interlaced", "interlaced", flag_field="drop_interlaced"),
     Filter("transparent", "transparent", flag_field="drop_transparent"),

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from recaption.decoding.messages import ClipRequest, Request, encode_request, limit_text
+from recaption.decoding.messages import ClipRequest, ReadRequest, Request, ScanRequest, encode_request, limit_text
 from recaption.errors import VideoError
-from recaption.video_io import process as decoder_process
+from recaption.video_io.fallbacks import exchange_frames
 from recaption.video_io.frames import DecodeLimits, Frames
 
 
@@ -86,24 +86,40 @@ class DecodeResponse:
         self.buffers: dict[str, FrameBuffer] = {}
         self.pts_seconds = np.zeros(0)
         self.payload = bytearray()
-        """Of a cut: the mp4."""
-        self.header = decoder_process.exchange(
-            encode_request(request) | {"limits": dataclasses.asdict(limits)},
-            file if isinstance(file, int) else file.fileno(),
-            receive=self._receive,
-            wall_seconds=limits.max_wall_seconds,
-            seconds_per_video_second=limits.seconds_per_video_second,
-        )
+        """Of a cut: the mp4; of a scan: the energies of its sound; of audio: its packets."""
+        self.has_reached_audio = False
+        """Of a scan: whether all frames are there, and what the decoder does is about its sound."""
+        descriptor = file if isinstance(file, int) else file.fileno()
+        try:
+            self.header = self._exchange(request, descriptor, limits)
+        except VideoError as error:
+            if not self.has_reached_audio or not isinstance(request, ScanRequest):
+                raise
+            without_audio = dataclasses.replace(request, measures_audio=False)
+            self.payload = bytearray()
+            self.header = self._exchange(without_audio, descriptor, limits)
+            self.header["video"]["audio_detail"] = f"{error.reason}: {error.detail}"
         self._deliver_block()
+
+    def _exchange(self, request: Request, descriptor: int, limits: DecodeLimits) -> dict[str, Any]:
+        if not isinstance(request, ReadRequest | ClipRequest):  # PyAV alone tells what is whole
+            limits = dataclasses.replace(limits, backend="av")
+        return exchange_frames(
+            encode_request(request) | {"limits": dataclasses.asdict(limits)}, descriptor, limits, self._receive
+        )
 
     def _receive(self, header: dict[str, Any], num_bytes: int) -> memoryview:
         if header["kind"] == "length" and not num_bytes:
             self._begin(header)
             return memoryview(b"")
-        if header["kind"] == "bytes":
+        if header["kind"] in ("bytes", "audio"):
             self._check_payload(num_bytes)
-            self.payload = bytearray(num_bytes)
-            return memoryview(self.payload)
+            payload = bytearray(num_bytes)
+            if header["kind"] == "audio":
+                self.has_reached_audio = True
+            else:
+                self.payload = payload
+            return memoryview(payload)
         if header["kind"] == "length":
             self.block = None  # of a decoder that was killed
             self.pts_seconds = np.empty(num_bytes // 8, np.float64)

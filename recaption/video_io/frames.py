@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from recaption.decoding.messages import BackendName
 from recaption.inputs.open_input import MAX_FETCH_SECONDS, MAX_INPUT_BYTES
 
 
@@ -19,7 +20,8 @@ class DecodeLimits:
     seconds_per_video_second: float = 4.0
     """Added to the timeout per second of video: 2160p HEVC decodes at about a quarter of real time on one loaded core."""
     max_memory_bytes: int = 2 << 30
-    """Address space of the decoder child (RLIMIT_AS), 0.4 GB of it for Python and libraries."""
+    """Address space of the decoder child (RLIMIT_AS), 0.4 GB of it for Python and libraries; of one with another backend
+    what is resident, 0.1 GB (decord) or 0.8 GB (torchcodec) of it for libraries."""
     max_pixels: int = 8192 * 8192
     """Per frame. 8K is 33 million; a 16K frame costs 0.4 GB as RGB alone."""
     max_video_seconds: float = 36_000.0
@@ -33,6 +35,10 @@ class DecodeLimits:
     """Of a remote input, checked while it is downloaded: 10 hours of 1080p at 7 Mbit/s."""
     max_fetch_seconds: float = MAX_FETCH_SECONDS
     """Timeout of a download."""
+    backend: BackendName = "av"
+    """Decoder of frames that are read by number (caption, shard, export, train captioner): `av` (PyAV), or the extras
+    `decord` and `torchcodec` (docs/decoders.md). PyAV numbers the frames in any case, and decodes what another backend
+    refuses, reports as damaged or shows at another time; `prepare` decodes every video whole, always with PyAV."""
     on_damage: Literal["refuse", "trim"] = "refuse"
     """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
     that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""

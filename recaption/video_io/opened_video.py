@@ -17,12 +17,23 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from recaption.decoding.messages import ClipRequest, CutRequest, ProbeRequest, ReadRequest, Request, ScanRequest
-from recaption.errors import UsageError, VideoError
+from recaption.decoding.audio.sound import SoundLevels
+from recaption.decoding.audio.tracks import ClipAudio, from_message
+from recaption.decoding.messages import (
+    AudioRequest,
+    ClipRequest,
+    CutRequest,
+    ProbeRequest,
+    ReadRequest,
+    Request,
+    ScanRequest,
+    TimesRequest,
+)
+from recaption.errors import PASSING_REASONS, UsageError, VideoError
 from recaption.inputs.open_input import InputState, OpenedInput, local_state, open_input
 from recaption.records import Video
 from recaption.video_io.client import DecodeResponse, FrameSink
@@ -54,11 +65,26 @@ def failed_scan(video: Video) -> Scan:
     return Scan(video, np.zeros(0), no_frames, no_frames)
 
 
+class CutVideo(NamedTuple):
+    """What was cut out of a video without encoding it."""
+
+    mp4: bytes
+    """Empty where that is not possible."""
+    obstacle: str
+    """Why it is not."""
+    audio: str = ""
+    """Its audio tracks, as `ClipAudio.description`."""
+    lost: tuple[str, ...] = ()
+    """Audio streams that are left out, and why."""
+
+
 class OpenedVideo:
     """A video whose bytes are those expected, for as long as it is open."""
 
     def __init__(self, opened: OpenedInput, limits: DecodeLimits) -> None:
         self.input, self.limits, self.uri = opened, limits, opened.uri
+        self.sound: SoundLevels | None = None
+        """Of the first scan; later ones do not decode the audio again."""
 
     def probe(self) -> Video:
         """As `reader.probe`."""
@@ -80,7 +106,12 @@ class OpenedVideo:
         self, sink: FrameSink, *, small_px: int = 48, detail_px: int = 256, detail_every_seconds: float = 0.5
     ) -> tuple[Video, np.ndarray]:
         """As `scan`, with frames that go to `sink` as they come: (the video, failed or not; its presentation times)."""
-        request = ScanRequest(small_px=small_px, detail_px=detail_px, detail_every_seconds=detail_every_seconds)
+        request = ScanRequest(
+            small_px=small_px,
+            detail_px=detail_px,
+            detail_every_seconds=detail_every_seconds,
+            measures_audio=self.sound is None,
+        )
         video, response = self._decode_whole(request, sink)
         return video, np.zeros(0) if response is None else response.pts_seconds
 
@@ -132,18 +163,56 @@ class OpenedVideo:
         )
         return self._read(request).pixels_THWC
 
-    def cut(self, start_frame: int, end_frame: int) -> tuple[bytes, str]:
-        """(an mp4 with the packets of frames [start_frame, end_frame) as they are stored, "") or (b"", why there is none).
+    def cut(self, start_frame: int, end_frame: int, *, audio_seconds: tuple[float, float] | None = None) -> CutVideo:
+        """Frames [start_frame, end_frame) as they are stored, in an mp4, if that is possible.
+
+        Args:
+            audio_seconds: start and end of the span, whose audio is wanted too.
 
         Raises:
             VideoError: the file cannot be used, does not have these frames, or has other bytes than expected.
         """
-        response = DecodeResponse(
-            self.input.file, self.limits, CutRequest(start_frame=int(start_frame), end_frame=int(end_frame))
-        )
+        request = CutRequest(start_frame=int(start_frame), end_frame=int(end_frame), audio_seconds=audio_seconds)
+        try:
+            response = DecodeResponse(self.input.file, self.limits, request)
+            response.raise_for_error(self.uri)
+        except VideoError as error:
+            if audio_seconds is None or error.reason in PASSING_REASONS:
+                raise
+            return self.cut(start_frame, end_frame)._replace(lost=(f"{error.reason}: {error.detail}",))
+        self.input.check_unchanged()
+        header = response.header
+        return CutVideo(bytes(response.payload), header["obstacle"], header["audio"], tuple(header["lost"]))
+
+    def frame_seconds(self, start_frame: int, end_frame: int) -> np.ndarray:
+        """(N,) float64 presentation times of frames [start_frame, end_frame); nothing is decoded for them.
+
+        Raises:
+            VideoError: as `read_frames`.
+        """
+        request = TimesRequest(start_frame=int(start_frame), end_frame=int(end_frame))
+        response = DecodeResponse(self.input.file, self.limits, request)
         response.raise_for_error(self.uri)
         self.input.check_unchanged()
-        return bytes(response.payload), response.header["obstacle"]
+        return response.pts_seconds
+
+    def read_audio(self, start_seconds: float, end_seconds: float) -> ClipAudio:
+        """The audio of a span, ready to be written into an mp4. What is damaged is lost, which is said; no error is raised.
+
+        Raises:
+            VideoError: of `PASSING_REASONS`, such as source_changed: later everything may be there.
+        """
+        request = AudioRequest(start_seconds=float(start_seconds), end_seconds=float(end_seconds))
+        try:
+            response = DecodeResponse(self.input.file, self.limits, request)
+            response.raise_for_error(self.uri)
+            audio = from_message(response.header, bytes(response.payload))
+        except VideoError as error:
+            if error.reason in PASSING_REASONS:
+                raise
+            audio = ClipAudio(lost=(f"{error.reason}: {error.detail}",))
+        self.input.check_unchanged()
+        return audio
 
     def _read(self, request: ReadRequest | ClipRequest) -> Frames:
         frames = decode(self.input.file, self.uri, self.limits, request)
@@ -162,6 +231,11 @@ class OpenedVideo:
             response = DecodeResponse(self.input.file, self.limits, request, sink)
             fields |= response.header["video"]
             response.raise_for_error(self.uri)
+            if isinstance(request, ScanRequest):
+                if self.sound is None:
+                    first = float(response.pts_seconds[0])
+                    self.sound = SoundLevels.from_bytes(response.payload, first, fields)
+                fields |= self.sound.columns
         except VideoError as error:
             fields |= {"status": "failed", "reason": error.reason, "detail": error.detail}
         try:

@@ -4,7 +4,8 @@
 
 Decoding runs in a process of its own because untrusted bytes can do anything to a decoder: four corrupted bytes can abort
 decord, others never return (dmlc/decord issue 373: 38 hours). The child imports neither torch nor ray; a crash costs one
-video and 0.3 s. Safe with threads (one exchange at a time) and with fork (each process has its own child).
+video and 0.3 s. Safe with threads (one exchange at a time) and with fork (each process has its own child). A backend
+(recaption/decoding/backends) has a child of its own beside PyAV's, and its memory is watched from here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import functools
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,13 +29,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recaption.decoding.messages import LENGTHS, pack_header, unpack_lengths
-from recaption.errors import RecaptionError, VideoError
+from recaption.decoding.messages import LENGTHS, limit_text, pack_header, unpack_lengths
+from recaption.errors import RecaptionError, UsageError, VideoError
 
 START_SECONDS = 120.0
 """How long a child may take to import PyAV; 0.3 s on an idle machine, seconds on a loaded one."""
 PIPE_BYTES = 1 << 20
 """The most that Linux grants without privileges."""
+WATCH_SECONDS = 0.05
+"""How often the resident memory of a child with a backend is looked at while it works."""
 MAX_EXCHANGES = 512
 """A child is replaced after so many files, to bound what decoders leak."""
 MAX_KILLS = 4
@@ -58,11 +63,15 @@ class _KilledError(VideoError):
 
 
 class _Deadline:
-    """A timeout for one exchange; `seconds` may be extended while it runs."""
+    """A timeout for one exchange; `seconds` may be extended while it runs.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        watch: called now and then while it waits; may raise.
+    """
+
+    def __init__(self, seconds: float, watch: Callable[[], None] | None = None) -> None:
         self.started = time.monotonic()
-        self.seconds = seconds
+        self.seconds, self.watch = seconds, watch
 
     def wait(self, *, read: int | None = None, write: int | None = None) -> None:
         """Wait until one end of a pipe is ready. `poll`, not `select`, which fails on descriptors above 1023.
@@ -75,10 +84,17 @@ class _Deadline:
             poll.register(read, select.POLLIN)
         if write is not None:
             poll.register(write, select.POLLOUT)
-        left = self.started + self.seconds - time.monotonic()
-        # Past the deadline a response that is there already counts as late too: limits hold on a busy machine as well.
-        if left <= 0 or not poll.poll(left * 1000):
-            raise TimeoutError
+        while True:
+            left = self.started + self.seconds - time.monotonic()
+            if left <= 0:  # a response that is there already counts as late too: limits hold on a busy machine as well
+                raise TimeoutError
+            if self.watch is None:
+                wait_seconds = left
+            else:
+                self.watch()
+                wait_seconds = min(left, WATCH_SECONDS)
+            if poll.poll(wait_seconds * 1000):
+                return
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -100,13 +116,17 @@ def _environment() -> dict[str, str]:
 
 
 class _Child:
-    """A running `python -m recaption.decoding.worker`."""
+    """A running `python -m recaption.decoding.worker`, with a backend or (`av`) without.
 
-    def __init__(self) -> None:
+    Raises:
+        UsageError: the backend is not installed, or does not load.
+    """
+
+    def __init__(self, backend: str = "av") -> None:
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.requests, requests_of_child = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "recaption.decoding.worker"],
+            [sys.executable, "-P", "-m", "recaption.decoding.worker", backend],
             stdin=requests_of_child.fileno(),
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -131,6 +151,11 @@ class _Child:
             raise RecaptionError(f"the decoder process does not start ({error!r}): {stderr}") from None
         assert header["kind"] == "ready"
         self.confinement: dict[str, str] = header["confinement"]
+        self.version: str = header["version"]
+        if header["problem"]:
+            self.close()
+            install = f"pip install 'recaption[{backend}]'"
+            raise UsageError(f"--prepare.decode.backend {backend} does not work here: {header['problem']} ({install})")
 
     def send(self, request: dict[str, Any], descriptor: int, deadline: _Deadline) -> None:
         """Send a request and the descriptor of its file, which goes along with the first byte."""
@@ -156,6 +181,17 @@ class _Child:
         encoded = bytearray(num_header_bytes)
         self.read_into(memoryview(encoded), deadline)
         return json.loads(encoded), num_payload_bytes
+
+    def check_resident(self, max_bytes: int) -> None:
+        """
+        Raises:
+            VideoError: decode_memory, where more of its memory is resident.
+        """
+        with contextlib.suppress(OSError, IndexError):  # it has ended: its pipe says so
+            pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+            if int(pages) * resource.getpagesize() > max_bytes:
+                detail = f"decoding needs more than {limit_text('max_memory_bytes', max_bytes)}"
+                raise VideoError("decode_memory", detail)
 
     def stderr_tail(self) -> str:
         """Last 500 characters that the child wrote to stderr."""
@@ -192,9 +228,10 @@ class _Child:
 
 
 class _Decoder:
-    """The child of one process and the lock around it."""
+    """The child of one process for one backend, and the lock around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
         self.lock = threading.Lock()
         self.child: _Child | None = None
 
@@ -205,7 +242,7 @@ class _Decoder:
         ):
             self.close()
         if self.child is None:
-            self.child = _Child()
+            self.child = _Child(self.backend)
         return self.child
 
     def close(self) -> None:
@@ -221,10 +258,12 @@ class _Decoder:
         *,
         wall_seconds: float,
         seconds_per_video_second: float,
+        max_resident_bytes: int | None = None,
     ) -> dict[str, Any]:
         child = self.running_child()
         child.num_exchanges += 1
-        deadline = _Deadline(wall_seconds)
+        watch = None if max_resident_bytes is None else functools.partial(child.check_resident, max_resident_bytes)
+        deadline = _Deadline(wall_seconds, watch)
         try:
             with _reopened(descriptor) as descriptor_of_child:
                 child.send(request, descriptor_of_child, deadline)
@@ -269,37 +308,57 @@ def _reopened(descriptor: int) -> Iterator[int]:
         os.close(reopened)
 
 
-_decoders: dict[int, _Decoder] = {}
-"""By process id: a forked process finds no entry of its own and starts its own child."""
+_decoders: dict[tuple[int, str], _Decoder] = {}
+"""By process id and backend: a forked process finds no entry of its own and starts its own child."""
 
 
-def _decoder() -> _Decoder:
-    decoder = _decoders.get(os.getpid())
+def _decoder(backend: str = "av") -> _Decoder:
+    key = (os.getpid(), backend)
+    decoder = _decoders.get(key)
     if decoder is not None:
         return decoder
-    for pid in [pid for pid in _decoders if pid != os.getpid()]:
-        inherited = _decoders.pop(pid, None)
+    for other in [other for other in _decoders if other[0] != os.getpid()]:
+        inherited = _decoders.pop(other, None)
         if inherited is not None and inherited.child is not None:
             inherited.child.close_pipes()
     atexit.register(close)
-    return _decoders.setdefault(os.getpid(), _Decoder())
+    return _decoders.setdefault(key, _Decoder(backend))
+
+
+def _own_decoders() -> list[_Decoder]:
+    return [decoder for (pid, _), decoder in list(_decoders.items()) if pid == os.getpid()]
 
 
 def close() -> None:
-    """End this process's decoder child, if any; the next exchange starts another."""
-    decoder = _decoders.get(os.getpid())
-    if decoder is not None:
+    """End this process's decoder children, if any; the next exchange starts another."""
+    for decoder in _own_decoders():
         with decoder.lock:
             decoder.close()
 
 
-def child_pid() -> int | None:
+def child_pid(backend: str = "av") -> int | None:
     """Process id of the running child, for reports and fault tests."""
-    decoder = _decoders.get(os.getpid())
+    decoder = _decoders.get((os.getpid(), backend))
     return decoder.child.process.pid if decoder is not None and decoder.child is not None else None
 
 
-def confinement_report() -> dict[str, str]:
+def child_pids() -> list[int]:
+    """Process ids of all running children of this process."""
+    return [decoder.child.process.pid for decoder in _own_decoders() if decoder.child is not None]
+
+
+def start(backend: str) -> str:
+    """Start the child with this backend where it does not run; the version of the backend.
+
+    Raises:
+        UsageError: the backend is not installed, or does not load: in one sentence, with the remedy.
+    """
+    decoder = _decoder(backend)
+    with decoder.lock:
+        return decoder.running_child().version
+
+
+def confinement_report(backend: str = "av") -> dict[str, str]:
     """What confines the decoder child on this machine: layer -> "" where it holds, else why not.
 
     Starts the child where it does not run. What the kernel itself says of the child counts, not only the child's word.
@@ -307,7 +366,7 @@ def confinement_report() -> dict[str, str]:
     Raises:
         RecaptionError: the child cannot be started.
     """
-    decoder = _decoder()
+    decoder = _decoder(backend)
     with decoder.lock:
         child = decoder.running_child()
         report = dict(child.confinement)
@@ -339,6 +398,8 @@ def exchange(
     receive: Receive,
     wall_seconds: float,
     seconds_per_video_second: float,
+    backend: str = "av",
+    max_resident_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Send one request, pass every payload of the response to `receive`, return the last header ("done" or "error").
 
@@ -346,12 +407,17 @@ def exchange(
 
     The timeout is `wall_seconds`, plus `seconds_per_video_second` per second of video once the child knows its length.
 
+    Args:
+        backend: whose child; `av` is PyAV alone.
+        max_resident_bytes: the child is killed where more of its memory is resident. None: it limits itself.
+
     Raises:
         VideoError: decode_timeout, decode_memory, or unreadable where the decoder crashed.
         RecaptionError: the child cannot be started at all.
     """
-    decoder = _decoder()
-    limits = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
+    decoder = _decoder(backend)
+    limits: dict[str, Any] = {"wall_seconds": wall_seconds, "seconds_per_video_second": seconds_per_video_second}
+    limits["max_resident_bytes"] = max_resident_bytes
     with decoder.lock:
         for _ in range(MAX_KILLS - 1):
             with contextlib.suppress(_KilledError):  # killed from outside: that should not fail the video

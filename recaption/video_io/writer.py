@@ -1,17 +1,20 @@
-"""Writes video files from frames with PyAV (H.264, HEVC, VP9): the same frames give the same bytes."""
+"""Writes video files from frames with PyAV (H.264, HEVC, VP9), with audio tracks that are ready: the same input gives the
+same bytes.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from recaption.decoding.audio.tracks import AudioTrack, TrackMuxer
 from recaption.errors import UsageError
 
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores", "mjpeg", "theora", "gif", "webp", "vvc")
@@ -23,6 +26,8 @@ ENCODERS = {
     "libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "5"},
 }
 """Encoders of `write_video`, with the options that keep each single-threaded, silent and deterministic."""
+FINE_TIME_BASE = Fraction(1, 90_000)
+"""Of frames that are not evenly spaced: the clock of MPEG (ISO/IEC 13818-1)."""
 BT709 = {"color_primaries": 1, "color_trc": 1, "colorspace": 1, "color_range": 1}
 """Colour tags of written files (ITU-T H.273: 1 = BT.709; range 1 = limited), so that players show the right colours."""
 
@@ -35,10 +40,13 @@ def encode_video(
     crf: int = 12,
     container: Literal["mp4", "webm"] = "mp4",
     pixel_format: str = "yuv420p",
+    audio: Sequence[AudioTrack] = (),
+    times_seconds: np.ndarray | None = None,
 ) -> bytes:
     """`write_video` to bytes."""
     sink = io.BytesIO()
-    write_video(sink, frames_THWC, fps=fps, codec=codec, crf=crf, container=container, pixel_format=pixel_format)
+    settings = {"codec": codec, "crf": crf, "container": container, "pixel_format": pixel_format}
+    write_video(sink, frames_THWC, fps=fps, audio=audio, times_seconds=times_seconds, **settings)  # type: ignore[arg-type]
     return sink.getvalue()
 
 
@@ -51,20 +59,34 @@ def write_video(
     crf: int = 12,
     container: Literal["mp4", "webm"] = "mp4",
     pixel_format: str = "yuv420p",
+    audio: Sequence[AudioTrack] = (),
+    times_seconds: np.ndarray | None = None,
 ) -> None:
-    """Encode uint8 RGB frames to a file; the same frames always give the same bytes.
+    """Encode uint8 RGB frames to a file; the same frames and tracks always give the same bytes.
 
     One thread, no dates, no library versions in the container, index first (a browser can start at once), BT.709.
 
     Args:
         crf: constant rate factor of the codec; smaller is better and larger (12 is visually lossless for x264).
+        audio: tracks of an mp4, from `OpenedVideo.read_audio`.
+        times_seconds: when each frame is shown; None: evenly, at `fps`.
 
     Raises:
         UsageError: odd sizes with 4:2:0 colour, no frames, frames of another type or of changing size.
     """
     with tempfile.TemporaryDirectory(prefix="recaption-") as folder:  # moving the index to the front needs a real file
         path = Path(folder) / f"video.{container}"
-        _encode(path, frames_THWC, Fraction(fps).limit_denominator(1001), codec, crf, container, pixel_format)
+        _encode(
+            path,
+            frames_THWC,
+            Fraction(fps).limit_denominator(1001),
+            codec,
+            crf,
+            container,
+            pixel_format,
+            audio,
+            times_seconds,
+        )
         payload = path.read_bytes()
     if isinstance(target, (str, os.PathLike)):
         temporary = f"{os.fspath(target)}.{os.getpid()}.tmp"
@@ -82,6 +104,8 @@ def _encode(
     crf: int,
     container: str,
     pixel_format: str,
+    audio: Sequence[AudioTrack],
+    times_seconds: np.ndarray | None,
 ) -> None:
     import av
     from av.video.reformatter import Interpolation, VideoReformatter
@@ -89,13 +113,16 @@ def _encode(
     options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if container == "mp4" else {})
     reformatter = VideoReformatter()
     exact = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    stream, shape = None, None
+    stream, shape, tracks = None, None, None
     with av.open(str(path), "w", format=container, options=options) as output:
         for number, pixels_HWC in enumerate(frames_THWC):
             if stream is None:
                 shape = pixels_HWC.shape
                 _check_frame(pixels_HWC, shape, number, pixel_format)
                 stream = _new_stream(output, codec, crf, fps, shape, pixel_format)
+                if times_seconds is not None:
+                    stream.codec_context.time_base = FINE_TIME_BASE
+                tracks = TrackMuxer(output, audio)
             _check_frame(pixels_HWC, shape, number, pixel_format)
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
             frame = reformatter.reformat(
@@ -107,10 +134,21 @@ def _encode(
                 threads=1,
             )
             frame.pts, frame.time_base = number, 1 / fps
-            output.mux(stream.encode(frame))
-        if stream is None:
+            if times_seconds is not None:
+                frame.pts, frame.time_base = round(float(times_seconds[number]) / FINE_TIME_BASE), FINE_TIME_BASE
+            _mux(output, stream.encode(frame), tracks)
+        if stream is None or tracks is None:
             raise UsageError("write_video: there are no frames to write")
-        output.mux(stream.encode(None))
+        _mux(output, stream.encode(None), tracks)
+        tracks.mux_before(None)
+
+
+def _mux(output: Any, packets: list[Any], tracks: TrackMuxer | None) -> None:
+    """Write packets of the video, each after the audio that starts before it."""
+    for packet in packets:
+        if tracks is not None:
+            tracks.mux_before(packet.dts * packet.time_base)
+        output.mux(packet)
 
 
 def _check_frame(pixels_HWC: np.ndarray, shape: tuple[int, ...] | None, number: int, pixel_format: str) -> None:

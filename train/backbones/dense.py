@@ -15,6 +15,7 @@ C channels, T frames, h rows, w columns.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -277,12 +278,14 @@ class DenseBackbone(nn.Module):
 
     # --- cost ---------------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def _measured(self) -> Measured:
         """Of one call without memory, per token: convolutions and products grow with the tokens alone."""
-        return measure(lambda: DenseBackbone(**self.config), (2, 4 * self.side_multiple, 4 * self.side_multiple))
+        return _measured(json.dumps(self.config), 4 * self.side_multiple)
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
         """Forward and backward, from what frames of a middle size take per token."""
         return self._measured.flops_per_token * sum(num_tokens)
 
@@ -290,6 +293,12 @@ class DenseBackbone(nn.Module):
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool
     ) -> int:
         return self._measured.activation_bytes(sum(num_tokens), precision=precision, checkpointed=checkpointed)
+
+
+@functools.cache
+def _measured(config: str, side: int) -> Measured:
+    """Counting takes seconds: once for each architecture."""
+    return measure(lambda: DenseBackbone(**json.loads(config)), (2, side, side))
 
 
 class _AtResolution:

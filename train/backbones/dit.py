@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder, TokenEmbedder, check_heads
@@ -29,6 +30,7 @@ from train.layers.adaln import gated_residual, modulated_layer_norm
 from train.layers.attention import packed_attention
 from train.layers.layouts import LayoutKey
 from train.layers.packed_attention_layers import Attend, CrossAttention, SelfAttention, compile_around_attention
+from train.layers.relative_bias import PackedPositions
 from train.layers.rope import rotary_cos_sin
 from train.layers.segments import Segments
 
@@ -169,7 +171,9 @@ class Dit(nn.Module):
                 x_LD = x_LD.index_copy(0, token_index, after_block(number, x_LD[token_index]))
         return x_LD if token_index is None else x_LD[token_index]
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
         """Forward and backward of the blocks; embeddings and adaLN are not counted: under 2 % at usual lengths."""
         lengths = [length + self.config["num_registers"] for length in num_tokens]
         per_block = transformer_flops(lengths, num_text_tokens, width=self.config["width"])
@@ -190,28 +194,44 @@ class Dit(nn.Module):
 class DitBlock(nn.Module):
     """Self-attention and MLP with adaLN-Zero, and cross-attention to the sample's text between them."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, attend: Attend) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attend: Attend,
+        *,
+        cross_attention: bool = True,
+        **self_attention: Any,
+    ) -> None:
+        """
+        Args:
+            cross_attention: False: text acts through the condition alone.
+            self_attention: options of `SelfAttention`.
+        """
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.attention = SelfAttention(width, num_heads, attend)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, num_heads, attend)
+        self.attention = SelfAttention(width, num_heads, attend, **self_attention)
+        self.cross_norm = nn.LayerNorm(width) if cross_attention else None
+        self.cross_attention = CrossAttention(width, num_heads, attend) if cross_attention else None
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
     def forward(
         self,
         x_LD: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         segments: Segments,
         condition_SD: Tensor,
         text_MD: Tensor,
         text_segments: Segments,
+        positions: PackedPositions | None = None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition_SD).chunk(6, dim=-1)
-        h_LD = self.attention(modulated_layer_norm(x_LD, shift1, scale1, segments), rotary, segments)
+        h_LD = self.attention(modulated_layer_norm(x_LD, shift1, scale1, segments), rotary, segments, positions)
         x_LD = gated_residual(x_LD, h_LD, gate1, segments)
-        x_LD = x_LD + self.cross_attention(self.cross_norm(x_LD), segments, text_MD, text_segments)
+        if self.cross_norm is not None and self.cross_attention is not None:
+            x_LD = x_LD + self.cross_attention(self.cross_norm(x_LD), segments, text_MD, text_segments)
         h_LD = self.mlp(modulated_layer_norm(x_LD, shift2, scale2, segments))
         return gated_residual(x_LD, h_LD, gate2, segments)
 

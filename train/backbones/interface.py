@@ -20,6 +20,7 @@ from packing.grid import Shape3
 from train.layers.layouts import LayoutKey, Layouts
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
+from train.layers.token_mask import TokenMask
 from train.parallel.transfer import copied
 from train.text.encoder import EncodedText
 
@@ -49,6 +50,8 @@ class PackedInputs:
     """Tokens of the low-resolution video of a super-resolution stage, on the grid of `tokens_LD`."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     """Further numbers per sample (S,), by name: noise level of the hint, frames per second, guidance scale of a student."""
+    token_mask: TokenMask | None = None
+    """Tokens that the encoder of a masked model does not see; None: it sees all of them."""
     token_shapes: tuple[Shape3, ...] = ()
     """Tokens of each sample along (frames, rows, columns) before any were dropped."""
     layouts: Layouts = None  # type: ignore[assignment]
@@ -88,11 +91,12 @@ class PackedInputs:
             noised_LD=None if self.noised_LD is None else copied(self.noised_LD, device),
             hint_LD=None if self.hint_LD is None else copied(self.hint_LD, device),
             scalars={name: copied(value_S, device) for name, value_S in self.scalars.items()},
+            token_mask=None if self.token_mask is None else self.token_mask.to(device),
             layouts=self.layouts.to(device, segments, position_L3),
         )
 
-    def repeated(self, times: int, drop_text_S: Sequence[bool]) -> PackedInputs:
-        """The same samples `times` times in one pack, for classifier-free guidance.
+    def repeated(self, times: int, drop_text_S: TextSelection | Sequence[bool]) -> PackedInputs:
+        """The same samples `times` times in one pack, for classifier-free guidance; no token is masked.
 
         Args:
             drop_text_S: of all copies.
@@ -112,6 +116,7 @@ class PackedInputs:
             noised_LD=None if noised_LD is None else noised_LD.repeat(times, 1),
             hint_LD=None if hint_LD is None else hint_LD.repeat(times, 1),
             scalars={name: value_S.repeat(times) for name, value_S in self.scalars.items()},
+            token_mask=None,
             token_shapes=self.token_shapes * times,
             layouts=self.layouts.repeated(times),
         )
@@ -134,8 +139,15 @@ class Backbone(Protocol):
         """(L, token_width) float32: the prediction for every token, in the type of `DiffusionSettings.prediction`. That of
         conditioning tokens is undefined."""
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
-        """Forward and backward FLOPs of one call for samples of these lengths; recomputation is not counted."""
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
+        """Forward and backward FLOPs of one call for samples of these lengths; recomputation is not counted.
+
+        Args:
+            token_shapes: as of `PackedInputs`, for those whose attention is within parts of a sample; empty: unknown, every
+                sample is counted as one frame.
+        """
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packing.grid import layer_flops_coefficients
+from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder, check_heads
-from train.backbones.flops import FORWARD_AND_BACKWARD
+from train.backbones.flops import FORWARD_AND_BACKWARD, transformer_flops
 from train.backbones.interface import PackedInputs
 from train.layers.adaln import modulated_layer_norm
 from train.layers.attention import packed_attention
@@ -171,18 +171,26 @@ class TemporalDit(nn.Module):
 
         return frames.scatter(self.base(by_frame(inputs, frames), after_block=mixed))
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
-        """Forward and backward; as if attention within frames and along time cost nothing beside the layers' products: its
-        lengths are not known here, and short."""
-        width, layers = self.config["width"], self.config["layers"]
-        linear, _ = layer_flops_coefficients(width)
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
+        """Forward and backward of the blocks and temporal layers; the text is one of each frame in the image model."""
+        width, layers, registers = self.config["width"], self.config["layers"], self.config["num_registers"]
+        frames, frame_texts, linear_text = [], [], 0.0
+        attention = 0.0
+        for index, (length, text_length) in enumerate(zip(num_tokens, num_text_tokens, strict=True)):
+            num_frames = token_shapes[index][0] if token_shapes else 1
+            frames += [length / num_frames + registers] * num_frames
+            frame_texts += [text_length] * num_frames
+            linear_text += 4.0 * width**2 * text_length  # keys and values of the temporal layers' cross-attention
+            attention += 4.0 * width * length * text_length
+            attention += 4.0 * width * length * num_frames * ("attention" in layers)
         matrices = (
             3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
-        )  # of width x width: out, cross-attention's q and out
-        per_token = linear + (4 + 2 * matrices) * width**2  # 4: cross-attention of the image model
-        per_text_token = 8 * width**2
-        forward = per_token * sum(num_tokens) + per_text_token * sum(num_text_tokens)
-        return FORWARD_AND_BACKWARD * len(self.temporal) * forward
+        )  # of width x width: out, cross-attention's q, out
+        of_mix = 2.0 * matrices * width**2 * sum(num_tokens) + linear_text + attention
+        of_block = transformer_flops(frames, frame_texts, width=width)  # type: ignore[arg-type]
+        return len(self.temporal) * (of_block + FORWARD_AND_BACKWARD * of_mix)
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

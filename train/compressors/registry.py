@@ -15,7 +15,8 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
     """Load a compressor on `device`, in eval mode and without gradients.
 
     Args:
-        spec: `patch` or `patch:NUM_CHANNELS` (a fixed transform, nothing to train or download); the path of a
+        spec: `patch` or `patch:NUM_CHANNELS` (a fixed transform, nothing to train or download); `pixels` or
+            `pixels:stride=2,frame-stride=4` (no compression, or smaller and slower clips); the path of a
             checkpoint made by `recaption train compressor`; `diffusers:ID[#subfolder]` (a pretrained video VAE).
 
     Raises:
@@ -29,6 +30,10 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
         from train.compressors.patch_transform import PatchTransform, parse_options
 
         compressor = PatchTransform(**parse_options(rest))
+    elif kind == "pixels":
+        from train.compressors import pixels
+
+        compressor = pixels.PixelSpace(**pixels.parse_options(rest))
     elif kind == "diffusers":
         from train.compressors.pretrained import PretrainedCompressor
 
@@ -40,6 +45,6 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
     else:
         raise UsageError(
             f"compressor {spec!r} is neither a folder with a checkpoint nor one of: "
-            "patch, patch:NUM_CHANNELS, diffusers:ID"
+            "patch, patch:NUM_CHANNELS, pixels, diffusers:ID"
         )
     return compressor.to(device).eval().requires_grad_(False)

@@ -44,8 +44,10 @@ CONDITIONS_OF_MODE = {
     "connect": ("both_ends", "random"),
     "loop": ("both_ends", "random"),
     "inbetween": ("keyframes", "random"),
+    "long keyframes": ("keyframes", "random"),
 }
-"""Mode of a prompt -> the conditions, any of which trains it. The modes text and edit need none."""
+"""Mode of a prompt -> the conditions, any of which trains it; `long keyframes`: takes by key frames. The modes text and edit
+need none."""
 
 
 def parse_conditions(mix: Iterable[str]) -> dict[str, float]:

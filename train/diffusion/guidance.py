@@ -39,6 +39,13 @@ class Guidance:
     """Context guidance (Video LDM, arXiv 2304.08818): f_0 + context * (f_S - f_0), f_0 without the conditioning frames, f_S
     with them. 1 = none, above 1 = closer to them; one more model call for videos that have some."""
 
+    oscillation_steps: int = 0
+    """Steps at `scale` before it alternates with `oscillation_scale` from step to step (Imagen Video); 0 = never."""
+    oscillation_scale: float = 1.0
+    dynamic_threshold: float = 0.0
+    """Percentile, 99.5 say, of a sample's predicted |x0|: where it is above 1, x0 is clipped to it and divided by it
+    (Imagen, arXiv 2205.11487). In pixel space only, where values beyond -1 to 1 saturate; 0 = off."""
+
     @classmethod
     def of(cls, guidance: float | Guidance) -> Guidance:
         """`Guidance` as it is; a number is a scale."""
@@ -53,28 +60,57 @@ class Guidance:
             raise UsageError(f"guidance rescale = {self.rescale} must be a fraction from 0 to 1")
         if self.power < 0:
             raise UsageError(f"guidance power = {self.power} is negative; 0 turns the power-cosine schedule off")
+        if self.scale == 1 and (self.interval != (0, 1) or self.rescale or self.power or self.oscillation_steps):
+            raise UsageError(
+                "guidance 1 is none: its interval, rescale, power and oscillation have no effect, leave them out"
+            )
+        if self.oscillation_steps < 0 or self.oscillation_scale < 1 or not 0 <= self.dynamic_threshold <= 100:
+            raise UsageError(
+                f"{self}: oscillation steps must be at least 0, the oscillation scale at least 1, and the dynamic threshold "
+                "a percentile from 0 to 100"
+            )
+        if self.oscillation_steps and self.power:
+            raise UsageError("guidance either oscillates or follows the power-cosine schedule: leave one of them out")
         if self.context < 0:
             raise UsageError(f"guidance context = {self.context} is negative; 1 is no context guidance")
-        if self.scale == 1 and (self.interval != (0, 1) or self.rescale or self.power):
-            raise UsageError("guidance 1 is none: its interval, rescale and power have no effect, leave them out")
 
-    def scales(self, timestep_S: Tensor) -> Tensor:
-        """(S,) the guidance scale at each sample's timestep."""
-        scale_S = torch.full_like(timestep_S, self.scale)
+    def check_values(self, value_range: tuple[float, float] | None) -> None:
+        """Raises UsageError where the dynamic threshold has no meaning: latents are not bounded.
+
+        Args:
+            value_range: bounds of the compressor's values; None: it has none.
+        """
+        if self.dynamic_threshold and value_range != (-1.0, 1.0):
+            raise UsageError("a dynamic threshold is for models of pixels (compressor pixels): leave it out")
+
+    def scales(self, timestep_S: Tensor, step: int = 0) -> Tensor:
+        """(S,) the guidance scale at each sample's timestep.
+
+        Args:
+            step: number of the solver's step, from 0.
+        """
+        is_low = self.oscillation_steps and step >= self.oscillation_steps and (step - self.oscillation_steps) % 2 == 0
+        scale_S = torch.full_like(timestep_S, self.oscillation_scale if is_low else self.scale)
         if self.power:
             scale_S = (self.scale - 1) * (1 - torch.cos(math.pi * (1 - timestep_S) ** self.power)) / 2 + 1
         is_inside_S = (self.interval[0] <= timestep_S) & (timestep_S <= self.interval[1])
         return torch.where(is_inside_S, scale_S, 1.0)
 
     def combine(
-        self, conditional_LD: Tensor, unconditional_LD: Tensor, timestep_S: Tensor, segments: Segments
+        self,
+        conditional_LD: Tensor,
+        unconditional_LD: Tensor,
+        timestep_S: Tensor,
+        segments: Segments,
+        step: int = 0,
     ) -> Tensor:
         """The guided prediction of a pack: each sample at its own timestep, rescaled by its own standard deviation.
 
         Args:
             timestep_S: on the CPU, or where the predictions are.
+            step: number of the solver's step, from 0.
         """
-        scale_S = copied(self.scales(timestep_S), conditional_LD.device)
+        scale_S = copied(self.scales(timestep_S, step), conditional_LD.device)
         scale_L1 = scale_S[segments.segment_ids_L, None]
         guided_LD = apply_guidance(conditional_LD, unconditional_LD, scale_L1)
         if not self.rescale:
@@ -98,3 +134,14 @@ def _std_per_sample(values_LD: Tensor, segments: Segments) -> Tensor:
     mean_S = segments.mean(values_LD.mean(-1))
     centred_LD = values_LD - mean_S[segments.segment_ids_L, None]
     return segments.mean(centred_LD.square().mean(-1)).sqrt()
+
+
+def dynamic_threshold(clean_LD: Tensor, segments: Segments, percentile: float) -> Tensor:
+    """Predicted x0 of a pack, clipped to each sample's percentile of |x0| and divided by it, where that is above 1."""
+    parts = []
+    for part_LD in clean_LD.split(list(segments.lengths)):
+        magnitudes = part_LD.abs().flatten()
+        rank = max(1, math.ceil(percentile / 100 * len(magnitudes)))
+        bound = magnitudes.kthvalue(rank).values.clamp(min=1)
+        parts.append(part_LD.clamp(-bound, bound) / bound)
+    return torch.cat(parts)

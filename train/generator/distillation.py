@@ -131,9 +131,10 @@ class _Distillation(DiffusionObjective):
     def frozen_networks(self) -> Sequence[nn.Module]:
         return (self.teacher,)
 
-    def validation_scalars(self, batch: DitBatch) -> dict[str, Tensor]:
+    def validation_inputs(self, batch: DitBatch) -> dict[str, Any]:
         """Scale 1: what the diffusion loss of the validation is defined for."""
-        return {name: torch.ones(len(batch.segments), device=batch.tokens_LD.device) for name in self.scalar_names}
+        ones_S = torch.ones(len(batch.segments), device=batch.tokens_LD.device)
+        return {"scalars": dict.fromkeys(self.scalar_names, ones_S)}
 
     def _student_loss(
         self, model: nn.Module, batch: DitBatch, x_LD: Tensor, timestep_S: Tensor, target_LD: Tensor, draws: BatchDraws,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train.diffusion.frame_conditioning import parse_conditions, sample_condition_mask
 from train.diffusion.loss import diffusion_loss
-from train.diffusion.process import TimestepsAndNoise, add_noise, sample_timesteps_and_noise
+from train.diffusion.process import NoisedTokens, TimestepsAndNoise, add_noise, sample_timesteps_and_noise
 from train.diffusion.rng import seeded_bernoulli
 from train.generator.batch import BatchDraws, DitBatch
 from train.generator.settings import DitSettings
@@ -34,6 +34,7 @@ def sample_draws(batch: DitBatch, settings: DitSettings, *, seed: int) -> BatchD
         noise=timesteps_and_noise(batch, settings, key=key),
         condition_mask_L=condition_mask(batch, settings, key=key),
         text=TextSelection.of(drop_text_S, batch.text.segments),
+        dropped_S=tuple(drop_text_S),
     )
 
 
@@ -95,7 +96,8 @@ class DiffusionObjective:
         return sample_draws(batch, self.settings, seed=seed)
 
     def loss(self, model: nn.Module, batch: DitBatch, draws: BatchDraws) -> tuple[Tensor, Tensor]:
-        return self.loss_at(model, batch, draws.noise, draws.text, draws.condition_mask_L)
+        further = {"scalars": draws.scalars, "hint_LD": draws.hint_LD}
+        return self._loss(model, batch, draws.noise, draws.text, draws.condition_mask_L, further)
 
     def loss_at(
         self,
@@ -105,12 +107,27 @@ class DiffusionObjective:
         drop_text_S: Sequence[bool] | TextSelection | None,
         condition_mask_L: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss at this noise; conditioning tokens enter clean and are excluded from it."""
+        """The loss of a validation at this noise."""
+        return self._loss(model, batch, noise, drop_text_S, condition_mask_L, self.validation_inputs(batch))
+
+    def _loss(
+        self,
+        model: nn.Module,
+        batch: DitBatch,
+        noise: TimestepsAndNoise,
+        drop_text_S: Sequence[bool] | TextSelection | None,
+        condition_mask_L: Tensor | None,
+        further_inputs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Conditioning tokens enter clean and are excluded from the loss."""
         noised = add_noise(batch.tokens_LD, noise, batch.segments, self.settings.diffusion)
-        inputs = batch.inputs(
-            noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L, scalars=self.validation_scalars(batch)
-        )
-        prediction_LD = model(inputs)
+        inputs = batch.inputs(noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L, **further_inputs)
+        return self.diffusion_loss(model(inputs), noised, batch, condition_mask_L)
+
+    def diffusion_loss(
+        self, prediction_LD: Tensor, noised: NoisedTokens, batch: DitBatch, condition_mask_L: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`diffusion_loss` with these settings; conditioning tokens are excluded from it."""
         return diffusion_loss(
             prediction_LD,
             noised.target_LD,
@@ -120,12 +137,13 @@ class DiffusionObjective:
             loss_mask_L=None if condition_mask_L is None else ~condition_mask_L,
         )
 
-    def validation_scalars(self, batch: DitBatch) -> dict[str, Tensor]:
-        """Further inputs of the model at which the loss of a validation is taken, (S,) each."""
+    def validation_inputs(self, batch: DitBatch) -> dict[str, Any]:
+        """Further arguments of `DitBatch.inputs` at which the loss of a validation is taken."""
         return {}
 
     def flops(self, model: nn.Module, batch: DitBatch) -> float:
-        flops: float = model.flops(batch.segments.lengths, batch.text.segments.lengths)  # type: ignore[operator]
+        lengths, text_lengths = batch.segments.lengths, batch.text.segments.lengths
+        flops: float = model.flops(lengths, text_lengths, batch.token_shapes)  # type: ignore[operator]
         return flops
 
     def activation_bytes(

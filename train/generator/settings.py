@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
+from train.backbones.mdt import MdtSettings
 from train.backbones.temporal import TemporalSettings
+from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
 
-SETTINGS_OF_BACKBONES = {"temporal": ("temporal", "temporal-unet")}
+SETTINGS_OF_BACKBONES = {"temporal": ("temporal", "temporal-unet"), "mdt": ("mdt",), "uvit": ("uvit",)}
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
 
 
@@ -55,16 +58,18 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DitSettings:
-    """Model, text encoder and objective of `recaption train dit`; `train.backbones.dit.SIZES` has the usual model sizes."""
+    """Model, text encoder and objective of `recaption train dit`; `SIZES` of a backbone's module has the usual sizes."""
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. With temporal layers the image model to freeze; `diffusers:ID#unet` for a U-Net.
     Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`; `temporal`: a frozen `dit` that was trained on images, with temporal layers; `temporal-unet`: a frozen U-Net of
-    diffusers with them. Both name the image model in `init_from`."""
+    """`dit`, `uvit`, `mdt`; `temporal`: a frozen `dit` that was trained on images, with temporal layers; `temporal-unet`: a
+    frozen U-Net of diffusers with them. Both name the image model in `init_from`; see docs/backbones.md."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
+    mdt: MdtSettings = field(default_factory=MdtSettings)
+    uvit: UvitSettings = field(default_factory=UvitSettings)
     width: int = 192
     """Channels per token."""
     depth: int = 6
@@ -85,6 +90,13 @@ class DitSettings:
     caption_dropout: float = 0.1
     """Fraction of clips trained with the null caption, for classifier-free guidance."""
     distill: DistillSettings = field(default_factory=DistillSettings)
+    stage: str = ""
+    """Super-resolution stage of a cascade in pixel space: `ssr` (spatial) or `tsr` (temporal), trained on pairs made from
+    the clips themselves; sampled after its base by `recaption sample --checkpoint BASE STAGE...`. Empty: a base."""
+    stage_ratio: int = 2
+    """Pixels per low-resolution pixel along each axis, or frames per low-resolution frame, of the stage."""
+    max_hint_level: float = 1.0
+    """Noise conditioning augmentation: the low-resolution clip is noised at a level up to this, from 0 to 1."""
     conditions: tuple[str, ...] = ()
     """KIND=FRACTION of clips that are trained with conditioning frames, for prompts with images and videos: none, first,
     prefix, suffix, both_ends, keyframes, random (diffusion/frame_conditioning.py). Empty: text and edit prompts only."""
@@ -113,8 +125,13 @@ class DitSettings:
         held_out_videos((), self.holdout_share)
         norm_power(self.loss_norm)
         self.diffusion.check()
+        if self.stage not in ("", "ssr", "tsr"):
+            raise UsageError(f"unknown stage {self.stage!r}: choose ssr or tsr, or leave it out for a base")
+        if self.stage and self.distill.stage:
+            raise UsageError("a super-resolution stage cannot be distilled yet: distil the base")
+        if not 2 <= self.stage_ratio <= 8 or not 0 <= self.max_hint_level <= 1:
+            raise UsageError(f"{self.stage_ratio = } must be from 2 to 8 and {self.max_hint_level = } from 0 to 1")
         self.distill.check(init_from=self.init_from, prediction=self.diffusion.prediction)
-        self.temporal.check()
         backbone_settings(self)
 
 
@@ -128,7 +145,8 @@ def backbone_settings(settings: DitSettings) -> dict[str, Any]:
     for name, backbones in SETTINGS_OF_BACKBONES.items():
         own = getattr(settings, name)
         if settings.backbone in backbones:
-            found |= own.of_model
+            own.check()
+            found |= getattr(own, "of_model", None) or dataclasses.asdict(own)
         elif own != type(own)():
             raise UsageError(
                 f"settings of {name} have no effect with backbone {settings.backbone!r}: leave them out, or choose "

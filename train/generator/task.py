@@ -29,21 +29,28 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
 from train.backbones.bases import unet_config
+from train.backbones.flops import cost_model_width
 from train.backbones.registry import build
 from train.checkpoint.trained_part import FrozenBase
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
+from train.diffusion.noise_augmentation import LEVEL
 from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
+from train.generator.masked_objective import MaskedDiffusionObjective
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
 from train.generator.settings import DitSettings, backbone_settings
+from train.generator.super_resolution import SuperResolution, stage_of
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
+from train.sampling.stage import Stage
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
+CAPTIONS_MEASURED = 8
+"""Captions whose tokens are counted for the estimate of memory; text takes part in the blocks of some backbones."""
 logger = logging.getLogger(__name__)
 NUM_VALIDATION_TIMESTEPS = 4
 """Timesteps per validation clip: with a single one the loss is mostly noise."""
@@ -82,8 +89,9 @@ class DitTask:
             UsageError: no latents, latents of another compressor, or invalid settings.
         """
         settings.check()
-        choose_backend(settings.attention_backend, device, torch.bfloat16)
-        self.settings, self.plan = settings, plan
+        has_bias = bool(backbone_settings(settings).get("relative_bias"))
+        choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
+        self.settings, self.plan = settings, plan  # the plan's costs are asked of the model, once it is built
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
         self.source: SampleSource = run
@@ -97,9 +105,11 @@ class DitTask:
             patch=settings.patch,
         )
         self._check_latents(compressor)
+        self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
         self._check_backbone()
-        self.objective = objective_of(settings)
+        self.plan = plan.with_cost_model_width(cost_model_width(self.model))
+        self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
         self.base = self._initialise_from(settings.init_from)
         self._loader: PackLoader | None = None
@@ -112,14 +122,17 @@ class DitTask:
         settings = self.settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            token_width = self.compressor.num_channels * math.prod(settings.patch)
             return build(
                 settings.backbone,
-                token_width=self.compressor.num_channels * math.prod(settings.patch),
+                token_width=token_width,
                 text_width=self.encoder.width,
                 pooled_width=self.encoder.pooled_width,
                 **_size(settings),
                 attention_backend=settings.attention_backend,
-                scalars=student_scalars(settings),
+                hint_width=token_width if self.stage else 0,
+                scalars=(LEVEL,) if self.stage else student_scalars(settings),
+                patch=settings.patch,
                 **backbone_settings(settings),
             )
 
@@ -143,6 +156,8 @@ class DitTask:
 
     def _check_backbone(self) -> None:
         """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
+        if self.stage and self.plan.token_keep_rate:
+            raise UsageError("a super-resolution stage sees whole clips: leave plan.token-keep-rate out")
         wanted = {
             "token dropping": bool(self.plan.token_keep_rate),
             "conditioning frames": bool(self.settings.conditions),
@@ -171,6 +186,7 @@ class DitTask:
             "held_out_clips": 0 if self.held_out is None else len(self.held_out.clip_ids),
             "init_from": None,
             "distilled": distilled_config(settings),
+            "stage": None if self.stage is None else self.stage.config,
             "base": None,
         }
 
@@ -238,14 +254,17 @@ class DitTask:
         )
 
     def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
-        """Activations of one full pack of the shortest samples, which have the most registers and texts."""
+        """Activations of one full pack of the shortest samples, which have the most registers and texts, at the longest of
+        a few captions."""
         shortest = min(
             math.prod(token_shape_of_latent(shape, self.settings.patch)) for shape in set(self.source.latent_shapes)
         )
         num_samples = max(1, self.plan.capacity // shortest)
         lengths = [shortest] * (num_samples - 1) + [self.plan.capacity - shortest * (num_samples - 1)]
+        captions = [self.source.caption(index, 0) for index in range(min(CAPTIONS_MEASURED, len(self.source.clip_ids)))]
+        text_lengths = [self.encoder.encode(captions).segments.max_length] * num_samples
         return self.objective.activation_bytes(
-            self.model, lengths, [0] * num_samples, precision=precision, checkpointed=activation_checkpointing
+            self.model, lengths, text_lengths, precision=precision, checkpointed=activation_checkpointing
         )
 
     def frozen_networks(self) -> Sequence[nn.Module]:
@@ -311,7 +330,7 @@ class DitTask:
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """Videos of `sample_prompts` at the most frequent size, with their frame rate."""
         prompts = self.settings.sample_prompts
-        if not prompts:
+        if not prompts or self.stage is not None:  # a stage enlarges what its base samples
             return {}
         sampler = Sampler(
             model,
@@ -337,9 +356,13 @@ def _size(settings: DitSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def objective_of(settings: DitSettings) -> DiffusionObjective:
+def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjective:
     """The objective of a training with these settings."""
-    return distillation_objective(settings) if settings.distill.stage else DiffusionObjective(settings)
+    if settings.distill.stage:
+        return distillation_objective(settings)
+    objective = DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
+    is_masked = settings.backbone == "mdt" and bool(settings.mdt.mask_ratio)
+    return MaskedDiffusionObjective(objective) if is_masked else objective
 
 
 def _is_on_gpu(network: nn.Module) -> bool:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from packing.grid import Shape3, positions
 from train.backbones.interface import PackedInputs
-from train.diffusion.guidance import Guidance
+from train.diffusion.guidance import Guidance, dynamic_threshold
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
+from train.diffusion.parameterization import prediction_target, to_x0_and_noise
 from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_noise
 from train.diffusion.rng import seeded_generator
 from train.diffusion.solvers import integrate, sampling_timesteps
@@ -83,6 +84,7 @@ def denoise(
     solver: str,
     max_pack_tokens: int,
     precision: str = "fp32",
+    value_range: tuple[float, float] | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
     """Clean tokens of every input.
@@ -90,10 +92,17 @@ def denoise(
     Args:
         precision: of the model calls, `fp32` or `bf16` (autocast); what the solver computes stays float32.
         max_pack_tokens: limit of one model call; applies to the windows of one input only, callers pack inputs.
+        value_range: bounds of the values of clean tokens, for the dynamic threshold.
         on_step: called after each solver step, for a progress bar.
     """
+    guidance.check_values(value_range)
     pack = _PackedInputs(model, inputs, encoder, guidance, max_pack_tokens, precision, diffusion)
     times_KS = _times(inputs, num_steps, diffusion)
+
+    def after_step() -> None:
+        pack.step += 1
+        on_step()
+
     x_LD = integrate(
         pack.predict,
         pack.initial(times_KS[0]),
@@ -102,7 +111,7 @@ def denoise(
         diffusion=diffusion,
         solver=solver,
         noise_of=lambda number: pack.noise("step", number),
-        on_step=on_step,
+        on_step=after_step,
     )
     return list(pack.with_conditioning(x_LD).split([one.num_tokens for one in inputs]))
 
@@ -130,7 +139,7 @@ class _PackedInputs:
         diffusion: DiffusionSettings,
     ) -> None:
         self.model, self.inputs, self.guidance, self.precision = model, inputs, guidance, precision
-        self.diffusion = diffusion
+        self.diffusion, self.step = diffusion, 0
         self.device = next(model.parameters()).device
         self.segments = Segments.from_lengths([one.num_tokens for one in inputs], self.device)
         self.clean_LD, self.condition_mask_L, self.hint_LD = self._clean(), self._condition_mask(), self._hint()
@@ -196,7 +205,7 @@ class _PackedInputs:
         return torch.where(self.condition_mask_L[:, None], self.clean_LD, x_LD)
 
     def predict(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """The guided prediction, averaged over windows; 0 for conditioning tokens, which are put back anyway.
+        """The guided prediction under the dynamic threshold, averaged over windows.
 
         Args:
             timestep_S: on the CPU: whether guidance applies is decided without waiting for the device.
@@ -204,6 +213,21 @@ class _PackedInputs:
         mask_L = self.condition_mask_L
         noised_LD = None if mask_L is None else torch.where(mask_L[:, None], self._clean_noised(timestep_S), x_LD)
         x_LD = self.with_conditioning(x_LD)
+        prediction_LD = self._averaged(x_LD, noised_LD, timestep_S)
+        if not self.guidance.dynamic_threshold:
+            return prediction_LD
+        alpha_S, sigma_S = self.diffusion.alpha_sigma(timestep_S)
+        alpha_L1, sigma_L1 = (
+            copied(scale_S.to(x_LD.dtype), x_LD.device)[self.segments.segment_ids_L, None]
+            for scale_S in (alpha_S, sigma_S)
+        )
+        kind = self.diffusion.prediction
+        clean_LD, _ = to_x0_and_noise(kind, prediction_LD, x_LD, alpha_L1, sigma_L1)
+        clean_LD = dynamic_threshold(clean_LD, self.segments, self.guidance.dynamic_threshold)
+        return prediction_target(kind, clean_LD, (x_LD - alpha_L1 * clean_LD) / sigma_L1, alpha_L1, sigma_L1)
+
+    def _averaged(self, x_LD: Tensor, noised_LD: Tensor | None, timestep_S: Tensor) -> Tensor:
+        """The guided prediction, averaged over windows."""
         if not self.is_averaged:
             (call,) = self.calls
             return self._predict(call, x_LD, noised_LD, timestep_S)
@@ -224,7 +248,7 @@ class _PackedInputs:
         timestep_V = timestep_S[call.input_V]
         hint_LD = None if self.hint_LD is None else self.hint_LD[call.index_L]
         mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
-        has_text_guidance = not self.is_student and bool((self.guidance.scales(timestep_V) != 1).any())
+        has_text_guidance = not self.is_student and bool((self.guidance.scales(timestep_V, self.step) != 1).any())
         has_context_guidance = mask_L is not None and self.guidance.context != 1
         scalars = dict(call.scalars)
         if self.is_student:
@@ -239,7 +263,7 @@ class _PackedInputs:
             parts = self.model(inputs).chunk(copies)
         prediction_LD = parts[0]
         if has_text_guidance:
-            prediction_LD = self.guidance.combine(parts[0], parts[1], timestep_V, call.segments)
+            prediction_LD = self.guidance.combine(parts[0], parts[1], timestep_V, call.segments, self.step)
         if has_context_guidance:
             prediction_LD = prediction_LD + (self.guidance.context - 1) * (parts[int(has_text_guidance)] - parts[-1])
         return prediction_LD if mask_L is None else prediction_LD.masked_fill(mask_L[:, None], 0)

@@ -39,11 +39,16 @@ class Request:
     seed: int = 0
     loop_frames: int = 0
     """Frames to sample after the video that lead back to its start: a loop from a text or an image."""
+    long: str = "windows"
+    """A video longer than a window is sampled window by window, or by `keyframes` (key_frames.py)."""
+    noise_words: tuple[str | int, ...] = ()
+    """Seed the noise beside the seed: parts of one video must not have equal noise."""
 
     def digest(self) -> str:
-        """Hash of everything but `loop_frames`: equal for repeats of a request."""
+        """Hash of everything but `loop_frames` and `long`: equal for repeats of a request."""
         conditioning = self.conditioning
-        digest = hashlib.sha256(repr((self.text, self.seed, conditioning.mode, conditioning.strength)).encode())
+        words = self.text, self.seed, *self.noise_words, conditioning.mode, conditioning.strength
+        digest = hashlib.sha256(repr(words).encode())
         for array in (conditioning.frames_THWC, conditioning.condition_mask_T):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -73,9 +78,12 @@ class LatentTokenizer:
 
     def encode(self, frames_THWC: np.ndarray) -> Tensor:
         """frames_THWC uint8 -> tokens_LD on the CPU."""
+        return patchify(self.encode_latent(frames_THWC).cpu().contiguous(), self.grid.patch)
+
+    def encode_latent(self, frames_THWC: np.ndarray) -> Tensor:
+        """frames_THWC uint8 -> float32 latent (C, t, h, w), on the device."""
         frames = torch.from_numpy(np.ascontiguousarray(frames_THWC)).to(self.device)
-        latents_BCTHW = self.compressor.encode(to_pixels(frames)[None])
-        return patchify(latents_BCTHW[0].float().cpu().contiguous(), self.grid.patch)
+        return self.compressor.encode(to_pixels(frames)[None])[0].float()
 
     def decode(self, tokens_LD: Tensor, token_shape: tuple[int, int, int]) -> np.ndarray:
         """tokens_LD -> frames_THWC uint8."""
@@ -104,7 +112,7 @@ class SamplingState:
         """
         self.request, self.tokenizer, self.is_autoregressive = request, tokenizer, is_autoregressive
         self.window_length, self.overlap = window_length, overlap
-        self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition)
+        self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition, *request.noise_words)
         self.video = self._windowed(request.conditioning)
         self.windows = self._plan()
         self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)

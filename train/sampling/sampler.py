@@ -17,10 +17,8 @@ conditioned on the latents of the original pixels.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from packing.buckets import Bucket, parse_bucket
+from packing.grid import Shape3
 from recaption.errors import CheckpointMismatchError, UsageError
 from train.backbones.bases import weights_over_base
 from train.backbones.registry import build
@@ -39,54 +38,21 @@ from train.compressors.interface import Compressor
 from train.diffusion.frame_conditioning import check_trained_for, is_trained_for
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings
-from train.diffusion.solvers import choose_solver
-from train.parallel.process_group import choose_precision
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.denoise import denoise
+from train.sampling.key_frames import KeyFrameTake, SingleTake
 from train.sampling.request import LatentTokenizer, Request, SampledVideo, SamplingState, number_repeats, pack_requests
 from train.sampling.sizes import nearest_size
+from train.sampling.solver_settings import SolverSettings
+from train.sampling.stage import Stage
 from train.sampling.student import DEFAULT_NUM_STEPS, Student
+from train.sampling.windows import Window, overlapping_windows
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
-MAX_PACK_TOKENS = 32_768
-"""Tokens of one model call, with and without guidance's second copy: bounds memory."""
 CONDITIONING_PIXELS = ("decoded", "original")
 MIN_WINDOW_LENGTH = 3
 """Token frames: known ones on both sides and one between."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SolverSettings:
-    """Solver, number of steps, and guidance."""
-
-    num_steps: int = 0
-    """0: 30, or those that a distilled model was trained for."""
-    guidance: float | Guidance = 4.0
-    """A scale, or `Guidance` with all settings: 1 = none (one model call instead of two), higher = closer to the prompt and
-    less diverse."""
-    solver: str = "auto"
-    """`auto`, or a solver of `train.diffusion.solvers` that supports the schedule the model was trained on."""
-    precision: str = "auto"
-    """Of the model calls: `fp32` or `bf16` (autocast); auto: bf16 on a GPU, fp32 on a CPU, whatever the training had."""
-
-    def resolved(
-        self, diffusion: DiffusionSettings, device: torch.device, student: Student | None = None
-    ) -> SolverSettings:
-        """With `Guidance` for a scale, and what `auto` stands for; raises UsageError where they do not fit the model."""
-        guidance = Guidance.of(self.guidance)
-        guidance.check()
-        solver, num_steps = choose_solver(self.solver, diffusion), self.num_steps or DEFAULT_NUM_STEPS
-        if student is not None:
-            solver, num_steps = student.solver(self.solver, diffusion), student.num_steps_for(self.num_steps)
-            student.check(guidance)
-        precision = choose_precision(self.precision, device)
-        return dataclasses.replace(self, guidance=guidance, solver=solver, precision=precision, num_steps=num_steps)
-
-    @property
-    def max_pack_tokens(self) -> int:
-        """Tokens of one copy of a pack."""
-        return MAX_PACK_TOKENS // Guidance.of(self.guidance).num_copies(has_context=True)
 
 
 def sample(
@@ -137,6 +103,11 @@ def sample(
 class Sampler:
     """A trained transformer with its text encoder and compressor."""
 
+    student: Student | None = None
+    """What it was distilled to."""
+    stage: Stage | None = None
+    """Of a cascade; None: a base, or a model of its own."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -148,6 +119,7 @@ class Sampler:
         buckets: Sequence[Bucket],
         conditions: Sequence[str] = (),
         distilled: dict[str, Any] | None = None,
+        stage: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
         name: str = "this model",
     ) -> None:
@@ -163,7 +135,8 @@ class Sampler:
         self.tokenizer = LatentTokenizer(self.compressor, patch, self.device)
         self.grid = self.tokenizer.grid
         self.buckets, self.conditions, self.name = tuple(buckets), tuple(conditions), name
-        self.student = Student.of(distilled)
+        self.student, self.stage = Student.of(distilled), Stage.of(stage)
+        self.value_range: tuple[float, float] | None = getattr(self.compressor, "value_range", None)
 
     @classmethod
     def from_checkpoint(
@@ -199,9 +172,21 @@ class Sampler:
             buckets=buckets,
             conditions=conditions,
             distilled=config.get("distilled"),
+            stage=config.get("stage"),
             device=device,
             name=path,
         )
+
+    def resolved(self, settings: SolverSettings) -> SolverSettings:
+        """The settings as this model is sampled with; raises UsageError where they do not fit it."""
+        settings = settings.resolved(self.diffusion, self.device, self.student)
+        Guidance.of(settings.guidance).check_values(self.value_range)
+        return settings
+
+    def windows_of(self, token_shape: Shape3) -> tuple[Window, ...]:
+        """Overlapping windows of a video that is longer than those of the training; none for a shorter one."""
+        length, overlap = self._window_size(0, 0)
+        return tuple(overlapping_windows(token_shape[0], length, overlap)) if token_shape[0] > length else ()
 
     def num_steps(self, requested: int) -> int:
         """Steps of the solver; `requested` 0: the default, or those that a distilled model was trained for."""
@@ -211,10 +196,22 @@ class Sampler:
     def fps(self) -> int:
         return self.buckets[0].fps
 
+    def frames_of(self, seconds: float) -> int:
+        """Frames in so many seconds, at least one."""
+        return max(1, round(seconds * self.fps))
+
     @property
     def max_trained_frames(self) -> int:
         """Frames of the longest bucket it was trained on; longer videos are sampled in windows."""
         return max(bucket.num_frames for bucket in self.buckets)
+
+    def window_frames(self, requested_frames: int = 0) -> int:
+        """Frames of the longest video that is sampled at once.
+
+        Args:
+            requested_frames: 0: those of the longest trained video.
+        """
+        return 1 + (self._window_size(requested_frames, 0)[0] * self.grid.patch[0] - 1) * self.grid.frame_stride
 
     @property
     def overlap_frames(self) -> int:
@@ -296,29 +293,50 @@ class Sampler:
         for request in requests:
             for mode in (request.conditioning.mode, *(("loop",) if request.loop_frames else ())):
                 check_trained_for(mode, self.conditions, self.name)
-        settings = (settings or SolverSettings()).resolved(self.diffusion, self.device, self.student)
+        if self.stage is not None:
+            raise UsageError(f"{self.name} is a {self.stage.kind} stage of a cascade: name its base before it")
+        settings = self.resolved(settings or SolverSettings())
         window_length, overlap = self._window_size(window_frames, overlap_frames)
-        is_autoregressive = is_trained_for("extend", self.conditions)
-        states = [
-            SamplingState(
-                request,
-                repetition,
-                self.tokenizer,
-                window_length=window_length,
-                overlap=overlap,
-                is_autoregressive=is_autoregressive,
-            )
-            for request, repetition in number_repeats(requests)
-        ]
-        guidance = Guidance.of(settings.guidance)
-        if guidance.context != 1 and not any(state.has_context for state in states):
+        max_frames = self.window_frames(window_frames)
+        takes = [self._take(request, repetition, max_frames) for request, repetition in number_repeats(requests)]
+        state_of = functools.partial(
+            SamplingState,
+            tokenizer=self.tokenizer,
+            window_length=window_length,
+            overlap=overlap,
+            is_autoregressive=is_trained_for("extend", self.conditions),
+        )
+        states = _states(takes, state_of)
+        of_first = [state for of_take in states.values() for state in of_take]
+        has_context = any(state.has_context for state in of_first) or any(take.num_later_windows for take in takes)
+        if Guidance.of(settings.guidance).context != 1 and not has_context:
             raise UsageError("context guidance has no effect on videos without conditioning frames: leave it out")
-        num_steps = sum(state.num_windows for state in states) * settings.num_steps
-        with tqdm(total=num_steps, desc="sample", unit="step", disable=not progress) as bar:
-            while waiting := [state for state in states if state.next_input() is not None]:
-                for pack in pack_requests(waiting, settings.max_pack_tokens):
-                    self._sample_pack(pack, settings, functools.partial(bar.update, len(pack)))
-        return [state.result(original_pixels=conditioning_pixels == "original") for state in states]
+        num_windows = sum(take.num_later_windows for take in takes)
+        num_windows += sum(state.num_windows for state in of_first)
+        with tqdm(total=num_windows * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
+            while states:
+                self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)
+                for take, of_take in states.items():
+                    take.commit([state.result(original_pixels=conditioning_pixels == "original") for state in of_take])
+                states = _states(takes, state_of)
+        return [take.result() for take in takes]
+
+    def _take(self, request: Request, repetition: int, window_frames: int) -> SingleTake | KeyFrameTake:
+        """By key frames where the request asks for it and does not fit into one window.
+
+        Raises:
+            UsageError: key frames for a model or in a mode that cannot have them.
+        """
+        if request.long == "windows" or request.conditioning.num_frames <= window_frames:
+            return SingleTake(request, repetition)
+        check_trained_for("long keyframes", self.conditions, self.name)
+        return KeyFrameTake(request, repetition, window_frames, self.grid)
+
+    def _sample_states(self, states: Sequence[SamplingState], settings: SolverSettings, bar: tqdm) -> None:
+        """Sample the windows of each state, packed with those of the others."""
+        while waiting := [state for state in states if state.next_input() is not None]:
+            for pack in pack_requests(waiting, settings.max_pack_tokens):
+                self._sample_pack(pack, settings, functools.partial(bar.update, len(pack)))
 
     def _sample_pack(
         self, states: Sequence[SamplingState], settings: SolverSettings, on_step: Callable[[], object]
@@ -335,6 +353,7 @@ class Sampler:
             solver=settings.solver,
             max_pack_tokens=settings.max_pack_tokens,
             precision=settings.precision,
+            value_range=self.value_range,
             on_step=on_step,
         )
         for state, one, tokens_LD in zip(states, inputs, tokens, strict=True):
@@ -355,6 +374,17 @@ class Sampler:
                 f"frames: at most {unit * (length - 2)}"
             )
         return length, overlap
+
+
+def _states(
+    takes: Sequence[SingleTake | KeyFrameTake], state_of: Callable[[Request, int], SamplingState]
+) -> dict[SingleTake | KeyFrameTake, list[SamplingState]]:
+    """The states of what can be sampled now, of the takes that are not complete."""
+    return {
+        take: [state_of(one, take.repetition) for one in requests]
+        for take in takes
+        if (requests := take.next_requests())
+    }
 
 
 def _load_compressor(saved: dict[str, Any], path: str, device: str) -> Compressor:

@@ -1,4 +1,4 @@
-"""The nearest size that a model's grid supports."""
+"""Sizes and lengths that a model's grid supports."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def nearest_size(requested: Bucket, grid: Grid) -> Bucket:
         )
     ]
     return Bucket(1 + (latent_frames - 1) * grid.frame_stride, sides[0], sides[1], requested.fps)
+
+
+def supported_length(num_frames: int, grid: Grid) -> int:
+    """The smallest number of frames that the grid supports and that is at least `num_frames`."""
+    unit = grid.frame_stride * grid.patch[0]
+    return unit * -(-(num_frames - 1 + grid.frame_stride) // unit) - grid.frame_stride + 1
 
 
 def _round_half_up(x: float) -> int:

@@ -42,7 +42,8 @@ from train.sampling import conditioning_frames as conditioning
 from train.sampling.conditioning_frames import ConditioningFrames
 from train.sampling.contact_sheet import contact_sheet_png
 from train.sampling.request import Request, SampledVideo
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 
 FIRST_SEED = 7_000_000
 FIRST_TRAINED_SEED = 20_000_000

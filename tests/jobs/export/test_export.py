@@ -20,7 +20,7 @@ from recaption.errors import UsageError
 from recaption.folder_lock import FolderLock
 from recaption.ledger.verdicts import VERDICT_SCHEMA
 from recaption.run_folder import RunFolder
-from recaption.video_io.opened_video import OpenedVideo
+from recaption.video_io.opened_video import CutVideo, OpenedVideo
 from recaption.video_io.reader import probe, read_frames
 
 NUM_CLIPS = 8
@@ -128,8 +128,8 @@ def test_encoded_clips_have_the_frames_rate_and_size_of_their_source(exported, e
 
 
 def test_a_cut_that_does_not_decode_to_the_same_frames_is_encoded_instead(exported, tmp_path, monkeypatch):
-    def cuts_the_wrong_frames(self, start_frame, end_frame):
-        return real(self, 0, 45) if start_frame == 45 else (b"not an mp4", "")
+    def cuts_the_wrong_frames(self, start_frame, end_frame, **span):
+        return real(self, 0, 45, **span) if start_frame == 45 else CutVideo(b"not an mp4", "")
 
     real = OpenedVideo.cut
     monkeypatch.setattr(OpenedVideo, "cut", cuts_the_wrong_frames)

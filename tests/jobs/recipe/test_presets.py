@@ -68,6 +68,16 @@ def test_a_bucket_table_changes_only_the_hash_of_shards():
     assert stages_that_differ(recipe, from_dict(tree)) == {"shard"}
 
 
+def test_the_decoder_is_hashed_where_it_decodes_and_its_limits_nowhere():
+    recipe = load_recipe("quickstart")
+
+    def with_decode(**settings):
+        return changed(recipe, "prepare", decode=dataclasses.replace(recipe.prepare.decode, **settings))
+
+    assert stages_that_differ(recipe, with_decode(backend="decord")) == {"caption", "shard"}
+    assert stages_that_differ(recipe, with_decode(max_wall_seconds=9.0)) == set()
+
+
 def test_device_and_error_budget_are_not_hashed():
     recipe = load_recipe("quickstart")
     assert stages_that_differ(recipe, changed(recipe, "prepare", max_failed_share=0.1)) == set()

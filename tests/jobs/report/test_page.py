@@ -480,7 +480,7 @@ def test_number_formatting() -> None:
 def test_chosen_clips_are_distinct_and_of_every_state() -> None:
     states = [("in_shard", None)] * 90 + [("dropped", "blurry")] * 40 + [("failed", "truncated")] * 2
     clips = [
-        ClipState(clip_id=str(i), uri="", seconds=1, state=state, reason=reason)
+        ClipState(clip_id=str(i), uri="", seconds=1, counted_seconds=1, state=state, reason=reason)
         for i, (state, reason) in enumerate(states)
     ]
     rows = choose_clips(clips, 20)

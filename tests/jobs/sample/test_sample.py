@@ -37,7 +37,7 @@ class StandIn(sampler.Sampler):
         self.requests = requests
         self.buckets = (Bucket(9, 32, 32, 8), Bucket(17, 32, 48, 8))
         self.grid = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
-        self.tokenizer = SimpleNamespace(frames_per_token=4)
+        self.tokenizer, self.student = SimpleNamespace(frames_per_token=4), None
 
     def sample_requests(self, requests, settings, **_):
         self.requests.extend(requests)
@@ -349,3 +349,24 @@ def test_solver_and_guidance_flags_reach_the_model_and_are_stored(run_copy, requ
     assert listed["guidance_interval"] == [0.1, 0.8]
     with pytest.raises(UsageError, match="0 <= low < high <= 1"):
         parse("sample", [*arguments, "--guidance-interval", "0.8", "0.2"])()
+
+
+def test_seconds_are_exact_to_the_frame_and_long_reaches_the_model(requests, tmp_path, media):
+    flags = ["--checkpoint", str(tmp_path / "step-000010"), "--out", str(tmp_path), "--expander", "none"]
+    parse("sample", [*flags, "--prompt", "red", "--seconds", "5.25", "--long", "keyframes"])()
+    (asked,) = requests
+    assert asked.long == "keyframes"
+    assert (len(asked.conditioning.condition_mask_T), asked.conditioning.end) == (45, 42)
+    listed = json.loads((tmp_path / "samples.json").read_text())
+    assert (listed["num_frames"], listed["lengths"], listed["long"]) == (42, [42], "keyframes")
+    for more, message in (
+        (["--prompt", "red", "--long", "keyframes"], "no effect on videos that fit into one window of 17 frames"),
+        (["--prompt", "red", "--seconds", "2", "--num-frames", "9"], "instead of num_frames = 9"),
+        (["--prompt", "red", "--seconds", "-1"], "seconds = -1 must be above 0"),
+        (
+            ["--image", str(media / "first.png"), "--mode", "loop", "--seconds", "2"],
+            "seconds has no effect in mode loop",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse("sample", [*flags, *more])()

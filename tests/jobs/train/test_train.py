@@ -44,7 +44,7 @@ def test_temporal_layers_over_an_image_model_train_resume_and_sample(run_copy, c
         assert code == 0, err
     images = Path(run_copy.path("train", "images"))
     before = {path: path.read_bytes() for path in images.rglob("*.safetensors")}
-    video = (*train, "--name", "video", "--train-dit.dit.backbone", "temporal", "--train-dit.dit.conditions", "none=0.5",
+    video = (*train, "--name", "video", "--backbone", "temporal", "--train-dit.dit.conditions", "none=0.5",
              "first=0.2", "keyframes=0.3")  # fmt: skip
     code, _, err = command(*video)
     assert code == 2
@@ -93,8 +93,8 @@ def test_temporal_layers_over_a_unet_train_resume_and_sample(run_copy, command, 
     for name, seed in (("sd", 0), ("other", 1)):
         torch.manual_seed(seed)
         build_unet(HALVING | sizes | {"cross_attention_dim": 160}).save_pretrained(tmp_path / name / "unet")
-    train = ("train", "dit", "--run", run_copy.uri, *SHORT, "--name", "unet", "--train-dit.dit.backbone", "temporal-unet",
-             "--train-dit.dit.patch", "1", "1", "1")  # fmt: skip
+    train = ("train", "dit", "--run", run_copy.uri, *SHORT, "--name", "unet", "--backbone", "temporal-unet",
+             "--train-dit.dit.patch", "1", "1", "1", "--train-dit.dit.validation-packs", "0")  # fmt: skip
     code, _, err = command(*train)
     assert code == 2
     assert "name it with --init-from diffusers:ID#unet" in err

@@ -50,7 +50,7 @@ FILES = [
 def test_a_span_between_keyframes_has_the_same_frames(make, name, codec, options, start, end):
     path = make(name, codec, options)
     with open_video(path) as opened:
-        mp4, obstacle = opened.cut(start, end)
+        mp4, obstacle = opened.cut(start, end)[:2]
         assert (opened.cut(start, end)[0], obstacle) == (mp4, "")  # the same bytes each time
     alone = decode_bytes(mp4)
     assert np.array_equal(alone.pixels_THWC, read_frames(path, range(start, end)).pixels_THWC)
@@ -61,22 +61,22 @@ def test_a_span_between_keyframes_has_the_same_frames(make, name, codec, options
 
 def test_a_span_that_starts_or_ends_between_keyframes_is_not_cut(make):
     with open_video(make("b.mp4", "libx264", X264)) as opened:
-        assert opened.cut(5, 24) == (b"", "frame 5 is no keyframe")
-        assert opened.cut(12, 20) == (b"", "frame 20 is no keyframe")
+        assert opened.cut(5, 24)[:2] == (b"", "frame 5 is no keyframe")
+        assert opened.cut(12, 20)[:2] == (b"", "frame 20 is no keyframe")
 
 
 def test_open_groups_are_not_cut_where_frames_before_a_keyframe_are_stored_behind_it(make):
     options = X264 | {"x264-params": "mbtree=0:open-gop=1:b-adapt=0"}
     with open_video(make("open.mp4", "libx264", options)) as opened:
         assert opened.cut(0, NUM_FRAMES)[0]
-        mp4, obstacle = opened.cut(GROUP, 2 * GROUP)
+        mp4, obstacle = opened.cut(GROUP, 2 * GROUP)[:2]
     assert not mp4
     assert "outside of the span" in obstacle
 
 
 def test_files_whose_packets_do_not_number_frames_are_not_cut(make):
     with open_video(make("a.avi", "mpeg4", {})) as opened:
-        mp4, obstacle = opened.cut(0, GROUP)
+        mp4, obstacle = opened.cut(0, GROUP)[:2]
     assert not mp4
     assert "do not number" in obstacle
 

@@ -74,11 +74,14 @@ def test_line_ends_inside_of_names_are_those_of_text_files_only(folder):
 
 
 def test_what_is_no_list_is_one_sentence(folder):
-    for name in ("webvid.csv", "panda.tsv", "meta.jsonl", "osp.json"):
-        (folder / name).write_text("path,caption\na.mp4,a dog\n")
-        with pytest.raises(UsageError, match=r"lists are read from \.txt and \.parquet files"):
-            expand_paths([str(folder / name)])
-    for name, data in (("list.txt", os.urandom(3000)), ("list.parquet", b"not parquet")):
+    (folder / "list.xlsx").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"lists are read from .*\.csv.* files, not from \.xlsx files"):
+        expand_paths([str(folder / "list.xlsx")])
+    for name, data in (
+        ("list.txt", os.urandom(3000)),
+        ("list.parquet", b"PAR1 not parquet"),
+        ("list.csv", os.urandom(3000)),
+    ):
         (folder / name).write_bytes(data)
         with pytest.raises(UsageError, match=name):
             expand_paths([str(folder / name)])
@@ -86,12 +89,19 @@ def test_what_is_no_list_is_one_sentence(folder):
 
 def test_empty_entries_of_a_table_are_refused_and_named(folder):
     pq.write_table(pa.table({"path": ["a.mp4", None, " "]}), folder / "list.parquet")
-    found = find_inputs([str(folder / "list.parquet")])
-    assert found.uris == {f"{folder}/a.mp4"}
-    assert found.refused == {f"{folder}/list.parquet#row={n}": f"row {n} of the list has no path" for n in (1, 2)}
+    assert listed_in(folder / "list.parquet") == {
+        f"{folder}/a.mp4": "",
+        **{f"{folder}/list.parquet#row={n}": f"row {n} of the list has no path" for n in (1, 2)},
+    }
     column = pa.array([{"bytes": None, "path": "b.mp4"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     pq.write_table(pa.table({"video": column}), folder / "PATHS.PARQUET")
     assert expand_paths([str(folder / "PATHS.PARQUET")]) == [f"{folder}/b.mp4"]
+
+
+def listed_in(path):
+    """Uri -> why it is refused, of all entries of a list."""
+    with find_inputs([str(path)]) as found:
+        return {uri: refusal for uri, refusal, _ in found.listed.videos()}
 
 
 def test_entries_have_an_allow_list_of_protocols(folder):
@@ -104,10 +114,11 @@ def test_entries_have_an_allow_list_of_protocols(folder):
     ]
     lines += [f"file://{folder}/a.mp4", "reference://a.mp4::http://h/refs.json", "http://127.0.0.1/own.mp4"]
     (folder / "list.txt").write_text("\n".join(lines))
-    found = find_inputs([str(folder / "list.txt")])
-    assert found.refused.keys() == {"sftp://h/a.mp4", "local:///etc/passwd", "reference://a.mp4::http://h/refs.json"}
-    assert all("inputs are not read from" in why for why in found.refused.values())
-    assert found.uris == {
+    found = listed_in(folder / "list.txt")
+    refused = {uri: why for uri, why in found.items() if why}
+    assert refused.keys() == {"sftp://h/a.mp4", "local:///etc/passwd", "reference://a.mp4::http://h/refs.json"}
+    assert all("inputs are not read from" in why for why in refused.values())
+    assert found.keys() - refused.keys() == {
         *("s3://b/a.mp4", "https://h/a.mp4", f"{folder}/a.mp4", "http://127.0.0.1/own.mp4"),
         f"{folder}/filecache::file:/etc/passwd",  # a name in the folder, which does not exist
     }
@@ -123,6 +134,9 @@ def test_a_remote_list_keeps_its_protocol_and_does_not_name_this_machine():
         "http://169.254.169.254/e",
     ]
     fsspec.filesystem("memory").pipe("/lists/list.txt", "\n".join(lines).encode())
-    found = find_inputs(["memory://lists/list.txt"])
-    assert found.uris == {"memory:///lists/a.mp4", "memory:///lists/b c.mp4", "s3://x/y.mp4", "/data/c.mp4"}
-    assert found.refused.keys() == {"http://127.0.0.1/d.mp4", "http://169.254.169.254/e"}
+    found = listed_in("memory://lists/list.txt")
+    refused = {uri for uri, why in found.items() if why}
+    assert refused == {"http://127.0.0.1/d.mp4", "http://169.254.169.254/e"}
+    assert found.keys() - refused == {
+        *("memory:///lists/a.mp4", "memory:///lists/b c.mp4", "s3://x/y.mp4", "/data/c.mp4"),
+    }

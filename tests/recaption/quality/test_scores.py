@@ -159,4 +159,4 @@ def test_blocks_too_small_to_see_give_none():
 def test_all_scores_but_those_of_models_are_filled():
     scores = scores_of(scene(3, fps=24, camera="pans left", text=""), fps=24)
     empty = {name for name in scores.__dataclass_fields__ if getattr(scores, name) is None}
-    assert empty == {"nsfw", "aesthetic", "text_area_ocr", "static_text_ocr"}
+    assert empty == {"nsfw", "aesthetic", "text_area_ocr", "static_text_ocr", "loudness_lufs", "silence_fraction"}

@@ -38,6 +38,12 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "temporal-unet": ("temporal-unet", {}),
     "temporal-unet, hint and scalars": ("temporal-unet", {"hint_width": 4, "scalars": ("level", "fps")}),
+    "mdt": ("mdt", {}),
+    "mdt, positions and bias": ("mdt", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
+    "mdt, no masking, hint and scalars": ("mdt", {"mask_ratio": (), "hint_width": 4, "scalars": ("level", "fps")}),
+    "uvit": ("uvit", {}),
+    "uvit, registers and convolution": ("uvit", {"num_registers": 2, "conv": True, "patch": (1, 2, 1)}),
+    "uvit, hint and scalars, no skips": ("uvit", {"hint_width": 4, "scalars": ("level", "fps"), "skips": False}),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 

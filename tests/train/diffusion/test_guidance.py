@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recaption.errors import UsageError
-from train.diffusion.guidance import Guidance, apply_guidance
+from train.diffusion.guidance import Guidance, apply_guidance, dynamic_threshold
 from train.layers.segments import Segments
 
 
@@ -64,3 +64,28 @@ def test_settings_that_are_invalid_or_without_effect_are_refused():
         with pytest.raises(UsageError, match=match):
             Guidance(**settings).check()
     Guidance.of(1.0).check()
+
+
+def test_oscillating_guidance_is_high_first_and_then_every_other_step():
+    oscillating = Guidance(scale=15.0, oscillation_steps=3, oscillation_scale=1.0)
+    assert [float(oscillating.scales(torch.tensor([0.5]), step)) for step in range(8)] == [15, 15, 15, 1, 15, 1, 15, 1]
+    plain, same = Guidance(scale=3.0), Guidance(scale=3.0, oscillation_steps=2, oscillation_scale=3.0)
+    assert [float(same.scales(torch.tensor([0.5]), step)) for step in range(5)] == [3.0] * 5
+    assert float(plain.scales(torch.tensor([0.5]), 7)) == 3.0
+    with pytest.raises(UsageError, match="leave one of them out"):
+        Guidance(scale=3.0, power=4.0, oscillation_steps=2).check()
+    with pytest.raises(UsageError, match="the oscillation scale at least 1"):
+        Guidance(scale=3.0, oscillation_steps=2, oscillation_scale=0.0).check()
+
+
+def test_dynamic_threshold_leaves_small_values_and_brings_large_ones_to_1():
+    segments = Segments.from_lengths([100, 50])
+    small, large = torch.linspace(-1, 1, 100)[:, None], torch.linspace(-3, 3, 50)[:, None]
+    found = dynamic_threshold(torch.cat([small, large]), segments, 90.0)
+    assert torch.equal(found[:100], small)
+    bound = large.abs().flatten().sort().values[44]  # the 45th of 50
+    torch.testing.assert_close(found[100:], large.clamp(-bound, bound) / bound)
+    assert found.abs().max() == 1
+    Guidance(dynamic_threshold=99.5).check_values((-1.0, 1.0))
+    with pytest.raises(UsageError, match="for models of pixels"):
+        Guidance(dynamic_threshold=99.5).check_values(None)

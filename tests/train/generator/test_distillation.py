@@ -18,7 +18,8 @@ from train.generator.settings import DistillSettings
 from train.layers.segments import Segments
 from train.sampling.conditioning_frames import text_to_video
 from train.sampling.request import Request
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 
 SEGMENTS = Segments.from_lengths([3, 2])
 FLOW = DiffusionSettings()

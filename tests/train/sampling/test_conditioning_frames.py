@@ -20,7 +20,8 @@ from train.diffusion.frame_conditioning import DEFAULT_CONDITIONS
 from train.diffusion.process import DiffusionSettings
 from train.sampling import conditioning_frames as conditioning
 from train.sampling.request import LatentTokenizer, Request
-from train.sampling.sampler import Sampler, SolverSettings
+from train.sampling.sampler import Sampler
+from train.sampling.solver_settings import SolverSettings
 from train.text.encoder import TextEncoder
 
 GRID = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
@@ -262,7 +263,7 @@ def test_without_frame_conditioning_long_videos_are_averaged_windows_in_bounded_
     assert whole.shape[0] == 65
     assert {longest for _, longest in lengths} == {5 * 6}
     lengths.clear()
-    monkeypatch.setattr("train.sampling.sampler.MAX_PACK_TOKENS", 2 * 60)
+    monkeypatch.setattr("train.sampling.solver_settings.MAX_PACK_TOKENS", 2 * 60)
     bounded = sample(sampler, requested).video_THWC
     assert max(tokens for tokens, _ in lengths) <= 120
     assert np.abs(whole.astype(int) - bounded.astype(int)).max() <= 1

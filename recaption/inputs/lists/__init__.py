@@ -1,0 +1,1 @@
+"""Lists of inputs: text files, and tables with spans, captions and metadata."""
