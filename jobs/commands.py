@@ -234,8 +234,8 @@ class Sample(Common):
     prompt: tuple[str, ...] = ()
     """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None
-    """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
-    video, mode, seed, num_frames, seconds, height_px, width_px, new_frames, strength, at_seconds)."""
+    """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, seed,
+    num_frames, seconds, height_px, width_px, and the flags of images and videos, as in new_frames)."""
     film: Annotated[FilmFlags, tyro.conf.arg(name="")] = field(default_factory=FilmFlags)
     media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None

@@ -192,7 +192,7 @@ def _plain(value: Any) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens", "audio")
 """Settings that change how a stage runs but not its outputs: left out of the hashes. `audio` is part of the hash of each
-shard that it changes (`ShardClip.keeps_audio`): a run without sound is the same with and without it."""
+shard that it changes (`ShardClip.audio`): a run without sound is the same with and without it."""
 HASHED_ALWAYS = ("on_damage",)
 """Settings of a group of `NOT_HASHED` that change outputs all the same."""
 DECODED_BY_BACKEND = ("caption", "shard")

@@ -63,7 +63,7 @@ def sample_requests(
             was not trained for.
         CheckpointMismatchError: not a checkpoint of a diffusion transformer.
     """
-    from jobs.sample.conditioning_media import ConditioningMedia
+    from jobs.sample.conditioning_media import ConditioningMedia, with_source_prompts
     from train.checkpoint.step_folder import find
     from train.parallel.process_group import choose_device
     from train.sampling.contact_sheet import write
@@ -71,10 +71,11 @@ def sample_requests(
     path, *stages = (find(one).path for one in ((checkpoint,) if isinstance(checkpoint, str) else checkpoint))
     prompts = [request.prompt for request in requests]
     solver = solver_settings(settings)
-    expanded = expanded_prompts(prompts, path, settings, is_shown=progress)
+    expanded = _expanded(requests, path, settings, is_shown=progress)
     cascade = _cascade((path, *stages), settings, str(choose_device(device)))
     sampler = cascade.base
     media = [ConditioningMedia.read(request, sampler) for request in requests]
+    requests, media = with_source_prompts(requests, media, settings.captioner, device=str(choose_device(device)))
     _check_effects(media, settings, sampler)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
@@ -120,6 +121,18 @@ def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cas
 
     base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
     return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
+
+
+def _expanded(
+    requests: Sequence[SampleRequest], path: str, settings: SampleSettings, *, is_shown: bool
+) -> list[ExpandedPrompt]:
+    """The expanded prompts; those of edits by inversion as they are: details of one of its two prompts would be edits."""
+    prompts = ["" if request.invert else request.prompt for request in requests]
+    expanded = expanded_prompts(prompts, path, settings, is_shown=is_shown)
+    return [
+        ExpandedPrompt(request.prompt, request.prompt, "none") if request.invert else one
+        for request, one in zip(requests, expanded, strict=True)
+    ]
 
 
 def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings, sampler: Sampler) -> None:

@@ -41,6 +41,7 @@ SIZES: dict[str, dict[str, object]] = {
     "temporal-unet": {"unet": UNET},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
     "uvit": {"width": 24, "depth": 4, "num_heads": 2},
+    "diffit": {"width": 24, "depth": 2, "num_heads": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""
 

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.backbones.dit import DitBlock
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder, TokenEmbedder, check_heads
@@ -263,6 +264,7 @@ class Mdt(nn.Module):
         self,
         num_tokens: Sequence[int],
         num_text_tokens: Sequence[int],
+        token_shapes: Sequence[Shape3] = (),
         *,
         num_visible: Sequence[int] | None = None,
     ) -> float:

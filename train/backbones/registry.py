@@ -16,6 +16,7 @@ from recaption.errors import UsageError
 BACKBONES = {
     "dit": "train.backbones.dit:Dit",
     "mdt": "train.backbones.mdt:Mdt",
+    "diffit": "train.backbones.diffit:Diffit",
     "temporal": "train.backbones.temporal:TemporalDit",
     "temporal-unet": "train.backbones.dense:DenseBackbone",
     "uvit": "train.backbones.uvit:Uvit",

@@ -24,16 +24,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packing.grid import Shape3
+from packing.grid import Shape3, layer_flops_coefficients
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder, check_heads
-from train.backbones.flops import FORWARD_AND_BACKWARD, transformer_flops
+from train.backbones.flops import FORWARD_AND_BACKWARD
 from train.backbones.interface import PackedInputs
 from train.layers.adaln import modulated_layer_norm
 from train.layers.attention import packed_attention
@@ -174,23 +175,18 @@ class TemporalDit(nn.Module):
     def flops(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
     ) -> float:
-        """Forward and backward of the blocks and temporal layers; the text is one of each frame in the image model."""
-        width, layers, registers = self.config["width"], self.config["layers"], self.config["num_registers"]
-        frames, frame_texts, linear_text = [], [], 0.0
-        attention = 0.0
-        for index, (length, text_length) in enumerate(zip(num_tokens, num_text_tokens, strict=True)):
-            num_frames = token_shapes[index][0] if token_shapes else 1
-            frames += [length / num_frames + registers] * num_frames
-            frame_texts += [text_length] * num_frames
-            linear_text += 4.0 * width**2 * text_length  # keys and values of the temporal layers' cross-attention
-            attention += 4.0 * width * length * text_length
-            attention += 4.0 * width * length * num_frames * ("attention" in layers)
-        matrices = (
-            3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
-        )  # of width x width: out, cross-attention's q, out
-        of_mix = 2.0 * matrices * width**2 * sum(num_tokens) + linear_text + attention
-        of_block = transformer_flops(frames, frame_texts, width=width)  # type: ignore[arg-type]
-        return len(self.temporal) * (of_block + FORWARD_AND_BACKWARD * of_mix)
+        """Forward and backward; attention is within frames and along time at one place."""
+        width, layers = self.config["width"], self.config["layers"]
+        linear, square = layer_flops_coefficients(width)
+        shapes = np.asarray(token_shapes or [(1, 1, length) for length in num_tokens], dtype=np.float64)
+        frames, places = shapes[:, 0], shapes[:, 1] * shapes[:, 2]
+        tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
+        # out, then of attention q, k, v and the projection
+        matrices = 3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
+        per_token = linear + (4 + 2 * matrices) * width**2  # 4: cross-attention of the image model
+        within = square * (frames * places**2 + ("attention" in layers) * places * frames**2 + 2 * tokens * text)
+        forward = per_token * tokens + 4 * width**2 * text * (frames + 1) + within  # the image model: once a frame
+        return float(FORWARD_AND_BACKWARD * len(self.temporal) * forward.sum())
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

@@ -9,6 +9,7 @@ from typing import Any
 from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
+from train.backbones.diffit import DiffitSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
@@ -16,7 +17,12 @@ from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
 
-SETTINGS_OF_BACKBONES = {"temporal": ("temporal", "temporal-unet"), "mdt": ("mdt",), "uvit": ("uvit",)}
+SETTINGS_OF_BACKBONES = {
+    "temporal": ("temporal", "temporal-unet"),
+    "mdt": ("mdt",),
+    "uvit": ("uvit",),
+    "diffit": ("diffit",),
+}
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
 
 
@@ -65,11 +71,12 @@ class DitSettings:
     which gives the same images at first. With temporal layers the image model to freeze; `diffusers:ID#unet` for a U-Net.
     Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`, `uvit`, `mdt`; `temporal`: a frozen `dit` that was trained on images, with temporal layers; `temporal-unet`: a
-    frozen U-Net of diffusers with them. Both name the image model in `init_from`; see docs/backbones.md."""
+    """`dit`, `uvit`, `mdt`, `diffit`; `temporal`: a frozen `dit` that was trained on images, with temporal layers;
+    `temporal-unet`: a frozen U-Net of diffusers with them, over the image model of `init_from`; see docs/backbones.md."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)
+    diffit: DiffitSettings = field(default_factory=DiffitSettings)
     width: int = 192
     """Channels per token."""
     depth: int = 6

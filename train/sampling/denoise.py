@@ -12,6 +12,7 @@ mask, K token frames.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from packing.grid import Shape3, positions
 from train.backbones.interface import PackedInputs
 from train.diffusion.guidance import Guidance, dynamic_threshold
+from train.diffusion.inversion import invert
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
 from train.diffusion.parameterization import prediction_target, to_x0_and_noise
 from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_noise
@@ -52,6 +54,9 @@ class DenoiseInput:
     """Per token frame: whether it is a conditioning frame. Empty: none of them."""
     strength: float = 1.0
     """Time to start from: 1 = pure noise, below = `clean_LD` noised to that time."""
+    source_text: str | None = None
+    """Start from the noise that `clean_LD` has under this caption, by inversion; None: from drawn noise. All inputs of a
+    pack have one, or none has."""
     windows: tuple[Window, ...] = ()
     """Overlapping windows of token frames; empty: the model gets the whole input."""
     hint_LD: Tensor | None = None
@@ -103,9 +108,24 @@ def denoise(
         pack.step += 1
         on_step()
 
+    if inputs[0].source_text is None:
+        start_LD = pack.initial(times_KS[0])
+    else:
+        sources = [dataclasses.replace(one, text=one.source_text or "", condition_mask_K=()) for one in inputs]
+        source = _PackedInputs(model, sources, encoder, Guidance(scale=1.0), max_pack_tokens, precision, diffusion)
+        assert source.clean_LD is not None, "an input to invert has clean tokens"
+        start_LD = invert(
+            source.predict,
+            source.clean_LD,
+            source.segments,
+            times_KS,
+            diffusion=diffusion,
+            solver=solver,
+            on_step=on_step,
+        )
     x_LD = integrate(
         pack.predict,
-        pack.initial(times_KS[0]),
+        start_LD,
         pack.segments,
         times_KS,
         diffusion=diffusion,

@@ -290,6 +290,10 @@ class Sampler:
             raise UsageError(
                 f"unknown conditioning_pixels {conditioning_pixels!r}: choose one of {', '.join(CONDITIONING_PIXELS)}"
             )
+        if self.student and any(request.conditioning.source_text is not None for request in requests):
+            raise UsageError(
+                f"{self.name} is distilled to a few steps, which cannot be inverted: edit with its teacher"
+            )
         for request in requests:
             for mode in (request.conditioning.mode, *(("loop",) if request.loop_frames else ())):
                 check_trained_for(mode, self.conditions, self.name)
@@ -311,9 +315,9 @@ class Sampler:
         has_context = any(state.has_context for state in of_first) or any(take.num_later_windows for take in takes)
         if Guidance.of(settings.guidance).context != 1 and not has_context:
             raise UsageError("context guidance has no effect on videos without conditioning frames: leave it out")
-        num_windows = sum(take.num_later_windows for take in takes)
-        num_windows += sum(state.num_windows for state in of_first)
-        with tqdm(total=num_windows * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
+        num_passes = sum(take.num_later_windows for take in takes)
+        num_passes += sum(state.num_passes for state in of_first)
+        with tqdm(total=num_passes * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while states:
                 self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)
                 for take, of_take in states.items():
@@ -335,7 +339,11 @@ class Sampler:
     def _sample_states(self, states: Sequence[SamplingState], settings: SolverSettings, bar: tqdm) -> None:
         """Sample the windows of each state, packed with those of the others."""
         while waiting := [state for state in states if state.next_input() is not None]:
-            for pack in pack_requests(waiting, settings.max_pack_tokens):
+            inverted = [state for state in waiting if state.is_inverted]
+            drawn = [state for state in waiting if not state.is_inverted]
+            for pack in (
+                pack for of_kind in (inverted, drawn) for pack in pack_requests(of_kind, settings.max_pack_tokens)
+            ):
                 self._sample_pack(pack, settings, functools.partial(bar.update, len(pack)))
 
     def _sample_pack(

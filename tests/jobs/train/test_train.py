@@ -111,3 +111,27 @@ def test_temporal_layers_over_a_unet_train_resume_and_sample(run_copy, command, 
     code, over, err = command(*sample, "--base", f"diffusers:{tmp_path}/other#unet")
     assert code == 0, err
     assert Path(own["videos"][0]).read_bytes() != Path(over["videos"][0]).read_bytes()
+
+
+def test_temporal_layers_in_a_decoder_train_resume_and_decode(run_copy, command):
+    train = ("train", "compressor", "--run", run_copy.uri, "--train-compressor.trainer.device", "cpu")
+    small = ("--train-compressor.compressor.num-frames", "5", "--train-compressor.compressor.batch-size", "2",
+             "--train-compressor.compressor.height-px", "32", "--train-compressor.compressor.width-px", "32",
+             "--train-compressor.compressor.num-validation-scenes", "1")  # fmt: skip
+    code, image, err = command(*train, *small, "--name", "vae", "--steps", "1",
+                               "--train-compressor.compressor.kind", "spatial")  # fmt: skip
+    assert code == 0, err
+    video = (*train, *small, "--name", "video-vae", "--temporal", "--train-compressor.compressor.loss.discriminator-weight",
+             "0.5", "--train-compressor.compressor.loss.discriminator-start", "0")  # fmt: skip
+    code, _, err = command(*video, "--steps", "1")
+    assert code == 2
+    assert "--temporal and --init-from go together" in err
+    video = (*video, "--init-from", run_copy.path("train", "vae"))
+    for steps in ("1", "2"):
+        code, result, err = command(*video, "--steps", steps)
+        assert code == 0, err
+    assert result["resumed_from"] == 1
+    names = load_file(Path(result["checkpoint"]) / "model.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"base", "temporal", "discriminator"}
+    decoder, base = compressors.load(result["checkpoint"]), compressors.load(image["checkpoint"])
+    assert (decoder.name, decoder.config) == (base.name, base.config)

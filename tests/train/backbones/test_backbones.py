@@ -44,6 +44,12 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "uvit": ("uvit", {}),
     "uvit, registers and convolution": ("uvit", {"num_registers": 2, "conv": True, "patch": (1, 2, 1)}),
     "uvit, hint and scalars, no skips": ("uvit", {"hint_width": 4, "scalars": ("level", "fps"), "skips": False}),
+    "diffit": ("diffit", {}),
+    "diffit, positions and bias": ("diffit", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
+    "diffit, time in the bias, hint and scalars": (
+        "diffit",
+        {"time_in": "bias", "relative_bias": (2, 2, 3), "hint_width": 4, "scalars": ("level", "fps")},
+    ),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 

@@ -151,7 +151,7 @@ def test_memory_and_flops_count_both_passes():
 
 
 def test_settings_of_a_backbone_that_is_not_chosen_are_an_error():
-    with pytest.raises(UsageError, match="settings of backbone 'mdt' have no effect with backbone 'dit'"):
+    with pytest.raises(UsageError, match="settings of mdt have no effect with backbone 'dit'"):
         DitSettings(mdt=MdtSettings(decoder_depth=4)).check()
     with pytest.raises(UsageError, match="mask_ratio"):
         DitSettings(backbone="mdt", mdt=MdtSettings(mask_ratio=(0.9,))).check()

@@ -33,6 +33,7 @@ LEARNED = {
         "diffusion": DiffusionSettings(schedule="linear", prediction="epsilon", discrete=True),
         "loss_norm": "token",
     },
+    "diffit": {"backbone": "diffit"},
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
     "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
 }
