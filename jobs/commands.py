@@ -228,7 +228,7 @@ class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base expander examples captioner".split())
+    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base decoder expander examples captioner".split())
     checkpoint: tuple[str, ...]
     """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()

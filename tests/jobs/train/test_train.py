@@ -135,3 +135,12 @@ def test_temporal_layers_in_a_decoder_train_resume_and_decode(run_copy, command)
     assert {name.split(".")[0] for name in names} == {"base", "temporal", "discriminator"}
     decoder, base = compressors.load(result["checkpoint"]), compressors.load(image["checkpoint"])
     assert (decoder.name, decoder.config) == (base.name, base.config)
+
+    code, _, err = command(
+        "train", "dit", "--run", run_copy.uri, *SHORT, "--name", "first", "--train-dit.trainer.checkpoint-every", "9"
+    )
+    assert code == 0, err
+    code, _, err = command("sample", "--checkpoint", run_copy.path("train", "first"), "--prompt", "a", "--expander", "none",
+                           "--decoder", result["checkpoint"])  # fmt: skip
+    assert code == 2
+    assert "was trained on latents of" in err
