@@ -80,6 +80,7 @@ def shard(
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
         "removed_shards": len(removed),
+        "decoder_fallbacks": cluster.decoder_fallbacks(),
         "throughput": cluster.throughput(),
     }
 

@@ -92,6 +92,7 @@ def caption(
         "clips_per_second": sum(part["captions"] for part in results) / seconds if seconds else 0.0,
         "computed_parts": len(parts),
         "skipped_parts": len(kept) - len(parts),
+        "decoder_fallbacks": cluster.decoder_fallbacks(),
         "throughput": cluster.throughput(),
     }
 

@@ -88,6 +88,7 @@ def export(
         "computed_parts": len(missing),
         "skipped_parts": len(parts) - len(missing),
         "removed_files": removed,
+        "decoder_fallbacks": cluster.decoder_fallbacks(),
         "throughput": cluster.throughput(),
     }
 
@@ -110,7 +111,7 @@ def _parts(clips: list[ExportClip], recipe: Recipe, settings: ExportSettings, la
     parts = []
     for number, group in enumerate(groups):
         rows = [dataclasses.asdict(clip) for clip in group]
-        key = recipe_hash([settings.video_hash, rows])
+        key = recipe_hash([settings.video_hash, recipe.prepare.decode.backend, rows])
         parts.append({"name": layout.part_name(number), "plan_hash": key, "clips": rows})
     return parts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -83,7 +84,7 @@ def test_its_child_is_confined_as_the_other_one(backend):
 
 def test_damage_ends_as_with_pyav(backend, coded, tmp_path):
     """Wherever a packet is damaged: the same frames, or the same error."""
-    whole = open(coded("a.mp4"), "rb").read()
+    whole = Path(coded("a.mp4")).read_bytes()
     with av.open(coded("a.mp4")) as container:
         places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     path = tmp_path / "damaged.mp4"
