@@ -26,7 +26,7 @@ MAIN_FILTERS = (
 BACKEND = "prepare.decode.backend"
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 WINDOWS = "seconds long window_frames overlap_frames conditioning_pixels"
-GUIDANCE = "guidance_interval guidance_rescale guidance_power"
+GUIDANCE = "guidance_interval guidance_rescale guidance_power guidance_context"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,14 +228,14 @@ class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} expander examples captioner".split())
+    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base expander examples captioner".split())
     checkpoint: tuple[str, ...]
     """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()
     """One or more prompts; optional with images or videos."""
     prompts_file: str | None = None
-    """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, image,
-    video, mode, seed, num_frames, seconds, height_px, width_px, new_frames, strength, at_seconds)."""
+    """Instead of these flags: a .txt file with a prompt per line, or a .jsonl file with an object per line (prompt, seed,
+    num_frames, seconds, height_px, width_px, and the flags of images and videos, as in new_frames)."""
     film: Annotated[FilmFlags, tyro.conf.arg(name="")] = field(default_factory=FilmFlags)
     media: Annotated[MediaFlags, tyro.conf.arg(name="")] = field(default_factory=MediaFlags)
     out: str | None = None

@@ -61,6 +61,10 @@ def plan(
         raise UsageError(f"--epochs {num_epochs} must be from 1 to {MAX_EPOCHS}")
     run = open_run(run_uri)[0] if run_uri else None
     source = _sizes_of_run(run, recipe) if run else _sizes_of_file(str(lengths))
+    width = recipe.plan.cost_model_width or recipe.train_dit.dit.width
+    if not recipe.plan.cost_model_width:
+        costs = recipe.plan.with_cost_model_width(_cost_model_width(recipe))
+        recipe = dataclasses.replace(recipe, plan=costs)
     summary, epoch_plan, plans = _plan_first_epoch(source, recipe.plan, num_ranks)
     if num_epochs > 1:
         summary["epochs"] = [epoch_summary(epoch_plan, source.sizes)]
@@ -69,7 +73,7 @@ def plan(
                 epoch_summary(dataclasses.replace(plans[epoch], num_ranks=num_ranks), source.sizes)
             )
     if depth:
-        summary["memory"] = _memory(recipe, depth, num_ranks)
+        summary["memory"] = _memory(recipe, width, depth, num_ranks)
     if compare:
         others = (dataclasses.replace(recipe.plan, policy=policy) for policy in POLICIES if policy != epoch_plan.policy)
         summary["compared"] = [
@@ -161,13 +165,30 @@ def _min_mean_max(values: np.ndarray) -> list[float]:
     return [round(float(value), 4) for value in (values.min(), values.mean(), values.max())] if len(values) else []
 
 
-def _memory(recipe: Recipe, depth: int, num_ranks: int) -> dict[str, int]:
+def _cost_model_width(recipe: Recipe) -> int:
+    """Of the backbone that the recipe trains."""
+    import torch
+
+    from train.backbones.flops import cost_model_width
+    from train.backbones.registry import build
+    from train.generator.settings import backbone_settings
+
+    dit = recipe.train_dit.dit
+    sizes = {"width": dit.width, "depth": dit.depth, "num_heads": dit.num_heads}
+    with torch.device("meta"):
+        return cost_model_width(
+            build(dit.backbone, token_width=8, text_width=8, pooled_width=8, **sizes, **backbone_settings(dit))
+        )
+
+
+def _memory(recipe: Recipe, width: int, depth: int, num_ranks: int) -> dict[str, int]:
     from train.backbones.activation_memory import training_memory
 
     return dataclasses.asdict(
         training_memory(
-            width=recipe.plan.cost_model_width,
+            width=width,
             depth=depth,
+            backbone=recipe.train_dit.dit.backbone,
             capacity=recipe.plan.capacity,
             num_ranks=num_ranks,
             precision=recipe.train_dit.trainer.precision,

@@ -108,7 +108,7 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
         else:
             other = (row.source, row.kind, row.window, row.start_seconds, row.end_seconds, row.text)
             others.setdefault(row.clip_id, []).append(other)
-    with_audio = videos_with_audio(run) if recipe.shard.audio == "keep" else set()
+    with_audio = videos_with_audio(run) if recipe.shard.audio != "drop" else set()
     return [
         ShardClip(
             clip_id=clip.clip_id,
@@ -122,7 +122,7 @@ def _captioned(run: RunFolder, recipe: Recipe, set_name: str) -> list[ShardClip]
             caption=captions[clip.clip_id].text,
             num_caption_tokens=captions[clip.clip_id].num_tokens,
             other_texts=tuple(sorted(others.get(clip.clip_id, ()))),
-            keeps_audio=clip.video_id in with_audio,
+            audio=recipe.shard.audio if clip.video_id in with_audio else "",
         )
         for clips in kept_clips(run, recipe).values()
         for clip in clips
@@ -192,7 +192,7 @@ class ShardWorker:
                     end_frame=clip.end_frame,
                 )
                 seconds = (clip.start_seconds, clip.start_seconds + bucket.num_frames / bucket.fps)
-                audio = opened.read_audio(*seconds) if clip.keeps_audio else NO_AUDIO
+                audio = opened.read_audio(*seconds, may_copy=clip.audio == "keep") if clip.audio else NO_AUDIO
             except VideoError as error:
                 yield failed_entry(clip, bucket, reason=error.reason, detail=error.detail)
                 continue

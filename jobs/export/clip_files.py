@@ -39,6 +39,8 @@ class ExportClip:
     """Of the whole video."""
     audio_codec: str
     """Of the video's best audio stream, where the clip keeps its audio; else ""."""
+    may_copy_audio: bool
+    """Whether its packets may be copied."""
     caption: str
     captions: dict[str, str]
     """Kind -> text, of all kinds that the clip has."""

@@ -92,7 +92,8 @@ def with_audio_columns(video: ClipVideo, opened: OpenedVideo, clip: ExportClip) 
 def _audio(opened: OpenedVideo, clip: ExportClip) -> ClipAudio:
     if not clip.audio_codec:
         return NO_AUDIO
-    return opened.read_audio(clip.start_seconds, clip.start_seconds + clip.seconds)
+    end_seconds = clip.start_seconds + clip.seconds
+    return opened.read_audio(clip.start_seconds, end_seconds, may_copy=clip.may_copy_audio)
 
 
 def _uneven_times(opened: OpenedVideo, clip: ExportClip) -> np.ndarray | None:

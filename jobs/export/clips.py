@@ -30,6 +30,7 @@ from recaption.captions.sets import caption_set_pattern, caption_sets, default_c
 from recaption.captions.text import CAPTION_KINDS
 from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
+from recaption.inputs.names import TAR
 from recaption.ledger.ledger import read_clips
 from recaption.quality.filters import HDR_TRANSFERS, drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
@@ -199,6 +200,7 @@ def _export_clip(
         may_copy=settings.cut == "auto" and not settings.fit and is_read_as_stored(video),
         is_whole=is_whole and not has_unwanted_audio,
         audio_codec=video.audio_codec if keeps_audio else "",
+        may_copy_audio=settings.cut == "auto",
         source_bytes=video.num_bytes,
         caption=found[kind],
         captions=found,
@@ -214,6 +216,8 @@ def source_name(uri: str, local_paths: bool) -> str:
 
     Exports leave the machine: names of folders and signed URLs stay.
     """
+    if uri.startswith(TAR):
+        return source_name(uri.removeprefix(TAR), local_paths) if local_paths else posixpath.basename(uri)
     if "://" not in uri or uri.startswith("file://"):
         return uri if local_paths else posixpath.basename(uri)
     scheme, _, rest = uri.partition("://")

@@ -36,7 +36,7 @@ class ExportSettings:
     quality: int = 12
     """CRF of x264 where a clip is encoded."""
     audio: str = "keep"
-    """Whether clips have their audio streams: `keep` or `drop`."""
+    """`keep`: clips have the audio of their span, encoded anew where `cut` is `encode`; `drop`: none."""
     licence: str = ""
     local_paths: bool = False
 

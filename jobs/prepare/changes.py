@@ -23,6 +23,7 @@ from recaption.errors import PASSING_REASONS
 from recaption.inputs.download import current_etag
 from recaption.inputs.names import local_path
 from recaption.inputs.open_input import InputState, local_state
+from recaption.inputs.page_videos import PAGE_ETAG
 from recaption.inputs.paths import FoundInputs
 from recaption.run_folder import RunFolder, recipe_hash
 
@@ -91,6 +92,8 @@ class _Etags:
         if local_path(row["uri"]) is not None:
             now = local_state(row["uri"])
             return now is not None and not before.has_same_stat(now)
+        if before.etag.startswith(PAGE_ETAG):
+            return False
         host = "/".join(urlsplit(row["uri"])[:2])
         if host in self.silent:
             return False

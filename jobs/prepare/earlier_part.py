@@ -18,7 +18,7 @@ from jobs.recipe.part_names import part_name
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.errors import VideoError
 from recaption.inputs.lists.listed import ListedSpan
-from recaption.inputs.names import local_path
+from recaption.inputs.names import TAR, local_path
 from recaption.inputs.open_input import InputState, open_input
 from recaption.ledger.ledger import CLIPS_SCHEMA
 from recaption.ledger.spans import failed_rows, list_hash, span_row
@@ -130,8 +130,9 @@ def _times(unit: str, start: float | None, end: float | None) -> tuple[Any, ...]
 
 
 def _same_bytes(video: Video) -> InputState | None:
-    """The state of a local input now, if its bytes are those of a video that was readable."""
-    if video.status != "ok" or local_path(video.uri) is None:
+    """The state of a local input, or a member of a local tar, now, if its bytes are those of a video that was readable."""
+    is_local = local_path(video.uri) is not None or video.uri.startswith(f"{TAR}file:")
+    if video.status != "ok" or not is_local:
         return None
     try:
         with open_input(video.uri, expected=InputState.of(video)) as opened:

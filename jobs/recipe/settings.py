@@ -56,6 +56,10 @@ class SampleSettings:
     """Percentile of dynamic thresholding (99.5 in Imagen), for models in pixel space; 0: off."""
     hint_snr: float = 5.0
     """Signal-to-noise ratio of the low-resolution clip that a stage of a cascade gets; Imagen Video: 3 or 5."""
+    guidance_context: float = 1.0
+    """Context guidance scale: above 1, closer to the conditioning frames (1.5 to 2 in Video LDM's rollouts); 1: none."""
+    base: str = ""
+    """Checkpoint of another image model of the same architecture, to put temporal layers over; empty: their own."""
     num_frames: int = 0
     """Length, 4k+1 frames; 0, here and in height and width: the most frequent training size. Longer ones are sampled in
     windows."""
@@ -188,7 +192,7 @@ def _plain(value: Any) -> Any:
 
 NOT_HASHED = ("device", "decode", "endpoint", "max_failed_share", "cache_encoder_tokens", "audio")
 """Settings that change how a stage runs but not its outputs: left out of the hashes. `audio` is part of the hash of each
-shard that it changes (`ShardClip.keeps_audio`): a run without sound is the same with and without it."""
+shard that it changes (`ShardClip.audio`): a run without sound is the same with and without it."""
 HASHED_ALWAYS = ("on_damage",)
 """Settings of a group of `NOT_HASHED` that change outputs all the same."""
 DECODED_BY_BACKEND = ("caption", "shard")

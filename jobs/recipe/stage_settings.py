@@ -96,9 +96,9 @@ class ShardSettings:
     """Captioned clips -> WebDataset shards."""
 
     buckets: BucketTable = field(default_factory=BucketTable)
-    audio: Literal["keep", "drop"] = "keep"
-    """Whether clips keep their audio streams: packets are copied, or encoded as AAC where an mp4 could not hold them exactly
-    (docs/audio.md)."""
+    audio: Literal["keep", "encode", "drop"] = "keep"
+    """Audio streams of the clips: `keep` copies packets, and encodes as AAC what an mp4 does not hold exactly; `encode`
+    encodes all, so that no byte of a source is in a shard; `drop` leaves them out (docs/audio.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jobs.sample.read_back import caption_shots
 from jobs.sample.requests import DEFAULT_STRENGTH, MODES_WITH_NEW_FRAMES, SampleRequest
 from packing.buckets import CROP_WEIGHT, Bucket, num_frames_in
 from recaption.errors import UsageError
@@ -69,14 +70,42 @@ class ConditioningMedia:
         )
 
 
+def with_source_prompts(
+    requests: Sequence[SampleRequest], media: Sequence[ConditioningMedia], captioner: str, *, device: str
+) -> tuple[list[SampleRequest], list[ConditioningMedia]]:
+    """Requests and media with the captions of videos to invert: those without one are captioned.
+
+    Args:
+        captioner: SPEC; "": there is none.
+
+    Raises:
+        UsageError: a caption is missing, and there is no captioner.
+    """
+    found = list(zip(requests, media, strict=True))
+    missing = [index for index, request in enumerate(requests) if request.invert and not request.source_prompt.strip()]
+    if missing and captioner in ("", "none"):
+        raise UsageError(
+            "an edit by inversion needs the caption of its video: pass --source-prompt, or --captioner tiny to have it read"
+        )
+    videos = [media[index].conditioning.frames_THWC for index in missing]
+    for index, caption in zip(missing, caption_shots(videos, captioner, device=device) if videos else ()):
+        request, one = found[index]
+        timeline = dataclasses.replace(one.conditioning, source_text=caption)
+        notes = (*one.notes, f"the source is captioned by {captioner}: {caption}")
+        one = dataclasses.replace(one, conditioning=timeline, notes=notes)
+        found[index] = dataclasses.replace(request, source_prompt=caption), one
+    return [request for request, _ in found], [one for _, one in found]
+
+
 def _timeline(
     request: SampleRequest, media: Sequence[np.ndarray], size: Bucket, new_frames: int, sampler: Sampler
 ) -> ConditioningFrames:
     """Conditioning frames and frames to generate, by mode."""
     grid = sampler.grid
     if request.mode == "edit":
+        strength = (1.0 if request.invert else DEFAULT_STRENGTH) if request.strength is None else request.strength
         return conditioning.video_to_video(
-            media[0], DEFAULT_STRENGTH if request.strength is None else request.strength, grid
+            media[0], strength, grid, source_text=request.source_prompt if request.invert else None
         )
     if request.mode == "inbetween":
         at_frames = _at_frames(request, len(media), size)

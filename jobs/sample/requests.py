@@ -43,7 +43,11 @@ class MediaFlags:
     """Frames to generate: added to a video, in each gap of connect, or to close a loop; a multiple of the compressor's
     frame stride (4). Default: what the trained length leaves beside the conditioning frames."""
     strength: float | None = None
-    """edit: noise level of the start, in (0, 1]; 1 ignores the input video. Default: 0.6."""
+    """edit: noise level of the start, in (0, 1]; 1 ignores the input video. Default: 0.6, with --invert 1."""
+    invert: bool = False
+    """edit: start from the noise that the video has under its own caption, not from drawn noise: keeps more of it."""
+    source_prompt: str = ""
+    """invert: caption of the input video, in the style of --prompt; default: by --captioner."""
     at_seconds: tuple[float, ...] = ()
     """inbetween: time of each image; default: evenly spaced from the first frame to the last."""
 
@@ -86,6 +90,8 @@ class SampleRequest:
     width_px: int = 0
     new_frames: int | None = None
     strength: float | None = None
+    invert: bool = False
+    source_prompt: str = ""
     at_seconds: tuple[float, ...] = ()
 
     def resolved(self) -> SampleRequest:
@@ -113,13 +119,16 @@ class SampleRequest:
         for name, has_effect in (
             ("new_frames", mode in MODES_WITH_NEW_FRAMES),
             ("strength", mode == "edit"),
+            ("invert", mode == "edit"),
+            ("source_prompt", self.invert),
             ("at_seconds", mode == "inbetween"),
             ("num_frames", has_length),
             ("seconds", has_length and mode != "loop"),
         ):
-            if getattr(self, name) not in (None, (), 0) and not has_effect:
+            if getattr(self, name) not in (None, (), 0, "") and not has_effect:
                 instead = ": new_frames sets how many are added" if name == "num_frames" and mode != "edit" else ""
-                raise UsageError(f"{name} has no effect in mode {mode}{instead}; leave it out")
+                where = "without invert" if name == "source_prompt" else f"in mode {mode}"
+                raise UsageError(f"{name} has no effect {where}{instead}; leave it out")
         if self.seconds and (self.num_frames or not 0 < self.seconds < math.inf):
             raise UsageError(
                 f"seconds = {self.seconds:g} must be above 0, and instead of num_frames = {self.num_frames}"
@@ -229,13 +238,15 @@ def _request_from_line(line: str, defaults: SampleRequest, folder: str) -> Sampl
 
 def _value(name: str, value: Any) -> Any:
     """A JSON value converted to the type of the field; UsageError if it does not fit."""
-    if name in ("prompt", "mode"):
+    if name in ("prompt", "mode", "source_prompt"):
         expected, fits = "a text", isinstance(value, str)
     elif name in ("image", "video"):
         value = [value] if isinstance(value, str) else value
         expected, fits = "a path or a list of paths", isinstance(value, list) and all(isinstance(v, str) for v in value)
     elif name == "at_seconds":
         expected, fits = "a list of numbers", isinstance(value, list) and all(_is_number(v) for v in value)
+    elif name == "invert":
+        expected, fits = "true or false", isinstance(value, bool)
     elif name in ("strength", "seconds"):
         expected, fits = "a number", _is_number(value)
     else:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from train.sampling.cascade import Cascade
     from train.sampling.request import SampledVideo
     from train.sampling.sampler import Sampler
-from train.sampling.solver_settings import SolverSettings
+    from train.sampling.solver_settings import SolverSettings
 
 SAMPLES_JSON = "samples.json"
 
@@ -63,25 +63,23 @@ def sample_requests(
             was not trained for.
         CheckpointMismatchError: not a checkpoint of a diffusion transformer.
     """
-    from jobs.sample.conditioning_media import ConditioningMedia
+    from jobs.sample.conditioning_media import ConditioningMedia, with_source_prompts
     from train.checkpoint.step_folder import find
     from train.parallel.process_group import choose_device
-    from train.sampling.cascade import Cascade
     from train.sampling.contact_sheet import write
-    from train.sampling.sampler import Sampler
 
     path, *stages = (find(one).path for one in ((checkpoint,) if isinstance(checkpoint, str) else checkpoint))
     prompts = [request.prompt for request in requests]
     solver = solver_settings(settings)
-    expanded = expanded_prompts(prompts, path, settings, is_shown=progress)
-    device = str(choose_device(device))
-    cascade = Cascade([Sampler.from_checkpoint(one, device=device) for one in (path, *stages)], snr=settings.hint_snr)
+    expanded = _expanded(requests, path, settings, is_shown=progress)
+    cascade = _cascade((path, *stages), settings, str(choose_device(device)))
     sampler = cascade.base
     media = [ConditioningMedia.read(request, sampler) for request in requests]
+    requests, media = with_source_prompts(requests, media, settings.captioner, device=str(choose_device(device)))
     _check_effects(media, settings, sampler)
     for note in dict.fromkeys(note for one in media for note in one.notes) if progress else ():
         print(f"note: {note}", file=sys.stderr)
-    folder = out or gallery_folder(path)
+    folder = out or gallery_folder(path, settings.base)
     description = _description(os.path.relpath(path, folder), requests, media, expanded, settings, sampler)
     description |= {"stages": [os.path.relpath(stage, folder) for stage in stages]} if stages else {}
     listing, existing = _existing(folder)
@@ -114,6 +112,27 @@ def sample_requests(
         "mode": [request.mode for request in requests] if len(requests) > 1 else requests[0].mode,
         "notes": [*(one.note for one in expanded if one.note), *(note for one in media for note in one.notes)],
     }
+
+
+def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cascade:
+    """The models of the checkpoints: a base, over the image model of the settings if they name one, and its stages."""
+    from train.sampling.cascade import Cascade
+    from train.sampling.sampler import Sampler
+
+    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
+    return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
+
+
+def _expanded(
+    requests: Sequence[SampleRequest], path: str, settings: SampleSettings, *, is_shown: bool
+) -> list[ExpandedPrompt]:
+    """The expanded prompts; those of edits by inversion as they are: details of one of its two prompts would be edits."""
+    prompts = ["" if request.invert else request.prompt for request in requests]
+    expanded = expanded_prompts(prompts, path, settings, is_shown=is_shown)
+    return [
+        ExpandedPrompt(request.prompt, request.prompt, "none") if request.invert else one
+        for request, one in zip(requests, expanded, strict=True)
+    ]
 
 
 def _check_effects(media: Sequence[ConditioningMedia], settings: SampleSettings, sampler: Sampler) -> None:
@@ -181,6 +200,7 @@ def solver_settings(settings: SampleSettings) -> SolverSettings:
         oscillation_steps=settings.guidance_oscillation_steps,
         oscillation_scale=settings.guidance_oscillation_scale,
         dynamic_threshold=settings.dynamic_threshold,
+        context=settings.guidance_context,
     )
     guidance.check()
     return SolverSettings(
@@ -264,7 +284,7 @@ def non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
-        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power"),
+        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power", "guidance_context", "base"),
         *("guidance_oscillation_steps", "guidance_oscillation_scale", "dynamic_threshold", "hint_snr"),
         *("window_frames", "overlap_frames", "conditioning_pixels", "long"),
     )
@@ -278,10 +298,14 @@ def _captions(run: RunFolder, count: int = 2) -> list[str]:
     return list(dict.fromkeys(texts))[:count]
 
 
-def gallery_folder(checkpoint_path: str) -> str:
-    """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500."""
+def gallery_folder(checkpoint_path: str, base: str = "") -> str:
+    """RUN/train/NAME/checkpoints/step-000500 -> RUN/samples/NAME-step-000500; elsewhere ./samples/step-000500.
+
+    Args:
+        base: another image model under its temporal layers; its name is part of the folder's.
+    """
     path = Path(checkpoint_path).resolve()
     run_root = run_of(checkpoint_path)
-    return str(
-        run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
-    )
+    over = f"-over-{Path(base).resolve().name}" if base else ""
+    folder = run_root / "samples" / f"{path.parents[1].name}-{path.name}" if run_root else Path("samples") / path.name
+    return f"{folder}{over}"

@@ -265,7 +265,8 @@ class _StoryJob:
         captioner = self.settings.captioner or DEFAULT_CAPTIONER
         if captioner == "none":
             return None
-        return read_back([shot.subject for shot in self.plan.shots], caption_shots(shown, captioner, device=device))
+        videos = [self.film.undissolved(number, frames_THWC) for number, frames_THWC in enumerate(shown)]
+        return read_back([shot.subject for shot in self.plan.shots], caption_shots(videos, captioner, device=device))
 
     def _listing(self, story: str, read: Sequence[ReadShot] | None) -> dict[str, Any]:
         """What story.json holds."""

@@ -66,13 +66,17 @@ class DitTraining(Training):
     takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
     init_from: str | None = None
     """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch."""
+    backbone: str | None = None
+    """Architecture of the transformer, one of docs/backbones.md; default: dit."""
     stage: str | None = None
     """Stage of a cascade in pixel space: ssr (spatial) or tsr (temporal super-resolution); default: its base."""
     eval: bool = False
     """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
 
     def resolved(self) -> Recipe:
-        return changed(self.settings, "train_dit.dit", init_from=self.init_from, stage=self.stage)
+        return changed(
+            self.settings, "train_dit.dit", init_from=self.init_from, backbone=self.backbone, stage=self.stage
+        )
 
     def __call__(self) -> dict[str, Any]:
         from jobs.train.train import evaluate_model
@@ -82,6 +86,7 @@ class DitTraining(Training):
         training_flags = {
             "--steps": self.steps is not None,
             "--init-from": self.init_from is not None,
+            "--backbone": self.backbone is not None,
             "--no-resume": not self.resume,
             "--num-workers": self.num_workers,
             "--use-gpu": self.use_gpu,

@@ -24,7 +24,7 @@ import numpy as np
 
 from packing.mixture.sample_sizes import SampleSizes
 from packing.mixture.segments import EpochSegments, Segments
-from packing.plan.settings import PlanSettings
+from packing.plan.settings import DEFAULT_COST_MODEL_WIDTH, PlanSettings
 from packing.plan.steps import Plan, empty_plan, plan_epoch
 from recaption.errors import UsageError
 from recaption.rng import random_permutation
@@ -78,6 +78,7 @@ class EpochPlans:
             UsageError: no sample fits, or a rule needs a field that `sizes` lacks.
         """
         self.sizes = sizes if isinstance(sizes, SampleSizes) else SampleSizes(np.asarray(sizes))
+        settings = settings.with_cost_model_width(DEFAULT_COST_MODEL_WIDTH)
         self.settings = settings
         self.rules = settings.segment_rules
         self.max_sample_tokens = settings.max_sample_tokens

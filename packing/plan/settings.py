@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
 from packing.mixture.segments import SegmentRules
 from recaption.errors import UsageError
 
+DEFAULT_COST_MODEL_WIDTH = 1152
+"""Of DiT-XL."""
 POLICIES = ("first_fit", "best_fit", "subset_sum", "flops")
 
 
@@ -32,8 +35,9 @@ class PlanSettings:
     """Packs per global batch: ranks x accumulation of the largest job. Every number of ranks that divides it sees the
     same global batches at equal cost. 0: the largest power of two up to 64 that adds at most 1/16 to the packs."""
 
-    cost_model_width: int = 1152
-    """Model width of the FLOPs that packs are balanced by across ranks."""
+    cost_model_width: int = 0
+    """Packs are balanced across ranks by FLOPs, a l + b l^2 for a sample of l tokens: a / b is 6 times this width in a plain
+    transformer. 0: what the backbone that is trained says of itself, or 1152."""
     window_samples: int = 1 << 20
     """Larger sets are planned in windows of about this many samples, which bounds the memory; see `epochs`."""
 
@@ -60,11 +64,13 @@ class PlanSettings:
             raise UsageError(f"{self.policy} needs a pool of at least 1 sample, not {self.pool}")
         if min(self.budget_tokens, self.window_samples - 1) < 0:
             raise UsageError(f"{self.budget_tokens=} must be 0 (automatic) or more, {self.window_samples=} at least 1")
-        if self.global_batch_packs < 0 or self.cost_model_width < 1:
-            raise UsageError(
-                f"{self.global_batch_packs=} must be 0 (automatic) or more, {self.cost_model_width=} at least 1"
-            )
+        if self.global_batch_packs < 0 or self.cost_model_width < 0:
+            raise UsageError(f"{self.global_batch_packs=} and {self.cost_model_width=} must be 0 (automatic) or more")
         self.segment_rules  # noqa: B018  (refuses a malformed rule before anything is read)
+
+    def with_cost_model_width(self, width: int) -> PlanSettings:
+        """These settings, with `width` where `cost_model_width` is left to the backbone."""
+        return self if self.cost_model_width else dataclasses.replace(self, cost_model_width=width)
 
     @cached_property
     def segment_rules(self) -> SegmentRules:

@@ -41,8 +41,8 @@ class ShardClip:
     caption: str
     num_caption_tokens: int = 0
     other_texts: tuple[OtherText, ...] = ()
-    keeps_audio: bool = False
-    """Whether its video has audio, which the sample is to have."""
+    audio: str = ""
+    """`keep` or `encode` where its video has audio that the sample is to have (`ShardSettings.audio`); else ""."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +108,14 @@ def _even_groups(clips: list[ShardClip], limit: int) -> list[list[ShardClip]]:
 def plan_hash(shard: PlannedShard, recipe: str) -> str:
     """Hash of the clips of a shard, their spans, captions, bucket and the recipe; paths do not count."""
     clips = [
-        (c.clip_id, c.start_seconds, c.end_seconds, c.caption, *c.other_texts, *(["audio"] if c.keeps_audio else []))
+        (
+            c.clip_id,
+            c.start_seconds,
+            c.end_seconds,
+            c.caption,
+            *c.other_texts,
+            *([f"audio {c.audio}"] if c.audio else []),
+        )
         for c in shard.clips
     ]
     return recipe_hash([shard.name, clips, recipe])

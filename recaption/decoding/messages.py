@@ -89,6 +89,8 @@ class AudioRequest:
 
     start_seconds: float
     end_seconds: float
+    may_copy: bool = True
+    """Whether packets may be copied; else all is encoded anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

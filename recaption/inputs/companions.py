@@ -21,7 +21,7 @@ _GROUPS = {
     "unfinished downloads": ".part .ytdl .crdownload .download .partial .aria2 .tmp .temp .filepart .opdownload",
     "databases and arrays": ".db .sqlite .sqlite3 .lock .npy .npz .pt .pth .safetensors .pkl .h5",
     "code": ".py .pyc .sh .bat .ps1 .ipynb .js",
-    "archives": ".tar .tgz .zip .gz .xz .bz2 .zst .7z .rar .par2 .md5 .sha1 .sha256 .sfv",
+    "archives": ".tgz .zip .gz .xz .bz2 .zst .7z .rar .par2 .md5 .sha1 .sha256 .sfv",
 }
 SIDECAR_EXTENSIONS = frozenset(extension for group in _GROUPS.values() for extension in group.split())
 """Extensions, in lower case."""

@@ -15,41 +15,47 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import fsspec
 
 from recaption.errors import UsageError, VideoError
+from recaption.inputs.hosts import host_slot
 from recaption.inputs.http import open_http
-from recaption.inputs.names import HTTP, protocol_of, remote_filesystem
+from recaption.inputs.names import HTTP, TAR, etag_of, protocol_of, remote_filesystem
+from recaption.inputs.page_videos import fetch_page_video
+from recaption.inputs.tars import copy_member, tar_etag
 
 NUM_TRIES = 3
 BACKOFF_SECONDS = 1.0
 """Before the second try, four times as much before the third."""
+PAGE = "a web page and no video; `pip install recaption[yt-dlp]` and --prepare.decode.page-videos read those of pages"
 RESERVE_BYTES = 256 << 20
 """A download leaves so much of the disk free: all workers of a machine share it."""
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 """What storage backends raise for 404, 403 and names that no file has."""
-ETAG_FIELDS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "md5",
-    "content_md5",
-    "blob_id",
-    "mtime",
-    "LastModified",
-    "updated",
-    "created",
-)
-"""Fields of fsspec's `info` that change with the bytes, the best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchLimits:
+    """Limits of one download."""
+
+    max_bytes: int
+    max_seconds: float
+    max_host_connections: int = 8
+    """To one HTTP host, from this machine."""
+    page_videos: bool = False
+    """Whether yt-dlp may fetch the videos of web pages."""
 
 
 class _Budget(fsspec.Callback):
     """The limits of one try; fsspec calls it after every block."""
 
-    def __init__(self, uri: str, folder: str, max_bytes: int, max_seconds: float) -> None:
+    def __init__(self, uri: str, folder: str, limits: FetchLimits) -> None:
         super().__init__()
+        max_bytes, max_seconds = limits.max_bytes, limits.max_seconds
+        self.limits = limits
         self.uri, self.folder, self.max_bytes = uri, folder, max_bytes
         self.max_seconds, self.deadline = max_seconds, time.monotonic() + max_seconds
         self.num_bytes = 0
@@ -76,8 +82,12 @@ class _Budget(fsspec.Callback):
                 f"{free} bytes are free in {tempfile.gettempdir()} (set TMPDIR), of which {RESERVE_BYTES} stay free"
             )
             raise VideoError("fetch_failed", detail, uri=self.uri)
-        if self.is_given_up or time.monotonic() > self.deadline:
+        if self.is_over:
             raise VideoError("fetch_failed", self.too_late, uri=self.uri)
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_given_up or time.monotonic() > self.deadline
 
     @property
     def too_late(self) -> str:
@@ -88,28 +98,32 @@ class _Budget(fsspec.Callback):
 
 
 @contextlib.contextmanager
-def downloaded(uri: str, *, max_bytes: int, max_seconds: float) -> Iterator[tuple[BinaryIO, str]]:
+def downloaded(uri: str, *, max_bytes: int, max_seconds: float, **more: Any) -> Iterator[tuple[BinaryIO, str]]:
     """(the file, open for reading; its etag or ""). It has no name any more, and goes when it is closed.
+
+    Args:
+        more: further fields of `FetchLimits`.
 
     Raises:
         VideoError: unreadable, too_large, or fetch_failed.
     """
+    limits = FetchLimits(max_bytes=max_bytes, max_seconds=max_seconds, **more)
     for number in range(NUM_TRIES):
         try:
-            file, etag = _try(uri, max_bytes, max_seconds)
+            file, etag = _try(uri, limits)
             break
         except VideoError as error:
             if error.reason != "fetch_failed" or number == NUM_TRIES - 1:
                 raise
-            time.sleep(BACKOFF_SECONDS * 4**number)
+            time.sleep(max(BACKOFF_SECONDS * 4**number, getattr(error, "wait_seconds", 0.0)))
     with file:
         yield file, etag
 
 
-def _try(uri: str, max_bytes: int, max_seconds: float) -> tuple[BinaryIO, str]:
+def _try(uri: str, limits: FetchLimits) -> tuple[BinaryIO, str]:
     """One try, in a thread that is left alone once its time is up: some backends wait for ever."""
     folder = tempfile.mkdtemp(prefix="recaption-")
-    budget = _Budget(uri, folder, max_bytes, max_seconds)
+    budget = _Budget(uri, folder, limits)
     result: dict[str, Any] = {}
 
     def fetch() -> None:
@@ -121,7 +135,7 @@ def _try(uri: str, max_bytes: int, max_seconds: float) -> tuple[BinaryIO, str]:
     thread = threading.Thread(target=fetch, daemon=True)
     try:
         thread.start()
-        thread.join(max_seconds)
+        thread.join(limits.max_seconds)
         if thread.is_alive():
             budget.is_given_up = True
             raise VideoError("fetch_failed", budget.too_late, uri=uri)
@@ -140,8 +154,15 @@ def _opened(path: str, uri: str) -> BinaryIO:
 
 def _fetch(uri: str, path: str, budget: _Budget) -> str:
     try:
-        if protocol_of(uri) in HTTP:
-            return _fetch_http(uri, path, budget)
+        if protocol_of(uri.removeprefix(TAR)) in HTTP:
+            with host_slot(
+                uri.removeprefix(TAR),
+                max_connections=budget.limits.max_host_connections,
+                max_seconds=budget.limits.max_seconds,
+            ):
+                return copy_member(uri, path, budget) if uri.startswith(TAR) else _fetch_http(uri, path, budget)
+        if uri.startswith(TAR):
+            return copy_member(uri, path, budget)
         fs, remote_path = remote_filesystem(uri)
         info = fs.info(remote_path)
         fs.get_file(remote_path, path, callback=budget)
@@ -157,22 +178,39 @@ def _fetch(uri: str, path: str, budget: _Budget) -> str:
 
 
 def _fetch_http(uri: str, path: str, budget: _Budget) -> str:
-    with open_http(uri) as remote, open(path, "wb") as file:
-        budget.set_size(remote.num_bytes)
-        for block in remote.blocks():
-            file.write(block)
-            budget.relative_update(len(block))
-        return remote.etag
-
-
-def etag_of(info: dict[str, Any]) -> str:
-    """What fsspec's `info` of a file says about its version; "" where it says nothing."""
-    return next((str(info[name]) for name in ETAG_FIELDS if info.get(name)), "")
+    """One request, and where the line drops further ones for the rest, as long as each brings something."""
+    etag, done = "", 0
+    with open(path, "wb") as file:
+        while True:
+            before = done
+            try:
+                with open_http(uri, first_byte=done or None, etag=etag) as remote:
+                    if "html" in remote.response.headers.get("Content-Type", ""):
+                        if budget.limits.page_videos:
+                            return fetch_page_video(uri, path, budget)
+                        raise VideoError("unreadable", PAGE, uri=uri)
+                    if not remote.is_range:
+                        file.seek(0)
+                        file.truncate()
+                        done = before = 0
+                    etag = remote.etag
+                    budget.set_size(remote.num_bytes)
+                    for block in remote.blocks():
+                        file.write(block)
+                        done += len(block)
+                        budget.relative_update(len(block))
+                    return etag
+            except VideoError as error:
+                may_go_on = error.reason == "fetch_failed" and done > before and etag and not etag.startswith("W/")
+                if not may_go_on or budget.is_over:
+                    raise
 
 
 def current_etag(uri: str) -> str | None:
     """The etag of a remote input now, without its bytes; "" where it has none or is not there; None without an answer."""
     try:
+        if uri.startswith(TAR):
+            return tar_etag(uri)
         if protocol_of(uri) in HTTP:
             with open_http(uri, method="HEAD") as remote:
                 return remote.etag

@@ -29,15 +29,32 @@ PASSING_STATUSES = frozenset({408, 421, 425, 429})
 """Besides 5xx: timeouts and "too many requests"."""
 
 
+USER_AGENT = "recaption"
+"""Some servers refuse requests without one."""
+MAX_WAIT_SECONDS = 120.0
+"""What a server may ask us to wait before the next try."""
+
+
+class BusyError(VideoError):
+    """A server that cannot answer now, and says when to come again."""
+
+    def __init__(self, detail: str, uri: str, retry_after: str = "") -> None:
+        super().__init__("fetch_failed", detail, uri=uri)
+        is_number = retry_after.isascii() and retry_after.isdigit()
+        self.wait_seconds = min(float(retry_after), MAX_WAIT_SECONDS) if is_number else 0.0
+
+
 @dataclass(frozen=True)
 class HttpFile:
     """An open response with status 200."""
 
     response: Any
     num_bytes: int | None
-    """By its header; None where the server does not say."""
+    """Of the whole file, by its header; None where the server does not say."""
     etag: str
     """What changes with the bytes: ETag, else Last-Modified, else ""."""
+    is_range: bool = False
+    """Only the bytes that were asked for follow, not all."""
 
     def blocks(self) -> Iterator[bytes]:
         """The body, piece by piece.
@@ -50,15 +67,26 @@ class HttpFile:
 
 
 @contextlib.contextmanager
-def open_http(uri: str, *, method: str = "GET") -> Iterator[HttpFile]:
+def open_http(
+    uri: str, *, method: str = "GET", first_byte: int | None = None, last_byte: int | None = None, etag: str = ""
+) -> Iterator[HttpFile]:
     """
+    Args:
+        first_byte: ask for the bytes from here on; a server may send all.
+        last_byte: up to and with this one.
+        etag: ask for a range only if this is the version still.
+
     Raises:
-        VideoError: unreadable or fetch_failed.
+        VideoError: unreadable or fetch_failed; `BusyError` where the server says how long to wait.
     """
     import httpx2  # 0.1 s, and most inputs are local files
 
     for name in ("httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    wanted = {"User-Agent": USER_AGENT}
+    if first_byte is not None:
+        wanted["Range"] = f"bytes={first_byte}-{'' if last_byte is None else last_byte}"
+        wanted |= {"If-Range": etag} if etag else {}
     timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     with contextlib.ExitStack() as stack:
         with _as_video_error(uri):
@@ -68,7 +96,7 @@ def open_http(uri: str, *, method: str = "GET") -> Iterator[HttpFile]:
             url = uri
             for _ in range(MAX_REDIRECTS):
                 _check_host(url, uri)
-                response = stack.enter_context(client.stream(method, url))
+                response = stack.enter_context(client.stream(method, url, headers=wanted))
                 if response.next_request is None:
                     break
                 url = str(response.next_request.url)
@@ -78,12 +106,16 @@ def open_http(uri: str, *, method: str = "GET") -> Iterator[HttpFile]:
                 raise VideoError("unreadable", f"more than {MAX_REDIRECTS} redirects", uri=uri)
             status = response.status_code
             if status >= 500 or status in PASSING_STATUSES:
-                raise VideoError("fetch_failed", f"the server answers {status} {response.reason_phrase}", uri=uri)
-            if status != 200:
+                wait = response.headers.get("Retry-After", "")
+                raise BusyError(f"the server answers {status} {response.reason_phrase}", uri, wait)
+            if status != 200 and not (status == 206 and first_byte is not None):
                 raise VideoError("unreadable", f"the server answers {status} {response.reason_phrase}", uri=uri)
             length = response.headers.get("Content-Length", "")
-            etag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        yield HttpFile(response, int(length) if length.isascii() and length.isdigit() else None, etag)
+            if status == 206:
+                length = response.headers.get("Content-Range", "").rpartition("/")[2]
+            found = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            num_bytes = int(length) if length.isascii() and length.isdigit() else None
+        yield HttpFile(response, num_bytes, found, is_range=status == 206)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,21 @@ from recaption.errors import UsageError
 PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
 """Inputs are read from these. Not from others that fsspec knows: some read local files, some unpack or run things."""
 HTTP = ("http", "https")
+TAR = "tar+"
+"""Before the protocol of a tar: a member of it (tars.py)."""
+ETAG_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "md5",
+    "content_md5",
+    "blob_id",
+    "mtime",
+    "LastModified",
+    "updated",
+    "created",
+)
+"""Fields of fsspec's `info` that change with the bytes, the best first."""
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -36,7 +51,7 @@ def check_protocol(uri: str) -> None:
     Raises:
         UsageError: a protocol that inputs are not read from.
     """
-    protocol = protocol_of(uri)
+    protocol = protocol_of(uri).removeprefix(TAR)
     if protocol and protocol not in PROTOCOLS:
         raise UsageError(f"{uri}: inputs are not read from {protocol}://, only from {', '.join(PROTOCOLS)}")
 
@@ -72,3 +87,8 @@ def remote_filesystem(uri: str) -> tuple[Any, str]:
     check_protocol(uri)
     filesystem: Any = fsspec.get_filesystem_class(protocol_of(uri))
     return filesystem(**filesystem._get_kwargs_from_urls(uri)), filesystem._strip_protocol(uri)
+
+
+def etag_of(info: dict[str, Any]) -> str:
+    """What fsspec's `info` of a file says about its version; "" where it says nothing."""
+    return next((str(info[name]) for name in ETAG_FIELDS if info.get(name)), "")

@@ -11,38 +11,24 @@ Of a local file size, mtime, ctime and inode are recorded. Where all four are as
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import stat
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from recaption.errors import VideoError
 from recaption.inputs.download import downloaded
 from recaption.inputs.names import local_path
+from recaption.inputs.regular_file import open_regular_file
 from recaption.records import Video
 
 MAX_INPUT_BYTES = 32 << 30
 """Of a download: 10 hours of 1080p at 7 Mbit/s."""
 MAX_FETCH_SECONDS = 3600.0
 """Of a download: 32 GB at 9 MB/s."""
-PASSING_ERRORS = frozenset(
-    {
-        errno.EIO,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.EHOSTDOWN,
-        errno.ENOTCONN,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.EAGAIN,
-    }
-)
-"""Of network file systems and busy machines: they say nothing about the file."""
 NUM_CACHED_HASHES = 100_000
 """About 30 MB."""
 SETTLED_NS = 2_000_000_000
@@ -127,12 +113,14 @@ def open_input(
     expected: InputState | str | None = None,
     max_bytes: int = MAX_INPUT_BYTES,
     max_seconds: float = MAX_FETCH_SECONDS,
+    **more: Any,
 ) -> Iterator[OpenedInput]:
     """
     Args:
         expected: what the input was, or its video_id; None = whatever is there.
         max_bytes: of a download.
         max_seconds: of a download.
+        more: further limits of a download (`download.FetchLimits`).
 
     Raises:
         VideoError: unreadable, too_large, fetch_failed, or source_changed where it is not what is expected.
@@ -142,12 +130,12 @@ def open_input(
         expected = InputState(video_id=expected)
     path = local_path(uri)
     if path is None:
-        with downloaded(uri, max_bytes=max_bytes, max_seconds=max_seconds) as (file, etag):
+        with downloaded(uri, max_bytes=max_bytes, max_seconds=max_seconds, **more) as (file, etag):
             opened = OpenedInput(uri, file, etag=etag, is_local=False)
             _check_expected(opened, expected)
             yield opened
         return
-    with _open_regular_file(path, uri) as file:
+    with open_regular_file(path, uri) as file:
         opened = OpenedInput(uri, file)
         if expected is not None and opened.has_stat_of(expected):
             opened = OpenedInput(uri, file, video_id=expected.video_id)
@@ -161,22 +149,6 @@ def _check_expected(opened: OpenedInput, expected: InputState | None) -> None:
             f"it was {expected.video_id} when it was prepared and is {opened.video_id()} now; run `recaption prepare`"
         )
         raise VideoError("source_changed", detail, uri=opened.uri)
-
-
-def _open_regular_file(path: str, uri: str) -> BinaryIO:
-    """Never waits, as opening a pipe does, and never opens a device."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise VideoError("unreadable", "not a regular file", uri=uri)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        file = os.fdopen(descriptor, "rb")
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged in between
-            file.close()
-            raise VideoError("unreadable", "not a regular file", uri=uri)
-        return file
-    except (OSError, ValueError) as error:
-        reason = "fetch_failed" if getattr(error, "errno", None) in PASSING_ERRORS else "unreadable"
-        raise VideoError(reason, getattr(error, "strerror", None) or str(error), uri=uri) from None
 
 
 def video_id_of(file: BinaryIO) -> str:

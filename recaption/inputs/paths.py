@@ -22,6 +22,7 @@ from recaption.inputs.folders import MAGIC, FolderFiles, match, walk
 from recaption.inputs.lists.read_list import LIST_EXTENSIONS, OTHER_TABLES, is_list, read_list
 from recaption.inputs.lists.store import RowStore
 from recaption.inputs.names import HTTP, check_protocol, local_path, protocol_of, remote_filesystem, uri_of_path
+from recaption.inputs.tars import is_tar, videos_in
 
 REFUSED = "not an input: "
 """Begins the detail of the failed row of what is named and cannot be an input."""
@@ -58,6 +59,16 @@ class FoundInputs:
         if self.listed is not None:
             self.listed.close()
 
+    def add_tar(self, uri: str) -> int:
+        """Take in the videos of a tar; returns how many.
+
+        Raises:
+            UsageError: it cannot be read, or is no uncompressed tar.
+        """
+        if self.listed is None:
+            self.listed = RowStore()
+        return self.listed.add(videos_in(uri))
+
     def add_list(self, uri: str) -> int:
         """Take in the entries of a list; returns how many.
 
@@ -93,6 +104,7 @@ def find_inputs(paths: Iterable[str], *, columns: Mapping[str, str] | None = Non
     for path in paths:
         one = FoundInputs(columns=found.columns, video_root=video_root, listed=found.listed)
         num_listed = _expand_one(path, one)
+        num_listed += _expand_tars(one)
         if not (one.uris or one.refused or num_listed):
             left_out = f", only {one.num_companions} files that accompany videos" if one.companions else ""
             raise UsageError(f"{path}: no video file there{left_out}")
@@ -125,6 +137,22 @@ def _expand_one(name: str, found: FoundInputs) -> int:
     return 0
 
 
+def _expand_tars(found: FoundInputs) -> int:
+    """Replace the tars of folders and globs by the videos in them; one without any accompanies videos."""
+    count = 0
+    for uri in sorted(filter(is_tar, found.uris)):
+        found.uris.discard(uri)
+        try:
+            num_videos = found.add_tar(uri)
+        except UsageError as error:
+            found.refused[uri] = str(error).removeprefix(f"{uri}: ")
+            continue
+        count += num_videos
+        if not num_videos:
+            found.companions.add(uri)
+    return count
+
+
 def _local_candidate(name: str) -> str | None:
     """The local path that a name on the command line means; None for a URI of another protocol."""
     if os.path.lexists(name):
@@ -153,6 +181,8 @@ def _add_file_or_list(uri: str, found: FoundInputs) -> int:
         )
     if is_list(uri):
         return found.add_list(uri)
+    if is_tar(uri):
+        return found.add_tar(uri)
     found.uris.add(uri)
     return 0
 

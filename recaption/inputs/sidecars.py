@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from recaption.errors import VideoError
 from recaption.inputs.http import open_http
-from recaption.inputs.names import HTTP, local_path, protocol_of, remote_filesystem
+from recaption.inputs.names import HTTP, TAR, local_path, protocol_of, remote_filesystem
 from recaption.inputs.text_encoding import decode_text
 
 MAX_SIDECAR_BYTES = 64 * 1024
@@ -44,6 +44,8 @@ class _RefusedError(Exception):
 
 def find_sidecar(uri: str) -> Sidecar:
     """The original caption of a video. A missing text is none; nothing is raised."""
+    if uri.startswith(TAR):  # what accompanies it is in the tar too, and was read with it
+        return Sidecar()
     path = local_path(uri)
     names = _names(posixpath.basename(uri if path is None else path), with_upper_case=path is not None)
     for name in names:

@@ -39,6 +39,10 @@ class DecodeLimits:
     """Decoder of frames that are read by number (caption, shard, export, train captioner): `av` (PyAV), or the extras
     `decord` and `torchcodec` (docs/decoders.md). PyAV numbers the frames in any case, and decodes what another backend
     refuses, reports as damaged or shows at another time; `prepare` decodes every video whole, always with PyAV."""
+    max_host_connections: int = 8
+    """Downloads at a time from one HTTP host, over all processes of a machine."""
+    page_videos: bool = False
+    """Fetch the videos of web pages with yt-dlp (extra `recaption[yt-dlp]`). You answer for the right to use them."""
     on_damage: Literal["refuse", "trim"] = "refuse"
     """What becomes of a file that is damaged in part: `refuse` fails it, `trim` keeps the frames before the first damage
     that are proven right and counts the seconds lost (docs/picture.md). Each stage then decodes every file once more."""

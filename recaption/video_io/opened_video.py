@@ -197,13 +197,17 @@ class OpenedVideo:
         self.input.check_unchanged()
         return response.pts_seconds
 
-    def read_audio(self, start_seconds: float, end_seconds: float) -> ClipAudio:
+    def read_audio(self, start_seconds: float, end_seconds: float, *, may_copy: bool = True) -> ClipAudio:
         """The audio of a span, ready to be written into an mp4. What is damaged is lost, which is said; no error is raised.
+
+        Args:
+            may_copy: whether packets may be copied; else all is encoded anew, and no byte of the source is in it.
 
         Raises:
             VideoError: of `PASSING_REASONS`, such as source_changed: later everything may be there.
         """
-        request = AudioRequest(start_seconds=float(start_seconds), end_seconds=float(end_seconds))
+        seconds = {"start_seconds": float(start_seconds), "end_seconds": float(end_seconds)}
+        request = AudioRequest(**seconds, may_copy=may_copy)
         try:
             response = DecodeResponse(self.input.file, self.limits, request)
             response.raise_for_error(self.uri)
@@ -280,7 +284,12 @@ def open_video(
     """
     limits = limits or DecodeLimits()
     with open_input(
-        uri, expected=expected, max_bytes=limits.max_input_bytes, max_seconds=limits.max_fetch_seconds
+        uri,
+        expected=expected,
+        max_bytes=limits.max_input_bytes,
+        max_seconds=limits.max_fetch_seconds,
+        max_host_connections=limits.max_host_connections,
+        page_videos=limits.page_videos,
     ) as opened:
         yield OpenedVideo(opened, limits)
 

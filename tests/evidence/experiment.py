@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,8 @@ class Arm:
     """Fields of `TrainerSettings` that differ from RECIPE_TRAINER and the experiment's steps."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `PlanSettings`: token dropping, temporal crops, capacity."""
+    compressor: str = ""
+    """In place of the world's: the same scenes, encoded by another one."""
     source: Callable[[ArmRun], SampleSource] | None = None
     """In place of the world's training clips: other captions, say."""
     cpu_minutes: float = 0.0
@@ -99,11 +101,8 @@ class Arm:
         backbone = self.dit.get("backbone", "dit")
         if backbone not in BACKBONES:
             return f"the backbone {backbone}"
-        for kind, names in ((DitSettings, self.dit), (TrainerSettings, self.trainer), (PlanSettings, self.plan)):
-            unknown = set(names) - {f.name for f in dataclasses.fields(kind)}
-            if unknown:
-                return f"the setting {sorted(unknown)[0]} of {kind.__name__}"
-        return ""
+        given = ((DitSettings(), self.dit), (TrainerSettings(), self.trainer), (PlanSettings(capacity=1), self.plan))
+        return next((f"the setting {name}" for settings, names in given for name in _unknown(settings, names)), "")
 
     @property
     def prerequisites(self) -> tuple[str, ...]:
@@ -134,7 +133,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     readings: tuple[Reading, ...] = (PromptFollowing(), ClipLoss())
     world: World = field(default_factory=World)
-    steps: int = 4000
+    steps: int = 4500
     equal_parameters: float | None = None
     """Arms may differ by this fraction in their number of weights."""
     seeds: tuple[int, ...] = SEEDS
@@ -175,6 +174,15 @@ class Experiment:
         """Arms that can be trained, those before the arms that start from them."""
         missing = self.missing()
         return tuple(arm for arm in self.arms if arm.name not in missing)
+
+
+def _unknown(settings: Any, given: Mapping[str, Any]) -> Iterator[str]:
+    """Names that the dataclass does not have, nested ones with their path."""
+    for name, value in given.items():
+        if not hasattr(settings, name):
+            yield f"{name} of {type(settings).__name__}"
+        elif isinstance(value, Mapping):
+            yield from _unknown(getattr(settings, name), value)
 
 
 def experiment_names() -> list[str]:

@@ -19,12 +19,25 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.evidence.results import FOLLOWS, Results
 from tests.evidence.world import HELD_OUT_SIZE
 
+Colour = tuple[int, int, int]
 SCALE = 2
-COLOURS = ((31, 98, 178), (214, 93, 20), (34, 139, 84), (150, 62, 160), (190, 40, 60), (90, 90, 90), (0, 140, 150))
+COLOURS = (
+    (31, 98, 178),
+    (214, 93, 20),
+    (34, 139, 84),
+    (150, 62, 160),
+    (190, 40, 60),
+    (90, 90, 90),
+    (0, 140, 150),
+    (160, 120, 0),
+    (230, 110, 160),
+    (110, 160, 220),
+)
 INK, GREY, LIGHT = (30, 30, 30), (120, 120, 120), (225, 225, 225)
 PANEL_PX = (330, 250)
 MARGIN_PX = (52, 34, 14, 40)
 """Left, top, right, bottom of a panel."""
+LEGEND_LINE_PX = 20
 SHEET_FRAME_PX = 72
 SHEET_FRAMES = 3
 SHEET_TEXT_PX = 20
@@ -35,7 +48,7 @@ class Line:
     """One line or row of dots of a panel."""
 
     label: str
-    colour: tuple[int, int, int]
+    colour: Colour
     xs: Sequence[float]
     ys: Sequence[float]
 
@@ -62,20 +75,31 @@ def write_plot(results: Results, path: Path) -> None:
         title = reading.replace("_", " ") + (", fraction of prompts" if reading.endswith(FOLLOWS) else "")
         panels.append(lambda c, rows=rows, title=title: c.dots(title, [row for row in rows if row.xs]))
     columns = min(2, max(1, len(panels)))
-    rows_of_panels = math.ceil(len(panels) / columns) or 1
-    legend_px = 26
-    width, height = columns * PANEL_PX[0], rows_of_panels * PANEL_PX[1] + legend_px
+    width = columns * PANEL_PX[0]
+    legend = _legend([(arm, colours[arm]) for arm in results.finished_arms], width)
+    top_px = LEGEND_LINE_PX * len(legend) + 6
+    height = math.ceil(len(panels) / columns) * PANEL_PX[1] + top_px
     image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
     for number, panel in enumerate(panels):
-        left, top = (number % columns) * PANEL_PX[0], (number // columns) * PANEL_PX[1] + legend_px
-        panel(Canvas(image, left, top))
-    Canvas(image, 0, 0).legend([(arm, colours[arm]) for arm in results.finished_arms])
+        panel(Canvas(image, (number % columns) * PANEL_PX[0], (number // columns) * PANEL_PX[1] + top_px))
+    Canvas(image, 0, 0).legend(legend)
     image.resize((width, height), Image.Resampling.LANCZOS).save(path)
 
 
-def _curves(
-    results: Results, colours: Mapping[str, tuple[int, int, int]], axis: str, name: str, divisor: float
-) -> list[Line]:
+def _legend(entries: Sequence[tuple[str, Colour]], width_px: int) -> list[list[tuple[float, str, Colour]]]:
+    """Lines of (x, label, colour) that fit the width."""
+    font, lines, x = ImageFont.load_default(size=13), [[]], float(MARGIN_PX[0])
+    for label, colour in entries:
+        length = 28 + font.getlength(label)
+        if x + length > width_px and lines[-1]:
+            lines.append([])
+            x = float(MARGIN_PX[0])
+        lines[-1].append((x, label, colour))
+        x += length
+    return lines
+
+
+def _curves(results: Results, colours: Mapping[str, Colour], axis: str, name: str, divisor: float) -> list[Line]:
     """Mean curve of each arm over its seeds, at the points of the first."""
     lines = []
     for arm, seeds in results.runs.items():
@@ -101,29 +125,26 @@ class Canvas:
         self.draw = ImageDraw.Draw(image)
         self.left_px, self.top_px = left_px, top_px
 
-    def text(
-        self, x: float, y: float, text: str, colour: tuple[int, int, int], size: int = 12, anchor: str = "la"
-    ) -> None:
+    def text(self, x: float, y: float, text: str, colour: Colour, size: int = 12, anchor: str = "la") -> None:
         font = ImageFont.load_default(size=size * SCALE)
         self.draw.text(self._at(x, y), text, fill=colour, font=font, anchor=anchor)
 
-    def line(self, points: Sequence[tuple[float, float]], colour: tuple[int, int, int], width: float) -> None:
+    def line(self, points: Sequence[tuple[float, float]], colour: Colour, width: float) -> None:
         self.draw.line([self._at(*point) for point in points], fill=colour, width=round(width * SCALE), joint="curve")
 
-    def dot(self, x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+    def dot(self, x: float, y: float, radius: float, colour: Colour) -> None:
         (left, top), (right, bottom) = self._at(x - radius, y - radius), self._at(x + radius, y + radius)
         self.draw.ellipse((left, top, right, bottom), fill=colour)
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
         return (self.left_px + x) * SCALE, (self.top_px + y) * SCALE
 
-    def legend(self, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
-        x = float(MARGIN_PX[0])
-        font = ImageFont.load_default(size=13)
-        for label, colour in entries:
-            self.dot(x, 14, 5, colour)
-            self.text(x + 9, 14, label, INK, 13, "lm")
-            x += 28 + font.getlength(label)
+    def legend(self, lines: Sequence[Sequence[tuple[float, str, Colour]]]) -> None:
+        for number, line in enumerate(lines):
+            y = LEGEND_LINE_PX * number + 14
+            for x, label, colour in line:
+                self.dot(x, y, 5, colour)
+                self.text(x + 9, y, label, INK, 13, "lm")
 
     def lines(self, title: str, lines: Sequence[Line]) -> None:
         """A line chart; the loss axis leaves out the steep start."""
@@ -174,6 +195,8 @@ class Canvas:
                 self.dot(x, y, 4.5, row.colour)
                 self.dot(x, y, 2.5, (255, 255, 255))
             self.text(max(xs) + 10, y, f"{sum(row.xs) / len(row.xs):.3g}", INK, 11, "lm")
+            if height / len(rows) > 22:
+                self.text(left, y - 6, row.label, GREY, 10, "ls")
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -69,6 +69,8 @@ class PromptFollowing:
 
     num_steps: int = 20
     guidance: float = 3.0
+    kind: str = "short"
+    """`short` or `long` prompts; names of series about long ones get the prefix `long_`."""
     at_held_out_size: bool = False
     """Sample at the world's held-out size; names of series get the prefix `held_out_size_`."""
     sample: Callable[[ArmRun, Sequence[Request]], Sequence[np.ndarray]] | None = None
@@ -77,11 +79,11 @@ class PromptFollowing:
     def read(self, run: ArmRun) -> dict[str, Series]:
         world = run.scenes.world
         size = world.held_out_sizes[0] if self.at_held_out_size else world.sizes[0]
-        prompts = run.scenes.prompts
+        prompts = run.scenes.prompts(self.kind)
         start = time.thread_time()
         videos = self._videos(run, prompts, size)
         seconds = time.thread_time() - start
-        prefix = HELD_OUT_SIZE if self.at_held_out_size else ""
+        prefix = (HELD_OUT_SIZE if self.at_held_out_size else "") + ("long_" if self.kind == "long" else "")
         np.savez_compressed(
             run.folder / f"{prefix}samples.npz", prompts=prompts[:NUM_SHOWN], videos=np.stack(list(videos[:NUM_SHOWN]))
         )

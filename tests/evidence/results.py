@@ -32,8 +32,12 @@ from tests.evidence.statistics import Difference, paired_difference, verdict
 FOLDER = Path(__file__).parent / "results"
 FOLLOWS = "follows"
 EQUAL_STEPS, EQUAL_CPU = "_at_equal_steps", "_at_equal_cpu"
-"""Suffixes of readings taken from the curves: the last common step, the CPU seconds of the fastest arm of a claim. The
-learning rate of the slower arm has not come down by then."""
+"""Suffixes of readings taken from the curves: at the last common step, and when the faster arm of a claim has ended. The
+learning rate of the slower arm has not come down by then.
+
+CPU time here is that of undisturbed steps (the 10th percentile of the seconds a step takes, over the points of all curves of
+an arm) times their number: other work on the machine makes the same step take up to twice the CPU time."""
+UNDISTURBED = 0.1
 SIGNIFICANT_DIGITS = 5
 CURVE_POINTS = 40
 COUNTS = ""
@@ -103,6 +107,13 @@ class Results:
         values = [self.series(arm, seed, reading) for seed in self.runs.get(arm, {})]
         return float(np.mean([x.mean() for x in values if x is not None])) if values and values[0] is not None else None
 
+    def seconds_per_step(self, arm: str) -> float:
+        """CPU seconds of a step of an arm while little else ran."""
+        curves = [run["curve"] for run in self.runs[arm].values()]
+        steps = np.concatenate([np.diff([0, *curve["step"]]) for curve in curves])
+        seconds = np.concatenate([np.diff([0, *curve["cpu_seconds"]]) for curve in curves])
+        return float(np.quantile(seconds / steps, UNDISTURBED))
+
     def higher_is_better(self, reading: str) -> bool:
         for seeds in self.runs.values():
             for run in seeds.values():
@@ -120,14 +131,19 @@ class Results:
         return np.stack([x for x, _ in present]), np.stack([y for _, y in present])
 
     def _pair(self, claim: Claim, seed: str) -> tuple[np.ndarray | None, np.ndarray | None]:
-        for suffix, axis in ((EQUAL_STEPS, "step"), (EQUAL_CPU, "cpu_seconds")):
+        arms = (claim.better, claim.worse)
+        for suffix in (EQUAL_STEPS, EQUAL_CPU):
             if claim.reading.endswith(suffix):
-                curves = [self.runs[arm][seed]["curve"] for arm in (claim.better, claim.worse)]
+                curves = [self.runs[arm][seed]["curve"] for arm in arms]
                 name = claim.reading.removesuffix(suffix)
                 if any(name not in curve for curve in curves):
                     return None, None
-                end = min(curve[axis][-1] for curve in curves)
-                one, other = (np.array([np.interp(end, curve[axis], curve[name])]) for curve in curves)
+                scales = [self.seconds_per_step(arm) if suffix == EQUAL_CPU else 1.0 for arm in arms]
+                end = min(scale * curve["step"][-1] for scale, curve in zip(scales, curves))
+                one, other = (
+                    np.array([np.interp(end / scale, curve["step"], curve[name])])
+                    for scale, curve in zip(scales, curves)
+                )
                 return one, other
         return self.series(claim.better, seed, claim.reading), self.series(claim.worse, seed, claim.reading)
 

@@ -34,7 +34,7 @@ from tests.evidence.experiment import (
 )
 from tests.evidence.results import Results, claims_as_json, series_as_json, thinned
 from tests.evidence.training import ArmRun
-from tests.evidence.world import Scenes
+from tests.evidence.world import Scenes, World, write_json
 
 READINGS = "readings.json"
 SETTINGS = "settings.json"
@@ -48,10 +48,10 @@ class ExperimentRun:
     out: Path
     results: Path
     say: Callable[[str], None]
-    scenes: Scenes
     on_results: Callable[[], None]
     _minutes: dict[str, float] = field(default_factory=dict)
     """CPU-minutes of a training of each arm, as far as known."""
+    _scenes: dict[World, Scenes] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -65,7 +65,7 @@ class ExperimentRun:
                 experiment=self.experiment,
                 arm=arm,
                 seed=seed,
-                scenes=self.scenes,
+                scenes=self.scenes_of(arm),
                 folder=self.folder / f"seed-{seed}" / arm.name,
                 prerequisites={name: found[name] for name in arm.prerequisites},
                 on_point=self._say_progress,
@@ -75,13 +75,13 @@ class ExperimentRun:
     def run(self, seeds: Sequence[int]) -> None:
         for seed in seeds:
             for run in self.arm_runs(seed).values():
+                _check_settings(run)
                 if not (run.folder / READINGS).exists():
                     self._run_arm(run)
                 self._minutes[run.arm.name] = json.loads((run.folder / READINGS).read_text())["cpu_minutes"]
                 self.write_results()
 
     def _run_arm(self, run: ArmRun) -> None:
-        _check_settings(run)
         run.train()
         self.say(f"{_title(run)}: reading")
         start = time.thread_time()
@@ -101,9 +101,7 @@ class ExperimentRun:
             "curve": thinned(run.curve()),
             "readings": readings,
         }
-        partial = run.folder / f"{READINGS}.partial"
-        partial.write_text(json.dumps(found))
-        partial.rename(run.folder / READINGS)
+        write_json(run.folder / READINGS, found)
 
     def check_parameters(self) -> None:
         """Raises UsageError where arms that are to have as many weights have not."""
@@ -117,6 +115,12 @@ class ExperimentRun:
                 f"the arms of {self.experiment.name} differ by more than {self.experiment.equal_parameters:.0%} in their "
                 f"number of weights ({counts}): change width or depth"
             )
+
+    def scenes_of(self, arm: Arm) -> Scenes:
+        """The world's, or the same scenes by the arm's compressor; rendered at the first call."""
+        world = self.experiment.world
+        world = dataclasses.replace(world, compressor=arm.compressor or world.compressor)
+        return self._scenes.setdefault(world, world.scenes(self.out / "worlds"))
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -163,7 +167,7 @@ class ExperimentRun:
                 "steps": experiment.steps,
                 "seeds": list(experiment.seeds),
                 "world": dataclasses.asdict(experiment.world),
-                "world_cpu_seconds": round(self.scenes.cpu_seconds, 1),
+                "world_cpu_seconds": round(sum(scenes.cpu_seconds for scenes in self._scenes.values()), 1),
                 "versions": versions(),
                 "runs": runs,
             }
@@ -208,8 +212,7 @@ def run_experiment(
         say(f"{experiment.name}: arm {name} is left out, it waits for {sentence}")
     if not experiment.runnable():
         raise UsageError(f"experiment {experiment.name} waits for {next(iter(experiment.missing().values()))}")
-    scenes = experiment.world.scenes(Path(out) / "worlds")
-    run = ExperimentRun(experiment, Path(out), Path(results), say, scenes, on_results)
+    run = ExperimentRun(experiment, Path(out), Path(results), say, on_results)
     run.check_parameters()
     run.run(seeds)
 
@@ -231,24 +234,27 @@ def _check_settings(run: ArmRun) -> None:
     settings = {
         "arm": _arm_as_json(run.arm),
         "steps": run.experiment.steps,
-        "world": run.experiment.world.key(),
+        "world": run.scenes.world.key(),
         "recipe": [RECIPE_DIT, RECIPE_TRAINER, CAPACITY_TOKENS],
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     path = run.folder / SETTINGS
     if path.exists() and json.loads(path.read_text())["digest"] != digest:
         raise UsageError(
             f"{run.folder} holds a training of {_title(run)} with other settings: remove the folder, or choose another --out"
         )
     run.folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"digest": digest} | settings, default=str))
+    write_json(path, {"digest": digest} | settings)
 
 
 def _arm_as_json(arm: Arm) -> dict[str, Any]:
-    fields = {
-        f.name: getattr(arm, f.name) for f in dataclasses.fields(arm) if f.name not in ("train", "readings", "name")
+    """What is set; functions by their names."""
+    fields = {f.name: getattr(arm, f.name) for f in dataclasses.fields(arm) if f.name not in ("readings", "name")}
+    return {
+        name: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+        for name, value in fields.items()
+        if value
     }
-    return {name: value for name, value in fields.items() if value}
 
 
 def _title(run: ArmRun) -> str:

@@ -26,7 +26,7 @@ from packing.buckets import Bucket
 from packing.loader.loader import PackLoader
 from packing.plan.settings import PlanSettings
 from tests.evidence.experiment import CAPACITY_TOKENS, RECIPE_DIT, RECIPE_TRAINER, Arm, Experiment
-from tests.evidence.world import Scenes
+from tests.evidence.world import Scenes, write_json
 from train.checkpoint import step_folder
 from train.engine.metrics import read_lines
 from train.engine.settings import TrainerSettings
@@ -141,8 +141,7 @@ class ArmRun:
         if self.has_ended:
             return
         checkpoint = Path(self.arm.train(self) if self.arm.train else self.train_dit())
-        ended = {"checkpoint": str(checkpoint.resolve().relative_to(self.folder.resolve()))}
-        (self.folder / ENDED).write_text(json.dumps(ended))
+        write_json(self.folder / ENDED, {"checkpoint": str(checkpoint.resolve().relative_to(self.folder.resolve()))})
 
     @property
     def has_ended(self) -> bool:
@@ -214,7 +213,7 @@ class ArmRun:
         if not path.exists():
             seconds = self._seconds_per_step()
             steps = max(1, round(60 * self.arm.cpu_minutes / seconds))
-            path.write_text(json.dumps({"num_steps": steps, "seconds_per_step": seconds}))
+            write_json(path, {"num_steps": steps, "seconds_per_step": seconds})
         return int(json.loads(path.read_text())["num_steps"])
 
     def _seconds_per_step(self) -> float:

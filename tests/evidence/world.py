@@ -1,7 +1,7 @@
 """The scenes of an experiment: training latents, held-out clips and prompts, rendered and encoded once for all arms.
 
     scenes = World().scenes("build/evidence/worlds")     # rendered by the first experiment that uses this world
-    scenes.training(), scenes.held_out(size), scenes.prompts
+    scenes.training(), scenes.held_out(size), scenes.prompts()
 
 One large object on one of three grounds moves left, moves right or stays still. A third of all (object, colour, ground)
 triples is held out of the training; prompts are about those only. Pairs of shape and colour that the reader (`tiny`) was
@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +42,9 @@ ONE_LARGE_OBJECT: dict[str, Any] = {
 """Arguments of `recaption.scenes.render`."""
 FIRST_SEED = 7_000_000
 SEEDS_PER_SIZE = 10_000_000
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PART_SCENES = 2_000
+"""Of one file."""
 MAX_SCENES_PER_PROMPT = 4
 """Captions repeat: 300 different ones take 565 scenes."""
 HELD_OUT_SIZE = "held_out_size_"
@@ -81,10 +82,12 @@ class World:
         key = f"{fields.main_object} {fields.colour} {fields.background}"
         return int(hashlib.sha256(key.encode()).hexdigest(), 16) % self.one_in == 0
 
-    def render(self, size: Bucket, *, held_out: bool) -> Iterator[Scene]:
-        """Scenes of one side of the split, without end."""
-        number = (*self.sizes, *self.held_out_sizes).index(size)
-        for seed in itertools.count(FIRST_SEED + number * SEEDS_PER_SIZE):
+    def first_seed(self, size: Bucket) -> int:
+        return FIRST_SEED + SEEDS_PER_SIZE * (*self.sizes, *self.held_out_sizes).index(size)
+
+    def render(self, size: Bucket, *, held_out: bool, first_seed: int | None = None) -> Iterator[Scene]:
+        """Scenes of one side of the split, without end; from the first seed of the size, if no other is passed."""
+        for seed in itertools.count(self.first_seed(size) if first_seed is None else first_seed):
             scene = render(
                 seed,
                 num_frames=size.num_frames,
@@ -98,46 +101,49 @@ class World:
                 yield scene
 
     def scenes(self, folder: str | Path) -> Scenes:
-        """Read from `folder`, rendered and encoded first if they are not there."""
-        final = Path(folder) / self.key()
-        if not final.exists():
-            partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
-            partial.mkdir(parents=True)
-            start = time.thread_time()
-            for size in dict.fromkeys((*self.sizes, *self.held_out_sizes)):
-                if size in self.sizes:
-                    self._write(partial, size, "training", -(-self.num_training // len(self.sizes)))
-                self._write(partial, size, "held-out", self.num_held_out)
-            (partial / "prompts.json").write_text(json.dumps(self._prompts()))
-            (partial / "cost.json").write_text(json.dumps({"cpu_seconds": time.thread_time() - start}))
-            try:
-                partial.rename(final)
-            except OSError:  # another experiment was faster
-                shutil.rmtree(partial)
-        return Scenes(self, final)
+        """Read from `folder`, rendered and encoded first as far as they are not there; a kill costs at most one part."""
+        scenes = Scenes(self, Path(folder) / self.key())
+        scenes.folder.mkdir(parents=True, exist_ok=True)
+        for size in self.sizes:
+            self._write(scenes, "training", size, -(-self.num_training // len(self.sizes)))
+        for size in (*self.sizes, *self.held_out_sizes):
+            self._write(scenes, "held-out", size, self.num_held_out)
+        if not scenes.prompts_path.exists():
+            write_json(scenes.prompts_path, self._prompts())
+        return scenes
 
-    def _prompts(self) -> list[str]:
+    def _prompts(self) -> list[dict[str, str]]:
         scenes = self.render(self.sizes[0], held_out=True)
-        captions = (scene.short_caption for scene in itertools.islice(scenes, MAX_SCENES_PER_PROMPT * self.num_prompts))
-        return list(itertools.islice(dict.fromkeys(captions), self.num_prompts))
+        found: dict[str, str] = {}
+        for _, scene in zip(range(MAX_SCENES_PER_PROMPT * self.num_prompts), scenes):
+            found.setdefault(scene.short_caption, scene.long_caption)
+            if len(found) == self.num_prompts:
+                break
+        return [{"short": short, "long": long} for short, long in found.items()]
 
-    def _write(self, folder: Path, size: Bucket, split: str, number: int) -> None:
+    def _write(self, scenes: Scenes, split: str, size: Bucket, number: int) -> None:
+        """Render and encode the parts that are missing."""
+        first_seed = self.first_seed(size)
         compressor = compressors.load(self.compressor)
-        name = f"{split}-{bucket_name(size)}"
-        records: list[dict[str, Any]] = []
-        latents: np.ndarray | None = None
-        scenes = itertools.islice(self.render(size, held_out=split == "held-out"), number)
-        for index, scene in enumerate(tqdm(scenes, total=number, desc=f"render {name}", disable=None)):
-            latent = compressor.encode(to_pixels(torch.from_numpy(scene.frames_THWC)[None]))[0].numpy()
-            if latents is None:
-                latents = np.lib.format.open_memmap(
-                    folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=(number, *latent.shape)
-                )
-            latents[index] = latent
-            records.append({"seed": scene.seed, "caption": scene.short_caption})
-        assert latents is not None
-        latents.flush()
-        (folder / f"{name}.json").write_text(json.dumps(records))
+        for part in range(-(-number // PART_SCENES)):
+            path = scenes.part_path(split, size, part)
+            if path.exists():
+                first_seed = json.loads(path.read_text())["next_seed"]
+                continue
+            start, latents, records = time.thread_time(), [], []
+            rendered = self.render(size, held_out=split == "held-out", first_seed=first_seed)
+            wanted = min(PART_SCENES, number - part * PART_SCENES)
+            title = f"render {scenes.folder.name} {path.stem}"
+            for scene in tqdm(itertools.islice(rendered, wanted), total=wanted, desc=title, disable=None):
+                pixels_BCTHW = to_pixels(torch.from_numpy(scene.frames_THWC)[None])
+                latents.append(compressor.encode(pixels_BCTHW)[0].numpy().astype(np.float16))
+                records.append({"seed": scene.seed, "short": scene.short_caption, "long": scene.long_caption})
+            first_seed = scene.seed + 1
+            partial = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(partial, np.stack(latents))
+            partial.rename(path.with_suffix(".npy"))
+            seconds = time.thread_time() - start
+            write_json(path, {"next_seed": first_seed, "cpu_seconds": seconds, "records": records})
 
 
 @dataclass(frozen=True)
@@ -147,17 +153,34 @@ class Scenes:
     world: World
     folder: Path
 
+    def part_path(self, split: str, size: Bucket, part: int) -> Path:
+        """Captions and seeds of a part; its latents are beside it."""
+        return self.folder / f"{split}-{bucket_name(size)}-{part:03d}.json"
+
+    @property
+    def prompts_path(self) -> Path:
+        return self.folder / "prompts.json"
+
     @property
     def cpu_seconds(self) -> float:
         """Of rendering and encoding."""
-        cost: float = json.loads((self.folder / "cost.json").read_text())["cpu_seconds"]
-        return cost
+        parts = self.folder.glob("*f-*x*-*fps-*.json")
+        return float(sum(json.loads(path.read_text())["cpu_seconds"] for path in parts))
 
-    def training(self) -> MappedLatents:
-        return MappedLatents.of([(self.folder, "training", size) for size in self.world.sizes])
+    def training(self, *, long_share: float = 0.0) -> MappedLatents:
+        """Clips to train on.
 
-    def held_out(self, size: Bucket) -> MappedLatents:
-        return MappedLatents.of([(self.folder, "held-out", size)])
+        Args:
+            long_share: fraction of the clips with long captions; a clip that has one keeps it at any larger share.
+        """
+        return MappedLatents.of([self.folder / self._glob("training", size) for size in self.world.sizes], long_share)
+
+    def held_out(self, size: Bucket, *, long_share: float = 0.0) -> MappedLatents:
+        """Held-out clips of a size."""
+        return MappedLatents.of([self.folder / self._glob("held-out", size)], long_share)
+
+    def _glob(self, split: str, size: Bucket) -> str:
+        return self.part_path(split, size, 0).name.replace("-000.json", "-*.json")
 
     def videos(self, size: Bucket) -> list[np.ndarray]:
         """The held-out clips of a size as the compressor shows them, uint8 (T, H, W, 3)."""
@@ -165,30 +188,44 @@ class Scenes:
         decoded = (compressor.decode(torch.from_numpy(latents.read(n))[None]) for n in range(len(latents.latents)))
         return [to_frames(video_BCTHW)[0] for video_BCTHW in decoded]
 
-    @property
-    def prompts(self) -> list[str]:
-        """Different captions about held-out triples."""
-        prompts: list[str] = json.loads((self.folder / "prompts.json").read_text())
-        return prompts
+    def prompts(self, kind: str = "short") -> list[str]:
+        """Captions about held-out triples, all short ones different; `long` ones are of the same scenes."""
+        return [prompt[kind] for prompt in json.loads(self.prompts_path.read_text())]
 
 
 class MappedLatents(MemorySource):
-    """A sample source of the loader (`packing.loader.sources.SampleSource`) over the files of a world."""
+    """A sample source of the loader (`packing.loader.sources.SampleSource`) over the parts of a world."""
 
     @classmethod
-    def of(cls, files: list[tuple[Path, str, Bucket]]) -> MappedLatents:
+    def of(cls, patterns: list[Path], long_share: float) -> MappedLatents:
+        """
+        Args:
+            patterns: path with a glob as its name, one per size.
+        """
         latents: list[np.ndarray] = []
         names: list[str] = []
         captions: list[str] = []
         buckets: list[str] = []
-        for folder, split, size in files:
-            stem = f"{split}-{bucket_name(size)}"
-            records = json.loads((folder / f"{stem}.json").read_text())
-            latents += list(np.load(folder / f"{stem}.npy", mmap_mode="r"))
-            names += [f"scene-{record['seed']}" for record in records]
-            captions += [record["caption"] for record in records]
-            buckets += [bucket_name(size)] * len(records)
+        for pattern in patterns:
+            for path in sorted(pattern.parent.glob(pattern.name)):
+                records = json.loads(path.read_text())["records"]
+                latents += list(np.load(path.with_suffix(".npy"), mmap_mode="r"))
+                names += [f"scene-{record['seed']}" for record in records]
+                captions += [_caption(record, long_share) for record in records]
+                buckets += [path.stem.split("-", 1)[1].rsplit("-", 1)[0]] * len(records)
         return cls(latents, names, captions, buckets=buckets)
 
     def read(self, index: int) -> np.ndarray:
         return np.asarray(self.latents[index], dtype=np.float32)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.rename(path)
+
+
+def _caption(record: dict[str, Any], long_share: float) -> str:
+    draw = int(hashlib.sha256(f"caption {record['seed']}".encode()).hexdigest()[:8], 16) / 16**8
+    return str(record["long" if draw < long_share else "short"])

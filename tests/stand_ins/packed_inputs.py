@@ -11,22 +11,29 @@ from packing.grid import Shape3
 from train.backbones.interface import PackedInputs
 from train.backbones.registry import build
 from train.layers.segments import Segments
+from train.layers.token_mask import TokenMask
 from train.text.encoder import EncodedText
 
 TOKEN_WIDTH, TEXT_WIDTH, POOLED_WIDTH = 6, 10, 7
 GRIDS: tuple[Shape3, ...] = ((2, 3, 2), (1, 1, 5), (3, 2, 4))
 TEXT_LENGTHS = (3, 1, 4)
-SIZES: dict[str, dict[str, object]] = {"dit": {"width": 24, "depth": 2, "num_heads": 2}}
+SIZES: dict[str, dict[str, object]] = {
+    "dit": {"width": 24, "depth": 2, "num_heads": 2},
+    "temporal": {"width": 24, "depth": 2, "num_heads": 2},
+    "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
+    "uvit": {"width": 24, "depth": 4, "num_heads": 2},
+    "diffit": {"width": 24, "depth": 2, "num_heads": 2},
+}
 """Smallest settings of each backbone that use all of its parts."""
 
 
 def make_backbone(name: str, seed: int = 0, **changes: object) -> nn.Module:
-    """A small backbone whose zero-initialised layers are filled: at initialisation all outputs could be equal."""
+    """A small backbone whose layers that start at or near zero are filled: at initialisation all outputs could be equal."""
     torch.manual_seed(seed)
     widths = {"token_width": TOKEN_WIDTH, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH}
     model = build(name, **(widths | SIZES[name] | changes))
     for parameter in model.parameters():
-        if not parameter.detach().any():
+        if parameter.detach().abs().max() < 0.1:
             nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -87,10 +94,20 @@ def samples_of(inputs: PackedInputs, order: Sequence[int]) -> PackedInputs:
         text=EncodedText(text.text_MC[of_text], Segments.from_lengths(text_lengths), text.pooled_SC[samples]),
         drop_text_S=None if drop is None else [drop[s] for s in order],
         condition_mask_L=chosen(inputs.condition_mask_L, of_tokens),
+        noised_LD=chosen(inputs.noised_LD, of_tokens),
         hint_LD=chosen(inputs.hint_LD, of_tokens),
+        token_mask=_mask_of(inputs, of_tokens, order),
         scalars={name: value_S[samples] for name, value_S in inputs.scalars.items()},
         token_shapes=tuple(inputs.token_shapes[s] for s in order),
     )
+
+
+def _mask_of(inputs: PackedInputs, of_tokens: torch.Tensor, order: Sequence[int]) -> TokenMask | None:
+    if inputs.token_mask is None:
+        return None
+    is_masked_L = torch.zeros(inputs.segments.num_tokens, dtype=torch.bool)
+    is_masked_L[inputs.token_mask.masked_index_N] = True
+    return TokenMask.of(is_masked_L[of_tokens], Segments.from_lengths([inputs.segments.lengths[s] for s in order]))
 
 
 def _index(segments: Segments, order: Sequence[int]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from train.text.encoder import TextEncoder
 
 BUCKETS = (Bucket(5, 16, 16, 8), Bucket(1, 16, 24, 8))
 NUM_CHANNELS = 8
+DIFFUSION = DiffusionSettings(shift_tokens=4)
 
 
 class WordTower:
@@ -35,8 +36,12 @@ class WordTower:
         return tokens, torch.tensor([len(text) for text in words]), pooled
 
 
-def packed_task() -> DitTask:
-    """Ten clips of two sizes, captions of several lengths, packs of one to four clips, no zero weights."""
+def packed_task(**dit: Any) -> DitTask:
+    """Ten clips of two sizes, captions of several lengths, packs of one to four clips, no zero weights.
+
+    Args:
+        dit: settings of the transformer that differ.
+    """
     rng = np.random.default_rng(0)
     latents, captions = [], []
     for index in range(10):
@@ -46,7 +51,9 @@ def packed_task() -> DitTask:
         captions.append(" ".join(["tree", "blue", "hill"][: 1 + index % 3]))
     task = DitTask(
         MemorySource(latents, [f"clip-{index}" for index in range(10)], captions),
-        DitSettings(width=24, depth=2, num_heads=2, diffusion=DiffusionSettings(shift_tokens=4), caption_dropout=0.25),
+        DitSettings(
+            **({"width": 24, "depth": 2, "num_heads": 2, "caption_dropout": 0.25, "diffusion": DIFFUSION} | dit)
+        ),
         PlanSettings(capacity=20),
         compressor=f"patch:{NUM_CHANNELS}",
         buckets=BUCKETS,
@@ -59,16 +66,16 @@ def packed_task() -> DitTask:
     return task
 
 
-def train_packed(folder: str, changes: dict[str, Any]) -> TrainResult:
+def train_packed(folder: str, changes: dict[str, Any], dit: dict[str, Any] | None = None) -> TrainResult:
     settings = {
         "num_steps": 6, "accumulation": 2, "lr": 1e-3, "warmup_steps": 2, "schedule": "constant",
         "checkpoint_every": 2, "log_every": 1, "ema_decay": 0.9, "device": "cpu",
     }  # fmt: skip
-    return train(packed_task(), TrainerSettings(**(settings | changes)), folder, progress=False)
+    return train(packed_task(**(dit or {})), TrainerSettings(**(settings | changes)), folder, progress=False)
 
 
-def train_several_packed(runs: list[tuple[str, dict[str, Any]]]) -> None:
+def train_several_packed(runs: list[tuple[Any, ...]]) -> None:
     """`train_packed` several times in one process group."""
     with distributed.process_group("cpu"):
-        for folder, changes in runs:
-            train_packed(folder, changes)
+        for arguments in runs:
+            train_packed(*arguments)

@@ -28,19 +28,22 @@ def write_sounding_video(
     *,
     seconds: float = 6.0,
     gop: int = 12,
-    frame_seconds: Sequence[float] | None = None,
+    frame_seconds: Sequence[float] | np.ndarray | None = None,
+    frames_THWC: np.ndarray | None = None,
 ) -> Path:
     """A video of `seconds`, grey that brightens, with audio tracks.
 
     Args:
+        frames_THWC: other pictures.
         tracks: each with `codec` (aac), `rate_hz` (48000), `layout` (stereo), `samples_N` (a chirp that starts with the
             video), `start_seconds` (0), `silent_spans` (left out of the file) and `language`.
         frame_seconds: when frames are shown; None: evenly.
     """
     times = np.arange(round(seconds * FPS)) / FPS if frame_seconds is None else np.asarray(frame_seconds)
+    frames = _grey_frames(len(times)) if frames_THWC is None else frames_THWC
     with av.open(str(path), "w") as output:
         video = output.add_stream("libx264", rate=FPS)
-        video.width, video.height, video.pix_fmt = WIDTH_PX, HEIGHT_PX, "yuv420p"
+        video.height, video.width, video.pix_fmt = *frames[0].shape[:2], "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
         video.codec_context.thread_count = 1
         video.options = {"g": str(gop), "sc_threshold": "0", "preset": "ultrafast"}
@@ -56,14 +59,21 @@ def write_sounding_video(
             for frame in _sound_frames(stream, track, seconds, rate_hz, layout):
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
-        for number, time in enumerate(times):
-            grey = np.full((HEIGHT_PX, WIDTH_PX, 3), 20 + number % 200, np.uint8)
-            grey[: HEIGHT_PX // 2, : number % WIDTH_PX] //= 2
-            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+        for pixels_HWC, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
             frame.pts, frame.time_base = round(float(time) * 1000), Fraction(1, 1000)
             output.mux(video.encode(frame))
         output.mux(video.encode(None))
     return path
+
+
+def _grey_frames(count: int) -> list[np.ndarray]:
+    frames = []
+    for number in range(count):
+        grey = np.full((HEIGHT_PX, WIDTH_PX, 3), 20 + number % 200, np.uint8)
+        grey[: HEIGHT_PX // 2, : number % WIDTH_PX] //= 2
+        frames.append(grey)
+    return frames
 
 
 def _sound_frames(stream: Any, track: dict[str, Any], seconds: float, rate_hz: int, layout: str) -> Iterator[Any]:

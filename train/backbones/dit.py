@@ -14,12 +14,13 @@ and the QK-RMSNorm of current video transformers. At initialisation every block 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder, TokenEmbedder, check_heads
@@ -29,6 +30,7 @@ from train.layers.adaln import gated_residual, modulated_layer_norm
 from train.layers.attention import packed_attention
 from train.layers.layouts import LayoutKey
 from train.layers.packed_attention_layers import Attend, CrossAttention, SelfAttention, compile_around_attention
+from train.layers.relative_bias import PackedPositions
 from train.layers.rope import rotary_cos_sin
 from train.layers.segments import Segments
 
@@ -43,6 +45,9 @@ SIZES: dict[str, dict[str, int]] = {
 ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 100.4, "bf16": 52.4}
 """Of one block, saved for backward by what runs on a GPU: flash or flex attention, torch's RMSNorm, CUDA's autocast.
 test_activation_memory.py counts it again on fake CUDA tensors. The residual stream stays float32, also under autocast."""
+
+AfterBlock = Callable[[int, Tensor], Tensor]
+"""(number of the block, x_LD) -> x_LD."""
 
 
 class Dit(nn.Module):
@@ -125,13 +130,17 @@ class Dit(nn.Module):
         for layer in (self.final_adaLN_modulation[1], self.final_linear):
             nn.init.zeros_(layer.weight)
 
-    def forward(self, inputs: PackedInputs) -> Tensor:
-        """(L, token_width) float32: the prediction for every token."""
+    def forward(self, inputs: PackedInputs, after_block: AfterBlock | None = None) -> Tensor:
+        """(L, token_width) float32: the prediction for every token.
+
+        Args:
+            after_block: takes the tokens after each block, without registers, and gives those for the next one.
+        """
         segments = inputs.segments
         text_MD, text_segments, pooled_SD = self.text_embedder(inputs)
         condition_SD = self.t_embedder(inputs) + pooled_SD
         x_LD = self.x_embedder(inputs)
-        x_LD = self._run_blocks(x_LD, inputs.position_L3, segments, condition_SD, text_MD, text_segments)
+        x_LD = self._run_blocks(x_LD, inputs.position_L3, segments, condition_SD, text_MD, text_segments, after_block)
         shift_SD, scale_SD = self.final_adaLN_modulation(condition_SD).chunk(2, dim=-1)
         return self.final_linear(modulated_layer_norm(x_LD, shift_SD, scale_SD, segments)).float()
 
@@ -143,6 +152,7 @@ class Dit(nn.Module):
         condition_SD: Tensor,
         text_MD: Tensor,
         text_segments: Segments,
+        after_block: AfterBlock | None,
     ) -> Tensor:
         """All blocks, with the register tokens in front of each sample, at position (0, 0, 0)."""
         longer_segments, token_index = segments, None
@@ -153,11 +163,17 @@ class Dit(nn.Module):
             x_LD = longer_LD.index_copy(0, register_index, registers_LD)
             position_L3 = position_L3.new_zeros(longer_segments.num_tokens, 3).index_copy(0, token_index, position_L3)
         rotary = rotary_cos_sin(position_L3, self.head_width)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x_LD = block(x_LD, rotary, longer_segments, condition_SD, text_MD, text_segments)
+            if after_block is not None and token_index is None:
+                x_LD = after_block(number, x_LD)
+            elif after_block is not None:
+                x_LD = x_LD.index_copy(0, token_index, after_block(number, x_LD[token_index]))
         return x_LD if token_index is None else x_LD[token_index]
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
         """Forward and backward of the blocks; embeddings and adaLN are not counted: under 2 % at usual lengths."""
         lengths = [length + self.config["num_registers"] for length in num_tokens]
         per_block = transformer_flops(lengths, num_text_tokens, width=self.config["width"])
@@ -178,28 +194,44 @@ class Dit(nn.Module):
 class DitBlock(nn.Module):
     """Self-attention and MLP with adaLN-Zero, and cross-attention to the sample's text between them."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, attend: Attend) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attend: Attend,
+        *,
+        cross_attention: bool = True,
+        **self_attention: Any,
+    ) -> None:
+        """
+        Args:
+            cross_attention: False: text acts through the condition alone.
+            self_attention: options of `SelfAttention`.
+        """
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.attention = SelfAttention(width, num_heads, attend)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, num_heads, attend)
+        self.attention = SelfAttention(width, num_heads, attend, **self_attention)
+        self.cross_norm = nn.LayerNorm(width) if cross_attention else None
+        self.cross_attention = CrossAttention(width, num_heads, attend) if cross_attention else None
         hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
     def forward(
         self,
         x_LD: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         segments: Segments,
         condition_SD: Tensor,
         text_MD: Tensor,
         text_segments: Segments,
+        positions: PackedPositions | None = None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition_SD).chunk(6, dim=-1)
-        h_LD = self.attention(modulated_layer_norm(x_LD, shift1, scale1, segments), rotary, segments)
+        h_LD = self.attention(modulated_layer_norm(x_LD, shift1, scale1, segments), rotary, segments, positions)
         x_LD = gated_residual(x_LD, h_LD, gate1, segments)
-        x_LD = x_LD + self.cross_attention(self.cross_norm(x_LD), segments, text_MD, text_segments)
+        if self.cross_norm is not None and self.cross_attention is not None:
+            x_LD = x_LD + self.cross_attention(self.cross_norm(x_LD), segments, text_MD, text_segments)
         h_LD = self.mlp(modulated_layer_norm(x_LD, shift2, scale2, segments))
         return gated_residual(x_LD, h_LD, gate2, segments)
 

@@ -68,17 +68,25 @@ class TimestepEmbedder(nn.Module):
     """Noise level, and further numbers per sample, to a vector per sample."""
 
     def __init__(
-        self, width: int, *, scalars: Sequence[str] = (), embedding_width: int = TIMESTEP_EMBEDDING_WIDTH
+        self,
+        width: int,
+        *,
+        scalars: Sequence[str] = (),
+        embedding_width: int = TIMESTEP_EMBEDDING_WIDTH,
+        has_mlp: bool = True,
     ) -> None:
         """
         Args:
             scalars: names of the further numbers that the model takes (`PackedInputs.scalars`); their embeddings start at
                 zero.
             embedding_width: of the sine-cosine embedding in front of the MLP.
+            has_mlp: False: the sine-cosine embedding of the noise level as it is, `embedding_width` = `width`.
         """
         super().__init__()
         self.embedding_width = embedding_width
-        self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = (
+            nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width)) if has_mlp else None
+        )
         self.scalar_embedders = nn.ModuleDict(
             {
                 name: nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width))
@@ -94,15 +102,18 @@ class TimestepEmbedder(nn.Module):
         """
         if inputs.scalars.keys() != set(self.scalar_embedders):
             raise ValueError(f"scalars {sorted(inputs.scalars)} for a model that takes {sorted(self.scalar_embedders)}")
-        condition_SD = self.mlp(timestep_embedding(inputs.timestep_S, self.embedding_width))
+        condition_SD = timestep_embedding(inputs.timestep_S, self.embedding_width)
+        if self.mlp is not None:
+            condition_SD = self.mlp(condition_SD)
         for name, embedder in self.scalar_embedders.items():
             condition_SD = condition_SD + embedder(timestep_embedding(inputs.scalars[name], self.embedding_width))
         return condition_SD
 
     def init_weights(self) -> None:
         """Normal weights of standard deviation 0.02, as in DiT, and zeros that make a new scalar change nothing."""
-        for index in (0, 2):
-            nn.init.normal_(self.mlp[index].weight, std=0.02)
+        if self.mlp is not None:
+            for index in (0, 2):
+                nn.init.normal_(self.mlp[index].weight, std=0.02)
         for embedder in self.scalar_embedders.values():
             nn.init.normal_(embedder[0].weight, std=0.02)
             nn.init.zeros_(embedder[2].weight)

@@ -9,18 +9,42 @@ Model FLOPs: one forward and one backward (twice the forward); recomputation by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from packing.grid import sample_flops
+from packing.grid import layer_flops_coefficients, sample_flops
 
+COST_LENGTHS = (1024, 4096)
+"""Tokens of the two samples that `cost_model_width` compares."""
+MAX_COST_MODEL_WIDTH = 1 << 20
 FORWARD_AND_BACKWARD = 3.0
 """In units of the forward: the backward takes two multiplications for each one."""
 
 
-def transformer_flops(num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, width: int) -> float:
-    """Forward and backward FLOPs of one block over a pack: self-attention, cross-attention, an MLP of 4 x width."""
-    tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
-    cross = 4.0 * width * width * (tokens + text) + 4.0 * width * tokens * text
-    forward = sample_flops(tokens, width=width) + cross
+def transformer_flops(num_tokens: Sequence[int], num_text_tokens: Sequence[int] | None, *, width: int) -> float:
+    """Forward and backward FLOPs of one block over a pack: self-attention, cross-attention, an MLP of 4 x width.
+
+    Args:
+        num_text_tokens: None: a block without cross-attention.
+    """
+    tokens = np.asarray(num_tokens, dtype=np.float64)
+    forward = sample_flops(tokens, width=width)
+    if num_text_tokens is not None:
+        text = np.asarray(num_text_tokens, dtype=np.float64)
+        forward = forward + 4.0 * width * width * (tokens + text) + 4.0 * width * tokens * text
     return float(FORWARD_AND_BACKWARD * forward.sum())
+
+
+def cost_model_width(backbone: Any) -> int:
+    """Width of the plain transformer whose FLOPs grow with the length of a sample as those of `backbone` do.
+
+    Only the ratio of the linear to the quadratic part matters: packs of equal cost are found by it (`packing.plan`).
+    """
+    first, second = (backbone.flops([length], [0]) / length for length in COST_LENGTHS)
+    slope = (second - first) / (COST_LENGTHS[1] - COST_LENGTHS[0])
+    linear = first - slope * COST_LENGTHS[0]
+    unit_linear, unit_square = layer_flops_coefficients(1)
+    if slope <= linear * 1e-9:  # no attention over the whole sample
+        return MAX_COST_MODEL_WIDTH
+    return int(min(max(1, round(linear / slope * unit_square / unit_linear)), MAX_COST_MODEL_WIDTH))

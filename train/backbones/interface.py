@@ -20,6 +20,7 @@ from packing.grid import Shape3
 from train.layers.layouts import LayoutKey, Layouts
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
+from train.layers.token_mask import TokenMask
 from train.parallel.transfer import copied
 from train.text.encoder import EncodedText
 
@@ -42,10 +43,15 @@ class PackedInputs:
     training step has on the device already."""
     condition_mask_L: Tensor | None = None
     """bool: conditioning tokens."""
+    noised_LD: Tensor | None = None
+    """`tokens_LD` with the conditioning tokens noised like the others, for models that see the clean ones elsewhere and for
+    context guidance. None: the same as `tokens_LD`."""
     hint_LD: Tensor | None = None
     """Tokens of the low-resolution video of a super-resolution stage, on the grid of `tokens_LD`."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     """Further numbers per sample (S,), by name: noise level of the hint, frames per second, guidance scale of a student."""
+    token_mask: TokenMask | None = None
+    """Tokens that the encoder of a masked model does not see; None: it sees all of them."""
     token_shapes: tuple[Shape3, ...] = ()
     """Tokens of each sample along (frames, rows, columns) before any were dropped."""
     layouts: Layouts = None  # type: ignore[assignment]
@@ -60,6 +66,11 @@ class PackedInputs:
         """float (L): the noise level of each token; 0 for conditioning tokens."""
         timestep_L = self.timestep_S[self.segments.segment_ids_L]
         return timestep_L if self.condition_mask_L is None else timestep_L.masked_fill(self.condition_mask_L, 0)
+
+    @property
+    def all_noised_LD(self) -> Tensor:
+        """`noised_LD`, or `tokens_LD` where there is none."""
+        return self.tokens_LD if self.noised_LD is None else self.noised_LD
 
     def replace(self, **changes: Any) -> PackedInputs:
         """The same with some fields changed."""
@@ -77,13 +88,15 @@ class PackedInputs:
             text=self.text.to(device),
             drop_text_S=text.to(device) if isinstance(text, TextSelection) else text,
             condition_mask_L=None if self.condition_mask_L is None else copied(self.condition_mask_L, device),
+            noised_LD=None if self.noised_LD is None else copied(self.noised_LD, device),
             hint_LD=None if self.hint_LD is None else copied(self.hint_LD, device),
             scalars={name: copied(value_S, device) for name, value_S in self.scalars.items()},
+            token_mask=None if self.token_mask is None else self.token_mask.to(device),
             layouts=self.layouts.to(device, segments, position_L3),
         )
 
-    def repeated(self, times: int, drop_text_S: Sequence[bool]) -> PackedInputs:
-        """The same samples `times` times in one pack, for classifier-free guidance.
+    def repeated(self, times: int, drop_text_S: TextSelection | Sequence[bool]) -> PackedInputs:
+        """The same samples `times` times in one pack, for classifier-free guidance; no token is masked.
 
         Args:
             drop_text_S: of all copies.
@@ -91,7 +104,7 @@ class PackedInputs:
         repeated_text = EncodedText(
             self.text.text_MC.repeat(times, 1), self.text.segments.repeated(times), self.text.pooled_SC.repeat(times, 1)
         )
-        mask_L, hint_LD = self.condition_mask_L, self.hint_LD
+        mask_L, noised_LD, hint_LD = self.condition_mask_L, self.noised_LD, self.hint_LD
         return self.replace(
             tokens_LD=self.tokens_LD.repeat(times, 1),
             position_L3=self.position_L3.repeat(times, 1),
@@ -100,8 +113,10 @@ class PackedInputs:
             text=repeated_text,
             drop_text_S=drop_text_S,
             condition_mask_L=None if mask_L is None else mask_L.repeat(times),
+            noised_LD=None if noised_LD is None else noised_LD.repeat(times, 1),
             hint_LD=None if hint_LD is None else hint_LD.repeat(times, 1),
             scalars={name: value_S.repeat(times) for name, value_S in self.scalars.items()},
+            token_mask=None,
             token_shapes=self.token_shapes * times,
             layouts=self.layouts.repeated(times),
         )
@@ -124,8 +139,15 @@ class Backbone(Protocol):
         """(L, token_width) float32: the prediction for every token, in the type of `DiffusionSettings.prediction`. That of
         conditioning tokens is undefined."""
 
-    def flops(self, num_tokens: Sequence[int], num_text_tokens: Sequence[int]) -> float:
-        """Forward and backward FLOPs of one call for samples of these lengths; recomputation is not counted."""
+    def flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
+    ) -> float:
+        """Forward and backward FLOPs of one call for samples of these lengths; recomputation is not counted.
+
+        Args:
+            token_shapes: as of `PackedInputs`, for those whose attention is within parts of a sample; empty: unknown, every
+                sample is counted as one frame.
+        """
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

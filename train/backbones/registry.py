@@ -13,8 +13,17 @@ from torch import nn
 
 from recaption.errors import UsageError
 
-BACKBONES = {"dit": "train.backbones.dit:Dit"}
+BACKBONES = {
+    "dit": "train.backbones.dit:Dit",
+    "mdt": "train.backbones.mdt:Mdt",
+    "diffit": "train.backbones.diffit:Diffit",
+    "temporal": "train.backbones.temporal:TemporalDit",
+    "uvit": "train.backbones.uvit:Uvit",
+}
 """Name -> module:class; a module is imported when its backbone is built."""
+
+OF_THE_DATA = ("patch",)
+"""Arguments that say what the tokens are; only some backbones look inside of them."""
 
 
 def backbone_class(name: str) -> type[nn.Module]:
@@ -29,14 +38,15 @@ def backbone_class(name: str) -> type[nn.Module]:
 def build(name: str, **config: Any) -> nn.Module:
     """A backbone with newly initialised weights.
 
-    A setting that this backbone does not have is passed over where it is off (None, False, 0 or empty).
+    A setting that this backbone does not have is passed over where it is off (None, False, 0 or empty), and so is what
+    `OF_THE_DATA` names.
 
     Raises:
         UsageError: unknown backbone, or a setting it does not have.
     """
     made = backbone_class(name)
     known = inspect.signature(made.__init__).parameters
-    unknown = [key for key, value in config.items() if key not in known and value]
+    unknown = [key for key, value in config.items() if key not in known and value and key not in OF_THE_DATA]
     if unknown:
         raise UsageError(f"backbone {name!r} has no {unknown[0]}: leave it out")
     try:

@@ -33,6 +33,8 @@ class FrozenBase:
     """Step folder or RUN/train/NAME of a checkpoint, or what the reader of the model takes."""
     weights_hash: str
     """`weights_hash` of the base's weights."""
+    prefix: str = ""
+    """Of the names that the base's weights have in the whole model."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,8 +63,13 @@ def with_base(
     weights: Mapping[str, Tensor],
     source: str,
     read_base: BaseReader = read_checkpoint_base,
+    *,
+    other_base: str = "",
 ) -> dict[str, Tensor]:
     """The weights of a whole model: those of a checkpoint, over the base that its config names, if it names one.
+
+    Args:
+        other_base: spec of another base to put them over, whatever its weights are; the caller has compared the configs.
 
     Raises:
         CheckpointMismatchError: the base has other weights by now; the message begins with `source`.
@@ -71,11 +78,11 @@ def with_base(
     if saved is None:
         return dict(weights)
     base = FrozenBase(**saved)
-    frozen = read_base(base.spec)
-    found = weights_hash(frozen)
-    if found != base.weights_hash:
+    frozen = read_base(other_base or base.spec)
+    found = "" if other_base else weights_hash(frozen)
+    if found and found != base.weights_hash:
         raise CheckpointMismatchError(
             f"{source} was trained over {base.spec} with weights {base.weights_hash}, there are {found} now: "
             "put the old ones back"
         )
-    return {**frozen, **weights}
+    return {**{base.prefix + name: tensor for name, tensor in frozen.items()}, **weights}

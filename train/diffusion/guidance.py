@@ -1,4 +1,4 @@
-"""Classifier-free guidance, with an interval, a rescale and the power-cosine schedule.
+"""Classifier-free guidance, with an interval, a rescale and the power-cosine schedule, and context guidance.
 
     guidance = Guidance(scale=4.0, interval=(0.1, 0.8), rescale=0.7)
     scale_S = guidance.scales(timestep_S)                  # 1 outside the interval: one model call is enough there
@@ -35,6 +35,9 @@ class Guidance:
     power: float = 0.0
     """s of the power-cosine schedule, (scale - 1) (1 - cos(pi (1 - t)^s)) / 2 + 1: from 1 at noise to `scale` at clean
     (4 in MDT, arXiv 2303.14389); 0 = a constant scale."""
+    context: float = 1.0
+    """Context guidance (Video LDM, arXiv 2304.08818): f_0 + context * (f_S - f_0), f_0 without the conditioning frames, f_S
+    with them. 1 = none, above 1 = closer to them; one more model call for videos that have some."""
 
     oscillation_steps: int = 0
     """Steps at `scale` before it alternates with `oscillation_scale` from step to step (Imagen Video); 0 = never."""
@@ -68,6 +71,8 @@ class Guidance:
             )
         if self.oscillation_steps and self.power:
             raise UsageError("guidance either oscillates or follows the power-cosine schedule: leave one of them out")
+        if self.context < 0:
+            raise UsageError(f"guidance context = {self.context} is negative; 1 is no context guidance")
 
     def check_values(self, value_range: tuple[float, float] | None) -> None:
         """Raises UsageError where the dynamic threshold has no meaning: latents are not bounded.
@@ -113,6 +118,10 @@ class Guidance:
         factor_S = _std_per_sample(conditional_LD, segments) / _std_per_sample(guided_LD, segments).clamp(min=1e-8)
         factor_L1 = factor_S[segments.segment_ids_L, None]
         return guided_LD * (self.rescale * factor_L1 + 1 - self.rescale)
+
+    def num_copies(self, *, has_context: bool) -> int:
+        """Model calls of a step, at most: with everything, without the text, without the conditioning frames."""
+        return 1 + (self.scale != 1) + (has_context and self.context != 1)
 
 
 def apply_guidance(conditional_LD: Tensor, unconditional_LD: Tensor, scale: float | Tensor) -> Tensor:

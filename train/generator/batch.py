@@ -16,8 +16,24 @@ from train.diffusion.process import TimestepsAndNoise
 from train.layers.layouts import Layouts
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
+from train.layers.token_mask import TokenMask
 from train.parallel.transfer import copied
 from train.text.encoder import EncodedText, TextEncoder
+
+
+@dataclass(frozen=True)
+class MaskedPass:
+    """The second pass of a masked model (masked_objective.py), in one pack with the first: every sample twice."""
+
+    noise: TimestepsAndNoise
+    """Of the second pass alone, at the noise levels of the first."""
+    mask: TokenMask
+    """Of both passes; nothing is masked in the first."""
+    text: TextSelection
+    """Of both passes, the same."""
+
+    def to(self, device: torch.device | str) -> MaskedPass:
+        return MaskedPass(self.noise.to(device), self.mask.to(device), self.text.to(device))
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,9 @@ class BatchDraws:
     """Further timesteps per sample (S,), that the steps of a teacher go through."""
     hint_LD: Tensor | None = None
     """Noised tokens of the low-resolution video of a super-resolution stage."""
+    dropped_S: tuple[bool, ...] = ()
+    """Samples whose caption is dropped."""
+    masked: MaskedPass | None = None
 
     def to(self, device: torch.device | str) -> BatchDraws:
         mask_L, hint_LD = self.condition_mask_L, self.hint_LD
@@ -48,6 +67,8 @@ class BatchDraws:
             {name: copied(value_S, device) for name, value_S in self.scalars.items()},
             {name: copied(value_S, device) for name, value_S in self.times.items()},
             None if hint_LD is None else copied(hint_LD, device),
+            self.dropped_S,
+            None if self.masked is None else self.masked.to(device),
         )
 
 
@@ -113,7 +134,9 @@ class DitBatch:
         hint_LD: Tensor | None = None,
     ) -> PackedInputs:
         """What a backbone gets of the batch at these noised tokens; the conditioning tokens clean."""
+        noised_LD = None
         if condition_mask_L is not None:
+            noised_LD = x_LD
             x_LD = torch.where(condition_mask_L[:, None], self.tokens_LD, x_LD)
         return PackedInputs(
             tokens_LD=x_LD,
@@ -123,6 +146,7 @@ class DitBatch:
             text=self.text,
             drop_text_S=drop_text_S,
             condition_mask_L=condition_mask_L,
+            noised_LD=noised_LD,
             hint_LD=hint_LD,
             scalars=scalars or {},
             token_shapes=self.token_shapes,

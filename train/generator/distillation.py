@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from recaption.errors import UsageError
+from train.backbones.bases import weights_over_base
 from train.backbones.registry import build
 from train.checkpoint import step_folder
-from train.checkpoint.trained_part import with_base
 from train.checkpoint.weights import build_model
 from train.diffusion.guidance import apply_guidance
 from train.diffusion.loss import diffusion_loss
@@ -93,7 +93,7 @@ def load_teacher(init_from: str, attention_backend: str) -> nn.Module:
     config, weights = step_folder.load_model(path, task="dit")
     backbone = {key: value for key, value in config["backbone"].items() if key != "name"}
     building = functools.partial(build, config["backbone"]["name"], attention_backend=attention_backend)
-    return build_model(building, backbone, with_base(config, weights, path), path)
+    return build_model(building, backbone, weights_over_base(config, weights, path), path)
 
 
 def distillation_objective(settings: DitSettings) -> DiffusionObjective:

@@ -1,6 +1,6 @@
 """Initial weights from a checkpoint of the same transformer, for example one trained on images only.
 
-    provenance = load_init_weights("RUN/train/images", model, config)         # {"step": 2000, "weights": "0f3c..."}
+    load_init_weights("RUN/train/images", model, config).config          # {"step": 2000, "weights": "0f3c..."}
 
 An image is a clip of one frame, at frame position 0, where the rotation of RoPE is the identity. So a video model
 initialised from an image model gives the same images, bit for bit. Missing weights of positions, of a hint or of scalars
@@ -9,15 +9,18 @@ start so that they change nothing; anything else missing is an error.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recaption.errors import CheckpointMismatchError
 from recaption.weights import weights_hash
+from train.backbones.bases import config_of_base, weights_over_base
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.trained_part import with_base
+from train.checkpoint.same_model import differences, weights_meaning
+from train.checkpoint.trained_part import FrozenBase
 from train.checkpoint.weights import load_weights
 
 OPTIONAL_WEIGHTS = {
@@ -25,19 +28,37 @@ OPTIONAL_WEIGHTS = {
     "hint_width": "x_embedder.hint_embedder.",
     "scalars": "t_embedder.scalar_embedders.",
 }
-"""Settings of a backbone that add weights, and their names: the new ones change nothing until they are trained."""
-DIFFUSION_KEYS = ("schedule", "prediction", "zero_terminal_snr")
-"""Diffusion settings that define what the model predicts; the distribution of trained noise levels may differ."""
+"""Settings of a backbone that add weights, and part of their names: the new ones change nothing until they are trained."""
 
 
-def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Load the (EMA) weights of the checkpoint at `path` into `model`.
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Where a model's initial weights came from."""
+
+    step: int
+    base: FrozenBase
+    """The checkpoint, or the one that it is over itself."""
+    names: frozenset[str]
+    """Weights of the model that it has; the others are new."""
+    weights_hash: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For the config of the new training."""
+        return {"step": self.step, "weights": self.weights_hash}
+
+    def freeze_base(self, model: nn.Module) -> None:
+        """No gradients for the weights of the image model that are not new."""
+        for name, parameter in model.named_parameters():
+            if name in self.names and name.startswith(model.base_prefix):  # type: ignore[arg-type]
+                parameter.requires_grad_(False)
+
+
+def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> InitialWeights:
+    """Load the (EMA) weights of the checkpoint at `path` into `model`, or under its temporal layers.
 
     Args:
         config: checkpoint config of the new training.
-
-    Returns:
-        Step and weights hash of the checkpoint, for the config of the new training.
 
     Raises:
         UsageError: no checkpoint there.
@@ -45,35 +66,36 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> di
     """
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
-    weights = with_base(saved, weights, found.path)
-    theirs, ours = _weights_meaning(saved), _weights_meaning(checkpoint.as_json(config))
+    weights = weights_over_base(saved, weights, found.path)
+    digest, ours, prefix = weights_hash(weights), checkpoint.as_json(config), ""
+    network: Any = model
+    of_base = config_of_base(ours)
+    if of_base is not None and saved["backbone"]["name"] == of_base["backbone"]["name"]:
+        network, ours, prefix = model.base, of_base, str(model.base_prefix)
+    load_weights(network, _with_optional(saved, ours, network, weights, found.path), found.path)
+    base = FrozenBase(spec=found.path, weights_hash=digest, prefix=prefix)
+    if not prefix and saved.get("base"):  # temporal layers over a base that lies elsewhere
+        base = FrozenBase(**saved["base"])
+    names = frozenset(prefix + name for name in weights)
+    return InitialWeights(step=found.step, base=base, names=names, weights_hash=digest)
+
+
+def _with_optional(
+    saved: dict[str, Any], config: dict[str, Any], model: nn.Module, weights: dict[str, Tensor], path: str
+) -> dict[str, Tensor]:
+    """The weights with what may be missing in them; raises CheckpointMismatchError where they are of another model."""
+    theirs, ours = weights_meaning(saved), weights_meaning(config)
     added = [name for name in OPTIONAL_WEIGHTS if ours.get(f"backbone {name}") and not theirs.get(f"backbone {name}")]
     for name in added:
         theirs[f"backbone {name}"] = ours[f"backbone {name}"]
-    differing = [
-        f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
+    differing = differences(theirs, ours)
     if differing:
         raise CheckpointMismatchError(
-            f"init_from {found.path} is another model ({'; '.join(differing[:3])}): "
-            "train with its settings, or from scratch"
+            f"init_from {path} is another model ({'; '.join(differing[:3])}): train with its settings, or from scratch"
         )
+    weights = dict(weights)
     for name, own in model.state_dict().items():
-        if any(name.startswith(OPTIONAL_WEIGHTS[setting]) for setting in added):
+        if any(OPTIONAL_WEIGHTS[setting] in name for setting in added):
             # positions are learned sooner from weights that are not zero; hints and scalars start with a zero layer anyway
-            weights[name] = torch.zeros_like(own) if name.startswith(OPTIONAL_WEIGHTS["absolute_positions"]) else own
-    load_weights(model, weights, found.path)
-    return {"step": found.step, "weights": weights_hash(weights)}
-
-
-def _weights_meaning(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a checkpoint's config that must agree for its weights to be usable, by name."""
-    meaning = {f"backbone {name}": value for name, value in config["backbone"].items()}
-    meaning |= {f"diffusion {name}": config["diffusion"][name] for name in DIFFUSION_KEYS}
-    return meaning | {
-        "patch": config["patch"],
-        "text encoder": config["text_encoder"],
-        "compressor": config["compressor"]["config"],
-    }
+            weights[name] = torch.zeros_like(own) if OPTIONAL_WEIGHTS["absolute_positions"] in name else own
+    return weights

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train.diffusion.frame_conditioning import parse_conditions, sample_condition_mask
 from train.diffusion.loss import diffusion_loss
-from train.diffusion.process import TimestepsAndNoise, add_noise, sample_timesteps_and_noise
+from train.diffusion.process import NoisedTokens, TimestepsAndNoise, add_noise, sample_timesteps_and_noise
 from train.diffusion.rng import seeded_bernoulli
 from train.generator.batch import BatchDraws, DitBatch
 from train.generator.settings import DitSettings
@@ -34,6 +34,7 @@ def sample_draws(batch: DitBatch, settings: DitSettings, *, seed: int) -> BatchD
         noise=timesteps_and_noise(batch, settings, key=key),
         condition_mask_L=condition_mask(batch, settings, key=key),
         text=TextSelection.of(drop_text_S, batch.text.segments),
+        dropped_S=tuple(drop_text_S),
     )
 
 
@@ -121,7 +122,12 @@ class DiffusionObjective:
         """Conditioning tokens enter clean and are excluded from the loss."""
         noised = add_noise(batch.tokens_LD, noise, batch.segments, self.settings.diffusion)
         inputs = batch.inputs(noised.x_LD, noise.timestep_S, drop_text_S, condition_mask_L, **further_inputs)
-        prediction_LD = model(inputs)
+        return self.diffusion_loss(model(inputs), noised, batch, condition_mask_L)
+
+    def diffusion_loss(
+        self, prediction_LD: Tensor, noised: NoisedTokens, batch: DitBatch, condition_mask_L: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`diffusion_loss` with these settings; conditioning tokens are excluded from it."""
         return diffusion_loss(
             prediction_LD,
             noised.target_LD,
@@ -136,7 +142,8 @@ class DiffusionObjective:
         return {}
 
     def flops(self, model: nn.Module, batch: DitBatch) -> float:
-        flops: float = model.flops(batch.segments.lengths, batch.text.segments.lengths)  # type: ignore[operator]
+        lengths, text_lengths = batch.segments.lengths, batch.text.segments.lengths
+        flops: float = model.flops(lengths, text_lengths, batch.token_shapes)  # type: ignore[operator]
         return flops
 
     def activation_bytes(

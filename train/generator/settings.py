@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
+from train.backbones.diffit import DiffitSettings
+from train.backbones.mdt import MdtSettings
+from train.backbones.temporal import TemporalSettings
+from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
 from train.diffusion.loss import norm_power
 from train.diffusion.process import DiffusionSettings
+
+SETTINGS_OF_BACKBONES = {
+    "temporal": ("temporal", "temporal-unet"),
+    "mdt": ("mdt",),
+    "uvit": ("uvit",),
+    "diffit": ("diffit",),
+}
+"""Field of `DitSettings` -> the backbones whose own settings it holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +64,18 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DitSettings:
-    """Model, text encoder and objective of `recaption train dit`; `train.backbones.dit.SIZES` has the usual model sizes."""
+    """Model, text encoder and objective of `recaption train dit`; `SIZES` of a backbone's module has the usual sizes."""
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
-    which gives the same images at first. Empty: from scratch."""
+    which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
     backbone: str = "dit"
+    """`dit`, `uvit`, `mdt`, `diffit`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with temporal
+    layers; see docs/backbones.md."""
+    temporal: TemporalSettings = field(default_factory=TemporalSettings)
+    mdt: MdtSettings = field(default_factory=MdtSettings)
+    uvit: UvitSettings = field(default_factory=UvitSettings)
+    diffit: DiffitSettings = field(default_factory=DiffitSettings)
     width: int = 192
     """Channels per token."""
     depth: int = 6
@@ -118,3 +138,24 @@ class DitSettings:
         if not 2 <= self.stage_ratio <= 8 or not 0 <= self.max_hint_level <= 1:
             raise UsageError(f"{self.stage_ratio = } must be from 2 to 8 and {self.max_hint_level = } from 0 to 1")
         self.distill.check(init_from=self.init_from, prediction=self.diffusion.prediction)
+        backbone_settings(self)
+
+
+def backbone_settings(settings: DitSettings) -> dict[str, Any]:
+    """The chosen backbone's own settings: what its settings say of the model (`of_model`), for `build`.
+
+    Raises:
+        UsageError: settings of a backbone that is not chosen.
+    """
+    found: dict[str, Any] = {}
+    for name, backbones in SETTINGS_OF_BACKBONES.items():
+        own = getattr(settings, name)
+        if settings.backbone in backbones:
+            own.check()
+            found |= getattr(own, "of_model", None) or dataclasses.asdict(own)
+        elif own != type(own)():
+            raise UsageError(
+                f"settings of {name} have no effect with backbone {settings.backbone!r}: leave them out, or choose "
+                f"{' or '.join(backbones)}"
+            )
+    return found

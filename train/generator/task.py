@@ -28,7 +28,9 @@ from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
+from train.backbones.flops import cost_model_width
 from train.backbones.registry import build
+from train.checkpoint.trained_part import FrozenBase
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
 from train.diffusion.noise_augmentation import LEVEL
@@ -36,8 +38,9 @@ from train.engine.task import LossParts
 from train.generator.batch import DitBatch
 from train.generator.distillation import distillation_objective, distilled_config, student_scalars
 from train.generator.init_weights import load_init_weights
+from train.generator.masked_objective import MaskedDiffusionObjective
 from train.generator.objective import DiffusionObjective, timesteps_and_noise
-from train.generator.settings import DitSettings
+from train.generator.settings import DitSettings, backbone_settings
 from train.generator.super_resolution import SuperResolution, stage_of
 from train.layers.attention import choose_backend
 from train.sampling.sampler import Sampler
@@ -45,6 +48,8 @@ from train.sampling.stage import Stage
 from train.text import encoder as text_encoder
 from train.text.encoder import TextEncoder
 
+CAPTIONS_MEASURED = 8
+"""Captions whose tokens are counted for the estimate of memory; text takes part in the blocks of some backbones."""
 logger = logging.getLogger(__name__)
 NUM_VALIDATION_TIMESTEPS = 4
 """Timesteps per validation clip: with a single one the loss is mostly noise."""
@@ -83,8 +88,9 @@ class DitTask:
             UsageError: no latents, latents of another compressor, or invalid settings.
         """
         settings.check()
-        choose_backend(settings.attention_backend, device, torch.bfloat16)
-        self.settings, self.plan = settings, plan
+        has_bias = bool(backbone_settings(settings).get("relative_bias"))
+        choose_backend(settings.attention_backend, device, torch.bfloat16, has_bias=has_bias)
+        self.settings, self.plan = settings, plan  # the plan's costs are asked of the model, once it is built
         if isinstance(run, RunFolder):
             run = LatentShards(run, latents, blend=settings.blend, window_captions=plan.segment_rules.crops_in_time)
         self.source: SampleSource = run
@@ -101,10 +107,10 @@ class DitTask:
         self.stage = stage_of(settings, self.compressor, self.source.latent_shapes)
         self.model = self._build_model(seed)
         self._check_backbone()
+        self.plan = plan.with_cost_model_width(cost_model_width(self.model))
         self.objective = objective_of(settings, self.stage)
         self.config = self._checkpoint_config(compressor)
-        if settings.init_from:
-            self.config["init_from"] = load_init_weights(settings.init_from, self.model, self.config)
+        self.base = self._initialise_from(settings.init_from)
         self._loader: PackLoader | None = None
         self._num_ranks = 1
         self._restored: dict[str, Any] | None = None
@@ -129,7 +135,27 @@ class DitTask:
                 absolute_positions=settings.absolute_positions,
                 hint_width=token_width if self.stage else 0,
                 scalars=(LEVEL,) if self.stage else student_scalars(settings),
+                patch=settings.patch,
+                **backbone_settings(settings),
             )
+
+    def _initialise_from(self, path: str) -> FrozenBase | None:
+        """Take initial weights from a checkpoint, if one is named; returns it if it is a base that stays frozen."""
+        is_over_base = hasattr(self.model, "base_config") and self.settings.temporal.freeze_base
+        if is_over_base and not path:
+            raise UsageError(
+                f"backbone {self.settings.backbone!r} adds temporal layers to an image model: name its checkpoint with "
+                "--init-from (one trained with --plan.max-latent-frames 1)"
+            )
+        if not path:
+            return None
+        initial = load_init_weights(path, self.model, self.config)
+        self.config["init_from"] = initial.config
+        if not is_over_base:
+            return None
+        initial.freeze_base(self.model)
+        self.config["base"] = initial.base.config
+        return initial.base
 
     def _check_backbone(self) -> None:
         """Raises UsageError where the plan or the settings ask for what the design of the backbone cannot do."""
@@ -164,6 +190,7 @@ class DitTask:
             "init_from": None,
             "distilled": distilled_config(settings),
             "stage": None if self.stage is None else self.stage.config,
+            "base": None,
         }
 
     def _check_latents(self, compressor: str) -> None:
@@ -230,14 +257,17 @@ class DitTask:
         )
 
     def activation_bytes(self, precision: str, *, activation_checkpointing: bool) -> int:
-        """Activations of one full pack of the shortest samples, which have the most registers and texts."""
+        """Activations of one full pack of the shortest samples, which have the most registers and texts, at the longest of
+        a few captions."""
         shortest = min(
             math.prod(token_shape_of_latent(shape, self.settings.patch)) for shape in set(self.source.latent_shapes)
         )
         num_samples = max(1, self.plan.capacity // shortest)
         lengths = [shortest] * (num_samples - 1) + [self.plan.capacity - shortest * (num_samples - 1)]
+        captions = [self.source.caption(index, 0) for index in range(min(CAPTIONS_MEASURED, len(self.source.clip_ids)))]
+        text_lengths = [self.encoder.encode(captions).segments.max_length] * num_samples
         return self.objective.activation_bytes(
-            self.model, lengths, [0] * num_samples, precision=precision, checkpointed=activation_checkpointing
+            self.model, lengths, text_lengths, precision=precision, checkpointed=activation_checkpointing
         )
 
     def frozen_networks(self) -> Sequence[nn.Module]:
@@ -325,7 +355,9 @@ def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjecti
     """The objective of a training with these settings."""
     if settings.distill.stage:
         return distillation_objective(settings)
-    return DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
+    objective = DiffusionObjective(settings) if stage is None else SuperResolution(settings, stage)
+    is_masked = settings.backbone == "mdt" and bool(settings.mdt.mask_ratio)
+    return MaskedDiffusionObjective(objective) if is_masked else objective
 
 
 def _is_on_gpu(network: nn.Module) -> bool:

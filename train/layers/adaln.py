@@ -2,6 +2,7 @@
 
     y_LD = modulated_layer_norm(x_LD, shift_SD, scale_SD, segments)     # LN(x) * (1 + scale) + shift
     x_LD = gated_residual(x_LD, y_LD, gate_SD, segments)                # x + gate * y
+    x_LD = added_per_sample(x_LD, y_SD, segments)                       # x + y
 
 Written out (`scale_SD[segment_ids_L]`), autograd would keep every modulation once per token: a block then saves 1.45x the
 memory of a plain batch. These functions save the normalised tokens and the (S, D) vectors, and expand again in backward.
@@ -36,6 +37,11 @@ def modulated_layer_norm(x_LD: Tensor, shift_SD: Tensor, scale_SD: Tensor, segme
 def gated_residual(x_LD: Tensor, y_LD: Tensor, gate_SD: Tensor, segments: Segments) -> Tensor:
     """x + gate * y with the gate of each token's sample, in the dtype of x."""
     return _GatedResidual.apply(x_LD, y_LD, gate_SD, segments)
+
+
+def added_per_sample(x_LD: Tensor, y_SD: Tensor, segments: Segments) -> Tensor:
+    """x + y with the y of each token's sample, in the dtype of x. Nothing is kept for the backward."""
+    return _AddedPerSample.apply(x_LD, y_SD, segments)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -90,3 +96,18 @@ class _GatedResidual(torch.autograd.Function):
         exact = _at_least_float32(grad_out_LD.dtype)
         grad_gate_SD = segments.sum(grad_out_LD.to(exact) * y_LD.to(exact)).to(gate_SD.dtype)
         return grad_out_LD, grad_y_LD, grad_gate_SD, None
+
+
+class _AddedPerSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_LD: Tensor, y_SD: Tensor, segments: Segments) -> Tensor:
+        ctx.segments = segments
+        ctx.dtype = y_SD.dtype
+        return x_LD + y_SD.to(x_LD.dtype)[segments.segment_ids_L]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out_LD: Tensor) -> tuple[Tensor | None, ...]:
+        segments: Segments = ctx.segments
+        grad_y_SD = segments.sum(grad_out_LD.to(_at_least_float32(grad_out_LD.dtype)))
+        return grad_out_LD, grad_y_SD.to(ctx.dtype), None

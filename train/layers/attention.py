@@ -11,6 +11,9 @@ the sum of l^2, and is the fastest on CPU (3.3x to 33x over a dense mask at 4096
 cu_seqlens) and `flex` (flex_attention with a document mask) are for CUDA. None of them makes an L x L tensor: the block mask
 of `flex` is built from the lengths (block_mask.py). Which one runs is decided when it runs, by device and dtype; it is no
 part of a model.
+
+A relative position bias (relative_bias.py) is a float mask in `loop`, which then batches only samples of equal positions,
+and a `score_mod` in `flex`; `varlen` has none, so `auto` passes it over.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recaption.errors import UsageError
+from train.layers.relative_bias import PositionBias
 from train.layers.segments import Segments
 
 BACKENDS = ("loop", "varlen", "flex")
@@ -32,11 +36,15 @@ MAX_WRITTEN_OUT = 128
 forward and backward, at 16 tokens, 4x at 64, 1.8x at 256 (where the saved scores begin to count), less at 1,024."""
 
 
-def unsupported_reason(backend: str, device: torch.device | str, dtype: torch.dtype) -> str | None:
+def unsupported_reason(
+    backend: str, device: torch.device | str, dtype: torch.dtype, *, has_bias: bool = False
+) -> str | None:
     """Why `backend` does not run on this device with this dtype, or None where it does."""
     device = torch.device(device)
     if backend == "loop":
         return None
+    if backend == "varlen" and has_bias:
+        return "attention backend 'varlen' has no relative position bias; use 'flex', or a model without relative_bias"
     if device.type != "cuda":
         return f"attention backend {backend!r} needs a CUDA device and the tensors are on {device.type!r}; use 'loop'"
     if backend == "flex":
@@ -48,8 +56,11 @@ def unsupported_reason(backend: str, device: torch.device | str, dtype: torch.dt
     return None
 
 
-def choose_backend(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+def choose_backend(backend: str, device: torch.device | str, dtype: torch.dtype, *, has_bias: bool = False) -> str:
     """The backend that will run: `auto` is the first of varlen, flex and loop that is supported.
+
+    Args:
+        has_bias: attention with a relative position bias.
 
     Raises:
         UsageError: the backend is unknown or not supported here; the message says why.
@@ -57,10 +68,10 @@ def choose_backend(backend: str, device: torch.device | str, dtype: torch.dtype)
     if backend == "auto":
         if torch.device(device).type != "cuda":
             return "loop"
-        return "varlen" if unsupported_reason("varlen", device, dtype) is None else "flex"
+        return "varlen" if unsupported_reason("varlen", device, dtype, has_bias=has_bias) is None else "flex"
     if backend not in BACKENDS:
         raise UsageError(f"unknown attention backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
-    reason = unsupported_reason(backend, device, dtype)
+    reason = unsupported_reason(backend, device, dtype, has_bias=has_bias)
     if reason is not None:
         raise UsageError(reason)
     return backend
@@ -74,12 +85,14 @@ def packed_attention(
     segments_k: Segments | Tensor,
     *,
     backend: str = "auto",
+    bias: PositionBias | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, where sample s of the queries attends to sample s of the keys and nothing else.
+    """softmax(q k^T / sqrt(D) + bias) v, where sample s of the queries attends to sample s of the keys and nothing else.
 
     Args:
         segments_q, segments_k: `Segments`, or cu_seqlens tensors (read back once: a host sync on a GPU).
         backend: `auto`, `loop`, `varlen` or `flex`.
+        bias: of self-attention, for the positions of this pack.
 
     Raises:
         ValueError: tensors and segments do not fit, or a sample has queries but no keys.
@@ -87,12 +100,10 @@ def packed_attention(
     """
     segments_q, segments_k = Segments.of(segments_q), Segments.of(segments_k)
     _check_lengths(q_LHD, k_MHD, segments_q, segments_k)
-    backend = choose_backend(backend, q_LHD.device, q_LHD.dtype)
-    if backend == "varlen":
-        return _varlen(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
-    if backend == "flex":
-        return _flex(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
-    return _loop(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
+    backend = choose_backend(backend, q_LHD.device, q_LHD.dtype, has_bias=bias is not None)
+    attend = {"varlen": _varlen, "flex": _flex, "loop": _loop}[backend]
+    with_bias = {} if bias is None else {"bias": bias}
+    return attend(q_LHD, k_MHD, v_MHD, segments_q, segments_k, **with_bias)
 
 
 def _check_lengths(q_LHD: Tensor, k_MHD: Tensor, segments_q: Segments, segments_k: Segments) -> None:
@@ -108,35 +119,53 @@ def _check_lengths(q_LHD: Tensor, k_MHD: Tensor, segments_q: Segments, segments_
             raise ValueError(f"sample {sample} has {num_queries} queries and no keys: its softmax is undefined")
 
 
-def _loop(q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, segments_k: Segments) -> Tensor:
+def _loop(
+    q_LHD: Tensor,
+    k_MHD: Tensor,
+    v_MHD: Tensor,
+    segments_q: Segments,
+    segments_k: Segments,
+    bias: PositionBias | None = None,
+) -> Tensor:
     """Samples of one length as a batch: 48 of 16 tokens take a ninth of the time that 48 calls do.
 
-    Neighbours of one length are a view of the pack; only those that are apart are copied together.
+    Neighbours of one length are a view of the pack; only those that are apart are copied together. With a bias, samples
+    of one batch have equal positions too.
     """
+    same_as_S = (0,) * len(segments_q) if bias is None else bias.positions.same_as_S
     runs = [
-        (lengths, sum(1 for _ in group))
-        for lengths, group in itertools.groupby(zip(segments_q.lengths, segments_k.lengths))
+        (kind, sum(1 for _ in group))
+        for kind, group in itertools.groupby(zip(segments_q.lengths, segments_k.lengths, same_as_S))
     ]
     # `split` and not slices: the backward of a slice writes a gradient of the whole pack.
     q_parts, k_parts, v_parts = (
         [
-            part.unflatten(0, (number, lengths[side])).transpose(1, 2)
-            for part, (lengths, number) in zip(tokens.split([n * lengths[side] for lengths, n in runs]), runs)
+            part.unflatten(0, (number, kind[side])).transpose(1, 2)
+            for part, (kind, number) in zip(tokens.split([n * kind[side] for kind, n in runs]), runs)
         ]
         for tokens, side in ((q_LHD, 0), (k_MHD, 1), (v_MHD, 1))
     )
-    runs_of_length: dict[tuple[int, int], list[int]] = {}
-    for run, (lengths, _) in enumerate(runs):
-        if lengths[0]:
-            runs_of_length.setdefault(lengths, []).append(run)
-    if not runs_of_length:
+    runs_of_kind: dict[tuple[int, int, int], list[int]] = {}
+    for run, (kind, _) in enumerate(runs):
+        if kind[0]:
+            runs_of_kind.setdefault(kind, []).append(run)
+    if not runs_of_kind:
         return q_LHD * 0
+    first_samples = list(itertools.accumulate((number for _, number in runs), initial=0))
     outputs: dict[int, Tensor] = {}
-    for same_length in runs_of_length.values():
-        batch = (_concatenate([parts[run] for run in same_length]) for parts in (q_parts, k_parts, v_parts))
-        out_SLHD = _attend(*batch).transpose(1, 2)
-        outputs |= zip(same_length, out_SLHD.split([runs[run][1] for run in same_length]))
+    for same_kind in runs_of_kind.values():
+        batch = (_concatenate([parts[run] for run in same_kind]) for parts in (q_parts, k_parts, v_parts))
+        samples = [sample for run in same_kind for sample in range(first_samples[run], first_samples[run + 1])]
+        masks = () if bias is None else (_bias_mask(bias, samples),)
+        out_SLHD = _attend(*batch, *masks).transpose(1, 2)
+        outputs |= zip(same_kind, out_SLHD.split([runs[run][1] for run in same_kind]))
     return _concatenate([outputs[run].flatten(0, 1) for run in sorted(outputs)])
+
+
+def _bias_mask(bias: PositionBias, samples: Sequence[int]) -> Tensor:
+    """(1, H, L, L) of samples with equal positions, or (samples, H, L, L) where each has a gain of its own."""
+    bias_1HLL = bias.of_sample(samples[0])[None]
+    return bias_1HLL if bias.gain_SH is None else bias_1HLL * (1 + bias.gain_SH[list(samples)])[:, :, None, None]
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:
@@ -144,13 +173,16 @@ def _concatenate(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _attend(q_SHLD: Tensor, k_SHMD: Tensor, v_SHMD: Tensor) -> Tensor:
+def _attend(q_SHLD: Tensor, k_SHMD: Tensor, v_SHMD: Tensor, bias_SHLM: Tensor | None = None) -> Tensor:
     """Attention of samples of one length: torch's kernel, or written out where that is faster."""
     is_short = q_SHLD.shape[2] * k_SHMD.shape[2] <= MAX_WRITTEN_OUT**2
     if is_short and q_SHLD.device.type == "cpu" and q_SHLD.dtype == torch.bfloat16:
         scores_SHLM = (q_SHLD * q_SHLD.shape[3] ** -0.5) @ k_SHMD.transpose(2, 3)
+        if bias_SHLM is not None:
+            scores_SHLM = scores_SHLM + bias_SHLM.to(scores_SHLM.dtype)
         return scores_SHLM.softmax(dim=3) @ v_SHMD
-    return F.scaled_dot_product_attention(q_SHLD, k_SHMD, v_SHMD)
+    mask = None if bias_SHLM is None else bias_SHLM.to(q_SHLD.dtype)
+    return F.scaled_dot_product_attention(q_SHLD, k_SHMD, v_SHMD, attn_mask=mask)
 
 
 def _varlen(q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, segments_k: Segments) -> Tensor:
@@ -169,6 +201,15 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _flex(q_LHD: Tensor, k_MHD: Tensor, v_MHD: Tensor, segments_q: Segments, segments_k: Segments) -> Tensor:
+def _flex(
+    q_LHD: Tensor,
+    k_MHD: Tensor,
+    v_MHD: Tensor,
+    segments_q: Segments,
+    segments_k: Segments,
+    bias: PositionBias | None = None,
+) -> Tensor:
     q, k, v = (tokens.transpose(0, 1)[None] for tokens in (q_LHD, k_MHD, v_MHD))
-    return _compiled_flex_attention()(q, k, v, block_mask=segments_q.block_mask(segments_k))[0].transpose(0, 1)
+    score_mod = None if bias is None else bias.score_mod()
+    block_mask = segments_q.block_mask(segments_k)
+    return _compiled_flex_attention()(q, k, v, score_mod=score_mod, block_mask=block_mask)[0].transpose(0, 1)

@@ -1,8 +1,9 @@
-"""Sinusoidal embeddings of timesteps and 3-D positions."""
+"""Sinusoidal embeddings of timesteps and positions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,3 +27,16 @@ def sincos_pos_embed(position_L3: Tensor) -> Tensor:
     frequencies = 64.0 ** -(steps / (POSITION_FREQUENCIES - 1))
     angles = (position_L3.float()[:, :, None] * frequencies).flatten(1)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_table(grid: Sequence[int], width: int) -> Tensor:
+    """(rows x columns, width) sine-cosine embedding of one grid (rows, columns) as in MAE, DiT, MDT and DiffiT:
+    columns in the first half, rows in the second."""
+    rows, columns = grid
+    row_L, column_L = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).reshape(-1, 2).double().unbind(1)
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    halves = []
+    for axis_L in (column_L, row_L):
+        angles = axis_L[:, None] * frequencies
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()

@@ -37,6 +37,7 @@ class Segments:
     _block_masks: dict[int, tuple[Segments | None, Any]] = field(default_factory=dict, repr=False)
     _prefixed: dict[int, tuple[Segments, Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _repeated: dict[int, Segments] = field(default_factory=dict, repr=False)
+    _joined: dict[int, tuple[Segments, Segments, Tensor, Tensor]] = field(default_factory=dict, repr=False)
     text_selections: dict[tuple[bool, ...], Any] = field(default_factory=dict, repr=False)
     """Of the samples' texts, by which of them are dropped (text_condition.py): a solver asks for the same every step."""
 
@@ -97,13 +98,54 @@ class Segments:
         return self._prefixed[num_tokens]
 
     def _with_prefix_tokens(self, num_tokens: int) -> tuple[Segments, Tensor, Tensor]:
-        longer = Segments.from_lengths([length + num_tokens for length in self.lengths])
-        starts = longer.cu_seqlens[:-1].long()
-        prefix_index = (starts[:, None] + torch.arange(num_tokens)).flatten()
-        is_old = torch.ones(longer.num_tokens, dtype=torch.bool)
-        is_old[prefix_index] = False
+        longer, prefix_index, old_index = self._equal(num_tokens)._join(self)
+        return longer, old_index, prefix_index
+
+    def _equal(self, num_tokens: int) -> Segments:
+        """As many samples, of `num_tokens` tokens each; made on the device."""
         device = self.cu_seqlens.device
-        return longer.to(device), copied(is_old.nonzero()[:, 0], device), copied(prefix_index, device)
+        cu_seqlens = num_tokens * torch.arange(len(self) + 1, device=device, dtype=torch.int32)
+        segment_ids_L = torch.arange(len(self), device=device).repeat_interleave(num_tokens)
+        return Segments((num_tokens,) * len(self), cu_seqlens, segment_ids_L)
+
+    def joined(self, other: Segments) -> tuple[Segments, Tensor, Tensor]:
+        """Segments with each sample's tokens here in front of its tokens in `other`. Built once, on the device.
+
+        Returns:
+            The longer segments, and the indices in them of these tokens and of the other ones, both in order.
+
+        Raises:
+            ValueError: another number of samples.
+        """
+        if len(self) != len(other):
+            raise ValueError(f"{len(self)} samples joined with {len(other)}")
+        if id(other) not in self._joined:
+            # The reference to `other` keeps its id valid.
+            self._joined[id(other)] = (other, *self._join(other))
+        return self._joined[id(other)][1:]
+
+    def _join(self, other: Segments) -> tuple[Segments, Tensor, Tensor]:
+        device = self.cu_seqlens.device
+        own_index = torch.arange(self.num_tokens, device=device) + other.cu_seqlens[:-1][self.segment_ids_L]
+        other_index = torch.arange(other.num_tokens, device=device) + self.cu_seqlens[1:][other.segment_ids_L]
+        ids = self.segment_ids_L.new_empty(self.num_tokens + other.num_tokens)
+        ids.index_copy_(0, own_index, self.segment_ids_L).index_copy_(0, other_index, other.segment_ids_L)
+        lengths = tuple(own + others for own, others in zip(self.lengths, other.lengths))
+        return Segments(lengths, self.cu_seqlens + other.cu_seqlens, ids), own_index, other_index
+
+    def selected(self, samples: Sequence[int], sample_N: Tensor) -> tuple[Segments, Tensor]:
+        """Segments of some samples, in any order and with repeats, and the tokens of theirs in this pack.
+
+        Args:
+            samples: N samples; `sample_N` holds the same numbers on the device, so that nothing is copied.
+        """
+        lengths = tuple(self.lengths[sample] for sample in samples)
+        starts_N, length_N = self.cu_seqlens[:-1][sample_N], torch.diff(self.cu_seqlens)[sample_N]
+        cu_seqlens = torch.nn.functional.pad(length_N.cumsum(0), (1, 0)).to(torch.int32)
+        number_N = torch.arange(len(lengths), device=sample_N.device)
+        ids_L = torch.repeat_interleave(number_N, length_N, output_size=sum(lengths))
+        index_L = torch.arange(sum(lengths), device=sample_N.device) + (starts_N - cu_seqlens[:-1])[ids_L]
+        return Segments(lengths, cu_seqlens, ids_L), index_L
 
     def sum(self, values_LD: Tensor) -> Tensor:
         """Sum over the tokens of each sample: (L, D) -> (S, D).

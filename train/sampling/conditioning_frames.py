@@ -38,12 +38,19 @@ class ConditioningFrames:
     """One past the last frame of the result; None: all."""
     strength: float = 1.0
     """Time to start sampling from: 1 = pure noise, below = the frames noised to that time (SDEdit, arXiv 2108.01073)."""
+    source_text: str | None = None
+    """The caption of a video to edit by inversion: its noise at time `strength` is found under this caption, not drawn."""
     notes: tuple[str, ...] = ()
     """What was dropped, for the user."""
 
     @property
     def num_frames(self) -> int:
         return len(self.condition_mask_T)
+
+    @property
+    def starts_from_frames(self) -> bool:
+        """Whether sampling starts from the frames, with noise, and not from noise alone."""
+        return self.strength < 1 or self.source_text is not None
 
 
 def prefix_length(num_frames: int, grid: Grid) -> int:
@@ -163,8 +170,14 @@ def keyframe_interpolation(
     return conditioning
 
 
-def video_to_video(video_THWC: np.ndarray, strength: float, grid: Grid) -> ConditioningFrames:
-    """A video to edit, noised to time `strength` (SDEdit): 0 leaves it unchanged, 1 ignores it."""
+def video_to_video(
+    video_THWC: np.ndarray, strength: float, grid: Grid, *, source_text: str | None = None
+) -> ConditioningFrames:
+    """A video to edit, noised to time `strength` (SDEdit): 0 leaves it unchanged, 1 ignores it.
+
+    Args:
+        source_text: caption of the video, whose noise is then found by inversion (train/diffusion/inversion.py).
+    """
     if not 0 < strength <= 1:
         raise UsageError(
             f"strength = {strength} must be above 0 (nothing changes) and at most 1 (the video is ignored)"
@@ -173,7 +186,12 @@ def video_to_video(video_THWC: np.ndarray, strength: float, grid: Grid) -> Condi
     notes = _dropped_note(len(video_THWC), length, "last")
     condition_mask_T = np.zeros(length, bool)
     return ConditioningFrames(
-        mode="edit", frames_THWC=video_THWC[:length], condition_mask_T=condition_mask_T, strength=strength, notes=notes
+        mode="edit",
+        frames_THWC=video_THWC[:length],
+        condition_mask_T=condition_mask_T,
+        strength=strength,
+        source_text=source_text,
+        notes=notes,
     )
 
 

@@ -12,6 +12,8 @@ mask, K token frames.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from packing.grid import Shape3, positions
 from train.backbones.interface import PackedInputs
 from train.diffusion.guidance import Guidance, dynamic_threshold
+from train.diffusion.inversion import invert
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
 from train.diffusion.parameterization import prediction_target, to_x0_and_noise
 from train.diffusion.process import DiffusionSettings, TimestepsAndNoise, add_noise
@@ -51,6 +54,9 @@ class DenoiseInput:
     """Per token frame: whether it is a conditioning frame. Empty: none of them."""
     strength: float = 1.0
     """Time to start from: 1 = pure noise, below = `clean_LD` noised to that time."""
+    source_text: str | None = None
+    """Start from the noise that `clean_LD` has under this caption, by inversion; None: from drawn noise. All inputs of a
+    pack have one, or none has."""
     windows: tuple[Window, ...] = ()
     """Overlapping windows of token frames; empty: the model gets the whole input."""
     hint_LD: Tensor | None = None
@@ -102,9 +108,24 @@ def denoise(
         pack.step += 1
         on_step()
 
+    if inputs[0].source_text is None:
+        start_LD = pack.initial(times_KS[0])
+    else:
+        sources = [dataclasses.replace(one, text=one.source_text or "", condition_mask_K=()) for one in inputs]
+        source = _PackedInputs(model, sources, encoder, Guidance(scale=1.0), max_pack_tokens, precision, diffusion)
+        assert source.clean_LD is not None, "an input to invert has clean tokens"
+        start_LD = invert(
+            source.predict,
+            source.clean_LD,
+            source.segments,
+            times_KS,
+            diffusion=diffusion,
+            solver=solver,
+            on_step=on_step,
+        )
     x_LD = integrate(
         pack.predict,
-        pack.initial(diffusion, times_KS[0]),
+        start_LD,
         pack.segments,
         times_KS,
         diffusion=diffusion,
@@ -170,16 +191,23 @@ class _PackedInputs:
         hints = [one.hint_LD for one in self.inputs if one.hint_LD is not None]
         return copied(torch.cat([hint.cpu() for hint in hints]), self.device) if hints else None
 
-    def initial(self, diffusion: DiffusionSettings, timestep_S: Tensor) -> Tensor:
+    def initial(self, timestep_S: Tensor) -> Tensor:
         """Pure noise; for inputs of strength below 1, `clean_LD` noised to `timestep_S`."""
-        noise_LD = self.noise()
         if all(one.strength == 1 for one in self.inputs):
-            return noise_LD
-        assert self.clean_LD is not None, "an input of strength below 1 has clean tokens"
-        draws = TimestepsAndNoise(copied(timestep_S, self.device), noise_LD)
-        noised_LD = add_noise(self.clean_LD, draws, self.segments, diffusion).x_LD
+            return self.initial_noise_LD
         is_noised_S = copied(torch.tensor([one.strength < 1 for one in self.inputs]), self.device)
-        return torch.where(is_noised_S[self.segments.segment_ids_L, None], noised_LD, noise_LD)
+        is_noised_L1 = is_noised_S[self.segments.segment_ids_L, None]
+        return torch.where(is_noised_L1, self._clean_noised(timestep_S), self.initial_noise_LD)
+
+    def _clean_noised(self, timestep_S: Tensor) -> Tensor:
+        """`clean_LD` with the initial noise at this time."""
+        assert self.clean_LD is not None, "conditioning frames and inputs of strength below 1 have clean tokens"
+        draws = TimestepsAndNoise(copied(timestep_S, self.device), self.initial_noise_LD)
+        return add_noise(self.clean_LD, draws, self.segments, self.diffusion).x_LD
+
+    @functools.cached_property
+    def initial_noise_LD(self) -> Tensor:
+        return self.noise()
 
     def noise(self, *step: str | int) -> Tensor:
         """Initial noise, or that of one solver step; of each input by its own key, so the rest of the pack is irrelevant."""
@@ -202,8 +230,10 @@ class _PackedInputs:
         Args:
             timestep_S: on the CPU: whether guidance applies is decided without waiting for the device.
         """
+        mask_L = self.condition_mask_L
+        noised_LD = None if mask_L is None else torch.where(mask_L[:, None], self._clean_noised(timestep_S), x_LD)
         x_LD = self.with_conditioning(x_LD)
-        prediction_LD = self._averaged(x_LD, timestep_S)
+        prediction_LD = self._averaged(x_LD, noised_LD, timestep_S)
         if not self.guidance.dynamic_threshold:
             return prediction_LD
         alpha_S, sigma_S = self.diffusion.alpha_sigma(timestep_S)
@@ -216,35 +246,47 @@ class _PackedInputs:
         clean_LD = dynamic_threshold(clean_LD, self.segments, self.guidance.dynamic_threshold)
         return prediction_target(kind, clean_LD, (x_LD - alpha_L1 * clean_LD) / sigma_L1, alpha_L1, sigma_L1)
 
-    def _averaged(self, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
+    def _averaged(self, x_LD: Tensor, noised_LD: Tensor | None, timestep_S: Tensor) -> Tensor:
         """The guided prediction, averaged over windows."""
         if not self.is_averaged:
             (call,) = self.calls
-            return self._predict(call, x_LD, timestep_S)
+            return self._predict(call, x_LD, noised_LD, timestep_S)
         sum_LD, weight_L1 = torch.zeros_like(x_LD), x_LD.new_zeros(len(x_LD), 1)
         for call in self.calls:
-            part_LD = self._predict(call, x_LD[call.index_L], timestep_S)
+            part_noised_LD = None if noised_LD is None else noised_LD[call.index_L]
+            part_LD = self._predict(call, x_LD[call.index_L], part_noised_LD, timestep_S)
             sum_LD.index_add_(0, call.index_L, part_LD * call.weight_L1)
             weight_L1.index_add_(0, call.index_L, call.weight_L1)
         return sum_LD / weight_L1
 
-    def _predict(self, call: _ModelCall, x_LD: Tensor, timestep_S: Tensor) -> Tensor:
-        """The guided prediction for the windows of one call."""
+    def _predict(self, call: _ModelCall, x_LD: Tensor, noised_LD: Tensor | None, timestep_S: Tensor) -> Tensor:
+        """The guided prediction for the windows of one call.
+
+        Args:
+            noised_LD: with the conditioning tokens noised too; None where there are none.
+        """
         timestep_V = timestep_S[call.input_V]
         hint_LD = None if self.hint_LD is None else self.hint_LD[call.index_L]
         mask_L = None if self.condition_mask_L is None else self.condition_mask_L[call.index_L]
-        copies = 1 if self.is_student or bool((self.guidance.scales(timestep_V, self.step) == 1).all()) else 2
+        has_text_guidance = not self.is_student and bool((self.guidance.scales(timestep_V, self.step) != 1).any())
+        has_context_guidance = mask_L is not None and self.guidance.context != 1
         scalars = dict(call.scalars)
         if self.is_student:
             scalars[GUIDANCE] = torch.full_like(timestep_V, self.guidance.scale)
+        inputs = call.inputs(x_LD, noised_LD, timestep_V, mask_L, hint_LD=hint_LD, scalars=scalars)
+        copies = 1 + has_text_guidance + has_context_guidance
+        num_windows = len(call.segments)
+        inputs = inputs.repeated(copies, [False] * num_windows + [has_text_guidance] * num_windows * (copies - 1))
+        if has_context_guidance:
+            inputs = _last_without_context(inputs, copies)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            prediction_LD = call.predict(
-                self.model, x_LD, timestep_V, mask_L, copies=copies, hint_LD=hint_LD, scalars=scalars
-            )
-        if copies == 1:
-            return prediction_LD
-        conditional_LD, unconditional_LD = prediction_LD.chunk(2)
-        return self.guidance.combine(conditional_LD, unconditional_LD, timestep_V, call.segments, self.step)
+            parts = self.model(inputs).chunk(copies)
+        prediction_LD = parts[0]
+        if has_text_guidance:
+            prediction_LD = self.guidance.combine(parts[0], parts[1], timestep_V, call.segments, self.step)
+        if has_context_guidance:
+            prediction_LD = prediction_LD + (self.guidance.context - 1) * (parts[int(has_text_guidance)] - parts[-1])
+        return prediction_LD if mask_L is None else prediction_LD.masked_fill(mask_L[:, None], 0)
 
 
 class _ModelCall:
@@ -290,36 +332,42 @@ class _ModelCall:
         """On the CPU, where the timesteps are."""
         self.text = encoder.encode([inputs[number].text for number, _ in windows]).to(device)
 
-    def predict(
+    def inputs(
         self,
-        model: nn.Module,
         x_LD: Tensor,
+        noised_LD: Tensor | None,
         timestep_V: Tensor,
         condition_mask_L: Tensor | None,
         *,
-        copies: int,
         hint_LD: Tensor | None,
         scalars: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Model output with the texts and, in a second copy, with the null caption; 0 for conditioning tokens."""
-        num_windows = len(self.segments)
-        inputs = PackedInputs(
+    ) -> PackedInputs:
+        """Of one model call with the texts."""
+        return PackedInputs(
             tokens_LD=x_LD,
             position_L3=self.position_L3,
             segments=self.segments,
             timestep_S=copied(timestep_V, self.device),
             text=self.text,
             condition_mask_L=condition_mask_L,
+            noised_LD=noised_LD,
             hint_LD=hint_LD,
             scalars={name: copied(value_V, self.device) for name, value_V in scalars.items()},
             token_shapes=self.token_shapes,
             layouts=self.layouts,
         )
-        drop_text_S = [False] * num_windows + [True] * (num_windows * (copies - 1))
-        prediction_LD = model(inputs.repeated(copies, drop_text_S))
-        if condition_mask_L is None:
-            return prediction_LD
-        return prediction_LD.masked_fill(condition_mask_L.repeat(copies)[:, None], 0)
+
+
+def _last_without_context(inputs: PackedInputs, copies: int) -> PackedInputs:
+    """The last of the copies as if there were no conditioning frames: all tokens noised."""
+    assert inputs.condition_mask_L is not None
+    is_last_L = torch.arange(len(inputs.tokens_LD), device=inputs.tokens_LD.device) >= (
+        len(inputs.tokens_LD) // copies * (copies - 1)
+    )
+    return inputs.replace(
+        tokens_LD=torch.where(is_last_L[:, None], inputs.all_noised_LD, inputs.tokens_LD),
+        condition_mask_L=inputs.condition_mask_L & ~is_last_L,
+    )
 
 
 def _split_into_calls(

@@ -48,7 +48,7 @@ class Request:
         """Hash of everything but `loop_frames` and `long`: equal for repeats of a request."""
         conditioning = self.conditioning
         words = self.text, self.seed, *self.noise_words, conditioning.mode, conditioning.strength
-        digest = hashlib.sha256(repr(words).encode())
+        digest = hashlib.sha256(repr((*words, *filter(None, [conditioning.source_text]))).encode())
         for array in (conditioning.frames_THWC, conditioning.condition_mask_T):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -115,9 +115,17 @@ class SamplingState:
         self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition, *request.noise_words)
         self.video = self._windowed(request.conditioning)
         self.windows = self._plan()
-        self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)
+        self.is_inverted = request.conditioning.source_text is not None
+        self.num_passes = (len(self.windows) + bool(request.loop_frames)) * (1 + self.is_inverted)
+        """Windows to sample; one that is inverted before counts twice."""
         self._before_loop_THWC = request.conditioning.frames_THWC[:0]
         self._input: DenoiseInput | None = None
+
+    @property
+    def has_context(self) -> bool:
+        """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
+        is_chained = self.is_autoregressive and self.num_passes > 1
+        return is_chained or bool(self.request.conditioning.condition_mask_T.any())
 
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:
         grid = self.tokenizer.grid
@@ -139,7 +147,7 @@ class SamplingState:
     def _input_of(self, window: Window) -> DenoiseInput:
         conditioning, tokenizer = self.video.conditioning, self.tokenizer
         frames_THWC, mask_K = self.video.window_inputs(window)
-        needs_clean = bool(mask_K.any()) or conditioning.strength < 1
+        needs_clean = bool(mask_K.any()) or conditioning.starts_from_frames
         windows = overlapping_windows(window.length, self.window_length, self.overlap)
         return DenoiseInput(
             text=self.request.text,
@@ -148,6 +156,7 @@ class SamplingState:
             clean_LD=tokenizer.encode(frames_THWC) if needs_clean else None,
             condition_mask_K=tuple(mask_K.tolist()) if mask_K.any() else (),
             strength=conditioning.strength,
+            source_text=conditioning.source_text,
             windows=tuple(windows) if window.length > self.window_length else (),
         )
 

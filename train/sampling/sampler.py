@@ -29,9 +29,9 @@ from tqdm import tqdm
 from packing.buckets import Bucket, parse_bucket
 from packing.grid import Shape3
 from recaption.errors import CheckpointMismatchError, UsageError
+from train.backbones.bases import weights_over_base
 from train.backbones.registry import build
 from train.checkpoint import step_folder as checkpoint
-from train.checkpoint.trained_part import with_base
 from train.checkpoint.weights import build_model
 from train.compressors import registry as compressors
 from train.compressors.interface import Compressor
@@ -140,13 +140,14 @@ class Sampler:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto"
+        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto", base: str = ""
     ) -> Sampler:
         """A sampler with the (EMA) weights of a checkpoint; raises as `sample`.
 
         Args:
             attention_backend: of the model calls here; `auto` is the fastest that runs on the device. It need not be the
                 training's.
+            base: for temporal layers: checkpoint of another image model of the same architecture to put them over.
         """
         config, weights = checkpoint.load_model(path, ema=ema, task="dit")
         try:
@@ -161,7 +162,7 @@ class Sampler:
             raise CheckpointMismatchError(
                 f"{path} has a config that describes no sampler ({type(error).__name__}: {error})"
             ) from error
-        model = build_model(building, backbone, with_base(config, weights, path), path)
+        model = build_model(building, backbone, weights_over_base(config, weights, path, other_base=base), path)
         return cls(
             model,
             encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
@@ -289,6 +290,10 @@ class Sampler:
             raise UsageError(
                 f"unknown conditioning_pixels {conditioning_pixels!r}: choose one of {', '.join(CONDITIONING_PIXELS)}"
             )
+        if self.student and any(request.conditioning.source_text is not None for request in requests):
+            raise UsageError(
+                f"{self.name} is distilled to a few steps, which cannot be inverted: edit with its teacher"
+            )
         for request in requests:
             for mode in (request.conditioning.mode, *(("loop",) if request.loop_frames else ())):
                 check_trained_for(mode, self.conditions, self.name)
@@ -306,9 +311,13 @@ class Sampler:
             is_autoregressive=is_trained_for("extend", self.conditions),
         )
         states = _states(takes, state_of)
-        num_windows = sum(take.num_later_windows for take in takes)
-        num_windows += sum(state.num_windows for of_take in states.values() for state in of_take)
-        with tqdm(total=num_windows * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
+        of_first = [state for of_take in states.values() for state in of_take]
+        has_context = any(state.has_context for state in of_first) or any(take.num_later_windows for take in takes)
+        if Guidance.of(settings.guidance).context != 1 and not has_context:
+            raise UsageError("context guidance has no effect on videos without conditioning frames: leave it out")
+        num_passes = sum(take.num_later_windows for take in takes)
+        num_passes += sum(state.num_passes for state in of_first)
+        with tqdm(total=num_passes * settings.num_steps, desc="sample", unit="step", disable=not progress) as bar:
             while states:
                 self._sample_states([state for of_take in states.values() for state in of_take], settings, bar)
                 for take, of_take in states.items():
@@ -330,7 +339,11 @@ class Sampler:
     def _sample_states(self, states: Sequence[SamplingState], settings: SolverSettings, bar: tqdm) -> None:
         """Sample the windows of each state, packed with those of the others."""
         while waiting := [state for state in states if state.next_input() is not None]:
-            for pack in pack_requests(waiting, settings.max_pack_tokens):
+            inverted = [state for state in waiting if state.is_inverted]
+            drawn = [state for state in waiting if not state.is_inverted]
+            for pack in (
+                pack for of_kind in (inverted, drawn) for pack in pack_requests(of_kind, settings.max_pack_tokens)
+            ):
                 self._sample_pack(pack, settings, functools.partial(bar.update, len(pack)))
 
     def _sample_pack(

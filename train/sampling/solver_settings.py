@@ -47,4 +47,4 @@ class SolverSettings:
     @property
     def max_pack_tokens(self) -> int:
         """Tokens of one copy of a pack."""
-        return MAX_PACK_TOKENS // (1 if Guidance.of(self.guidance).scale == 1 else 2)
+        return MAX_PACK_TOKENS // Guidance.of(self.guidance).num_copies(has_context=True)

@@ -189,6 +189,11 @@ class Film:
             frames_THWC[len(frames_THWC) - self.half :] = dissolves[number + 1][: self.half]
         return frames_THWC
 
+    def undissolved(self, number: int, shown_THWC: np.ndarray) -> np.ndarray:
+        """The frames of a shot as the film has them without those of its dissolves, which belong to two shots."""
+        start = self.half * self._dissolves_at(number)
+        return shown_THWC[start : len(shown_THWC) - self.half * self._dissolves_at(number + 1)]
+
     def frames(self, sampled: Iterator[np.ndarray], dissolves: Mapping[int, np.ndarray]) -> Iterator[np.ndarray]:
         """The film, frame by frame."""
         for number, sampled_THWC in enumerate(sampled):

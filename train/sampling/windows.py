@@ -145,7 +145,7 @@ class WindowedVideo:
         """
         known_K = self._known_K[window.start : window.end]
         frames_THWC = self._source_THWC[window.frames(self.grid)]
-        if self.conditioning.strength < 1 or not known_K.any():
+        if self.conditioning.starts_from_frames or not known_K.any():
             return frames_THWC, known_K
         known = np.flatnonzero(self._per_frame(known_K))
         every = np.arange(len(frames_THWC))

@@ -42,8 +42,11 @@ PREROLL_SAMPLES = {"aac": 2 * 1024, "mp3": 10 * 1152, "opus": 3840}
 up to 9 frames at 32 kbit/s; Opus converges within 80 ms (RFC 7845, 4.2)."""
 
 
-def cut_audio(video: VideoFile, start_seconds: float, end_seconds: float) -> ClipAudio:
+def cut_audio(video: VideoFile, start_seconds: float, end_seconds: float, *, may_copy: bool = True) -> ClipAudio:
     """The audio streams of a file in [start, end), times as those of its video frames.
+
+    Args:
+        may_copy: whether packets may be copied; else all streams are encoded.
 
     No damage raises an error: it costs the stream that has it.
     """
@@ -57,7 +60,7 @@ def cut_audio(video: VideoFile, start_seconds: float, end_seconds: float) -> Cli
     tracks = []
     for stream in facts:
         try:
-            track = _cut_stream(video, stream, start_seconds, end_seconds)
+            track = _cut_stream(video, stream, start_seconds, end_seconds, may_copy=may_copy)
         except VideoError as error:
             lost.append(f"stream {stream.index} ({stream.codec}): {error.detail}")
             continue
@@ -92,7 +95,9 @@ class _Span:
     longest_frame: int = 0
 
 
-def _cut_stream(video: VideoFile, stream: _StreamFacts, start_seconds: float, end_seconds: float) -> AudioTrack | None:
+def _cut_stream(
+    video: VideoFile, stream: _StreamFacts, start_seconds: float, end_seconds: float, *, may_copy: bool
+) -> AudioTrack | None:
     """None where the stream has no sound in the span.
 
     Raises:
@@ -101,7 +106,8 @@ def _cut_stream(video: VideoFile, stream: _StreamFacts, start_seconds: float, en
     span = _survey(video, stream, start_seconds, end_seconds)
     if not span.packets or not span.rates_hz:
         return None
-    track = _copied(stream, span, start_seconds) or encode_span(
+    track = _copied(stream, span, start_seconds) if may_copy else None
+    track = track or encode_span(
         decoded_packets(video, stream.index, start_seconds, end_seconds),
         start_seconds,
         end_seconds,

@@ -39,7 +39,9 @@ def audio(video: VideoFile, request: AudioRequest, send: Callable[..., None]) ->
     """The audio tracks of a span, ready to be written."""
     seconds = request.end_seconds - request.start_seconds
     send({"kind": "length", "seconds": seconds, "streams": {}})
-    header, payload = to_message(cut_audio(video, request.start_seconds, request.end_seconds))
+    header, payload = to_message(
+        cut_audio(video, request.start_seconds, request.end_seconds, may_copy=request.may_copy)
+    )
     if payload:
         send({"kind": "bytes"}, payload)
     send({"kind": "done", "count": 0, **header})

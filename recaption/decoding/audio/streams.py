@@ -11,6 +11,7 @@ Every pass opens the file anew with all other streams switched off: damage in th
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ MAX_PACKETS_PER_SECOND = 1000
 """Of a stream: Opus has up to 400, the packets of PCM in AVI some 100. A file with more is not read on."""
 RESTART_SECONDS = 0.5
 """Timestamps that jump back by more belong to a second recording joined to the first (MPEG-TS), and go on from there."""
+NUM_LATE_FRAMES, MAX_OFFSET_SECONDS = 8, 0.002
+"""Times of Matroska and FLV are off by up to 1 ms."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ def samples_of(frame: Any) -> np.ndarray:
 class Timeline:
     """Sample positions of frames that follow each other, from their times.
 
-    Times are rounded in files (1 ms in Matroska): a frame within half a frame of where the last one ended follows it.
+    Times in files are rounded and jitter: a frame within half a frame of where the last one ended follows it. Where
+    `NUM_LATE_FRAMES` in a row are off by more than `MAX_OFFSET_SECONDS` to the same side, the times are right.
 
     Args:
         start_seconds: of sample 0.
@@ -198,14 +202,26 @@ class Timeline:
     def __init__(self, start_seconds: float, rate_hz: int) -> None:
         self.start_seconds, self.rate_hz = start_seconds, rate_hz
         self.next_sample: int | None = None
+        self.offsets: deque[int] = deque(maxlen=NUM_LATE_FRAMES)
 
     def place(self, seconds: float | None, num_samples: int) -> int:
         """Position of the first sample of the next frame."""
-        position = self.next_sample
+        position = 0 if self.next_sample is None else self.next_sample
         if seconds is not None:
             stated = round((seconds - self.start_seconds) * self.rate_hz)
-            if position is None or abs(stated - position) > max(num_samples // 2, self.rate_hz // 100):
+            offset = stated - position
+            self.offsets.append(offset)
+            if (
+                self.next_sample is None
+                or abs(offset) > max(num_samples // 2, self.rate_hz // 100)
+                or self._is_shifted()
+            ):
                 position = stated
-        position = 0 if position is None else position
+                self.offsets.clear()
         self.next_sample = position + num_samples
         return position
+
+    def _is_shifted(self) -> bool:
+        limit = MAX_OFFSET_SECONDS * self.rate_hz
+        is_full = len(self.offsets) == NUM_LATE_FRAMES
+        return is_full and (min(self.offsets) > limit or max(self.offsets) < -limit)

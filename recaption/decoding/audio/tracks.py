@@ -98,7 +98,7 @@ def to_message(audio: ClipAudio) -> tuple[dict[str, Any], bytes]:
 
 
 def from_message(header: dict[str, Any], payload: bytes) -> ClipAudio:
-    """The inverse of `to_message`. Nothing of the payload is looked at.
+    """The inverse of `to_message`. Of the packets only the first two bytes are looked at.
 
     Raises:
         VideoError: unreadable, the message is none that the child writes.
@@ -112,7 +112,12 @@ def from_message(header: dict[str, Any], payload: bytes) -> ClipAudio:
             )
         packets = []
         for time, duration, num_bytes in fields["packets"]:
-            packets.append(Packet(int(time), int(duration), payload[position : position + num_bytes]))
+            packet = payload[position : position + num_bytes]
+            if (
+                codec == "aac" and packet[:1] == b"\xff" and packet[1:2] >= b"\xf0"
+            ):  # libavformat would parse its header
+                raise VideoError("unreadable", "the decoder sent AAC with ADTS headers, which no mp4 holds")
+            packets.append(Packet(int(time), int(duration), packet))
             position += num_bytes
         language = fields["language"] if re.fullmatch("[a-z]{3}", fields["language"]) else ""
         tracks.append(AudioTrack(codec, rate_hz, layout, tuple(packets), str(fields["source_codec"]), language))

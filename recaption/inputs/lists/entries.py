@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from recaption.errors import UsageError
 from recaption.inputs.http import is_own_machine
-from recaption.inputs.names import HTTP, check_protocol, local_path, protocol_of, uri_of_path
+from recaption.inputs.names import HTTP, TAR, check_protocol, local_path, protocol_of, uri_of_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,7 @@ def _entry_of_uri(list_uri: str, name: str) -> ListEntry:
     if path is not None:
         literal = name.partition("://")[2]
         return ListEntry(name=uri_of_path(literal if os.path.lexists(literal) else path))
-    is_remote_list = local_path(list_uri) is None
-    if is_remote_list and protocol_of(name) in HTTP and is_own_machine(name):
+    is_remote_list, place = local_path(list_uri) is None, name.removeprefix(TAR)
+    if is_remote_list and protocol_of(place) in HTTP and is_own_machine(place):
         return ListEntry(name=name, refusal="a remote list cannot name this machine's own address")
     return ListEntry(name=name)

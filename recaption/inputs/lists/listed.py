@@ -131,9 +131,7 @@ def listed_in(
     texts = _texts_of(row, columns, len(spans))
     is_nested = len(spans) > 1 or _is_list_of_pairs(row.get(columns.span)) or _is_list_of_pairs(row.get(columns.frames))
     shared, split = _metadata_of(row, columns, len(spans) if is_nested else 0)
-    named = {role: _text(row.get(getattr(columns, role))) for role in ("id", "source", "licence")}
-    if not named["source"] and columns.url and (url := _text(row.get(columns.url))) != entry.name:
-        named["source"] = url
+    named = _named_in(row, columns, entry.name)
     for position, (span, unit) in enumerate(spans):
         start, end = (None, None) if span is None or isinstance(span, ValueError) else span
         metadata = shared | {name: values[position] for name, values in split.items()}
@@ -147,9 +145,27 @@ def listed_in(
             unit=unit,
             refusal=str(span) if isinstance(span, ValueError) else "",
             texts=texts[position],
-            metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str) if metadata else "",
+            metadata=_as_json(metadata),
             **named,
         )
+
+
+def texts_and_metadata(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """Fields of `ListedSpan` that are no place and no time."""
+    metadata, _ = _metadata_of(row, columns, 0)
+    (texts,) = _texts_of(row, columns, 1)
+    return {"texts": texts, "metadata": _as_json(metadata), **_named_in(row, columns, "")}
+
+
+def _named_in(row: dict[str, Any], columns: Columns, uri: str) -> dict[str, str]:
+    named = {role: _text(row.get(getattr(columns, role))) for role in ("id", "source", "licence")}
+    if not named["source"] and columns.url and (url := _text(row.get(columns.url))) != uri:
+        named["source"] = url
+    return named
+
+
+def _as_json(metadata: dict[str, Any]) -> str:
+    return json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str) if metadata else ""
 
 
 # --- the video --------------------------------------------------------------------------------------------------------

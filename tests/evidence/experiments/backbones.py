@@ -9,7 +9,7 @@ from tests.evidence.world import World
 
 NEW = {
     "uvit": {"backbone": "uvit", "depth": 10},
-    "mdt": {"backbone": "mdt", "depth": 5},
+    "mdt": {"backbone": "mdt", "depth": 5, "mdt": {"decoder_depth": 3}},
     "diffit": {"backbone": "diffit", "depth": 7},
     "separable": {"backbone": "separable", "depth": 5},
 }

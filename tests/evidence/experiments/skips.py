@@ -9,7 +9,7 @@ UVIT = {"backbone": "uvit", "depth": 10}
 EXPERIMENT = Experiment(
     question="Do the long skips of a U-ViT help, at equal tokens?",
     source="U-ViT 2209.12152: the skips are crucial",
-    arms=(Arm("uvit", dit=UVIT), Arm("uvit_without_skips", dit={**UVIT, "skips": False})),
+    arms=(Arm("uvit", dit=UVIT), Arm("uvit_without_skips", dit={**UVIT, "uvit": {"skips": False}})),
     claims=(
         Claim("with long skips more prompts are followed", "uvit", "uvit_without_skips"),
         Claim("with long skips the loss is lower", "uvit", "uvit_without_skips", "loss"),

@@ -9,7 +9,7 @@ DIFFIT = {"backbone": "diffit", "depth": 7}
 EXPERIMENT = Experiment(
     question="Does time-dependent attention help more than time in the attention bias only?",
     source="DiffiT 2312.02139, section 5: FID 1.95 against 3.97 with time in the bias only",
-    arms=(Arm("diffit", dit=DIFFIT), Arm("diffit_time_in_bias", dit={**DIFFIT, "time_in_bias": True})),
+    arms=(Arm("diffit", dit=DIFFIT), Arm("diffit_time_in_bias", dit={**DIFFIT, "diffit": {"time_in_bias": True}})),
     claims=(
         Claim("with time in queries, keys and values more prompts are followed", "diffit", "diffit_time_in_bias"),
         Claim("with time in queries, keys and values the loss is lower", "diffit", "diffit_time_in_bias", "loss"),

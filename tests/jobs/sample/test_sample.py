@@ -370,3 +370,23 @@ def test_seconds_are_exact_to_the_frame_and_long_reaches_the_model(requests, tmp
     ):
         with pytest.raises(UsageError, match=message):
             parse("sample", [*flags, *more])()
+
+
+def test_an_inverted_edit_needs_the_caption_of_its_video_and_a_captioner_can_give_it(requests, media, tmp_path):
+    flags = ["--checkpoint", str(tmp_path / "step-000010"), "--out", str(tmp_path), "--video", str(media / "short.mp4")]
+    edit = [*flags, "--mode", "edit", "--prompt", "a blue cross"]
+    parse("sample", [*edit, "--invert", "--source-prompt", "a red circle"])()
+    parse("sample", [*edit, "--invert", "--captioner", "tiny"])()
+    parse("sample", edit)()
+    assert requests[0].conditioning.source_text == "a red circle"
+    assert requests[0].text == "a blue cross"
+    assert len(tokenize_words(requests[1].conditioning.source_text)) > 8
+    assert [request.conditioning.strength for request in requests] == [1.0, 1.0, 0.6]
+    assert requests[2].conditioning.source_text is None
+    for more, message in (
+        ([*edit, "--invert"], "needs the caption of its video: pass --source-prompt, or --captioner tiny"),
+        ([*edit, "--source-prompt", "a"], "source_prompt has no effect without invert"),
+        ([*flags, "--mode", "extend", "--invert"], "invert has no effect in mode extend"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse("sample", more)()

@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file
+
+from recaption.weights import weights_hash
+
 SHORT = [
     "--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2", "--steps", "2",
     "--train-dit.dit.validation-packs", "1", "--train-dit.trainer.device", "cpu",
@@ -22,3 +26,54 @@ def test_images_first_then_video_are_two_commands(run_copy, command):
     code, _, err = command(*train, "--name", "wider", *start, "--train-dit.dit.width", "64")
     assert code == 2
     assert "backbone width 32 there, 64 here" in err
+
+
+def test_temporal_layers_over_an_image_model_train_resume_and_sample(run_copy, command):
+    """Video LDM: images, then temporal layers over the frozen image model, then over another one of its architecture."""
+    train = ("train", "dit", "--run", run_copy.uri, *SHORT)
+    for name, seed in (("images", "0"), ("other", "1")):
+        code, _, err = command(
+            *train, "--name", name, "--plan.max-latent-frames", "1", "--train-dit.trainer.seed", seed
+        )
+        assert code == 0, err
+    images = Path(run_copy.path("train", "images"))
+    before = {path: path.read_bytes() for path in images.rglob("*.safetensors")}
+    video = (*train, "--name", "video", "--train-dit.dit.backbone", "temporal", "--train-dit.dit.conditions", "none=0.5",
+             "first=0.2", "keyframes=0.3")  # fmt: skip
+    code, _, err = command(*video)
+    assert code == 2
+    assert "name its checkpoint with --init-from" in err
+    video = (*video, "--init-from", str(images))
+    code, first, err = command(*video)
+    assert (code, first["steps"]) == (0, 2), err
+    code, second, err = command(*video, "--steps", "4")
+    assert (code, second["steps"], second["resumed_from"]) == (0, 4, 2), err
+    checkpoint = Path(second["checkpoint"])
+    assert {path: path.read_bytes() for path in images.rglob("*.safetensors")} == before
+    saved = load_file(checkpoint / "model.safetensors")
+    assert saved
+    assert all(name.startswith("temporal") for name in saved)
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["base"]["prefix"] == "base."
+    assert config["base"]["weights_hash"] == weights_hash(load_file(next(images.rglob("ema.safetensors"))))
+
+    sample = ("sample", "--checkpoint", str(checkpoint), "--prompt", "a red circle", "--num-steps", "2", "--num-frames", "5",
+              "--expander", "none")  # fmt: skip
+    code, own, err = command(*sample)
+    assert code == 0, err
+    code, over, err = command(*sample, "--base", run_copy.path("train", "other"))
+    assert code == 0, err
+    assert "-over-other" in over["videos"][0]
+    assert Path(own["videos"][0]).read_bytes() != Path(over["videos"][0]).read_bytes()
+    code, _, err = command(*sample, "--guidance-context", "2")
+    assert code == 2
+    assert "no effect on videos without conditioning frames" in err
+    code, _, err = command("sample", "--checkpoint", str(images), "--prompt", "a", "--base", str(checkpoint))
+    assert code == 2
+    assert "was not trained over a frozen base: leave --base out" in err
+
+
+def test_settings_of_temporal_layers_need_the_backbone(run_copy, command):
+    code, _, err = command("train", "dit", "--run", run_copy.uri, *SHORT, "--train-dit.dit.temporal.layers", "conv")
+    assert code == 2
+    assert "settings of temporal have no effect with backbone 'dit'" in err

@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from recaption.errors import UsageError
+from tests.stand_ins.packed_inputs import grid_positions
 from train.backbones.activation_memory import training_memory
-from train.backbones.dit import ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH, SIZES, Dit
+from train.backbones.dit import SIZES, Dit
 from train.backbones.interface import PackedInputs
+from train.backbones.registry import BACKBONES, build
 from train.layers import attention
+from train.layers.layouts import Layouts
 from train.layers.qk_norm import QKNorm
 from train.layers.segments import Segments
 from train.layers.text_condition import TextSelection
@@ -36,14 +39,23 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     for name in ("_varlen", "_flex"):
-        monkeypatch.setattr(attention, name, lambda q, k, v, queries, keys: FlashAttention.apply(q, k, v))
+        monkeypatch.setattr(attention, name, lambda q, k, v, *_, **__: FlashAttention.apply(q, k, v))
 
 
-def saved_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -> int:
-    segments, text_segments = (
-        Segments.from_lengths([num_tokens // 4, 3 * num_tokens // 4]),
-        Segments.from_lengths([3, 5]),
-    )
+WIDTH, NUM_HEADS = 192, 3
+WIDTHS = {"token_width": 8, "text_width": 32, "pooled_width": 32, "width": WIDTH, "num_heads": NUM_HEADS}
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in BACKBONES} | {
+    "uvit, no skips": ("uvit", {"skips": False}),
+}
+"""Name of the case -> backbone and settings that change what it saves."""
+
+
+def saved_bytes(variant: str, depth: int, num_frames: int, precision: str) -> int:
+    """Saved for the backward by two videos of so many frames of 8 x 8 tokens, one of them three times as long."""
+    name, settings = VARIANTS[variant]
+    positions = [grid_positions((n, 8, 8)) for n in (num_frames, 3 * num_frames)]
+    segments = Segments.from_lengths([len(one) for one in positions])
+    text_segments = Segments.from_lengths([3, 5])
     text = TextSelection.of(None, text_segments)
     saved: dict[int, torch.Tensor] = {}
 
@@ -52,15 +64,21 @@ def saved_bytes(depth: int, num_tokens: int, precision: str, width: int = 192) -
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        model = Dit(token_width=8, text_width=32, pooled_width=32, width=width, depth=depth, num_heads=3)
+        model = build(name, **WIDTHS, depth=depth, **settings)
+        with unset_fake_temporarily(), torch.device("cpu"):
+            layouts = Layouts(segments, torch.cat(positions)).built(model.layout_keys)
+        position_L3 = torch.cat(positions).to("cuda")
         segments, text_segments, text = (on_fake_device(one) for one in (segments, text_segments, text))
+        built = layouts._layouts
+        layouts = Layouts(segments, position_L3)
+        layouts._layouts = {key: on_fake_device(layout) for key, layout in built.items()}
         with (
             torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
             torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"),
         ):
             inputs = PackedInputs(
-                tokens_LD=torch.zeros(num_tokens, 8), position_L3=torch.zeros(num_tokens, 3, dtype=torch.int64),
-                segments=segments, timestep_S=torch.zeros(2), drop_text_S=text,
+                tokens_LD=torch.zeros(segments.num_tokens, 8), position_L3=position_L3, segments=segments,
+                timestep_S=torch.zeros(2), drop_text_S=text, layouts=layouts,
                 text=EncodedText(torch.zeros(8, 32), text_segments, torch.zeros(2, 32)),
             )  # fmt: skip
             model(inputs)
@@ -72,22 +90,34 @@ def on_fake_device(one):
     """The record with its tensors on the fake device; real ones cannot be pinned here."""
     values = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
     moved = {name: value.to("cuda") for name, value in values.items() if isinstance(value, torch.Tensor)}
-    if isinstance(one, TextSelection):
-        moved["segments"] = on_fake_device(one.segments)
+    moved |= {name: on_fake_device(value) for name, value in values.items() if isinstance(value, Segments)}
     return dataclasses.replace(one, **moved)
 
 
+def stated_bytes(variant: str, depth: int, num_frames: int, precision: str) -> int:
+    name, settings = VARIANTS[variant]
+    with torch.device("meta"):
+        model = build(name, **WIDTHS, depth=depth, **settings)
+    lengths = [64 * num_frames, 3 * 64 * num_frames]
+    return model.activation_bytes(lengths, [3, 5], precision=precision, checkpointed=False)
+
+
+def of_tokens_and_blocks(count, variant: str, precision: str) -> int:
+    """What two more blocks take for twice the tokens: weights and what does not grow with the tokens fall out."""
+    one, two = (count(variant, 4, n, precision) - count(variant, 2, n, precision) for n in (2, 4))
+    return two - one
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_saved_bytes_of_a_block_on_a_gpu_are_as_stated(fake_cuda, precision: str) -> None:
-    per_block = [saved_bytes(2, n, precision) - saved_bytes(1, n, precision) for n in (256, 512)]
-    assert (per_block[1] - per_block[0]) / 256 / 192 == pytest.approx(
-        ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH[precision], rel=0.01
-    )
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saved_bytes_on_a_gpu_are_as_stated(fake_cuda, variant: str, precision: str) -> None:
+    measured, stated = (of_tokens_and_blocks(count, variant, precision) for count in (saved_bytes, stated_bytes))
+    assert stated == pytest.approx(measured, rel=0.01), f"{measured / 512 / WIDTH / 2} per token, width and block"
 
 
 def test_autocast_keeps_a_copy_of_each_weight(fake_cuda) -> None:
-    block = Dit(token_width=8, text_width=32, pooled_width=32, width=192, depth=1, num_heads=3).blocks[0]
-    per_block = [saved_bytes(2, n, "bf16") - saved_bytes(1, n, "bf16") for n in (256, 512)]
+    block = Dit(**WIDTHS, depth=1).blocks[0]
+    per_block = [saved_bytes("dit", 2, n, "bf16") - saved_bytes("dit", 1, n, "bf16") for n in (1, 2)]
     copies = 2 * per_block[0] - per_block[1]
     assert copies == pytest.approx(AUTOCAST_BYTES * sum(p.numel() for p in block.parameters()), rel=0.03)
 

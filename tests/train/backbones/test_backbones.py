@@ -27,6 +27,27 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "dit": ("dit", {}),
     "dit, registers and positions": ("dit", {"num_registers": 2, "absolute_positions": True}),
     "dit, hint and scalars": ("dit", {"hint_width": 4, "scalars": ("level", "fps")}),
+    "temporal": ("temporal", {}),
+    "temporal, attention and registers": (
+        "temporal",
+        {"layers": ("attention",), "num_registers": 2, "absolute_positions": True},
+    ),
+    "temporal, convolution, hint and scalars": (
+        "temporal",
+        {"layers": ("conv",), "hint_width": 4, "scalars": ("level", "fps")},
+    ),
+    "mdt": ("mdt", {}),
+    "mdt, positions and bias": ("mdt", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
+    "mdt, no masking, hint and scalars": ("mdt", {"mask_ratio": (), "hint_width": 4, "scalars": ("level", "fps")}),
+    "uvit": ("uvit", {}),
+    "uvit, registers and convolution": ("uvit", {"num_registers": 2, "conv": True, "patch": (1, 2, 1)}),
+    "uvit, hint and scalars, no skips": ("uvit", {"hint_width": 4, "scalars": ("level", "fps"), "skips": False}),
+    "diffit": ("diffit", {}),
+    "diffit, positions and bias": ("diffit", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
+    "diffit, time in the bias, hint and scalars": (
+        "diffit",
+        {"time_in": "bias", "relative_bias": (2, 2, 3), "hint_width": 4, "scalars": ("level", "fps")},
+    ),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 

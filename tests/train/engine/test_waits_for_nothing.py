@@ -12,6 +12,8 @@ from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
+from train.backbones.mdt import MdtSettings
+from train.backbones.uvit import UvitSettings
 from train.captioner.task import CaptionerSettings, CaptionerTask
 from train.compressors.loss import CompressorLossSettings
 from train.compressors.settings import CompressorSettings
@@ -78,14 +80,22 @@ DIT = {
         "absolute_positions": True, "sample_prompts": ("a red circle",),
     },
     "flex": {"attention_backend": "flex", "num_registers": 1},
+    "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
+    "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
+    "uvit": {
+        "backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5"), "uvit": UvitSettings(conv=True),
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DIT)
 @pytest.mark.usefixtures("without_validation")
 def test_steps_of_the_generator(steps, tmp_path, monkeypatch, name):
-    def flex(q_LHD, k_MHD, v_MHD, segments_q, segments_k):
+    def flex(q_LHD, k_MHD, v_MHD, segments_q, segments_k, *, bias=None):
         assert segments_q.block_mask(segments_k).kv_indices.device.type == "cuda"
+        if bias is not None:
+            zero = torch.zeros(1, dtype=torch.int64, device="cuda")
+            q_LHD = q_LHD + 0 * bias.score_mod()(q_LHD.new_zeros(1), zero, zero, zero, zero)
         return attention._loop(q_LHD, k_MHD, v_MHD, segments_q, segments_k)
 
     monkeypatch.setattr(attention, "_flex", flex)

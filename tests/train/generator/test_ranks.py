@@ -33,6 +33,9 @@ LEARNED = {
         "diffusion": DiffusionSettings(schedule="linear", prediction="epsilon", discrete=True),
         "loss_norm": "token",
     },
+    "diffit": {"backbone": "diffit"},
+    "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
+    "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
 }
 
 
@@ -55,7 +58,7 @@ def make_task(capacity: int, **changes) -> DitTask:
     names = [str(index) for index in range(11)]
     task = DitTask(
         MemorySource(latents, names, names),
-        DitSettings(width=24, depth=2, num_heads=2, caption_dropout=0.25, **changes),
+        DitSettings(**({"width": 24, "depth": 2, "num_heads": 2, "caption_dropout": 0.25} | changes)),
         PlanSettings(capacity=capacity),
         compressor="patch:4",
         buckets=BUCKETS,

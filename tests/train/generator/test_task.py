@@ -17,6 +17,7 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
+from train.backbones.uvit import Uvit, UvitSettings
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings, sample_timesteps_and_noise
 from train.engine.settings import TrainerSettings
@@ -389,6 +390,14 @@ def test_invalid_arguments_are_refused():
         make_task(loss_norm="mean")
     with pytest.raises(UsageError, match="needs a CUDA device"):
         make_task(attention_backend="varlen")
+    with pytest.raises(UsageError, match="settings of backbone 'uvit' have no effect with backbone 'dit'"):
+        make_task(uvit=UvitSettings(skips=False))
+
+
+def test_a_backbone_is_built_with_its_own_settings_and_the_patch():
+    task = make_task(backbone="uvit", depth=2, uvit=UvitSettings(skips=False, conv=True))
+    assert isinstance(task.model, Uvit)
+    assert {"skips": False, "conv": True, "patch": list(task.settings.patch)}.items() <= task.config["backbone"].items()
 
 
 def test_given_frames_come_clean_and_nothing_is_learned_on_them():

@@ -22,10 +22,18 @@ from tests.stand_ins.block_task import (
 from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from tests.stand_ins.ranks import exit_codes, start_ranks
+from train.backbones.diffit import DiffitSettings
+from train.backbones.mdt import MdtSettings
+from train.backbones.registry import BACKBONES
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
 from train.parallel import fsdp
 
+OTHER_BACKBONES: dict[str, dict[str, object]] = {
+    "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
+    "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
+}
+"""Backbones beside `dit`, with settings that use all of their parts."""
 CLOCKS = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -138,6 +146,28 @@ def test_packs_train_the_same_transformer_however_they_are_distributed(tmp_path)
     assert [line["loss"] for line in rounded] == pytest.approx([line["loss"] for line in one], rel=0.02)
     weights = load_file(tmp_path / "bf16" / "checkpoints" / "step-000006" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_each_other_backbone_trains_the_same_on_two_sharded_checkpointed_ranks(tmp_path):
+    assert set(OTHER_BACKBONES) == set(BACKBONES) - {"dit", "temporal"}, "temporal layers train over a frozen base"
+    runs = []
+    for name, dit in OTHER_BACKBONES.items():
+        train_packed(str(tmp_path / name), {"num_steps": 2}, {"backbone": name} | dit)
+        how = {"num_steps": 2, "accumulation": 1, "parallel": "fsdp", "activation_checkpointing": True}
+        runs.append((str(tmp_path / f"{name} sharded"), how, {"backbone": name} | dit))
+    assert exit_codes(start_ranks(train_several_packed, runs)) == [0, 0]
+    for name in OTHER_BACKBONES:
+        assert_same_training(tmp_path / name, tmp_path / f"{name} sharded", step=2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at every tensor that goes in
+@pytest.mark.parametrize("name", OTHER_BACKBONES)
+def test_compiled_blocks_of_each_other_backbone_train_the_same(tmp_path, name):
+    dit = {"backbone": name} | OTHER_BACKBONES[name]
+    train_packed(str(tmp_path / "plain"), {"num_steps": 2}, dit)
+    train_packed(str(tmp_path / "compiled"), {"num_steps": 2, "compile": True}, dit)
+    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2)
 
 
 @pytest.mark.slow

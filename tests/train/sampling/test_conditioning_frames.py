@@ -263,7 +263,7 @@ def test_without_frame_conditioning_long_videos_are_averaged_windows_in_bounded_
     assert whole.shape[0] == 65
     assert {longest for _, longest in lengths} == {5 * 6}
     lengths.clear()
-    monkeypatch.setattr("train.sampling.sampler.MAX_PACK_TOKENS", 2 * 60)
+    monkeypatch.setattr("train.sampling.solver_settings.MAX_PACK_TOKENS", 2 * 60)
     bounded = sample(sampler, requested).video_THWC
     assert max(tokens for tokens, _ in lengths) <= 120
     assert np.abs(whole.astype(int) - bounded.astype(int)).max() <= 1

@@ -217,3 +217,43 @@ def test_a_read_that_is_planted_into_a_solver_step_is_seen():
             integrate(lambda x_LD, t_S: x_LD * float(x_LD.sum()), noise_LD, segments.to("cuda"), times_KS)
     assert sum(log.host_syncs.values()) == 4
     assert not log.blocking_copies
+
+
+class SeesContext(TowardsConstant):
+    """Of the new frames 10 more if there are conditioning frames."""
+
+    def forward(self, inputs):
+        mask_L = inputs.condition_mask_L
+        has_context = inputs.segments.sum(mask_L[:, None].float())[inputs.segments.segment_ids_L] > 0
+        return super().forward(inputs) + 10.0 * has_context
+
+
+@pytest.mark.parametrize(
+    ("scale", "context", "expected"),
+    [
+        (1.0, 1.0, 13.0),
+        (1.0, 3.0, 3.0 + 3 * (13 - 3)),
+        (2.0, 1.0, 9.0 + 2 * (13 - 9)),
+        (2.0, 3.0, -1.0 + 3 * (9 + 1) + 2 * (13 - 9)),
+        (2.0, 0.0, -1.0 + 2 * (13 - 9)),
+    ],
+)
+def test_context_guidance_extrapolates_from_the_prediction_without_conditioning_frames(scale, context, expected):
+    """f_0 + context (f_S - f_0), and on it the difference that the text makes."""
+    model = SeesContext()
+    clean_LD = torch.full((6, WIDTH), 5.0)
+    one = video(clean_LD=clean_LD, condition_mask_K=(True, False, False))
+    (found,) = run(model, [one], guidance=Guidance(scale=scale, context=context))
+    torch.testing.assert_close(found[2:], torch.full((4, WIDTH), expected))
+    assert torch.equal(found[:2], clean_LD[:2])
+    copies = 1 + (scale != 1) + (context != 1)
+    noise_LD = torch.randn(6, WIDTH, generator=seeded_generator("sample", 0, 0))
+    for call in model.calls:
+        assert len(call["lengths"]) == copies
+        x, mask = call["x"].chunk(copies), call["mask"].chunk(copies)
+        assert torch.equal(x[0][:2], clean_LD[:2])
+        if context != 1:
+            t = call["t"][-1]
+            assert not mask[-1].any()
+            torch.testing.assert_close(x[-1][:2], (1 - t) * clean_LD[:2] + t * noise_LD[:2])
+            assert torch.equal(x[-1][2:], x[0][2:])

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-import train.sampling.sampler as module
 from packing.buckets import Bucket
 from packing.grid import Grid
 from recaption.errors import CheckpointMismatchError, UsageError
@@ -86,7 +85,7 @@ def test_a_prompt_gives_the_same_video_alone_and_among_others(sampler):
 def test_the_limit_of_tokens_does_not_change_the_videos(sampler, monkeypatch):
     prompts = ["red", "blue", "green"]
     at_once = sample_videos(sampler, prompts)
-    monkeypatch.setattr(module, "MAX_PACK_TOKENS", 12 * 2)
+    monkeypatch.setattr("train.sampling.solver_settings.MAX_PACK_TOKENS", 12 * 2)
     for one, other in zip(at_once, sample_videos(sampler, prompts)):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 

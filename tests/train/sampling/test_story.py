@@ -88,6 +88,8 @@ def test_a_dissolve_without_a_model_for_it_is_an_even_mix_of_both_shots():
     shown = [film.shown(0, first, dissolves), film.shown(1, second, dissolves)]
     levels = [[int(frame[0, 0, 0]) for frame in shot] for shot in shown]
     assert levels == [[200] * 6 + [180, 140], [100, 60] + [40] * 4]
+    alone = [film.undissolved(number, frames_THWC) for number, frames_THWC in enumerate(shown)]
+    assert [(len(frames_THWC), set(frames_THWC.flat)) for frames_THWC in alone] == [(6, {200}), (4, {40})]
 
 
 def test_a_dissolve_of_the_model_is_sampled_between_the_frames_that_are_kept():
