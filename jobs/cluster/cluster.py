@@ -82,10 +82,6 @@ class Cluster:
         """Throughput of the last stage: parts, units, workers, wall, busy and CPU seconds, utilisation, rate."""
         return self._throughput.summary()
 
-    def decoder_fallbacks(self) -> dict[str, int]:
-        """Of the last stage: reason -> requests for frames that PyAV answered in the place of another decoding backend."""
-        return dict(sorted(self._throughput.decoder_fallbacks.items()))
-
     def __enter__(self) -> Cluster:
         return self
 

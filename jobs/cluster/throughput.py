@@ -63,7 +63,8 @@ class Throughput:
         if not self.num_parts:
             return {}
         available = self.wall_seconds * len(self.workers)
-        return {
+        fallbacks = dict(sorted(self.decoder_fallbacks.items()))
+        return ({"decoder_fallbacks": fallbacks} if fallbacks else {}) | {
             "parts": self.num_parts,
             "unit": self.unit.removeprefix("num_"),
             "units": self.num_units,

@@ -79,6 +79,7 @@ def export(
     document["failures"] = [failure | {"uri": source_name(failure["uri"], settings.local_paths)}
                             for failure in summary["failures"]]  # fmt: skip
     folder.write_bytes(SUMMARY, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    throughput = cluster.throughput()
     return {
         "layout": layout.name,
         "export": folder.uri,
@@ -88,8 +89,8 @@ def export(
         "computed_parts": len(missing),
         "skipped_parts": len(parts) - len(missing),
         "removed_files": removed,
-        "decoder_fallbacks": cluster.decoder_fallbacks(),
-        "throughput": cluster.throughput(),
+        "decoder_fallbacks": throughput.get("decoder_fallbacks", {}),
+        "throughput": throughput,
     }
 
 

@@ -44,4 +44,4 @@ def test_fallbacks_of_a_decoding_backend_are_summed_by_reason():
     for fallbacks in ({"hdr": 2}, {}, {"hdr": 1, "timeout": 1}):
         usage = {"worker": "a", "wall_seconds": 1.0, "cpu_seconds": 1.0, "decoder_fallbacks": fallbacks}
         stage.add(usage, 1)
-    assert stage.decoder_fallbacks == {"hdr": 3, "timeout": 1}
+    assert stage.summary()["decoder_fallbacks"] == {"hdr": 3, "timeout": 1}
