@@ -64,7 +64,8 @@ class Outcome:
             self.max_mean_level = max(self.max_mean_level, mean)
             if is_consecutive and mean:
                 neighbours = [expected_THWC[n] for n in (number - 1, number + 1) if 0 <= n < len(expected_THWC)]
-                self.num_other_frames += any(float(_difference(frame, n).mean()) < mean for n in neighbours)
+                own = _spread(frame, expected_THWC[number])
+                self.num_other_frames += any(_spread(frame, n) < own for n in neighbours)
         self.max_level = max(self.max_level, level)
         return float(np.mean(means)), level
 
@@ -78,6 +79,11 @@ class Outcome:
             f"fallbacks of {self.num_requests} requests ({num_fallbacks / max(1, self.num_requests):.1%}): {reasons}; "
             f"lost rows {self.num_lost_rows}, rows that PyAV refuses {self.num_found_rows}"
         )
+
+
+def _spread(a: np.ndarray, b: np.ndarray) -> float:
+    """Standard deviation of the difference: conversions that round another way differ by a constant level in all pixels."""
+    return float(np.std(a.astype(np.int16) - b))
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
