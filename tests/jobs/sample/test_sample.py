@@ -56,7 +56,7 @@ class StandIn(sampler.Sampler):
 def requests(monkeypatch):
     """The requests that reached the model."""
     received = []
-    monkeypatch.setattr(sampler.Sampler, "from_checkpoint", lambda path, device: StandIn(received))
+    monkeypatch.setattr(sampler.Sampler, "from_checkpoint", lambda path, device, base="": StandIn(received))
     monkeypatch.setattr(step_folder, "find", lambda path: SimpleNamespace(path=path))
     return received
 

@@ -40,7 +40,7 @@ def sampled(monkeypatch):
         return sample_requests(requests, *args, **more)
 
     small.sample_requests = recorded
-    monkeypatch.setattr(sampling.Sampler, "from_checkpoint", lambda path, device: small)
+    monkeypatch.setattr(sampling.Sampler, "from_checkpoint", lambda path, device, base="": small)
     monkeypatch.setattr(step_folder, "find", lambda path: SimpleNamespace(path=path))
     return texts
 
