@@ -22,6 +22,7 @@ SIZES: dict[str, dict[str, object]] = {
     "temporal": {"width": 24, "depth": 2, "num_heads": 2},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
     "uvit": {"width": 24, "depth": 4, "num_heads": 2},
+    "separable": {"width": 24, "depth": 2, "num_heads": 2},
     "diffit": {"width": 24, "depth": 2, "num_heads": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""

@@ -19,6 +19,7 @@ BACKBONES = {
     "diffit": "train.backbones.diffit:Diffit",
     "temporal": "train.backbones.temporal:TemporalDit",
     "uvit": "train.backbones.uvit:Uvit",
+    "separable": "train.backbones.separable:Separable",
 }
 """Name -> module:class; a module is imported when its backbone is built."""
 

@@ -11,6 +11,7 @@ from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_wei
 from recaption.errors import UsageError
 from train.backbones.diffit import DiffitSettings
 from train.backbones.mdt import MdtSettings
+from train.backbones.separable import SeparableSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
@@ -21,6 +22,7 @@ SETTINGS_OF_BACKBONES = {
     "temporal": ("temporal", "temporal-unet"),
     "mdt": ("mdt",),
     "uvit": ("uvit",),
+    "separable": ("separable",),
     "diffit": ("diffit",),
 }
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
@@ -70,11 +72,12 @@ class DitSettings:
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`, `uvit`, `mdt`, `diffit`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with temporal
-    layers; see docs/backbones.md."""
+    """`dit`, `uvit`, `separable`, `mdt`, `diffit`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with
+    temporal layers; see docs/backbones.md."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)
+    separable: SeparableSettings = field(default_factory=SeparableSettings)
     diffit: DiffitSettings = field(default_factory=DiffitSettings)
     width: int = 192
     """Channels per token."""

@@ -46,6 +46,7 @@ def fake_cuda(monkeypatch):
 WIDTH, NUM_HEADS = 192, 3
 WIDTHS = {"token_width": 8, "text_width": 32, "pooled_width": 32, "width": WIDTH, "num_heads": NUM_HEADS}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in TRANSFORMERS} | {
+    "separable, convolution along time": ("separable", {"time": "conv"}),
     "uvit, no skips": ("uvit", {"skips": False}),
 }
 """Name of the case -> backbone and settings that change what it saves."""

@@ -35,6 +35,7 @@ LEARNED = {
     },
     "diffit": {"backbone": "diffit"},
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
+    "separable": {"backbone": "separable", "conditions": ("none=0.5", "first=0.5")},
     "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
 }
 

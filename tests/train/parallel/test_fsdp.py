@@ -25,6 +25,7 @@ from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.backbones.diffit import DiffitSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.registry import BACKBONES
+from train.backbones.uvit import UvitSettings
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
 from train.parallel import fsdp
@@ -32,6 +33,8 @@ from train.parallel import fsdp
 OTHER_BACKBONES: dict[str, dict[str, object]] = {
     "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
     "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
+    "uvit": {"num_registers": 1, "uvit": UvitSettings(conv=True), "conditions": ("none=0.5", "first=0.5")},
+    "separable": {"absolute_positions": True, "conditions": ("none=0.5", "first=0.5")},
 }
 """Backbones beside `dit`, with settings that use all of their parts."""
 CLOCKS = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
