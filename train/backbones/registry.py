@@ -17,6 +17,7 @@ BACKBONES = {
     "dit": "train.backbones.dit:Dit",
     "mdt": "train.backbones.mdt:Mdt",
     "diffit": "train.backbones.diffit:Diffit",
+    "diffit_pixels": "train.backbones.diffit_pixels:DiffitPixels",
     "temporal": "train.backbones.temporal:TemporalDit",
     "uvit": "train.backbones.uvit:Uvit",
     "separable": "train.backbones.separable:Separable",

@@ -10,6 +10,7 @@ from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
 from train.backbones.diffit import DiffitSettings
+from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.separable import SeparableSettings
 from train.backbones.temporal import TemporalSettings
@@ -21,9 +22,10 @@ from train.diffusion.process import DiffusionSettings
 SETTINGS_OF_BACKBONES = {
     "temporal": ("temporal", "temporal-unet"),
     "mdt": ("mdt",),
-    "uvit": ("uvit",),
     "separable": ("separable",),
     "diffit": ("diffit",),
+    "diffit_pixels": ("diffit_pixels",),
+    "uvit": ("uvit",),
 }
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
 
@@ -72,13 +74,14 @@ class DitSettings:
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
     which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`, `uvit`, `separable`, `mdt`, `diffit`, or `temporal`: the frozen `dit` of `init_from`, trained on images, with
-    temporal layers; see docs/backbones.md."""
+    """Architecture of the transformer, one of docs/backbones.md. `temporal` is the frozen `dit` of `init_from`, trained on
+    images, with temporal layers."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)
     separable: SeparableSettings = field(default_factory=SeparableSettings)
     diffit: DiffitSettings = field(default_factory=DiffitSettings)
+    diffit_pixels: DiffitPixelsSettings = field(default_factory=DiffitPixelsSettings)
     width: int = 192
     """Channels per token."""
     depth: int = 6

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +28,25 @@ from torch import Tensor
 from train.layers.segments import Segments
 from train.parallel.transfer import copied
 
-LayoutKey = tuple[str | int, ...]
-"""("frames",), ("places",), ("places", "videos"), ("windows", h, w) or ("windows", h, w, top, left)."""
+
+class BuiltLayout(Protocol):
+    """What `Layouts` keeps."""
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+    def repeated(self, times: int) -> Any:
+        """Of the same samples `times` times in one pack."""
+
+
+class LayoutBuilder(Protocol):
+    """A key that builds something else for its backbone, a pyramid of grids for example; hashable."""
+
+    def build(self, segments: Segments, position_L3: Tensor) -> BuiltLayout:
+        """On the CPU."""
+
+
+LayoutKey = tuple[str | int, ...] | LayoutBuilder
+"""("frames",), ("places",), ("places", "videos"), ("windows", h, w), ("windows", h, w, top, left), or a builder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +60,8 @@ class Layout:
     """int64: token of the pack at each place of the layout; None: the order of the pack."""
     inverse_L: Tensor | None
     """int64: place in the layout of each token of the pack; None: the order of the pack, or samples are left out."""
+    pack_tokens: int
+    """Tokens of the pack, those left out included."""
 
     def gather(self, x_LD: Tensor) -> Tensor:
         """Tokens of the pack in the order of the layout."""
@@ -62,7 +82,18 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         index, inverse = (None if one is None else copied(one, device) for one in (self.index_L, self.inverse_L))
-        return Layout(self.segments.to(device), self.samples.to(device), index, inverse)
+        return Layout(self.segments.to(device), self.samples.to(device), index, inverse, self.pack_tokens)
+
+    def repeated(self, times: int) -> Layout:
+        """Of the same samples `times` times in one pack."""
+
+        def of(index_L: Tensor | None) -> Tensor | None:
+            if index_L is None:
+                return None
+            return torch.cat([index_L + copy * self.pack_tokens for copy in range(times)])
+
+        segments, samples = self.segments.repeated(times), self.samples.repeated(times)
+        return Layout(segments, samples, of(self.index_L), of(self.inverse_L), times * self.pack_tokens)
 
 
 class Layouts:
@@ -75,14 +106,19 @@ class Layouts:
                 sync), so build those that a model needs (`built`) before the batch is moved.
         """
         self.segments, self.position_L3 = segments, position_L3
-        self._layouts: dict[LayoutKey, Layout] = {}
+        self._layouts: dict[LayoutKey, Any] = {}
         self._repeated: dict[int, Layouts] = {}
 
-    def __getitem__(self, key: LayoutKey) -> Layout:
-        """Raises ValueError where the key names no layout."""
+    def __getitem__(self, key: LayoutKey) -> Any:
+        """A `Layout`, or what the builder builds. Raises ValueError where the key names no layout."""
         if key not in self._layouts:
-            device = self.segments.cu_seqlens.device
-            self._layouts[key] = _layout(self.segments, self.position_L3.cpu(), key).to(device)
+            position_L3 = self.position_L3.cpu()
+            made = (
+                layout_of(self.segments, position_L3, key)
+                if isinstance(key, tuple)
+                else key.build(self.segments, position_L3)
+            )
+            self._layouts[key] = made.to(self.segments.cu_seqlens.device)
         return self._layouts[key]
 
     def built(self, keys: Iterable[LayoutKey]) -> Layouts:
@@ -103,23 +139,12 @@ class Layouts:
             return self
         if times not in self._repeated:
             again = Layouts(self.segments.repeated(times), self.position_L3.repeat(times, 1))
-            num_tokens = self.segments.num_tokens
-            again._layouts = {key: _repeated(layout, times, num_tokens) for key, layout in self._layouts.items()}
+            again._layouts = {key: layout.repeated(times) for key, layout in self._layouts.items()}
             self._repeated[times] = again
         return self._repeated[times]
 
 
-def _repeated(layout: Layout, times: int, num_tokens: int) -> Layout:
-    def of(index_L: Tensor | None) -> Tensor | None:
-        if index_L is None:
-            return None
-        return torch.cat([index_L + copy * num_tokens for copy in range(times)])
-
-    segments, samples = layout.segments.repeated(times), layout.samples.repeated(times)
-    return Layout(segments, samples, of(layout.index_L), of(layout.inverse_L))
-
-
-def _layout(segments: Segments, position_L3: Tensor, key: LayoutKey) -> Layout:
+def layout_of(segments: Segments, position_L3: Tensor, key: tuple[str | int, ...]) -> Layout:
     """Tokens sorted by (sample, group) and, within a group, in the order of the pack."""
     samples, token_L = segments, torch.arange(segments.num_tokens)
     if key[1:] == ("videos",):
@@ -131,8 +156,9 @@ def _layout(segments: Segments, position_L3: Tensor, key: LayoutKey) -> Layout:
     index_L = token_L[torch.argsort(group_L, stable=True)]
     lengths, is_whole = Segments.from_lengths(count_G.tolist()), len(index_L) == segments.num_tokens
     if is_whole and bool((index_L == torch.arange(len(index_L))).all()):
-        return Layout(lengths, samples, None, None)
-    return Layout(lengths, samples, index_L, torch.argsort(index_L) if is_whole else None)
+        return Layout(lengths, samples, None, None, len(index_L))
+    inverse_L = torch.argsort(index_L) if is_whole else None
+    return Layout(lengths, samples, index_L, inverse_L, segments.num_tokens)
 
 
 def _videos(segments: Segments, position_L3: Tensor) -> tuple[Segments, Tensor]:
@@ -143,7 +169,7 @@ def _videos(segments: Segments, position_L3: Tensor) -> tuple[Segments, Tensor]:
     return videos, torch.tensor(is_video)[segments.segment_ids_L.cpu()].nonzero()[:, 0]
 
 
-def _groups(position_L3: Tensor, key: LayoutKey) -> Tensor:
+def _groups(position_L3: Tensor, key: tuple[str | int, ...]) -> Tensor:
     """(L, K) int64: tokens of one sample with equal rows are one group."""
     frame_L, row_L, column_L = position_L3.unbind(1)
     match key:

@@ -28,7 +28,7 @@ def flags(name: str) -> list[str]:
     found = ["--backbone", name]
     for setting, value in SIZES[name].items():
         group = "" if setting in SHARED else f"{name}."
-        found += [f"--train-dit.dit.{group}{setting.replace('_', '-')}", str(value)]
+        found += [f"--train-dit.dit.{group}{setting}".replace("_", "-"), str(value)]
     return found
 
 
