@@ -3,7 +3,7 @@
     EXPERIMENT = Experiment(
         question="Do long skips help a U-shaped transformer at equal tokens?",
         source="U-ViT (2209.12152), figure 2",
-        arms=(Arm("skips", dit={"backbone": "uvit"}), Arm("no_skips", dit={"backbone": "uvit", "skips": False})),
+        arms=(Arm("skips", dit={"backbone": "uvit"}), Arm("no_skips", dit={"backbone": "uvit", "uvit": {"skips": False}})),
         claims=(Claim("with skips more prompts are followed", "skips", "no_skips"),),
     )
 

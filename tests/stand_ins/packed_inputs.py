@@ -26,6 +26,8 @@ SIZES: dict[str, dict[str, object]] = {
     "diffit_pixels": {"width": 12, "depth": 1, "num_heads": 1, "stages": 3, "window": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""
+TRANSFORMERS = tuple(name for name, sizes in SIZES.items() if "width" in sizes)
+"""Backbones of any width, which know their own cost."""
 
 
 def make_backbone(name: str, seed: int = 0, **changes: object) -> nn.Module:

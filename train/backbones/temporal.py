@@ -34,7 +34,7 @@ from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder
-from train.backbones.flops import FORWARD_AND_BACKWARD
+from train.backbones.flops import FORWARD_AND_BACKWARD, tokens_in_frames_and_places
 from train.backbones.interface import PackedInputs
 from train.layers.adaln import modulated_layer_norm
 from train.layers.attention import packed_attention
@@ -46,7 +46,7 @@ from train.layers.text_condition import TextSelection
 from train.text.encoder import EncodedText
 
 LAYERS = ("attention", "conv")
-ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 78.0, "bf16": 51.0}
+ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 73.7, "bf16": 41.1}
 """Of one temporal layer with both kinds, saved for backward."""
 SAVED_OVER_FROZEN = {"fp32": 26.0, "bf16": 17.0}
 """The same over a frozen image model, less what its products need not save where their weights have no gradient."""
@@ -175,18 +175,28 @@ class TemporalDit(nn.Module):
     def flops(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
     ) -> float:
-        """Forward and backward; attention is within frames and along time at one place."""
+        """Forward and backward; embeddings and modulation are not counted."""
         width, layers = self.config["width"], self.config["layers"]
-        linear, square = layer_flops_coefficients(width)
-        shapes = np.asarray(token_shapes or [(1, 1, length) for length in num_tokens], dtype=np.float64)
-        frames, places = shapes[:, 0], shapes[:, 1] * shapes[:, 2]
-        tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
-        # out, then of attention q, k, v and the projection
-        matrices = 3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
+        linear, _ = layer_flops_coefficients(width)
+        matrices = (
+            3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
+        )  # of width x width: out, cross-attention's q and out
         per_token = linear + (4 + 2 * matrices) * width**2  # 4: cross-attention of the image model
-        within = square * (frames * places**2 + ("attention" in layers) * places * frames**2 + tokens * text)
-        forward = per_token * tokens + 8 * width**2 * text + within
-        return float(FORWARD_AND_BACKWARD * len(self.temporal) * forward.sum())
+        per_text_token = 8 * width**2
+        forward = per_token * sum(num_tokens) + per_text_token * sum(num_text_tokens)
+        forward += self._attention_flops(num_tokens, num_text_tokens, token_shapes)
+        return FORWARD_AND_BACKWARD * len(self.temporal) * forward
+
+    def _attention_flops(
+        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3]
+    ) -> float:
+        """Forward, of scores and their sums of values, per block: within frames, along time, and to the text."""
+        tokens, text = np.asarray(num_tokens, dtype=np.float64), np.asarray(num_text_tokens, dtype=np.float64)
+        per_frame, per_place = tokens_in_frames_and_places(num_tokens, token_shapes)
+        keys = per_frame + self.config["num_registers"] + 2 * text
+        if "attention" in self.config["layers"]:
+            keys = keys + per_place
+        return 4.0 * self.config["width"] * float((tokens * keys).sum())
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool

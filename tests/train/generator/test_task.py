@@ -390,7 +390,7 @@ def test_invalid_arguments_are_refused():
         make_task(loss_norm="mean")
     with pytest.raises(UsageError, match="needs a CUDA device"):
         make_task(attention_backend="varlen")
-    with pytest.raises(UsageError, match="settings of backbone 'uvit' have no effect with backbone 'dit'"):
+    with pytest.raises(UsageError, match="settings of uvit have no effect with backbone 'dit'"):
         make_task(uvit=UvitSettings(skips=False))
 
 
