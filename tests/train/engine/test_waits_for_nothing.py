@@ -13,6 +13,7 @@ from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from train.backbones.mdt import MdtSettings
+from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.captioner.task import CaptionerSettings, CaptionerTask
 from train.compressors.loss import CompressorLossSettings
@@ -80,6 +81,10 @@ DIT = {
         "absolute_positions": True, "sample_prompts": ("a red circle",),
     },
     "flex": {"attention_backend": "flex", "num_registers": 1},
+    "temporal": {
+        "backbone": "temporal", "num_registers": 1, "temporal": TemporalSettings(freeze_base=False),
+        "conditions": ("none=0.5", "first=0.5"),
+    },
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
     "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
     "uvit": {
