@@ -17,7 +17,7 @@ class Export(OnRun):
     shown = under("shard.buckets", "max_samples_per_shard max_shard_bytes")
     takes = ("filters", "prepare.decode", *under("shard.buckets", "max_samples_per_shard max_shard_bytes"))
     to: str
-    """Layout: folder, jsonl, hf, webdataset, energon, fastvideo, ltx, diffsynth, automodel or cosmos."""
+    """Layout: folder, jsonl, hf, webdataset, energon, fastvideo, ltx, diffsynth, automodel, cosmos, lance or fiftyone."""
     out: str
     """Folder of the export: a local path or a fsspec URI."""
     captions: str = ""

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.cluster.cluster import Cluster
-from jobs.export.card import card
 from jobs.export.clip_files import ExportClip, ExportedClip
 from jobs.export.clips import PlannedClips, plan_clips, source_name
 from jobs.export.dataset import ExportedDataset
+from jobs.export.files.card import card
+from jobs.export.files.lance_table import FRAGMENTS, commit, import_lance
 from jobs.export.folder import check_folder, committed_parts, remove_stale
 from jobs.export.layouts import Layout, layout_of
 from jobs.export.settings import ExportSettings
@@ -53,6 +54,8 @@ def export(
     )
     settings = dataclasses.replace(settings, model=model.name)
     planned = plan_clips(run, recipe, settings, model, layout)
+    if layout.container == "lance":
+        import_lance()
     if dry_run:
         return _estimate(planned, settings)
     folder = RunFolder(out)
@@ -72,6 +75,8 @@ def export(
     for _ in cluster.run_parts(ExportWorker, worker, missing, title="export", unit="clips"):
         pass
     removed = remove_stale(folder, layout, hashes, {clip.clip_id for clip in planned.clips})
+    if layout.container == "lance":
+        commit(folder, layout.folder, [folder.table_metadata(f"{name}.parquet")[FRAGMENTS] for name in hashes])
     table = folder.read_parts([f"{name}.parquet" for name in hashes], EXPORTED_SCHEMA)
     files = _write_lists(folder, layout, model, settings, table)
     summary = _account(planned, table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from jobs.export.files.lance_table import FRAGMENTS, has_files
 from jobs.export.layouts import Layout
 from jobs.export.settings import ExportSettings
 from packing.shards.index import is_committed
@@ -64,10 +65,13 @@ def committed_parts(
 
 
 def _is_whole(folder: RunFolder, layout: Layout, name: str, key: str, sizes: dict[str, int]) -> bool:
-    if layout.in_tars:
+    if layout.container == "tars":
         return is_committed(folder, name, key)
-    if not folder.exists(f"{name}.parquet") or folder.table_metadata(f"{name}.parquet")["plan_hash"] != key:
+    if not folder.exists(f"{name}.parquet"):
         return False
+    metadata = folder.table_metadata(f"{name}.parquet")
+    if metadata["plan_hash"] != key or layout.container == "lance":
+        return metadata["plan_hash"] == key and has_files(folder, layout.folder, metadata[FRAGMENTS])
     for row in folder.read_columns(f"{name}.parquet", ["clip_id", "file", "num_video_bytes", "status"]).to_pylist():
         if row["status"] == "ok":
             sidecars = [layout.sidecar_path(row["clip_id"], extension) for extension in layout.sidecars]

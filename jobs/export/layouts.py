@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from jobs.export import index_files, trainer_configs
 from jobs.export.dataset import ExportedDataset
+from jobs.export.files import lists, trainer_configs
 from recaption.errors import UsageError
 
 Writer = Callable[[ExportedDataset], str]
@@ -33,8 +34,8 @@ class Layout:
     """Whether clips lie in subfolders by the first two digits of their id: the Hub takes 10,000 files a folder."""
     sidecars: Mapping[str, str] = field(default_factory=dict)
     """Extension (txt: the caption; json: all that is known of the clip) -> folder, of files with the name of each clip."""
-    in_tars: bool = False
-    """Whether clips lie in WebDataset tars (members mp4, txt, json) and not as files."""
+    container: Literal["files", "tars", "lance"] = "files"
+    """Whether clips are files, lie in WebDataset tars (members mp4, txt, json), or in the Lance table `folder`."""
     takes_windows: bool = False
     """Its trainer takes a random window of the model's frames from each clip, and fails for one that is not longer."""
     files: Mapping[str, Writer] = field(default_factory=dict)
@@ -54,11 +55,11 @@ class Layout:
 
     def folders(self) -> list[str]:
         """Folders that hold one file per clip."""
-        return [] if self.in_tars else sorted({self.folder, *self.sidecars.values()})
+        return [] if self.container != "files" else sorted({self.folder, *self.sidecars.values()})
 
     def part_name(self, part: int) -> str:
         """Name, without extension, of the table that commits a part; of the tar itself where there are tars."""
-        return f"{self.folder if self.in_tars else '.recaption/parts'}/{part:06d}"
+        return f"{self.folder if self.container == 'tars' else '.recaption/parts'}/{part:06d}"
 
 
 LAYOUTS = {
@@ -75,7 +76,7 @@ LAYOUTS = {
                 "ai-toolkit.yaml": trainer_configs.ai_toolkit,
                 "finetrainers.json": trainer_configs.finetrainers,
             },
-            file_set=index_files.musubi_jsonl,
+            file_set=lists.musubi_jsonl,
             usage="""diffusion-pipe: dataset = '{root}/diffusion-pipe.toml' in the training config
 musubi-tuner: --dataset_config {root}/musubi-tuner.toml
 ai-toolkit: the datasets of {root}/ai-toolkit.yaml in the training config
@@ -86,10 +87,10 @@ finetrainers: --dataset_config {root}/finetrainers.json""",
             trainers="musubi-tuner, and any script that reads JSON lines",
             folder="clips",
             files={
-                "dataset.jsonl": index_files.all_columns_jsonl,
+                "dataset.jsonl": lists.all_columns_jsonl,
                 "musubi-tuner.toml": trainer_configs.musubi_tuner,
             },
-            file_set=index_files.musubi_jsonl,
+            file_set=lists.musubi_jsonl,
             usage="""musubi-tuner: --dataset_config {root}/musubi-tuner.toml
 python: for line in open("{root}/dataset.jsonl"): row = json.loads(line)""",
         ),
@@ -98,7 +99,7 @@ python: for line in open("{root}/dataset.jsonl"): row = json.loads(line)""",
             trainers="Hugging Face datasets (VideoFolder), finetrainers, FastVideo",
             folder="train",
             spread=True,
-            files={"train/metadata.jsonl": index_files.video_folder_jsonl},
+            files={"train/metadata.jsonl": lists.video_folder_jsonl},
             hub_data_files="train/**",
             usage="""from datasets import load_dataset
 dataset = load_dataset("{root}", split="train")     # columns video, caption, captions, source, scores, ...
@@ -108,7 +109,7 @@ dataset = load_dataset("{root}", split="train")     # columns video, caption, ca
             name="webdataset",
             trainers="webdataset, Hugging Face datasets, video2dataset's readers",
             folder="shards",
-            in_tars=True,
+            container="tars",
             hub_data_files="shards/*.tar",
             usage="""from datasets import load_dataset
 dataset = load_dataset("{root}", split="train")     # columns mp4, txt, json, __key__
@@ -119,7 +120,7 @@ dataset = webdataset.WebDataset("{root}/shards/000000.tar").to_tuple("mp4", "txt
             name="energon",
             trainers="Megatron-Energon, Megatron-Bridge",
             folder="shards",
-            in_tars=True,
+            container="tars",
             files={".nv-meta/dataset.yaml": trainer_configs.energon_dataset},
             usage="""energon prepare --non-interactive --split-ratio 1,0,0 {root}""",
         ),
@@ -128,7 +129,7 @@ dataset = webdataset.WebDataset("{root}/shards/000000.tar").to_tuple("mp4", "txt
             trainers="FastVideo",
             folder="videos",
             files={
-                "videos2caption.json": index_files.fastvideo_json,
+                "videos2caption.json": lists.fastvideo_json,
                 "preprocess.sh": trainer_configs.fastvideo_command,
             },
             usage="""in FastVideo: sh {root}/preprocess.sh""",
@@ -138,7 +139,7 @@ dataset = webdataset.WebDataset("{root}/shards/000000.tar").to_tuple("mp4", "txt
             trainers="LTX-Video-Trainer, LTX-2's ltx-trainer",
             model="ltx",
             folder="videos",
-            files={"dataset.json": index_files.ltx_json, "preprocess.sh": trainer_configs.ltx_command},
+            files={"dataset.json": lists.ltx_json, "preprocess.sh": trainer_configs.ltx_command},
             usage="""in ltx-trainer, with LTX_MODEL and LTX_TEXT_ENCODER set to its files: sh {root}/preprocess.sh
 then data.preprocessed_data_root: {root}/.precomputed in the training config""",
         ),
@@ -146,7 +147,7 @@ then data.preprocessed_data_root: {root}/.precomputed in the training config""",
             name="diffsynth",
             trainers="DiffSynth-Studio",
             folder="videos",
-            files={"metadata.csv": index_files.diffsynth_csv, "train.sh": trainer_configs.diffsynth_command},
+            files={"metadata.csv": lists.diffsynth_csv, "train.sh": trainer_configs.diffsynth_command},
             usage="""in DiffSynth-Studio: sh {root}/train.sh --model_id_with_origin_paths ... --output_path ...""",
         ),
         Layout(
@@ -167,6 +168,26 @@ then data.preprocessed_data_root: {root}/.precomputed in the training config""",
             files={"dataset_config.py": trainer_configs.cosmos_dataset},
             usage="""in cosmos-predict2: T5 embeddings of {root}/metas into {root}/t5_xxl
 then the dataset of {root}/dataset_config.py in an experiment""",
+        ),
+        Layout(
+            name="lance",
+            trainers="Lance and LanceDB, Lance's loaders for PyTorch",
+            folder="clips.lance",
+            container="lance",
+            usage="""import lance
+dataset = lance.dataset("{root}/clips.lance")       # columns video, caption, captions, source, scores, ...
+rows = dataset.to_table(columns=["clip_id", "caption"], filter="scores.motion > 0.1")
+mp4 = dataset.take_blobs("video", indices=[0])[0].read()""",
+        ),
+        Layout(
+            name="fiftyone",
+            trainers="FiftyOne",
+            folder="data",
+            spread=True,
+            files={"samples.json": lists.fiftyone_json},
+            usage="""import fiftyone
+dataset = fiftyone.Dataset.from_json("{root}/samples.json", rel_dir="{root}")
+fiftyone.launch_app(dataset)""",
         ),
     )
 }

@@ -11,6 +11,7 @@ import pyarrow as pa
 from jobs.cluster import attempts
 from jobs.export.clip_files import ExportClip, ExportedClip, described, sidecar
 from jobs.export.clip_video import ClipVideo, clip_video, with_audio_columns
+from jobs.export.files.lance_table import FRAGMENTS, write_fragments
 from jobs.export.layouts import layout_of
 from jobs.export.settings import ExportSettings
 from packing.shards.samples import Entry
@@ -38,15 +39,21 @@ class ExportWorker:
         clips = [ExportClip(**row) for row in part["clips"]]
         states = {uri: InputState(**state) for uri, state in part["sources"].items()}
         self.videos.forget_failures()
-        if self.layout.in_tars:
+        if self.layout.container == "tars":
             entries = self._entries(clips, states)
             report = write_shard(self.out, part["name"], entries, plan_hash=part["plan_hash"], record=ExportedClip)
             written = report.num_samples
         else:
-            rows = list(self._written_rows(clips, states))
+            metadata = {"plan_hash": part["plan_hash"]}
+            if self.layout.container == "lance":
+                rows: list[dict[str, Any]] = []
+                ok_rows = self._rows_with_video(clips, states, rows)
+                metadata[FRAGMENTS] = write_fragments(f"{self.out.uri}/{self.layout.folder}", ok_rows)
+            else:
+                rows = list(self._written_rows(clips, states))
             written = sum(row["status"] == "ok" for row in rows)
             table = pa.Table.from_pylist(rows, schema=EXPORTED_SCHEMA)
-            self.out.write_table(f"{part['name']}.parquet", table, {"plan_hash": part["plan_hash"]})
+            self.out.write_table(f"{part['name']}.parquet", table, metadata)
         return {"name": part["name"], "clips": written, "failed": len(clips) - written}
 
     def _clip_video(self, clip: ExportClip, states: dict[str, InputState]) -> ClipVideo:
@@ -100,6 +107,20 @@ class ExportWorker:
             members = {"mp4": video.mp4, "txt": sidecar("txt", row), "json": sidecar("json", row)}
             yield Entry(key=clip.clip_id, members=members, fields=row, detail=video.detail)
         attempts.begin()
+
+    # --- clips in a Lance table ---------------------------------------------------------------------------------------
+
+    def _rows_with_video(
+        self, clips: list[ExportClip], states: dict[str, InputState], rows: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """The row and the mp4 of each clip that is written; all rows, failed ones too, are added to `rows`."""
+        for entry in self._entries(clips, states):
+            if entry.reason is not None:
+                rows.append(entry.fields | {"status": "failed", "reason": entry.reason, "detail": entry.detail})
+                continue
+            place = {"shard": self.layout.folder, "num_bytes": len(entry.members["mp4"])}
+            rows.append(entry.fields | place | {"status": "ok", "reason": None, "detail": entry.detail})
+            yield rows[-1], entry.members["mp4"]
 
 
 _BLANK: dict[str, Any] = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema_of(ExportedClip)}

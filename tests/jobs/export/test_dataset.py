@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from jobs.export.clip_files import ExportedClip
 from jobs.export.dataset import ExportedDataset
-from jobs.export.trainer_configs import diffusion_pipe
+from jobs.export.files.trainer_configs import diffusion_pipe
 from jobs.export.video_models import VideoModel, video_model
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.export.clip_files import metadata_of
 from jobs.export.dataset import ExportedDataset
-from jobs.export.trainer_configs import musubi_name
+from jobs.export.files.trainer_configs import musubi_name
 
 
 def all_columns_jsonl(dataset: ExportedDataset) -> str:
@@ -82,6 +82,49 @@ def diffsynth_csv(dataset: ExportedDataset) -> str:
     writer.writerow(["video", "prompt"])
     writer.writerows([clip.file, clip.caption] for clip in dataset.clips)
     return sink.getvalue()
+
+
+def fiftyone_json(dataset: ExportedDataset) -> str:
+    """samples.json of `fiftyone.Dataset.from_json`: a sample per clip, scores and texts as fields of their own.
+
+    `id` and `metadata` are FiftyOne's own fields, so what a list says is in `list_id` and `list_metadata`.
+    """
+    rows = [metadata_of(clip) for clip in dataset.clips]
+    kinds = sorted({kind for row in rows for kind in row["captions"]})
+    names = sorted({name for row in rows for name, value in row["scores"].items() if value is not None})
+    texts = ("clip_id", "caption", "captioner", "source", "licence", "audio", "list_id", "list_metadata")
+    times = ("source_start_seconds", "source_end_seconds")
+    field = "fiftyone.core.fields."
+    samples = [
+        {
+            "filepath": clip.file,
+            "tags": [],
+            "_media_type": "video",
+            "metadata": {
+                "_cls": "VideoMetadata",
+                "size_bytes": clip.num_video_bytes,
+                "mime_type": "video/mp4",
+                "frame_width": clip.width_px,
+                "frame_height": clip.height_px,
+                "frame_rate": row["fps"],
+                "total_frame_count": clip.num_frames,
+                "duration": row["seconds"],
+            },
+            **{name: row[name.removeprefix("list_")] for name in (*texts, *times)},
+            **{f"caption_{kind}": row["captions"].get(kind) for kind in kinds},
+            **{f"score_{name}": row["scores"].get(name) for name in names},
+        }
+        for clip, row in zip(dataset.clips, rows)
+    ]
+    fields = {
+        "filepath": f"{field}StringField",
+        "tags": f"{field}ListField({field}StringField)",
+        "metadata": f"{field}EmbeddedDocumentField(fiftyone.core.metadata.VideoMetadata)",
+        **dict.fromkeys((*texts, *(f"caption_{kind}" for kind in kinds)), f"{field}StringField"),
+        **dict.fromkeys((*times, *(f"score_{name}" for name in names)), f"{field}FloatField"),
+    }
+    head = {"name": "recaption-export", "media_type": "video", "sample_fields": fields}
+    return _document({**head, "info": {"licence": dataset.licence}, "samples": samples})
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:
