@@ -12,6 +12,7 @@ from recaption.errors import UsageError
 from train.backbones.diffit import DiffitSettings
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
+from train.backbones.separable import SeparableSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
@@ -21,6 +22,7 @@ from train.diffusion.process import DiffusionSettings
 SETTINGS_OF_BACKBONES = {
     "temporal": ("temporal", "temporal-unet"),
     "mdt": ("mdt",),
+    "separable": ("separable",),
     "diffit": ("diffit",),
     "diffit_pixels": ("diffit_pixels",),
     "uvit": ("uvit",),
@@ -70,13 +72,15 @@ class DitSettings:
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
-    which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
+    which gives the same images at first. With temporal layers the image model to freeze; `diffusers:ID#unet` for a U-Net.
+    Empty: from scratch."""
     backbone: str = "dit"
-    """Architecture of the transformer, one of docs/backbones.md. `temporal` is the frozen `dit` of `init_from`, trained on
-    images, with temporal layers."""
+    """Architecture of the transformer, one of docs/backbones.md. `temporal`: a frozen `dit` that was trained on images, with
+    temporal layers; `temporal-unet`: a frozen U-Net of diffusers with them; both over the image model of `init_from`."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)
+    separable: SeparableSettings = field(default_factory=SeparableSettings)
     diffit: DiffitSettings = field(default_factory=DiffitSettings)
     diffit_pixels: DiffitPixelsSettings = field(default_factory=DiffitPixelsSettings)
     width: int = 192
