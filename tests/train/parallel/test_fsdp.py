@@ -174,7 +174,8 @@ def test_compiled_blocks_of_each_other_backbone_train_the_same(tmp_path, name):
     dit = {"backbone": name} | OTHER_BACKBONES[name]
     train_packed(str(tmp_path / "plain"), {"num_steps": 2}, dit)
     train_packed(str(tmp_path / "compiled"), {"num_steps": 2, "compile": True}, dit)
-    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2, atol=1e-5)
+    # a tenth of a step: Adam makes whole ones of gradients that are nearly all rounding
+    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2, atol=1e-4)
 
 
 @pytest.mark.slow
