@@ -230,7 +230,8 @@ class Sample(Common):
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
     shown = tuple(
-        f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base dynamic_threshold hint_snr expander examples captioner".split()
+        f"solver seed {SAMPLING} {GUIDANCE} dynamic_threshold hint_snr {WINDOWS} base decoder expander examples "
+        "captioner".split()
     )
     checkpoint: tuple[str, ...]
     """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""

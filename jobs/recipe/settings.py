@@ -58,6 +58,8 @@ class SampleSettings:
     """Signal-to-noise ratio of the low-resolution clip that a stage of a cascade gets; Imagen Video: 3 or 5."""
     guidance_context: float = 1.0
     """Context guidance scale: above 1, closer to the conditioning frames (1.5 to 2 in Video LDM's rollouts); 1: none."""
+    decoder: str = ""
+    """Compressor with the same latents to decode with, one with temporal layers in its decoder; empty: the model's own."""
     base: str = ""
     """Checkpoint of another image model of the same architecture, to put temporal layers over; empty: their own."""
     num_frames: int = 0

@@ -119,7 +119,7 @@ def _cascade(paths: Sequence[str], settings: SampleSettings, device: str) -> Cas
     from train.sampling.cascade import Cascade
     from train.sampling.sampler import Sampler
 
-    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base)
+    base = Sampler.from_checkpoint(paths[0], device=device, base=settings.base, decoder=settings.decoder)
     return Cascade([base, *(Sampler.from_checkpoint(path, device=device) for path in paths[1:])], snr=settings.hint_snr)
 
 
@@ -284,7 +284,16 @@ def non_default(settings: SampleSettings) -> dict[str, Any]:
     """Solver, guidance and window settings that differ from the defaults."""
     defaults = SampleSettings()
     names = (
-        *("solver", "precision", "guidance_interval", "guidance_rescale", "guidance_power", "guidance_context", "base"),
+        *(
+            "solver",
+            "precision",
+            "guidance_interval",
+            "guidance_rescale",
+            "guidance_power",
+            "guidance_context",
+            "base",
+            "decoder",
+        ),
         *("guidance_oscillation_steps", "guidance_oscillation_scale", "dynamic_threshold", "hint_snr"),
         *("window_frames", "overlap_frames", "conditioning_pixels", "long"),
     )

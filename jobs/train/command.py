@@ -65,7 +65,8 @@ class DitTraining(Training):
     )
     takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
     init_from: str | None = None
-    """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch."""
+    """Checkpoint of the same transformer to initialise from, e.g. trained on images; default: from scratch. Temporal layers
+    name the image model here (temporal-unet: diffusers:ID#unet)."""
     backbone: str | None = None
     """Architecture of the transformer, one of docs/backbones.md; default: dit."""
     stage: str | None = None
@@ -143,3 +144,12 @@ class CompressorTraining(Training):
         "train_compressor.compressor", "kind bottleneck latent_channels width batch_size num_frames height_px width_px"
     ) + under("train_compressor.trainer", f"num_steps {TRAINER}")
     takes = ("train_compressor",)
+    init_from: str | None = None
+    """SPEC of the image autoencoder that --temporal is about: a folder, or diffusers:ID#vae."""
+    temporal: bool = False
+    """Train temporal layers in its decoder against flicker; its encoder and its latents stay as they are."""
+
+    def resolved(self) -> Recipe:
+        return changed(
+            self.settings, "train_compressor.compressor", init_from=self.init_from, temporal=self.temporal or None
+        )

@@ -17,9 +17,28 @@ from train.text.encoder import EncodedText
 TOKEN_WIDTH, TEXT_WIDTH, POOLED_WIDTH = 6, 10, 7
 GRIDS: tuple[Shape3, ...] = ((2, 3, 2), (1, 1, 5), (3, 2, 4))
 TEXT_LENGTHS = (3, 1, 4)
+UNET: dict[str, object] = {
+    "in_channels": TOKEN_WIDTH,
+    "out_channels": TOKEN_WIDTH,
+    "block_out_channels": [8],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "cross_attention_dim": TEXT_WIDTH,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+"""Of Stable Diffusion's class, with one level: it halves nothing, so any size runs."""
+HALVING: dict[str, object] = UNET | {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+"""With two levels: latents of even sizes."""
 SIZES: dict[str, dict[str, object]] = {
     "dit": {"width": 24, "depth": 2, "num_heads": 2},
     "temporal": {"width": 24, "depth": 2, "num_heads": 2},
+    "temporal-unet": {"unet": UNET},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
     "uvit": {"width": 24, "depth": 4, "num_heads": 2},
     "separable": {"width": 24, "depth": 2, "num_heads": 2},

@@ -12,10 +12,34 @@ from typing import Any
 from torch import Tensor
 
 from recaption.errors import CheckpointMismatchError, UsageError
+from train.backbones.pretrained.unet import PREFIX, read_config, read_weights
 from train.backbones.registry import backbone_class
 from train.checkpoint.same_model import differences, weights_meaning
 from train.checkpoint.step_folder import find
 from train.checkpoint.trained_part import read_checkpoint_base, with_base
+
+
+def read_base(spec: str) -> dict[str, Tensor]:
+    """Weights of a base: the (EMA) ones of a checkpoint, or those at `diffusers:ID[#SUBFOLDER]`."""
+    return read_weights(spec) if spec.startswith(PREFIX) else read_checkpoint_base(spec)
+
+
+def unet_config(spec: str) -> dict[str, Any]:
+    """The config of the U-Net at `diffusers:ID[#SUBFOLDER]`, or under the temporal layers of a checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if spec.startswith(PREFIX):
+        return read_config(spec)
+    backbone = find(spec).config["backbone"] if spec else {}
+    if "unet" not in backbone:
+        raise UsageError(
+            "backbone temporal-unet adds temporal layers to a U-Net: name it with --init-from diffusers:ID#unet, or a "
+            "checkpoint of temporal-unet"
+        )
+    config: dict[str, Any] = backbone["unet"]
+    return config
 
 
 def config_of_base(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -34,8 +58,8 @@ def weights_over_base(
     """The weights of a whole model, as `with_base`.
 
     Args:
-        other_base: checkpoint of another image model of the same architecture, to put the temporal layers over; the hash of
-            its weights is not compared.
+        other_base: another image model of the same architecture, to put the temporal layers over; the hash of its weights
+            is not compared.
 
     Raises:
         UsageError: another base for a model that is not over one.
@@ -45,10 +69,13 @@ def weights_over_base(
         ours = config_of_base(config)
         if config.get("base") is None or ours is None:
             raise UsageError(f"{source} was not trained over a frozen base: leave --base out")
-        found = find(other_base)
-        differing = differences(weights_meaning(found.config), weights_meaning(ours))
+        if other_base.startswith(PREFIX):
+            theirs, ours = read_config(other_base), ours["backbone"].get("unet", {})
+        else:
+            theirs, ours = weights_meaning(find(other_base).config), weights_meaning(ours)
+        differing = differences(theirs, ours)
         if differing:
             raise CheckpointMismatchError(
-                f"{source} cannot be put over {found.path}, which is another model: {'; '.join(differing[:3])}"
+                f"{source} cannot be put over {other_base}, which is another model: {'; '.join(differing[:3])}"
             )
-    return with_base(config, weights, source, read_checkpoint_base, other_base=other_base)
+    return with_base(config, weights, source, read_base, other_base=other_base)

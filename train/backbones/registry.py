@@ -19,6 +19,7 @@ BACKBONES = {
     "diffit": "train.backbones.diffit:Diffit",
     "diffit_pixels": "train.backbones.diffit_pixels:DiffitPixels",
     "temporal": "train.backbones.temporal:TemporalDit",
+    "temporal-unet": "train.backbones.pretrained.dense:DenseBackbone",
     "uvit": "train.backbones.uvit:Uvit",
     "separable": "train.backbones.separable:Separable",
 }

@@ -33,8 +33,8 @@ from packing.grid import Shape3, layer_flops_coefficients
 from recaption.errors import UsageError
 from train.backbones.activation_memory import activation_bytes
 from train.backbones.dit import Dit
-from train.backbones.embedders import TextEmbedder, TimestepEmbedder
-from train.backbones.flops import FORWARD_AND_BACKWARD, tokens_in_frames_and_places
+from train.backbones.embedders import TextEmbedder, TimestepEmbedder, check_heads
+from train.backbones.flops import FORWARD_AND_BACKWARD
 from train.backbones.interface import PackedInputs
 from train.layers.adaln import modulated_layer_norm
 from train.layers.attention import packed_attention
@@ -175,28 +175,18 @@ class TemporalDit(nn.Module):
     def flops(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3] = ()
     ) -> float:
-        """Forward and backward; embeddings and modulation are not counted."""
+        """Forward and backward; attention is within frames and along time at one place."""
         width, layers = self.config["width"], self.config["layers"]
-        linear, _ = layer_flops_coefficients(width)
-        matrices = (
-            3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
-        )  # of width x width: out, cross-attention's q and out
+        linear, square = layer_flops_coefficients(width)
+        shapes = np.asarray(token_shapes or [(1, 1, length) for length in num_tokens], dtype=np.float64)
+        frames, places = shapes[:, 0], shapes[:, 1] * shapes[:, 2]
+        tokens, text = (np.asarray(counts, dtype=np.float64) for counts in (num_tokens, num_text_tokens))
+        # out, then of attention q, k, v and the projection
+        matrices = 3 + 4 * ("attention" in layers) + 3 * ("conv" in layers)
         per_token = linear + (4 + 2 * matrices) * width**2  # 4: cross-attention of the image model
-        per_text_token = 8 * width**2
-        forward = per_token * sum(num_tokens) + per_text_token * sum(num_text_tokens)
-        forward += self._attention_flops(num_tokens, num_text_tokens, token_shapes)
-        return FORWARD_AND_BACKWARD * len(self.temporal) * forward
-
-    def _attention_flops(
-        self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], token_shapes: Sequence[Shape3]
-    ) -> float:
-        """Forward, of scores and their sums of values, per block: within frames, along time, and to the text."""
-        tokens, text = np.asarray(num_tokens, dtype=np.float64), np.asarray(num_text_tokens, dtype=np.float64)
-        per_frame, per_place = tokens_in_frames_and_places(num_tokens, token_shapes)
-        keys = per_frame + self.config["num_registers"] + 2 * text
-        if "attention" in self.config["layers"]:
-            keys = keys + per_place
-        return 4.0 * self.config["width"] * float((tokens * keys).sum())
+        within = square * (frames * places**2 + ("attention" in layers) * places * frames**2 + 2 * tokens * text)
+        forward = per_token * tokens + 4 * width**2 * text * (frames + 1) + within  # the image model: once a frame
+        return float(FORWARD_AND_BACKWARD * len(self.temporal) * forward.sum())
 
     def activation_bytes(
         self, num_tokens: Sequence[int], num_text_tokens: Sequence[int], *, precision: str, checkpointed: bool
@@ -219,10 +209,23 @@ class TemporalMix(nn.Module):
     """z + (1 - alpha) r(z), r mixing tokens of one place over the frames (attention, convolution, or both), and the text."""
 
     def __init__(
-        self, width: int, num_heads: int, attend: Attend, *, layers: Sequence[str], context_width: int
+        self,
+        width: int,
+        num_heads: int,
+        attend: Attend,
+        *,
+        layers: Sequence[str],
+        context_width: int,
+        condition_width: int = 0,
     ) -> None:
+        """
+        Args:
+            condition_width: of noise level and text, where it is not `width`.
+        """
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.head_width = check_heads(width, num_heads)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(condition_width or width, 2 * width))
+        self.text_proj = nn.Linear(condition_width, width) if condition_width else None
         self.context_embedder = nn.Linear(context_width, width, bias=False)
         self.conv = TemporalConv(width) if "conv" in layers else None
         self.attention = SelfAttention(width, num_heads, attend) if "attention" in layers else None
@@ -262,6 +265,7 @@ class TemporalMix(nn.Module):
             h_LD = h_LD + places.scatter(self.conv(places.gather(h_LD), has_previous_L1))
         if self.attention is not None:
             h_LD = h_LD + places.scatter(self.attention(places.gather(h_LD), (cos_LF, sin_LF), places.segments))
+        text_MD = text_MD if self.text_proj is None else self.text_proj(text_MD)
         h_LD = h_LD + self.cross_attention(self.cross_norm(h_LD), segments, text_MD, text_segments)
         residual_LD = (1 - torch.sigmoid(self.mix_factor)) * self.out(F.gelu(h_LD, approximate="tanh")).float()
         return torch.where(is_alone_L1, x_LD, x_LD + residual_LD)

@@ -209,6 +209,16 @@ class Autoencoder(nn.Module):
         ]
         return torch.cat(chunks, dim=2).clamp(-1, 1)
 
+    def decoded(self, latents_BCthw: Tensor, cache: CausalCache) -> Tensor:
+        """As `decode`, at once, with gradients and not clamped."""
+        mean, std = self._statistics()
+        return self._decode(self.bottleneck.quantize(latents_BCthw.float() * std + mean), cache)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """Of the last layer: where the gradients of the losses are compared."""
+        return self.decoder.conv_out.weight
+
     def _check(self, pixels_BCTHW: Tensor) -> None:
         check_pixels(pixels_BCTHW, frame_stride=self.frame_stride, spatial_stride=SPATIAL_STRIDE, name=self.name)
 

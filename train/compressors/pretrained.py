@@ -147,6 +147,12 @@ class PretrainedCompressor(nn.Module):
             return self._per_frame(lambda frames: self.autoencoder.decode(frames).sample, latents).clamp(-1, 1)
         return self.autoencoder.decode(latents, **options).sample.clamp(-1, 1)
 
+    def decoded(self, latents_BCthw: Tensor) -> Tensor:
+        """As `decode` of an image model, all frames at once, with gradients and not clamped."""
+        latents = latents_BCthw / self._per_channel(self.latent_scale) + self._per_channel(self.latent_mean)
+        frames_NCHW = self.autoencoder.decode(latents.transpose(1, 2).flatten(0, 1)).sample
+        return frames_NCHW.unflatten(0, (len(latents), -1)).transpose(1, 2)
+
     def _mean(self, pixels: Tensor) -> Tensor:
         encoded = self.autoencoder.encode(pixels)
         return encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()

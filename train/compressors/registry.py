@@ -39,12 +39,23 @@ def load(spec: str, *, device: str | torch.device = "cpu") -> Compressor:
 
         compressor = PretrainedCompressor.from_pretrained(rest)
     elif os.path.isdir(spec):
-        from train.compressors.autoencoder import load_trained
-
-        compressor = load_trained(spec)
+        compressor = _load_checkpoint(spec)
     else:
         raise UsageError(
             f"compressor {spec!r} is neither a folder with a checkpoint nor one of: "
             "patch, patch:NUM_CHANNELS, pixels, diffusers:ID"
         )
     return compressor.to(device).eval().requires_grad_(False)
+
+
+def _load_checkpoint(path: str) -> Any:
+    """A trained autoencoder, or temporal layers in the decoder of another compressor."""
+    from train.checkpoint.step_folder import find
+    from train.compressors.autoencoder import load_trained
+    from train.compressors.temporal_decoder import KIND, load_temporal_decoder
+
+    checkpoint = find(path)
+    model = checkpoint.config.get("model")
+    if checkpoint.config.get("task") == "compressor" and isinstance(model, dict) and model.get("kind") == KIND:
+        return load_temporal_decoder(checkpoint, load(checkpoint.config["base"]["spec"]))
+    return load_trained(path)

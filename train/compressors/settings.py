@@ -13,6 +13,11 @@ from train.compressors.patch_transform import SPATIAL_STRIDE
 
 @dataclass(frozen=True, kw_only=True)
 class CompressorSettings:
+    init_from: str = ""
+    """SPEC of the image autoencoder whose decoder gets temporal layers. Only with `temporal`."""
+    temporal: bool = False
+    """Train temporal layers in the decoder of `init_from` (kind `spatial`, or an AutoencoderKL of diffusers) and nothing
+    else; what describes a model here has no effect then."""
     kind: str = "causal3d"
     """`causal3d`: a latent frame for the first frame and for every 4 after it; `spatial`: one per frame (then encode
     with --encode.frame-stride 1)."""
@@ -48,6 +53,10 @@ class CompressorSettings:
 
     def check(self) -> None:
         """Raises UsageError for invalid settings."""
+        if self.temporal != bool(self.init_from):
+            raise UsageError(
+                "temporal layers go into the decoder of an image autoencoder: --temporal and --init-from go together"
+            )
         if self.kind not in KINDS:
             raise UsageError(f"unknown compressor kind {self.kind!r}; choose from: {', '.join(KINDS)}")
         latent_shape(

@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from recaption.errors import ErrorBudgetError, VideoError
 from recaption.run_folder import RunFolder
 from recaption.scenes.splits import SCENE_FPS
+from train.checkpoint.trained_part import FrozenBase
+from train.compressors import registry
 from train.compressors.autoencoder import Autoencoder, Reconstruction
 from train.compressors.loss import CompressorLoss
 from train.compressors.picture_quality import psnr_db, ssim
 from train.compressors.pixels import to_frames, to_pixels
 from train.compressors.settings import CompressorSettings
+from train.compressors.temporal_decoder import KIND, TemporalDecoder, frozen_base
 from train.compressors.training_clips import ClipSource, SceneClips, ShardClips
 from train.engine.task import LossParts
 
@@ -46,28 +49,39 @@ class CompressorTask:
         settings.check()
         self.settings = settings
         self.source: ClipSource = SceneClips(settings) if run is None else ShardClips(run, settings)
+        self.base: FrozenBase | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = Autoencoder(
-                settings.kind,
-                width=settings.width,
-                latent_channels=settings.latent_channels or DEFAULT_CHANNELS[settings.kind],
-                blocks=settings.blocks,
-                decoder_blocks=settings.decoder_blocks,
-                bottleneck=settings.bottleneck,
-                codebook_size=settings.codebook_size,
-                num_codebooks=settings.num_codebooks,
-            )
-            self.criterion = CompressorLoss(settings.loss, self.model)
+            self.model = self._build_model()
+            self.criterion = CompressorLoss(settings.loss, self.model, sees_time=settings.temporal)
         self.config: dict[str, Any] = {
-            "model": self.model.config,
-            "settings": {k: v for k, v in asdict(settings).items() if k != "cache_bytes"},
+            "model": {"kind": KIND} if isinstance(self.model, TemporalDecoder) else self.model.config,
+            "base": None if self.base is None else self.base.config,
+            "settings": {k: v for k, v in asdict(settings).items() if k not in ("cache_bytes", "init_from")},
             "data": {
                 "kind": "scenes" if run is None else "shards",
                 "training_clips": self.source.num_training,
                 "held_out_clips": self.source.num_held_out,
             },
         }
+
+    def _build_model(self) -> Autoencoder | TemporalDecoder:
+        settings = self.settings
+        if settings.temporal:
+            compressor: Any = registry.load(settings.init_from)
+            model = TemporalDecoder(compressor)
+            self.base = frozen_base(settings.init_from, compressor)
+            return model
+        return Autoencoder(
+            settings.kind,
+            width=settings.width,
+            latent_channels=settings.latent_channels or DEFAULT_CHANNELS[settings.kind],
+            blocks=settings.blocks,
+            decoder_blocks=settings.decoder_blocks,
+            bottleneck=settings.bottleneck,
+            codebook_size=settings.codebook_size,
+            num_codebooks=settings.num_codebooks,
+        )
 
     def batches(self, start_step: int, rank: int, num_ranks: int) -> Iterator[Tensor]:
         """pixels_BTHWC uint8: every clip once per epoch, in seeded random order, with seeded random crops."""
@@ -92,7 +106,7 @@ class CompressorTask:
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Reconstruction of the held-out clips: mean PSNR and SSIM, perceptual distance if it is part of the loss, and the
         RMS of the latents, ideally 1."""
-        assert isinstance(model, Autoencoder)
+        assert isinstance(model, Autoencoder | TemporalDecoder)
         perceptual = self.criterion.perceptual
         psnrs, ssims, distances, squares = [], [], [], []
         for pixels_BCTHW in self._held_out(next(model.parameters()).device):
@@ -112,7 +126,7 @@ class CompressorTask:
 
     def sample(self, model: nn.Module, step: int) -> dict[str, tuple[Any, int]]:
         """The first held-out clip and its reconstruction, side by side."""
-        assert isinstance(model, Autoencoder)
+        assert isinstance(model, Autoencoder | TemporalDecoder)
         pixels_BCTHW = next(self._held_out(next(model.parameters()).device))
         recon_BCTHW = model.decode(model.encode(pixels_BCTHW)).float()
         both_CTHW = torch.cat([pixels_BCTHW, recon_BCTHW], dim=-1)[0, :, :NUM_SAMPLE_FRAMES]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recaption.errors import CheckpointMismatchError
+from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.weights import weights_hash
-from train.backbones.bases import config_of_base, weights_over_base
+from train.backbones.bases import config_of_base, read_base, weights_over_base
+from train.backbones.pretrained.unet import PREFIX
 from train.checkpoint import step_folder as checkpoint
 from train.checkpoint.same_model import differences, weights_meaning
 from train.checkpoint.trained_part import FrozenBase
@@ -55,7 +56,7 @@ class InitialWeights:
 
 
 def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> InitialWeights:
-    """Load the (EMA) weights of the checkpoint at `path` into `model`, or under its temporal layers.
+    """Load the (EMA) weights of the checkpoint at `path`, or of a U-Net (`diffusers:ID`), into `model` or its base.
 
     Args:
         config: checkpoint config of the new training.
@@ -64,6 +65,8 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> In
         UsageError: no checkpoint there.
         CheckpointMismatchError: of another task, backbone, size, text encoder, compressor or prediction type.
     """
+    if path.startswith(PREFIX):
+        return _load_unet(path, model)
     found = checkpoint.find(path)
     saved, weights = checkpoint.load_model(found.path, task="dit")
     weights = weights_over_base(saved, weights, found.path)
@@ -78,6 +81,16 @@ def load_init_weights(path: str, model: nn.Module, config: dict[str, Any]) -> In
         base = FrozenBase(**saved["base"])
     names = frozenset(prefix + name for name in weights)
     return InitialWeights(step=found.step, base=base, names=names, weights_hash=digest)
+
+
+def _load_unet(spec: str, model: nn.Module) -> InitialWeights:
+    if "unet" not in model.config:  # type: ignore[operator]
+        raise UsageError(f"--init-from {spec}: a U-Net of diffusers takes temporal layers with backbone temporal-unet")
+    weights, prefix = read_base(spec), str(model.base_prefix)
+    load_weights(model.base, weights, spec)  # type: ignore[type-var]
+    digest = weights_hash(weights)
+    base = FrozenBase(spec=spec, weights_hash=digest, prefix=prefix)
+    return InitialWeights(step=0, base=base, names=frozenset(prefix + name for name in weights), weights_hash=digest)
 
 
 def _with_optional(

@@ -72,10 +72,11 @@ class DitSettings:
 
     init_from: str = ""
     """Checkpoint of the same transformer to initialise from, a step folder or RUN/train/NAME: one trained on images, say,
-    which gives the same images at first. With backbone `temporal`, the image model to freeze. Empty: from scratch."""
+    which gives the same images at first. With temporal layers the image model to freeze; `diffusers:ID#unet` for a U-Net.
+    Empty: from scratch."""
     backbone: str = "dit"
-    """Architecture of the transformer, one of docs/backbones.md. `temporal` is the frozen `dit` of `init_from`, trained on
-    images, with temporal layers."""
+    """Architecture of the transformer, one of docs/backbones.md. `temporal`: a frozen `dit` that was trained on images, with
+    temporal layers; `temporal-unet`: a frozen U-Net of diffusers with them; both over the image model of `init_from`."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)

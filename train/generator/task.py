@@ -28,6 +28,7 @@ from packing.loader.sources import LatentShards, SampleSource
 from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.run_folder import RunFolder
+from train.backbones.bases import unet_config
 from train.backbones.flops import cost_model_width
 from train.backbones.registry import build
 from train.checkpoint.trained_part import FrozenBase
@@ -127,12 +128,8 @@ class DitTask:
                 token_width=token_width,
                 text_width=self.encoder.width,
                 pooled_width=self.encoder.pooled_width,
-                width=settings.width,
-                depth=settings.depth,
-                num_heads=settings.num_heads,
+                **_size(settings),
                 attention_backend=settings.attention_backend,
-                num_registers=settings.num_registers,
-                absolute_positions=settings.absolute_positions,
                 hint_width=token_width if self.stage else 0,
                 scalars=(LEVEL,) if self.stage else student_scalars(settings),
                 patch=settings.patch,
@@ -349,6 +346,14 @@ class DitTask:
         precision = "bf16" if torch.is_autocast_enabled(sampler.device.type) else "fp32"  # that of the training
         videos = sampler.sample(prompts, size=sampler.size(None, None, None), precision=precision)
         return {f"sample/{number}": (video, sampler.fps) for number, video in enumerate(videos)}
+
+
+def _size(settings: DitSettings) -> dict[str, Any]:
+    """Size and form of the backbone: of the settings, or of the U-Net that it is built over."""
+    if settings.backbone == "temporal-unet":
+        return {"unet": unet_config(settings.init_from)}
+    names = ("width", "depth", "num_heads", "num_registers", "absolute_positions")
+    return {name: getattr(settings, name) for name in names}
 
 
 def objective_of(settings: DitSettings, stage: Stage | None) -> DiffusionObjective:

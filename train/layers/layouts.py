@@ -60,8 +60,8 @@ class Layout:
     """int64: token of the pack at each place of the layout; None: the order of the pack."""
     inverse_L: Tensor | None
     """int64: place in the layout of each token of the pack; None: the order of the pack, or samples are left out."""
-    pack_tokens: int
-    """Tokens of the pack, those left out included."""
+    num_pack_tokens: int
+    """Of the pack, with those that are left out."""
 
     def gather(self, x_LD: Tensor) -> Tensor:
         """Tokens of the pack in the order of the layout."""
@@ -82,7 +82,7 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         index, inverse = (None if one is None else copied(one, device) for one in (self.index_L, self.inverse_L))
-        return Layout(self.segments.to(device), self.samples.to(device), index, inverse, self.pack_tokens)
+        return Layout(self.segments.to(device), self.samples.to(device), index, inverse, self.num_pack_tokens)
 
     def repeated(self, times: int) -> Layout:
         """Of the same samples `times` times in one pack."""
@@ -90,10 +90,10 @@ class Layout:
         def of(index_L: Tensor | None) -> Tensor | None:
             if index_L is None:
                 return None
-            return torch.cat([index_L + copy * self.pack_tokens for copy in range(times)])
+            return torch.cat([index_L + copy * self.num_pack_tokens for copy in range(times)])
 
         segments, samples = self.segments.repeated(times), self.samples.repeated(times)
-        return Layout(segments, samples, of(self.index_L), of(self.inverse_L), times * self.pack_tokens)
+        return Layout(segments, samples, of(self.index_L), of(self.inverse_L), times * self.num_pack_tokens)
 
 
 class Layouts:
@@ -156,7 +156,7 @@ def layout_of(segments: Segments, position_L3: Tensor, key: tuple[str | int, ...
     index_L = token_L[torch.argsort(group_L, stable=True)]
     lengths, is_whole = Segments.from_lengths(count_G.tolist()), len(index_L) == segments.num_tokens
     if is_whole and bool((index_L == torch.arange(len(index_L))).all()):
-        return Layout(lengths, samples, None, None, len(index_L))
+        return Layout(lengths, samples, None, None, segments.num_tokens)
     inverse_L = torch.argsort(index_L) if is_whole else None
     return Layout(lengths, samples, index_L, inverse_L, segments.num_tokens)
 

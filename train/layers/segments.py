@@ -48,7 +48,9 @@ class Segments:
         if any(n < 0 for n in lengths):
             raise ValueError(f"{lengths = } has a negative length")
         cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        segment_ids_L = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+        segment_ids_L = torch.repeat_interleave(
+            torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64), output_size=sum(lengths)
+        )
         return cls(lengths, copied(cu_seqlens, device), copied(segment_ids_L, device))
 
     @classmethod

@@ -140,7 +140,14 @@ class Sampler:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, device: str = "cpu", ema: bool = True, attention_backend: str = "auto", base: str = ""
+        cls,
+        path: str,
+        *,
+        device: str = "cpu",
+        ema: bool = True,
+        attention_backend: str = "auto",
+        base: str = "",
+        decoder: str = "",
     ) -> Sampler:
         """A sampler with the (EMA) weights of a checkpoint; raises as `sample`.
 
@@ -148,6 +155,7 @@ class Sampler:
             attention_backend: of the model calls here; `auto` is the fastest that runs on the device. It need not be the
                 training's.
             base: for temporal layers: checkpoint of another image model of the same architecture to put them over.
+            decoder: spec of a compressor with the same latents, to decode with.
         """
         config, weights = checkpoint.load_model(path, ema=ema, task="dit")
         try:
@@ -166,7 +174,7 @@ class Sampler:
         return cls(
             model,
             encoder=text_encoder.load(text[0], device=device, weights_hash=text[1]),
-            compressor=_load_compressor(compressor, path, device),
+            compressor=_load_compressor(compressor, path, device, decoder),
             patch=(patch_frames, patch_rows, patch_columns),
             diffusion=diffusion,
             buckets=buckets,
@@ -395,15 +403,17 @@ def _states(
     }
 
 
-def _load_compressor(saved: dict[str, Any], path: str, device: str) -> Compressor:
-    """The compressor of a checkpoint.
+def _load_compressor(saved: dict[str, Any], path: str, device: str, decoder: str) -> Compressor:
+    """The compressor of a checkpoint, or `decoder` in its place.
 
     Raises:
-        CheckpointMismatchError: its spec is another compressor by now (retrained under the same path, say).
+        CheckpointMismatchError: its spec is another compressor by now (retrained under the same path, say), or `decoder` is
+            one of other latents.
     """
-    compressor = compressors.load(saved["spec"], device=device)
+    compressor = compressors.load(decoder or saved["spec"], device=device)
     if checkpoint.as_json(compressor.config) != saved["config"]:
         raise CheckpointMismatchError(
-            f"{path} was trained on latents of {saved['spec']} with {saved['config']}; here it is {compressor.config}"
+            f"{path} was trained on latents of {saved['spec']} with {saved['config']}; "
+            f"{decoder or 'here it'} is {compressor.config}"
         )
     return compressor

@@ -55,6 +55,11 @@ def peak_mb() -> float:
     return 0.0
 
 
+def report(name: str, started: tuple[float, float]) -> None:
+    wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+    print(f"{name:28} {wall:6.1f} s wall, {cpu:6.1f} s CPU {peak_mb():7.0f} MB", flush=True)
+
+
 def measure(path: str, out: str, part_size: int) -> None:
     from jobs.prepare.prepare import _open_parts
     from jobs.recipe.input_plan import plan_inputs
@@ -64,19 +69,17 @@ def measure(path: str, out: str, part_size: int) -> None:
     from recaption.run_folder import RunFolder
 
     recipe, run = load_recipe("quickstart"), RunFolder(out)
-    print(f"{'after imports':24} {'':8} {peak_mb():7.0f} MB")
+    print(f"after imports {peak_mb():.0f} MB")
     for attempt in ("", " again"):
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         with find_inputs([path]) as found:
-            print(f"{'read the list' + attempt:24} {time.perf_counter() - started:6.1f} s {peak_mb():7.0f} MB")
-            started = time.perf_counter()
+            report("read the list" + attempt, started)
+            started = time.perf_counter(), time.process_time()
             plan_inputs(run, found, part_size)
-        print(f"{'plan' + attempt:24} {time.perf_counter() - started:6.1f} s {peak_mb():7.0f} MB")
-    started = time.perf_counter()
+        report("plan" + attempt, started)
+    started = time.perf_counter(), time.process_time()
     parts, num_parts, _ = _open_parts(run, recipe, stage_hashes(recipe)["prepare"], [], None)
-    print(
-        f"{'parts that wait':24} {time.perf_counter() - started:6.1f} s {peak_mb():7.0f} MB   {len(parts)} of {num_parts}"
-    )
+    report(f"{len(parts)} of {num_parts} parts wait", started)
     size = sum(f.stat().st_size for f in Path(out).rglob("*") if f.is_file())
     print(f"run folder {size / 1e6:.0f} MB in {sum(1 for _ in Path(out).rglob('*.parquet'))} files")
 

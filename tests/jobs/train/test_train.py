@@ -3,9 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.torch import load_file
 
+from jobs.recipe.run_inputs import open_run
 from recaption.weights import weights_hash
+from tests.stand_ins.packed_inputs import HALVING
+from train import compressors
+from train.backbones.pretrained.unet import build_unet
 
 SHORT = [
     "--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2", "--steps", "2",
@@ -38,7 +44,7 @@ def test_temporal_layers_over_an_image_model_train_resume_and_sample(run_copy, c
         assert code == 0, err
     images = Path(run_copy.path("train", "images"))
     before = {path: path.read_bytes() for path in images.rglob("*.safetensors")}
-    video = (*train, "--name", "video", "--train-dit.dit.backbone", "temporal", "--train-dit.dit.conditions", "none=0.5",
+    video = (*train, "--name", "video", "--backbone", "temporal", "--train-dit.dit.conditions", "none=0.5",
              "first=0.2", "keyframes=0.3")  # fmt: skip
     code, _, err = command(*video)
     assert code == 2
@@ -77,3 +83,64 @@ def test_settings_of_temporal_layers_need_the_backbone(run_copy, command):
     code, _, err = command("train", "dit", "--run", run_copy.uri, *SHORT, "--train-dit.dit.temporal.layers", "conv")
     assert code == 2
     assert "settings of temporal have no effect with backbone 'dit'" in err
+
+
+def test_temporal_layers_over_a_unet_train_resume_and_sample(run_copy, command, tmp_path):
+    """A U-Net of Stable Diffusion's class with random weights; a published one takes the same path."""
+    pytest.importorskip("diffusers")
+    compressor = compressors.load(open_run(run_copy.uri)[1].encode.compressor)
+    sizes = {"in_channels": compressor.num_channels, "out_channels": compressor.num_channels}
+    for name, seed in (("sd", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        build_unet(HALVING | sizes | {"cross_attention_dim": 160}).save_pretrained(tmp_path / name / "unet")
+    train = ("train", "dit", "--run", run_copy.uri, *SHORT, "--name", "unet", "--backbone", "temporal-unet",
+             "--train-dit.dit.patch", "1", "1", "1", "--train-dit.dit.validation-packs", "0")  # fmt: skip
+    code, _, err = command(*train)
+    assert code == 2
+    assert "name it with --init-from diffusers:ID#unet" in err
+    train = (*train, "--init-from", f"diffusers:{tmp_path}/sd#unet")
+    code, _, err = command(*train)
+    assert code == 0, err
+    code, second, err = command(*train, "--steps", "3")
+    assert (code, second["resumed_from"]) == (0, 2), err
+    assert all(name.startswith("temporal") for name in load_file(Path(second["checkpoint"]) / "model.safetensors"))
+    sample = ("sample", "--checkpoint", second["checkpoint"], "--prompt", "a red circle", "--num-steps", "2",
+              "--num-frames", "5", "--expander", "none")  # fmt: skip
+    code, own, err = command(*sample)
+    assert code == 0, err
+    code, over, err = command(*sample, "--base", f"diffusers:{tmp_path}/other#unet")
+    assert code == 0, err
+    assert Path(own["videos"][0]).read_bytes() != Path(over["videos"][0]).read_bytes()
+
+
+def test_temporal_layers_in_a_decoder_train_resume_and_decode(run_copy, command):
+    train = ("train", "compressor", "--run", run_copy.uri, "--train-compressor.trainer.device", "cpu")
+    small = ("--train-compressor.compressor.num-frames", "5", "--train-compressor.compressor.batch-size", "2",
+             "--train-compressor.compressor.height-px", "32", "--train-compressor.compressor.width-px", "32",
+             "--train-compressor.compressor.num-validation-scenes", "1")  # fmt: skip
+    code, image, err = command(*train, *small, "--name", "vae", "--steps", "1",
+                               "--train-compressor.compressor.kind", "spatial")  # fmt: skip
+    assert code == 0, err
+    video = (*train, *small, "--name", "video-vae", "--temporal", "--train-compressor.compressor.loss.discriminator-weight",
+             "0.5", "--train-compressor.compressor.loss.discriminator-start", "0")  # fmt: skip
+    code, _, err = command(*video, "--steps", "1")
+    assert code == 2
+    assert "--temporal and --init-from go together" in err
+    video = (*video, "--init-from", run_copy.path("train", "vae"))
+    for steps in ("1", "2"):
+        code, result, err = command(*video, "--steps", steps)
+        assert code == 0, err
+    assert result["resumed_from"] == 1
+    names = load_file(Path(result["checkpoint"]) / "model.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"base", "temporal", "discriminator"}
+    decoder, base = compressors.load(result["checkpoint"]), compressors.load(image["checkpoint"])
+    assert (decoder.name, decoder.config) == (base.name, base.config)
+
+    code, _, err = command(
+        "train", "dit", "--run", run_copy.uri, *SHORT, "--name", "first", "--train-dit.trainer.checkpoint-every", "9"
+    )
+    assert code == 0, err
+    code, _, err = command("sample", "--checkpoint", run_copy.path("train", "first"), "--prompt", "a", "--expander", "none",
+                           "--decoder", result["checkpoint"])  # fmt: skip
+    assert code == 2
+    assert "was trained on latents of" in err

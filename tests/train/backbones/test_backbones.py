@@ -36,6 +36,8 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         "temporal",
         {"layers": ("conv",), "hint_width": 4, "scalars": ("level", "fps")},
     ),
+    "temporal-unet": ("temporal-unet", {}),
+    "temporal-unet, hint and scalars": ("temporal-unet", {"hint_width": 4, "scalars": ("level", "fps")}),
     "mdt": ("mdt", {}),
     "mdt, positions and bias": ("mdt", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
     "mdt, no masking, hint and scalars": ("mdt", {"mask_ratio": (), "hint_width": 4, "scalars": ("level", "fps")}),

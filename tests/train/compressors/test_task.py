@@ -18,8 +18,7 @@ from recaption.errors import ErrorBudgetError, UsageError
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import render
 from recaption.video_io.writer import encode_video
-from train.compressors.discriminator import adversarial_loss
-from train.compressors.loss import CompressorLossSettings
+from train.compressors.loss import CompressorLossSettings, adversarial_loss
 from train.compressors.registry import load
 from train.compressors.settings import CompressorSettings
 from train.compressors.task import CompressorTask
