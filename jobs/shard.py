@@ -72,6 +72,7 @@ def shard(
     buckets: dict[str, int] = {}
     for name in index["bucket"].to_pylist():
         buckets[name] = buckets.get(name, 0) + 1
+    throughput = cluster.throughput()
     return {
         "shards": sum(run.exists(f"{name}.tar") for name in hashes),
         "samples": index.num_rows,
@@ -80,7 +81,8 @@ def shard(
         "computed_parts": len(parts),
         "skipped_parts": len(planned) - len(parts),
         "removed_shards": len(removed),
-        "throughput": cluster.throughput(),
+        "decoder_fallbacks": throughput.get("decoder_fallbacks", {}),
+        "throughput": throughput,
     }
 
 

@@ -87,12 +87,14 @@ def caption(
         find_semantic(run, recipe.prepare.duplicates, set_name)
     find_repeated_captions(run, recipe.caption.repeats, set_name)
     seconds = sum(part["seconds"] for part in results)
+    throughput = cluster.throughput()
     return {
         **summarise(run, set_name, recipe.filters.max_clips_per_caption),
         "clips_per_second": sum(part["captions"] for part in results) / seconds if seconds else 0.0,
         "computed_parts": len(parts),
         "skipped_parts": len(kept) - len(parts),
-        "throughput": cluster.throughput(),
+        "decoder_fallbacks": throughput.get("decoder_fallbacks", {}),
+        "throughput": throughput,
     }
 
 

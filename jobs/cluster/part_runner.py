@@ -15,6 +15,7 @@ from jobs.cluster.attempts import Attempt, PartState
 from jobs.cluster.kv_store import KVStore
 from jobs.cluster.throughput import cpu_seconds
 from jobs.cluster.worker_errors import error_fields
+from recaption.video_io.fallbacks import take_fallbacks
 
 MAX_DEATHS_AT_START = 5
 """Consecutive deaths in the constructor of one worker: weights that do not fit, a library that crashes at import."""
@@ -83,6 +84,7 @@ class PartRunner:
         except Exception as error:  # returned as a row: Ray would print it five times and retry some kinds for ever
             return {**result, "error": json.dumps(error_fields(error))}
         usage |= {"wall_seconds": time.perf_counter() - wall_before, "cpu_seconds": cpu_seconds() - cpu_before}
+        usage["decoder_fallbacks"] = take_fallbacks()
         return {**result, "summary": json.dumps(summary), "error": "", "usage": json.dumps(usage)}
 
     def _run(self, key: str, part: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,8 @@ class Throughput:
     num_parts: int = 0
     num_units: int = 0
     workers: set[str] = field(default_factory=set)
+    decoder_fallbacks: Counter[str] = field(default_factory=Counter)
+    """Reason -> requests for frames that PyAV answered in the place of another decoding backend."""
 
     def add(self, usage: dict[str, Any], num_units: int) -> None:
         self.num_parts += 1
@@ -53,13 +56,15 @@ class Throughput:
         self.busy_seconds += usage["wall_seconds"]
         self.cpu_seconds += usage["cpu_seconds"]
         self.workers.add(usage["worker"])
+        self.decoder_fallbacks.update(usage.get("decoder_fallbacks", {}))
 
     def summary(self) -> dict[str, Any]:
         """JSON-able totals and rates; {} if no part was computed."""
         if not self.num_parts:
             return {}
         available = self.wall_seconds * len(self.workers)
-        return {
+        fallbacks = dict(sorted(self.decoder_fallbacks.items()))
+        return ({"decoder_fallbacks": fallbacks} if fallbacks else {}) | {
             "parts": self.num_parts,
             "unit": self.unit.removeprefix("num_"),
             "units": self.num_units,

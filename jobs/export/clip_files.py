@@ -48,6 +48,8 @@ class ExportClip:
     source: str
     """Where the video came from: its URI, of a local file only the name."""
     licence: str
+    metadata: str
+    """JSON: what the list of the video says besides; "" where there is none."""
     scores: dict[str, float | None]
 
     @property
@@ -97,6 +99,8 @@ class ExportedClip:
     captioner: str
     source: str
     licence: str
+    metadata: str
+    """JSON, of the list of the video."""
     start_seconds: float
     """In the source, like the next three."""
     end_seconds: float
@@ -120,6 +124,7 @@ def described(clip: ExportClip) -> dict[str, Any]:
         "captioner": clip.captioner,
         "source": clip.source,
         "licence": clip.licence,
+        "metadata": clip.metadata,
         "start_seconds": clip.start_seconds,
         "end_seconds": clip.end_seconds,
         "start_frame": clip.start_frame,
@@ -142,6 +147,7 @@ def metadata_of(row: dict[str, Any] | ExportedClip) -> dict[str, Any]:
         "captioner": values["captioner"],
         "source": values["source"],
         "licence": values["licence"],
+        "metadata": values["metadata"],
         "start_seconds": values["start_seconds"],
         "end_seconds": values["end_seconds"],
         "num_frames": values["num_frames"],

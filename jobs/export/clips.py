@@ -32,6 +32,7 @@ from recaption.dedup.near_duplicates import read_pairs
 from recaption.errors import UsageError
 from recaption.inputs.names import TAR
 from recaption.ledger.ledger import read_clips
+from recaption.ledger.spans import read_clip_metadata
 from recaption.quality.filters import HDR_TRANSFERS, drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Caption, Clip, ClipScores, Video, from_table, schema_of
@@ -82,6 +83,7 @@ def plan_clips(
     check_plugin_thresholds(recipe.filters, plugin_scores(table))
     reasons = drop_reasons(table, recipe.filters, read_pairs(run))
     planned = PlannedClips(caption_set=set_name, total=table.num_rows)
+    listed = read_clip_metadata(run)
     clips, scores = from_table(table, Clip), from_table(table, ClipScores)
     seen: set[str] = set()
     for clip, clip_scores, reason in zip(clips, scores, reasons, strict=True):
@@ -98,7 +100,9 @@ def plan_clips(
             planned.drop(clip, size)
             continue
         texts = captions.get(clip.clip_id, [])
-        exported = _export_clip(clip, videos[clip.uri], clip_scores, texts, size, settings)
+        exported = _export_clip(
+            clip, videos[clip.uri], clip_scores, texts, size, settings, listed.get(clip.clip_id, {})
+        )
         if exported is not None:
             planned.clips.append(exported)
         elif any(text.reason is not None and _is_wanted(text, settings.kinds) for text in texts):
@@ -173,9 +177,19 @@ def native_fps(clip: Clip, video: Video) -> Fraction:
 
 
 def _export_clip(
-    clip: Clip, video: Video, scores: ClipScores, texts: list[Caption], size: _Size, settings: ExportSettings
+    clip: Clip,
+    video: Video,
+    scores: ClipScores,
+    texts: list[Caption],
+    size: _Size,
+    settings: ExportSettings,
+    listed: dict[str, str],
 ) -> ExportClip | None:
-    """None where the clip has no good text of the wanted kinds."""
+    """None where the clip has no good text of the wanted kinds.
+
+    Args:
+        listed: what a list says of it.
+    """
     end_seconds = clip.start_seconds + float(size.num_frames / size.fps) if settings.fit else clip.end_seconds
     found = captions_for_sample(texts, (*CAPTION_KINDS, "original"), clip.start_seconds, end_seconds)
     kind = next((kind for kind in settings.kinds if kind in found), None)
@@ -205,8 +219,9 @@ def _export_clip(
         caption=found[kind],
         captions=found,
         captioner=next((text.captioner for text in texts if text.is_main), ""),
-        source=source_name(clip.uri, settings.local_paths),
-        licence=settings.licence,
+        source=listed.get("source") or source_name(clip.uri, settings.local_paths),
+        licence=listed.get("licence") or settings.licence,
+        metadata=listed.get("metadata") or "",
         scores={name: getattr(scores, name) for name in scores.__dataclass_fields__ if name != "clip_id"},
     )
 

@@ -79,6 +79,7 @@ def export(
     document["failures"] = [failure | {"uri": source_name(failure["uri"], settings.local_paths)}
                             for failure in summary["failures"]]  # fmt: skip
     folder.write_bytes(SUMMARY, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    throughput = cluster.throughput()
     return {
         "layout": layout.name,
         "export": folder.uri,
@@ -88,7 +89,8 @@ def export(
         "computed_parts": len(missing),
         "skipped_parts": len(parts) - len(missing),
         "removed_files": removed,
-        "throughput": cluster.throughput(),
+        "decoder_fallbacks": throughput.get("decoder_fallbacks", {}),
+        "throughput": throughput,
     }
 
 
@@ -110,7 +112,7 @@ def _parts(clips: list[ExportClip], recipe: Recipe, settings: ExportSettings, la
     parts = []
     for number, group in enumerate(groups):
         rows = [dataclasses.asdict(clip) for clip in group]
-        key = recipe_hash([settings.video_hash, rows])
+        key = recipe_hash([settings.video_hash, recipe.prepare.decode.backend, rows])
         parts.append({"name": layout.part_name(number), "plan_hash": key, "clips": rows})
     return parts
 

@@ -28,6 +28,7 @@ from recaption.ledger.ledger import build_ledger
 from recaption.quality.model_scorers import unavailable_scorers
 from recaption.quality.plugins import Plugin, check_plugin_thresholds, find_plugins, stored_scores
 from recaption.run_folder import RunFolder
+from recaption.video_io.process import start
 
 WORKER_BYTES = 512 << 20
 """Of a worker and its decoder, beside the frames it keeps: 0.3 and 0.1 GB while 1080p is decoded."""
@@ -54,7 +55,7 @@ def prepare(
         only: parts that may be computed; default: all.
 
     Raises:
-        UsageError: a path without files, or a folder of another recipe.
+        UsageError: a path without files, a decoder that is not installed, or a folder of another recipe.
         ErrorBudgetError: more than `max_failed_share` of the inputs failed.
     """
     run = RunFolder(out)
@@ -62,6 +63,8 @@ def prepare(
     plugins = find_plugins(recipe.prepare.scores.plugins, recipe.prepare.scores.num_model_frames)
     if recipe.filters.plugin_names:
         check_plugin_thresholds(recipe.filters, [*stored_scores(run), *(c for one in plugins for c in one.columns)])
+    if recipe.prepare.decode.backend != "av":
+        start(recipe.prepare.decode.backend)  # the stages after this one need it
     write_recipe(run, recipe)
     stage_hash = stage_hashes(recipe)["prepare"]
     num_companions = _plan(run, recipe, videos, parse_columns(columns), video_root)

@@ -16,7 +16,6 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 from jobs.recipe.inputs_table import iter_inputs, write_inputs
@@ -28,7 +27,6 @@ from recaption.ledger.spans import (
     listed_file,
     listed_rows,
     read_listed,
-    spans_by_uri,
     write_listed,
 )
 from recaption.run_folder import RunFolder
@@ -110,7 +108,7 @@ class _Plan:
 
     def _relist(self, part: int, uri: str, spans: list[ListedSpan]) -> None:
         if spans:
-            rows = json.dumps([asdict(span) for span in spans])
+            rows = json.dumps(listed_rows(part, spans), ensure_ascii=False)
             self.database.execute("INSERT INTO relisted VALUES (?, ?, ?)", (part, uri, rows))
 
     def _listed(self, part: int) -> dict[str, list[ListedSpan]]:
@@ -135,9 +133,8 @@ class _Plan:
         new = {(part, uri) for part, uri, _ in relisted}
         rows = self.run.read_table(name).to_pylist() if self.run.exists(name) else []
         rows = [row for row in rows if (row["part"], row["uri"]) not in new and row["part"] < self.first_part]
-        for part, _, spans in relisted:
-            values = spans_by_uri(json.loads(spans))
-            rows += listed_rows(part, next(iter(values.values())))
+        for _, _, spans in relisted:
+            rows += json.loads(spans)
         write_listed(self.run, name, rows)
 
     def _rows(self) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,18 @@ from recaption.records import Clip, from_table
 from recaption.run_folder import RunFolder
 
 RUN_YAML = "run.yaml"
-VERSIONED = ("recaption", "torch", "open_clip_torch", "transformers", "av", "decord2", "webdataset", "ray", "pyarrow")
+VERSIONED = (
+    "recaption",
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "av",
+    "decord2",
+    "torchcodec",
+    "webdataset",
+    "ray",
+    "pyarrow",
+)
 
 
 def open_run(uri: str) -> tuple[RunFolder, Recipe]:

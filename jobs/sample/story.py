@@ -36,6 +36,7 @@ from recaption.run_folder import RunFolder, recipe_hash
 if TYPE_CHECKING:
     from train.sampling.request import Request
     from train.sampling.sampler import Sampler
+    from train.sampling.solver_settings import SolverSettings
     from train.sampling.story import Film
 
 STORY_JSON = "story.json"
@@ -69,13 +70,13 @@ def sample_story(
     if stages:
         raise UsageError("a film is sampled from one model: pass a single --checkpoint")
     path = find(checkpoint).path
-    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)))
+    sampler = Sampler.from_checkpoint(path, device=str(choose_device(device)), base=settings.base)
     plan = _plan(shots, film.story, path, settings, sampler)
     plan = dataclasses.replace(plan, shots=_seeded(plan.shots, settings.seed))
     for note in plan.notes if progress else ():
         print(f"note: {note}", file=sys.stderr)
     expanded = expanded_prompts([shot.text for shot in plan.shots], path, settings, is_shown=progress)
-    folder = RunFolder(out or f"{gallery_folder(path)}-story")
+    folder = RunFolder(out or f"{gallery_folder(path, settings.base)}-story")
     job = _StoryJob(plan, expanded, settings, sampler, folder, path, progress=progress)
     folder.write_bytes("script.jsonl", write_script(plan.shots).encode())
     existing = json.loads(folder.read_bytes(STORY_JSON)) if folder.exists(STORY_JSON) else {}
@@ -220,14 +221,27 @@ class _StoryJob:
         return self._frames(key, f"dissolve to shot {number + 1}", functools.partial(self._sampled, request))
 
     def _sampled(self, request: Callable[[], Request]) -> np.ndarray:
+        asked = request()
         (sampled,) = self.sampler.sample_requests(
-            [request()],
-            self.solver,
+            [asked],
+            self._solver_for(asked),
             window_frames=self.settings.window_frames,
             overlap_frames=self.settings.overlap_frames,
             progress=self.progress,
         )
         return sampled.video_THWC
+
+    def _solver_for(self, request: Request) -> SolverSettings:
+        """The solver's settings; without context guidance where a shot has no frames before it."""
+        from train.diffusion.guidance import Guidance
+        from train.sampling.story import transitions_of
+
+        max_frames = self.sampler.window_frames(self.settings.window_frames)
+        has_windows = request.conditioning.num_frames > max_frames and "continue" in transitions_of(self.sampler)
+        if has_windows or request.conditioning.condition_mask_T.any():
+            return self.solver
+        guidance = dataclasses.replace(Guidance.of(self.solver.guidance), context=1.0)
+        return dataclasses.replace(self.solver, guidance=guidance)
 
     def _frames(self, key: str, title: str, sample: Callable[[], np.ndarray]) -> np.ndarray:
         """The frames of a key: read where they are, else sampled and written."""

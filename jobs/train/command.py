@@ -61,7 +61,7 @@ class DitTraining(Training):
         + under("train_dit.dit", "diffusion.schedule diffusion.prediction holdout_share")
         + under("train_dit.trainer", f"{TRAINER} parallel activation_checkpointing")
         + under("plan", f"capacity {MIXTURE_RULES}")
-        + under("train_dit.evaluation", "num_prompts held_out")
+        + ("encode.compressor", "train_dit.evaluation.num_prompts")
     )
     takes = ("plan", "encode.compressor", "train_dit", "caption", *under("sample", SAMPLING))
     init_from: str | None = None
@@ -71,13 +71,24 @@ class DitTraining(Training):
     """Architecture of the transformer, one of docs/backbones.md; default: dit."""
     stage: str | None = None
     """Stage of a cascade in pixel space: ssr (spatial) or tsr (temporal super-resolution); default: its base."""
+    distill: str | None = None
+    """Distil the teacher at --init-from: `guidance` into one call, or into a student of this many steps (half of its)."""
     eval: bool = False
     """Do not train: evaluate the newest checkpoint of this name into RUN/train/NAME/evaluation.json."""
 
     def resolved(self) -> Recipe:
-        return changed(
+        recipe = changed(
             self.settings, "train_dit.dit", init_from=self.init_from, backbone=self.backbone, stage=self.stage
         )
+        return changed(recipe, "train_dit.dit.distill", **self._distillation())
+
+    def _distillation(self) -> dict[str, Any]:
+        """Raises UsageError where `distill` is neither `guidance` nor a number of steps."""
+        if self.distill in (None, "guidance"):
+            return {"stage": self.distill}
+        if not self.distill.isdecimal():
+            raise UsageError(f"--distill {self.distill}: pass `guidance`, or the number of steps of the student")
+        return {"stage": "halve", "num_steps": int(self.distill)}
 
     def __call__(self) -> dict[str, Any]:
         from jobs.train.train import evaluate_model
@@ -87,6 +98,7 @@ class DitTraining(Training):
         training_flags = {
             "--steps": self.steps is not None,
             "--init-from": self.init_from is not None,
+            "--distill": self.distill is not None,
             "--backbone": self.backbone is not None,
             "--no-resume": not self.resume,
             "--num-workers": self.num_workers,

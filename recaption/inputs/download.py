@@ -179,7 +179,7 @@ def _fetch(uri: str, path: str, budget: _Budget) -> str:
 
 def _fetch_http(uri: str, path: str, budget: _Budget) -> str:
     """One request, and where the line drops further ones for the rest, as long as each brings something."""
-    etag, done = "", 0
+    etag, done, has_ranges = "", 0, False
     with open(path, "wb") as file:
         while True:
             before = done
@@ -193,7 +193,7 @@ def _fetch_http(uri: str, path: str, budget: _Budget) -> str:
                         file.seek(0)
                         file.truncate()
                         done = before = 0
-                    etag = remote.etag
+                    etag, has_ranges = remote.etag, remote.has_ranges
                     budget.set_size(remote.num_bytes)
                     for block in remote.blocks():
                         file.write(block)
@@ -201,8 +201,8 @@ def _fetch_http(uri: str, path: str, budget: _Budget) -> str:
                         budget.relative_update(len(block))
                     return etag
             except VideoError as error:
-                may_go_on = error.reason == "fetch_failed" and done > before and etag and not etag.startswith("W/")
-                if not may_go_on or budget.is_over:
+                is_same = has_ranges and etag and not etag.startswith("W/")
+                if error.reason != "fetch_failed" or done <= before or not is_same or budget.is_over:
                     raise
 
 

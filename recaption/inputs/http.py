@@ -55,6 +55,8 @@ class HttpFile:
     """What changes with the bytes: ETag, else Last-Modified, else ""."""
     is_range: bool = False
     """Only the bytes that were asked for follow, not all."""
+    has_ranges: bool = False
+    """The server says that it can send parts of this file."""
 
     def blocks(self) -> Iterator[bytes]:
         """The body, piece by piece.
@@ -115,7 +117,8 @@ def open_http(
                 length = response.headers.get("Content-Range", "").rpartition("/")[2]
             found = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
             num_bytes = int(length) if length.isascii() and length.isdigit() else None
-        yield HttpFile(response, num_bytes, found, is_range=status == 206)
+            has_ranges = status == 206 or response.headers.get("Accept-Ranges", "").lower() == "bytes"
+        yield HttpFile(response, num_bytes, found, is_range=status == 206, has_ranges=has_ranges)
 
 
 @contextlib.contextmanager

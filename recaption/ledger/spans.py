@@ -59,6 +59,9 @@ SPANS_SCHEMA = pa.schema(
 then `reason` is `bad_span`. `metadata`: other columns of the list, as JSON."""
 
 
+_PLACE_AND_SAID = ("uri", "list_uri", "row", "position", *(name for name in SAID if name != "refusal"))
+
+
 def listed_file(part: int) -> str:
     """File of RUN/listed with the rows of a part."""
     return f"listed/part-{part // PARTS_PER_FILE:05d}.parquet"
@@ -125,8 +128,9 @@ def listed_from_spans(rows: Iterable[dict[str, Any]]) -> Iterator[ListedSpan]:
 
 
 def _as_row(span: ListedSpan) -> dict[str, Any]:
-    names = ("uri", "list_uri", "row", "position", *SAID)
-    return {name: getattr(span, name) for name in names if name != "refusal"} | {"texts": list(span.texts)}
+    row = {name: getattr(span, name) for name in _PLACE_AND_SAID}
+    row["texts"] = list(span.texts)
+    return row
 
 
 def read_listed(run: RunFolder, part: int) -> dict[str, list[ListedSpan]]:
@@ -162,6 +166,16 @@ def texts_of(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
         for clip_id in row["clip_ids"] if row["texts"] else ():
             found.setdefault(clip_id, {}).update(dict.fromkeys(row["texts"]))
     return {clip_id: tuple(texts) for clip_id, texts in found.items()}
+
+
+def read_clip_metadata(run: RunFolder) -> dict[str, dict[str, str]]:
+    """Clip id -> id, source, licence and metadata (JSON) that the first row of a list with this clip has."""
+    found: dict[str, dict[str, str]] = {}
+    for name in run.list(SPAN_PARTS):
+        for row in run.read_columns(name, ["clip_ids", "id", "source", "licence", "metadata"]).to_pylist():
+            for clip_id in row.pop("clip_ids"):
+                found.setdefault(clip_id, row)
+    return found
 
 
 def texts_hash(run: RunFolder, part: int) -> str:

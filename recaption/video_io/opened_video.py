@@ -36,6 +36,7 @@ from recaption.decoding.messages import (
 from recaption.errors import PASSING_REASONS, UsageError, VideoError
 from recaption.inputs.open_input import InputState, OpenedInput, local_state, open_input
 from recaption.records import Video
+from recaption.video_io import process as decoder_process
 from recaption.video_io.client import DecodeResponse, FrameSink
 from recaption.video_io.frames import DecodeLimits, Frames
 
@@ -294,9 +295,15 @@ def open_video(
 
 
 class OpenVideos:
-    """The last few videos, held open across their clips. Close it, or use it in a `with` statement."""
+    """The last few videos, held open across their clips. Close it, or use it in a `with` statement.
+
+    Raises:
+        UsageError: the backend of the limits does not work on this machine.
+    """
 
     def __init__(self, limits: DecodeLimits) -> None:
+        if limits.backend != "av":
+            decoder_process.start(limits.backend)  # one that is not installed is an error at once
         self.limits = limits
         self._open: OrderedDict[
             tuple[str, InputState | None], tuple[contextlib.ExitStack, OpenedVideo | VideoError]

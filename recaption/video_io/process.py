@@ -36,6 +36,8 @@ START_SECONDS = 120.0
 """How long a child may take to import PyAV; 0.3 s on an idle machine, seconds on a loaded one."""
 PIPE_BYTES = 1 << 20
 """The most that Linux grants without privileges."""
+WORKER = "recaption.decoding.worker"
+"""The module that the child runs."""
 WATCH_SECONDS = 0.05
 """How often the resident memory of a child with a backend is looked at while it works."""
 MAX_EXCHANGES = 512
@@ -126,7 +128,7 @@ class _Child:
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.requests, requests_of_child = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "recaption.decoding.worker", backend],
+            [sys.executable, "-P", "-m", WORKER, backend],
             stdin=requests_of_child.fileno(),
             stdout=subprocess.PIPE,
             stderr=self.stderr,

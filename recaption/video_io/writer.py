@@ -185,7 +185,6 @@ def _new_stream(output: Any, codec: str, crf: int, fps: Fraction, shape: tuple[i
 
 def codecs_report() -> dict[str, Any]:
     """Library versions and the codecs they decode and encode, for `recaption doctor`."""
-    import importlib.metadata
 
     import av
 
@@ -196,16 +195,9 @@ def codecs_report() -> dict[str, Any]:
             return False
         return True
 
-    def version(distribution: str) -> str | None:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
     return {
         "pyav": av.__version__,
         "ffmpeg_libraries": {name: ".".join(map(str, numbers)) for name, numbers in av.library_versions.items()},
-        "decord2": version("decord2"),
         "decodes": {name: can(name, "r") for name in CODECS},
         "encodes": {name: can(name, "w") for name in ENCODERS},
     }

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from recaption.errors import UsageError
+from recaption.errors import RecaptionError
 from tests.evidence.experiment import experiment_names, load_experiment
 from tests.evidence.page import write_page
 from tests.evidence.results import FOLDER
@@ -45,7 +45,7 @@ def main() -> int:
                 seeds=arguments.seeds or (),
                 on_results=write_page if is_published else lambda: None,
             )
-    except UsageError as error:
+    except RecaptionError as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.page:

@@ -3,7 +3,7 @@
     EXPERIMENT = Experiment(
         question="Do long skips help a U-shaped transformer at equal tokens?",
         source="U-ViT (2209.12152), figure 2",
-        arms=(Arm("skips", dit={"backbone": "uvit"}), Arm("no_skips", dit={"backbone": "uvit", "skips": False})),
+        arms=(Arm("skips", dit={"backbone": "uvit"}), Arm("no_skips", dit={"backbone": "uvit", "uvit": {"skips": False}})),
         claims=(Claim("with skips more prompts are followed", "skips", "no_skips"),),
     )
 
@@ -44,14 +44,15 @@ MIN_FOLLOWED = 0.5
 CAPACITY_TOKENS = 768
 """Of a pack."""
 RECIPE_DIT: Mapping[str, Any] = {
-    "width": 192,
-    "depth": 6,
+    "width": 256,
+    "depth": 4,
     "num_heads": 4,
-    "patch": (2, 1, 1),
+    "patch": (2, 2, 2),
     "absolute_positions": True,
-    "diffusion": {"timestep_mean": 0.0},
+    "diffusion": {"timestep_mean": 0.5},
 }
-"""Settings of `recaption train dit` that every arm has unless it says otherwise."""
+"""Settings of `recaption train dit` that every arm has unless it says otherwise: those of bench_prompt_following.py, which
+follow 53 % of 30 prompts after 3000 steps at the full learning rate, 63 % after 5000."""
 RECIPE_TRAINER: Mapping[str, Any] = {
     "lr": 2e-3,
     "ema_decay": 0.998,
@@ -133,7 +134,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     readings: tuple[Reading, ...] = (PromptFollowing(), ClipLoss())
     world: World = field(default_factory=World)
-    steps: int = 4500
+    steps: int = 6000
     equal_parameters: float | None = None
     """Arms may differ by this fraction in their number of weights."""
     seeds: tuple[int, ...] = SEEDS

@@ -33,17 +33,19 @@ What is found here is an order (this is better than that, at this size), never t
     python -m tests.evidence backbones --out FOLDER    # state elsewhere than build/evidence
     python -m tests.evidence backbones --seeds 1       # one seed: several processes can share an experiment
 
-One thread; killed at any moment, the same command goes on where it was (the trainings' own checkpoints). Trainings take
-turns: every arm of a seed before the next seed. After each, the JSON file, the plot and the contact sheet in
-`tests/evidence/results/` and this page are written anew. An experiment is a file of some 30 lines in
-`tests/evidence/experiments/`: arms (settings of `recaption train dit`, or a function that trains), readings, claims.
+One thread; killed at any moment, the same command goes on where it was (the trainings' own checkpoints, about 100 MB of
+state for each arm and seed). Trainings take turns: every arm of a seed before the next seed. After each, the JSON file,
+the plot and the contact sheet in `tests/evidence/results/` and this page are written anew. An experiment is a file of some
+30 lines in `tests/evidence/experiments/`: arms (settings of `recaption train dit`, or a function that trains), readings,
+claims.
 
 ## Rules
 
 - **World**: one large object of 9 shapes and 9 colours on 3 grounds moves left, moves right or stays still; 5 frames of
   64 px unless an experiment says otherwise. A third of all (object, colour, ground) triples is never trained on, and
   prompts are about those.
-- **Arms** differ in what they are named after; data, its order, noise, seeds and steps are the same. The loss is that of
+- **Arms** differ in what they are named after; data, its order, noise, seeds, steps and learning rate are the same (that
+  of the DiT: an arm that would do better with another one is at a disadvantage). The loss is that of
   held-out clips at fixed noise, against steps and against CPU time (of the training thread, measured; no validation).
 - **{MIN_PROMPTS} prompts**, the same prompts and the same noise in all arms. A prompt is *followed* where the `tiny`
   captioner reads its object and its colour back from the sample (chance below 4 %).

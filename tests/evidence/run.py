@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from recaption.errors import UsageError
+from recaption.folder_lock import FolderLock
+from recaption.run_folder import RunFolder
 from tests.evidence import pictures
 from tests.evidence.experiment import (
     CAPACITY_TOKENS,
@@ -77,7 +79,8 @@ class ExperimentRun:
             for run in self.arm_runs(seed).values():
                 _check_settings(run)
                 if not (run.folder / READINGS).exists():
-                    self._run_arm(run)
+                    with FolderLock(RunFolder(str(run.folder)), _title(run)):
+                        self._run_arm(run)
                 self._minutes[run.arm.name] = json.loads((run.folder / READINGS).read_text())["cpu_minutes"]
                 self.write_results()
 
@@ -120,7 +123,9 @@ class ExperimentRun:
         """The world's, or the same scenes by the arm's compressor; rendered at the first call."""
         world = self.experiment.world
         world = dataclasses.replace(world, compressor=arm.compressor or world.compressor)
-        return self._scenes.setdefault(world, world.scenes(self.out / "worlds"))
+        if world not in self._scenes:
+            self._scenes[world] = world.scenes(self.out / "worlds")
+        return self._scenes[world]
 
     # --- progress -----------------------------------------------------------------------------------------------------
 
@@ -203,6 +208,7 @@ def run_experiment(
 
     Raises:
         UsageError: no arm can be trained yet, a seed that the experiment does not have, or state of other settings in `out`.
+        FolderInUseError: another process trains the same arm and seed there.
     """
     torch.set_num_threads(1)
     say, seeds = say or _say_on_stderr, seeds or experiment.seeds

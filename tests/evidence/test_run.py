@@ -10,7 +10,9 @@ import pytest
 
 from packing.buckets import Bucket
 from packing.grid import Grid
-from recaption.errors import UsageError
+from recaption.errors import FolderInUseError, UsageError
+from recaption.folder_lock import FolderLock
+from recaption.run_folder import RunFolder
 from recaption.scenes.captions import fields_in
 from recaption.scenes.splits import HELD_OUT_PAIRS
 from tests.evidence import page
@@ -137,6 +139,14 @@ def test_state_of_other_settings_is_refused_and_a_finished_experiment_trains_not
         run_experiment(micro(steps=3), out=out / "state", results=out / "results", say=again.append)
 
 
+def test_two_processes_do_not_train_one_arm_at_once(finished, tmp_path):
+    out, _ = finished
+    folder = tmp_path / "micro" / "seed-0" / "plain"
+    (tmp_path / "worlds").symlink_to(out / "state" / "worlds")
+    with FolderLock(RunFolder(str(folder)), "another run"), pytest.raises(FolderInUseError, match="another run"):
+        run_experiment(micro(), out=tmp_path, results=tmp_path, say=lambda line: None)
+
+
 def test_arms_of_unequal_size_or_missing_features_are_named(tmp_path, finished):
     out, _ = finished
     wide = Arm("wide", dit={**SMALL, "width": 64}, trainer=LOGGED)
@@ -167,9 +177,9 @@ def test_an_arm_of_equal_cost_gets_the_steps_that_its_minutes_take(tmp_path, fin
 
 
 def test_prompts_are_different_ones_about_triples_that_are_not_trained_on(tmp_path):
-    world = World(num_training=200, num_held_out=1, num_prompts=40)
+    world = World(num_training=60, num_held_out=1, num_prompts=20)
     scenes = world.scenes(tmp_path)
-    assert len(set(scenes.prompts())) == 40
+    assert len(set(scenes.prompts())) == 20
     asked, trained = ([fields_in(text) for text in texts] for texts in (scenes.prompts(), scenes.training().captions))
     assert not {(f.main_object, f.colour, f.background) for f in asked} & {
         (f.main_object, f.colour, f.background) for f in trained

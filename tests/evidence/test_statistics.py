@@ -39,12 +39,12 @@ def test_95_of_100_intervals_contain_the_true_difference_however_much_seeds_diff
 
 def test_a_bootstrap_over_three_seeds_covers_far_less_than_it_says():
     rng, covered = np.random.default_rng(0), []
-    for _ in range(200):
+    for _ in range(120):
         one, other = bits(rng, 0.5, seeds=0.1, prompts=0.15)
         d_SU = one - other
         means = [
             d_SU[rng.integers(NUM_SEEDS, size=NUM_SEEDS)][:, rng.integers(NUM_PROMPTS, size=NUM_PROMPTS)].mean()
-            for _ in range(200)
+            for _ in range(150)
         ]
         low, high = np.quantile(means, [0.025, 0.975])
         covered.append(low <= 0 <= high)

@@ -182,7 +182,12 @@ class ArmRun:
     def task(self) -> ClockedDitTask:
         """The arm's task with newly initialised weights, or those it starts from."""
         settings = self.dit_settings()
-        plan = {"capacity": CAPACITY_TOKENS, "cost_model_width": settings.width, **self.arm.plan, "seed": self.seed}
+        plan = {
+            "capacity": CAPACITY_TOKENS,
+            "cost_model_width": RECIPE_DIT["width"],
+            **self.arm.plan,
+            "seed": self.seed,
+        }
         return ClockedDitTask(
             self.arm.source(self) if self.arm.source else self.scenes.training(),
             settings,

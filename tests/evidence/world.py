@@ -55,11 +55,11 @@ HELD_OUT_SIZE = "held_out_size_"
 class World:
     """What is rendered. The same world is rendered once and shared by all experiments with it."""
 
-    sizes: tuple[Bucket, ...] = (Bucket(5, 32, 32, 8),)
+    sizes: tuple[Bucket, ...] = (Bucket(5, 64, 64, 8),)
     """Sizes that are trained on, in equal numbers; prompts are sampled at the first."""
     held_out_sizes: tuple[Bucket, ...] = ()
     """Sizes that are only validated and sampled at."""
-    compressor: str = "patch:48,whitening=0.5"
+    compressor: str = "patch:24,whitening=0.5"
     num_training: int = 20_000
     num_held_out: int = 256
     """Held-out clips of each size."""

@@ -7,6 +7,7 @@ import pytest
 from jobs import doctor
 from jobs.summary import print_summary
 from recaption.decoding.confinement import LAYERS
+from recaption.errors import UsageError
 from recaption.video_io import process as decoder_process
 
 
@@ -35,3 +36,16 @@ def test_a_layer_that_the_kernel_does_not_confirm_does_not_hold(monkeypatch):
     monkeypatch.setattr(decoder_process, "_network_namespace", lambda pid: 7)
     report = decoder_process.confinement_report()
     assert report["network namespace"] == "the kernel does not confirm it"
+
+
+def test_other_decoders_have_a_version_or_the_reason_why_they_do_not_work(offline, monkeypatch, capsys):
+    def start(backend):
+        raise UsageError("it finds no shared libraries of FFmpeg")
+
+    monkeypatch.setattr(decoder_process, "start", start)
+    monkeypatch.setattr(doctor, "_is_installed", lambda module: module == "torchcodec")
+    report = doctor.doctor()
+    assert report["decoders"]["decord"] == "not installed: pip install 'recaption[decord]'"
+    assert report["decoders"]["torchcodec"] == "it finds no shared libraries of FFmpeg"
+    print_summary("doctor", report)
+    assert "torchcodec it finds no shared libraries" in " ".join(capsys.readouterr().out.split())

@@ -58,6 +58,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
         body = data[start:end]
         self.send_header("Content-Length", str(len(body)))
+        if self.server.has_ranges:
+            self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Type", self.server.content_type)
         self.send_header("ETag", f'"{len(data)}-{hash_of(str(path))}"')
         self.end_headers()

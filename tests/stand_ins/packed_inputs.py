@@ -42,8 +42,11 @@ SIZES: dict[str, dict[str, object]] = {
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
     "uvit": {"width": 24, "depth": 4, "num_heads": 2},
     "diffit": {"width": 24, "depth": 2, "num_heads": 2},
+    "diffit_pixels": {"width": 12, "depth": 1, "num_heads": 1, "stages": 3, "window": 2},
 }
 """Smallest settings of each backbone that use all of its parts."""
+TRANSFORMERS = tuple(name for name, sizes in SIZES.items() if "width" in sizes)
+"""Backbones of any width, which know their own cost."""
 
 
 def make_backbone(name: str, seed: int = 0, **changes: object) -> nn.Module:

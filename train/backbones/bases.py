@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from recaption.errors import CheckpointMismatchError, UsageError
-from train.backbones.pretrained_unet import PREFIX, read_config, read_weights
+from train.backbones.pretrained.unet import PREFIX, read_config, read_weights
 from train.backbones.registry import backbone_class
 from train.checkpoint.same_model import differences, weights_meaning
 from train.checkpoint.step_folder import find

@@ -3,7 +3,7 @@
     diffit = Diffit(token_width=96, text_width=256, pooled_width=256, **SIZES["tiny"])
     prediction_LD = diffit(inputs)                         # PackedInputs
 
-The condition (noise level and pooled text) is added to queries, keys and values (train/layers/time_attention.py); there are
+The condition (noise level and pooled text) is added to queries, keys and values (`TimeSelfAttention`); there are
 no shifts, scales or gates.
 
 Architecture after the latent model of "DiffiT: Diffusion Vision Transformers for Image Generation" (arXiv 2312.02139), with
@@ -32,18 +32,23 @@ from train.layers.adaln import NORM_EPS
 from train.layers.attention import packed_attention
 from train.layers.embeddings import sincos_table
 from train.layers.layouts import LayoutKey
-from train.layers.packed_attention_layers import Attend, CrossAttention, compile_around_attention
+from train.layers.packed_attention_layers import (
+    TIME_IN,
+    Attend,
+    CrossAttention,
+    TimeSelfAttention,
+    compile_around_attention,
+)
 from train.layers.relative_bias import PackedPositions
 from train.layers.rope import rotary_cos_sin
 from train.layers.segments import Segments
-from train.layers.time_attention import TIME_IN, TimeSelfAttention
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 192, "depth": 6, "num_heads": 6},
     "XL": {"width": 1152, "depth": 28, "num_heads": 16},
 }
 """XL as published (561 M parameters there, more here: cross-attention); tiny trains on a laptop."""
-ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 100.4, "bf16": 52.4}
+ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH = {"fp32": 92.4, "bf16": 52.4}
 """Of one block, as of `dit.ACTIVATION_BYTES_PER_TOKEN_AND_WIDTH`."""
 
 
@@ -222,8 +227,11 @@ class DiffitBlock(nn.Module):
         text_MD: Tensor,
         text_segments: Segments,
         positions: PackedPositions | None = None,
+        attention_segments: Segments | None = None,
     ) -> Tensor:
-        x_LD = x_LD + self.attention(self.norm1(x_LD), rotary, segments, condition_SD, positions)
+        """Arguments as of `TimeSelfAttention`."""
+        h_LD = self.norm1(x_LD)
+        x_LD = x_LD + self.attention(h_LD, rotary, segments, condition_SD, positions, attention_segments)
         if self.cross_norm is not None and self.cross_attention is not None:
             x_LD = x_LD + self.cross_attention(self.cross_norm(x_LD), segments, text_MD, text_segments)
         return x_LD + self.mlp(self.norm2(x_LD))

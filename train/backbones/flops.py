@@ -13,13 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from packing.grid import layer_flops_coefficients, sample_flops
+from packing.grid import Shape3, layer_flops_coefficients, sample_flops
 
 COST_LENGTHS = (1024, 4096)
 """Tokens of the two samples that `cost_model_width` compares."""
 MAX_COST_MODEL_WIDTH = 1 << 20
 FORWARD_AND_BACKWARD = 3.0
 """In units of the forward: the backward takes two multiplications for each one."""
+
+
+def tokens_in_frames_and_places(
+    num_tokens: Sequence[int], token_shapes: Sequence[Shape3]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean tokens of each sample's frames, and of its places along time; float64 (S) each.
+
+    Args:
+        token_shapes: tokens along (frames, rows, columns) before any were dropped; empty: every sample is one frame.
+    """
+    tokens = np.asarray(num_tokens, dtype=np.float64)
+    if not token_shapes:
+        return tokens, np.ones_like(tokens)
+    shapes = np.asarray(token_shapes, dtype=np.float64)
+    return tokens / shapes[:, 0], np.maximum(tokens / shapes[:, 1:].prod(axis=1), 1)
 
 
 def transformer_flops(num_tokens: Sequence[int], num_text_tokens: Sequence[int] | None, *, width: int) -> float:

@@ -17,8 +17,9 @@ BACKBONES = {
     "dit": "train.backbones.dit:Dit",
     "mdt": "train.backbones.mdt:Mdt",
     "diffit": "train.backbones.diffit:Diffit",
+    "diffit_pixels": "train.backbones.diffit_pixels:DiffitPixels",
     "temporal": "train.backbones.temporal:TemporalDit",
-    "temporal-unet": "train.backbones.dense:DenseBackbone",
+    "temporal-unet": "train.backbones.pretrained.dense:DenseBackbone",
     "uvit": "train.backbones.uvit:Uvit",
 }
 """Name -> module:class; a module is imported when its backbone is built."""

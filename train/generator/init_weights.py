@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recaption.errors import CheckpointMismatchError, UsageError
 from recaption.weights import weights_hash
 from train.backbones.bases import config_of_base, read_base, weights_over_base
-from train.backbones.pretrained_unet import PREFIX
+from train.backbones.pretrained.unet import PREFIX
 from train.checkpoint import step_folder as checkpoint
 from train.checkpoint.same_model import differences, weights_meaning
 from train.checkpoint.trained_part import FrozenBase

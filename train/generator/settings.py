@@ -10,6 +10,7 @@ from packing.loader.holdout import held_out_videos
 from recaption.captions.mixture import CaptionMixtureSettings, parse_mixture_weights
 from recaption.errors import UsageError
 from train.backbones.diffit import DiffitSettings
+from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
@@ -20,8 +21,9 @@ from train.diffusion.process import DiffusionSettings
 SETTINGS_OF_BACKBONES = {
     "temporal": ("temporal", "temporal-unet"),
     "mdt": ("mdt",),
-    "uvit": ("uvit",),
     "diffit": ("diffit",),
+    "diffit_pixels": ("diffit_pixels",),
+    "uvit": ("uvit",),
 }
 """Field of `DitSettings` -> the backbones whose own settings it holds."""
 
@@ -71,12 +73,13 @@ class DitSettings:
     which gives the same images at first. With temporal layers the image model to freeze; `diffusers:ID#unet` for a U-Net.
     Empty: from scratch."""
     backbone: str = "dit"
-    """`dit`, `uvit`, `mdt`, `diffit`; `temporal`: a frozen `dit` that was trained on images, with temporal layers;
-    `temporal-unet`: a frozen U-Net of diffusers with them, over the image model of `init_from`; see docs/backbones.md."""
+    """Architecture of the transformer, one of docs/backbones.md. `temporal`: a frozen `dit` that was trained on images, with
+    temporal layers; `temporal-unet`: a frozen U-Net of diffusers with them; both over the image model of `init_from`."""
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)
     diffit: DiffitSettings = field(default_factory=DiffitSettings)
+    diffit_pixels: DiffitPixelsSettings = field(default_factory=DiffitPixelsSettings)
     width: int = 192
     """Channels per token."""
     depth: int = 6

@@ -101,6 +101,8 @@ def packed_attention(
     segments_q, segments_k = Segments.of(segments_q), Segments.of(segments_k)
     _check_lengths(q_LHD, k_MHD, segments_q, segments_k)
     backend = choose_backend(backend, q_LHD.device, q_LHD.dtype, has_bias=bias is not None)
+    if not segments_q.num_tokens:
+        return q_LHD + 0 * (k_MHD.sum() + v_MHD.sum())  # all of them stay in the graph: DDP waits for every gradient
     attend = {"varlen": _varlen, "flex": _flex, "loop": _loop}[backend]
     with_bias = {} if bias is None else {"bias": bias}
     return attend(q_LHD, k_MHD, v_MHD, segments_q, segments_k, **with_bias)

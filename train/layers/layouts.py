@@ -2,12 +2,13 @@
 
     layouts = Layouts(segments, position_L3)                   # once per batch, on the CPU, where lengths are read
     places = layouts[("places",)]                              # tokens of one place, in the order of time
-    x_LD = places.scatter(attention(places.gather(x_LD), places.segments))
+    x_LD = places.scatter(attention(places.gather(x_LD), places.segments), x_LD)
 
 | key | tokens that attend to each other |
 | --- | --- |
 | ("frames",) | of one frame of a sample |
 | ("places",) | of one (row, column) of a sample, over its frames |
+| ("places", "videos") | the same, of samples with several frames only: images are left out |
 | ("windows", h, w) | of one window of h x w tokens of one frame; windows at the rim are smaller |
 | ("windows", h, w, top, left) | the same, the windows moved up and left by that many tokens |
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,31 +28,72 @@ from torch import Tensor
 from train.layers.segments import Segments
 from train.parallel.transfer import copied
 
-LayoutKey = tuple[str | int, ...]
-"""("frames",), ("places",), ("windows", h, w) or ("windows", h, w, top, left)."""
+
+class BuiltLayout(Protocol):
+    """What `Layouts` keeps."""
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+    def repeated(self, times: int) -> Any:
+        """Of the same samples `times` times in one pack."""
+
+
+class LayoutBuilder(Protocol):
+    """A key that builds something else for its backbone, a pyramid of grids for example; hashable."""
+
+    def build(self, segments: Segments, position_L3: Tensor) -> BuiltLayout:
+        """On the CPU."""
+
+
+LayoutKey = tuple[str | int, ...] | LayoutBuilder
+"""("frames",), ("places",), ("places", "videos"), ("windows", h, w), ("windows", h, w, top, left), or a builder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The tokens of a pack in another order, with the segments of that order."""
+    """The tokens of a pack, or those of some of its samples, in another order, with the segments of that order."""
 
     segments: Segments
+    samples: Segments
+    """The samples of the pack in this order, which keeps them together; one that is left out has no tokens."""
     index_L: Tensor | None
     """int64: token of the pack at each place of the layout; None: the order of the pack."""
     inverse_L: Tensor | None
-    """int64: place in the layout of each token of the pack."""
+    """int64: place in the layout of each token of the pack; None: the order of the pack, or samples are left out."""
+    num_pack_tokens: int
+    """Of the pack, with those that are left out."""
 
     def gather(self, x_LD: Tensor) -> Tensor:
         """Tokens of the pack in the order of the layout."""
         return x_LD if self.index_L is None else x_LD[self.index_L]
 
-    def scatter(self, x_LD: Tensor) -> Tensor:
-        """Tokens of the layout in the order of the pack: the inverse of `gather`."""
-        return x_LD if self.inverse_L is None else x_LD[self.inverse_L]
+    def scatter(self, x_LD: Tensor, pack_LD: Tensor | None = None) -> Tensor:
+        """Tokens of the layout in the order of the pack: the inverse of `gather`.
+
+        Args:
+            pack_LD: the pack as it was, for tokens that the layout leaves out.
+        """
+        if self.index_L is None:
+            return x_LD
+        if self.inverse_L is not None:
+            return x_LD[self.inverse_L]
+        assert pack_LD is not None, "the layout leaves tokens out"
+        return pack_LD.index_copy(0, self.index_L, x_LD)
 
     def to(self, device: torch.device | str) -> Layout:
         index, inverse = (None if one is None else copied(one, device) for one in (self.index_L, self.inverse_L))
-        return Layout(self.segments.to(device), index, inverse)
+        return Layout(self.segments.to(device), self.samples.to(device), index, inverse, self.num_pack_tokens)
+
+    def repeated(self, times: int) -> Layout:
+        """Of the same samples `times` times in one pack."""
+
+        def of(index_L: Tensor | None) -> Tensor | None:
+            if index_L is None:
+                return None
+            return torch.cat([index_L + copy * self.num_pack_tokens for copy in range(times)])
+
+        segments, samples = self.segments.repeated(times), self.samples.repeated(times)
+        return Layout(segments, samples, of(self.index_L), of(self.inverse_L), times * self.num_pack_tokens)
 
 
 class Layouts:
@@ -63,14 +106,19 @@ class Layouts:
                 sync), so build those that a model needs (`built`) before the batch is moved.
         """
         self.segments, self.position_L3 = segments, position_L3
-        self._layouts: dict[LayoutKey, Layout] = {}
+        self._layouts: dict[LayoutKey, Any] = {}
         self._repeated: dict[int, Layouts] = {}
 
-    def __getitem__(self, key: LayoutKey) -> Layout:
-        """Raises ValueError where the key names no layout."""
+    def __getitem__(self, key: LayoutKey) -> Any:
+        """A `Layout`, or what the builder builds. Raises ValueError where the key names no layout."""
         if key not in self._layouts:
-            device = self.segments.cu_seqlens.device
-            self._layouts[key] = _layout(self.segments, self.position_L3.cpu(), key).to(device)
+            position_L3 = self.position_L3.cpu()
+            made = (
+                layout_of(self.segments, position_L3, key)
+                if isinstance(key, tuple)
+                else key.build(self.segments, position_L3)
+            )
+            self._layouts[key] = made.to(self.segments.cu_seqlens.device)
         return self._layouts[key]
 
     def built(self, keys: Iterable[LayoutKey]) -> Layouts:
@@ -91,47 +139,52 @@ class Layouts:
             return self
         if times not in self._repeated:
             again = Layouts(self.segments.repeated(times), self.position_L3.repeat(times, 1))
-            again._layouts = {key: _repeated(layout, times) for key, layout in self._layouts.items()}
+            again._layouts = {key: layout.repeated(times) for key, layout in self._layouts.items()}
             self._repeated[times] = again
         return self._repeated[times]
 
 
-def _repeated(layout: Layout, times: int) -> Layout:
-    def of(index_L: Tensor | None) -> Tensor | None:
-        if index_L is None:
-            return None
-        return torch.cat([index_L + copy * len(index_L) for copy in range(times)])
-
-    return Layout(layout.segments.repeated(times), of(layout.index_L), of(layout.inverse_L))
-
-
-def _layout(segments: Segments, position_L3: Tensor, key: LayoutKey) -> Layout:
+def layout_of(segments: Segments, position_L3: Tensor, key: tuple[str | int, ...]) -> Layout:
     """Tokens sorted by (sample, group) and, within a group, in the order of the pack."""
-    number_L = segments.segment_ids_L.cpu()
+    samples, token_L = segments, torch.arange(segments.num_tokens)
+    if key[1:] == ("videos",):
+        samples, token_L = _videos(segments, position_L3)
+    position_L3, number_L = position_L3[token_L], segments.segment_ids_L.cpu()[token_L]
     for axis_L in _groups(position_L3, key).unbind(1):  # one number per group, in lexicographic order
         number_L = number_L * (int(axis_L.max()) + 1 if len(axis_L) else 1) + axis_L
     _, group_L, count_G = torch.unique(number_L, return_inverse=True, return_counts=True)
-    index_L = torch.argsort(group_L, stable=True)
-    lengths = Segments.from_lengths(count_G.tolist())
-    if bool((index_L == torch.arange(len(index_L))).all()):
-        return Layout(lengths, None, None)
-    return Layout(lengths, index_L, torch.argsort(index_L))
+    index_L = token_L[torch.argsort(group_L, stable=True)]
+    lengths, is_whole = Segments.from_lengths(count_G.tolist()), len(index_L) == segments.num_tokens
+    if is_whole and bool((index_L == torch.arange(len(index_L))).all()):
+        return Layout(lengths, samples, None, None, segments.num_tokens)
+    inverse_L = torch.argsort(index_L) if is_whole else None
+    return Layout(lengths, samples, index_L, inverse_L, segments.num_tokens)
 
 
-def _groups(position_L3: Tensor, key: LayoutKey) -> Tensor:
+def _videos(segments: Segments, position_L3: Tensor) -> tuple[Segments, Tensor]:
+    """The samples with tokens of several frames, the others with no tokens, and the tokens of the former."""
+    frames = position_L3[:, 0].split(list(segments.lengths))
+    is_video = [bool((frame_L != frame_L[:1]).any()) for frame_L in frames]
+    videos = Segments.from_lengths([n if several else 0 for n, several in zip(segments.lengths, is_video)])
+    return videos, torch.tensor(is_video)[segments.segment_ids_L.cpu()].nonzero()[:, 0]
+
+
+def _groups(position_L3: Tensor, key: tuple[str | int, ...]) -> Tensor:
     """(L, K) int64: tokens of one sample with equal rows are one group."""
     frame_L, row_L, column_L = position_L3.unbind(1)
     match key:
         case ("frames",):
             return frame_L[:, None]
-        case ("places",):
+        case ("places",) | ("places", "videos"):
             return position_L3[:, 1:]
         case ("windows", int(height), int(width)):
             top = left = 0
         case ("windows", int(height), int(width), int(top), int(left)):
             pass
         case _:
-            raise ValueError(f"{key} names no layout: use ('frames',), ('places',) or ('windows', h, w[, top, left])")
+            raise ValueError(
+                f"{key} names no layout: use ('frames',), ('places'[, 'videos'],) or ('windows', h, w[, top, left])"
+            )
     if height < 1 or width < 1:
         raise ValueError(f"windows of {height} x {width} tokens")
     return torch.stack([frame_L, (row_L + top) // height, (column_L + left) // width], dim=1)

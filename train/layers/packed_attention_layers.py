@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recaption.errors import UsageError
+from train.layers.adaln import added_per_sample
 from train.layers.qk_norm import QKNorm
 from train.layers.relative_bias import PackedPositions, RelativePositionBias
 from train.layers.rope import apply_rotary_emb
@@ -16,6 +18,9 @@ from train.layers.segments import Segments
 
 Attend = Callable[..., Tensor]
 """(q_LHD, k_MHD, v_MHD, segments_q, segments_k[, bias=]) -> out_LHD: `packed_attention` with a backend, or a stand-in."""
+
+TIME_IN = ("qkv", "bias")
+"""Where a condition can act on attention: on queries, keys and values, or as a factor on the relative bias."""
 
 
 @functools.cache
@@ -86,6 +91,55 @@ class SelfAttention(nn.Module):
         assert positions is not None
         bias = self.relative_bias(positions, gain_SH)
         return self.out(self.attend(q_LHD, k_LHD, v_LHD, segments, segments, bias=bias).flatten(1))
+
+
+class TimeSelfAttention(SelfAttention):
+    """Time-dependent self-attention (TMSA) of DiffiT: the sample's condition c, with its noise level, acts on attention.
+
+    [q, k, v] = W x + b + W_t c + b_t, equations 3 to 8 of arXiv 2312.02139. One linear layer over the concatenation [x; c]
+    would be the same; here the second part is computed once per sample, and nothing of it is kept for each token.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, attend: Attend, *, time_in: str = "qkv", **self_attention: Any
+    ) -> None:
+        """
+        Args:
+            time_in: `qkv`; or `bias`, a factor 1 + gain on the relative bias of each head, which needs one.
+            self_attention: options of `SelfAttention`.
+
+        Raises:
+            UsageError: another `time_in`, or no relative bias for it.
+        """
+        super().__init__(width, num_heads, attend, **self_attention)
+        if time_in not in TIME_IN:
+            raise UsageError(f"unknown time_in {time_in!r}: choose one of {', '.join(TIME_IN)}")
+        if time_in == "bias" and self.relative_bias is None:
+            raise UsageError("time_in 'bias' changes the relative bias: give the model a `relative_bias`")
+        self.time_qkv = nn.Linear(width, 3 * width) if time_in == "qkv" else None
+        self.time_gain = nn.Linear(width, num_heads) if time_in == "bias" else None
+
+    def forward(  # type: ignore[override]
+        self,
+        x_LD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        segments: Segments,
+        condition_SD: Tensor,
+        positions: PackedPositions | None = None,
+        attention_segments: Segments | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            segments: of the samples, whose condition acts.
+            attention_segments: tokens that attend to each other, parts of the samples; None: whole samples. `positions` are
+                of these. Not with time in the bias.
+        """
+        qkv_LD, gain_SH = self.qkv(x_LD), None
+        if self.time_qkv is not None:
+            qkv_LD = added_per_sample(qkv_LD, self.time_qkv(condition_SD), segments)
+        if self.time_gain is not None:
+            gain_SH = self.time_gain(condition_SD)
+        return self.attended(qkv_LD, rotary, attention_segments or segments, positions, gain_SH)
 
 
 class CrossAttention(nn.Module):

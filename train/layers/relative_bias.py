@@ -115,7 +115,7 @@ class RelativePositionBias(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        nn.init.trunc_normal_(self.table_NH, std=0.02)
+        nn.init.normal_(self.table_NH, std=0.02)
 
     def forward(self, positions: PackedPositions, gain_SH: Tensor | None = None) -> PositionBias:
         """What `packed_attention` takes as `bias`."""

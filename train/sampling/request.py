@@ -115,16 +115,20 @@ class SamplingState:
         self.noise_key: tuple[str | int, ...] = ("sample", request.seed, repetition, *request.noise_words)
         self.video = self._windowed(request.conditioning)
         self.windows = self._plan()
+        self.num_windows = len(self.windows) + (1 if request.loop_frames else 0)
         self.is_inverted = request.conditioning.source_text is not None
-        self.num_passes = (len(self.windows) + bool(request.loop_frames)) * (1 + self.is_inverted)
-        """Windows to sample; one that is inverted before counts twice."""
         self._before_loop_THWC = request.conditioning.frames_THWC[:0]
         self._input: DenoiseInput | None = None
 
     @property
+    def num_passes(self) -> int:
+        """How often the solver runs: twice for a window that is inverted first."""
+        return self.num_windows * (1 + self.is_inverted)
+
+    @property
     def has_context(self) -> bool:
         """Whether any of its windows has conditioning frames: given, or sampled by the window before."""
-        is_chained = self.is_autoregressive and self.num_passes > 1
+        is_chained = self.is_autoregressive and self.num_windows > 1
         return is_chained or bool(self.request.conditioning.condition_mask_T.any())
 
     def _windowed(self, conditioning: ConditioningFrames) -> WindowedVideo:

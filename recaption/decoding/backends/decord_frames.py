@@ -58,11 +58,19 @@ class DecordBackend:
         position = 0
         for wanted in segment.wanted:
             position = _advance(reader, keyframes, position, wanted)
-            yield reader.next().asnumpy()
+            yield _without_padding(reader.next().asnumpy())
             position += 1
         if position < segment.num_frames:  # to the end: a frame that went missing is missing there
             _advance(reader, keyframes, position, segment.num_frames - 1)
             reader.next()
+
+
+def _without_padding(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Of narrow frames decord takes the padding at the end of each row for a fourth channel of all pixels."""
+    height, width, num_channels = pixels_HWC.shape
+    if num_channels <= 3:
+        return pixels_HWC
+    return pixels_HWC.reshape(height, width * num_channels)[:, : 3 * width].reshape(height, width, 3)
 
 
 def _advance(reader: Any, keyframes: list[int], position: int, target: int) -> int:

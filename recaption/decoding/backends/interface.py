@@ -65,7 +65,7 @@ class Segment:
     """The packets from a keyframe to the last of some wanted frames, in a container of their own."""
 
     payload: bytes
-    """Matroska with one stream."""
+    """Matroska or NUT with one stream."""
     num_frames: int
     """One for each packet, numbered from 0 in the order in which they are displayed."""
     wanted: tuple[int, ...]

@@ -32,8 +32,8 @@ def backend_frames(
             raise RefusalError("mismatch", "the header has another size than the first frame")
         num_frames = 0
         for pixels_HWC in video.backend.frames(segment):
-            if pixels_HWC.shape[:2] != segment.size:
-                raise RefusalError("mismatch", f"a frame of {pixels_HWC.shape[1]}x{pixels_HWC.shape[0]} pixels")
+            if pixels_HWC.shape != (*segment.size, 3):
+                raise RefusalError("mismatch", f"a frame of shape {pixels_HWC.shape}")
             yield scaler(pixels_HWC)
             num_frames += 1
         if num_frames != len(segment.wanted):

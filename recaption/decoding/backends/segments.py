@@ -22,6 +22,10 @@ from recaption.decoding.orientation import Orientation
 from recaption.decoding.packet_index import MIN_SEEK_GAIN_FRAMES, FrameTimes, Keyframe, PacketIndex
 from recaption.decoding.video_file import SeekMismatchError, VideoFile
 
+CODECS_OF_NUT = frozenset({"cinepak", "flv1", "h263", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"})
+"""Matroska has no place for them. NUT has one for all, but no rate of frames, without which decord opens no short one."""
+LAST_DURATION = 10_000
+"""Of the last packet, in frames: decord opens nothing that is shorter than a frame by the rate in its parameter sets."""
 MIN_OPEN_PACKETS = 8
 """FFmpeg 5 loses frames of H.264 that starts with a keyframe that is no IDR picture and ends within 5 packets."""
 
@@ -150,14 +154,17 @@ def _written(
     check_packets(stream, packets)
     delay = int(np.max(np.arange(len(packets)) - positions))
     sink = io.BytesIO()
-    with av.open(sink, "w", format="matroska", options={"fflags": "+bitexact"}) as output:
+    container_format = "nut" if stream.codec_context.codec.canonical_name in CODECS_OF_NUT else "matroska"
+    with av.open(sink, "w", format=container_format, options={"fflags": "+bitexact"}) as output:
         copied = output.add_stream_from_template(stream, opaque=True)
         copied.time_base = FRAME_SECONDS
+        copied.codec_context.framerate = 1 / FRAME_SECONDS  # decord opens no short file without a rate
         if is_turned:
             copied.set_display_rotation(0)  # a backend would turn the frames: that is left to RgbScaler
         for number, (packet, position) in enumerate(zip(packets, positions.tolist(), strict=True)):
             packet.stream, packet.time_base = copied, FRAME_SECONDS
-            packet.pts, packet.dts, packet.duration = position + delay, number, 1
+            packet.pts, packet.dts = position + delay, number
+            packet.duration = 1 if number < len(packets) - 1 else LAST_DURATION
             packet.is_keyframe = number == 0
             output.mux(packet)
     size = (stream.codec_context.height, stream.codec_context.width)

@@ -24,23 +24,16 @@ from recaption.decoding.packet_index import is_hidden
 from recaption.decoding.picture import alpha
 from recaption.decoding.picture.scaler import hdr_transfer
 
-CODECS = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video"})
-"""What the backends are tried on, and what they are used for."""
-PIXEL_FORMATS = frozenset(
-    {
-        "gbrp",
-        "yuv420p",
-        "yuv422p",
-        "yuv444p",
-        "yuvj420p",
-        "yuvj422p",
-        "yuvj444p",
-        "yuv420p10le",
-        "yuv422p10le",
-        "yuv444p10le",
-    }
+CODECS = frozenset(
+    {"h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video"}
+    | {"cinepak", "flv1", "h263", "msmpeg4v2", "msmpeg4v3", "theora", "wmv1", "wmv2"}
 )
-"""Of them RGB comes out as PyAV's."""
+"""Those that tell whether they are interlaced, or never are. The second row never is, as MPEG-1."""
+PIXEL_FORMATS = frozenset(
+    {"yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "gbrp", "rgb24", "bgr24"}
+    | {"yuv420p10le", "yuv422p10le", "yuv444p10le"}
+)
+"""Of them RGB comes out as PyAV's, of those of 10 bits with other rounding."""
 
 
 def frame_obstacle(frame: Any) -> str:

@@ -36,14 +36,14 @@ class TorchcodecBackend:
         from torchcodec.decoders import VideoDecoder
 
         try:
-            load_core_libraries()
+            ffmpeg_version, _ = load_core_libraries()
         except (RuntimeError, OSError) as error:
             first = str(error).strip().partition("\n")[0]
             raise ImportError(f"it finds no shared libraries of FFmpeg (Debian: apt install ffmpeg): {first}") from None
         torch.set_num_threads(1)
         self.decoder: Any = VideoDecoder
         self.log = ForeignLog("/libavutil.so.")
-        self.version = importlib.metadata.version("torchcodec")
+        self.version = f"{importlib.metadata.version('torchcodec')}, FFmpeg {ffmpeg_version} of the system, on the CPU"
 
     def frames(self, segment: Segment) -> Iterator[np.ndarray]:
         """As `interface.Backend.frames`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from recaption.errors import UsageError
 
@@ -72,6 +73,7 @@ class Columns:
     def has_spans(self) -> bool:
         return bool(self.start or self.end or self.span or self.start_frame or self.end_frame or self.frames)
 
+    @cached_property
     def used(self) -> set[str]:
         """Columns that have a role; the others are metadata."""
         values = [getattr(self, field.name) for field in fields(self)]

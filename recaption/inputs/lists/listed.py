@@ -63,7 +63,8 @@ class ListedSpan:
     @property
     def said(self) -> list[Any]:
         """What it says, wherever it stands: JSON-simple."""
-        return [getattr(self, name) for name in SAID[:4]] + [list(self.texts)] + [getattr(self, n) for n in SAID[5:]]
+        times = [self.start, self.end, self.unit, self.refusal]
+        return [*times, list(self.texts), self.id, self.source, self.licence, self.metadata]
 
     @property
     def says_nothing(self) -> bool:
@@ -256,11 +257,11 @@ def _metadata_of(row: dict[str, Any], columns: Columns, num_spans: int) -> tuple
     Args:
         num_spans: of a row that has lists of them; else 0.
     """
-    used = columns.used() - {columns.url if columns.video else ""}
+    used = columns.used
     shared: dict[str, Any] = {}
     split: dict[str, list[Any]] = {}
     for name, value in row.items():
-        if name in used or name == "" or is_null(value):
+        if (name in used and not (name == columns.url and columns.video)) or is_null(value):
             continue
         nested = unnested(value) if num_spans else value
         if isinstance(nested, (list, tuple)) and num_spans and len(nested) == num_spans:
@@ -276,11 +277,14 @@ def _finite(value: Any) -> Any:
 
 def _text(value: Any, *, is_name: bool = False) -> str:
     """A cell as text, a name of a file with its spaces; "" where it is empty. Of Hugging Face's video column the path."""
-    if isinstance(value, dict):
-        value = value.get("path")
-    if isinstance(value, bytes):
-        return os.fsdecode(value)
-    if is_null(value) or isinstance(value, (dict, list, tuple)):
+    if type(value) is not str:
+        if isinstance(value, dict):
+            value = value.get("path")
+        if isinstance(value, bytes):
+            return os.fsdecode(value)
+        if isinstance(value, (dict, list, tuple)):
+            return ""
+    if is_null(value):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # ids that pandas read beside an empty cell

@@ -22,13 +22,16 @@ _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,4}):(\d{1,2}(?:[.,]\d*)?)")
 _NUMBER_AND_UNIT = re.compile(r"([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*(s|sec|secs|seconds?)?")
 _FRAME_RANGE = re.compile(r"\s*(\d+)\s*[:\-]\s*(\d+)\s*")
 
+NULLS = frozenset({"", "nan", "none", "null", "n/a", "<na>"})
+MAX_NULL_CHARACTERS = 16
+"""A cell of so many spaces is a name."""
 Span = tuple[float, float]
 
 
 def is_null(value: Any) -> bool:
     """Whether a cell is empty: None, NaN, or text that says so."""
-    if isinstance(value, str):
-        return value.strip().lower() in ("", "nan", "none", "null", "n/a", "<na>")
+    if type(value) is str:
+        return len(value) < MAX_NULL_CHARACTERS and value.strip().lower() in NULLS
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -20,18 +20,21 @@ from recaption.scenes.renderer import SIMPLE, render
 
 def plain(folder: str, out: str, num_workers: int, part_size: int) -> None:
     """`prepare` without Ray."""
+    from jobs.recipe.input_plan import plan_inputs
+    from jobs.recipe.inputs_table import iter_parts
     from jobs.recipe.presets import load_recipe
-    from jobs.recipe.run_inputs import plan_inputs, write_recipe
+    from jobs.recipe.run_inputs import write_recipe
     from jobs.recipe.settings import stage_hashes
-    from recaption.inputs.paths import expand_paths
+    from recaption.inputs.paths import find_inputs
     from recaption.ledger.ledger import build_ledger
-    from recaption.run_folder import RunFolder, recipe_hash
+    from recaption.run_folder import RunFolder
 
     recipe = load_recipe("quickstart")
     run = RunFolder(out)
     write_recipe(run, recipe)
-    planned = plan_inputs(run, expand_paths([folder]), part_size)
-    parts = [{"part": n, "uris": uris, "inputs_hash": recipe_hash(uris)} for n, uris in planned.items()]
+    with find_inputs([folder]) as found:
+        plan_inputs(run, found, part_size)
+    parts = [{"part": number} for number, _ in iter_parts(run)]
     settings = (run.uri, recipe.prepare, stage_hashes(recipe)["prepare"])
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_workers, initializer=_start, initargs=settings) as pool:

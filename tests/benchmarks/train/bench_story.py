@@ -104,7 +104,7 @@ def train_model(folder: Path, *, num_steps: int, num_scenes: int, precision: str
 
 def tell_film(checkpoint: str, story: str, folder: Path, settings: SampleSettings) -> tuple[int, int]:
     """Sample a film, print its shots, and return (shots, shots whose subject was read)."""
-    sample_story(checkpoint, FilmFlags(story=story), settings, out=str(folder), device="cpu", progress=False)
+    sample_story([checkpoint], FilmFlags(story=story), settings, out=str(folder), device="cpu", progress=False)
     told = json.loads((folder / "story.json").read_text())
     num_frames = sum(shot["num_frames"] for shot in told["shots"])
     print(f"{folder.name}: {probe(told_path(folder, told)).num_frames} frames in film.mp4, {num_frames} in its shots")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from packing.buckets import Bucket
 from tests.evidence.experiment import Arm, Claim, Experiment
 from tests.evidence.readings import PromptFollowing
 from tests.evidence.training import ArmRun
@@ -28,7 +29,7 @@ def by_cascade(run: ArmRun, requests: Sequence[Request]) -> list[np.ndarray]:
 EXPERIMENT = Experiment(
     question="Does a cascade follow more prompts than one model of the same cost?",
     source="Imagen Video 2210.02303: small base video, then learned upsampling",
-    world=World(compressor="pixels"),
+    world=World(sizes=(Bucket(5, 32, 32, 8),), compressor="pixels"),
     arms=(
         Arm(
             "one_model",

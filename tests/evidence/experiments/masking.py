@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.evidence.experiment import Arm, Claim, Experiment
 
-MDT = {"backbone": "mdt", "depth": 5, "mdt": {"decoder_depth": 3}}
-PLAIN = {"decoder_depth": 3, "mask_ratio": ()}
+MDT = {"backbone": "mdt", "width": 224, "depth": 4, "mdt": {"decoder_depth": 2}}
+PLAIN = {"decoder_depth": 2, "mask_ratio": ()}
 
 EXPERIMENT = Experiment(
     question="Does learning from masked latents help, at equal tokens and at equal CPU time?",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.evidence.experiment import Arm, Claim, Experiment
 
-UVIT = {"backbone": "uvit", "depth": 10}
+UVIT = {"backbone": "uvit", "depth": 6}
 
 EXPERIMENT = Experiment(
     question="Do the long skips of a U-ViT help, at equal tokens?",

@@ -6,7 +6,7 @@ from tests.evidence.experiment import Arm, Claim, Experiment
 from tests.evidence.readings import ClipLoss, PromptFollowing
 
 STEPS = (16, 8, 4, 2)
-HALVING = {"num_steps": 600, "lr": 3e-4, "ema_decay": 0.99}
+HALVING = {"num_steps": 800, "lr": 3e-4, "final_lr_fraction": 0.0, "ema_decay": 0.99}
 
 
 def at(num_steps: int) -> tuple[PromptFollowing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from packing.buckets import Bucket
 from tests.evidence.experiment import Arm, Claim, Experiment
 from tests.evidence.readings import PromptFollowing
 from tests.evidence.world import World
@@ -12,11 +13,11 @@ FRAMES = {"patch": (1, 2, 2)}
 EXPERIMENT = Experiment(
     question="Is it enough to train temporal layers on top of a frozen image model?",
     source="Video LDM 2304.08818: FVD 534 with image pre-training and temporal layers, 1155 for everything end to end",
-    world=World(compressor="patch:24,whitening=0.5,frame-stride=1"),
+    world=World(sizes=(Bucket(5, 32, 32, 8),), compressor="patch:24,whitening=0.5,frame-stride=1"),
     arms=(
         Arm("images", "single frames", FRAMES, plan={"max_latent_frames": ("1",)}, readings=()),
         Arm("everything", "all weights of the image model, then videos", FRAMES, start_from="images"),
-        Arm("from_scratch", "videos only, twice the steps", FRAMES, trainer={"num_steps": 9000}),
+        Arm("from_scratch", "videos only, twice the steps", FRAMES, trainer={"num_steps": 12000}),
         Arm("temporal_layers", "the image model frozen", {**FRAMES, "backbone": "temporal"}, start_from="images"),
     ),
     claims=(

@@ -37,3 +37,11 @@ def test_utilisation_is_the_fraction_of_worker_time_inside_parts():
 
 def test_a_stage_without_computed_parts_has_no_throughput():
     assert Throughput().summary() == {}
+
+
+def test_fallbacks_of_a_decoding_backend_are_summed_by_reason():
+    stage = Throughput()
+    for fallbacks in ({"hdr": 2}, {}, {"hdr": 1, "timeout": 1}):
+        usage = {"worker": "a", "wall_seconds": 1.0, "cpu_seconds": 1.0, "decoder_fallbacks": fallbacks}
+        stage.add(usage, 1)
+    assert stage.summary()["decoder_fallbacks"] == {"hdr": 3, "timeout": 1}

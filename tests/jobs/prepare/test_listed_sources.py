@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import sys
 import tarfile
@@ -20,15 +21,9 @@ from recaption.run import open_run
 from recaption.run_folder import RunFolder
 from recaption.scenes.renderer import SIMPLE, render
 
-NUM_VIDEOS = 6
-TEXTS = [
-    "A brown dog runs across a wide green field.",
-    "A grey cat sleeps on a red chair by the window.",
-    "Two children build a tall tower of wooden blocks.",
-    "A sailing boat crosses the bay under heavy clouds.",
-    "An old man feeds the pigeons in a quiet square.",
-    "A train leaves the station in falling snow.",
-]
+NUM_VIDEOS = int(os.environ.get("LIST_ROWS", "6"))
+"""50 takes two minutes."""
+TEXTS = [f"Scene number {i} shows a ball that rolls {i % 9 + 1} times across the floor." for i in range(NUM_VIDEOS)]
 
 
 @pytest.fixture(scope="module")

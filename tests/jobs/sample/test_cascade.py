@@ -39,3 +39,20 @@ def test_base_and_stages_train_resume_and_sample_by_commands(run_copy, command, 
     video = probe(sampled["videos"][0])
     assert (video.width_px, video.height_px) == (listing["width_px"], listing["height_px"])
     assert main(["sample", "--checkpoint", checkpoints[0], checkpoints[2], "--prompt", "x", "--expander", "none"]) == 2
+
+
+def test_a_student_is_distilled_and_sampled_by_commands(run_copy, command):
+    compressor, run = STAGES["base"], run_copy.uri
+    command("encode", "--run", run, "--compressor", compressor)
+    train = ["train", "dit", "--run", run, "--encode.compressor", compressor, *TRAINING, "--steps", "1"]
+    for name, before, distill in (("main", "", ""), ("guided", "main", "guidance"), ("two", "guided", "2")):
+        flags = ["--init-from", f"{run}/train/{before}", "--distill", distill] if before else []
+        assert command(*train, "--name", name, *flags)[0] == 0
+    sample = ("sample", "--prompt", "a red circle", "--expander", "none", "--device", "cpu", "--guidance", "3")
+    _, sampled, _ = command(*sample, "--checkpoint", f"{run}/train/two", "--out", f"{run}/out")
+    assert json.loads((Path(run) / "out" / "samples.json").read_text())["num_steps"] == 2
+    assert Path(sampled["videos"][0]).exists()
+    code, _, err = command(*sample, "--checkpoint", f"{run}/train/two", "--num-steps", "3")
+    assert (code, "distilled to 2 steps, not 3" in err) == (2, True)
+    code, _, err = command(*train, "--name", "x", "--distill", "some")
+    assert (code, "number of steps of the student" in err) == (2, True)

@@ -37,7 +37,7 @@ class StandIn(sampler.Sampler):
         self.requests = requests
         self.buckets = (Bucket(9, 32, 32, 8), Bucket(17, 32, 48, 8))
         self.grid = Grid(frame_stride=4, spatial_stride=8, patch=(1, 1, 1))
-        self.tokenizer, self.student = SimpleNamespace(frames_per_token=4), None
+        self.tokenizer, self.student, self.stage = SimpleNamespace(frames_per_token=4), None, None
 
     def sample_requests(self, requests, settings, **_):
         self.requests.extend(requests)
@@ -56,7 +56,7 @@ class StandIn(sampler.Sampler):
 def requests(monkeypatch):
     """The requests that reached the model."""
     received = []
-    monkeypatch.setattr(sampler.Sampler, "from_checkpoint", lambda path, device: StandIn(received))
+    monkeypatch.setattr(sampler.Sampler, "from_checkpoint", lambda path, **_: StandIn(received))
     monkeypatch.setattr(step_folder, "find", lambda path: SimpleNamespace(path=path))
     return received
 

@@ -40,7 +40,7 @@ def sampled(monkeypatch):
         return sample_requests(requests, *args, **more)
 
     small.sample_requests = recorded
-    monkeypatch.setattr(sampling.Sampler, "from_checkpoint", lambda path, device: small)
+    monkeypatch.setattr(sampling.Sampler, "from_checkpoint", lambda path, **_: small)
     monkeypatch.setattr(step_folder, "find", lambda path: SimpleNamespace(path=path))
     return texts
 
@@ -124,6 +124,14 @@ def test_a_film_that_was_interrupted_goes_on_and_ends_with_the_same_bytes(sample
     assert (tmp_path / "out" / "film.mp4").read_bytes() == (tmp_path / "whole" / "film.mp4").read_bytes()
 
 
+def test_context_guidance_is_for_the_shots_that_have_frames_before_them(sampled, tmp_path):
+    lines = [LINES[0] | {"seconds": 0.5}, LINES[1]]
+    plain, guided = film(tmp_path, lines), film(tmp_path, lines, "--guidance-context", "2", out="guided")
+    first, second = ([Path(path).read_bytes() for path in summary["videos"][1:]] for summary in (plain, guided))
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
 def test_a_story_is_planned_as_a_script_that_gives_the_same_film(sampled, tmp_path):
     text = "A red circle moves left, then rests. It shines. Finally it fades."
     summary = film(tmp_path, None, "--story", text, "--seconds", "4.5")
@@ -182,6 +190,8 @@ def test_wrong_use_is_one_sentence(sampled, tmp_path, capsys):
     ):
         with pytest.raises(UsageError, match=message):
             film(tmp_path, None, *more)
+    with pytest.raises(UsageError, match="a film is sampled from one model"):
+        parse("sample", ["--checkpoint", "base", "stage", "--story", "a dog runs"])()
     with pytest.raises(UsageError, match="in a script each line has its own"):
         film(tmp_path, LINES, "--seconds", "3")
     assert main(["sample", "--checkpoint", str(tmp_path), "--script", str(tmp_path / "gone.jsonl")]) == 2

@@ -11,7 +11,7 @@ from jobs.recipe.run_inputs import open_run
 from recaption.weights import weights_hash
 from tests.stand_ins.packed_inputs import HALVING
 from train import compressors
-from train.backbones.pretrained_unet import build_unet
+from train.backbones.pretrained.unet import build_unet
 
 SHORT = [
     "--train-dit.dit.width", "32", "--train-dit.dit.depth", "1", "--train-dit.dit.num-heads", "2", "--steps", "2",

@@ -6,14 +6,17 @@ import http.server
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
+from flaky_server import hash_of, serving
 
 from recaption.errors import VideoError
 from recaption.inputs import download
 from recaption.inputs.download import current_etag, downloaded
+from recaption.inputs.hosts import host_slot
 from recaption.inputs.http import is_own_machine
 from recaption.inputs.sidecars import find_sidecar
 
@@ -200,3 +203,53 @@ def test_side_texts_of_http_inputs_are_bounded_and_never_raise(server):
     assert find_sidecar(f"{server.url}/404/a.mp4").refusal == ""
     assert "503" in find_sidecar(f"{server.url}/503/a.mp4").refusal
     assert "longer than" in find_sidecar(f"{server.url}/endless/a.mp4").refusal
+
+
+# --- ranges and politeness --------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_line_goes_on_where_it_stopped(tmp_path, server):
+    del server  # without proxies and waiting
+    (tmp_path / "a.mp4").write_bytes(BODY)
+    with serving(tmp_path) as flaky:
+        assert hash_of("/a.mp4") % 3 == 1  # the line drops after half of what is asked for, twice
+        with downloaded(f"{flaky.url}/a.mp4", max_bytes=1 << 30, max_seconds=60) as (file, etag):
+            assert file.read() == BODY
+        assert etag
+        assert flaky.ranges == [(len(BODY) // 2, len(BODY)), (len(BODY) * 3 // 4, len(BODY))]
+        flaky.has_ranges = False
+        flaky.requests.clear()
+        with downloaded(f"{flaky.url}/a.mp4", max_bytes=1 << 30, max_seconds=60) as (file, _):
+            assert file.read() == BODY
+
+
+def test_a_host_gets_a_few_connections_at_a_time(tmp_path, server):
+    del server
+    (tmp_path / "a.mp4").write_bytes(BODY)
+    with serving(tmp_path) as slow:
+        slow.is_flaky, slow.seconds = False, 0.05
+
+        def fetch(_):
+            with downloaded(f"{slow.url}/a.mp4", max_bytes=1 << 30, max_seconds=60, max_host_connections=2) as (
+                file,
+                _,
+            ):
+                return len(file.read())
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(fetch, range(8))) == [len(BODY)] * 8
+        assert slow.most_open <= 2
+        with (
+            host_slot(slow.url, max_connections=1, max_seconds=1.0),
+            pytest.raises(VideoError, match="were busy"),
+            host_slot(slow.url, max_connections=1, max_seconds=0.1),
+        ):
+            pass
+
+
+def test_a_page_is_no_video(tmp_path, server):
+    del server
+    (tmp_path / "watch").write_text("<html>")
+    with serving(tmp_path) as pages:
+        pages.is_flaky, pages.content_type = False, "text/html"
+        assert "recaption[yt-dlp]" in failure(f"{pages.url}/watch").detail

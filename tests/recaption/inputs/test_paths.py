@@ -35,7 +35,7 @@ def test_a_parquet_list_needs_a_known_column(folder):
     pq.write_table(pa.table({"uri": ["b.mp4"]}), folder / "list.parquet")
     assert names(expand_paths([str(folder / "list.parquet")]), folder) == ["b.mp4"]
     pq.write_table(pa.table({"wrong": ["b.mp4"]}), folder / "list.parquet")
-    with pytest.raises(UsageError, match="needs a column"):
+    with pytest.raises(UsageError, match="no column names the videos"):
         expand_paths([str(folder / "list.parquet")])
 
 

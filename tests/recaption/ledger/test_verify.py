@@ -16,10 +16,12 @@ from recaption.captions.repeated import REPEATED_SCHEMA
 from recaption.captions.sets import default_caption_set
 from recaption.dedup.fingerprints import ClipFingerprint
 from recaption.dedup.near_duplicates import PAIRS_SCHEMA
+from recaption.inputs.lists.listed import ListedSpan
 from recaption.ledger.latent_statistics import STATISTICS_KEY, ChannelStatistics, merge_shard_statistics
 from recaption.ledger.ledger import CLIPS_SCHEMA, REJECTED_SCHEMA, SHARD_SCHEMA, build_ledger
 from recaption.ledger.problems import PROBLEM_KINDS
 from recaption.ledger.removed import UNFINISHED
+from recaption.ledger.spans import SPANS_SCHEMA, span_row
 from recaption.ledger.verify import LATENT_SAMPLE_SCHEMA, verify
 from recaption.quality.filters import FilterThresholds
 from recaption.records import Caption, ClipEmbedding, ClipPreview, Sample, Video, from_table, schema_of, to_table
@@ -389,7 +391,32 @@ def text_part(run: RunFolder, encoded: bytes) -> None:
     run.write_bytes("text/t5-x/encoder.json", json.dumps(manifest | counts).encode())
 
 
+def write_spans(run: RunFolder, uri: str, clip_ids: list[str]) -> None:
+    """As if a list had a row for the first video."""
+    rewrite(run, VIDEOS, set_value(0, "list_hash", "h"))
+    row = span_row(ListedSpan(uri=uri, list_uri="l.csv", row=0), video_id="a" * 16, clip_ids=clip_ids)
+    table = pa.Table.from_pylist([row], schema=SPANS_SCHEMA)
+    run.write_table("spans/part-00000.parquet", table, {"recipe_hash": "p1"})
+
+
+def cut_by_list(run: RunFolder, change) -> None:
+    rewrite(run, VIDEOS, set_value(0, "is_cut_by_list", True))
+    assert verify(run, THRESHOLDS) == []
+    change()
+
+
+VIDEOS = "videos/part-00000.parquet"
 DAMAGE = {
+    "span_missing": lambda run: write_spans(run, "b.mp4", []),
+    "span_without_clip": lambda run: write_spans(run, "a.mp4", ["gone"]),
+    "part_missing: spans": lambda run: rewrite(run, VIDEOS, set_value(0, "list_hash", "h")),
+    "part_unreadable: listed": lambda run: run.write_bytes("listed/part-00000.parquet", b"?"),
+    "seconds_do_not_add_up: of a list": lambda run: cut_by_list(
+        run, lambda: rewrite(run, VIDEOS, set_value(0, "outside_seconds", 1.0))
+    ),
+    "clips_do_not_tile: of a list": lambda run: cut_by_list(
+        run, lambda: rewrite(run, VIDEOS, set_value(0, "num_frames", 50))
+    ),
     "removal_unfinished": lambda run: run.write_bytes(UNFINISHED, b""),
     "temporary_file": lambda run: Path(run.path("clips/part-00000.parquet.0a1b2c3d.tmp")).touch(),
     "part_unreadable: cut": lambda run: run.write_bytes(

@@ -7,11 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from recaption.errors import UsageError
-from tests.stand_ins.packed_inputs import grid_positions
+from tests.stand_ins.packed_inputs import SIZES, TRANSFORMERS, grid_positions
 from train.backbones.activation_memory import training_memory
-from train.backbones.dit import SIZES, Dit
+from train.backbones.dit import SIZES as DIT_SIZES
+from train.backbones.dit import Dit
 from train.backbones.interface import PackedInputs
-from train.backbones.registry import BACKBONES, build
+from train.backbones.registry import build
 from train.layers import attention
 from train.layers.layouts import Layouts
 from train.layers.qk_norm import QKNorm
@@ -44,10 +45,17 @@ def fake_cuda(monkeypatch):
 
 WIDTH, NUM_HEADS = 192, 3
 WIDTHS = {"token_width": 8, "text_width": 32, "pooled_width": 32, "width": WIDTH, "num_heads": NUM_HEADS}
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in BACKBONES} | {
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in TRANSFORMERS} | {
     "uvit, no skips": ("uvit", {"skips": False}),
+    "mdt, bias": ("mdt", {"relative_bias": (1, 8, 8)}),
+    "mdt, no masking": ("mdt", {"mask_ratio": ()}),
+    "diffit, bias": ("diffit", {"relative_bias": (1, 8, 8)}),
+    "diffit_pixels, one stage": ("diffit_pixels", {"stages": 1}),
+    "diffit_pixels": ("diffit_pixels", {"stages": 3, "window": 4}),
 }
 """Name of the case -> backbone and settings that change what it saves."""
+DEPTHS = {"mdt": (4, 6), "diffit_pixels": (1, 2)}
+"""Depths that are compared; 2 and 4 for the others."""
 
 
 def saved_bytes(variant: str, depth: int, num_frames: int, precision: str) -> int:
@@ -64,7 +72,7 @@ def saved_bytes(variant: str, depth: int, num_frames: int, precision: str) -> in
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        model = build(name, **WIDTHS, depth=depth, **settings)
+        model = build(name, **(SIZES[name] | WIDTHS | {"depth": depth} | settings))
         with unset_fake_temporarily(), torch.device("cpu"):
             layouts = Layouts(segments, torch.cat(positions)).built(model.layout_keys)
         position_L3 = torch.cat(positions).to("cuda")
@@ -88,23 +96,28 @@ def saved_bytes(variant: str, depth: int, num_frames: int, precision: str) -> in
 
 def on_fake_device(one):
     """The record with its tensors on the fake device; real ones cannot be pinned here."""
+    if isinstance(one, torch.Tensor):
+        return one.to("cuda")
+    if isinstance(one, tuple):
+        return tuple(on_fake_device(value) for value in one)
+    if not dataclasses.is_dataclass(one):
+        return one
     values = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-    moved = {name: value.to("cuda") for name, value in values.items() if isinstance(value, torch.Tensor)}
-    moved |= {name: on_fake_device(value) for name, value in values.items() if isinstance(value, Segments)}
-    return dataclasses.replace(one, **moved)
+    return dataclasses.replace(one, **{name: on_fake_device(value) for name, value in values.items()})
 
 
 def stated_bytes(variant: str, depth: int, num_frames: int, precision: str) -> int:
     name, settings = VARIANTS[variant]
     with torch.device("meta"):
-        model = build(name, **WIDTHS, depth=depth, **settings)
+        model = build(name, **(SIZES[name] | WIDTHS | {"depth": depth} | settings))
     lengths = [64 * num_frames, 3 * 64 * num_frames]
     return model.activation_bytes(lengths, [3, 5], precision=precision, checkpointed=False)
 
 
 def of_tokens_and_blocks(count, variant: str, precision: str) -> int:
-    """What two more blocks take for twice the tokens: weights and what does not grow with the tokens fall out."""
-    one, two = (count(variant, 4, n, precision) - count(variant, 2, n, precision) for n in (2, 4))
+    """What deeper models take more for twice the tokens: weights and what does not grow with the tokens fall out."""
+    few, more = DEPTHS.get(VARIANTS[variant][0], (2, 4))
+    one, two = (count(variant, more, n, precision) - count(variant, few, n, precision) for n in (2, 4))
     return two - one
 
 
@@ -130,7 +143,7 @@ def test_queries_and_keys_are_normed_in_their_own_type_under_autocast(fake_cuda)
 
 
 def test_parameters_are_those_of_the_model() -> None:
-    model = Dit(token_width=64, text_width=96, pooled_width=96, **SIZES["S"])
+    model = Dit(token_width=64, text_width=96, pooled_width=96, **DIT_SIZES["S"])
     memory = training_memory(width=384, depth=12, capacity=1000, num_ranks=8, text_width=96)
     assert memory.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert memory.sharded_state_bytes * 8 >= memory.model_state_bytes == 20 * memory.num_parameters

@@ -50,6 +50,15 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         "diffit",
         {"time_in": "bias", "relative_bias": (2, 2, 3), "hint_width": 4, "scalars": ("level", "fps")},
     ),
+    "diffit_pixels": ("diffit_pixels", {}),
+    "diffit_pixels, two cells, hint and scalars": (
+        "diffit_pixels",
+        {"depth": 2, "stages": 2, "window": 3, "hint_width": 4, "scalars": ("level", "fps")},
+    ),
+    "diffit_pixels, positions and bias": (
+        "diffit_pixels",
+        {"absolute_positions": True, "relative_bias": (1, 2, 2), "stages": 2},
+    ),
 }
 """Name of the case -> backbone and settings. Each backbone is in at least one."""
 
@@ -80,12 +89,13 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def assert_close_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """To 2e-5 of the largest value of each; a gradient of one number, a sum that cancels, to 1e-6 of the model's largest."""
+def assert_gradients_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """To 2e-5 of the largest value of each; those that are small beside the others, of softmaxes over a token or two for
+    example, carry the rounding of the others."""
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in found.items():
-        tolerance = 2e-5 * float(expected[name].abs().max()) + (1e-6 * largest if gradient.numel() == 1 else 0)
-        assert (gradient - expected[name]).abs().max() <= tolerance, name
+        allowed = 2e-5 * expected[name].abs().max() + 1e-7 * largest
+        assert (gradient - expected[name]).abs().max() <= allowed, name
 
 
 def test_every_backbone_has_a_variant(variant):
@@ -105,7 +115,7 @@ def test_packed_gradients_equal_the_sum_of_each_samples_own(variant, is_checkpoi
         fsdp.apply_activation_checkpointing(model, name="dit")
     packed = gradients(model, model(inputs))
     assert packed.keys() == alone.keys() == dict(model.named_parameters()).keys(), "DDP waits for all of them"
-    assert_close_gradients(packed, alone)
+    assert_gradients_close(packed, alone)
 
 
 def test_any_arrangement_over_packs_has_the_same_gradient(variant):
@@ -119,7 +129,7 @@ def test_any_arrangement_over_packs_has_the_same_gradient(variant):
             (model(samples_of(inputs, order)) * torch.cat([parts[s] for s in order])).sum().backward()
         found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     for other in found[1:]:
-        assert_close_gradients(other, found[0])
+        assert_gradients_close(other, found[0])
 
 
 def test_attention_that_leaks_between_samples_is_detected(variant, monkeypatch):

@@ -10,8 +10,8 @@ from torch import nn
 
 from recaption.errors import UsageError
 from tests.stand_ins.packed_inputs import HALVING, TEXT_WIDTH, TOKEN_WIDTH, UNET, make_backbone, make_inputs, samples_of
-from train.backbones.dense import DenseBackbone
-from train.backbones.pretrained_unet import build_unet, read_config, read_weights
+from train.backbones.pretrained.dense import DenseBackbone
+from train.backbones.pretrained.unet import build_unet, read_config, read_weights
 from train.checkpoint.weights import load_weights
 
 pytest.importorskip("diffusers")

@@ -11,9 +11,9 @@ from tests.stand_ins.packed_inputs import make_backbone, make_inputs
 from train.backbones.diffit import SIZES, Diffit, DiffitSettings
 from train.backbones.registry import build
 from train.layers.attention import packed_attention
+from train.layers.packed_attention_layers import TimeSelfAttention
 from train.layers.relative_bias import PackedPositions
 from train.layers.segments import Segments
-from train.layers.time_attention import TimeSelfAttention
 
 CHANNELS, PATCH = 4, 2
 

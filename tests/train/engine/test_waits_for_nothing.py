@@ -12,6 +12,7 @@ from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
+from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
@@ -85,6 +86,7 @@ DIT = {
         "backbone": "temporal", "num_registers": 1, "temporal": TemporalSettings(freeze_base=False),
         "conditions": ("none=0.5", "first=0.5"),
     },
+    "diffit_pixels": {"backbone": "diffit_pixels", "depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
     "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
     "uvit": {

@@ -15,6 +15,7 @@ from packing.buckets import Bucket
 from packing.plan.settings import PlanSettings
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.ranks import exit_codes, start_ranks
+from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.diffusion.process import DiffusionSettings
 from train.generator.settings import DitSettings
 from train.generator.task import DitTask
@@ -34,6 +35,11 @@ LEARNED = {
         "loss_norm": "token",
     },
     "diffit": {"backbone": "diffit"},
+    "diffit_pixels": {
+        "backbone": "diffit_pixels",
+        "depth": 1,
+        "diffit_pixels": DiffitPixelsSettings(stages=2, window=2),
+    },
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
     "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
 }

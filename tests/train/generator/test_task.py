@@ -17,8 +17,8 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
-from train.backbones.uvit import Uvit, UvitSettings
 from train.backbones.temporal import TemporalSettings
+from train.backbones.uvit import Uvit, UvitSettings
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings, sample_timesteps_and_noise
 from train.engine.settings import TrainerSettings
@@ -396,7 +396,7 @@ def test_invalid_arguments_are_refused():
         make_task(loss_norm="mean")
     with pytest.raises(UsageError, match="needs a CUDA device"):
         make_task(attention_backend="varlen")
-    with pytest.raises(UsageError, match="settings of backbone 'uvit' have no effect with backbone 'dit'"):
+    with pytest.raises(UsageError, match="settings of uvit have no effect with backbone 'dit'"):
         make_task(uvit=UvitSettings(skips=False))
 
 

@@ -23,28 +23,33 @@ from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.backbones.diffit import DiffitSettings
+from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.registry import BACKBONES
+from train.backbones.uvit import UvitSettings
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
 from train.parallel import fsdp
 
 OTHER_BACKBONES: dict[str, dict[str, object]] = {
+    "uvit": {"num_registers": 1, "uvit": UvitSettings(conv=True)},
     "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
     "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
+    "diffit_pixels": {"depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
 }
 """Backbones beside `dit`, with settings that use all of their parts."""
 CLOCKS = ("seconds", "tokens_per_second", "data_wait_share", "tflops_per_second")
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def assert_same_training(one: Path, other: Path, step: int = 12) -> None:
+def assert_same_training(one: Path, other: Path, step: int = 12, atol: float = 1e-6) -> None:
     """Weights, EMA, Adam moments and all logged numbers except times are equal."""
     for name in ("model", "ema", "optimizer"):
         files = [load_file(run / f"checkpoints/step-{step:06d}/{name}.safetensors") for run in (one, other)]
         assert files[0].keys() == files[1].keys()
         for key in files[0].keys() - {"num_calls"}:  # counted per rank
-            torch.testing.assert_close(files[0][key], files[1][key], **TOLERANCE, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(
+                files[0][key], files[1][key], rtol=1e-5, atol=atol, msg=lambda m, key=key: f"{key}: {m}"
+            )
     lines = [read_lines(str(run / "metrics.jsonl")) for run in (one, other)]
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for here, there in zip(*lines):
@@ -157,7 +162,8 @@ def test_each_other_backbone_trains_the_same_on_two_sharded_checkpointed_ranks(t
         runs.append((str(tmp_path / f"{name} sharded"), how, {"backbone": name} | dit))
     assert exit_codes(start_ranks(train_several_packed, runs)) == [0, 0]
     for name in OTHER_BACKBONES:
-        assert_same_training(tmp_path / name, tmp_path / f"{name} sharded", step=2)
+        # Adam makes steps of 1e-3 of gradients that are all rounding, too
+        assert_same_training(tmp_path / name, tmp_path / f"{name} sharded", step=2, atol=1e-5)
 
 
 @pytest.mark.slow

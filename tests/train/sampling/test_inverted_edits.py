@@ -8,6 +8,7 @@ import pytest
 from recaption.errors import UsageError
 from recaption.scenes.renderer import render
 from tests.stand_ins.small_samplers import HEIGHT_PX, WIDTH_PX, small_sampler
+from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings
 from train.sampling.conditioning_frames import text_to_video, video_to_video
 from train.sampling.request import Request
@@ -73,3 +74,11 @@ def test_ancestral_sampling_cannot_be_inverted(video):
     sampler = small_sampler(diffusion=DiffusionSettings(schedule="cosine", prediction="v", timesteps="uniform"))
     with pytest.raises(UsageError, match="another than ancestral"):
         edit(sampler, video, "a", solver="ancestral")
+
+
+def test_context_guidance_has_no_effect_on_an_edit_of_one_window(video):
+    sampler = small_sampler(window_frames=9)
+    conditioning = video_to_video(video, 1.0, sampler.grid, source_text="abc")
+    settings = SolverSettings(num_steps=2, guidance=Guidance(scale=2.0, context=1.5))
+    with pytest.raises(UsageError, match="context guidance has no effect"):
+        sampler.sample_requests([Request(text="a", conditioning=conditioning)], settings)

@@ -87,7 +87,7 @@ def test_other_readers_hear_the_same(sources, name, tmp_path):
     assert abs(chirp_time(samples_N[12_000:], 48_000, SECONDS) - 0.25 - 1.2345) <= MAX_ERROR_SECONDS
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", ["aac.ts", "mp3.mp4", "opus.mkv", "pcm-96.mov"])
 def test_the_same_clip_gives_the_same_bytes(sources, name):
     assert cut_to_mp4(sources[name], 1.2345, 4.1)[0] == cut_to_mp4(sources[name], 1.2345, 4.1)[0]
 

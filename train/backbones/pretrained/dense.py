@@ -27,8 +27,8 @@ from packing.grid import Shape3
 from recaption.errors import UsageError
 from train.backbones.embedders import TextEmbedder, TimestepEmbedder
 from train.backbones.interface import PackedInputs
-from train.backbones.measured import Measured, measure
-from train.backbones.pretrained_unet import build_unet
+from train.backbones.pretrained.measured import Measured, measure
+from train.backbones.pretrained.unet import build_unet
 from train.backbones.temporal import LAYERS, TemporalMix, check_layers, context_of
 from train.diffusion.noise_schedules import NUM_DISCRETE_STEPS
 from train.layers.attention import packed_attention
@@ -309,7 +309,7 @@ class _AtResolution:
         num_samples, device = len(context_NChw) // num_frames, context_NChw.device
         num_places = num_samples * rows * columns
         places = Segments.from_lengths([num_frames] * num_places, device)
-        self.places = Layout(places, None, None)
+        self.places = Layout(places, places, None, None, places.num_tokens)
         self.segments = Segments.from_lengths([num_frames * rows * columns] * num_samples, device)
         frame_L = torch.arange(num_frames, device=device).repeat(num_places)
         cos_LF, sin_LF = rotary_cos_sin(F.pad(frame_L[:, None], (0, 2)), head_width)

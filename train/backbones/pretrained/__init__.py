@@ -1,0 +1,1 @@
+"""Pretrained networks of other libraries as backbones over packs."""
