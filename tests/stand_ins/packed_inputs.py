@@ -41,6 +41,7 @@ SIZES: dict[str, dict[str, object]] = {
     "temporal-unet": {"unet": UNET},
     "mdt": {"width": 24, "depth": 4, "num_heads": 2, "decoder_depth": 2},
     "uvit": {"width": 24, "depth": 4, "num_heads": 2},
+    "separable": {"width": 24, "depth": 2, "num_heads": 2},
     "diffit": {"width": 24, "depth": 2, "num_heads": 2},
     "diffit_pixels": {"width": 12, "depth": 1, "num_heads": 1, "stages": 3, "window": 2},
 }

@@ -21,6 +21,7 @@ BACKBONES = {
     "temporal": "train.backbones.temporal:TemporalDit",
     "temporal-unet": "train.backbones.pretrained.dense:DenseBackbone",
     "uvit": "train.backbones.uvit:Uvit",
+    "separable": "train.backbones.separable:Separable",
 }
 """Name -> module:class; a module is imported when its backbone is built."""
 

@@ -12,6 +12,7 @@ from recaption.errors import UsageError
 from train.backbones.diffit import DiffitSettings
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
+from train.backbones.separable import SeparableSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.diffusion.frame_conditioning import parse_conditions
@@ -21,6 +22,7 @@ from train.diffusion.process import DiffusionSettings
 SETTINGS_OF_BACKBONES = {
     "temporal": ("temporal", "temporal-unet"),
     "mdt": ("mdt",),
+    "separable": ("separable",),
     "diffit": ("diffit",),
     "diffit_pixels": ("diffit_pixels",),
     "uvit": ("uvit",),
@@ -78,6 +80,7 @@ class DitSettings:
     temporal: TemporalSettings = field(default_factory=TemporalSettings)
     mdt: MdtSettings = field(default_factory=MdtSettings)
     uvit: UvitSettings = field(default_factory=UvitSettings)
+    separable: SeparableSettings = field(default_factory=SeparableSettings)
     diffit: DiffitSettings = field(default_factory=DiffitSettings)
     diffit_pixels: DiffitPixelsSettings = field(default_factory=DiffitPixelsSettings)
     width: int = 192

@@ -85,8 +85,8 @@ class GridLevel:
             of(self.around_L9, num_tokens),
             of(self.down_K9, num_tokens),
             of(self.parent_L, num_parents),
-            self.windows.repeated(times),
-            self.places.repeated(times),
+            self.windows.repeated(times, num_tokens),
+            self.places.repeated(times, num_tokens),
         )
 
 
@@ -99,8 +99,8 @@ class GridLevels:
     def to(self, device: torch.device | str) -> GridLevels:
         return GridLevels(tuple(level.to(device) for level in self.levels))
 
-    def repeated(self, times: int) -> GridLevels:
-        """Of the same samples `times` times in one pack."""
+    def repeated(self, times: int, num_tokens: int) -> GridLevels:
+        """As of `Layout`."""
         numbers = [len(level.down_K9) for level in self.levels]
         return GridLevels(tuple(level.repeated(times, n) for level, n in zip(self.levels, numbers, strict=True)))
 

@@ -34,8 +34,8 @@ class BuiltLayout(Protocol):
 
     def to(self, device: torch.device | str) -> Any: ...
 
-    def repeated(self, times: int) -> Any:
-        """Of the same samples `times` times in one pack."""
+    def repeated(self, times: int, num_tokens: int) -> Any:
+        """Of the same samples `times` times in one pack of `num_tokens` each time."""
 
 
 class LayoutBuilder(Protocol):
@@ -60,8 +60,6 @@ class Layout:
     """int64: token of the pack at each place of the layout; None: the order of the pack."""
     inverse_L: Tensor | None
     """int64: place in the layout of each token of the pack; None: the order of the pack, or samples are left out."""
-    num_pack_tokens: int
-    """Of the pack, with those that are left out."""
 
     def gather(self, x_LD: Tensor) -> Tensor:
         """Tokens of the pack in the order of the layout."""
@@ -82,18 +80,18 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         index, inverse = (None if one is None else copied(one, device) for one in (self.index_L, self.inverse_L))
-        return Layout(self.segments.to(device), self.samples.to(device), index, inverse, self.num_pack_tokens)
+        return Layout(self.segments.to(device), self.samples.to(device), index, inverse)
 
-    def repeated(self, times: int) -> Layout:
-        """Of the same samples `times` times in one pack."""
+    def repeated(self, times: int, num_tokens: int) -> Layout:
+        """Of the same samples `times` times in one pack of `num_tokens` each time."""
 
         def of(index_L: Tensor | None) -> Tensor | None:
             if index_L is None:
                 return None
-            return torch.cat([index_L + copy * self.num_pack_tokens for copy in range(times)])
+            return torch.cat([index_L + copy * num_tokens for copy in range(times)])
 
         segments, samples = self.segments.repeated(times), self.samples.repeated(times)
-        return Layout(segments, samples, of(self.index_L), of(self.inverse_L), times * self.num_pack_tokens)
+        return Layout(segments, samples, of(self.index_L), of(self.inverse_L))
 
 
 class Layouts:
@@ -139,7 +137,8 @@ class Layouts:
             return self
         if times not in self._repeated:
             again = Layouts(self.segments.repeated(times), self.position_L3.repeat(times, 1))
-            again._layouts = {key: layout.repeated(times) for key, layout in self._layouts.items()}
+            num_tokens = self.segments.num_tokens
+            again._layouts = {key: layout.repeated(times, num_tokens) for key, layout in self._layouts.items()}
             self._repeated[times] = again
         return self._repeated[times]
 
@@ -156,9 +155,8 @@ def layout_of(segments: Segments, position_L3: Tensor, key: tuple[str | int, ...
     index_L = token_L[torch.argsort(group_L, stable=True)]
     lengths, is_whole = Segments.from_lengths(count_G.tolist()), len(index_L) == segments.num_tokens
     if is_whole and bool((index_L == torch.arange(len(index_L))).all()):
-        return Layout(lengths, samples, None, None, segments.num_tokens)
-    inverse_L = torch.argsort(index_L) if is_whole else None
-    return Layout(lengths, samples, index_L, inverse_L, segments.num_tokens)
+        return Layout(lengths, samples, None, None)
+    return Layout(lengths, samples, index_L, torch.argsort(index_L) if is_whole else None)
 
 
 def _videos(segments: Segments, position_L3: Tensor) -> tuple[Segments, Tensor]:

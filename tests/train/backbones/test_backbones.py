@@ -44,6 +44,12 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "uvit": ("uvit", {}),
     "uvit, registers and convolution": ("uvit", {"num_registers": 2, "conv": True, "patch": (1, 2, 1)}),
     "uvit, hint and scalars, no skips": ("uvit", {"hint_width": 4, "scalars": ("level", "fps"), "skips": False}),
+    "separable": ("separable", {}),
+    "separable, positions, hint and scalars": (
+        "separable",
+        {"absolute_positions": True, "hint_width": 4, "scalars": ("level", "fps")},
+    ),
+    "separable, convolution along time": ("separable", {"time": "conv"}),
     "diffit": ("diffit", {}),
     "diffit, positions and bias": ("diffit", {"absolute_positions": True, "relative_bias": (2, 2, 3)}),
     "diffit, time in the bias, hint and scalars": (

@@ -14,7 +14,10 @@ from train.layers import attention
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in TRANSFORMERS} | {
     "dit, registers": ("dit", {"num_registers": 8}),
+    "separable, convolution along time": ("separable", {"time": "conv"}),
     "uvit, no skips": ("uvit", {"skips": False, "num_registers": 8}),
+    "mdt, no masking": ("mdt", {"mask_ratio": ()}),
+    "diffit_pixels, windows that do not divide": ("diffit_pixels", {"stages": 2, "window": 5}),
 }
 """Name of the case -> backbone and settings that change its work."""
 

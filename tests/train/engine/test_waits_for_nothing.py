@@ -14,6 +14,7 @@ from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
+from train.backbones.separable import SeparableSettings
 from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.captioner.task import CaptionerSettings, CaptionerTask
@@ -82,13 +83,15 @@ DIT = {
         "absolute_positions": True, "sample_prompts": ("a red circle",),
     },
     "flex": {"attention_backend": "flex", "num_registers": 1},
+    "diffit_pixels": {"backbone": "diffit_pixels", "depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
     "temporal": {
         "backbone": "temporal", "num_registers": 1, "temporal": TemporalSettings(freeze_base=False),
         "conditions": ("none=0.5", "first=0.5"),
     },
-    "diffit_pixels": {"backbone": "diffit_pixels", "depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
     "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
+    "separable": {"backbone": "separable", "conditions": ("none=0.5", "first=0.5")},
+    "separable, conv": {"backbone": "separable", "separable": SeparableSettings(time="conv")},
     "uvit": {
         "backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5"), "uvit": UvitSettings(conv=True),
     },

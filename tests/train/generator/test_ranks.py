@@ -41,6 +41,7 @@ LEARNED = {
         "diffit_pixels": DiffitPixelsSettings(stages=2, window=2),
     },
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
+    "separable": {"backbone": "separable", "conditions": ("none=0.5", "first=0.5")},
     "uvit": {"backbone": "uvit", "num_registers": 1, "conditions": ("none=0.5", "first=0.5")},
 }
 

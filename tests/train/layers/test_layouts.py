@@ -11,7 +11,7 @@ from tests.stand_ins.packed_inputs import grid_positions
 from train.layers.layouts import Layouts
 from train.layers.segments import Segments
 
-KEYS = [("frames",), ("places",), ("windows", 2, 3), ("windows", 2, 2, 1, 1)]
+KEYS = [("frames",), ("places",), ("places", "videos"), ("windows", 2, 3), ("windows", 2, 2, 1, 1)]
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
 
 
@@ -20,7 +20,7 @@ def group_of(key, position):
     frame, row, column = position
     if key == ("frames",):
         return (frame,)
-    if key == ("places",):
+    if key[0] == "places":
         return (row, column)
     height, width, top, left = (*key[1:], 0, 0)[:4]
     return (frame, (row + top) // height, (column + left) // width)
@@ -35,8 +35,15 @@ def test_a_layout_groups_tokens_and_its_inverse_puts_them_back(grids, key, seed)
     segments, position_L3 = Segments.from_lengths([len(one) for one in kept]), torch.cat(kept)
     layout = Layouts(segments, position_L3)[key]
     x_LD = torch.arange(len(position_L3) * 2.0).reshape(-1, 2)
-    assert torch.equal(layout.scatter(layout.gather(x_LD)), x_LD)
-    assert sum(layout.segments.lengths) == len(x_LD)
+    assert torch.equal(layout.scatter(layout.gather(x_LD), x_LD), x_LD)
+    is_video = [len(one[:, 0].unique()) > 1 for one in (position_L3.split(segments.lengths))]
+    lengths = [n if key[1:] != ("videos",) or several else 0 for n, several in zip(segments.lengths, is_video)]
+    assert list(layout.samples.lengths) == lengths
+    assert torch.equal(layout.samples.segment_ids_L, layout.gather(segments.segment_ids_L))
+    moved = layout.scatter(-layout.gather(x_LD), x_LD)
+    is_in_L = torch.tensor([n > 0 for n in lengths])[segments.segment_ids_L]
+    assert torch.equal(moved, torch.where(is_in_L[:, None], -x_LD, x_LD))
+    assert sum(layout.segments.lengths) == sum(lengths)
     samples, places = layout.gather(segments.segment_ids_L), layout.gather(position_L3)
     groups = [
         {(int(s), group_of(key, p)) for s, p in zip(in_group_s, in_group_p.tolist())}
@@ -44,7 +51,7 @@ def test_a_layout_groups_tokens_and_its_inverse_puts_them_back(grids, key, seed)
     ]
     assert all(len(group) == 1 for group in groups), "one group per segment"
     assert len(set().union(*groups)) == len(groups), "one segment per group"
-    for in_group in layout.gather(torch.arange(len(x_LD))).split(layout.segments.lengths):
+    for in_group in layout.gather(torch.arange(len(position_L3))).split(layout.segments.lengths):
         assert in_group.tolist() == sorted(in_group.tolist()), "in the order of the pack"
 
 

@@ -35,6 +35,7 @@ OTHER_BACKBONES: dict[str, dict[str, object]] = {
     "uvit": {"num_registers": 1, "uvit": UvitSettings(conv=True)},
     "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
     "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
+    "separable": {"absolute_positions": True, "conditions": ("none=0.5", "first=0.5")},
     "diffit_pixels": {"depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
 }
 """Backbones beside `dit`, with settings that use all of their parts."""

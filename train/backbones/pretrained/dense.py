@@ -309,7 +309,7 @@ class _AtResolution:
         num_samples, device = len(context_NChw) // num_frames, context_NChw.device
         num_places = num_samples * rows * columns
         places = Segments.from_lengths([num_frames] * num_places, device)
-        self.places = Layout(places, places, None, None, places.num_tokens)
+        self.places = Layout(places, places, None, None)
         self.segments = Segments.from_lengths([num_frames * rows * columns] * num_samples, device)
         frame_L = torch.arange(num_frames, device=device).repeat(num_places)
         cos_LF, sin_LF = rotary_cos_sin(F.pad(frame_L[:, None], (0, 2)), head_width)
