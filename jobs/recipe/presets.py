@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import yaml
 
+from jobs.recipe import cascades
 from jobs.recipe.settings import (
     CaptionSettings,
     EncodeSettings,
@@ -164,7 +165,7 @@ def base() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "small": small, "base": base}
+RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "small": small, "base": base} | cascades.RECIPES
 
 
 def load_recipe(name_or_path: str) -> Recipe:

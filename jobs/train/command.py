@@ -141,7 +141,9 @@ class CompressorTraining(Training):
     example: ClassVar[str] = "recaption train compressor --run runs/a --name vae --steps 300"
     model: ClassVar[str] = "compressor"
     shown = under(
-        "train_compressor.compressor", "kind bottleneck latent_channels width batch_size num_frames height_px width_px"
+        "train_compressor.compressor",
+        "kind bottleneck latent_channels width batch_size num_frames height_px width_px",
+        "loss.perceptual_weight loss.discriminator_weight",
     ) + under("train_compressor.trainer", f"num_steps {TRAINER}")
     takes = ("train_compressor",)
     init_from: str | None = None

@@ -144,9 +144,9 @@ class Segments:
         lengths = tuple(self.lengths[sample] for sample in samples)
         starts_N, length_N = self.cu_seqlens[:-1][sample_N], torch.diff(self.cu_seqlens)[sample_N]
         cu_seqlens = torch.nn.functional.pad(length_N.cumsum(0), (1, 0)).to(torch.int32)
-        number_N = torch.arange(len(lengths), device=sample_N.device)
-        ids_L = torch.repeat_interleave(number_N, length_N, output_size=sum(lengths))
-        index_L = torch.arange(sum(lengths), device=sample_N.device) + (starts_N - cu_seqlens[:-1])[ids_L]
+        token_L = torch.arange(sum(lengths), device=sample_N.device)
+        ids_L = torch.searchsorted(cu_seqlens[1:].long(), token_L, right=True)  # repeat_interleave reads lengths back
+        index_L = token_L + (starts_N - cu_seqlens[:-1])[ids_L]
         return Segments(lengths, cu_seqlens, ids_L), index_L
 
     def sum(self, values_LD: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tests.stand_ins.pretend_cuda import pretend_cuda
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.separable import SeparableSettings
+from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.captioner.task import CaptionerSettings, CaptionerTask
 from train.compressors.loss import CompressorLossSettings
@@ -83,6 +84,10 @@ DIT = {
     },
     "flex": {"attention_backend": "flex", "num_registers": 1},
     "diffit_pixels": {"backbone": "diffit_pixels", "depth": 1, "diffit_pixels": DiffitPixelsSettings(stages=2, window=2)},
+    "temporal": {
+        "backbone": "temporal", "num_registers": 1, "temporal": TemporalSettings(freeze_base=False),
+        "conditions": ("none=0.5", "first=0.5"),
+    },
     "mdt": {"backbone": "mdt", "depth": 4, "conditions": ("none=0.5", "first=0.5")},
     "mdt, bias": {"backbone": "mdt", "depth": 4, "mdt": MdtSettings(relative_bias=(2, 3, 3))},
     "separable": {"backbone": "separable", "conditions": ("none=0.5", "first=0.5")},

@@ -17,6 +17,7 @@ from packing.plan.settings import PlanSettings
 from recaption.errors import CheckpointMismatchError, UsageError
 from tests.stand_ins.memory_source import MemorySource
 from tests.stand_ins.pretend_cuda import pretend_cuda
+from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import Uvit, UvitSettings
 from train.diffusion.guidance import Guidance
 from train.diffusion.process import DiffusionSettings, sample_timesteps_and_noise
@@ -131,6 +132,11 @@ OBJECTIVES = {
         "loss_norm": "token",
     },
     "conditioning frames": {"conditions": ("first=1",), "num_registers": 1},
+    "temporal layers": {
+        "backbone": "temporal",
+        "temporal": TemporalSettings(freeze_base=False),
+        "conditions": ("first=0.5", "none=0.5"),
+    },
     "x0": {"diffusion": DiffusionSettings(schedule="linear", prediction="x0", zero_terminal_snr=True)},
 }
 

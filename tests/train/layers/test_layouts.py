@@ -82,3 +82,15 @@ def test_a_layout_is_built_once_and_moved_and_repeated_with_the_batch():
         layouts[("spirals",)]
     with pytest.raises(ValueError, match="windows of 0 x 2"):
         layouts[("windows", 0, 2)]
+
+
+def test_selected_segments_are_those_samples_in_any_order_with_repeats():
+    segments = Segments.from_lengths([3, 0, 2])
+    for samples in ([2, 0, 0, 1], [1], [], [0, 1, 2]):
+        selected, index_L = segments.selected(samples, torch.tensor(samples, dtype=torch.int64))
+        expected = Segments.from_lengths([segments.lengths[sample] for sample in samples])
+        assert selected.lengths == expected.lengths
+        assert torch.equal(selected.cu_seqlens, expected.cu_seqlens)
+        assert torch.equal(selected.segment_ids_L, expected.segment_ids_L)
+        tokens = [[0, 1, 2], [], [3, 4]]
+        assert index_L.tolist() == [token for sample in samples for token in tokens[sample]]

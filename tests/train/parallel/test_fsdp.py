@@ -19,19 +19,21 @@ from tests.stand_ins.block_task import (
     train_until_killed,
     train_until_killed_in_save,
 )
-from tests.stand_ins.packed_inputs import TRANSFORMERS
 from tests.stand_ins.packed_task import train_packed, train_several_packed
 from tests.stand_ins.pretend_cuda import pretend_cuda
 from tests.stand_ins.ranks import exit_codes, start_ranks
 from train.backbones.diffit import DiffitSettings
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
+from train.backbones.registry import BACKBONES
+from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
 from train.parallel import fsdp
 
 OTHER_BACKBONES: dict[str, dict[str, object]] = {
+    "temporal": {"temporal": TemporalSettings(freeze_base=False)},
     "uvit": {"num_registers": 1, "uvit": UvitSettings(conv=True)},
     "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
     "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
@@ -155,7 +157,7 @@ def test_packs_train_the_same_transformer_however_they_are_distributed(tmp_path)
 
 
 def test_each_other_backbone_trains_the_same_on_two_sharded_checkpointed_ranks(tmp_path):
-    assert set(OTHER_BACKBONES) == set(TRANSFORMERS) - {"dit", "temporal"}, "temporal layers train over a frozen base"
+    assert set(OTHER_BACKBONES) == set(BACKBONES) - {"dit", "temporal-unet"}, "a U-Net is read from a folder"
     runs = []
     for name, dit in OTHER_BACKBONES.items():
         train_packed(str(tmp_path / name), {"num_steps": 2}, {"backbone": name} | dit)
