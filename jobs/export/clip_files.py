@@ -41,16 +41,22 @@ class ExportClip:
     """Of the video's best audio stream, where the clip keeps its audio; else ""."""
     may_copy_audio: bool
     """Whether its packets may be copied."""
+    source_audio_channels: int
+    source_audio_rate_hz: int
+    """Of that stream; 0 without audio."""
     caption: str
     captions: dict[str, str]
     """Kind -> text, of all kinds that the clip has."""
     captioner: str
     source: str
     """Where the video came from: its URI, of a local file only the name."""
+    id: str
+    """That a list has for it."""
     licence: str
     metadata: str
     """JSON: what the list of the video says besides; "" where there is none."""
     scores: dict[str, float | None]
+    """Those of plug-ins too."""
 
     @property
     def seconds(self) -> float:
@@ -88,6 +94,9 @@ class ExportedClip:
     """`copied` byte for byte, `cut` (the packets of the source) or `encoded`."""
     audio: str = ""
     """Codecs of its audio tracks, as `records.Sample.audio`."""
+    source_audio_channels: int = 0
+    source_audio_rate_hz: int = 0
+    """Of the source's best audio stream; 0 where the clip has no audio."""
     num_frames: int
     width_px: int
     height_px: int
@@ -98,14 +107,16 @@ class ExportedClip:
     """JSON: kind -> text."""
     captioner: str
     source: str
+    id: str = ""
+    """Of the list of the video, like the next two."""
     licence: str
     metadata: str
-    """JSON, of the list of the video."""
-    start_seconds: float
-    """In the source, like the next three."""
-    end_seconds: float
-    start_frame: int
-    end_frame: int
+    """JSON: all columns of the list that have no other place."""
+    source_start_seconds: float
+    """In the source, like the next three. A table with `start_seconds` would be a list of spans of the exported files."""
+    source_end_seconds: float
+    source_start_frame: int
+    source_end_frame: int
     scores: str
     """JSON: name -> number or null."""
 
@@ -123,18 +134,23 @@ def described(clip: ExportClip) -> dict[str, Any]:
         "captions": _json(clip.captions),
         "captioner": clip.captioner,
         "source": clip.source,
+        "id": clip.id,
         "licence": clip.licence,
         "metadata": clip.metadata,
-        "start_seconds": clip.start_seconds,
-        "end_seconds": clip.end_seconds,
-        "start_frame": clip.start_frame,
-        "end_frame": clip.end_frame,
+        "source_start_seconds": clip.start_seconds,
+        "source_end_seconds": clip.end_seconds,
+        "source_start_frame": clip.start_frame,
+        "source_end_frame": clip.end_frame,
+        "source_audio_channels": clip.source_audio_channels,
+        "source_audio_rate_hz": clip.source_audio_rate_hz,
         "scores": _json(clip.scores),
     }
 
 
 def metadata_of(row: dict[str, Any] | ExportedClip) -> dict[str, Any]:
     """What a reader of the dataset wants to know of a clip, JSON-simple; `captions` and `scores` by kind and name.
+
+    `frame_span` are its frames in its own file, all of them: a list with that column has each file as one clip, uncut.
 
     Args:
         row: columns of `ExportedClip`.
@@ -146,16 +162,20 @@ def metadata_of(row: dict[str, Any] | ExportedClip) -> dict[str, Any]:
         "captions": json.loads(values["captions"]),
         "captioner": values["captioner"],
         "source": values["source"],
+        "id": values["id"],
         "licence": values["licence"],
         "metadata": values["metadata"],
-        "start_seconds": values["start_seconds"],
-        "end_seconds": values["end_seconds"],
+        "source_start_seconds": values["source_start_seconds"],
+        "source_end_seconds": values["source_end_seconds"],
+        "frame_span": [0, values["num_frames"]],
         "num_frames": values["num_frames"],
         "width_px": values["width_px"],
         "height_px": values["height_px"],
         "fps": round(float(Fraction(values["fps"])), 6),
         "seconds": round(values["seconds"], 6),
         "audio": values["audio"],
+        "source_audio_channels": values["source_audio_channels"],
+        "source_audio_rate_hz": values["source_audio_rate_hz"],
         "scores": json.loads(values["scores"]),
     }
 

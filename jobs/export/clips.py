@@ -33,7 +33,7 @@ from recaption.errors import UsageError
 from recaption.inputs.names import TAR
 from recaption.ledger.ledger import read_clips
 from recaption.ledger.spans import read_clip_metadata
-from recaption.quality.filters import HDR_TRANSFERS, drop_reasons, plugin_scores
+from recaption.quality.filters import HDR_TRANSFERS, PLUGIN_PREFIX, drop_reasons, plugin_scores
 from recaption.quality.plugins import check_plugin_thresholds
 from recaption.records import Caption, Clip, ClipScores, Video, from_table, schema_of
 from recaption.run_folder import RunFolder
@@ -84,7 +84,7 @@ def plan_clips(
     reasons = drop_reasons(table, recipe.filters, read_pairs(run))
     planned = PlannedClips(caption_set=set_name, total=table.num_rows)
     listed = read_clip_metadata(run)
-    clips, scores = from_table(table, Clip), from_table(table, ClipScores)
+    clips, scores = from_table(table, Clip), _scores(table)
     seen: set[str] = set()
     for clip, clip_scores, reason in zip(clips, scores, reasons, strict=True):
         planned.seconds["total"] += clip.duration_seconds
@@ -112,6 +112,14 @@ def plan_clips(
             planned.seconds["waiting"] += clip.duration_seconds
     planned.clips.sort(key=lambda clip: clip.clip_id)
     return planned
+
+
+def _scores(table: pa.Table) -> list[dict[str, float | None]]:
+    """Name -> score of each clip, built-in ones and those of plug-ins."""
+    names = [name for name in ClipScores.__dataclass_fields__ if name != "clip_id"]
+    own = plugin_scores(table)
+    columns = [table[name].to_pylist() for name in (*names, *(PLUGIN_PREFIX + name for name in own))]
+    return [dict(zip((*names, *own), values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _captions(run: RunFolder, recipe: Recipe, set_name: str) -> dict[str, list[Caption]]:
@@ -179,7 +187,7 @@ def native_fps(clip: Clip, video: Video) -> Fraction:
 def _export_clip(
     clip: Clip,
     video: Video,
-    scores: ClipScores,
+    scores: dict[str, float | None],
     texts: list[Caption],
     size: _Size,
     settings: ExportSettings,
@@ -215,14 +223,17 @@ def _export_clip(
         is_whole=is_whole and not has_unwanted_audio,
         audio_codec=video.audio_codec if keeps_audio else "",
         may_copy_audio=settings.cut == "auto",
+        source_audio_channels=video.audio_channels if keeps_audio else 0,
+        source_audio_rate_hz=video.audio_rate_hz if keeps_audio else 0,
         source_bytes=video.num_bytes,
         caption=found[kind],
         captions=found,
         captioner=next((text.captioner for text in texts if text.is_main), ""),
         source=listed.get("source") or source_name(clip.uri, settings.local_paths),
+        id=listed.get("id") or "",
         licence=listed.get("licence") or settings.licence,
         metadata=listed.get("metadata") or "",
-        scores={name: getattr(scores, name) for name in scores.__dataclass_fields__ if name != "clip_id"},
+        scores=scores,
     )
 
 

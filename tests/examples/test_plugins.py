@@ -1,5 +1,6 @@
 """The example package of plug-ins, installed as its pyproject.toml says: scores, filters, what-if, report, captions."""
 
+import json
 import shutil
 import sys
 import tomllib
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from jobs.caption.caption import caption
+from jobs.export.export import export
+from jobs.export.settings import ExportSettings
 from jobs.prepare.prepare import prepare
 from jobs.recipe.flags import changed
 from jobs.recipe.presets import quickstart
@@ -167,6 +170,16 @@ def test_its_captioner_writes_a_caption_set(run, recipe):
     captions = open_run(run.uri).captions("own")
     assert captions.text.str.fullmatch("A clip that is (dim|glaring) overall.").all()
     assert set(captions.captioner) == {"brightness@1"}
+
+
+def test_its_score_goes_out_with_the_clips(run, recipe, tmp_path):
+    words = changed(with_plugin(recipe), "caption", captioner="brightness:dim,glaring")
+    caption(run, words, "own", InProcess())
+    export(run, with_plugin(recipe), ExportSettings(layout="hf"), str(tmp_path / "out"), InProcess())
+    lines = (tmp_path / "out/train/metadata.jsonl").read_text().splitlines()
+    scores = open_run(run.uri).scores().set_index("clip_id")
+    found = {row["clip_id"]: row["scores"]["brightness"] for row in map(json.loads, lines)}
+    assert found == scores.brightness.to_dict()
 
 
 def test_what_is_not_installed_is_one_sentence(run, videos, recipe, tmp_path):

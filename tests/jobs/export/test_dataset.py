@@ -15,7 +15,8 @@ def clip(number: int, num_frames: int, height_px: int = 480, width_px: int = 832
         clip_id=f"{number:016x}-0000000-{num_frames:07d}", file="", shard="", offset_bytes=0, num_bytes=0,
         num_video_bytes=7, sha256="", cut="encoded", num_frames=num_frames, width_px=width_px, height_px=height_px,
         fps=fps, seconds=float(num_frames / Fraction(fps)), caption="a text", captions="{}", captioner="", source="",
-        licence="", start_seconds=0.0, end_seconds=0.0, start_frame=0, end_frame=num_frames, scores="{}",
+        licence="", metadata="", source_start_seconds=0.0, source_end_seconds=0.0, source_start_frame=0,
+        source_end_frame=num_frames, scores="{}",
     )  # fmt: skip
 
 

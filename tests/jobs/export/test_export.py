@@ -106,7 +106,7 @@ def test_a_whole_mp4_is_copied_byte_for_byte_and_clips_between_keyframes_are_cut
         source, file = Path(source_of(export_run, clip_id)), tmp_path / "out" / row["file"]
         assert row["cut"] == ("cut" if source.stem in ("two-shots", "other") else "copied"), source
         assert (file.read_bytes() == source.read_bytes()) == (row["cut"] == "copied")
-        there = read_frames(str(source), range(row["start_frame"], row["end_frame"])).pixels_THWC
+        there = read_frames(str(source), range(row["source_start_frame"], row["source_end_frame"])).pixels_THWC
         assert np.array_equal(read_frames(str(file), None).pixels_THWC, there), source
         assert row["num_video_bytes"] == file.stat().st_size
 
@@ -117,7 +117,7 @@ def test_encoded_clips_have_the_frames_rate_and_size_of_their_source(exported, e
         assert row["cut"] == "encoded"
         source, written = source_of(export_run, clip_id), probe(str(tmp_path / "out" / row["file"]))
         assert written.status == "ok"
-        frames = read_frames(source, range(row["start_frame"], row["end_frame"])).pixels_THWC
+        frames = read_frames(source, range(row["source_start_frame"], row["source_end_frame"])).pixels_THWC
         height_px, width_px = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2
         assert (written.height_px, written.width_px) == (row["height_px"], row["width_px"]) == (height_px, width_px)
         assert written.num_frames == row["num_frames"] == len(frames)

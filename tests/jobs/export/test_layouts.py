@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from jobs.export.layouts import LAYOUTS
-from jobs.prepare.prepare import prepare
-from recaption.inputs.paths import expand_paths
+from recaption import open_run
 from recaption.run_folder import RunFolder
 
 NUM_CLIPS = 8
@@ -276,27 +275,10 @@ def test_datasets_loads_the_tars_though_only_the_last_clip_has_a_second_text(exp
         assert kinds == ["descriptive", "original"]
 
 
-def test_clips_of_an_hf_export_are_prepared_again_to_as_many_clips(exports, export_recipe, in_process, tmp_path):
-    folder, rows = exports("hf")
-    summary = prepare([str(folder / "train")], str(tmp_path / "again"), export_recipe, in_process)
-    assert summary["videos"] == {"total": NUM_CLIPS, "ok": NUM_CLIPS, "failed": 0, "waiting": 0}
-    assert summary["clips"]["total"] == NUM_CLIPS
-    assert summary["seconds"]["total"] == pytest.approx(sum(row["seconds"] for row in rows), abs=1e-3)
-
-
-def test_texts_of_a_folder_export_are_the_side_texts_of_its_clips(exports, export_recipe, in_process, tmp_path):
-    from jobs.caption.caption import caption
-
-    folder, rows = exports("folder")
-    inputs = expand_paths([str(folder / "clips")])
-    assert {Path(uri).stem for uri in inputs} == {row["clip_id"] for row in rows}
-    run = RunFolder(str(tmp_path / "again"))
-    prepare([str(folder / "clips")], run.uri, export_recipe, in_process)
-    caption(run, export_recipe, "main", in_process)
-    originals = [
-        row["text"]
-        for name in run.list("captions/main/part-*.parquet")
-        for row in run.read_table(name).to_pylist()
-        if row["source"] == "original"
-    ]
-    assert sorted(originals) == sorted(row["caption"] for row in rows)
+def test_datasets_loads_the_shards_of_a_run_as_they_are(small_run, load_dataset):
+    """Without an export, as docs/export.md says."""
+    samples = open_run(small_run.uri).samples().set_index("clip_id")
+    loaded = load_dataset("webdataset", "mp4", data_files=f"{small_run.root}/shards/*/*.tar")
+    assert {sample["__key__"]: sample["txt"] for sample in loaded} == samples.caption.to_dict()
+    assert len(loaded) == len(samples) > 4
+    assert all(sample["mp4"]["bytes"][4:8] == b"ftyp" for sample in loaded)

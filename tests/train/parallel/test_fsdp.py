@@ -176,8 +176,7 @@ def test_compiled_blocks_of_each_other_backbone_train_the_same(tmp_path, name):
     dit = {"backbone": name} | OTHER_BACKBONES[name]
     train_packed(str(tmp_path / "plain"), {"num_steps": 2}, dit)
     train_packed(str(tmp_path / "compiled"), {"num_steps": 2, "compile": True}, dit)
-    # behind layers that start at zero the first gradients are tiny, and Adam scales their rounding up
-    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2, atol=1e-5 if name == "temporal" else 1e-6)
+    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2, atol=1e-5)
 
 
 @pytest.mark.slow
