@@ -6,8 +6,8 @@
 
 `imagen_video` is the chain of Imagen Video (arXiv 2210.02303), planned for a cluster: seven models of 11.6 billion weights
 that make 128 frames of 1280x768 px at 24 per second out of 16 of 40x24 at 3; here 129 out of 17, for the first frame is a
-group of its own. Separable transformers stand in for its U-Nets, of about the sizes published (test_cascades.py); time is mixed by
-attention in the base and by convolution after it, as there. `imagen_tiny` trains on a CPU.
+group of its own. Separable transformers stand in for its U-Nets, of about the sizes published (test_cascades.py); time is
+mixed by attention in the base and by convolution after it, as there. `imagen_tiny` trains on a CPU.
 """
 
 from __future__ import annotations

@@ -160,3 +160,26 @@ def test_settings_of_a_backbone_that_is_not_chosen_are_an_error():
 def test_a_backend_without_the_bias_is_refused_at_the_start():
     with pytest.raises(UsageError, match="'varlen' has no relative position bias"):
         make_task(mdt=MdtSettings(relative_bias=(1, 4, 4)), attention_backend="varlen")
+
+
+def test_both_passes_of_a_super_resolution_stage_have_its_hint():
+    shapes = [(3, 5, 8, 8), (3, 1, 8, 12)]
+    latents = [np.random.default_rng(i).standard_normal(shapes[i % 2]).astype(np.float32) for i in range(4)]
+    task = DitTask(
+        MemorySource(latents, [f"clip-{index}" for index in range(4)], ["blue", "red hill"] * 2),
+        DitSettings(backbone="mdt", width=24, depth=4, num_heads=2, stage="ssr", patch=(1, 2, 2)),
+        PlanSettings(capacity=120),
+        latents="pixels",
+        compressor="pixels",
+        buckets=(Bucket(5, 8, 8, 8), Bucket(1, 8, 12, 8)),
+        encoder=TextEncoder(WordTower(), spec="words", weights_hash="0"),
+    )
+    batch, seen = first_batch(task), []
+    task.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    task.loss(batch, step=0, seed=0).loss_sum.backward()
+    (inputs,) = seen
+    first, second = inputs.hint_LD.chunk(2)
+    assert torch.equal(first, batch.draws.hint_LD)
+    assert torch.equal(first, second)
+    assert all(value_S.shape == (2 * len(batch.segments),) for value_S in inputs.scalars.values())
+    assert inputs.scalars

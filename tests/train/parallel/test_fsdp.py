@@ -26,12 +26,14 @@ from train.backbones.diffit import DiffitSettings
 from train.backbones.diffit_pixels import DiffitPixelsSettings
 from train.backbones.mdt import MdtSettings
 from train.backbones.registry import BACKBONES
+from train.backbones.temporal import TemporalSettings
 from train.backbones.uvit import UvitSettings
 from train.engine.metrics import read_lines
 from train.engine.trainer import train
 from train.parallel import fsdp
 
 OTHER_BACKBONES: dict[str, dict[str, object]] = {
+    "temporal": {"temporal": TemporalSettings(freeze_base=False)},
     "uvit": {"num_registers": 1, "uvit": UvitSettings(conv=True)},
     "mdt": {"depth": 4, "mdt": MdtSettings(relative_bias=(1, 2, 2)), "conditions": ("none=0.5", "first=0.5")},
     "diffit": {"diffit": DiffitSettings(relative_bias=(1, 2, 2)), "absolute_positions": True},
@@ -155,7 +157,7 @@ def test_packs_train_the_same_transformer_however_they_are_distributed(tmp_path)
 
 
 def test_each_other_backbone_trains_the_same_on_two_sharded_checkpointed_ranks(tmp_path):
-    assert set(OTHER_BACKBONES) == set(BACKBONES) - {"dit", "temporal"}, "temporal layers train over a frozen base"
+    assert set(OTHER_BACKBONES) == set(BACKBONES) - {"dit", "temporal-unet"}, "a U-Net is read from a folder"
     runs = []
     for name, dit in OTHER_BACKBONES.items():
         train_packed(str(tmp_path / name), {"num_steps": 2}, {"backbone": name} | dit)
@@ -174,7 +176,8 @@ def test_compiled_blocks_of_each_other_backbone_train_the_same(tmp_path, name):
     dit = {"backbone": name} | OTHER_BACKBONES[name]
     train_packed(str(tmp_path / "plain"), {"num_steps": 2}, dit)
     train_packed(str(tmp_path / "compiled"), {"num_steps": 2, "compile": True}, dit)
-    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2)
+    # a tenth of a step: Adam makes whole ones of gradients that are nearly all rounding
+    assert_same_training(tmp_path / "plain", tmp_path / "compiled", step=2, atol=1e-4)
 
 
 @pytest.mark.slow
