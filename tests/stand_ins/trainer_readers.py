@@ -188,7 +188,48 @@ def automodel(export: Path) -> Iterator[Row]:
         yield file.stem, captions[file.name], video.shape[2], video.shape[3], video.shape[4]
 
 
+def ltx_trainer(export: Path) -> Iterator[Row]:
+    """Its dataset of videos, with the buckets of preprocess.sh; stand-ins: its models, its command line, audio and HEIF."""
+    import re
+
+    import accelerate  # noqa: F401 - these look for torchaudio, which they must not find
+    import transformers.utils.logging  # noqa: F401
+
+    class Anything:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def command(self, *_: Any, **__: Any) -> Any:
+            return lambda function: function
+
+        def __getattr__(self, name: str) -> Any:
+            return Anything()
+
+        __call__ = command
+
+    def attribute(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything
+
+    for name in ("torchaudio", "typer", "ltx_core.model.audio_vae", "ltx_core.types", "ltx_trainer.model_loader"):
+        stand_in(name, __getattr__=attribute)
+    stand_in("pillow_heif", register_heif_opener=lambda: None)
+    del sys.modules["ltx_trainer"]
+    import process_videos
+
+    command = (export / "preprocess.sh").read_text()
+    sizes = re.findall(r"(\d+)x(\d+)x(\d+)", command[command.index("--resolution-buckets") :])
+    buckets = [(int(frames), int(height), int(width)) for width, height, frames in sizes]
+    dataset = process_videos.MediaDataset(export / "dataset.json", "video", "video", buckets)
+    captions = {row["video"]: row["caption"] for row in json.loads((export / "dataset.json").read_text())}
+    for index, path in enumerate(dataset.video_paths):
+        found = dataset[index]["video_metadata"]
+        caption = captions[str(path.relative_to(export))]
+        yield path.stem, caption, found["num_frames"], found["height"], found["width"]
+
+
 READERS = {
+    "ltx-trainer": ltx_trainer,
     "automodel": automodel,
     "musubi-tuner": musubi_tuner,
     "diffusion-pipe": diffusion_pipe,

@@ -21,6 +21,7 @@ from recaption.run_folder import RunFolder
 
 LAYOUT = {
     "automodel": "automodel",
+    "ltx-trainer": "ltx",
     "musubi-tuner": "folder",
     "diffusion-pipe": "folder",
     "finetrainers": "folder",
@@ -28,8 +29,8 @@ LAYOUT = {
     "fastvideo": "fastvideo",
     "cosmos-predict2": "cosmos",
 }
-IN_CHECKOUT = {"musubi-tuner": "src"}
-"""Folder that imports start from."""
+IN_CHECKOUT = {"musubi-tuner": ("src",), "ltx-trainer": ("packages/ltx-trainer/src", "packages/ltx-trainer/scripts")}
+"""Folders that imports start from."""
 WINDOW = 9
 
 
@@ -42,11 +43,13 @@ def test_a_trainer_reads_every_clip_with_its_text(exported, tmp_path, trainer):
         pytest.skip(f"no checkout of {trainer} in RECAPTION_TRAINERS")
     is_window = LAYOUT[trainer] == "cosmos"
     out = tmp_path / "out"
-    exported(out, LAYOUT[trainer], fit=True, model="wan2.1", fps=8, max_frames=WINDOW if is_window else 17)
+    model = "ltx" if LAYOUT[trainer] == "ltx" else "wan2.1"
+    exported(out, LAYOUT[trainer], fit=True, model=model, fps=8, max_frames=WINDOW if is_window else 17)
     rows = RunFolder(str(out)).read_table("clips.parquet").to_pylist()
+    folders = [str(place / folder) for folder in IN_CHECKOUT.get(trainer, ("",))]
     done = subprocess.run(
         [os.environ.get("RECAPTION_TRAINERS_PYTHON", sys.executable), trainer_readers.__file__, trainer, str(out)],
-        env={**os.environ, "PYTHONPATH": str(place / IN_CHECKOUT.get(trainer, "")), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=300,
