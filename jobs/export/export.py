@@ -48,7 +48,7 @@ def export(
     Raises:
         UsageError: no such layout, model or caption set; or a folder with other files or another export.
     """
-    layout = layout_of(settings.layout)
+    layout = layout_of(settings.to)
     model = video_model(
         settings.model or layout.model, fps=settings.fps, max_frames=settings.max_frames, area_px=settings.area_px
     )
@@ -184,7 +184,7 @@ def _estimate(planned: PlannedClips, settings: ExportSettings) -> dict[str, Any]
             f"{_sorted(planned.waiting)}"
         )
     return {
-        "layout": settings.layout,
+        "layout": settings.to,
         "captions": planned.caption_set,
         "dry_run": True,
         "clips": {

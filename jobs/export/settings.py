@@ -15,30 +15,34 @@ AUDIO = ("keep", "drop")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """What of a run is exported."""
+    """What of a run is exported; also flags of the command."""
 
-    layout: str
-    """One of `layouts.LAYOUTS`."""
+    to: str
+    """Layout: folder, jsonl, hf, webdataset, energon, fastvideo, ltx, diffsynth, automodel, cosmos, lance or fiftyone."""
     captions: str = ""
-    """The caption set; "": the set of the shards, else the last."""
+    """The caption set; default: the set of the shards, else the last."""
     kinds: tuple[str, ...] = ("descriptive",)
-    """Of these kinds of text (`mixture.MIXTURE_KINDS`) the first that a clip has is its caption."""
+    """The caption is the first of these that a clip has: descriptive, short, original, main_object, ..."""
     model: str = ""
-    """One of `video_models.VIDEO_MODELS`; "": the layout's."""
+    """Model for --fit and the configs: wan2.1, wan2.2-5b, ltx, hunyuan, ...; default: the layout's."""
     fit: bool = False
-    """Whether clips get the model's rate, length and size."""
+    """Give clips the rate, frame count and size of the model; default: native."""
     fps: int = 0
-    """0, here and below: the model's."""
+    """Another rate than the model's."""
     max_frames: int = 0
+    """Another longest clip than the model's."""
     area_px: int = 0
+    """Another area, height x width, than the model's."""
     cut: str = "auto"
-    """`auto`: clips are copied or cut as they are stored where that is possible; `encode`: every clip is encoded."""
+    """auto: without encoding where keyframes allow; encode: every clip is encoded, audio too."""
     quality: int = 12
-    """CRF of x264 where a clip is encoded."""
+    """CRF of encoded clips (x264): 0 lossless, 12 hard to tell from the source, 18 half the bytes."""
     audio: str = "keep"
-    """`keep`: clips have the audio of their span, encoded anew where `cut` is `encode`; `drop`: none."""
+    """keep: clips have the audio of their span; drop: they are silent."""
     licence: str = ""
+    """Licence of the clips for the card, as the Hub names it: cc-by-4.0."""
     local_paths: bool = False
+    """Name local sources by their whole path; default: by the name of the file."""
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -64,7 +68,7 @@ class ExportSettings:
     @property
     def video_hash(self) -> str:
         """Hash of the settings that the bytes of the clips depend on."""
-        settings = {"layout": self.layout, "cut": self.cut, "quality": self.quality, "fit": self.fit}
+        settings = {"layout": self.to, "cut": self.cut, "quality": self.quality, "fit": self.fit}
         if self.fit:
             settings |= {"model": self.model, **self._sizes()}
         if self.audio != "keep":

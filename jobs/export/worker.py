@@ -32,7 +32,7 @@ class ExportWorker:
     def __init__(self, out_uri: str, settings: ExportSettings, decode: DecodeLimits) -> None:
         self.out = RunFolder(out_uri)
         self.settings = settings
-        self.layout = layout_of(settings.layout)
+        self.layout = layout_of(settings.to)
         self.videos = OpenVideos(decode)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def test_its_captioner_writes_a_caption_set(run, recipe):
 def test_its_score_goes_out_with_the_clips(run, recipe, tmp_path):
     words = changed(with_plugin(recipe), "caption", captioner="brightness:dim,glaring")
     caption(run, words, "own", InProcess())
-    export(run, with_plugin(recipe), ExportSettings(layout="hf"), str(tmp_path / "out"), InProcess())
+    export(run, with_plugin(recipe), ExportSettings(to="hf"), str(tmp_path / "out"), InProcess())
     lines = (tmp_path / "out/train/metadata.jsonl").read_text().splitlines()
     scores = open_run(run.uri).scores().set_index("clip_id")
     found = {row["clip_id"]: row["scores"]["brightness"] for row in map(json.loads, lines)}

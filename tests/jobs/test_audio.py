@@ -166,7 +166,7 @@ def test_a_run_without_sound_has_the_same_plan_with_and_without_audio(recipe, in
 def test_exports_have_sound_in_sync_however_they_are_cut(run, recipe, clips, in_process, tmp_path):
     for cut in ("auto", "encode"):
         out = tmp_path / cut
-        export(run, recipe, ExportSettings(layout="folder", cut=cut), str(out), in_process)
+        export(run, recipe, ExportSettings(to="folder", cut=cut), str(out), in_process)
         table = RunFolder(str(out)).read_table("clips.parquet").to_pylist()
         rows = {row["clip_id"]: row for row in table}
         assert rows[clips["silent.mp4"]["clip_id"]]["audio"] == ""
@@ -185,7 +185,7 @@ def test_exports_have_sound_in_sync_however_they_are_cut(run, recipe, clips, in_
 
 
 def test_a_resumed_export_says_the_same_of_its_audio(run, recipe, in_process, tmp_path):
-    settings = ExportSettings(layout="folder", cut="encode")
+    settings = ExportSettings(to="folder", cut="encode")
     export(run, recipe, settings, str(tmp_path), in_process)
     before = (tmp_path / "clips.parquet").read_bytes()
     for table in (tmp_path / ".recaption" / "parts").glob("*.parquet"):
@@ -195,7 +195,7 @@ def test_a_resumed_export_says_the_same_of_its_audio(run, recipe, in_process, tm
 
 
 def test_an_export_without_audio_copies_no_file_that_has_some(run, recipe, clips, in_process, tmp_path):
-    export(run, recipe, ExportSettings(layout="folder", audio="drop"), str(tmp_path), in_process)
+    export(run, recipe, ExportSettings(to="folder", audio="drop"), str(tmp_path), in_process)
     rows = {row["clip_id"]: row for row in RunFolder(str(tmp_path)).read_table("clips.parquet").to_pylist()}
     assert rows[clips["silent.mp4"]["clip_id"]]["cut"] == "copied"
     row = rows[clips["aac.mp4"]["clip_id"]]

@@ -69,7 +69,7 @@ def exported(export_run, export_recipe, in_process):
         return export(
             run or export_run,
             recipe or export_recipe,
-            ExportSettings(layout=layout, **settings),
+            ExportSettings(to=layout, **settings),
             str(out),
             cluster or in_process,
             dry_run=dry_run,

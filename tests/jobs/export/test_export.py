@@ -55,7 +55,7 @@ def whole_tree(export_run, export_recipe, in_process, tmp_path_factory):
     from jobs.export.settings import ExportSettings
 
     folder = tmp_path_factory.mktemp("whole") / "out"
-    export(export_run, export_recipe, ExportSettings(layout="folder"), str(folder), in_process)
+    export(export_run, export_recipe, ExportSettings(to="folder"), str(folder), in_process)
     return folder, tree(folder)
 
 
@@ -350,7 +350,7 @@ def test_wrong_use_is_one_sentence(exported, tmp_path, settings, message):
 def test_a_folder_of_another_export_or_of_other_files_is_refused(exported, tmp_path):
     exported(tmp_path / "out", "folder")
     before = tree(tmp_path / "out")
-    with pytest.raises(UsageError, match=r"other settings \(layout\)"):
+    with pytest.raises(UsageError, match=r"other settings \(to\)"):
         exported(tmp_path / "out", "jsonl")
     with pytest.raises(UsageError, match=r"other settings \(quality\)"):
         exported(tmp_path / "out", "folder", quality=20)

@@ -34,7 +34,7 @@ def exports(export_run, export_recipe, in_process, tmp_path_factory):
     def of(layout: str):
         if layout not in made:
             folder = tmp_path_factory.mktemp("layouts") / layout
-            settings = ExportSettings(layout=layout, kinds=("original", "descriptive"), max_frames=9, fps=8)
+            settings = ExportSettings(to=layout, kinds=("original", "descriptive"), max_frames=9, fps=8)
             export(export_run, export_recipe, settings, str(folder), in_process)
             made[layout] = folder, RunFolder(str(folder)).read_table("clips.parquet").to_pylist()
         return made[layout]
