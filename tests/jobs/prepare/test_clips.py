@@ -98,7 +98,7 @@ def test_a_single_clip_that_does_not_fit_is_too_large_and_names_its_flags(video)
     long_clips = PrepareSettings(
         max_clip_seconds=1e6, shots=ShotSettings(cut_distance=2.0, gradual_distance=2.0), decode=limits
     )
-    found, rows = prepare_video(str(video), long_clips)
+    found, rows, _ = prepare_video(str(video), long_clips)
     assert (found.status, found.reason, rows) == ("failed", "too_large", [])
     assert "--prepare.decode.max-kept-bytes" in found.detail
     assert "--prepare.max-clip-seconds" in found.detail
@@ -107,7 +107,7 @@ def test_a_single_clip_that_does_not_fit_is_too_large_and_names_its_flags(video)
 def test_a_detector_of_another_package_says_that_it_needs_all_frames(video):
     pytest.importorskip("scenedetect")
     shots = ShotSettings(detector="scenedetect-content")
-    found, _ = prepare_video(str(video), dataclasses.replace(settings(max_kept_bytes=1 << 20), shots=shots))
+    found, *_ = prepare_video(str(video), dataclasses.replace(settings(max_kept_bytes=1 << 20), shots=shots))
     assert (found.status, found.reason) == ("failed", "too_large")
     assert "scenedetect-content" in found.detail
 

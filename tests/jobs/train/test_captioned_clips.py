@@ -137,7 +137,6 @@ def test_flags_set_the_settings_of_their_model():
 @pytest.mark.parametrize(
     ("model", "flag"),
     [
-        ("compressor", "--init-from"),
         ("compressor", "--captions"),
         ("dit", "--trainable"),
         ("dit", "--captions"),

@@ -25,7 +25,7 @@ from train.text.encoder import load as load_text_encoder
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("recaption", "packing", "train", "jobs", "examples")
-WITHOUT_REMOTE_CODE = {"train/compressors/pretrained.py"}
+WITHOUT_REMOTE_CODE = {"train/compressors/pretrained.py", "train/backbones/pretrained/unet.py"}
 """diffusers' model classes (not its AutoModel and pipelines) take no such argument: they have no code of a folder to run."""
 SPECS = ("vlm", "git", "t5", "transformers")
 
