@@ -211,7 +211,8 @@ def test_requests_that_fail_now_and_then_are_asked_again_until_all_are_answered(
 ):
     run, recipe = scenes
     asked = itertools.count()
-    script = Script(lambda request: failure if next(asked) in (0, 2, 3) else describe_pictures(request))
+    # One clip twice, and never three failures in a row, in whichever order answers come: that endpoint would be down.
+    script = Script(lambda request: failure if next(asked) in (0, 2) else describe_pictures(request))
     quick = dataclasses.replace(QUICK, max_tries=1, concurrency=concurrency)
     with serving(script) as spec:
         settings = with_settings(recipe, captioner=spec, endpoint=quick)
