@@ -11,7 +11,7 @@ NEW = {
     "uvit": {"backbone": "uvit", "depth": 6},
     "mdt": {"backbone": "mdt", "width": 224, "depth": 4, "mdt": {"decoder_depth": 2}},
     "diffit": {"backbone": "diffit", "width": 248, "depth": 5},
-    "separable": {"backbone": "separable", "width": 272, "depth": 3},
+    "separable": {"backbone": "separable", "depth": 3},
 }
 """Settings with about the weights of the DiT, 6.3 million; the harness refuses more than 10 % of difference."""
 
