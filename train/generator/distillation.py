@@ -1,8 +1,7 @@
 """Progressive distillation: a student of few steps from a teacher of many, halving by halving.
 
-    recaption train dit --run RUN --name guided --init-from RUN/train/main --train-dit.dit.distill.stage guidance
-    recaption train dit --run RUN --name eight --init-from RUN/train/guided \\
-        --train-dit.dit.distill.stage halve --train-dit.dit.distill.num-steps 8
+    recaption train dit --run RUN --name guided --init-from RUN/train/main --distill guidance
+    recaption train dit --run RUN --name eight --init-from RUN/train/guided --distill 8
 
 `guidance` (arXiv 2210.03142): one call of the student gives what the teacher's two calls of classifier-free guidance do,
 at any scale of a range, which the student gets as a scalar. `halve` (arXiv 2202.00512): one step of the student goes where
@@ -112,21 +111,19 @@ class _Distillation(DiffusionObjective):
         self.teacher = teacher
         is_guided = settings.distill.stage == "guidance" or GUIDANCE in teacher.config.get("scalars", ())
         self.scalar_names = (GUIDANCE,) if is_guided else ()
+        self.guidance_range: tuple[float, float] = settings.distill.guidance
 
     def draws(self, batch: DitBatch, *, seed: int) -> BatchDraws:
         draws = super().draws(batch, seed=seed)
         if not self.scalar_names:
             return draws
-        low, high = self._guidance_range()
+        low, high = self.guidance_range
         scale_S = [
             low + (high - low) * float(torch.rand((), generator=seeded_generator(seed, batch.epoch, GUIDANCE, clip_id)))
             for clip_id in batch.clip_ids
         ]
         without_text = TextSelection.of([True] * len(batch.segments), batch.text.segments)
         return dataclasses.replace(draws, scalars={GUIDANCE: torch.tensor(scale_S)}, without_text=without_text)
-
-    def _guidance_range(self) -> tuple[float, float]:
-        return self.settings.distill.guidance
 
     def frozen_networks(self) -> Sequence[nn.Module]:
         return (self.teacher,)
@@ -174,11 +171,12 @@ class GuidanceDistillation(_Distillation):
 class Halving(_Distillation):
     """One step of the student for two of its teacher."""
 
-    def _guidance_range(self) -> tuple[float, float]:
-        """That of the teacher, which alone knows what it was trained for."""
-        distilled = step_folder.find(self.settings.init_from).config.get("distilled") or {}
-        low, high = distilled.get("guidance") or self.settings.distill.guidance
-        return low, high
+    def __init__(self, settings: DitSettings, teacher: nn.Module) -> None:
+        super().__init__(settings, teacher)
+        config = distilled_config(settings)
+        assert config is not None, "a stage of distillation is set"
+        low, high = config["guidance"] or self.guidance_range  # the teacher's: it alone knows what it was trained for
+        self.guidance_range = low, high
 
     def draws(self, batch: DitBatch, *, seed: int) -> BatchDraws:
         draws = super().draws(batch, seed=seed)

@@ -13,6 +13,7 @@ Shape suffixes: B clips, C channels, T frames, H rows, W columns, L tokens, D nu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,7 @@ from train.diffusion.noise_augmentation import LEVEL, augmented, level_of_snr
 from train.diffusion.rng import seeded_generator
 from train.layers.segments import Segments
 from train.sampling.denoise import DenoiseInput, denoise
-from train.sampling.request import Request, SampledVideo, number_repeats
+from train.sampling.request import Request, SampledVideo, number_repeats, pack_inputs
 from train.sampling.sampler import Sampler
 from train.sampling.solver_settings import SolverSettings
 from train.sampling.stage import DEFAULT_SNR
@@ -85,17 +86,18 @@ class Cascade:
         assert sampler.stage is not None
         solver = sampler.resolved(settings or SolverSettings())
         inputs = [
-            self._input(sampler, request, repetition, number, one.video_THWC)
-            for (request, repetition), (number, one) in zip(number_repeats(requests), enumerate(sampled))
+            self._input(sampler, request, repetition, one.video_THWC)
+            for (request, repetition), one in zip(number_repeats(requests), sampled, strict=True)
         ]
         videos = []
         with tqdm(
             total=len(inputs) * solver.num_steps, desc=sampler.stage.kind, unit="step", disable=not progress
         ) as bar:
-            for one in inputs:
-                (tokens_LD,) = denoise(
+            for pack in pack_inputs(inputs, solver.max_pack_tokens):
+                packed = [inputs[index] for index in pack]
+                denoised = denoise(
                     sampler.model,
-                    [one],
+                    packed,
                     encoder=sampler.encoder,
                     diffusion=sampler.diffusion,
                     num_steps=solver.num_steps,
@@ -104,14 +106,14 @@ class Cascade:
                     max_pack_tokens=solver.max_pack_tokens,
                     precision=solver.precision,
                     value_range=sampler.value_range,
-                    on_step=bar.update,
+                    on_step=functools.partial(bar.update, len(packed)),
                 )
-                videos.append(sampler.tokenizer.decode(tokens_LD, one.token_shape))
+                videos += [
+                    sampler.tokenizer.decode(tokens_LD, one.token_shape) for tokens_LD, one in zip(denoised, packed)
+                ]
         return videos
 
-    def _input(
-        self, sampler: Sampler, request: Request, repetition: int, number: int, video_THWC: np.ndarray
-    ) -> DenoiseInput:
+    def _input(self, sampler: Sampler, request: Request, repetition: int, video_THWC: np.ndarray) -> DenoiseInput:
         stage, grid = sampler.stage, sampler.grid
         assert stage is not None
         latent_CTHW = sampler.tokenizer.encode_latent(video_THWC).cpu()

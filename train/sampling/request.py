@@ -227,16 +227,20 @@ def number_repeats(requests: Sequence[Request]) -> list[tuple[Request, int]]:
 
 
 def pack_requests(states: Sequence[SamplingState], max_tokens: int) -> list[list[SamplingState]]:
-    """Group requests whose next windows share a pack; an input of several windows gets a pack of its own."""
-    packs: list[list[SamplingState]] = []
+    """Group requests whose next windows share a pack."""
+    inputs = [one for state in states if (one := state.next_input())]
+    return [[states[index] for index in pack] for pack in pack_inputs(inputs, max_tokens)]
+
+
+def pack_inputs(inputs: Sequence[DenoiseInput], max_tokens: int) -> list[list[int]]:
+    """Indices of inputs that share a pack, in their order; an input of several windows gets a pack of its own."""
+    packs: list[list[int]] = []
     num_tokens = max_tokens
-    for state in states:
-        one = state.next_input()
-        assert one is not None
+    for index, one in enumerate(inputs):
         length = max_tokens if one.windows else one.num_tokens
         if num_tokens + length > max_tokens:
             packs.append([])
             num_tokens = 0
-        packs[-1].append(state)
+        packs[-1].append(index)
         num_tokens += length
     return packs

@@ -134,10 +134,16 @@ def test_a_cascade_samples_stage_after_stage_at_any_size(trained):
     cascade = Cascade(samplers(trained, "base", "tsr", "ssr"))
     requests = [
         Request(text="a red field", conditioning=text_to_video(*shape))
-        for shape in ((5, 16, 16), (9, 32, 16), (1, 8, 8))
+        for shape in ((5, 16, 16), (1, 8, 8), (9, 32, 16))
     ]
     settings = SolverSettings(num_steps=2, guidance=2.0)
+    calls = []
+    hook = cascade.samplers[2].model.register_forward_pre_hook(lambda model, args: calls.append(args[0].token_shapes))
     together = cascade.sample_requests(requests, settings)
+    hook.remove()
+    short, windows = calls[:2], calls[2:]
+    assert [len(shapes) for shapes in short] == [2 * 2] * 2, "both short clips in one pack with guidance, a call a step"
+    assert [len(shapes) for shapes in windows] == [2 * 2] * 2, "two windows of the long one"
     for request, one in zip(requests, together):
         assert one.video_THWC.shape == request.conditioning.frames_THWC.shape
         (alone,) = cascade.sample_requests([request], settings)
