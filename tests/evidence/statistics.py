@@ -11,8 +11,8 @@ out over prompts. The interval is mean +- t * its root, t of Student's distribut
 ((A + B - E)^2 / sum of each square over its own degrees), so that three seeds that disagree give 2 degrees and a wide
 interval, and three that agree are as good as one large sample. One value per seed (a loss) is the paired t-test over seeds.
 
-Why no bootstrap over seeds: three of them have ten distinct resamples, and the percentiles of those cover the truth in about
-75 of 100 experiments instead of 95 where seeds differ (tests/evidence/test_statistics.py counts both).
+Why no bootstrap over seeds: three of them have ten distinct resamples, and the percentiles of those cover the truth in fewer
+than 88 of 100 experiments instead of 95 where seeds differ (tests/evidence/test_statistics.py counts both).
 
 Shape suffixes: S seeds, U units.
 """
